@@ -1,0 +1,20 @@
+"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in C++ for the CPU and in plain PyTorch."""
+
+from vmddpm_kernels.backends import BackendStatus, backends
+from vmddpm_kernels.cross_scan import cross_merge, cross_scan
+from vmddpm_kernels.cross_selective_scan import cross_selective_scan
+from vmddpm_kernels.routes import patch_permutation, routes
+from vmddpm_kernels.selective_scan import selective_scan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendStatus",
+    "backends",
+    "cross_merge",
+    "cross_scan",
+    "cross_selective_scan",
+    "patch_permutation",
+    "routes",
+    "selective_scan",
+]

@@ -1,0 +1,48 @@
+"""Which implementation runs: `reference` (PyTorch) and `cpu` (C++), chosen per call by device and availability."""
+
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from vmddpm_kernels.backends import native, reference
+
+# Best first. Each module says whether it can run here, and on which device types.
+_BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference}
+_DEVICES = {"cpu": {"cpu"}}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it."""
+
+    active: bool
+    detail: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, best first, with its state in this process."""
+    return {name: BackendStatus(*module.available()) for name, module in _BACKENDS.items()}
+
+
+def select(name: str | None, x: Tensor) -> str:
+    """The backend to run for `x`: `name`, else the environment's VMDDPM_BACKEND, else the best one for the device.
+
+    Raises:
+        ValueError: on an unknown name, or a backend that cannot take x's device.
+        RuntimeError: on a backend that was not built, with the way to build it.
+    """
+    name = name or os.environ.get("VMDDPM_BACKEND") or None
+    device = x.device.type
+    if name is None:
+        usable = (n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, {device}) and m.available()[0])
+        return next(usable)
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(_BACKENDS)}")
+    active, detail = _BACKENDS[name].available()
+    if not active:
+        raise RuntimeError(f"backend {name!r} is not available: {detail}")
+    if device not in _DEVICES.get(name, {device}):
+        raise ValueError(f"backend {name!r} does not run on device {x.device}; use backend='reference' or move the tensors")
+    return name

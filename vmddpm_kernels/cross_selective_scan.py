@@ -1,0 +1,64 @@
+"""Cross scan, selective scan and cross merge in one operator: the core of a vision state-space model."""
+
+from torch import Tensor
+
+from vmddpm_kernels.checks import check_float, check_shape
+from vmddpm_kernels.selective_scan import scan_routes_with_states
+
+
+def cross_selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    table: Tensor | None = None,
+    *,
+    delta_softplus: bool = True,
+    discretization: str = "mamba",
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """S6 along K routes over one image, summed back to pixels (paper section III-D; VMamba's SS2D core).
+
+    Route k walks the pixels in the order table[k, 0], table[k, 1], ... carrying, for every channel d, N states
+        h = exp(delta A) h + delta B x,   y[table[k, l]] += C h + D x      (delta after bias and softplus)
+    All tensors stay in pixel order: nothing is copied into scan order, and a shuffled image costs what an ordered
+    one does. Any strides are accepted.
+
+    Args:
+        x: (B, L, D) image tokens, L = H*W, channel last.
+        delta: (B, K, L, D) step sizes before `delta_bias` and softplus.
+        A: (K, D, N) state matrix, negative real parts (A = -exp(A_log)).
+        B, C: (B, K, L, N) input and output matrices of each pixel.
+        D: (K, D) skip weight.
+        delta_bias: (K, D).
+        table: (K, L) int32 from `routes`, or any table whose rows are permutations; None means row-major order.
+        delta_softplus: apply softplus to delta (identity above 20).
+        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (paper Eq. 6).
+        initial_state: (B, K, D, N).
+        return_last_state: also return the state after the last step, (B, K, D, N), with gradient.
+        backend: "cpu" or "reference"; the best available one by default.
+
+    Returns:
+        y (B, L, D) in x's dtype; accumulation is in float32, or float64 if any input is float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    check_float("x", x)
+    if x.dim() != 3:
+        raise ValueError(f"x must have shape (B, L, D), got {tuple(x.shape)}")
+    check_float("delta", delta, x)
+    batch, length, dim = x.shape
+    if delta.dim() != 4:
+        raise ValueError(f"delta must have shape (B, K, L, D), got {tuple(delta.shape)}")
+    check_shape("delta", delta, "B, K, L, D", (batch, delta.shape[1], length, dim))
+    y, last_state = scan_routes_with_states(
+        x[:, None], delta, A, B, C, D, delta_bias, initial_state, table,
+        delta_softplus=delta_softplus, discretization=discretization, merge=True, channel_first=False, backend=backend,
+    )
+    return (y[:, 0], last_state) if return_last_state else y[:, 0]

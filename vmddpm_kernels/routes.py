@@ -1,0 +1,131 @@
+"""Visit orders: which pixel each scan route reads at each step.
+
+A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major index, L = H*W) at step l.
+Everything that reorders pixels (the four scan directions, patch shuffling, any curve a user brings) is such a
+table, so the operators know one kind of order only and composing orders costs nothing.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
+
+
+def _scan_code(scans: int | str) -> int:
+    code = SCAN_CODES.get(scans, -1) if isinstance(scans, str) else scans
+    if code not in SCAN_CODES.values():
+        raise ValueError(f"scans must be 0-3 or one of {sorted(SCAN_CODES)}, got {scans!r}")
+    return code
+
+
+@lru_cache(maxsize=256)
+def _base_routes(height: int, width: int, code: int, device: torch.device) -> Tensor:
+    row_major = torch.arange(height * width, dtype=torch.int32, device=device).view(height, width)
+    rows, columns = row_major.flatten(), row_major.t().flatten()
+    if code == 0:
+        routes = [rows, columns, rows.flip(0), columns.flip(0)]
+    elif code == 1:
+        routes = [rows, rows, rows, rows]
+    elif code == 2:
+        routes = [rows, rows, rows.flip(0), rows.flip(0)]
+    else:  # the image turned by 0, 90, 180 and 270 degrees, each read row by row
+        routes = [torch.rot90(row_major, quarter).flatten() for quarter in range(4)]
+    return torch.stack(routes)
+
+
+def routes(
+    height: int,
+    width: int,
+    scans: int | str = 0,
+    permutation: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The four scan routes of VMamba over a height x width image, as a table.
+
+    Args:
+        height, width: image size in tokens, each at least 1.
+        scans: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times),
+            2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns).
+        permutation: (L,) pixel order of Sequence Regeneration (paper section III-D), as `patch_permutation`
+            returns it: the shuffled image holds pixel `permutation[q]` at place q, and the routes run over
+            the shuffled image.
+        device: where the table is made; the permutation's device if not given.
+
+    Returns:
+        int32 (4, L), L = height * width: `table[k, l]` is the pixel route k visits at step l.
+
+    Raises:
+        ValueError: on a size below 1, an unknown `scans`, or a permutation that is not one of range(L).
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1, got {height} x {width}")
+    if device is None and permutation is not None:
+        device = permutation.device
+    table = _base_routes(height, width, _scan_code(scans), torch.device(device or "cpu"))
+    if permutation is None:
+        return table.clone()
+    if permutation.dim() != 1 or permutation.dtype.is_floating_point:
+        raise ValueError(
+            "permutation must be an integer tensor of shape (L,), "
+            f"got {permutation.dtype} of shape {tuple(permutation.shape)}"
+        )
+    check_table(permutation[None], height * width, name="permutation")
+    return permutation.to(table.device, torch.int32)[table]
+
+
+def patch_permutation(
+    height: int,
+    width: int,
+    patch_size: int = 1,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A random pixel order that moves whole patches: Sequence Regeneration, paper section III-D.
+
+    The image is cut into patch_size x patch_size patches, the patches change places, the pixels inside a patch
+    keep their order.
+
+    Args:
+        height, width: image size in tokens, multiples of patch_size.
+        patch_size: side of a patch in tokens.
+        seed: makes the order a function of the seed alone.
+        generator: a CPU generator to draw from instead; without either, torch's global generator is used.
+
+    Returns:
+        int32 (L,), L = height * width: place q of the shuffled image holds pixel `permutation[q]`.
+
+    Raises:
+        ValueError: if the sizes are not multiples of patch_size, or both seed and generator are given.
+    """
+    if patch_size < 1 or height < 1 or width < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"height and width must be positive multiples of patch_size, got {height} x {width}, patch_size {patch_size}"
+        )
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("give seed or generator, not both")
+        generator = torch.Generator().manual_seed(seed)
+    patches = (height // patch_size) * (width // patch_size)
+    order = torch.randperm(patches, generator=generator, dtype=torch.int32)
+    if patch_size == 1:
+        return order
+    pixels = torch.arange(height * width, dtype=torch.int32)
+    # (patch row, y, patch column, x) -> (patch row, patch column, y, x): one row of `patched` is one patch.
+    grid = (height // patch_size, patch_size, width // patch_size, patch_size)
+    patched = pixels.view(grid).permute(0, 2, 1, 3).reshape(patches, patch_size * patch_size)
+    shuffled = patched[order.long()].view(grid[0], grid[2], patch_size, patch_size)
+    return shuffled.permute(0, 2, 1, 3).flatten()
+
+
+def check_table(table: Tensor, length: int, name: str = "table") -> None:
+    """Raises ValueError unless every row of `table` is a permutation of range(length)."""
+    expected = torch.arange(length, dtype=table.dtype, device=table.device)
+    if table.shape[-1] != length or not bool((table.sort(dim=-1).values == expected).all()):
+        raise ValueError(
+            f"every row of {name} must hold each of 0..{length - 1} exactly once; "
+            f"got shape {tuple(table.shape)} with values "
+            + (f"from {int(table.min())} to {int(table.max())}" if table.numel() else "none")
+        )

@@ -1,0 +1,201 @@
+"""The selective scan (S6) as a differentiable operator over sequences."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+from vmddpm_kernels.autograd import forbid_second_derivative
+from vmddpm_kernels.backends import native, reference, select
+from vmddpm_kernels.checks import (
+    check_discretization,
+    check_float,
+    check_shape,
+    check_states,
+    check_table_tensor,
+)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    discretization: str = "mamba",
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    channel_last: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """S6 (Mamba, arXiv 2312.00752, Algorithm 2; paper Eq. 5-6) over a batch of sequences.
+
+        h_l = exp(delta_l A) h_{l-1} + delta_l B_l u_l,   y_l = C_l h_l + D u_l,   out_l = y_l * silu(z_l)
+
+    Args:
+        u, delta: (B, D, L), or (B, L, D) with `channel_last`. Any strides; no copy is made of either layout.
+        A: (D, N), negative.
+        B, C: (B, N, L), or (B, G, N, L) with D divisible by the number of groups G;
+            with `channel_last` (B, L, N) or (B, L, G, N).
+        D, delta_bias: (D,).
+        z: gate, shape of u.
+        delta_softplus: apply softplus to delta + delta_bias (identity above 20).
+        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (paper Eq. 6).
+        initial_state: (B, D, N), zero if not given.
+        return_last_state: also return h_L, (B, D, N); it carries gradient.
+        channel_last: see the shapes above.
+        backend: "cpu" or "reference"; the best available one by default.
+
+    Returns:
+        out in u's shape and dtype; the last state in the dtype of the accumulation (float32, or float64 if any
+        input is float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    check_float("u", u)
+    if u.dim() != 3:
+        raise ValueError(f"u must have shape ({'B, L, D' if channel_last else 'B, D, L'}), got {tuple(u.shape)}")
+    axes = "B, L, D" if channel_last else "B, D, L"
+    check_float("delta", delta, u)
+    check_shape("delta", delta, axes, tuple(u.shape))
+    if z is not None:
+        check_float("z", z, u)
+        check_shape("z", z, axes, tuple(u.shape))
+    batch, length, dim = u.shape if channel_last else (u.shape[0], u.shape[2], u.shape[1])
+    B, C = (_grouped(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C)))
+    groups = B.shape[1]
+    check_float("A", A, u)
+    if A.dim() != 2:
+        raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")
+    check_shape("A", A, "D, N", (dim, A.shape[1]))
+    for name, t in (("D", D), ("delta_bias", delta_bias)):
+        if t is not None:
+            check_float(name, t, u)
+            check_shape(name, t, "D", (dim,))
+    if initial_state is not None:
+        check_float("initial_state", initial_state, u)
+        check_shape("initial_state", initial_state, "B, D, N", (batch, dim, A.shape[1]))
+
+    split = (groups, dim // groups)
+    unflatten = (lambda t: t.unflatten(2, split).transpose(1, 2)) if channel_last else (
+        lambda t: t.unflatten(1, split).transpose(2, 3))                    # -> (B, G, L, D/G), a view
+    y, last_state = scan_routes_with_states(
+        unflatten(u),
+        unflatten(delta),
+        A.unflatten(0, split),
+        B,
+        C,
+        None if D is None else D.unflatten(0, split),
+        None if delta_bias is None else delta_bias.unflatten(0, split),
+        None if initial_state is None else initial_state.unflatten(1, split),
+        None,
+        delta_softplus=delta_softplus,
+        discretization=discretization,
+        merge=False,
+        channel_first=not channel_last,
+        backend=backend,
+    )
+    out = y.transpose(1, 2).flatten(2) if channel_last else y.transpose(2, 3).flatten(1, 2)
+    if z is not None:
+        wide = torch.promote_types(out.dtype, torch.float32)
+        out = (out.to(wide) * F.silu(z.to(wide))).to(out.dtype)
+    return (out, last_state.flatten(1, 2)) if return_last_state else out
+
+
+def _grouped(name: str, tensor: Tensor, u: Tensor, dim: int, channel_last: bool) -> Tensor:
+    """B or C as the user gives it -> (B, G, L, N)."""
+    check_float(name, tensor, u)
+    axes = "(B, L, N) or (B, L, G, N)" if channel_last else "(B, N, L) or (B, G, N, L)"
+    if tensor.dim() not in (3, 4):
+        raise ValueError(f"{name} must have shape {axes}, got {tuple(tensor.shape)}")
+    if channel_last:
+        grouped = (tensor[:, :, None] if tensor.dim() == 3 else tensor).transpose(1, 2)
+    else:
+        grouped = (tensor[:, None] if tensor.dim() == 3 else tensor).transpose(2, 3)
+    if grouped.shape[1] == 0 or dim % grouped.shape[1]:
+        raise ValueError(f"the {dim} channels of u must divide into the {grouped.shape[1]} groups of {name} {axes}")
+    return grouped
+
+
+def scan_routes_with_states(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    table: Tensor | None,
+    *,
+    delta_softplus: bool,
+    discretization: str,
+    merge: bool,
+    channel_first: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The one form both public operators reduce to, in pixel order and channel last, any strides.
+
+    x (B, K, L, D), or (B, 1, L, D) shared by the routes; delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N);
+    D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L) or None.
+    Returns y (B, K, L, D), or (B, 1, L, D) if `merge`; and the last state (B, K, D, N).
+    `channel_first` asks for memory in (B, K, D, L) order behind the same logical shape.
+    """
+    zoh = check_discretization(discretization)
+    batch, K, length, dim = delta.shape
+    check_float("A", A, x)
+    if A.dim() != 3:
+        raise ValueError(f"A must have shape (K, D, N), got {tuple(A.shape)}")
+    states = A.shape[2]
+    check_states(states)
+    check_shape("A", A, "K, D, N", (K, dim, states))
+    for name, t in (("B", B), ("C", C)):
+        check_float(name, t, x)
+        check_shape(name, t, "B, K, L, N", (batch, K, length, states))
+    for name, t in (("D", D), ("delta_bias", delta_bias)):
+        if t is not None:
+            check_float(name, t, x)
+            check_shape(name, t, "K, D", (K, dim))
+    if initial_state is not None:
+        check_float("initial_state", initial_state, x)
+        check_shape("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states))
+    if table is not None:
+        check_table_tensor(table, K, length, x)
+
+    tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
+    if select(backend, x) == "reference":
+        return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh, merge=merge)
+    return SelectiveScan.apply(*tensors, delta_softplus, zoh, merge, channel_first)
+
+
+class SelectiveScan(torch.autograd.Function):
+    """`scan_routes_with_states` on the compiled kernels. Gradients are deterministic; second derivatives raise."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        *tensors, softplus, zoh, merge, channel_first = args
+        differentiate = any(ctx.needs_input_grad)
+        y, last_state, checkpoints = native.selective_scan_forward(
+            *tensors, softplus=softplus, zoh=zoh, merge=merge, channel_first=channel_first, checkpoint=differentiate
+        )
+        if differentiate:
+            ctx.save_for_backward(*tensors, checkpoints)
+            ctx.options = {"softplus": softplus, "zoh": zoh, "channel_first": channel_first}
+            ctx.set_materialize_grads(False)
+        return y, last_state
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *tensors, checkpoints = ctx.saved_tensors  # type: ignore[attr-defined]
+        grads = native.selective_scan_backward(dy, dlast_state, *tensors, checkpoints, **ctx.options)  # type: ignore[attr-defined]
+        grads = forbid_second_derivative(grads, "selective_scan")
+        return (*grads, None, None, None, None, None)
