@@ -189,13 +189,14 @@ class SelectiveScan(torch.autograd.Function):
         )
         if differentiate:
             ctx.save_for_backward(*tensors, checkpoints)
-            ctx.options = {"softplus": softplus, "zoh": zoh, "channel_first": channel_first}
+            ctx.options = {"softplus": softplus, "zoh": zoh, "merge": merge, "channel_first": channel_first}
             ctx.set_materialize_grads(False)
         return y, last_state
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *tensors, checkpoints = ctx.saved_tensors  # type: ignore[attr-defined]
-        grads = native.selective_scan_backward(dy, dlast_state, *tensors, checkpoints, **ctx.options)  # type: ignore[attr-defined]
+        options = ctx.options  # type: ignore[attr-defined]
+        grads = native.selective_scan_backward(dy, dlast_state, *tensors, checkpoints=checkpoints, **options)
         grads = forbid_second_derivative(grads, "selective_scan")
         return (*grads, None, None, None, None, None)

@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _native: Any = None
 _problem = ""
 try:
@@ -11,8 +14,160 @@ try:
 except ImportError as error:
     _problem = str(error)
 
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
 
 def available() -> tuple[bool, str]:
     if _native is None:
         return False, f"{_problem}; build the extension with `pip install .` in the source tree"
-    return True, _native.describe()
+    try:
+        return True, _native.describe()
+    except ValueError as error:
+        return False, str(error)
+
+
+def _view(tensor: Tensor, shared: bool = False) -> tuple[int, int, tuple[int, ...]]:
+    """A 4-D tensor as csrc's View; `shared` repeats the single image of axis 1 for every route."""
+    strides = tensor.stride()
+    if shared:
+        strides = (strides[0], 0, *strides[2:])
+    return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], strides
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(dtype).contiguous()
+
+
+def _empty(shape: tuple[int, int, int, int], channel_first: bool, dtype: torch.dtype) -> Tensor:
+    """(B, K, L, D), laid out in memory as (B, K, D, L) or as (B, L, K, D)."""
+    batch, routes, length, channels = shape
+    if channel_first:
+        return torch.empty(batch, routes, channels, length, dtype=dtype).transpose(2, 3)
+    return torch.empty(batch, length, routes, channels, dtype=dtype).transpose(1, 2)
+
+
+def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
+    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
+    batch, images, length, channels = x.shape
+    routes = table.shape[0]
+    table = table.to(torch.int32).contiguous()
+    out = _empty((batch, routes, length, channels), channel_first, x.dtype)
+    image, threads = _view(x, shared=images == 1), torch.get_num_threads()
+    _native.cross_scan(batch, routes, length, channels, table.data_ptr(), image, _view(out), threads)
+    return out
+
+
+def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) -> Tensor:
+    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them if `merge`, else (B, K, L, C)."""
+    batch, routes, length, channels = y.shape
+    table = table.to(torch.int32).contiguous()
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    out = _empty((batch, 1 if merge else routes, length, channels), channel_first, dtype)
+    image, threads = _view(out, shared=merge), torch.get_num_threads()
+    _native.cross_merge(batch, routes, length, channels, table.data_ptr(), image, _view(y), threads, merge)
+    return out.to(y.dtype)
+
+
+class _Problem:
+    """One scan as the kernels see it: its sizes, and its parameters in the type of the accumulation."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        initial_state: Tensor | None,
+        table: Tensor | None,
+        softplus: bool,
+        zoh: bool,
+        merge: bool,
+    ):
+        wide = torch.float64 in {t.dtype for t in (x, delta, A, B, C)}
+        self.dtype = torch.float64 if wide else torch.float32
+        self.shape = tuple(delta.shape)                                         # (B, K, L, D)
+        batch, routes, length, channels = self.shape
+        states = A.shape[2]
+        self.shared = merge
+        self.kept = [_cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]  # alive while their addresses are used
+        self.kept.append(None if table is None else table.to(torch.int32).contiguous())
+        names = ("A", "D", "delta_bias", "initial_state", "table")
+        self.tensors: dict[str, Any] = {name: _pointer(t) for name, t in zip(names, self.kept)}
+        self.tensors |= {"x": _view(x, shared=x.shape[1] == 1), "delta": _view(delta), "B": _view(B), "C": _view(C)}
+        self.sizes = (batch, routes, length, channels, states, wide, softplus, zoh, merge, torch.get_num_threads())
+        self.plan = _native.scan_plan(batch, routes, length, channels, states, wide, merge)
+        self.state_shape = (batch, routes, channels, states)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype)
+
+
+def selective_scan_forward(
+    *tensors: Any, softplus: bool, zoh: bool, merge: bool, channel_first: bool, checkpoint: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from."""
+    problem = _Problem(*tensors, softplus=softplus, zoh=zoh, merge=merge)
+    batch, routes, length, channels = problem.shape
+    y = _empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype)
+    last_state = problem.empty(*problem.state_shape)
+    plan = problem.plan
+    checkpoints = None
+    if checkpoint:
+        checkpoints = problem.empty(batch, routes, plan.chunks, plan.blocks, problem.state_shape[3], plan.lanes)
+    _native.scan_forward(
+        problem.sizes, problem.tensors, _view(y, shared=merge), last_state.data_ptr(), _pointer(checkpoints)
+    )
+    return y.to(tensors[0].dtype), last_state, checkpoints
+
+
+def selective_scan_backward(
+    dy: Tensor | None,
+    dlast_state: Tensor | None,
+    *tensors: Any,
+    softplus: bool,
+    zoh: bool,
+    merge: bool,
+    channel_first: bool,
+    checkpoints: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, delta, A, B, C, D, delta_bias, initial_state, each in its tensor's shape and dtype."""
+    problem = _Problem(*tensors, softplus=softplus, zoh=zoh, merge=merge)
+    batch, routes, length, channels = problem.shape
+    x, delta, A, B, C, D, delta_bias, initial_state, _ = tensors
+    like_parameter = (batch, routes, channels)
+    dx = _empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype)
+    ddelta = _empty(problem.shape, channel_first, problem.dtype)
+    dB, dC = (problem.empty(problem.plan.groups, batch, routes, length, A.shape[2]) for _ in range(2))
+    dA = problem.empty(*problem.state_shape)
+    dD = None if D is None else problem.empty(*like_parameter)
+    ddelta_bias = None if delta_bias is None else problem.empty(*like_parameter)
+    dinitial_state = None if initial_state is None else problem.empty(*problem.state_shape)
+    dlast_state = _cast(dlast_state, problem.dtype)
+    grads = {
+        "dy": None if dy is None else _view(dy, shared=merge),
+        "dx": _view(dx, shared=merge),
+        "ddelta": _view(ddelta),
+        "dlast_state": _pointer(dlast_state),
+        "dB": dB.data_ptr(),
+        "dC": dC.data_ptr(),
+        "dA": dA.data_ptr(),
+        "dD": _pointer(dD),
+        "ddelta_bias": _pointer(ddelta_bias),
+        "dinitial_state": _pointer(dinitial_state),
+    }
+    _native.scan_backward(problem.sizes, problem.tensors | {"checkpoints": checkpoints.data_ptr()}, grads)
+    if x.shape[1] != dx.shape[1]:
+        dx = dx.sum(1, keepdim=True)
+    sums = (dx, ddelta, dA.sum(0), dB.sum(0), dC.sum(0))
+    results = [g.to(t.dtype) for g, t in zip(sums, (x, delta, A, B, C))]
+    for g, t in ((dD, D), (ddelta_bias, delta_bias)):
+        results.append(None if t is None else g.sum(0).to(t.dtype))
+    results.append(None if initial_state is None else dinitial_state.to(initial_state.dtype))
+    return tuple(results)

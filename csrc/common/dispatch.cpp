@@ -1,0 +1,58 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../selective_scan/cpu.h"
+
+VMDDPM_DECLARE_SCAN(baseline)
+#ifdef VMDDPM_X86
+VMDDPM_DECLARE_SCAN(avx2)
+VMDDPM_DECLARE_SCAN(avx512)
+#endif
+
+namespace vmddpm {
+namespace {
+
+#define VMDDPM_KERNELS(isa) {#isa, isa::scan_plan, isa::scan_forward, isa::scan_backward}
+
+// Best first.
+const CpuKernels kKernels[] = {
+#ifdef VMDDPM_X86
+    VMDDPM_KERNELS(avx512),
+    VMDDPM_KERNELS(avx2),
+#endif
+    VMDDPM_KERNELS(baseline),
+};
+
+bool supported(const std::string& isa) {
+#ifdef VMDDPM_X86
+  if (isa == "avx512") {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return isa == "baseline";
+}
+
+const CpuKernels& choose() {
+  const char* asked = std::getenv("VMDDPM_CPU_ISA");
+  std::string available;
+  for (const CpuKernels& kernels : kKernels) {
+    if (!supported(kernels.isa)) continue;
+    if (!asked || !*asked || std::string(asked) == kernels.isa) return kernels;
+    available += std::string(available.empty() ? "" : ", ") + kernels.isa;
+  }
+  throw std::invalid_argument("VMDDPM_CPU_ISA=" + std::string(asked) + " is not available here; choose from " + available);
+}
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace vmddpm

@@ -1,0 +1,16 @@
+// What a kernel sees of a tensor: an address, a type and strides. No framework header is needed anywhere in csrc/.
+#pragma once
+#include <cstdint>
+
+namespace vmddpm {
+
+enum class DType : int32_t { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+
+// A strided tensor of up to four axes; strides count elements and may be 0 (an axis that repeats) or negative.
+struct View {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+}  // namespace vmddpm

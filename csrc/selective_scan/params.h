@@ -1,0 +1,54 @@
+// The selective scan over K routes of one batch of images or sequences (paper Eq. 5-6), forward and backward.
+//
+// Axes: batch B, route K, step or pixel L, channel D, state N. All views are (B, K, L, D) or (B, K, L, N) in pixel
+// order; step l of route k stands at pixel table[k, l]. `Acc` is float, or double if `wide`.
+#pragma once
+#include "../common/tensor.h"
+
+namespace vmddpm {
+
+struct ScanParams {
+  int64_t batch, routes, length, channels, states;
+  bool wide;      // accumulate, and return results, in double
+  bool softplus;  // delta = softplus(delta + delta_bias)
+  bool zoh;       // B-bar by zero-order hold instead of delta * B
+  bool shared;    // the routes share one x (stride 0) and y and dx are summed over them, in the order of the routes
+  int threads;
+
+  View x, delta, B, C;         // any type, any strides
+  const void* A;               // Acc (K, D, N)
+  const void* D;               // Acc (K, D) or null
+  const void* delta_bias;      // Acc (K, D) or null
+  const void* initial_state;   // Acc (B, K, D, N) or null
+  const int32_t* table;        // (K, L), rows are permutations, or null
+
+  View y;                      // Acc
+  void* last_state;            // Acc (B, K, D, N)
+  void* checkpoints;           // Acc, checkpoint_elements() of them, or null: states at the chunk boundaries
+};
+
+struct ScanGradParams {
+  ScanParams forward;          // y and last_state unused
+  View dy;                     // any type; data null if zero
+  const void* dlast_state;     // Acc (B, K, D, N) or null
+  View dx, ddelta;             // Acc
+  void* dB;                    // Acc (P, B, K, L, N) in pixel order, P = channel_groups(): partial sums
+  void* dC;                    // likewise
+  void* dA;                    // Acc (B, K, D, N): to be summed over the batch
+  void* dD;                    // Acc (B, K, D) or null
+  void* ddelta_bias;           // Acc (B, K, D) or null
+  void* dinitial_state;        // Acc (B, K, D, N) or null
+};
+
+// How the work is cut. All of it depends on sizes alone, never on the number of threads, so that the order of every
+// sum, and with it every bit of the result, is the same on one core and on many.
+struct ScanPlan {
+  int64_t chunk;            // steps between checkpoints; no more states are ever held than a chunk's
+  int64_t chunks;
+  int64_t lanes;            // channels a register holds
+  int64_t blocks;           // registers of channels: ceil(D / lanes)
+  int64_t blocks_per_group; // a group of blocks is walked by one thread and shares the B and C it has staged
+  int64_t groups;
+};
+
+}  // namespace vmddpm

@@ -1,0 +1,123 @@
+"""What the model is made of: every sentence of the paper that can be read in two ways is one named field."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of VM-DDPM. Each field quotes the sentence of the paper it reads, if there is one.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    image_channels: int = 1
+    """Channels of the image, 1 (grey) or 3 (colour)."""
+
+    base_channels: int = 96
+    """III-B: "Assuming the input image size is (B, C, H, W), after passing through the encoder, it will output feature
+    vectors of (B, 8C, H/32, W/32)." One C cannot count both the image's channels and the features; we read the second
+    as a base width. 96 is that of VM-UNet, whose encoder has this very output shape."""
+
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    """III-B: "Each stage performs up or down sampling operations to increase or decrease the size of input features
+    and adjust the number of channels." Stage i is base_channels * channel_multipliers[i] wide; the last gives 8C."""
+
+    sampling: tuple[int, ...] = (4, 2, 2, 2)
+    """III-B: "a symmetrical structure, both consisting of four sampling stages", and an output at H/32. Four samplings
+    by 2 stop at H/16, so the first is by 4, as in the patch embedding of VMamba and VM-UNet. (2, 2, 2, 2) is the
+    variant that takes H/32 for a slip: finer detail, four times the tokens."""
+
+    layers_per_stage: int = 2
+    """III-B: "connect two State Space Layers (SSLayers) in series and perform up or down sampling operations". The
+    order within a stage is open: the encoder samples first and the decoder last, so that they mirror each other."""
+
+    d_state: int = 16
+    """States per channel of S6; not stated, the value of Mamba and VM-UNet."""
+
+    expand: int = 2
+    """Inner width of a CSM over its outer width; not stated, the value of Mamba and VM-UNet."""
+
+    dt_rank: int | None = None
+    """Rank of the step-size projection; not stated. None is ceil(width / 16), as in Mamba and VM-UNet."""
+
+    discretization: Literal["mamba", "zoh"] = "mamba"
+    """III-A: "use the zero-order preservation (ZOH) rule to discretize the parameters" (Eq. 6). "zoh" is Eq. 6 as
+    printed; "mamba" is B̄ = ΔB, which the kernels of Mamba and VMamba compute under that name."""
+
+    scans: int = 0
+    """III-D: "from the upper left corner or lower right corner in four directions: up, down, left, and right". 0 is
+    VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets, see `vmddpm_kernels.routes`."""
+
+    regeneration: bool = True
+    """III-D: "Before the scan expansion operation, the input image is randomly shuffled in the patch dimension", "before
+    each S6 operation". One new order for each S6, shared by the batch and by the four routes, in place of the ordered
+    sequences; merging "into image form" undoes it. False is the ablation "VM-DDPM + CSM" of Table II."""
+
+    regeneration_patch_size: int = 1
+    """III-D: "in the patch dimension". A patch is one token, as in VMamba; p > 1 moves blocks of p x p tokens."""
+
+    regeneration_at_sampling: bool = True
+    """III-D: "the S6 module will receive a diverse and evenly distributed set of extended sequences" speaks of training
+    only. A network trained on shuffled sequences has never met an ordered one, so sampling shuffles too; False turns
+    the shuffle off in eval mode."""
+
+    time_embedding_dim: int | None = None
+    """III-B: "each part supports vectorized embedding of time information": sinusoids, a perceptron of this width, and
+    a scale and a shift per channel in every CNN. None is 4 * base_channels, as in Ho et al. (2020)."""
+
+    norm_groups: int = 32
+    """Groups of every GroupNorm, a divisor of every stage's width; not stated, the value of Ho et al. (2020)."""
+
+    def __post_init__(self) -> None:
+        for name in ("channel_multipliers", "sampling"):  # JSON and YAML know lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
+        for name in ("layers_per_stage", "d_state", "expand", "regeneration_patch_size", "norm_groups"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("dt_rank", "time_embedding_dim"):
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, name, "at least 1, or None for the default")
+        self._require(
+            self.base_channels >= 2 and self.base_channels % 2 == 0,
+            "base_channels", "even: half of the time sinusoids are sines, half cosines",
+        )
+        self._require(
+            bool(self.sampling) and all(factor >= 1 for factor in self.sampling),
+            "sampling", "one factor of at least 1 for each stage",
+        )
+        self._require(
+            len(self.channel_multipliers) == len(self.sampling) and all(m >= 1 for m in self.channel_multipliers),
+            "channel_multipliers", f"{len(self.sampling)} multipliers of at least 1, one for each factor of sampling",
+        )
+        self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
+        self._require(self.scans in (0, 1, 2, 3), "scans", "0, 1, 2 or 3")
+        self._require(
+            all(width % self.norm_groups == 0 for width in self.widths),
+            "norm_groups", f"a divisor of every stage's width {self.widths}",
+        )
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage: (C, 2C, 4C, 8C) by default."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding."""
+        return self.time_embedding_dim or 4 * self.base_channels
+
+    @property
+    def size_multiple(self) -> int:
+        """An image's height and width must be multiples of this, so that every stage holds whole patches."""
+        return prod(self.sampling) * (self.regeneration_patch_size if self.regeneration else 1)
+
+    def rank(self, width: int) -> int:
+        """Rank of the step-size projection in a CSM of this width."""
+        return self.dt_rank or ceil(width / 16)

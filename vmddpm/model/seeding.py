@@ -1,0 +1,22 @@
+"""Seeds that depend on what is computed (run, step, layer, image) and on nothing else."""
+
+_MASK = (1 << 64) - 1
+
+
+def splitmix64(x: int) -> int:
+    """One output of SplitMix64 (Steele, Lea and Flood, 2014) from state x: a bijection of 64-bit integers."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def mix_seed(*words: int) -> int:
+    """A 64-bit seed from integers of any size and sign (64 bits of each count); their order matters.
+
+    Seeds of (run, step, layer) made by adding would meet again at other steps; mixed ones meet by chance only.
+    """
+    state = 0
+    for word in words:
+        state = splitmix64(state ^ (word & _MASK))
+    return state

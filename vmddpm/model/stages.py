@@ -1,0 +1,62 @@
+"""The stages of encoder and decoder: SSLayers and one sampling step (paper section III-B)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vmddpm.model.config import ModelConfig
+from vmddpm.model.regeneration import VisitOrders
+from vmddpm.model.ss_layer import SSLayer
+
+
+class SSLayers(nn.ModuleList):
+    """SSLayers in series, each with the next visit order."""
+
+    def __init__(self, count: int, channels: int, config: ModelConfig) -> None:
+        super().__init__(SSLayer(channels, config) for _ in range(count))
+
+    def forward(self, x: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
+        """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
+        for layer in self:
+            x = layer(x, time, orders.next(*x.shape[2:]))
+        return x
+
+
+class EncoderStage(nn.Module):
+    """Sample down, then SSLayers: (B, C_in, H, W) -> (B, C_out, H / factor, W / factor).
+
+    Every factor x factor patch is projected to one token, without overlap, as the patch embedding and patch merging of
+    VMamba do. The norm before it undoes the growth of the residual sums, which double in every SSLayer at the start
+    of training; the image itself has unit scale and needs none.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, factor: int, normalise: bool, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels_in) if normalise else nn.Identity()
+        self.down = nn.Conv2d(channels_in, channels_out, factor, stride=factor)
+        self.layers = SSLayers(config.layers_per_stage, channels_out, config)
+
+    def forward(self, x: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
+        return self.layers(self.down(self.norm(x)), time, orders)
+
+
+class DecoderStage(nn.Module):
+    """Fuse with the skip, SSLayers, then sample up: (B, C_in, H, W) -> (B, C_out, H * factor, W * factor).
+
+    "Before each stage of upsampling it is spliced and fused with the encoded feature map in the skip connection":
+    concatenated, then a 1 x 1 convolution back to C_in. Up is the mirror of down: every token is projected to a
+    factor x factor patch.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, factor: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.factor = factor
+        self.fuse = nn.Conv2d(2 * channels_in, channels_in, 1)
+        self.layers = SSLayers(config.layers_per_stage, channels_in, config)
+        self.norm = nn.GroupNorm(config.norm_groups, channels_in)
+        self.up = nn.Conv2d(channels_in, channels_out * factor**2, 1)
+
+    def forward(self, x: Tensor, skip: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
+        x = self.fuse(torch.cat([x, skip], dim=1))
+        x = self.layers(x, time, orders)
+        return F.pixel_shuffle(self.up(self.norm(x)), self.factor)

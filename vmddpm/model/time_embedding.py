@@ -1,0 +1,35 @@
+"""The diffusion step as a vector (paper III-B: "vectorized embedding of time information")."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(t: Tensor, dim: int) -> Tensor:
+    """sin and cos of t at dim / 2 geometrically spaced frequencies from 1 down to almost 1e-4 (Vaswani et al., 2017).
+
+    Args:
+        t: (B,) integer or real steps.
+        dim: even.
+
+    Returns:
+        float32 (B, dim), sines first.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # (B, dim / 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids through a two-layer perceptron; the last SiLU stands here once, not in each of its many readers."""
+
+    def __init__(self, sinusoid_dim: int, dim: int) -> None:
+        super().__init__()
+        self.sinusoid_dim = sinusoid_dim
+        self.mlp = nn.Sequential(nn.Linear(sinusoid_dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (B,) -> (B, dim) in the weights' dtype."""
+        return self.mlp(sinusoids(t, self.sinusoid_dim).to(self.mlp[0].weight.dtype))

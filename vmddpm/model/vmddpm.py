@@ -1,0 +1,107 @@
+"""VM-DDPM, the noise predictor (paper section III-B and Fig. 1a)."""
+
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from vmddpm.model.config import ModelConfig
+from vmddpm.model.regeneration import VisitOrders, fresh_order_key
+from vmddpm.model.stages import DecoderStage, EncoderStage, SSLayers
+from vmddpm.model.time_embedding import TimeEmbedding
+
+
+class VMDDPM(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vmddpm",
+    license="apache-2.0",
+    pipeline_tag="unconditional-image-generation",
+    tags=["diffusion", "mamba", "medical-imaging"],
+):
+    """Encoder, bottleneck of one SSLayer and decoder, joined by skips at every resolution.
+
+    `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. All weights lie in
+    channels_last memory, and so does every feature map: the tokens of the scan are a view of it.
+
+    Args:
+        config: the architecture.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, factors = config.widths, config.sampling
+        inputs = (config.image_channels, *widths[:-1])
+        outputs = (widths[0], *widths[:-1])  # the decoder's last stage keeps C, which the projection turns to the image
+        stages = range(len(widths))
+        self.time = TimeEmbedding(config.base_channels, config.time_dim)
+        self.encoder = nn.ModuleList(
+            EncoderStage(inputs[i], widths[i], factors[i], normalise=i > 0, config=config) for i in stages
+        )
+        self.bottleneck = SSLayers(1, widths[-1], config)
+        self.decoder = nn.ModuleList(
+            DecoderStage(widths[i], outputs[i], factors[i], config) for i in reversed(stages)
+        )
+        self.projection = nn.Sequential(
+            nn.GroupNorm(config.norm_groups, widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], config.image_channels, 3, padding=1),
+        )
+        nn.init.zeros_(self.projection[-1].weight)
+        nn.init.zeros_(self.projection[-1].bias)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+        """The noise in x (or the velocity, as trained).
+
+        Args:
+            x: (B, image_channels, H, W) noisy images, H and W multiples of `config.size_multiple`.
+            t: (B,) integer or real diffusion steps.
+            order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. None draws a key
+                from torch's global CPU generator.
+
+        Returns:
+            (B, image_channels, H, W).
+
+        Raises:
+            ValueError: if the shape of x or t does not fit.
+        """
+        time, orders = self._prepare(x, t, order_key)
+        x, skips = self._encode(x, time, orders)
+        x = self.bottleneck(x, time, orders)
+        for stage in self.decoder:
+            x = stage(x, skips.pop(), time, orders)
+        return self.projection(x)
+
+    def encode(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+        """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in `forward`."""
+        return self._encode(x, *self._prepare(x, t, order_key))[0]
+
+    def _encode(self, x: Tensor, time: Tensor, orders: VisitOrders) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for stage in self.encoder:
+            x = stage(x, time, orders)
+            skips.append(x)
+        return x, skips
+
+    def _prepare(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None) -> tuple[Tensor, VisitOrders]:
+        channels, multiple = self.config.image_channels, self.config.size_multiple
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+        if min(x.shape[2:]) < 1 or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ValueError(
+                f"height and width must be multiples of {multiple} for sampling {self.config.sampling}, got "
+                f"{x.shape[2]} x {x.shape[3]}; pad or resize the images, or choose a smaller sampling"
+            )
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
+        shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
+        key = (order_key or fresh_order_key()) if shuffled else None
+        return self.time(t), VisitOrders(self.config, key, x.device)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "VMDDPM":
+        # The mixin's own default leaves weights that a file lacks at random values, without a word.
+        return super()._from_pretrained(strict=strict, **kwargs)
