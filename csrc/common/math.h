@@ -1,7 +1,10 @@
-// exp2, softplus and the zero-order-hold weight on registers of channels.
+// exp, softplus and the zero-order-hold weight on registers of channels.
 // float: polynomials, relative error below 2e-7. double: the C library lane by lane.
 #pragma once
 #include <math.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "simd.h"
 
@@ -11,29 +14,39 @@ using VecF = Vec<float>;
 using VecD = Vec<double>;
 using VecI = Vec<int32_t>;
 
-constexpr double kLog2e = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-
-// 2^x. Minimax polynomial of degree 6 for 2^f on [-1/2, 1/2] with p(0) = 1 exactly, so that a decay of nothing stays
-// 1 over any number of steps; relative error 1.9e-8 before rounding. 0 below -127, infinity from 128, NaN stays.
-inline VecF exp2_lanes(VecF x) {
-  x = x < -127.0f ? VecF{} - 127.0f : x;
-  x = x > 128.0f ? VecF{} + 128.0f : x;
-  const VecF magic = VecF{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-  const VecF shifted = x + magic;
-  const VecF f = x - (shifted - magic);
-  VecF p = VecF{} + 1.6938267707753902e-4f;
-  p = p * f + 1.343534535611432e-3f;
-  p = p * f + 9.612675523606843e-3f;
-  p = p * f + 5.550205082364933e-2f;
-  p = p * f + 2.402269593626226e-1f;
-  p = p * f + 6.93147302162471e-1f;
-  p = p * f + 1.0f;
-  return bit_cast<VecF>(bit_cast<VecI>(p) + (bit_cast<VecI>(shifted) << 23));
+// e^r for |r| <= ln(2) / 2: minimax polynomial of degree 6 with value and slope exactly 1 at 0, so that a decay of nothing
+// stays 1 over any number of steps; relative error 3e-9 before rounding.
+inline VecF exp_fraction(VecF r) {
+  VecF p = VecF{} + 1.3814542e-3f;
+  p = p * r + 8.3687451e-3f;
+  p = p * r + 4.1668391e-2f;
+  p = p * r + 1.66665204e-1f;
+  p = p * r + 4.99999934e-1f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
 }
 
-inline VecD exp2_lanes(VecD x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp2(x[i]);
+// e^x = 2^n e^r with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n.
+// 0 far below, infinity far above, NaN stays.
+inline VecF exp_lanes(VecF x) {
+  constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+#if defined(__AVX512F__)
+  const VecF n = (VecF)_mm512_roundscale_ps((__m512)(x * log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const VecF p = exp_fraction((x - n * ln2_high) - n * ln2_low);
+  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const VecF magic = VecF{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  const VecF shifted = x * log2e + magic;
+  const VecF n = shifted - magic;
+  const VecF p = exp_fraction((x - n * ln2_high) - n * ln2_low);
+  VecF result = bit_cast<VecF>(bit_cast<VecI>(p) + (bit_cast<VecI>(shifted) << 23));
+  result = x < -87.3f ? VecF{} : result;
+  return x > 88.7f ? VecF{} + __builtin_inff() : result;
+#endif
+}
+
+inline VecD exp_lanes(VecD x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
   return x;
 }
 
@@ -58,7 +71,7 @@ template <typename T>
 inline void softplus_lanes(Vec<T> x, Vec<T>& value, Vec<T>& derivative) {
   using V = Vec<T>;
   const V magnitude = x < T(0) ? -x : x;
-  const V e = exp2_lanes(magnitude * T(-kLog2e));  // e^-|x|
+  const V e = exp_lanes(-magnitude);
   const V positive = x < T(0) ? V{} : x;
   const V one = V{} + T(1);
   const V sigmoid = (x < T(0) ? e : one) / (e + T(1));

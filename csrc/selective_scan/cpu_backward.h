@@ -44,10 +44,10 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
     const V delta = w.delta[i], drive = w.drive[i];
     for (int s = 0; s < S; ++s) {
       const V v = delta * a[s];
-      const V decay = exp2_lanes(v);
+      const V decay = exp_lanes(v);
       V input = drive * B[s];
       if (kZoh) {
-        zoh_lanes<T>(v * T(kLn2), decay, w.phi[i * S + s], w.dphi[i * S + s]);
+        zoh_lanes<T>(v, decay, w.phi[i * S + s], w.dphi[i * S + s]);
         input *= w.phi[i * S + s];
       }
       w.before[i * S + s] = state[s];
@@ -59,7 +59,7 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
   for (int s = 0; s < S; ++s) {
     w.before[steps * S + s] = state[s];
     adjoint[s] = dh[s];
-    gradA[s] = dA[s];
+    gradA[s] = V{};
   }
   for (int64_t i = steps - 1; i >= 0; --i) {
     const T* B = w.B + i * states + n;
@@ -86,7 +86,7 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
   }
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
-    dA[s] = gradA[s];
+    dA[s] += gradA[s];
   }
 }
 
@@ -123,17 +123,18 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   for (; n < N; ++n) adjoint_states<T, 1, kZoh>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
 
   // drive = delta x and y has D x in it; the tiles of ddrive and ddelta become those of dx and of the raw delta.
+  // Sums over the sequence are taken chunk by chunk, which keeps their rounding error from growing with its length.
   const V D = load_channels<T>(p.D, row, columns);
-  V dD = w.dD[local], dbias = w.dbias[local];
+  V dD[2] = {}, dbias[2] = {};
   for (int64_t i = 0; i < steps.count; ++i) {
-    const V ddelta = (w.ddelta[i] * T(kLn2) + w.ddrive[i] * w.x[i]) * w.slope[i];
+    const V ddelta = (w.ddelta[i] + w.ddrive[i] * w.x[i]) * w.slope[i];
     w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
     w.ddelta[i] = ddelta;
-    dD += w.dy[i] * w.x[i];
-    dbias += ddelta;
+    dD[i & 1] += w.dy[i] * w.x[i];
+    dbias[i & 1] += ddelta;
   }
-  w.dD[local] = dD;
-  w.dbias[local] = dbias;
+  w.dD[local] += dD[0] + dD[1];
+  w.dbias[local] += dbias[0] + dbias[1];
   store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),
                 p.shared && k > 0);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
@@ -154,8 +155,8 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, channel = block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_states<T>(p.A, k * p.channels + channel, columns, N, T(kLog2e), w.A + local * N);
-      load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, T(1), w.dh + local * N);
+      load_states<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
+      load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, w.dh + local * N);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n] = Vec<T>{};
       w.dD[local] = w.dbias[local] = Vec<T>{};
     }

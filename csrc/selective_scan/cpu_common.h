@@ -65,12 +65,12 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
 
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
 template <typename T>
-void load_states(const void* source, int64_t row, int64_t columns, int64_t states, T scale, Vec<T>* out) {
+void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   const T* from = static_cast<const T*>(source) + row * states;
   for (int64_t n = 0; n < states; ++n) {
     Vec<T> v{};
     if (source) {
-      for (int64_t c = 0; c < columns; ++c) v[c] = from[c * states + n] * scale;
+      for (int64_t c = 0; c < columns; ++c) v[c] = from[c * states + n];
     }
     out[n] = v;
   }

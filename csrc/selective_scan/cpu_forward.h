@@ -22,7 +22,7 @@ struct ForwardBuffers {
 };
 
 // Eq. 6 and the recurrence for S states of one block over a chunk:
-//   h = exp(delta A) h + (delta x) B,  y += C h.   A is scaled by log2(e); B and C are (steps, N) rows.
+//   h = exp(delta A) h + drive B,  y += C h,  where drive = delta x; B and C are (steps, N) rows.
 template <typename T, int S, bool kZoh>
 void scan_states(const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states, int64_t steps) {
   Vec<T> a[S], state[S];
@@ -37,11 +37,11 @@ void scan_states(const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t
     Vec<T> y = w.y[i];
     for (int s = 0; s < S; ++s) {
       const Vec<T> v = delta * a[s];
-      const Vec<T> decay = exp2_lanes(v);
+      const Vec<T> decay = exp_lanes(v);
       Vec<T> input = drive * B[s];
       if (kZoh) {
         Vec<T> phi, dphi;
-        zoh_lanes<T>(v * T(kLn2), decay, phi, dphi);
+        zoh_lanes<T>(v, decay, phi, dphi);
         input *= phi;
       }
       state[s] = decay * state[s] + input;
@@ -60,8 +60,8 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = (block - task.block_begin) * N, channel = block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_states<T>(p.A, k * p.channels + channel, columns, N, T(kLog2e), w.A + local);
-      load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, T(1), w.h + local);
+      load_states<T>(p.A, k * p.channels + channel, columns, N, w.A + local);
+      load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, w.h + local);
     }
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       const Steps steps = steps_of(p, plan, k, chunk);

@@ -16,8 +16,8 @@ DT_MIN, DT_MAX = 1e-3, 1e-1  # Mamba's range of initial step sizes
 class CSM(nn.Module):
     """Norm, expand to a value and a gate, depthwise 3 x 3, scan, S6 and merge, norm, gate, project.
 
-    Each route has its own S6 weights: x_proj (K, R + 2N, D), dt_proj (K, D, R), dt_bias, D (K, D), A_log (K, D, N),
-    with K = 4 routes, D = expand * channels, N = d_state and R = dt_rank.
+    Each route has its own S6 weights: x_proj (K, R + 2N, D), dt_proj (K, D, R), dt_bias, D (K, D), A_log
+    (K, D, N), with K = 4 routes, D = expand * channels, N = d_state and R = dt_rank.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -41,7 +41,8 @@ class CSM(nn.Module):
 
     @torch.no_grad()
     def _init_s6(self) -> None:
-        """The initial values of Mamba (arXiv 2312.00752, section 3.6): A = -(1 .. N), softplus(dt_bias) log-uniform."""
+        """The initial values of Mamba (arXiv 2312.00752, section 3.6): A = -(1 .. N), softplus(dt_bias)
+        log-uniform."""
         nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
         dt = torch.empty_like(self.dt_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
@@ -62,12 +63,13 @@ class CSM(nn.Module):
     def s6(self, x: Tensor, table: Tensor) -> Tensor:
         """Scan expansion, S6 and scan merge: x (B, L, D) -> (B, L, D).
 
-        The projections act on single pixels, so they commute with every visit order: they run once, in pixel order.
+        The projections act on single pixels, so they commute with every visit order: they run once, in
+        pixel order.
         """
-        projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (ROUTES, -1))          # (B, L, K, R + 2N)
+        projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (ROUTES, -1))    # (B, L, K, R + 2N)
         low_rank, B, C = projected.permute(2, 0, 1, 3).split([self.rank, self.states, self.states], dim=3)
-        delta = torch.bmm(low_rank.flatten(1, 2), self.dt_proj.transpose(1, 2))                # (K, B * L, D)
-        delta = delta.unflatten(1, x.shape[:2]).transpose(0, 1)                                # (B, K, L, D)
+        delta = torch.bmm(low_rank.flatten(1, 2), self.dt_proj.transpose(1, 2))          # (K, B * L, D)
+        delta = delta.unflatten(1, x.shape[:2]).transpose(0, 1)                          # (B, K, L, D)
         return cross_selective_scan(
             x, delta, -self.A_log.exp(), B.transpose(0, 1), C.transpose(0, 1), self.D, self.dt_bias, table,
             discretization=self.discretization,

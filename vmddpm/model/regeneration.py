@@ -25,8 +25,8 @@ def _ordered_table(height: int, width: int, scans: int, device: torch.device) ->
 class VisitOrders:
     """The visit order of each S6 of one forward pass, handed out in the order of the calls.
 
-    The n-th call of `next` returns the table of the n-th CSM. It depends on (seed, step, n) and on the size of the
-    feature map alone: not on the batch, the device or the weights.
+    The n-th call of `next` returns the table of the n-th CSM. It depends on (seed, step, n) and on the size
+    of the feature map alone: not on the batch, the device or the weights.
 
     Args:
         config: `scans` and `regeneration_patch_size` are read.
@@ -40,6 +40,7 @@ class VisitOrders:
         self.device = device
         self.calls = 0
 
+    @torch.compiler.disable  # random numbers and table checks are no part of a graph; the table is its input
     def next(self, height: int, width: int) -> Tensor:
         """The table of the next S6, int32 (4, height * width), as `cross_selective_scan` takes it."""
         layer = self.calls

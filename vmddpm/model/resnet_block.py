@@ -16,7 +16,7 @@ class TimeCNN(nn.Module):
         self.norm_in = nn.GroupNorm(groups, channels)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
         self.time = nn.Linear(time_dim, 2 * channels)
-        self.norm_out = nn.GroupNorm(groups, channels, affine=False)  # the time's scale and shift are its affine map
+        self.norm_out = nn.GroupNorm(groups, channels, affine=False)  # the time is its affine map
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)

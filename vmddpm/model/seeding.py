@@ -14,7 +14,8 @@ def splitmix64(x: int) -> int:
 def mix_seed(*words: int) -> int:
     """A 64-bit seed from integers of any size and sign (64 bits of each count); their order matters.
 
-    Seeds of (run, step, layer) made by adding would meet again at other steps; mixed ones meet by chance only.
+    Seeds of (run, step, layer) made by adding would meet again at other steps; mixed
+    ones meet by chance only.
     """
     state = 0
     for word in words:

@@ -11,8 +11,9 @@ from vmddpm.model.resnet_block import ResNetBlock, TimeCNN
 class MSSBlock(nn.Module):
     """u = x + CSM(x), y = u + CNN(u, t).
 
-    "We inserted multiple external skip connections around the CSM module and CNN module": unrolled, the two skips are
-    the paper's four paths, (a) x, (b) the CNN alone, (c) the CSM alone, (d) the CNN after the CSM.
+    "We inserted multiple external skip connections around the CSM module and CNN module": unrolled, the two
+    skips are the paper's four paths, (a) x, (b) the CNN alone, (c) the CSM alone, (d) the CNN after the
+    CSM.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -30,8 +31,9 @@ class MSSBlock(nn.Module):
 class SSLayer(nn.Module):
     """x + MSSBlock(ResNetBlock(x, t), t).
 
-    "Each SSLayer consists of a ResNet block that supports time embedding and a MSSBlock. At the same time, residual
-    connections and feature fusion within the layer are performed in the output connection": read as a sum.
+    "Each SSLayer consists of a ResNet block that supports time embedding and a MSSBlock. At the same time,
+    residual connections and feature fusion within the layer are performed in the output connection": read
+    as a sum.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:

@@ -25,12 +25,14 @@ class SSLayers(nn.ModuleList):
 class EncoderStage(nn.Module):
     """Sample down, then SSLayers: (B, C_in, H, W) -> (B, C_out, H / factor, W / factor).
 
-    Every factor x factor patch is projected to one token, without overlap, as the patch embedding and patch merging of
-    VMamba do. The norm before it undoes the growth of the residual sums, which double in every SSLayer at the start
-    of training; the image itself has unit scale and needs none.
+    Every factor x factor patch is projected to one token, without overlap, as the patch embedding and patch
+    merging of VMamba do. The norm before it undoes the growth of the residual sums, which double in every
+    SSLayer at the start of training; the image itself has unit scale and needs none.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, factor: int, normalise: bool, config: ModelConfig) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, factor: int, config: ModelConfig, *, normalise: bool
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_groups, channels_in) if normalise else nn.Identity()
         self.down = nn.Conv2d(channels_in, channels_out, factor, stride=factor)
@@ -43,9 +45,9 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """Fuse with the skip, SSLayers, then sample up: (B, C_in, H, W) -> (B, C_out, H * factor, W * factor).
 
-    "Before each stage of upsampling it is spliced and fused with the encoded feature map in the skip connection":
-    concatenated, then a 1 x 1 convolution back to C_in. Up is the mirror of down: every token is projected to a
-    factor x factor patch.
+    "Before each stage of upsampling it is spliced and fused with the encoded feature map in the skip
+    connection": concatenated, then a 1 x 1 convolution back to C_in. Up is the mirror of down: every token
+    is projected to a factor x factor patch.
     """
 
     def __init__(self, channels_in: int, channels_out: int, factor: int, config: ModelConfig) -> None:

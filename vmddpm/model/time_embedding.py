@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 def sinusoids(t: Tensor, dim: int) -> Tensor:
-    """sin and cos of t at dim / 2 geometrically spaced frequencies from 1 down to almost 1e-4 (Vaswani et al., 2017).
+    """sin and cos of t at dim / 2 geometrically spaced frequencies from 1 down to almost 1e-4 (Vaswani et
+    al., 2017).
 
     Args:
         t: (B,) integer or real steps.
@@ -23,7 +24,8 @@ def sinusoids(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids through a two-layer perceptron; the last SiLU stands here once, not in each of its many readers."""
+    """Sinusoids through a two-layer perceptron; the last SiLU stands here once, not in each of its many
+    readers."""
 
     def __init__(self, sinusoid_dim: int, dim: int) -> None:
         super().__init__()

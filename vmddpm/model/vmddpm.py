@@ -22,8 +22,9 @@ class VMDDPM(
 ):
     """Encoder, bottleneck of one SSLayer and decoder, joined by skips at every resolution.
 
-    `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. All weights lie in
-    channels_last memory, and so does every feature map: the tokens of the scan are a view of it.
+    `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. All
+    weights lie in channels_last memory, and so does every feature map: the tokens of the scan are a view of
+    it.
 
     Args:
         config: the architecture.
@@ -34,11 +35,11 @@ class VMDDPM(
         self.config = config
         widths, factors = config.widths, config.sampling
         inputs = (config.image_channels, *widths[:-1])
-        outputs = (widths[0], *widths[:-1])  # the decoder's last stage keeps C, which the projection turns to the image
+        outputs = (widths[0], *widths[:-1])  # the last stage keeps C; the projection turns it to the image
         stages = range(len(widths))
         self.time = TimeEmbedding(config.base_channels, config.time_dim)
         self.encoder = nn.ModuleList(
-            EncoderStage(inputs[i], widths[i], factors[i], normalise=i > 0, config=config) for i in stages
+            EncoderStage(inputs[i], widths[i], factors[i], config, normalise=i > 0) for i in stages
         )
         self.bottleneck = SSLayers(1, widths[-1], config)
         self.decoder = nn.ModuleList(
@@ -59,8 +60,8 @@ class VMDDPM(
         Args:
             x: (B, image_channels, H, W) noisy images, H and W multiples of `config.size_multiple`.
             t: (B,) integer or real diffusion steps.
-            order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. None draws a key
-                from torch's global CPU generator.
+            order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. None draws
+                a key from torch's global CPU generator.
 
         Returns:
             (B, image_channels, H, W).
@@ -76,7 +77,8 @@ class VMDDPM(
         return self.projection(x)
 
     def encode(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
-        """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in `forward`."""
+        """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in
+        `forward`."""
         return self._encode(x, *self._prepare(x, t, order_key))[0]
 
     def _encode(self, x: Tensor, time: Tensor, orders: VisitOrders) -> tuple[Tensor, list[Tensor]]:

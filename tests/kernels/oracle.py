@@ -1,0 +1,67 @@
+"""The definitions, written as float64 loops that share no code with the package, and the error rule of the tests."""
+
+import math
+
+import torch
+
+
+def scan_loop(
+    x, delta, A, B, C, D=None, delta_bias=None, initial_state=None, table=None, *, softplus=True, zoh=False, merge=True
+):
+    """S6 one sequence, one step at a time. x (B, L, D) if `merge`, else (B, K, L, D); the rest as in the operator.
+    Gradients come from autograd through the loop."""
+    batch, K, length, dim = delta.shape
+    ys, last = [], []
+    for b in range(batch):
+        for k in range(K):
+            h = torch.zeros_like(A[k]) if initial_state is None else initial_state[b, k]
+            rows = [None] * length
+            for step in range(length):
+                pixel = step if table is None else int(table[k, step])
+                u = x[b, pixel] if merge else x[b, k, pixel]
+                d = delta[b, k, pixel] + (0 if delta_bias is None else delta_bias[k])
+                if softplus:
+                    d = torch.where(d > 20, d, torch.log1p(torch.exp(d.clamp(max=20.0))))
+                decay = torch.exp(d[:, None] * A[k])
+                weight = (decay - 1) / A[k] if zoh else d[:, None]
+                h = decay * h + weight * B[b, k, pixel][None, :] * u[:, None]
+                rows[pixel] = h @ C[b, k, pixel] + (0 if D is None else D[k] * u)
+            ys.append(torch.stack(rows) if rows else x.new_zeros(0, dim))
+            last.append(h)
+    y = torch.stack(ys).view(batch, K, length, dim)
+    return (y.sum(1) if merge else y), torch.stack(last).view(batch, K, dim, -1)
+
+
+def route_destination(code, k, h, w, height, width):
+    """Where route k puts pixel (h, w): the table of VMamba's definition."""
+    length, by_row, by_column = height * width, h * width + w, w * height + h
+    return {
+        0: [by_row, by_column, length - 1 - by_row, length - 1 - by_column],
+        1: [by_row] * 4,
+        2: [by_row, by_row, length - 1 - by_row, length - 1 - by_row],
+        3: [
+            by_row,
+            (width - 1 - w) * height + h,
+            length - 1 - by_row,
+            w * height + (height - 1 - h),
+        ],
+    }[code][k]
+
+
+def relative_error(value, exact):
+    """Root-mean-square error over root-mean-square value, in float64."""
+    value, exact = value.detach().double(), exact.detach().double()
+    assert value.shape == exact.shape
+    scale = exact.norm().item()
+    error = (value - exact).norm().item()
+    return error / scale if scale > 0 else error
+
+
+def assert_as_accurate(value, reference, exact, dtype, name):
+    """The rule of every comparison: at most twice the error of PyTorch's own arithmetic in the same dtype, or one unit
+    in the last place, which a handful of values that PyTorch happens to round well cannot be held below. In float64
+    the loop is no more exact than what it is compared with: sixteen units."""
+    ours, theirs = relative_error(value, exact), relative_error(reference, exact)
+    bound = max(2 * theirs, torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1))
+    assert math.isfinite(ours), f"{name} is not finite"
+    assert ours <= bound, f"{name}: error {ours:.2e}, reference {theirs:.2e}"

@@ -1,0 +1,168 @@
+"""selective_scan and cross_selective_scan against float64 loops: forward and every gradient."""
+
+import pytest
+import torch
+from oracle import assert_as_accurate, scan_loop
+
+import vmddpm_kernels as vk
+
+NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+
+
+def image_problem(batch, K, length, dim, states, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    A = -torch.rand(K, dim, states, generator=g, dtype=torch.float64).to(dtype) * 4 - 0.05
+    x, delta = normal(batch, length, dim), normal(batch, K, length, dim)
+    B, C = normal(batch, K, length, states), normal(batch, K, length, states)
+    return x, delta, A, B, C, normal(K, dim), normal(K, dim), normal(batch, K, dim, states)
+
+
+def run(tensors, function):
+    """Outputs and gradients of a fixed random projection of them."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    outputs = function(*leaves)
+    g = torch.Generator().manual_seed(99)
+    weights = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs]
+    projection = sum((o * w).sum() for o, w in zip(outputs, weights))
+    grads = torch.autograd.grad(projection, leaves, allow_unused=True, materialize_grads=True)
+    return [*outputs, *grads]
+
+
+def compare(problems, operator, loop, dtype):
+    """Errors over several problems together: the ratio of two errors means something only over many values."""
+    runs = {"cpu": [], "reference": [], "exact": []}
+    for tensors in problems:
+        runs["cpu"].append(run(tensors, lambda *t: operator("cpu", *t)))
+        runs["reference"].append(run(tensors, lambda *t: operator("reference", *t)))
+        runs["exact"].append(run([t.double() for t in tensors], loop))
+    for i, name in enumerate(("y", "last_state", *("d" + n for n in NAMES))):
+        ours, theirs, exact = (torch.cat([r[i].flatten() for r in runs[key]]) for key in runs)
+        assert ours.dtype == theirs.dtype
+        assert_as_accurate(ours, theirs, exact, ours.dtype if name == "last_state" else dtype, name)
+
+
+CASES = [
+    # L, N, K, D: every length and state count, both route counts, odd channel counts
+    (1, 1, 1, 3), (1, 16, 4, 17), (7, 4, 4, 5), (7, 64, 1, 3), (49, 1, 4, 33), (49, 16, 4, 19), (64, 4, 1, 7),
+    (64, 64, 4, 5), (196, 16, 4, 17), (196, 1, 1, 35), (1024, 16, 4, 9), (1024, 4, 1, 17), (1024, 1, 4, 3),
+    (1024, 64, 1, 3), (65, 5, 2, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("discretization", ["mamba", "zoh"])
+@pytest.mark.parametrize(("length", "states", "K", "dim"), CASES)
+def test_cross_selective_scan_float32(length, states, K, dim, discretization):
+    g = torch.Generator().manual_seed(length)
+    table = torch.stack([torch.randperm(length, generator=g) for _ in range(K)]).int()
+    options = {"table": table, "discretization": discretization, "return_last_state": True}
+
+    def operator(backend, *t):
+        return vk.cross_selective_scan(*t[:7], initial_state=t[7], backend=backend, **options)
+
+    def loop(*t):
+        return scan_loop(*t, table=table, zoh=discretization == "zoh")
+
+    batch = 1 if length > 500 else 2
+    repeats = max(1, min(128 // (K * dim), 2048 // length))
+    problems = [image_problem(batch, K, length, dim, states, torch.float32, seed) for seed in range(repeats)]
+    compare(problems, operator, loop, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("softplus", [True, False])
+def test_cross_selective_scan_other_dtypes(dtype, softplus):
+    table = vk.routes(5, 14, permutation=vk.patch_permutation(5, 14, seed=4))
+
+    def operator(backend, *t):
+        return vk.cross_selective_scan(
+            *t[:7], initial_state=t[7], table=table, delta_softplus=softplus, return_last_state=True, backend=backend
+        )
+
+    def loop(*t):
+        return scan_loop(*t, table=table, softplus=softplus)
+
+    x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 70, 21, 6, dtype)
+    if not softplus:  # a step size is positive
+        delta, bias = delta.abs() * 0.3, bias.abs() * 0.3
+    compare([(x, delta, A, B, C, D, bias, h0)], operator, loop, dtype)
+
+
+@pytest.mark.parametrize("channel_last", [False, True])
+@pytest.mark.parametrize(("length", "states", "groups", "dim"), [(7, 3, 1, 5), (196, 16, 4, 20), (1024, 4, 2, 6)])
+def test_selective_scan_float32(length, states, groups, dim, channel_last):
+    """The same operator on sequences, with groups, in both layouts."""
+    batch = 2
+    x, delta, A, B, C, D, bias, h0 = image_problem(batch, groups, length, dim // groups, states, torch.float32)
+    u = torch.randn(batch, groups, length, dim // groups)
+
+    def operator(backend, u, delta, A, B, C, D, bias, h0):
+        def sequences(t):  # (B, G, L, C) -> (B, L, G C) or (B, G C, L)
+            t = t.transpose(1, 2).flatten(2)
+            return t if channel_last else t.transpose(1, 2).contiguous()
+
+        B, C = ((t.transpose(1, 2) if channel_last else t.transpose(2, 3)) for t in (B, C))
+        out, last = vk.selective_scan(
+            sequences(u), sequences(delta), A.flatten(0, 1), B, C, D.flatten(), delta_bias=bias.flatten(),
+            initial_state=h0.flatten(1, 2), delta_softplus=True, return_last_state=True, channel_last=channel_last,
+            backend=backend,
+        )  # fmt: skip
+        out = out if channel_last else out.transpose(1, 2)
+        return out.unflatten(2, (groups, -1)).transpose(1, 2), last.unflatten(1, (groups, -1))
+
+    compare([(u, delta, A, B, C, D, bias, h0)], operator, lambda *t: scan_loop(*t, merge=False), torch.float32)
+
+
+def test_selective_scan_gate_and_single_group():
+    """z multiplies by silu(z); (B, N, L) matrices are one group."""
+    u, delta, z = torch.randn(3, 2, 9, 11, dtype=torch.float64).unbind(0)
+    A = -torch.rand(9, 4, dtype=torch.float64)
+    B, C = torch.randn(2, 2, 4, 11, dtype=torch.float64).unbind(0)
+    loop = scan_loop(
+        u.transpose(1, 2)[:, None], delta.transpose(1, 2)[:, None], A[None],
+        B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None], softplus=False, merge=False,
+    )[0]  # fmt: skip
+    for backend in ("cpu", "reference"):
+        out = vk.selective_scan(u, delta, A, B, C, z=z, backend=backend)
+        torch.testing.assert_close(out, loop[:, 0].transpose(1, 2) * z / (1 + torch.exp(-z)))
+
+
+@pytest.mark.parametrize("zoh", [False, True])
+def test_gradcheck_cross_selective_scan(backend, zoh):
+    tensors = [t.requires_grad_() for t in image_problem(1, 2, 5, 3, 2, torch.float64)]
+    table = torch.stack([torch.randperm(5), torch.randperm(5)]).int()
+
+    def function(*t):
+        return vk.cross_selective_scan(
+            *t[:7], table=table, initial_state=t[7], return_last_state=True,
+            discretization="zoh" if zoh else "mamba", backend=backend,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_gradcheck_selective_scan(backend, channel_last):
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    wide, matrix = ((2, 5, 4), (2, 5, 2, 3)) if channel_last else ((2, 4, 5), (2, 2, 3, 5))
+    u, delta, z = normal(*wide), normal(*wide), normal(*wide)
+    A = (-torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
+    tensors = (u, delta, A, normal(*matrix), normal(*matrix), normal(4), z, normal(4), normal(2, 4, 3))
+
+    def function(*t):
+        return vk.selective_scan(
+            *t[:8], initial_state=t[8], delta_softplus=True, return_last_state=True, channel_last=channel_last,
+            backend=backend,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+def test_reference_differentiates_twice():
+    tensors = [t.requires_grad_() for t in image_problem(1, 1, 3, 2, 2, torch.float64)[:5]]
+    assert torch.autograd.gradgradcheck(lambda *t: vk.cross_selective_scan(*t, backend="reference"), tensors)

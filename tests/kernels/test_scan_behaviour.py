@@ -1,0 +1,254 @@
+"""What holds beyond accuracy: layouts, determinism, extremes, empty inputs, partial gradients, errors."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from oracle import relative_error
+from test_scan_accuracy import image_problem, run
+
+import vmddpm_kernels as vk
+
+
+def operator(*t, **options):
+    return vk.cross_selective_scan(*t[:7], initial_state=t[7], return_last_state=True, **options)
+
+
+def strided(t):
+    """The same values inside a larger tensor, every stride changed."""
+    padded = torch.full([2 * s + 1 for s in t.shape], float("nan"), dtype=t.dtype)
+    window = padded[tuple(slice(1, None, 2) for _ in t.shape)]
+    window.copy_(t)
+    return window
+
+
+def test_any_strides(backend):
+    tensors = image_problem(2, 3, 37, 19, 5, torch.float32)
+    expected = operator(*tensors, backend=backend)
+    for got, want in zip(operator(*map(strided, tensors), backend=backend), expected):
+        assert torch.equal(got, want)
+
+
+def test_gradient_of_any_strides(backend):
+    """A transposed or expanded incoming gradient is read as it stands."""
+    x, delta, A, B, C, *_ = (t.requires_grad_() for t in image_problem(2, 2, 9, 5, 3, torch.float32))
+    y = vk.cross_selective_scan(x, delta, A, B, C, backend=backend)
+    dy = torch.randn(5, 9, 2)
+    got = torch.autograd.grad(y, (x, delta, A, B, C), dy.permute(2, 1, 0), retain_graph=True)
+    want = torch.autograd.grad(y, (x, delta, A, B, C), dy.permute(2, 1, 0).contiguous(), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    got = torch.autograd.grad(y.sum(), (x, delta, A, B, C))
+    assert all(torch.isfinite(g).all() for g in got)
+
+
+def test_output_layout_follows_the_caller():
+    u = torch.randn(2, 6, 10)
+    A, B = -torch.rand(6, 4), torch.randn(2, 4, 10)
+    assert vk.selective_scan(u, u, A, B, B).is_contiguous()
+    last = u.transpose(1, 2).contiguous()
+    B = B.transpose(1, 2)
+    assert vk.selective_scan(last, last, A, B, B, channel_last=True).is_contiguous()
+
+
+def test_bitwise_repeatable_and_independent_of_threads():
+    tensors = image_problem(3, 4, 150, 50, 7, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(tensors, lambda *t: operator(*t, backend="cpu")))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_order_of_pixels_is_only_an_order(backend):
+    """Shuffling the pixels of every input and the table alike shuffles the output."""
+    x, delta, A, B, C, D, bias, _ = image_problem(2, 4, 30, 5, 4, torch.float32)
+    table = vk.routes(5, 6)
+    order = torch.randperm(30)
+    inverse = order.argsort()
+    y = vk.cross_selective_scan(x, delta, A, B, C, D, bias, table, backend=backend)
+    shuffled = vk.cross_selective_scan(
+        x[:, order], delta[:, :, order], A, B[:, :, order], C[:, :, order], D, bias, inverse[table.long()].int(),
+        backend=backend,
+    )  # fmt: skip
+    torch.testing.assert_close(shuffled, y[:, order])
+
+
+def test_extremes_stay_finite(backend):
+    """Large steps, fast decay and half-precision maxima: no NaN, no infinity, forward or backward."""
+    x, delta, A, B, C, D, bias, h0 = image_problem(1, 2, 70, 5, 4, torch.float32)
+    for scale_delta, scale_A in ((30, 1), (1, 1e4), (1e-6, 1), (-100, 1)):
+        tensors = (x * 6e4, delta.abs() * scale_delta, A * scale_A, B, C, D, bias, h0)
+        for value in run(tensors, lambda *t: operator(*t, backend=backend)):
+            assert torch.isfinite(value).all()
+
+
+def test_decay_of_zero_keeps_the_state_forever(backend):
+    """exp(0) is exactly 1: A = 0 sums its inputs over any length."""
+    length = 4096
+    one = torch.ones(1, length, 1)
+    y = vk.selective_scan(
+        one, one, torch.zeros(1, 1), one, one, channel_last=True, backend=backend
+    )
+    assert torch.equal(y[0, :, 0], torch.arange(1.0, length + 1))
+
+
+def test_nan_comes_through(backend):
+    x, delta, A, B, C, *_ = image_problem(1, 1, 6, 2, 2, torch.float32)
+    delta[0, 0, 3, 0] = float("nan")
+    y = vk.cross_selective_scan(x, delta, A, B, C, backend=backend)
+    assert torch.isfinite(y[0, :3]).all()
+    assert torch.isnan(y[0, 3:, 0]).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 5), (0, 3, 4, 5), (2, 3, 4, 0)])
+def test_empty_inputs(backend, shape):
+    batch, K, length, dim = shape
+    tensors = image_problem(batch, K, length, dim, 3, torch.float32)
+    y, last, *grads = run(tensors, lambda *t: operator(*t, backend=backend))
+    assert y.shape == (batch, length, dim)
+    torch.testing.assert_close(last, tensors[7])
+    assert [g.shape for g in grads] == [t.shape for t in tensors]
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_only_some_gradients_are_asked_for():
+    x, delta, A, B, C, D, bias, h0 = image_problem(1, 2, 9, 3, 2, torch.float32)
+    C.requires_grad_()
+    vk.cross_selective_scan(x, delta, A, B, C, D, bias).sum().backward()
+    assert C.grad is not None
+    assert x.grad is None
+    h0.requires_grad_()
+    _, last = vk.cross_selective_scan(x, delta, A, B, C, initial_state=h0, return_last_state=True)
+    last.sum().backward()  # y takes no part
+    assert torch.isfinite(h0.grad).all()
+
+
+def test_mixed_precision_inputs():
+    """bf16 activations beside float32 parameters, as autocast makes them: float32 accumulation, x's dtype out."""
+    x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 30, 7, 5, torch.float32)
+    half = [t.bfloat16() for t in (x, delta, B, C)]
+    tensors = (half[0], half[1], A, half[2], half[3], D, bias, h0)
+    ours = run(tensors, lambda *t: operator(*t, backend="cpu"))
+    theirs = run(tensors, lambda *t: operator(*t, backend="reference"))
+    exact = run([t.double() for t in tensors], lambda *t: operator(*t, backend="reference"))
+    assert [t.dtype for t in ours[2:]] == [t.dtype for t in tensors]
+    for a, b, e in zip(ours, theirs, exact):
+        assert a.dtype == b.dtype
+        assert relative_error(a, e) <= max(2 * relative_error(b, e), 2**-24)
+
+
+def test_second_derivative_of_the_compiled_kernel_is_refused():
+    tensors = [t.requires_grad_() for t in image_problem(1, 1, 3, 2, 2, torch.float64)[:5]]
+    y = vk.cross_selective_scan(*tensors, backend="cpu")
+    (dx,) = torch.autograd.grad(y.sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        dx.square().sum().backward()
+
+
+sizes = st.integers(1, 9)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    sizes, st.integers(1, 5), st.integers(0, 90), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans()
+)
+def test_cpu_agrees_with_reference_on_any_shape(batch, K, length, dim, states, zoh, with_table):
+    batch = min(batch, 3)
+    tensors = image_problem(batch, K, length, dim, states, torch.float64, seed=length)
+    table = torch.stack([torch.randperm(length) for _ in range(K)]).int() if with_table else None
+    options = {"table": table, "discretization": "zoh" if zoh else "mamba"}
+    cpu = run(tensors, lambda *t: operator(*t, backend="cpu", **options))
+    reference = run(tensors, lambda *t: operator(*t, backend="reference", **options))
+    for a, b in zip(cpu, reference):
+        assert a.shape == b.shape
+        assert relative_error(a, b) < 1e-12
+
+
+VARIANT = """
+import torch, vmddpm_kernels as vk
+from test_scan_accuracy import image_problem, run
+assert {isa!r} in vk.backends()["cpu"].detail, vk.backends()["cpu"].detail
+def operator(*t, **options):
+    return vk.cross_selective_scan(*t[:7], initial_state=t[7], return_last_state=True, **options)
+for dtype, bound in ((torch.float32, 2e-6), (torch.float64, 1e-13), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+    for states, zoh in ((1, "mamba"), (16, "mamba"), (7, "zoh")):
+        tensors = image_problem(2, 2, 70, 19, states, dtype)
+        cpu, exact = (
+            run(t, lambda *t: operator(*t, backend=b, discretization=zoh))
+            for b, t in (("cpu", tensors), ("reference", [t.double() for t in tensors])))
+        for a, e in zip(cpu, exact):
+            assert (a - e).norm() <= bound * e.norm(), (dtype, states, zoh)
+print("variant", "ok")
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    environment = dict(os.environ, VMDDPM_CPU_ISA=isa, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), *sys.path]))
+    script = VARIANT.format(isa=isa)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    if "is not available here" in done.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert "variant ok" in done.stdout, done.stderr
+
+
+def broken(**changes):
+    names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+    arguments = dict(zip(names, image_problem(2, 4, 6, 3, 2, torch.float32)))
+    arguments["table"] = vk.routes(2, 3)
+    return {**arguments, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"x": torch.zeros(2, 6)}, ValueError, r"x must have shape \(B, L, D\)"),
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor"),
+        ({"x": torch.zeros(2, 6, 3, dtype=torch.int32)}, TypeError, "x must be float16"),
+        ({"x": torch.zeros(2, 6, 3, dtype=torch.complex64)}, TypeError, "complex64"),
+        ({"delta": torch.zeros(2, 4, 6, 4)}, ValueError, r"delta must have shape \(B, K, L, D\) = \(2, 4, 6, 3\)"),
+        ({"A": torch.zeros(4, 3, 257)}, ValueError, "1 to 256 states"),
+        ({"A": torch.zeros(4, 2, 2)}, ValueError, "A must have shape"),
+        ({"B": torch.zeros(2, 4, 2, 6)}, ValueError, "B must have shape"),
+        ({"C": torch.zeros(2, 4, 6, 2, device="meta")}, ValueError, "C is on meta"),
+        ({"D": torch.zeros(12)}, ValueError, "D must have shape"),
+        ({"delta_bias": torch.zeros(3)}, ValueError, "delta_bias must have shape"),
+        ({"initial_state": torch.zeros(2, 4, 3)}, ValueError, "initial_state must have shape"),
+        ({"table": torch.zeros(4, 6)}, TypeError, "table must be an int32"),
+        ({"table": torch.zeros(4, 5, dtype=torch.int32)}, ValueError, "table must have shape"),
+        ({"table": vk.routes(2, 3) + 1}, ValueError, "every row of table"),
+        ({"table": vk.routes(2, 3) - 1}, ValueError, "every row of table"),
+        ({"table": torch.zeros(4, 6, dtype=torch.int32)}, ValueError, "every row of table"),
+        ({"discretization": "euler"}, ValueError, "discretization"),
+        ({"backend": "tpu"}, ValueError, "unknown backend"),
+    ],
+)
+def test_errors_name_the_argument(backend, changes, error, words):
+    with pytest.raises(error, match=words):
+        vk.cross_selective_scan(**{"backend": backend, **broken(**changes)})
+
+
+def test_selective_scan_errors():
+    u, A, B = torch.zeros(2, 6, 5), torch.zeros(6, 3), torch.zeros(2, 3, 5)
+    for arguments, words in [
+        ((u[0], u, A, B, B), "u must have shape"),
+        ((u, u[:1], A, B, B), "delta must have shape"),
+        ((u, u, A[:5], B, B), "A must have shape"),
+        ((u, u, A[0], B, B), "A must have shape"),
+        ((u, u, A, B[0], B), "B must have shape"),
+        ((u, u, A, torch.zeros(2, 4, 3, 5), B), "divide into the 4 groups"),
+        ((u, u, A, B, torch.zeros(2, 2, 3, 5)), "C must have shape"),
+        ((u, u, A, B, B, A), "D must have shape"),
+        ((u, u, A, B, B, None, A), "z must have shape"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            vk.selective_scan(*arguments)

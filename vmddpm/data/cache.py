@@ -1,0 +1,182 @@
+"""Decoded slices on disk, so that a file is decoded once.
+
+An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S), opened as a memory map,
+and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file or
+option makes another entry. Both are written under other names and renamed when they are whole, the .json
+last: an interrupted run leaves no entry, and processes that build the same entry at once do not disturb each
+other.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from vmddpm.data.config import DataConfig
+from vmddpm.data.slicing import SliceInfo
+
+# Raised when the same files and options give other images.
+FORMAT = 1
+# A decoder that is installed later can read a file that had to be skipped before.
+DECODERS = (
+    "nibabel",
+    "pydicom",
+    "pillow",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+    "python-gdcm",
+)
+LEVELS = 65535
+
+
+@dataclass
+class SliceSet:
+    """Images and where they come from.
+
+    Attributes:
+        images: uint16 (N, C, S, S), 0 for -1 and 65535 for 1.
+        slices: N of them.
+        skipped: "path: reason" of each file that could not be read.
+        seen: number of slices that were read, with those left out as empty.
+    """
+
+    images: np.ndarray
+    slices: list[SliceInfo]
+    skipped: list[str]
+    seen: int
+
+
+def encode(image: np.ndarray) -> np.ndarray:
+    """[-1, 1] to uint16, in steps of 2/65535: 8- and 16-bit files lose nothing."""
+    return np.rint((image + 1) * (LEVELS / 2)).astype(np.uint16)
+
+
+def decode(image: np.ndarray) -> np.ndarray:
+    """The inverse of `encode`: float32 in [-1, 1]."""
+    return image.astype(np.float32) / np.float32(LEVELS / 2) - 1
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """`config.cache_dir`, or `vmddpm` in the user's cache folder (the XDG base directory specification)."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmddpm"
+
+
+def cache_key(config: DataConfig, files: Iterable[Path]) -> str:
+    """Hash of the options, the decoders' versions, and the path, size and modification time of every file."""
+    # root and pattern act through the files they name.
+    options = asdict(replace(config, root="", pattern="", cache_dir=None))
+    digest = hashlib.sha256(json.dumps([FORMAT, options, [_version(name) for name in DECODERS]]).encode())
+    for path in files:
+        try:
+            status = path.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError as error:
+            state = str(error)
+        digest.update(os.fsencode(path) + f"\0{state}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def load(folder: Path, key: str) -> SliceSet | None:
+    """The entry of that key, its images as a memory map; None if there is none.
+
+    A damaged entry (unreadable, cut short, or of another number of images) is none either, with a warning.
+    """
+    manifest_path, images_path = folder / f"{key}.json", folder / f"{key}.npy"
+    if not manifest_path.exists():
+        return None
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        slices = [SliceInfo(**entry) for entry in manifest["slices"]]
+        images = np.load(images_path, mmap_mode="r")
+        if images.dtype != np.uint16 or images.ndim != 4 or len(images) != len(slices):
+            raise ValueError(f"{images.dtype} array of shape {images.shape} for {len(slices)} slices")
+        return SliceSet(images, slices, manifest["skipped"], manifest["seen"])
+    except Exception as error:
+        # Damage can be of any kind, and the cure is the same for all.
+        warnings.warn(f"{images_path}: the cache is damaged and is built again ({error})", stacklevel=2)
+        return None
+
+
+class CacheWriter:
+    """Writes an entry image by image; nothing stays in memory, and nothing is in place before `commit`.
+
+    A context manager: what was not committed is removed at its end.
+
+    Args:
+        shape: (C, S, S) of one image.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._base, self._shape, self._count = folder / key, shape, 0
+        self._part = folder / f"{key}.{uuid.uuid4().hex}.part"
+        self._file = self._part.open("wb")
+        self._write_header()
+        self._start = self._file.tell()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            # On a full disk, closing fails too.
+            self._part.unlink(missing_ok=True)
+
+    def append(self, image: np.ndarray) -> None:
+        """image: uint16 (C, S, S)."""
+        self._file.write(image.tobytes())
+        self._count += 1
+
+    def cut(self, count: int) -> None:
+        """Keeps the first so many images."""
+        self._file.seek(self._start + count * 2 * int(np.prod(self._shape)))
+        self._file.truncate()
+        self._count = count
+
+    def commit(self, slices: list[SliceInfo], skipped: list[str], seen: int) -> SliceSet:
+        """Puts the entry in its place, and returns it with its images as a memory map."""
+        self._file.seek(0)
+        self._write_header()
+        images_path = self._put(self._file, ".npy")
+        with self._part.open("w", encoding="utf-8") as file:
+            json.dump({"slices": [asdict(info) for info in slices], "skipped": skipped, "seen": seen}, file)
+            self._put(file, ".json")
+        return SliceSet(np.load(images_path, mmap_mode="r"), slices, skipped, seen)
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that the first axis can grow in place, to any number of digits.
+        header = {"descr": "<u2", "fortran_order": False, "shape": (self._count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def _put(self, file: IO, suffix: str) -> Path:
+        # Without fsync, a power cut could leave the name in place and the content not.
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        path = self._base.with_name(self._base.name + suffix)
+        os.replace(self._part, path)
+        return path

@@ -1,0 +1,110 @@
+"""What the data set reads and how it prepares it: one field for every choice that the paper leaves open."""
+
+import math
+from dataclasses import dataclass, field
+
+AXES = ("axial", "coronal", "sagittal")
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or option, what is wrong, and how to fix it."""
+
+
+@dataclass
+class DataConfig:
+    """Which images are read and how they are prepared.
+
+    The sentences in quotation marks are those of the paper, sections IV-A "Datasets" and "Implementation",
+    that a field reads.
+
+    Attributes:
+        root: a folder, searched recursively in sorted order (hidden files and folders are left out, links are
+            followed), or one file. Files are NIfTI (.nii, .nii.gz), DICOM (.dcm, .dicom, .ima, and files of
+            any other name with DICOM content) or PNG, JPEG and TIFF.
+        pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`: "we use
+            6528 2D brain images under a single modality". Which modality is not said; the pattern chooses it,
+            and also keeps label maps out.
+        limit: keep the first so many slices only: "We use the first 34,999 images for experiments". Read as
+            the first in the sorted order of the paths. Null keeps all.
+        size: side of the images in pixels: "we uniformly scaled the image center to 128 × 128 resolution".
+            Read as the largest centred square, in millimetres where the file knows its pixel spacing, resized
+            with antialiasing.
+        channels: 1, or 3. Colour becomes grey by luminance, grey becomes colour by repetition.
+        axes: which slices of a NIfTI volume, of axial, coronal and sagittal: "The 2D axial slices were then
+            separated to form a training dataset". DICOM and raster images are taken as they were stored.
+        frames: "all" frames of a 4-D NIfTI volume, or the "first" only: "1798 2D cardiac MRIs images from
+            3DMR scans" does not say which phases of the heart were used.
+        normalize: how intensities are mapped to [-1, 1]: "regular normalization". "percentile" maps the two
+            `percentiles` of each volume (a 3-D frame, or a DICOM or raster file); "window" maps `window`, or
+            the file's own first VOI window or VOI table; "full" maps the whole range of the bit depth of a
+            raster or colour image, and the smallest to the largest value of anything else. "auto" is "window"
+            if there is a window, given here or in the file, else "full" where there is a bit depth, else
+            "percentile"; so MR volumes go by percentiles, CT files by their window, photographs by their full
+            range.
+        percentiles: the lower and upper percentile, of the finite voxels of a volume.
+        window: (centre, width) in the units of the rescaled values, such as (40, 400) in Hounsfield units for
+            soft tissue in CT. It is used for every file.
+        min_foreground: slices with a smaller share of foreground pixels are left out; 0 keeps all. "we use
+            6528 2D brain images" is 22.9 for each of 285 patients: which ones is not said. A pixel is
+            foreground when it is above 5 % of the normalised range.
+        on_error: a file that cannot be read makes the data set "fail" with its name, or is put on a list of
+            skipped files ("skip"), which is shown once as a warning.
+        cache_dir: folder of the decoded slices; by default `vmddpm` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        DataError: if a field has a value that it cannot have.
+    """
+
+    root: str = ""
+    pattern: str = "*"
+    limit: int | None = None
+    size: int = 128
+    channels: int = 1
+    axes: list[str] = field(default_factory=lambda: ["axial"])
+    frames: str = "all"
+    normalize: str = "auto"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+    min_foreground: float = 0.1
+    on_error: str = "fail"
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "size", self.size, "at least 1")
+        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")
+        _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        _require(
+            0 < len(self.axes) == len(set(self.axes)) and set(self.axes) <= set(AXES),
+            "axes",
+            self.axes,
+            f"a list of one or more of {', '.join(AXES)}, each once",
+        )
+        _require(self.frames in ("all", "first"), "frames", self.frames, '"all" or "first"')
+        modes = ("auto", "percentile", "window", "full")
+        _require(self.normalize in modes, "normalize", self.normalize, f"one of {', '.join(modes)}")
+        _require(
+            len(self.percentiles) == 2 and 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
+            "percentiles",
+            self.percentiles,
+            "two rising numbers from 0 to 100",
+        )
+        _require(
+            self.window is None
+            or (len(self.window) == 2 and all(map(math.isfinite, self.window)) and self.window[1] > 0),
+            "window",
+            self.window,
+            "(centre, width) with a width above 0, or null",
+        )
+        _require(
+            self.window is None or self.normalize in ("auto", "window"),
+            "normalize",
+            self.normalize,
+            '"window" or "auto" when a window is given, which would have no effect otherwise',
+        )
+        _require(0 <= self.min_foreground <= 1, "min_foreground", self.min_foreground, "a share from 0 to 1")
+        _require(self.on_error in ("fail", "skip"), "on_error", self.on_error, '"fail" or "skip"')
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise DataError(f"{name} is {value!r}, but must be {allowed}")

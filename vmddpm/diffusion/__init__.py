@@ -1,0 +1,16 @@
+"""The diffusion process around the network: schedule, objective, samplers (paper section III-A)."""
+
+from vmddpm.diffusion.config import DiffusionConfig
+from vmddpm.diffusion.loss import diffusion_loss, draw_steps_and_noise, prediction_target, q_sample
+from vmddpm.diffusion.sampling import image_generator, make_scheduler, sample
+
+__all__ = [
+    "DiffusionConfig",
+    "diffusion_loss",
+    "draw_steps_and_noise",
+    "image_generator",
+    "make_scheduler",
+    "prediction_target",
+    "q_sample",
+    "sample",
+]

@@ -1,0 +1,71 @@
+"""The diffusion process: steps, noise schedule and what the network predicts."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process of paper section III-A. Each field quotes the sentence it reads, if there is one.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    timesteps: int = 1000
+    """III-A: "T and β represent the number of diffusion steps and the variance scheduling". T is not stated;
+    1000 is that of Ho et al. (2020), whom the paper follows."""
+
+    beta_start: float = 1e-4
+    """Variance of the first step; not stated, the value of Ho et al. (2020)."""
+
+    beta_end: float = 0.02
+    """Variance of the last step; not stated, the value of Ho et al. (2020)."""
+
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    """The course of β_1 to β_T; not stated. "linear" from beta_start to beta_end is that of Ho et al. (2020);
+    "squaredcos_cap_v2", diffusers' name for the cosine of Nichol and Dhariwal (2021), reads neither end."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """III-A: "directly train the model ε_θ(x_t, t) to predict ε" (Eq. 4). "v_prediction" is the velocity of
+    Salimans and Ho (2022), not of the paper."""
+
+    def __post_init__(self) -> None:
+        self._require(self.timesteps >= 1, "timesteps", "at least 1")
+        self._require(0 < self.beta_start < 1, "beta_start", "above 0 and below 1")
+        self._require(self.beta_start <= self.beta_end < 1, "beta_end", "at least beta_start and below 1")
+        self._require(
+            self.beta_schedule in ("linear", "squaredcos_cap_v2"), "beta_schedule",
+            '"linear" or "squaredcos_cap_v2"',
+        )
+        self._require(
+            self.prediction_type in ("epsilon", "v_prediction"), "prediction_type",
+            '"epsilon" or "v_prediction"',
+        )
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+
+    @property
+    def scheduler_options(self) -> dict[str, Any]:
+        """The arguments that every scheduler of diffusers shares."""
+        return {
+            "num_train_timesteps": self.timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.beta_schedule,
+            "prediction_type": self.prediction_type,
+        }
+
+
+@lru_cache(maxsize=16)
+def alphas_cumprod(config: DiffusionConfig, device: torch.device) -> Tensor:
+    """ᾱ_t = Π (1 - β_s) over s <= t, float32 (T,): the schedulers' own, so training and sampling agree."""
+    with torch.inference_mode(False):  # a cached inference tensor could not serve a later training step
+        return DDPMScheduler(**config.scheduler_options).alphas_cumprod.to(device)

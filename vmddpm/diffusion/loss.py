@@ -1,0 +1,70 @@
+"""The training objective (paper Eq. 1 and 4), with every random number handed in."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vmddpm.diffusion.config import DiffusionConfig, alphas_cumprod
+
+
+def draw_steps_and_noise(
+    shape: Sequence[int], config: DiffusionConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Uniform steps t, int64 (B,), and standard normal noise, float32 of `shape` (B, C, H, W), for one batch.
+
+    Both are made on the generator's device: a CPU generator gives every device the same numbers.
+    """
+    t = torch.randint(config.timesteps, (shape[0],), generator=generator, device=generator.device)
+    return t, torch.randn(tuple(shape), generator=generator, device=generator.device)
+
+
+def _levels(t: Tensor, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
+    """√ᾱ_t and √(1 - ᾱ_t), each (B, 1, 1, 1)."""
+    alpha = alphas_cumprod(config, t.device)[t].view(-1, 1, 1, 1)
+    return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+# Paper Eq. 1 composed over t steps (Ho et al., 2020, Eq. 4)
+def q_sample(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> Tensor:
+    """A draw of q(x_t | x_0): √ᾱ_t x0 + √(1 - ᾱ_t) noise.
+
+    Args:
+        x0: (B, C, H, W) images in [-1, 1].
+        t: (B,) int64 steps, 0 to timesteps - 1 (0 is the paper's t = 1), on x0's device.
+        noise: (B, C, H, W) standard normal.
+
+    Returns:
+        (B, C, H, W).
+    """
+    signal, sigma = _levels(t, config)
+    return signal * x0 + sigma * noise
+
+
+def prediction_target(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> Tensor:
+    """What the network is to predict, (B, C, H, W): the noise, or the velocity √ᾱ_t noise - √(1 - ᾱ_t) x0."""
+    if config.prediction_type == "epsilon":
+        return noise
+    signal, sigma = _levels(t, config)
+    return signal * noise - sigma * x0
+
+
+# Paper Eq. 4, L_simple
+def diffusion_loss(
+    model: Callable[..., Tensor],
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    order_key: tuple[int, int] | None,
+    config: DiffusionConfig,
+) -> Tensor:
+    """The mean squared error of the prediction, a float32 scalar.
+
+    Args:
+        model: called as model(x_t, t, order_key=order_key).
+        x0, t, noise: as in `q_sample`; drawn by the caller, so that they can depend on the step alone.
+        order_key: (seed, step) of Sequence Regeneration, None for a fresh one.
+    """
+    prediction = model(q_sample(x0, t, noise, config), t, order_key=order_key)
+    return F.mse_loss(prediction.float(), prediction_target(x0, t, noise, config).float())

@@ -1,0 +1,134 @@
+"""Images from noise: the reverse process (paper Eq. 2) by ancestral DDPM sampling or by DDIM."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from vmddpm.diffusion.config import DiffusionConfig
+from vmddpm.model.seeding import mix_seed
+
+
+def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> DDPMScheduler | DDIMScheduler:
+    """The scheduler of diffusers for `steps` steps, with the predicted image clipped to [-1, 1].
+
+    The steps are spaced so that the first is the noisiest one trained on ("trailing"), and the variance of
+    DDPM is the posterior's ("fixed_small"). The paper states neither; both follow Ho et al. (2020).
+
+    Raises:
+        ValueError: on an unknown sampler, or steps that do not divide the steps of training.
+    """
+    options = {**config.scheduler_options, "timestep_spacing": "trailing", "clip_sample": True}
+    if sampler == "ddpm":
+        scheduler = DDPMScheduler(**options, variance_type="fixed_small")
+    elif sampler == "ddim":
+        scheduler = DDIMScheduler(**options)
+    else:
+        raise ValueError(f'sampler is {sampler!r}; it must be "ddpm" or "ddim"')
+    # With other numbers DDIMScheduler lands at noise levels that the next step does not start from, and both
+    # schedulers round some of them to a step of -1.
+    if steps < 1 or config.timesteps % steps:
+        divisors = [n for n in range(1, config.timesteps + 1) if config.timesteps % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - steps))
+        raise ValueError(
+            f"steps is {steps}; it must be a divisor of the {config.timesteps} steps of training, "
+            f"the nearest is {nearest}"
+        )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The source of all of image `index`'s noise, on the CPU.
+
+    torch's CPU generator reads the low 32 bits of its seed. A hash of (seed, index) would meet itself
+    there: among 50,000 images two would be twins in one run of four. Adding the index keeps all images of a
+    seed apart.
+    """
+    return torch.Generator().manual_seed((mix_seed(seed) + index) & 0xFFFFFFFF)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every submodule's former mode after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    indices: Sequence[int],
+    image_shape: tuple[int, int, int],
+    *,
+    config: DiffusionConfig,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    seed: int = 0,
+    eta: float = 0.0,
+    batch_size: int = 16,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Synthetic images by number: image i of a seed is always the same image.
+
+    Images are made in fixed blocks, block b holding the images b * batch_size to (b + 1) * batch_size - 1,
+    because the last bits of a network's output depend on the batch it runs in. A block is computed whole
+    even if only some of its images are asked for; ask for whole blocks where time matters.
+
+    Args:
+        model: the noise predictor, called as model(x, t, order_key=(seed, step number)) with x float32
+            (B, C, H, W) and t int64 (B,). It runs in eval mode and is handed back in the mode it came in.
+        indices: numbers of the images, each at least 0, in any order.
+        image_shape: (C, H, W).
+        config: the process the model was trained for.
+        sampler: "ddpm", ancestral sampling with the posterior variance, or "ddim".
+        steps: a divisor of config.timesteps; all of them if None.
+        seed: with an index it determines an image.
+        eta: DDIM's share of fresh noise, 0 (none) to 1 (as much as DDPM).
+        batch_size: images per block.
+        device: where to sample; where the model's parameters are if None.
+        progress: called as progress(done, total) after each evaluation of the model.
+
+    Returns:
+        float32 (len(indices), C, H, W) in [-1, 1], on `device`.
+
+    Raises:
+        ValueError: on an unknown sampler, unusable steps, eta, batch_size or indices, naming the way out.
+    """
+    steps = config.timesteps if steps is None else steps
+    scheduler = make_scheduler(config, sampler, steps)
+    if not 0 <= eta <= (1 if sampler == "ddim" else 0):
+        raise ValueError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with ddpm")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if any(index < 0 for index in indices):
+        raise ValueError(f"indices holds {min(indices)}; images are numbered from 0")
+    device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    # The noise that DDIM steps along is taken from the clipped image, so that the two still add up to x_t.
+    options = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
+    blocks = sorted({index // batch_size for index in indices})
+    total = len(blocks) * steps
+    images = {}
+    with _evaluating(model):
+        for block_number, block in enumerate(blocks):
+            members = range(block * batch_size, (block + 1) * batch_size)
+            generators = [image_generator(seed, index) for index in members]
+            x = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)
+            for number, t in enumerate(scheduler.timesteps.tolist()):
+                batch_t = torch.full((batch_size,), t, device=device)
+                predicted = model(x, batch_t, order_key=(seed, number)).float()
+                x = scheduler.step(predicted, t, x, generator=generators, **options).prev_sample
+                if progress is not None:
+                    progress(block_number * steps + number + 1, total)
+            images.update(zip(members, x.clamp(-1, 1)))
+    if not images:
+        return torch.empty(0, *image_shape, device=device)
+    return torch.stack([images[index] for index in indices])
