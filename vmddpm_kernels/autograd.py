@@ -13,7 +13,7 @@ class _NoSecondDerivative(torch.autograd.Function):
         return tensors
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"the compiled {ctx.operator} has no second derivative; pass backend='reference' to differentiate twice"
         )

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 from vmddpm_kernels.backends import native, reference, select
 from vmddpm_kernels.checks import check_float
 from vmddpm_kernels.routes import routes
@@ -24,8 +23,8 @@ def cross_scan(
     """The image read along four routes; VMamba's `cross_scan_fn`. L = H*W.
 
     Args:
-        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`. With `one_by_one` route k reads an image of its
-            own: (B, 4, C, H, W) or (B, H, W, 4, C). Any strides.
+        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`. With `one_by_one` route k reads an image of
+            its own: (B, 4, C, H, W) or (B, H, W, 4, C). Any strides.
         out_channel_first: layout of the result.
         scans: which routes, see `vmddpm_kernels.routes`.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
@@ -54,7 +53,7 @@ def cross_merge(
     permutation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The four sequences put back at their pixels and summed; VMamba's `cross_merge_fn`, the adjoint of `cross_scan`.
+    """The four sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
 
     As in VMamba, `in_channel_first` names the image side (the result) and `out_channel_first` the sequence side (y).
 
@@ -82,8 +81,7 @@ def cross_merge(
 
 def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, tuple[int, int]]:
     """An image or four of them -> (B, 1 or 4, L, C) and (H, W)."""
-    axes = ("B, 4, C, H, W" if channel_first else "B, H, W, 4, C") if per_route else (
-        "B, C, H, W" if channel_first else "B, H, W, C")
+    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
     route_axis = 1 if channel_first else 3
     if x.dim() != (5 if per_route else 4) or (per_route and x.shape[route_axis] != 4):
         raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
@@ -98,13 +96,12 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
 
     `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
     if select(backend, x) == "reference":
-        y = reference.scan_routes(x, table)
-        return _as_layout(y, channel_first)
+        return _as_layout(reference.scan_routes(x, table), channel_first)
     return CrossScan.apply(x, table, channel_first)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
-    """The adjoint of `apply_routes`: y (B, K, L, C) -> (B, 1, L, C) summed over routes if `merge`, else (B, K, L, C)."""
+    """The adjoint of `apply_routes`: y (B, K, L, C) -> (B, 1, L, C), the sum over routes, or (B, K, L, C)."""
     if select(backend, y) == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
     return CrossMerge.apply(y, table, merge, channel_first)
@@ -127,7 +124,7 @@ class CrossScan(torch.autograd.Function):
         return native.scan_routes(x, table, channel_first=channel_first)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
         return CrossMerge.apply(dy, table, ctx.merge, ctx.channel_first), None, None
 
@@ -142,6 +139,6 @@ class CrossMerge(torch.autograd.Function):
         return native.merge_routes(y, table, merge=merge, channel_first=channel_first)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
         return CrossScan.apply(dx, table, ctx.channel_first), None, None, None

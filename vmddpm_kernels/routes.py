@@ -102,7 +102,8 @@ def patch_permutation(
     """
     if patch_size < 1 or height < 1 or width < 1 or height % patch_size or width % patch_size:
         raise ValueError(
-            f"height and width must be positive multiples of patch_size, got {height} x {width}, patch_size {patch_size}"
+            "height and width must be positive multiples of patch_size, "
+            f"got {height} x {width} with patch_size {patch_size}"
         )
     if seed is not None:
         if generator is not None:

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-
 
 from vmddpm_kernels.autograd import forbid_second_derivative
 from vmddpm_kernels.backends import native, reference, select
@@ -70,7 +68,7 @@ def selective_scan(
     if z is not None:
         check_float("z", z, u)
         check_shape("z", z, axes, tuple(u.shape))
-    batch, length, dim = u.shape if channel_last else (u.shape[0], u.shape[2], u.shape[1])
+    batch, dim = u.shape[0], u.shape[2 if channel_last else 1]
     B, C = (_grouped(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C)))
     groups = B.shape[1]
     check_float("A", A, u)
@@ -86,11 +84,13 @@ def selective_scan(
         check_shape("initial_state", initial_state, "B, D, N", (batch, dim, A.shape[1]))
 
     split = (groups, dim // groups)
-    unflatten = (lambda t: t.unflatten(2, split).transpose(1, 2)) if channel_last else (
-        lambda t: t.unflatten(1, split).transpose(2, 3))                    # -> (B, G, L, D/G), a view
+
+    def grouped(t: Tensor) -> Tensor:  # -> (B, G, L, D/G), a view
+        return t.unflatten(2, split).transpose(1, 2) if channel_last else t.unflatten(1, split).transpose(2, 3)
+
     y, last_state = scan_routes_with_states(
-        unflatten(u),
-        unflatten(delta),
+        grouped(u),
+        grouped(delta),
         A.unflatten(0, split),
         B,
         C,
@@ -122,7 +122,8 @@ def _grouped(name: str, tensor: Tensor, u: Tensor, dim: int, channel_last: bool)
     else:
         grouped = (tensor[:, None] if tensor.dim() == 3 else tensor).transpose(2, 3)
     if grouped.shape[1] == 0 or dim % grouped.shape[1]:
-        raise ValueError(f"the {dim} channels of u must divide into the {grouped.shape[1]} groups of {name} {axes}")
+        groups = grouped.shape[1]
+        raise ValueError(f"the {dim} channels of u must divide into the {groups} groups of {name} {axes}")
     return grouped
 
 
@@ -178,25 +179,20 @@ def scan_routes_with_states(
 
 
 class SelectiveScan(torch.autograd.Function):
-    """`scan_routes_with_states` on the compiled kernels. Gradients are deterministic; second derivatives raise."""
+    """`scan_routes_with_states` on the compiled kernels: deterministic gradients, second derivatives raise."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        *tensors, softplus, zoh, merge, channel_first = args
+        tensors, ctx.options = args[:9], args[9:]
         differentiate = any(ctx.needs_input_grad)
-        y, last_state, checkpoints = native.selective_scan_forward(
-            *tensors, softplus=softplus, zoh=zoh, merge=merge, channel_first=channel_first, checkpoint=differentiate
-        )
+        y, last_state, checkpoints = native.selective_scan_forward(tensors, *ctx.options, checkpoint=differentiate)
         if differentiate:
             ctx.save_for_backward(*tensors, checkpoints)
-            ctx.options = {"softplus": softplus, "zoh": zoh, "merge": merge, "channel_first": channel_first}
             ctx.set_materialize_grads(False)
         return y, last_state
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *tensors, checkpoints = ctx.saved_tensors  # type: ignore[attr-defined]
-        options = ctx.options  # type: ignore[attr-defined]
-        grads = native.selective_scan_backward(dy, dlast_state, *tensors, checkpoints=checkpoints, **options)
-        grads = forbid_second_derivative(grads, "selective_scan")
-        return (*grads, None, None, None, None, None)
+    def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, checkpoints = ctx.saved_tensors
+        grads = native.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
+        return (*forbid_second_derivative(grads, "selective_scan"), None, None, None, None, None)

@@ -67,7 +67,7 @@ def test_permutation_is_keyed_by_its_seed():
 
 
 def test_permutations_are_uniform():
-    """Each of 6 pixels is equally likely at each place: chi-squared with 25 degrees of freedom below its 99.9 % point."""
+    """Each of 6 pixels is equally likely at each place: chi-squared, 25 degrees of freedom, below its 99.9 % point."""
     draws = torch.stack([vk.patch_permutation(2, 3, seed=s) for s in range(6000)]).long()
     counts = torch.stack([(draws == pixel).sum(0) for pixel in range(6)]).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 52.6
@@ -77,7 +77,7 @@ def test_errors():
     for arguments, words in [((0, 3), "at least 1"), ((3, 3, "spiral"), "scans"), ((3, 3, 4), "scans")]:
         with pytest.raises(ValueError, match=words):
             vk.routes(*arguments)
-    with pytest.raises(ValueError, match="permutation must hold each of 0..5"):
+    with pytest.raises(ValueError, match=r"permutation must hold each of 0\.\.5"):
         vk.routes(2, 3, permutation=torch.zeros(6, dtype=torch.int32))
     with pytest.raises(ValueError, match="permutation must be an integer"):
         vk.routes(2, 3, permutation=torch.zeros(6))

@@ -193,7 +193,8 @@ print("variant", "ok")
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    environment = dict(os.environ, VMDDPM_CPU_ISA=isa, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), *sys.path]))
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = dict(os.environ, VMDDPM_CPU_ISA=isa, PYTHONPATH=path)
     script = VARIANT.format(isa=isa)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     if "is not available here" in done.stderr:

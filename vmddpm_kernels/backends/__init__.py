@@ -44,5 +44,7 @@ def select(name: str | None, x: Tensor) -> str:
     if not active:
         raise RuntimeError(f"backend {name!r} is not available: {detail}")
     if device not in _DEVICES.get(name, {device}):
-        raise ValueError(f"backend {name!r} does not run on device {x.device}; use backend='reference' or move the tensors")
+        raise ValueError(
+            f"backend {name!r} does not run on device {x.device}; use backend='reference' or move the tensors"
+        )
     return name

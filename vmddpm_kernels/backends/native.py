@@ -1,5 +1,6 @@
 """The compiled kernels of csrc/: they take pointers, sizes and strides; this file makes them from tensors."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -75,99 +76,83 @@ def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) 
 class _Problem:
     """One scan as the kernels see it: its sizes, and its parameters in the type of the accumulation."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        table: Tensor | None,
-        softplus: bool,
-        zoh: bool,
-        merge: bool,
-    ):
+    def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool):
+        x, delta, A, B, C, D, delta_bias, initial_state, table = tensors
         wide = torch.float64 in {t.dtype for t in (x, delta, A, B, C)}
         self.dtype = torch.float64 if wide else torch.float32
         self.shape = tuple(delta.shape)                                         # (B, K, L, D)
-        batch, routes, length, channels = self.shape
-        states = A.shape[2]
-        self.shared = merge
-        self.kept = [_cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]  # alive while their addresses are used
-        self.kept.append(None if table is None else table.to(torch.int32).contiguous())
+        self.states = (*self.shape[:2], self.shape[3], A.shape[2])              # (B, K, D, N)
+        # Kept as attributes: the kernels are given addresses only.
+        self.parameters = [_cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
+        self.table = None if table is None else table.to(torch.int32).contiguous()
         names = ("A", "D", "delta_bias", "initial_state", "table")
-        self.tensors: dict[str, Any] = {name: _pointer(t) for name, t in zip(names, self.kept)}
-        self.tensors |= {"x": _view(x, shared=x.shape[1] == 1), "delta": _view(delta), "B": _view(B), "C": _view(C)}
-        self.sizes = (batch, routes, length, channels, states, wide, softplus, zoh, merge, torch.get_num_threads())
-        self.plan = _native.scan_plan(batch, routes, length, channels, states, wide, merge)
-        self.state_shape = (batch, routes, channels, states)
+        self.arguments: dict[str, Any] = dict(zip(names, map(_pointer, [*self.parameters, self.table])))
+        shared_x = x.shape[1] == 1
+        self.arguments |= {"x": _view(x, shared_x), "delta": _view(delta), "B": _view(B), "C": _view(C)}
+        sizes = (*self.shape, A.shape[2], wide)
+        self.sizes = (*sizes, softplus, zoh, merge, torch.get_num_threads())
+        self.plan = _native.scan_plan(*sizes, merge)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
 
 
 def selective_scan_forward(
-    *tensors: Any, softplus: bool, zoh: bool, merge: bool, channel_first: bool, checkpoint: bool
+    tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool, channel_first: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from."""
-    problem = _Problem(*tensors, softplus=softplus, zoh=zoh, merge=merge)
+    """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from.
+
+    `tensors` are x, delta, A, B, C, D, delta_bias, initial_state, table."""
+    problem = _Problem(tensors, softplus, zoh, merge)
     batch, routes, length, channels = problem.shape
     y = _empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype)
-    last_state = problem.empty(*problem.state_shape)
+    last_state = problem.empty(*problem.states)
     plan = problem.plan
     checkpoints = None
     if checkpoint:
-        checkpoints = problem.empty(batch, routes, plan.chunks, plan.blocks, problem.state_shape[3], plan.lanes)
-    _native.scan_forward(
-        problem.sizes, problem.tensors, _view(y, shared=merge), last_state.data_ptr(), _pointer(checkpoints)
-    )
+        checkpoints = problem.empty(batch, routes, plan.chunks, plan.blocks, problem.states[3], plan.lanes)
+    outputs = (_view(y, shared=merge), _pointer(last_state), _pointer(checkpoints))
+    _native.scan_forward(problem.sizes, problem.arguments, *outputs)
     return y.to(tensors[0].dtype), last_state, checkpoints
 
 
 def selective_scan_backward(
     dy: Tensor | None,
     dlast_state: Tensor | None,
-    *tensors: Any,
+    tensors: Sequence[Any],
+    checkpoints: Tensor,
     softplus: bool,
     zoh: bool,
     merge: bool,
     channel_first: bool,
-    checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, delta, A, B, C, D, delta_bias, initial_state, each in its tensor's shape and dtype."""
-    problem = _Problem(*tensors, softplus=softplus, zoh=zoh, merge=merge)
+    """Gradients of x, delta, A, B, C, D, delta_bias, initial_state, table, each in its tensor's shape and dtype."""
+    problem = _Problem(tensors, softplus, zoh, merge)
     batch, routes, length, channels = problem.shape
-    x, delta, A, B, C, D, delta_bias, initial_state, _ = tensors
-    like_parameter = (batch, routes, channels)
+    x, _, A, _, _, D, delta_bias, initial_state, _ = tensors
     dx = _empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype)
     ddelta = _empty(problem.shape, channel_first, problem.dtype)
     dB, dC = (problem.empty(problem.plan.groups, batch, routes, length, A.shape[2]) for _ in range(2))
-    dA = problem.empty(*problem.state_shape)
-    dD = None if D is None else problem.empty(*like_parameter)
-    ddelta_bias = None if delta_bias is None else problem.empty(*like_parameter)
-    dinitial_state = None if initial_state is None else problem.empty(*problem.state_shape)
+    dA = problem.empty(*problem.states)
+    dD, ddelta_bias = (None if t is None else problem.empty(*problem.states[:3]) for t in (D, delta_bias))
+    dinitial_state = None if initial_state is None else problem.empty(*problem.states)
     dlast_state = _cast(dlast_state, problem.dtype)
     grads = {
         "dy": None if dy is None else _view(dy, shared=merge),
         "dx": _view(dx, shared=merge),
         "ddelta": _view(ddelta),
         "dlast_state": _pointer(dlast_state),
-        "dB": dB.data_ptr(),
-        "dC": dC.data_ptr(),
-        "dA": dA.data_ptr(),
+        "dB": _pointer(dB),
+        "dC": _pointer(dC),
+        "dA": _pointer(dA),
         "dD": _pointer(dD),
         "ddelta_bias": _pointer(ddelta_bias),
         "dinitial_state": _pointer(dinitial_state),
     }
-    _native.scan_backward(problem.sizes, problem.tensors | {"checkpoints": checkpoints.data_ptr()}, grads)
+    _native.scan_backward(problem.sizes, problem.arguments | {"checkpoints": _pointer(checkpoints)}, grads)
     if x.shape[1] != dx.shape[1]:
         dx = dx.sum(1, keepdim=True)
-    sums = (dx, ddelta, dA.sum(0), dB.sum(0), dC.sum(0))
-    results = [g.to(t.dtype) for g, t in zip(sums, (x, delta, A, B, C))]
-    for g, t in ((dD, D), (ddelta_bias, delta_bias)):
-        results.append(None if t is None else g.sum(0).to(t.dtype))
-    results.append(None if initial_state is None else dinitial_state.to(initial_state.dtype))
-    return tuple(results)
+    # The kernels leave sums over the batch and over groups of channels to torch, which takes them in a fixed order.
+    over_batch = [None if g is None else g.sum(0) for g in (dA, dD, ddelta_bias)]
+    results = (dx, ddelta, over_batch[0], dB.sum(0), dC.sum(0), *over_batch[1:], dinitial_state, None)
+    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(results, tensors))
