@@ -1,7 +1,12 @@
 """Shared fixtures: seeds, and memory that is never zero by luck."""
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", max_examples=3000, deadline=None)
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)

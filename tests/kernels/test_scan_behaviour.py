@@ -157,7 +157,6 @@ def test_second_derivative_of_the_compiled_kernel_is_refused():
 sizes = st.integers(1, 9)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     sizes, st.integers(1, 5), st.integers(0, 90), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans()
 )

@@ -70,6 +70,8 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
+        self.percentiles = tuple(self.percentiles)  # JSON and YAML know lists only
+        self.window = None if self.window is None else tuple(self.window)
         _require(self.size >= 1, "size", self.size, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")

@@ -56,9 +56,8 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
 
     The voxels are put in the nearest order to right-anterior-superior (oblique scans are not resampled) and
     shown as radiologists see them: axial with anterior up, coronal and sagittal with superior up; the
-        patient's right is
-    on the left of axial and coronal images, anterior is on the left of sagittal ones. Intensities have the
-    file's slope applied; each 3-D frame is normalised by itself.
+    patient's right is on the left of axial and coronal images, anterior is on the left of sagittal ones.
+    Intensities have the file's slope applied; each 3-D frame is normalised by itself.
 
     Args:
         image: 2-D to 4-D, real-valued; further axes must have length 1. One frame is in memory at a time.

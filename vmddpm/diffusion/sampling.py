@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
-from vmddpm.model.seeding import mix_seed
+from vmddpm.seeding import mix_seed
 
 
 def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> DDPMScheduler | DDIMScheduler:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vmddpm.model.config import ModelConfig
-from vmddpm.model.seeding import mix_seed
+from vmddpm.seeding import mix_seed
 from vmddpm_kernels import patch_permutation, routes
 
 

@@ -1,0 +1,35 @@
+# Everything here sets itself up: a machine needs Python 3.10 or newer, a C++ compiler and git.
+# PIP_ARGS is passed to pip, for example a package index that has the CPU build of torch:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+MINUTES ?= 6
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint nightly install clean
+
+demo: install  ## train a small VM-DDPM on a real brain and draw new slices
+	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
+
+test: install lint  ## what CI runs
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+nightly: install lint  ## longer tests, more random cases
+	$(BIN)/pytest -m "" --hypothesis-profile=nightly
+
+install: .venv/installed
+
+# torch comes first, from its own line of the constraints, so that nothing else chooses its version.
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info vmddpm_kernels/_native*.so

@@ -1,0 +1,200 @@
+"""The commands as a user types them: in a process of their own, on real files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from nibabel.testing import data_path
+from PIL import Image
+
+from vmddpm.cli import PRESETS, main
+from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.demo import demo_config, mni152_slices
+from vmddpm.training import RunConfig, RunFolder
+
+SMALL = """
+model: {base_channels: 8, channel_multipliers: [1, 2], sampling: [2, 2], norm_groups: 4, d_state: 2}
+diffusion: {timesteps: 20}
+data: {size: 16, min_foreground: 0.05}
+training: {steps: 4, batch_size: 2, log_every: 1, checkpoint_every: 2, sample_every: 0, sample_steps: 2, device: cpu}
+"""
+
+
+@pytest.fixture
+def scans(tmp_path, monkeypatch):
+    """A folder with a real 4-D brain and a configuration for it; caches stay in the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "scans").mkdir()
+    shutil.copy(data_path / "example4d.nii.gz", tmp_path / "scans")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "vmddpm.cli", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_train_sample_and_train_on(scans):
+    train = ["train", "--config", scans / "small.yaml", "--data.root", scans / "scans", "--run", scans / "run"]
+    done = run(*train)
+    assert done.returncode == 0, done.stderr
+    assert "images from" in done.stdout
+    assert "loss=" in done.stderr
+    assert "images_per_s=" in done.stderr
+    config = RunFolder(scans / "run").load_config()
+    assert config.data.root == str(scans / "scans")
+    assert config.training.steps == 4
+
+    done = run(*train, "--training.steps", 6)
+    assert done.returncode == 0, done.stderr
+    assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
+
+    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch-size", 2]
+    for out in ("a", "b"):
+        done = run(*sample, "--out", scans / out)
+        assert done.returncode == 0, done.stderr
+    for name in ("000000.png", "000001.png", "000002.png", "grid.png"):
+        assert (scans / "a" / name).read_bytes() == (scans / "b" / name).read_bytes()
+    assert Image.open(scans / "a" / "000000.png").size == (16, 16)
+
+
+def call(capsys, *arguments):
+    """In this process; returns the exit code and stderr."""
+    code = main([str(a) for a in arguments])
+    return code, capsys.readouterr().err
+
+
+def test_errors_are_one_line_with_the_way_out(scans, capsys):
+    train = ["train", "--config", scans / "small.yaml"]
+    (scans / "empty").mkdir()
+    code, error = call(capsys, *train, "--data.root", scans / "empty", "--run", scans / "run")
+    assert code == 1
+    assert str(scans / "empty") in error
+    assert "Traceback" not in error
+
+    (scans / "scans" / "fake.dcm").write_text("not an image")
+    code, error = call(capsys, *train, "--data.root", scans / "scans", "--run", scans / "run")
+    assert code == 1
+    assert "fake.dcm" in error
+    assert "on_error" in error
+
+    code, error = call(capsys, *train, "--data.root", scans / "scans", "--run", scans, "--data.on_error", "skip")
+    assert code == 1
+    assert "holds no run" in error
+
+    code, error = call(capsys, *train, "--data.root", scans / "scans", "--run", scans / "run", "--data.size", "18")
+    assert code == 1
+    assert "multiple of 4" in error
+
+    code, error = call(capsys, "sample", "--run", scans / "nowhere", "--out", scans / "out")
+    assert code == 1
+    assert "holds no run" in error
+    assert not (scans / "run").exists()
+    assert not (scans / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--run", "r", "--model.base_chanels", "8"], ["train", "--run", "r", "--training.steps", "many"],
+     ["train"], ["paint"], []],
+)  # fmt: skip
+def test_a_misspelt_command_line_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "demo", "info"])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"\n  vmddpm {command}" in capsys.readouterr().out
+
+
+def test_help_quotes_the_paper(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "connect two State Space Layers (SSLayers) in series" in text
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    assert "cpu        on" in text
+    assert "reference  on" in text
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_whole_configurations(preset, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--config", preset, "--print_config"])
+    plain = yaml.safe_load(capsys.readouterr().out)
+    del plain["run"]
+    assert set(plain) == {"model", "diffusion", "data", "training"}
+    if preset.startswith("paper"):
+        assert plain["model"]["base_channels"] == 96
+        assert plain["model"]["sampling"] == [4, 2, 2, 2]
+        assert plain["data"]["size"] == 128
+        assert plain["training"]["batch_size"] == 16
+        assert plain["training"]["learning_rate"] == 1e-4
+        assert plain["diffusion"]["prediction_type"] == "epsilon"
+        assert plain["data"]["limit"] == (34999 if preset == "paper-chestxray" else None)
+
+
+def test_paper_presets_choose_the_right_files(tmp_path):
+    """Each preset on a small tree in the data set's own layout."""
+    volume = nib.load(data_path / "example4d.nii.gz")
+    frame = volume.slicer[..., 0]
+    acdc = tmp_path / "acdc" / "patient001"
+    brats = tmp_path / "brats" / "HGG" / "Brats18_A"
+    chest = tmp_path / "chest" / "images_001" / "images"
+    for folder in (acdc, brats, chest):
+        folder.mkdir(parents=True)
+    nib.save(volume, acdc / "patient001_4d.nii.gz")
+    for name in ("frame01", "frame01_gt"):
+        nib.save(frame, acdc / f"patient001_{name}.nii.gz")
+    (acdc / "Info.cfg").write_text("ED: 1\nES: 12\n")
+    for name in ("flair", "t1", "seg"):
+        nib.save(frame, brats / f"Brats18_A_{name}.nii.gz")
+    for i in range(3):
+        Image.fromarray(np.full((20, 20), 90 * i + 30, np.uint8)).save(chest / f"0000000{i}_000.png")
+    expected = {"acdc": ("frame01.nii.gz", 24), "brats2018": ("flair.nii.gz", None), "chestxray": ("000.png", 3)}
+    for name, (ending, count) in expected.items():
+        preset = yaml.safe_load((files("vmddpm.presets") / f"paper-{name}.yaml").read_text())
+        root = {"acdc": acdc.parent, "brats2018": brats.parents[1], "chestxray": chest.parents[1]}[name]
+        options = {**preset["data"], "root": str(root), "cache_dir": str(tmp_path / "cache")}
+        dataset = SliceDataset(DataConfig(**options))
+        assert {os.path.basename(s.path).split("_")[-1] for s in dataset.slices} == {ending}
+        assert count is None or len(dataset) == count
+
+
+def test_demo_configuration_and_slices():
+    config = demo_config(2.5)
+    assert isinstance(config, RunConfig)
+    assert config.training.minutes == 2.5
+    dataset = mni152_slices(config.data)
+    assert len(dataset) > 200
+    assert {s.axis for s in dataset.slices} == {"axial", "coronal", "sagittal"}
+    assert dataset[0].shape == (1, 64, 64)
+
+
+@pytest.mark.slow
+def test_demo_in_half_a_minute(tmp_path):
+    done = run("demo", "--minutes", 0.5, "--out", tmp_path / "demo", "--images", 16)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert scores["improvement"] > 2
+    assert scores["real_against_real"] < scores["before_training"]
+    assert Image.open(tmp_path / "demo" / "demo.png").size[0] > 800

@@ -1,0 +1,86 @@
+"""`vmddpm sample`: files from a run, the same ones every time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_training_run import config
+
+from vmddpm.diffusion import sample
+from vmddpm.generate import generate
+from vmddpm.training import RunError, RunFolder, train
+from vmddpm.training.pictures import grid, to_uint8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("generate") / "run")
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    train(config(steps=3, sample_every=0), images, folder, progress=False)
+    return folder
+
+
+OPTIONS = {"sampler": "ddim", "steps": 4, "batch_size": 4, "device": "cpu", "progress": False}
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_same_seed_same_images_bit_for_bit(run, tmp_path):
+    generate(run.path, tmp_path / "a", 6, seed=3, **OPTIONS)
+    generate(run.path, tmp_path / "b", 6, seed=3, **OPTIONS)
+    generate(run.path, tmp_path / "c", 6, seed=4, **OPTIONS)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert sorted(a) == [*(f"{i:06d}.png" for i in range(6)), "grid.png", "sampling.yaml"]
+    assert a == b
+    assert all(a[f"{i:06d}.png"] != c[f"{i:06d}.png"] for i in range(6))
+
+
+def test_files_hold_what_the_sampler_returns(run, tmp_path):
+    generate(run.path, tmp_path, 4, seed=1, weights="raw", **OPTIONS)
+    images = sample(run.load_model("raw"), range(4), (1, 8, 8), config=run.load_config().diffusion, sampler="ddim",
+                    steps=4, seed=1, batch_size=4)  # fmt: skip
+    for i, pixels in enumerate(to_uint8(images)):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i:06d}.png")), pixels[..., 0])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid(images)[..., 0])
+
+
+def test_an_interrupted_call_is_continued(run, tmp_path):
+    generate(run.path, tmp_path / "whole", 10, **OPTIONS)
+    generate(run.path, tmp_path / "parts", 4, **OPTIONS)
+    (tmp_path / "parts" / "000001.png").unlink()
+    generate(run.path, tmp_path / "parts", 10, **OPTIONS)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    generate(run.path, tmp_path / "out", 2, **OPTIONS)
+    with pytest.raises(RunError, match="seed was 0 and is now 9"):
+        generate(run.path, tmp_path / "out", 2, seed=9, **OPTIONS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "000000.png").write_bytes(b"mine")
+    with pytest.raises(RunError, match="choose another folder"):
+        generate(run.path, tmp_path / "other", 2, **OPTIONS)
+
+
+def test_errors(run, tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        generate(tmp_path / "nowhere", tmp_path / "out", 2)
+    for options, words in [
+        ({"weights": "old"}, "weights is 'old'"),
+        ({"steps": 3}, "divisor of the 20 steps"),
+        ({"sampler": "euler"}, "sampler is 'euler'"),
+        ({"batch_size": 0}, "batch_size"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            generate(run.path, tmp_path / "out", 2, **{**OPTIONS, **options})
+    with pytest.raises(ValueError, match="num is 0"):
+        generate(run.path, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels():
+    """-1 is black, 1 is white, in between to the nearest of 256 levels."""
+    levels = to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 1, 5))
+    assert levels.flatten().tolist() == [0, 0, 128, 255, 255]

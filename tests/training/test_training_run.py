@@ -1,0 +1,256 @@
+"""Training runs: resuming bit for bit, run folders that are never overwritten, and what a run leaves behind."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from vmddpm.data import DataConfig
+from vmddpm.diffusion import DiffusionConfig
+from vmddpm.model import VMDDPM, ModelConfig
+from vmddpm.seeding import mix_seed
+from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
+from vmddpm.training import trainer as trainer_module
+from vmddpm.training.trainer import epoch_order, inputs_at, learning_rate_at, update_ema
+
+MODEL = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 2,
+         "layers_per_stage": 1}  # fmt: skip
+
+
+def config(**training):
+    options = {"batch_size": 3, "learning_rate": 1e-3, "steps": 6, "log_every": 1, "checkpoint_every": 2,
+               "sample_every": 3, "sample_count": 2, "sample_steps": 2, "device": "cpu", **training}  # fmt: skip
+    return RunConfig(ModelConfig(**MODEL), DiffusionConfig(timesteps=20), DataConfig(size=8), TrainingConfig(**options))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def weights(folder):
+    return {kind: VMDDPM.from_pretrained(str(folder.weights(kind))).state_dict() for kind in ("ema", "raw")}
+
+
+def assert_same_weights(a, b):
+    for kind in ("ema", "raw"):
+        assert a[kind].keys() == b[kind].keys()
+        assert all(torch.equal(a[kind][name], b[kind][name]) for name in a[kind])
+
+
+class Stop(Exception):
+    pass
+
+
+def train_until(step, cfg, images, folder, monkeypatch):
+    """Trains as a process that is killed at the start of a step."""
+    real = inputs_at
+
+    def inputs(dataset, at, cfg):
+        if at == step:
+            raise Stop
+        return real(dataset, at, cfg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "inputs_at", inputs)
+        with pytest.raises(Stop):
+            train(cfg, images, folder, progress=False)
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2, 3, 5])
+def test_a_stopped_run_ends_in_the_same_weights(images, tmp_path, monkeypatch, killed_at):
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    train(config(), images, whole, progress=False)
+    train_until(killed_at, config(), images, stopped, monkeypatch)
+    torch.rand(100)  # what else draws random numbers does not matter
+    train(config(), images, stopped, progress=False)
+    assert_same_weights(weights(whole), weights(stopped))
+    losses = [[(m["step"], m["loss"]) for m in folder.metrics()] for folder in (whole, stopped)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_can_be_made_longer(images, tmp_path):
+    whole, extended = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "extended")
+    train(config(steps=6), images, whole, progress=False)
+    train(config(steps=3), images, extended, progress=False)
+    train(config(steps=6), images, extended, progress=False)
+    assert_same_weights(weights(whole), weights(extended))
+
+
+def test_what_a_run_leaves_behind(images, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    model = train(config(), images, folder, progress=False)
+    assert folder.load_config() == config()
+    assert (tmp_path / "run" / "samples" / "step-00000003.png").exists()
+    assert Image.open(tmp_path / "run" / "samples" / "step-00000006.png").size == (18, 8)
+    assert Image.open(tmp_path / "run" / "loss.png").size[0] > 100
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    last = folder.metrics()[-1]
+    assert {"step", "loss", "gradient_norm", "learning_rate", "images_per_second", "seconds", "skipped"} <= set(last)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), weights(folder)["ema"].values()))
+    assert not [p for p in (tmp_path / "run").rglob("*") if "tmp" in p.name]
+
+
+def test_training_learns(tmp_path):
+    """One image, repeated: the loss falls well below that of predicting nothing, which is 1."""
+    image = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    folder = RunFolder(tmp_path)
+    train(config(steps=150, batch_size=8, checkpoint_every=1000, sample_every=0, flip=False), image, folder,
+          progress=False)  # fmt: skip
+    losses = [m["loss"] for m in folder.metrics()]
+    assert sum(losses[:5]) / 5 > 0.7
+    assert sum(losses[-20:]) / 20 < 0.4
+
+
+def test_the_untrained_start_depends_on_the_seed_alone(images, tmp_path):
+    torch.manual_seed(1)
+    train(config(steps=0), images, RunFolder(tmp_path / "a"), progress=False)
+    torch.manual_seed(2)
+    train(config(steps=0), images, RunFolder(tmp_path / "b"), progress=False)
+    train(config(steps=0, seed=1), images, RunFolder(tmp_path / "c"), progress=False)
+    a, b, c = (weights(RunFolder(tmp_path / name)) for name in "abc")
+    assert_same_weights(a, b)
+    assert any(not torch.equal(a["raw"][n], c["raw"][n]) for n in a["raw"])
+
+
+def test_every_epoch_visits_every_image_once(images):
+    cfg = config(flip=False)
+    seen = torch.cat([inputs_at(images, step, cfg)[0] for step in range(7)])         # 21 = 3 epochs of 7
+    for epoch in range(3):
+        batch = seen[7 * epoch : 7 * epoch + 7]
+        distances = (batch[:, None] - images[None]).flatten(2).abs().sum(2)
+        assert sorted(distances.argmin(1).tolist()) == list(range(7))
+        assert distances.min(1).values.max() == 0
+    assert epoch_order(7, 0, 0) != epoch_order(7, 0, 1)
+
+
+def test_ema_against_the_closed_form():
+    model, ema = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        ema.weight.fill_(0.0)
+        expected = 0.0
+        for step in range(40):
+            model.weight.fill_(float(step))
+            update_ema(ema, model, 0.7, step)
+            decay = min(0.7, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * step
+    assert ema.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_learning_rate():
+    options = TrainingConfig(steps=100, learning_rate=1.0, warmup_steps=10, cooldown=0.5)
+    rates = [learning_rate_at(options, step, 0.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [pytest.approx(1.0)] * 42
+    assert rates[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    by_time = TrainingConfig(steps=1000, minutes=1.0, learning_rate=1.0, cooldown=0.5)
+    assert learning_rate_at(by_time, 1, 45.0) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert learning_rate_at(TrainingConfig(), 12345, 1e9) == 1e-4
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(images, tmp_path):
+    broken = images.clone()
+    broken[2] = float("nan")
+    folder = RunFolder(tmp_path)
+    train(config(steps=6, sample_every=0), broken, folder, progress=False)
+    skipped = folder.metrics()[-1]["skipped"]
+    assert 0 < skipped < 6
+    assert all(torch.isfinite(v).all() for v in weights(folder)["raw"].values())
+
+
+def test_training_gives_up_when_nothing_is_finite(tmp_path):
+    with pytest.raises(TrainingError, match="not finite for 50 steps"):
+        train(config(steps=100), torch.full((4, 1, 8, 8), float("nan")), RunFolder(tmp_path), progress=False)
+
+
+def test_an_empty_data_set_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match="no image"):
+        train(config(), [], RunFolder(tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_minutes_end_a_run(images, tmp_path):
+    train(config(steps=10**6, minutes=0.02, sample_every=0), images, RunFolder(tmp_path), progress=False)
+    assert 1 <= RunFolder(tmp_path).load_checkpoint()["step"] < 10**4
+
+
+def test_another_configuration_is_refused_and_leaves_the_run_alone(images, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    train(config(steps=2), images, folder, progress=False)
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match=r"training\.learning_rate is 0\.001 there and 0\.002 here"):
+        train(config(steps=2, learning_rate=2e-3), images, folder, progress=False)
+    assert before == {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_something_else_is_refused(images, tmp_path):
+    (tmp_path / "thesis.docx").write_text("chapter 1")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train(config(), images, RunFolder(tmp_path), progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 100])
+def test_a_damaged_checkpoint_is_named(images, tmp_path, damage):
+    folder = RunFolder(tmp_path)
+    train(config(steps=2), images, folder, progress=False)
+    folder.checkpoint_path.write_bytes(damage(folder.checkpoint_path.read_bytes()))
+    with pytest.raises(RunError, match=r"checkpoint\.pt is damaged .* remove it to start"):
+        train(config(steps=3), images, folder, progress=False)
+
+
+def test_a_checkpoint_of_another_version_is_named(images, tmp_path):
+    folder = RunFolder(tmp_path)
+    train(config(steps=2), images, folder, progress=False)
+    torch.save({"schema": 99}, folder.checkpoint_path)
+    with pytest.raises(RunError, match="another version"):
+        train(config(steps=3), images, folder, progress=False)
+
+
+def test_a_checkpoint_cannot_run_code(images, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("owned").mkdir, ())
+
+    folder = RunFolder(tmp_path / "run")
+    train(config(steps=2), images, folder, progress=False)
+    torch.save({"schema": 1, "step": Evil()}, folder.checkpoint_path)
+    with pytest.raises(RunError, match="damaged"):
+        train(config(steps=3), images, folder, progress=False)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics_path.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert folder.metrics() == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"batch_size": 0}}, "batch_size is 0"),
+        ({"training": {"learning_rate": 0.0}}, "learning_rate"),
+        ({"training": {"precision": "fp8"}}, "precision"),
+        ({"data": {"channels": 3}}, "data.channels is 3 but model.image_channels is 1"),
+        ({"data": {"size": 30}}, "multiple of 32"),
+        ({"training": {"sample_steps": 7}}, "must divide"),
+    ],
+)
+def test_bad_configurations(changes, words):
+    parts = {"data": DataConfig, "training": TrainingConfig}
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**{name: parts[name](**fields) for name, fields in changes.items()})
+
+
+def test_bf16_trains(images, tmp_path):
+    folder = RunFolder(tmp_path)
+    train(config(steps=3, precision="bf16", sample_every=0), images, folder, progress=False)
+    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in weights(folder)["raw"].values())
+
+
+def test_streams_of_random_numbers_are_apart():
+    seeds = {mix_seed(0, stream, step) for stream in range(4) for step in range(1000)}
+    assert len(seeds) == 4000

@@ -1,0 +1,113 @@
+"""A run: the model, the process, the data and how they are trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vmddpm.data import DataConfig
+from vmddpm.diffusion import DiffusionConfig
+from vmddpm.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained (paper section IV-A, "Implementation").
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    steps: int = 400_000
+    """Optimiser steps; the length of training is not stated."""
+
+    minutes: float | None = None
+    """Stop after this much training time, if it comes before `steps`."""
+
+    batch_size: int = 16
+    """"a batch size of 16"."""
+
+    learning_rate: float = 1e-4
+    """"a minimum Learning Rate of 1e-4": of which schedule is not stated, so it is constant."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0; not stated."""
+
+    cooldown: float = 0.0
+    """Share of the run, at its end, over which the learning rate falls to a tenth; not stated."""
+
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient; not stated, the customary value."""
+
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights that sampling uses; not stated, the value of Ho et al. (2020). It starts lower:
+    after n steps it is at most (1 + n) / (10 + n). The raw weights are kept beside the averaged ones."""
+
+    flip: bool = True
+    """"image flipping and other preprocessing operations": random horizontal flips. On chest X-rays they put the heart
+    on the right in half of the images."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network under autocast; weights, optimiser and scan states are float32 in both."""
+
+    seed: int = 0
+    """Everything random about a run follows from it: weights, data order, flips, steps, noise, visit orders."""
+
+    device: str = "auto"
+    """"auto" is the GPU if there is one, else the CPU."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    checkpoint_every: int = 2000
+    """Steps between checkpoints."""
+
+    sample_every: int = 10_000
+    """Steps between grids of samples, of the averaged weights; 0 for none."""
+
+    sample_count: int = 16
+    """Images in such a grid."""
+
+    sample_steps: int = 50
+    """DDIM steps of such a grid, a divisor of diffusion.timesteps."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every", "checkpoint_every", "sample_count", "sample_steps"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("steps", "warmup_steps", "sample_every", "seed"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("learning_rate", "gradient_clip"):
+            self._require(getattr(self, name) > 0, name, "above 0")
+        self._require(self.minutes is None or self.minutes >= 0, "minutes", "at least 0, or null for no limit")
+        self._require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
+        self._require(0 <= self.cooldown <= 1, "cooldown", "a share from 0 to 1")
+        self._require(self.precision in ("fp32", "bf16"), "precision", '"fp32" or "bf16"')
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run folder's config.yaml holds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.channels != self.model.image_channels:
+            raise ValueError(
+                f"data.channels is {self.data.channels} but model.image_channels is {self.model.image_channels}; "
+                "they must be equal"
+            )
+        if self.data.size % self.model.size_multiple:
+            raise ValueError(
+                f"data.size is {self.data.size}; it must be a multiple of {self.model.size_multiple} "
+                f"for model.sampling {self.model.sampling}"
+            )
+        if self.diffusion.timesteps % self.training.sample_steps:
+            raise ValueError(
+                f"training.sample_steps is {self.training.sample_steps}; it must divide "
+                f"diffusion.timesteps, {self.diffusion.timesteps}"
+            )

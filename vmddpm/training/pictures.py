@@ -1,0 +1,69 @@
+"""Grids of images and the loss curve, as PNG files."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vmddpm.files import written_whole
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded to the nearest of 256 levels."""
+    levels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round()
+    return levels.byte().permute(0, 2, 3, 1).numpy()
+
+
+def grid(images: Tensor, margin: int = 2) -> np.ndarray:
+    """(B, C, H, W) in [-1, 1], side by side in as square a grid as possible: uint8 (H, W, C)."""
+    return tiled(to_uint8(images), margin)
+
+
+def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
+    """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C)."""
+    count, height, width, channels = tiles.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = np.zeros((rows * (height + margin) - margin, columns * (width + margin) - margin, channels), np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * (height + margin), number % columns * (width + margin)
+        canvas[top : top + height, left : left + width] = tile
+    return canvas
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """uint8 (H, W, 1 or 3)."""
+    with written_whole(path) as temporary:
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary)
+
+
+def load_png(path: Path) -> np.ndarray:
+    """uint8 (H, W, 1 or 3)."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
+    """The loss of every logged step and its running median."""
+    from matplotlib.figure import Figure
+
+    steps = np.array([line["step"] for line in metrics])
+    losses = np.array([line["loss"] for line in metrics], float)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
+    window = max(1, len(losses) // 30)
+    if window > 1:
+        padded = np.pad(losses, (window // 2, window - 1 - window // 2), mode="edge")
+        running = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
+        axes.plot(steps, running, color="C0", label="running median")
+    if len(losses) and losses.min() > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="mean squared error", title="Training loss")
+    axes.legend()
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
