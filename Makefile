@@ -3,7 +3,7 @@
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
-MINUTES ?= 6
+MINUTES ?= 10
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 

@@ -41,7 +41,7 @@ def build_parser() -> Any:
     parser = ArgumentParser(prog="vmddpm", description="VM-DDPM: Vision-Mamba diffusion for medical image synthesis.")
     commands = parser.add_subcommands(required=True)
 
-    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Keeps the line breaks of the examples."""
 
     def command(description: str) -> ArgumentParser:

@@ -45,32 +45,44 @@ inline Vec<T> broadcast(T value) {
   return Vec<T>{} + value;
 }
 
-// Sum over the lanes, halving the register each time.
+// A register folded to 16 bytes by adding its upper half to its lower half until it fits.
 template <typename T, int bytes>
-struct LaneSum {
-  using V = typename VectorOf<T, bytes>::type;
-  using H = typename VectorOf<T, bytes / 2>::type;
-  static inline T of(const V& v) {
+inline typename VectorOf<T, 16>::type fold(typename VectorOf<T, bytes>::type v) {
+  if constexpr (bytes == 16) {
+    return v;
+  } else {
     struct Halves {
-      H low, high;
+      typename VectorOf<T, bytes / 2>::type low, high;
     };
     const Halves halves = bit_cast<Halves>(v);
-    return LaneSum<T, bytes / 2>::of(halves.low + halves.high);
+    return fold<T, bytes / 2>(halves.low + halves.high);
   }
-};
-
-template <typename T>
-struct LaneSum<T, 16> {
-  static inline T of(const typename VectorOf<T, 16>::type& v) {
-    T sum = v[0];
-    for (int i = 1; i < 16 / static_cast<int>(sizeof(T)); ++i) sum += v[i];
-    return sum;
-  }
-};
-
-template <typename T>
-inline T lane_sum(const Vec<T>& v) {
-  return LaneSum<T, kVectorBytes>::of(v);
 }
+
+// target[s] += the sum over the lanes of v[s].
+template <typename T, int S>
+inline void add_lane_sums(const Vec<T>* v, T* target) {
+  for (int s = 0; s < S; ++s) {
+    const auto folded = fold<T, kVectorBytes>(v[s]);
+    T sum = folded[0];
+    for (int i = 1; i < 16 / static_cast<int>(sizeof(T)); ++i) sum += folded[i];
+    target[s] += sum;
+  }
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+// Four at a time: a transposition of four by four instead of four sums along a register.
+template <>
+inline void add_lane_sums<float, 4>(const Vec<float>* v, float* target) {
+  using Q = VectorOf<float, 16>::type;
+  Q q[4], sums;
+  for (int s = 0; s < 4; ++s) q[s] = fold<float, kVectorBytes>(v[s]);
+  const Q ab = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5) + __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7);
+  const Q cd = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5) + __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
+  std::memcpy(&sums, target, sizeof(Q));
+  sums += __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  std::memcpy(target, &sums, sizeof(Q));
+}
+#endif
 
 }  // namespace

@@ -68,12 +68,13 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
     T* dC = w.dC + i * states + n;
     const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
     V ddrive = w.ddrive[i], ddelta = w.ddelta[i];
+    V lanes_of_dB[S], lanes_of_dC[S];
     for (int s = 0; s < S; ++s) {
       const V decay = w.decay[i * S + s];
       const V g = adjoint[s] + dy * C[s];
       const V gphi = kZoh ? g * w.phi[i * S + s] : g;
-      dC[s] += lane_sum<T>(dy * w.before[(i + 1) * S + s]);
-      dB[s] += lane_sum<T>(gphi * drive);
+      lanes_of_dC[s] = dy * w.before[(i + 1) * S + s];
+      lanes_of_dB[s] = gphi * drive;
       ddrive += gphi * B[s];
       adjoint[s] = decay * g;
       V dv = adjoint[s] * w.before[i * S + s];
@@ -81,6 +82,8 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
       ddelta += dv * a[s];
       gradA[s] += dv * delta;
     }
+    add_lane_sums<T, S>(lanes_of_dB, dB);
+    add_lane_sums<T, S>(lanes_of_dC, dC);
     w.ddrive[i] = ddrive;
     w.ddelta[i] = ddelta;
   }

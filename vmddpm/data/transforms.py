@@ -80,8 +80,7 @@ def centre_square(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0))
     """The largest centred part that is square in millimetres.
 
     Resizing that part to a square also makes its pixels square: thick slices seen from the side are stretched
-        to
-    their true proportions, by one interpolation instead of two. The sides are right to the nearest pixel.
+    to their true proportions, by one interpolation instead of two. The sides are right to the nearest pixel.
 
     Args:
         pixels: (H, W) or (H, W, 3).
