@@ -8,6 +8,7 @@ from typing import Any
 
 PRESETS = sorted(path.name[:-5] for path in files("vmddpm.presets").iterdir() if path.name.endswith(".yaml"))
 
+_HELP = "VM-DDPM: Vision-Mamba diffusion for medical image synthesis."
 _TRAIN_HELP = """Train a VM-DDPM on a folder of images, or continue the run in a run folder.
 
 example:
@@ -37,23 +38,20 @@ def build_parser() -> Any:
 
     from vmddpm.training import RunConfig
 
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the line breaks of the examples; jsonargparse hands it on to the sub-commands."""
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="vmddpm", description="VM-DDPM: Vision-Mamba diffusion for medical image synthesis.")
+    parser = ArgumentParser(prog="vmddpm", description=_HELP, formatter_class=Formatter)
     commands = parser.add_subcommands(required=True)
 
-    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the line breaks of the examples."""
-
-    def command(description: str) -> ArgumentParser:
-        return ArgumentParser(description=description, formatter_class=Formatter)
-
-    train = command(_TRAIN_HELP)
+    train = ArgumentParser(description=_TRAIN_HELP)
     train.add_argument("--config", action="config", help=f"a YAML file, or a preset: {', '.join(PRESETS)}")
     train.add_argument("--run", type=str, required=True, help="the run folder; a run that is there is continued")
     train.add_class_arguments(RunConfig)
     commands.add_subcommand("train", train, help="train, or continue a run")
 
-    sample = command(_SAMPLE_HELP)
+    sample = ArgumentParser(description=_SAMPLE_HELP)
     sample.add_argument("--run", type=str, required=True, help="the run folder")
     sample.add_argument("--out", type=str, required=True, help="folder for the images; those already there are kept")
     sample.add_argument("--num", type=int, default=16, help="number of images")
@@ -65,13 +63,13 @@ def build_parser() -> Any:
     sample.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
     commands.add_subcommand("sample", sample, help="draw images")
 
-    demo = command(_DEMO_HELP)
+    demo = ArgumentParser(description=_DEMO_HELP)
     demo.add_argument("--minutes", type=float, default=6.0, help="training time")
     demo.add_argument("--out", type=str, default="runs/demo", help="the run folder")
     demo.add_argument("--images", type=int, default=64, help="real and synthetic images in the picture")
     commands.add_subcommand("demo", demo, help="train on a real brain for a few minutes and look")
 
-    commands.add_subcommand("info", command(_INFO_HELP), help="versions and backends")
+    commands.add_subcommand("info", ArgumentParser(description=_INFO_HELP), help="versions and backends")
     return parser
 
 

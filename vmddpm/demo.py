@@ -33,7 +33,7 @@ def demo_config(minutes: float) -> RunConfig:
 
 
 def mni152_slices(config: DataConfig) -> SliceDataset:
-    """Slices, 3 mm apart, of the MNI152 T1 template, an average of 152 adult brains, from the files of nilearn itself."""
+    """Slices, 3 mm apart, of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files."""
     from nilearn.datasets import load_mni152_template
 
     return from_volumes([load_mni152_template(resolution=3)], config)
@@ -42,8 +42,8 @@ def mni152_slices(config: DataConfig) -> SliceDataset:
 def demo(out: Path, *, minutes: float = 6.0, count: int = 64) -> dict[str, float]:
     """Trains for `minutes`, then writes `out`/demo.png with `count` real and `count` synthetic slices.
 
-    Returns (and writes to `out`/demo.json) the figure of merit before and after training, and of real slices against
-    other real slices, the best that can be hoped for.
+    Returns (and writes to `out`/demo.json) the figure of merit before and after training, against all slices, and for
+    scale that of `count` real slices against the other real ones.
 
     Raises:
         RunError: if `out` holds anything but a demo run; a demo run is continued.
@@ -94,7 +94,7 @@ def _draw(model: VMDDPM, config: RunConfig, count: int, title: str) -> Tensor:
 def _draw_comparison(real: Tensor, synthetic: Tensor, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6.4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12, 6.2), layout="constrained", facecolor="white")
     for axes, images, title in zip(figure.subplots(1, 2), (real, synthetic), ("real (MNI152)", "synthetic (VM-DDPM)")):
         axes.imshow(grid(images).squeeze(2), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title)

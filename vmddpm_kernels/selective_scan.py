@@ -156,6 +156,8 @@ def scan_routes_with_states(
     check_float("A", A, x)
     if A.dim() != 3:
         raise ValueError(f"A must have shape (K, D, N), got {tuple(A.shape)}")
+    if K < 1:
+        raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
     states = A.shape[2]
     check_states(states)
     check_shape("A", A, "K, D, N", (K, dim, states))

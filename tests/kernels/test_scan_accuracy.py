@@ -45,17 +45,22 @@ def compare(problems, operator, loop, dtype):
         assert_as_accurate(ours, theirs, exact, ours.dtype if name == "last_state" else dtype, name)
 
 
-CASES = [
-    # L, N, K, D: every length and state count, both route counts, odd channel counts
-    (1, 1, 1, 3), (1, 16, 4, 17), (7, 4, 4, 5), (7, 64, 1, 3), (49, 1, 4, 33), (49, 16, 4, 19), (64, 4, 1, 7),
-    (64, 64, 4, 5), (196, 16, 4, 17), (196, 1, 1, 35), (1024, 16, 4, 9), (1024, 4, 1, 17), (1024, 1, 4, 3),
-    (1024, 64, 1, 3), (65, 5, 2, 15),
-]  # fmt: skip
+DIMS = {1: 17, 7: 5, 49: 19, 64: 7, 65: 15, 196: 17, 1024: 9}  # odd, on both sides of a register's width
 
 
-@pytest.mark.parametrize("discretization", ["mamba", "zoh"])
-@pytest.mark.parametrize(("length", "states", "K", "dim"), CASES)
-def test_cross_selective_scan_float32(length, states, K, dim, discretization):
+def sizes():
+    """Lengths, state counts and routes in every combination; the slowest of them only in the nightly run."""
+    for length in (1, 7, 49, 64, 65, 196, 1024):
+        for states in (1, 4, 5, 16, 64):
+            for K in (1, 4):
+                for discretization in ("mamba", "zoh"):
+                    slow = length == 1024 and discretization == "zoh"
+                    marks = [pytest.mark.slow] if slow or states == 5 or length == 65 else []
+                    yield pytest.param(length, states, K, discretization, marks=marks)
+
+
+@pytest.mark.parametrize(("length", "states", "K", "discretization"), sizes())
+def test_cross_selective_scan_float32(length, states, K, discretization):
     g = torch.Generator().manual_seed(length)
     table = torch.stack([torch.randperm(length, generator=g) for _ in range(K)]).int()
     options = {"table": table, "discretization": discretization, "return_last_state": True}
@@ -66,6 +71,7 @@ def test_cross_selective_scan_float32(length, states, K, dim, discretization):
     def loop(*t):
         return scan_loop(*t, table=table, zoh=discretization == "zoh")
 
+    dim = DIMS[length]
     batch = 1 if length > 500 else 2
     repeats = max(1, min(128 // (K * dim), 1024 // length))
     problems = [image_problem(batch, K, length, dim, states, torch.float32, seed) for seed in range(repeats)]
@@ -91,13 +97,12 @@ def test_cross_selective_scan_other_dtypes(dtype, softplus):
     compare([(x, delta, A, B, C, D, bias, h0)], operator, loop, dtype)
 
 
-@pytest.mark.parametrize("channel_last", [False, True])
-@pytest.mark.parametrize(("length", "states", "groups", "dim"), [(7, 3, 1, 5), (196, 16, 4, 20), (1024, 4, 2, 6)])
-def test_selective_scan_float32(length, states, groups, dim, channel_last):
-    """The same operator on sequences, with groups, in both layouts."""
-    batch = 2
-    _, *rest = image_problem(batch, groups, length, dim // groups, states, torch.float32)
-    u = torch.randn(batch, groups, length, dim // groups)
+@pytest.mark.parametrize(("length", "states", "groups", "discretization"), sizes())
+def test_selective_scan_float32(length, states, groups, discretization):
+    """The same operator on sequences, with groups; the layouts take turns."""
+    batch, dim = 1 if length > 500 else 2, DIMS[length]
+    channel_last = states in (1, 16)
+    repeats = max(1, min(128 // (groups * dim), 512 // length))
 
     def operator(backend, u, delta, A, B, C, D, bias, h0):
         def sequences(t):  # (B, G, L, C) -> (B, L, G C) or (B, G C, L)
@@ -108,12 +113,17 @@ def test_selective_scan_float32(length, states, groups, dim, channel_last):
         out, last = vk.selective_scan(
             sequences(u), sequences(delta), A.flatten(0, 1), B, C, D.flatten(), delta_bias=bias.flatten(),
             initial_state=h0.flatten(1, 2), delta_softplus=True, return_last_state=True, channel_last=channel_last,
-            backend=backend,
+            discretization=discretization, backend=backend,
         )  # fmt: skip
         out = out if channel_last else out.transpose(1, 2)
         return out.unflatten(2, (groups, -1)).transpose(1, 2), last.unflatten(1, (groups, -1))
 
-    compare([(u, *rest)], operator, lambda *t: scan_loop(*t, merge=False), torch.float32)
+    problems = []
+    for seed in range(repeats):
+        _, *rest = image_problem(batch, groups, length, dim, states, torch.float32, seed)
+        u = torch.randn(batch, groups, length, dim, generator=torch.Generator().manual_seed(seed))
+        problems.append((u, *rest))
+    compare(problems, operator, lambda *t: scan_loop(*t, merge=False, zoh=discretization == "zoh"), torch.float32)
 
 
 def test_selective_scan_gate_and_single_group():

@@ -217,6 +217,8 @@ def broken(**changes):
         ({"x": torch.zeros(2, 6, 3, dtype=torch.complex64)}, TypeError, "complex64"),
         ({"delta": torch.zeros(2, 4, 6, 4)}, ValueError, r"delta must have shape \(B, K, L, D\) = \(2, 4, 6, 3\)"),
         ({"A": torch.zeros(4, 3, 257)}, ValueError, "1 to 256 states"),
+        ({"A": torch.zeros(4, 3, 0)}, ValueError, "1 to 256 states"),
+        ({"delta": torch.zeros(2, 0, 6, 3), "A": torch.zeros(0, 3, 2)}, ValueError, "at least one route"),
         ({"A": torch.zeros(4, 2, 2)}, ValueError, "A must have shape"),
         ({"B": torch.zeros(2, 4, 2, 6)}, ValueError, "B must have shape"),
         ({"C": torch.zeros(2, 4, 6, 2, device="meta")}, ValueError, "C is on meta"),

@@ -49,6 +49,32 @@ def test_the_variant_without_a_patch_embedding_is_at_a_16th():
     assert model(x, t).shape == x.shape
 
 
+@pytest.mark.parametrize("image_skip", [False, True])
+def test_the_image_reaches_the_projection_only_through_its_skip(image_skip):
+    """With the decoder silenced, what is left is the way over the skip at full resolution, one pixel wide."""
+    model = make_model(image_skip=image_skip)
+    with torch.no_grad():
+        model.decoder[-1].up.weight.zero_()
+    x, t = noise(1, 1, 32, 32), torch.tensor([7])
+    moved = x.clone()
+    moved[0, 0, 16, 16] += 1
+    change = (model(moved, t) - model(x, t)).abs()[0, 0]
+    assert (change[16, 16] > 1e-4) == image_skip
+    assert (change.max() > 0) == image_skip
+
+
+def test_the_image_skip_starts_as_no_more_than_a_convolution():
+    """Its ResNet block is the identity at first, and a new model predicts zero with it too."""
+    torch.manual_seed(0)
+    model = VMDDPM(ModelConfig(**SMALL, image_skip=True))
+    h, x, time = noise(2, 8, 6, 6), noise(2, 1, 6, 6), noise(2, 32)
+    expected = torch.nn.functional.conv2d(
+        torch.cat([h, x], 1), model.image_fusion.fuse.weight, model.image_fusion.fuse.bias, padding=1
+    )
+    assert torch.equal(model.image_fusion(h, x, time), expected)
+    assert model(noise(1, 1, 32, 32), torch.tensor([3])).abs().max() == 0
+
+
 def test_layout():
     model = VMDDPM(ModelConfig(**SMALL))
     assert [len(stage.layers) for stage in model.encoder] == [2, 2, 2, 2]

@@ -32,6 +32,12 @@ class ModelConfig:
     Four samplings by 2 stop at H/16, so the first is by 4, as in the patch embedding of VMamba and VM-UNet.
     (2, 2, 2, 2) is the variant that takes H/32 for a slip: finer detail, four times the tokens."""
 
+    image_skip: bool = False
+    """III-B: "perform feature fusion on the feature map extracted from the encoding path and the corresponding
+    resolution on the decoding path". At the image's own resolution the encoding path has the noisy image alone,
+    and the final projection "restores" the image from the decoder without it. True fuses the two there, with a
+    ResNet block: more work at full resolution, but fine detail and low noise levels are learned much sooner."""
+
     layers_per_stage: int = 2
     """III-B: "connect two State Space Layers (SSLayers) in series and perform up or down sampling
     operations". The order within a stage is open: the encoder samples first and the decoder last, so that

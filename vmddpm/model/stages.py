@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.regeneration import VisitOrders
+from vmddpm.model.resnet_block import ResNetBlock
 from vmddpm.model.ss_layer import SSLayer
 
 
@@ -62,3 +63,16 @@ class DecoderStage(nn.Module):
         x = self.fuse(torch.cat([x, skip], dim=1))
         x = self.layers(x, time, orders)
         return F.pixel_shuffle(self.up(self.norm(x)), self.factor)
+
+
+class ImageFusion(nn.Module):
+    """The skip at the image's own resolution (`image_skip`): features and noisy image, concatenated, a 3 x 3
+    convolution back to C, and a ResNet block that sees the time: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(channels + config.image_channels, channels, 3, padding=1)
+        self.block = ResNetBlock(channels, config.time_dim, config.norm_groups)
+
+    def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:
+        return self.block(self.fuse(torch.cat([features, image], dim=1)), time)

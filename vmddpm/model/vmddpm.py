@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.regeneration import VisitOrders, fresh_order_key
-from vmddpm.model.stages import DecoderStage, EncoderStage, SSLayers
+from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
 from vmddpm.model.time_embedding import TimeEmbedding
 
 
@@ -45,6 +45,7 @@ class VMDDPM(
         self.decoder = nn.ModuleList(
             DecoderStage(widths[i], outputs[i], factors[i], config) for i in reversed(stages)
         )
+        self.image_fusion = ImageFusion(widths[0], config) if config.image_skip else None
         self.projection = nn.Sequential(
             nn.GroupNorm(config.norm_groups, widths[0]),
             nn.SiLU(),
@@ -70,11 +71,13 @@ class VMDDPM(
             ValueError: if the shape of x or t does not fit.
         """
         time, orders = self._prepare(x, t, order_key)
-        x, skips = self._encode(x, time, orders)
-        x = self.bottleneck(x, time, orders)
+        h, skips = self._encode(x, time, orders)
+        h = self.bottleneck(h, time, orders)
         for stage in self.decoder:
-            x = stage(x, skips.pop(), time, orders)
-        return self.projection(x)
+            h = stage(h, skips.pop(), time, orders)
+        if self.image_fusion is not None:
+            h = self.image_fusion(h, x, time)
+        return self.projection(h)
 
     def encode(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in

@@ -109,6 +109,8 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
                 folder.log(metrics)
                 for name in ("loss", "gradient_norm", "images_per_second"):
                     board.add_scalar(name, metrics[name], step)
+                if options.minutes and seconds > 0:  # the time will run out first: show the steps there is time for
+                    bar.total = min(options.steps, round(step * 60 * options.minutes / seconds))
                 bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{speed:.1f}", refresh=False)
             bar.update()
             if options.sample_every and step % options.sample_every == 0:
