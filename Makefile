@@ -19,7 +19,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-nightly: install lint  ## longer tests, more random cases
+nightly: install lint  ## longer tests, more random cases, every instruction set
+	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(BIN)/pytest tests/kernels/test_scan_accuracy.py || exit 1; done
 	$(BIN)/pytest -m "" --hypothesis-profile=nightly
 
 install: .venv/installed

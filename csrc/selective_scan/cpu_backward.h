@@ -13,7 +13,8 @@ template <typename T>
 struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
   Vec<T>*before, *decay, *phi, *dphi;                       // kStatesAtOnce registers a step; `before` one step more
-  Vec<T>*A, *dh, *dA, *dD, *dbias;                          // carried over the chunks, for each block of the group
+  Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the group
+  LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan) {
     for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
@@ -21,8 +22,9 @@ struct BackwardBuffers {
     decay = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
     phi = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
     dphi = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
-    for (Vec<T>** carried : {&A, &dh, &dA}) *carried = arena.take<Vec<T>>(plan.blocks_per_group * p.states);
-    for (Vec<T>** carried : {&dD, &dbias}) *carried = arena.take<Vec<T>>(plan.blocks_per_group);
+    for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(plan.blocks_per_group * p.states);
+    dA = arena.take<LongSum<T>>(plan.blocks_per_group * p.states);
+    for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(plan.blocks_per_group);
     for (T** rows : {&B, &C, &dB, &dC}) *rows = arena.take<T>(plan.chunk * p.states);
   }
 };
@@ -31,7 +33,7 @@ struct BackwardBuffers {
 //   g_i = dh + C dy,  dC += <dy, h_i>,  dB += <g phi, drive>,  ddrive += g phi B,
 //   dv = g (e^v h_{i-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 template <typename T, int S, bool kZoh>
-void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* h, Vec<T>* dh, Vec<T>* dA, int64_t n,
+void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
                     int64_t states, int64_t steps) {
   using V = Vec<T>;
   V a[S], state[S];
@@ -89,7 +91,7 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
   }
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
-    dA[s] += gradA[s];
+    dA[s].add(gradA[s]);
   }
 }
 
@@ -118,7 +120,8 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   }
 
   const V* A = w.A + local * N;
-  V *dh = w.dh + local * N, *dA = w.dA + local * N;
+  V* dh = w.dh + local * N;
+  LongSum<T>* dA = w.dA + local * N;
   int64_t n = 0;
   for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
     adjoint_states<T, kStatesAtOnce, kZoh>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
@@ -126,18 +129,17 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   for (; n < N; ++n) adjoint_states<T, 1, kZoh>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
 
   // drive = delta x and y has D x in it; the tiles of ddrive and ddelta become those of dx and of the raw delta.
-  // Sums over the sequence are taken chunk by chunk, which keeps their rounding error from growing with its length.
   const V D = load_channels<T>(p.D, row, columns);
-  V dD[2] = {}, dbias[2] = {};
+  V dD[4] = {}, dbias[4] = {};
   for (int64_t i = 0; i < steps.count; ++i) {
     const V ddelta = (w.ddelta[i] + w.ddrive[i] * w.x[i]) * w.slope[i];
     w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
     w.ddelta[i] = ddelta;
-    dD[i & 1] += w.dy[i] * w.x[i];
-    dbias[i & 1] += ddelta;
+    dD[i & 3] += w.dy[i] * w.x[i];
+    dbias[i & 3] += ddelta;
   }
-  w.dD[local] += dD[0] + dD[1];
-  w.dbias[local] += dbias[0] + dbias[1];
+  w.dD[local].add((dD[0] + dD[1]) + (dD[2] + dD[3]));
+  w.dbias[local].add((dbias[0] + dbias[1]) + (dbias[2] + dbias[3]));
   store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),
                 p.shared && k > 0);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
@@ -160,8 +162,9 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       const int64_t columns = columns_of(p, plan, block);
       load_states<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
       load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, w.dh + local * N);
-      for (int64_t n = 0; n < N; ++n) w.dA[local * N + n] = Vec<T>{};
-      w.dD[local] = w.dbias[local] = Vec<T>{};
+      for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
+      w.dD[local].clear();
+      w.dbias[local].clear();
     }
     for (int64_t chunk = plan.chunks - 1; chunk >= 0; --chunk) {
       const Steps steps = steps_of(p, plan, k, chunk);
@@ -179,10 +182,12 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);
       const int64_t row = sequence * p.channels + block * plan.lanes;
-      store_states<T>(g.dA, row, columns, N, w.dA + local * N);
-      if (g.dinitial_state) store_states<T>(g.dinitial_state, row, columns, N, w.dh + local * N);
-      if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local]);
-      if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local]);
+      for (int64_t n = 0; n < N; ++n) {
+        store_state<T>(g.dA, row, columns, N, n, w.dA[local * N + n].total);
+        if (g.dinitial_state) store_state<T>(g.dinitial_state, row, columns, N, n, w.dh[local * N + n]);
+      }
+      if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
+      if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
     }
   }
 }

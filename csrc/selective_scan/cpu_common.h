@@ -77,11 +77,9 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
 }
 
 template <typename T>
-void store_states(void* target, int64_t row, int64_t columns, int64_t states, const Vec<T>* in) {
+void store_state(void* target, int64_t row, int64_t columns, int64_t states, int64_t n, Vec<T> value) {
   T* to = static_cast<T*>(target) + row * states;
-  for (int64_t n = 0; n < states; ++n) {
-    for (int64_t c = 0; c < columns; ++c) to[c * states + n] = in[n][c];
-  }
+  for (int64_t c = 0; c < columns; ++c) to[c * states + n] = value[c];
 }
 
 // One value a channel: a (K, D) or (B, K, D) parameter.
@@ -98,6 +96,20 @@ template <typename T>
 void store_channels(void* target, int64_t row, int64_t columns, Vec<T> v) {
   for (int64_t c = 0; c < columns; ++c) static_cast<T*>(target)[row + c] = v[c];
 }
+
+// A sum over the chunks of a sequence that keeps what each addition rounds away (Kahan), so that its error does not grow
+// with the length.
+template <typename T>
+struct LongSum {
+  Vec<T> total, lost;
+  void clear() { total = lost = Vec<T>{}; }
+  void add(Vec<T> value) {
+    const Vec<T> corrected = value - lost;
+    const Vec<T> sum = total + corrected;
+    lost = (sum - total) - corrected;
+    total = sum;
+  }
+};
 
 // A tile of channels; lanes beyond the last channel read as zero.
 template <typename T>
