@@ -5,7 +5,7 @@ import pytest
 import torch
 
 hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True)
-hypothesis.settings.register_profile("nightly", max_examples=3000, deadline=None)
+hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("default")
 
 

@@ -91,13 +91,14 @@ def selective_scan(
     else:
         h = initial_state.to(dtype)
     ys = []
-    for step in range(length):
-        v = delta[:, :, step, :, None] * A                                              # (B, K, D, N)
-        drive = (delta[:, :, step] * x[:, :, step])[..., None] * B[:, :, step, None, :]  # (B, K, D, N)
+    # unbind, not indexing: the gradient of an index is a tensor of the whole sequence, at every step.
+    for x_l, delta_l, B_l, C_l in zip(*(t.unbind(2) for t in (x, delta, B, C))):
+        v = delta_l[..., None] * A                                              # (B, K, D, N)
+        drive = (delta_l * x_l)[..., None] * B_l[:, :, None, :]                 # (B, K, D, N)
         if zoh:
             drive = drive * zoh_factor(v)
         h = torch.exp(v) * h + drive
-        ys.append((h * C[:, :, step, None, :]).sum(-1))                                 # (B, K, D)
+        ys.append((h * C_l[:, :, None, :]).sum(-1))                             # (B, K, D)
     y = torch.stack(ys, dim=2) if ys else x.new_zeros(batch, K, 0, dim)
     if D is not None:
         y = y + D.to(dtype)[:, None, :] * x
