@@ -40,11 +40,6 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-template <typename T>
-inline Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
-}
-
 // A register folded to 16 bytes by adding its upper half to its lower half until it fits.
 template <typename T, int bytes>
 inline typename VectorOf<T, 16>::type fold(typename VectorOf<T, bytes>::type v) {

@@ -24,7 +24,7 @@ struct ScanParams {
 
   View y;                      // Acc
   void* last_state;            // Acc (B, K, D, N)
-  void* checkpoints;           // Acc, checkpoint_elements() of them, or null: states at the chunk boundaries
+  void* checkpoints;           // Acc (B, K, chunks, blocks, N, lanes) of the ScanPlan, or null: states before each chunk
 };
 
 struct ScanGradParams {
@@ -32,7 +32,7 @@ struct ScanGradParams {
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
   View dx, ddelta;             // Acc
-  void* dB;                    // Acc (P, B, K, L, N) in pixel order, P = channel_groups(): partial sums
+  void* dB;                    // Acc (groups, B, K, L, N) in pixel order: a partial sum for each group of the ScanPlan
   void* dC;                    // likewise
   void* dA;                    // Acc (B, K, D, N): to be summed over the batch
   void* dD;                    // Acc (B, K, D) or null
