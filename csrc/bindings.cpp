@@ -12,6 +12,9 @@
 
 #include "common/dispatch.h"
 #include "cross_scan/cross_scan.h"
+#ifdef VMDDPM_CUDA
+#include "selective_scan/cuda.h"
+#endif
 
 namespace py = pybind11;
 using namespace vmddpm;
@@ -101,7 +104,7 @@ void scan_forward(const py::tuple& problem, const py::dict& tensors, const py::t
   cpu_kernels().scan_forward(p);
 }
 
-void scan_backward(const py::tuple& problem, const py::dict& tensors, const py::dict& grads) {
+ScanGradParams grad_params(const py::tuple& problem, const py::dict& tensors, const py::dict& grads) {
   ScanGradParams g;
   g.forward = scan_params(problem, tensors);
   g.forward.checkpoints = pointer(tensors["checkpoints"]);
@@ -115,6 +118,11 @@ void scan_backward(const py::tuple& problem, const py::dict& tensors, const py::
   g.dD = pointer(grads["dD"]);
   g.ddelta_bias = pointer(grads["ddelta_bias"]);
   g.dinitial_state = pointer(grads["dinitial_state"]);
+  return g;
+}
+
+void scan_backward(const py::tuple& problem, const py::dict& tensors, const py::dict& grads) {
+  const ScanGradParams g = grad_params(problem, tensors, grads);
   const py::gil_scoped_release release;
   cpu_kernels().scan_backward(g);
 }
@@ -142,6 +150,84 @@ void cross_merge(int64_t batch, int64_t routes, int64_t length, int64_t channels
   cross_merge_cpu(p);
 }
 
+#ifdef VMDDPM_CUDA
+
+// (device, stream, segment_state, segment_delta)
+struct GpuCall {
+  int device;
+  void* stream;
+  GpuScanWork work;
+  explicit GpuCall(const py::tuple& call)
+      : device(call[0].cast<int>()), stream(pointer(call[1])), work{pointer(call[2]), pointer(call[3])} {}
+};
+
+GpuScanPlan cuda_plan(const py::tuple& problem, const py::tuple& limits, bool backward) {
+  ScanParams p{};
+  p.batch = problem[0].cast<int64_t>();
+  p.routes = problem[1].cast<int64_t>();
+  p.length = problem[2].cast<int64_t>();
+  p.channels = problem[3].cast<int64_t>();
+  p.states = problem[4].cast<int64_t>();
+  p.wide = problem[5].cast<bool>();
+  p.zoh = problem[7].cast<bool>();
+  p.shared = problem[8].cast<bool>();
+  return cuda_scan_plan(p, {limits[0].cast<int64_t>(), limits[1].cast<int64_t>()}, backward);
+}
+
+void cuda_forward(const py::tuple& problem, const py::dict& tensors, const py::tuple& y, uintptr_t last_state,
+                  uintptr_t checkpoints, const GpuScanPlan& plan, const py::tuple& call) {
+  ScanParams p = scan_params(problem, tensors);
+  p.y = view(y);
+  p.last_state = reinterpret_cast<void*>(last_state);
+  p.checkpoints = reinterpret_cast<void*>(checkpoints);
+  const GpuCall gpu(call);
+  const py::gil_scoped_release release;
+  cuda_scan_forward(p, plan, gpu.work, gpu.device, gpu.stream);
+}
+
+void cuda_backward(const py::tuple& problem, const py::dict& tensors, const py::dict& grads, const GpuScanPlan& plan,
+                   const py::tuple& call) {
+  const ScanGradParams g = grad_params(problem, tensors, grads);
+  const GpuCall gpu(call);
+  const py::gil_scoped_release release;
+  cuda_scan_backward(g, plan, gpu.work, gpu.device, gpu.stream);
+}
+
+void cuda_scan(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table, const py::tuple& image,
+               const py::tuple& sequences, int device, uintptr_t stream) {
+  const CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, 1);
+  const py::gil_scoped_release release;
+  cross_scan_cuda(p, device, reinterpret_cast<void*>(stream));
+}
+
+void cuda_merge(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table, const py::tuple& image,
+                const py::tuple& sequences, bool sum, uintptr_t inverse, int device, uintptr_t stream) {
+  CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, 1);
+  p.sum = sum;
+  const py::gil_scoped_release release;
+  cross_merge_cuda(p, reinterpret_cast<int32_t*>(inverse), device, reinterpret_cast<void*>(stream));
+}
+
+void define_cuda(py::module_ m) {
+  py::class_<GpuScanPlan>(m, "ScanPlan", py::module_local())
+      .def_readonly("states_per_thread", &GpuScanPlan::states_per_thread)
+      .def_readonly("slices", &GpuScanPlan::slices)
+      .def_readonly("tiles", &GpuScanPlan::tiles)
+      .def_readonly("groups", &GpuScanPlan::groups)
+      .def_readonly("passes", &GpuScanPlan::passes)
+      .def_readonly("segments", &GpuScanPlan::segments)
+      .def_readonly("chunks", &GpuScanPlan::chunks)
+      .def_readonly("loops_routes", &GpuScanPlan::loops_routes);
+  m.def("scan_plan", &cuda_plan);
+  m.def("scan_forward", &cuda_forward);
+  m.def("scan_backward", &cuda_backward);
+  m.def("cross_scan", &cuda_scan);
+  m.def("cross_merge", &cuda_merge);
+  m.attr("architectures") = VMDDPM_CUDA;
+}
+
+#endif
+
 std::string describe() {
   std::string text = std::string("C++, ") + cpu_kernels().isa;
 #ifdef _OPENMP
@@ -156,7 +242,7 @@ std::string describe() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/native.py.";
-  py::class_<ScanPlan>(m, "ScanPlan")
+  py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("chunks", &ScanPlan::chunks)
       .def_readonly("lanes", &ScanPlan::lanes)
       .def_readonly("blocks", &ScanPlan::blocks)
@@ -167,4 +253,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("scan_backward", &scan_backward);
   m.def("cross_scan", &cross_scan);
   m.def("cross_merge", &cross_merge);
+#ifdef VMDDPM_CUDA
+  define_cuda(m.def_submodule("cuda", "The same on a GPU."));
+#endif
 }

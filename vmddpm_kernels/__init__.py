@@ -1,4 +1,5 @@
-"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in C++ for the CPU and in plain PyTorch."""
+"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in CUDA, in C++ for the CPU and in plain
+PyTorch."""
 
 from vmddpm_kernels.backends import BackendStatus, backends
 from vmddpm_kernels.cross_scan import cross_merge, cross_scan

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import native, reference, select
+from vmddpm_kernels.backends import implementation, reference, select
 from vmddpm_kernels.checks import check_float
 from vmddpm_kernels.routes import routes
 
@@ -28,7 +28,7 @@ def cross_scan(
         out_channel_first: layout of the result.
         scans: which routes, see `vmddpm_kernels.routes`.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
-        backend: "cpu" or "reference"; the best available one by default.
+        backend: "cuda", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
         (B, 4, C, L), or (B, L, 4, C) if not `out_channel_first`; contiguous, x's dtype, an exact copy of values.
@@ -95,16 +95,18 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
     """x (B, K or 1, L, C) in pixel order -> (B, K, L, C): step l of route k reads pixel table[k, l].
 
     `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
-    if select(backend, x) == "reference":
+    chosen = select(backend, x)
+    if chosen == "reference":
         return _as_layout(reference.scan_routes(x, table), channel_first)
-    return CrossScan.apply(x, table, channel_first)
+    return CrossScan.apply(x, table, channel_first, chosen)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
     """The adjoint of `apply_routes`: y (B, K, L, C) -> (B, 1, L, C), the sum over routes, or (B, K, L, C)."""
-    if select(backend, y) == "reference":
+    chosen = select(backend, y)
+    if chosen == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    return CrossMerge.apply(y, table, merge, channel_first)
+    return CrossMerge.apply(y, table, merge, channel_first, chosen)
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
@@ -117,28 +119,28 @@ class CrossScan(torch.autograd.Function):
     """`apply_routes` on the compiled kernels; differentiable to any order, its backward is `CrossMerge`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
         ctx.save_for_backward(table)
         ctx.merge = x.shape[1] == 1 and table.shape[0] > 1
-        ctx.channel_first = channel_first
-        return native.scan_routes(x, table, channel_first=channel_first)
+        ctx.channel_first, ctx.backend = channel_first, backend
+        return implementation(backend).scan_routes(x, table, channel_first=channel_first)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossMerge.apply(dy, table, ctx.merge, ctx.channel_first), None, None
+        return CrossMerge.apply(dy, table, ctx.merge, ctx.channel_first, ctx.backend), None, None, None
 
 
 class CrossMerge(torch.autograd.Function):
     """`apply_merge` on the compiled kernels; differentiable to any order, its backward is `CrossScan`."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, table: Tensor, merge: bool, channel_first: bool) -> Tensor:
+    def forward(ctx: Any, y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str) -> Tensor:
         ctx.save_for_backward(table)
-        ctx.channel_first = channel_first
-        return native.merge_routes(y, table, merge=merge, channel_first=channel_first)
+        ctx.channel_first, ctx.backend = channel_first, backend
+        return implementation(backend).merge_routes(y, table, merge=merge, channel_first=channel_first)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossScan.apply(dx, table, ctx.channel_first), None, None, None
+        return CrossScan.apply(dx, table, ctx.channel_first, ctx.backend), None, None, None, None

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
 
@@ -65,14 +66,15 @@ def routes(
         device = permutation.device
     table = _base_routes(height, width, _scan_code(scans), torch.device(device or "cpu"))
     if permutation is None:
-        return table.clone()
+        return _mark_checked(table.clone())
     if permutation.dim() != 1 or permutation.dtype.is_floating_point:
         raise ValueError(
             "permutation must be an integer tensor of shape (L,), "
             f"got {permutation.dtype} of shape {tuple(permutation.shape)}"
         )
-    check_table(permutation[None], height * width, name="permutation")
-    return permutation.to(table.device, torch.int32)[table]
+    if permutation.shape[0] != height * width or not _is_checked(permutation):
+        check_table(permutation[None], height * width, name="permutation")
+    return _mark_checked(permutation.to(table.device, torch.int32)[table])
 
 
 def patch_permutation(
@@ -112,13 +114,13 @@ def patch_permutation(
     patches = (height // patch_size) * (width // patch_size)
     order = torch.randperm(patches, generator=generator, dtype=torch.int32)
     if patch_size == 1:
-        return order
+        return _mark_checked(order)
     pixels = torch.arange(height * width, dtype=torch.int32)
     # (patch row, y, patch column, x) -> (patch row, patch column, y, x): one row of `patched` is one patch.
     grid = (height // patch_size, patch_size, width // patch_size, patch_size)
     patched = pixels.view(grid).permute(0, 2, 1, 3).reshape(patches, patch_size * patch_size)
     shuffled = patched[order.long()].view(grid[0], grid[2], patch_size, patch_size)
-    return shuffled.permute(0, 2, 1, 3).flatten()
+    return _mark_checked(shuffled.permute(0, 2, 1, 3).flatten())
 
 
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
@@ -130,3 +132,41 @@ def check_table(table: Tensor, length: int, name: str = "table") -> None:
             f"got shape {tuple(table.shape)} with values "
             + (f"from {int(table.min())} to {int(table.max())}" if table.numel() else "none")
         )
+
+
+# Tables known to be permutations, with the version of their contents: reading one on a GPU would wait for the GPU.
+_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _version(table: Tensor) -> int:
+    # A tensor made in inference mode does not count its changes: whoever changes a table in place there is trusted.
+    return 0 if table.is_inference() else table._version
+
+
+def _mark_checked(table: Tensor) -> Tensor:
+    _checked[table] = (_version(table), tuple(table.shape))
+    return table
+
+
+def _is_checked(table: Tensor) -> bool:
+    return _checked.get(table) == (_version(table), tuple(table.shape))
+
+
+def check_table_once(table: Tensor, length: int) -> None:
+    """`check_table`, for a table on a GPU: it waits for the GPU the first time it sees a table that `routes` did not
+    make, and never again unless the table changes.
+
+    Raises:
+        ValueError: as `check_table`.
+        RuntimeError: on a table never seen before while a CUDA graph is captured, where nothing may wait.
+    """
+    if _is_checked(table):
+        if table.shape[-1] != length:
+            raise ValueError(f"table must have {length} steps, got shape {tuple(table.shape)}")
+        return
+    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "table has to be read once before a CUDA graph is captured: call the operator with it outside the capture first"
+        )
+    check_table(table, length)
+    _mark_checked(table)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.autograd import forbid_second_derivative
-from vmddpm_kernels.backends import native, reference, select
+from vmddpm_kernels.backends import implementation, reference, select
 from vmddpm_kernels.checks import (
     check_discretization,
     check_float,
@@ -50,7 +50,7 @@ def selective_scan(
         initial_state: (B, D, N), zero if not given.
         return_last_state: also return h_L, (B, D, N); it carries gradient.
         channel_last: see the shapes above.
-        backend: "cpu" or "reference"; the best available one by default.
+        backend: "cuda", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
         out in u's shape and dtype; the last state in the dtype of the accumulation (float32, or float64 if any
@@ -175,9 +175,10 @@ def scan_routes_with_states(
         check_table_tensor(table, K, length, x)
 
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
-    if select(backend, x) == "reference":
+    chosen = select(backend, x)
+    if chosen == "reference":
         return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh, merge=merge)
-    return SelectiveScan.apply(*tensors, delta_softplus, zoh, merge, channel_first)
+    return SelectiveScan.apply(*tensors, delta_softplus, zoh, merge, channel_first, chosen)
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -185,9 +186,11 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        tensors, ctx.options = args[:9], args[9:]
+        tensors, ctx.options, ctx.backend = args[:9], args[9:13], implementation(args[13])
         differentiate = any(ctx.needs_input_grad)
-        y, last_state, checkpoints = native.selective_scan_forward(tensors, *ctx.options, checkpoint=differentiate)
+        y, last_state, checkpoints = ctx.backend.selective_scan_forward(
+            tensors, *ctx.options, checkpoint=differentiate
+        )
         if differentiate:
             ctx.save_for_backward(*tensors, checkpoints)
             ctx.set_materialize_grads(False)
@@ -196,5 +199,5 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
-        grads = native.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
-        return (*forbid_second_derivative(grads, "selective_scan"), None, None, None, None, None)
+        grads = ctx.backend.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
+        return (*forbid_second_derivative(grads, "selective_scan"), *[None] * 5)

@@ -21,4 +21,9 @@ void cross_scan_cpu(const CrossScanParams& params);
 // The image is float, or double for double sequences.
 void cross_merge_cpu(const CrossScanParams& params);
 
+// The same on a GPU, where the image of a merge has the type of the sequences, rounded once, and `inverse` is a
+// workspace of (K, L). Both throw std::runtime_error naming the kernel that could not be launched.
+void cross_scan_cuda(const CrossScanParams& params, int device, void* stream);
+void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, int device, void* stream);
+
 }  // namespace vmddpm

@@ -69,7 +69,7 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
     T* dB = w.dB + i * states + n;
     T* dC = w.dC + i * states + n;
     const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
-    V ddrive = w.ddrive[i], ddelta = w.ddelta[i];
+    V ddrive{}, ddelta{};
     V lanes_of_dB[S], lanes_of_dC[S];
     for (int s = 0; s < S; ++s) {
       const V decay = w.decay[i * S + s];
@@ -86,8 +86,8 @@ void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* 
     }
     add_lane_sums<T, S>(lanes_of_dB, dB);
     add_lane_sums<T, S>(lanes_of_dC, dC);
-    w.ddrive[i] = ddrive;
-    w.ddelta[i] = ddelta;
+    w.ddrive[i] += ddrive;
+    w.ddelta[i] += ddelta;
   }
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];

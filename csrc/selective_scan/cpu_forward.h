@@ -34,7 +34,7 @@ void scan_states(const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t
     const T* B = w.B + i * states + n;
     const T* C = w.C + i * states + n;
     const Vec<T> delta = w.delta[i], drive = w.drive[i];
-    Vec<T> y = w.y[i];
+    Vec<T> y{};  // summed apart, so that many states do not make one long chain of roundings
     for (int s = 0; s < S; ++s) {
       const Vec<T> v = delta * a[s];
       const Vec<T> decay = exp_lanes(v);
@@ -47,7 +47,7 @@ void scan_states(const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t
       state[s] = decay * state[s] + input;
       y += state[s] * C[s];
     }
-    w.y[i] = y;
+    w.y[i] += y;
   }
   for (int s = 0; s < S; ++s) h[s] = state[s];
 }

@@ -1,6 +1,14 @@
+import sys
+from pathlib import Path
+
 import pytest
 
 from vmddpm_kernels import backends
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda_emulation"))
+
+import emulation_build as build  # noqa: E402
+from emulated import EMPTY, FILLED, use_emulation  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -8,8 +16,23 @@ def _poisoned(poisoned_memory):
     """Every kernel test runs on poisoned memory."""
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request):
+@pytest.fixture(scope="session")
+def emulated_native():
+    """The CUDA kernels compiled for the emulated GPU of tests/cuda_emulation."""
+    return build.load(build.build())
+
+
+@pytest.fixture(params=[EMPTY, FILLED], ids=["segments", "sequences"])
+def emulated_gpu(request, monkeypatch, emulated_native):
+    """backend="cuda" on CPU tensors."""
+    use_emulation(monkeypatch, emulated_native, request.param)
+
+
+@pytest.fixture(params=["cpu", "cuda", "reference"])
+def backend(request, monkeypatch):
+    """Every backend, `cuda` on an emulated GPU."""
+    if request.param == "cuda":
+        use_emulation(monkeypatch, request.getfixturevalue("emulated_native"))
     status = backends()[request.param]
     if not status.active:
         pytest.fail(f"backend {request.param} must work where the tests run: {status.detail}")

@@ -9,12 +9,12 @@ import torch
 
 import vmddpm_kernels as vk
 from vmddpm_kernels import backends as registry_function
-from vmddpm_kernels.backends import native, select
+from vmddpm_kernels.backends import extension, select
 
 
 def test_every_backend_says_what_it_is():
     statuses = registry_function()
-    assert list(statuses) == ["cpu", "reference"]
+    assert list(statuses) == ["cuda", "cpu", "reference"]
     assert statuses["cpu"].active
     assert any(isa in statuses["cpu"].detail for isa in ("avx512", "avx2", "baseline"))
 
@@ -34,8 +34,8 @@ def test_choice(monkeypatch):
 
 
 def test_missing_extension_is_said_and_worked_around(monkeypatch):
-    monkeypatch.setattr(native, "_native", None)
-    monkeypatch.setattr(native, "_problem", "No module named 'vmddpm_kernels._native'")
+    monkeypatch.setattr(extension, "native", None)
+    monkeypatch.setattr(extension, "problem", "No module named 'vmddpm_kernels._native': pip install .")
     assert not vk.backends()["cpu"].active
     assert "pip install" in vk.backends()["cpu"].detail
     assert select(None, torch.zeros(1)) == "reference"

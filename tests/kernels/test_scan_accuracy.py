@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from emulated import EMPTY, FILLED, use_emulation
 from oracle import assert_as_accurate, scan_loop
 
 import vmddpm_kernels as vk
@@ -32,35 +33,52 @@ def run(tensors, function):
     return [*outputs, *grads]
 
 
-def compare(problems, operator, loop, dtype):
-    """Errors over several problems together: the ratio of two errors means something only over many values."""
-    runs = {"cpu": [], "reference": [], "exact": []}
-    for tensors in problems:
-        runs["cpu"].append(run(tensors, lambda *t: operator("cpu", *t)))
-        runs["reference"].append(run(tensors, lambda *t: operator("reference", *t)))
-        runs["exact"].append(run([t.double() for t in tensors], loop))
-    for i, name in enumerate(("y", "last_state", *("d" + n for n in NAMES))):
-        ours, theirs, exact = (torch.cat([r[i].flatten() for r in runs[key]]) for key in runs)
-        assert ours.dtype == theirs.dtype
-        assert_as_accurate(ours, theirs, exact, ours.dtype if name == "last_state" else dtype, name)
+# Each compiled backend, and for `cuda` each way of cutting a problem.
+COMPILED = {"cpu": "cpu", "cuda, whole sequences": "cuda", "cuda, segments": "cuda"}
 
 
-DIMS = {1: 65, 7: 33, 49: 51, 64: 35, 65: 33, 196: 49, 1024: 65}  # odd: the last register is never full
+@pytest.fixture
+def compare(monkeypatch, emulated_native):
+    """Compares every compiled backend with the loop: errors over several problems together, as the ratio of two errors
+    means something only over many values."""
+
+    def compare(problems, operator, loop, dtype):
+        runs = {name: [] for name in (*COMPILED, "reference", "exact")}
+        for tensors in problems:
+            for name, backend in COMPILED.items():
+                use_emulation(monkeypatch, emulated_native, EMPTY if name.endswith("segments") else FILLED)
+                runs[name].append(run(tensors, lambda *t, backend=backend: operator(backend, *t)))
+            runs["reference"].append(run(tensors, lambda *t: operator("reference", *t)))
+            runs["exact"].append(run([t.double() for t in tensors], loop))
+        for i, name in enumerate(("y", "last_state", *("d" + n for n in NAMES))):
+            values = {key: torch.cat([r[i].flatten() for r in results]) for key, results in runs.items()}
+            for key in COMPILED:
+                ours, theirs = values[key], values["reference"]
+                assert ours.dtype == theirs.dtype
+                of = ours.dtype if name == "last_state" else dtype
+                assert_as_accurate(ours, theirs, values["exact"], of, f"{name} of {key}")
+
+    return compare
+
+
+# Odd: the last register of the CPU and the last warp of a GPU are never full.
+DIMS = {1: 65, 7: 33, 49: 51, 63: 37, 64: 35, 65: 33, 196: 49, 784: 65, 1024: 65}
 
 
 def sizes():
     """Lengths, state counts and routes in every combination; the slowest of them only in the nightly run."""
-    for length in (1, 7, 49, 64, 65, 196, 1024):
-        for states in (1, 4, 5, 16, 64):
+    for length in DIMS:
+        for states in (1, 4, 5, 8, 16, 32, 64, 256):
             for K in (1, 4):
                 for discretization in ("mamba", "zoh"):
-                    slow = length == 1024 and discretization == "zoh"
-                    marks = [pytest.mark.slow] if slow or states == 5 or length == 65 else []
+                    long = length >= 784 and (discretization == "zoh" or states not in (1, 16))
+                    slow = long or states == 5 or length == 65 or (states == 256 and length >= 196)
+                    marks = [pytest.mark.slow] if slow else []
                     yield pytest.param(length, states, K, discretization, marks=marks)
 
 
 @pytest.mark.parametrize(("length", "states", "K", "discretization"), list(sizes()))
-def test_cross_selective_scan_float32(length, states, K, discretization):
+def test_cross_selective_scan_float32(compare, length, states, K, discretization):
     g = torch.Generator().manual_seed(length)
     table = torch.stack([torch.randperm(length, generator=g) for _ in range(K)]).int()
     options = {"table": table, "discretization": discretization, "return_last_state": True}
@@ -80,7 +98,7 @@ def test_cross_selective_scan_float32(length, states, K, discretization):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("softplus", [True, False])
-def test_cross_selective_scan_other_dtypes(dtype, softplus):
+def test_cross_selective_scan_other_dtypes(compare, dtype, softplus):
     table = vk.routes(5, 14, permutation=vk.patch_permutation(5, 14, seed=4))
 
     def operator(backend, *t):
@@ -98,7 +116,7 @@ def test_cross_selective_scan_other_dtypes(dtype, softplus):
 
 
 @pytest.mark.parametrize(("length", "states", "groups", "discretization"), list(sizes()))
-def test_selective_scan_float32(length, states, groups, discretization):
+def test_selective_scan_float32(compare, length, states, groups, discretization):
     """The same operator on sequences, with groups; the layouts take turns."""
     batch, dim = 1 if length > 500 else 2, DIMS[length]
     channel_last = states in (1, 16)
@@ -126,7 +144,7 @@ def test_selective_scan_float32(length, states, groups, discretization):
     compare(problems, operator, lambda *t: scan_loop(*t, merge=False, zoh=discretization == "zoh"), torch.float32)
 
 
-def test_selective_scan_gate_and_single_group():
+def test_selective_scan_gate_and_single_group(backend):
     """z multiplies by silu(z); (B, N, L) matrices are one group."""
     u, delta, z = torch.randn(3, 2, 9, 11, dtype=torch.float64).unbind(0)
     A = -torch.rand(9, 4, dtype=torch.float64)
@@ -135,9 +153,8 @@ def test_selective_scan_gate_and_single_group():
         u.transpose(1, 2)[:, None], delta.transpose(1, 2)[:, None], A[None],
         B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None], softplus=False, merge=False,
     )[0]  # fmt: skip
-    for backend in ("cpu", "reference"):
-        out = vk.selective_scan(u, delta, A, B, C, z=z, backend=backend)
-        torch.testing.assert_close(out, loop[:, 0].transpose(1, 2) * z / (1 + torch.exp(-z)))
+    out = vk.selective_scan(u, delta, A, B, C, z=z, backend=backend)
+    torch.testing.assert_close(out, loop[:, 0].transpose(1, 2) * z / (1 + torch.exp(-z)))
 
 
 @pytest.mark.parametrize("zoh", [False, True])

@@ -49,4 +49,4 @@ class VisitOrders:
             return _ordered_table(height, width, self.config.scans, self.device)
         seed = mix_seed(*self.key, layer)
         permutation = patch_permutation(height, width, self.config.regeneration_patch_size, seed=seed)
-        return routes(height, width, self.config.scans, permutation).to(self.device, non_blocking=True)
+        return routes(height, width, self.config.scans, permutation, self.device)

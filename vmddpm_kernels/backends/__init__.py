@@ -1,4 +1,5 @@
-"""Which implementation runs: `reference` (PyTorch) and `cpu` (C++), chosen per call by device and availability."""
+"""Which implementation runs: `cuda` (CUDA C++), `cpu` (C++) or `reference` (PyTorch), chosen per call by device and
+availability."""
 
 import os
 from dataclasses import dataclass
@@ -6,11 +7,11 @@ from types import ModuleType
 
 from torch import Tensor
 
-from vmddpm_kernels.backends import native, reference
+from vmddpm_kernels.backends import cpu, cuda, reference
 
 # Best first. Each module says whether it can run here, and on which device types.
-_BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference}
-_DEVICES = {"cpu": {"cpu"}}
+_BACKENDS: dict[str, ModuleType] = {"cuda": cuda, "cpu": cpu, "reference": reference}
+_DEVICES = {"cuda": {"cuda"}, "cpu": {"cpu"}}
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,8 @@ def select(name: str | None, x: Tensor) -> str:
             f"backend {name!r} does not run on device {x.device}; use backend='reference' or move the tensors"
         )
     return name
+
+
+def implementation(name: str) -> ModuleType:
+    """The module of a backend that `select` chose."""
+    return _BACKENDS[name]

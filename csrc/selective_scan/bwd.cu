@@ -1,0 +1,365 @@
+// The adjoint scan. A segment's chunks are walked from the last to the first. Each is replayed from its checkpoint,
+// keeping the states at every few steps in shared memory, and then walked backwards: the states and decays of those few
+// steps are computed again into registers, where the adjoint recurrence reads them.
+#include "cuda_launch.h"
+
+namespace vmddpm {
+namespace gpu {
+namespace {
+
+constexpr int kChunkTiles = static_cast<int>(kGpuChunk) / kSteps;
+
+// The visits of a segment: for each chunk, last first, its tiles forwards and then backwards.
+struct BackwardVisits {
+  int tiles;
+  bool has_dy;
+
+  VMDDPM_DEVICE int tile(int v, bool& backwards) const {
+    const int last = (tiles - 1) / kChunkTiles, tiles_of_last = tiles - last * kChunkTiles;
+    int chunk = last, place = v, count = tiles_of_last;
+    if (v >= 2 * tiles_of_last) {
+      const int beyond = v - 2 * tiles_of_last;
+      chunk = last - 1 - beyond / (2 * kChunkTiles);
+      place = beyond % (2 * kChunkTiles);
+      count = kChunkTiles;
+    }
+    backwards = place >= count;
+    return chunk * kChunkTiles + (backwards ? 2 * count - 1 - place : place);
+  }
+
+  VMDDPM_DEVICE Visit operator()(int v) const {
+    bool backwards;
+    const int index = tile(v, backwards);
+    return {index, true, true, backwards, backwards && has_dy};
+  }
+};
+
+// The sum over the lanes of a warp of each of n values (n a power of two, at most 32) by a halving butterfly: at every
+// level a lane keeps one half and passes the other on. Lane i returns the sum of value i / (32 / n).
+template <int mask = kWarp / 2, int n, typename T>
+VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
+  if constexpr (mask == 0) {
+    return values[0];
+  } else if constexpr (n == 1) {
+    T sent[1] = {values[0]};
+    exchange(sent, mask);
+    const T sum[1] = {values[0] + sent[0]};
+    return lane_sums<mask / 2>(sum, lane);
+  } else {
+    const bool upper = lane & mask;
+    T kept[n / 2], sent[n / 2];
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) {
+      kept[i] = upper ? values[i + n / 2] : values[i];
+      sent[i] = upper ? values[i] : values[i + n / 2];
+    }
+    exchange(sent, mask);
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) kept[i] += sent[i];
+    return lane_sums<mask / 2>(kept, lane);
+  }
+}
+
+// What a few steps of one thread are computed from, and where their results go.
+template <typename Acc>
+struct Rows {
+  const Acc *delta, *x, *dy;    // tiles at this thread's channel
+  const Acc *B, *C;             // tiles at this thread's states
+  Acc *ddelta, *ddrive;         // this slice's share
+};
+
+// kSub steps from `first` on, of S states. With v = delta A and the forward h_l = e^v h_{l-1} + phi(v) drive B:
+//   g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
+//   dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
+// h holds the states before the first step. Returns this lane's sum over the channels of the warp of one element of dB
+// or dC: see lane_sums; the order is dB [step][state], then dC.
+template <typename Acc, int S, int kSub, bool kZoh>
+VMDDPM_DEVICE Acc adjoint_steps(const Rows<Acc>& at, int first, const Acc (&rates)[S], const Acc (&h)[S], Acc (&dh)[S],
+                                Acc (&dA)[S], int lane) {
+  Acc state[kSub + 1][S], decays[kSub][S], deltas[kSub], drives[kSub];
+#pragma unroll
+  for (int s = 0; s < S; ++s) state[0][s] = h[s];
+#pragma unroll
+  for (int u = 0; u < kSub; ++u) {
+    const int t = first + u;
+    Acc b[S];
+    load_row(at.B + t * kRow<S>, b);
+    deltas[u] = at.delta[t * kPitch];
+    drives[u] = deltas[u] * at.x[t * kPitch];
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      const Acc v = deltas[u] * rates[s];
+      decays[u][s] = decay(v);
+      Acc input = drives[u] * b[s];
+      if constexpr (kZoh) {
+        Acc phi, dphi;
+        zoh_weight(v * kRateUnit<Acc>, decays[u][s], phi, dphi);
+        input *= phi;
+      }
+      state[u + 1][s] = decays[u][s] * state[u][s] + input;
+    }
+  }
+  Acc matrices[2 * kSub * S];
+#pragma unroll
+  for (int u = kSub - 1; u >= 0; --u) {
+    const int t = first + u;
+    Acc b[S], c[S];
+    load_row(at.B + t * kRow<S>, b);
+    load_row(at.C + t * kRow<S>, c);
+    const Acc dy = at.dy[t * kPitch];
+    Acc ddelta = Acc(0), ddrive = Acc(0);
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      const Acc g = dh[s] + dy * c[s];
+      Acc weighted = g, dv = Acc(0);
+      if constexpr (kZoh) {
+        Acc phi, dphi;
+        zoh_weight(deltas[u] * rates[s] * kRateUnit<Acc>, decays[u][s], phi, dphi);
+        weighted = g * phi;
+        dv = g * dphi * drives[u] * b[s];
+      }
+      matrices[u * S + s] = weighted * drives[u];
+      matrices[(kSub + u) * S + s] = dy * state[u + 1][s];
+      ddrive += weighted * b[s];
+      dh[s] = decays[u][s] * g;
+      dv += dh[s] * state[u][s];
+      ddelta += dv * rates[s];
+      dA[s] += dv * deltas[u];
+    }
+    at.ddelta[t * kPitch] = ddelta * kRateUnit<Acc>;
+    at.ddrive[t * kPitch] = ddrive;
+  }
+  return lane_sums(matrices, lane);
+}
+
+template <typename Acc, int S, bool kZoh>
+VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(VMDDPM_ARGUMENTS(ScanArguments) a) {
+  constexpr int kSub = sub_steps(S, sizeof(Acc) == 8, kZoh), kSubs = kSteps / kSub;
+  constexpr int kMatrices = 2 * kSub * S;
+  const Place me(a);
+  const int log2_states = log2_of(S) + a.log2_slices, log2_width = 5 + a.log2_tiles, slices = 1 << a.log2_slices;
+  const int share = kTileSize << a.log2_tiles;  // of a slice, in what the slices add up to
+  constexpr int kMatrixSize = kSteps * kRow<S>;
+  const int first = me.slice * S;  // of this thread's states among those of the launch
+  char* shared = gpu::shared();
+  Work& w = *reinterpret_cast<Work*>(shared + a.shared.work);
+  Acc* x_tile = reinterpret_cast<Acc*>(shared + a.shared.x);
+  Acc* delta_tile = reinterpret_cast<Acc*>(shared + a.shared.delta);
+  Acc* dy_tile = reinterpret_cast<Acc*>(shared + a.shared.dy);
+  Acc* B_tile = reinterpret_cast<Acc*>(shared + a.shared.B);
+  Acc* C_tile = reinterpret_cast<Acc*>(shared + a.shared.C);
+  Acc* ddelta_partial = reinterpret_cast<Acc*>(shared + a.shared.partial);  // a tile for each slice
+  Acc* ddrive_partial = ddelta_partial + slices * share;                    // likewise
+  Acc* matrices = reinterpret_cast<Acc*>(shared + a.shared.matrices);       // dB and dC of a tile for each 32 channels
+  Pack<Acc, S>* history = reinterpret_cast<Pack<Acc, S>*>(shared + a.shared.history) + thread();
+  Acc* bias = reinterpret_cast<Acc*>(shared + a.shared.bias);
+  Acc* skip = reinterpret_cast<Acc*>(shared + a.shared.skip);
+  const bool softplus_on = a.softplus;
+  const auto in_row = [](int t, int n) { return t * kRow<S> + n; };
+  const auto as_it_is = [](Acc value, int) { return value; };
+  const auto activated = [=](Acc value, int c) {
+    const Acc raw = value + bias[c];
+    return softplus_on ? softplus(raw) : raw;
+  };
+  const int own = place_in_tile(0, me.column);
+  const Rows<Acc> rows{delta_tile + own, x_tile + own, dy_tile + own, B_tile + first, C_tile + first,
+                       ddelta_partial + me.slice * share + own, ddrive_partial + me.slice * share + own};
+  // The element of dB or dC that lane_sums leaves in this lane, and its place among those of the first steps of a tile.
+  const int element = me.lane / (kWarp / kMatrices);
+  Acc* own_matrix = matrices + (2 * me.tile + element / (kSub * S)) * kMatrixSize + element / S % kSub * kRow<S> + first +
+                    element % S;
+
+  if (thread() == 0) begin_block(a, log2_states, w);
+  barrier();
+  const int routes = a.loops_routes ? static_cast<int>(a.route_end - a.route_begin) : 1;
+  const int64_t first_route = w.route;
+  const int tiles = (w.steps + kSteps - 1) / kSteps;
+  for (int r = 0; r < routes; ++r) {
+    barrier();  // the route before this one is done with shared memory
+    if (thread() == 0) begin_route(a, first_route + r, w);
+    barrier();
+    Acc rates[S], h[S], dh[S];
+    // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
+    Acc dA[S] = {}, dD = Acc(0), dbias = Acc(0), chunk_dA[S] = {}, chunk_dD = Acc(0), chunk_dbias = Acc(0);
+    load_rates(a, w, me.column, first, rates);
+    load_parameters(a, w, bias, skip);
+    load_start(a, w, me.column, first, dh);
+#pragma unroll
+    for (int s = 0; s < S; ++s) h[s] = Acc(0);
+    const BackwardVisits visits{tiles, a.has_dy};
+    const Pipeline<BackwardVisits> pipeline{a, w, visits, 2 * tiles, log2_states};
+    pipeline.start();
+
+#pragma unroll 1
+    for (int v = 0; v < 2 * tiles; ++v) {
+      pipeline.await();
+      bool backwards;
+      const int tile = visits.tile(v, backwards), in_chunk = tile % kChunkTiles;
+      {
+        const int count = pipeline.steps_of(v).count;
+        const char* stage = pipeline.stage_of(v);
+        decode_tile(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, place_in_tile, activated);
+        decode_tile(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, place_in_tile, as_it_is);
+        decode_tile(a.B, stage + a.shared.raw_B, count, w.states, log2_states, B_tile, in_row, as_it_is);
+        if (backwards) {
+          decode_tile(a.C, stage + a.shared.raw_C, count, w.states, log2_states, C_tile, in_row, as_it_is);
+          decode_tile(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, dy_tile, place_in_tile, as_it_is);
+        }
+      }
+      barrier();
+      pipeline.fetch(v + kStages - 1);
+
+      if (!backwards) {
+        if (in_chunk == 0) {
+          const int64_t chunk = (w.first_step + tile * kSteps) / kGpuChunk;
+          load_piece(a, w, chunk, a.chunks, me.column, first, static_cast<const Acc*>(a.checkpoints), h);
+        }
+#pragma unroll 1
+        for (int sub = 0; sub < kSubs; ++sub) {
+          store_row(history[(in_chunk * kSubs + sub) * threads()].value, h);
+#pragma unroll
+          for (int u = 0; u < kSub; ++u) {
+            const int t = sub * kSub + u;
+            Acc b[S];
+            load_row(rows.B + t * kRow<S>, b);
+            const Acc delta = rows.delta[t * kPitch], drive = delta * rows.x[t * kPitch];
+#pragma unroll
+            for (int s = 0; s < S; ++s) {
+              const Acc v = delta * rates[s], e = decay(v);
+              Acc input = drive * b[s];
+              if constexpr (kZoh) {
+                Acc phi, dphi;
+                zoh_weight(v * kRateUnit<Acc>, e, phi, dphi);
+                input *= phi;
+              }
+              h[s] = e * h[s] + input;
+            }
+          }
+        }
+        continue;
+      }
+
+#pragma unroll 1
+      for (int sub = kSubs - 1; sub >= 0; --sub) {
+        Acc before[S];
+        load_row(history[(in_chunk * kSubs + sub) * threads()].value, before);
+        const Acc sum = adjoint_steps<Acc, S, kSub, kZoh>(rows, sub * kSub, rates, before, dh, chunk_dA, me.lane);
+        if (me.lane % (kWarp / kMatrices) == 0) own_matrix[sub * kSub * kRow<S>] = sum;
+      }
+      barrier();
+
+      // drive = delta x and y has D x in it. The tiles of x and delta become those of dx and of the raw delta's gradient.
+#pragma unroll 1
+      for (int i = opaque(thread()); i < kSteps << log2_width; i += threads()) {
+        const int t = i >> log2_width, c = i - (t << log2_width), at = place_in_tile(t, c);
+        Acc ddelta = Acc(0), ddrive = Acc(0);
+        for (int g = 0; g < slices; ++g) {
+          ddelta += ddelta_partial[g * share + at];
+          ddrive += ddrive_partial[g * share + at];
+        }
+        const Acc x = x_tile[at], delta = delta_tile[at], dy = dy_tile[at];
+        ddelta += ddrive * x;
+        if (softplus_on) ddelta *= softplus_slope(delta);
+        x_tile[at] = ddrive * delta + skip[c] * dy;
+        delta_tile[at] = ddelta;
+        chunk_dD += dy * x;
+        chunk_dbias += ddelta;
+      }
+      const TileSteps steps = pipeline.steps_of(v);
+#pragma unroll 1
+      for (int i = opaque(thread()); i < 2 * kSteps << log2_states; i += threads()) {
+        const int n = i & ((1 << log2_states) - 1), row = i >> log2_states, t = row % kSteps, which = row / kSteps;
+        if (t >= steps.count || n >= w.states) continue;
+        Acc sum = Acc(0);
+        for (int j = 0; j < 1 << a.log2_tiles; ++j) sum += matrices[(2 * j + which) * kMatrixSize + in_row(t, n)];
+        const int64_t pixel = ((w.group * a.batch + w.batch) * a.routes + w.route) * a.length + steps.pixel(t);
+        static_cast<Acc*>(which ? a.dC : a.dB)[pixel * a.states + a.first_state + n] = sum;
+      }
+      barrier();
+      store_tile<Acc>(a.dx, w.dx, steps, w.valid, log2_width, a.add || r > 0,
+                      [=](int t, int c) { return x_tile[place_in_tile(t, c)]; });
+      store_tile<Acc>(a.ddelta, w.ddelta, steps, w.valid, log2_width, a.first_state > 0,
+                      [=](int t, int c) { return delta_tile[place_in_tile(t, c)]; });
+      if (in_chunk == 0) {
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          dA[s] += chunk_dA[s];
+          chunk_dA[s] = Acc(0);
+        }
+        dD += chunk_dD;
+        dbias += chunk_dbias;
+        chunk_dD = chunk_dbias = Acc(0);
+      }
+    }
+
+    const int64_t piece = ((w.batch * a.segments + w.segment) * a.routes + w.route) * a.channels;
+    if (me.column < w.valid) {
+      Acc* to = static_cast<Acc*>(a.dA) + (piece + w.channel + me.column) * a.states + a.first_state + first;
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        if (first + s < w.states) to[s] = dA[s];
+      }
+    }
+    if (a.dstart && w.segment == 0) store_states(a, w, me.column, first, dh, static_cast<Acc*>(a.dstart));
+    // Each thread has summed the steps of one channel that fell to it; as many threads as slices share a channel.
+    barrier();
+    ddelta_partial[thread()] = dD;
+    ddrive_partial[thread()] = dbias;
+    barrier();
+    for (int c = thread(); c < w.valid; c += threads()) {
+      Acc sum_D = Acc(0), sum_bias = Acc(0);
+      for (int g = 0; g < slices; ++g) {
+        sum_D += ddelta_partial[(g << log2_width) + c];
+        sum_bias += ddrive_partial[(g << log2_width) + c];
+      }
+      if (a.dD && a.first_state == 0) static_cast<Acc*>(a.dD)[piece + w.channel + c] = sum_D;
+      if (a.ddelta_bias) {
+        Acc& target = static_cast<Acc*>(a.ddelta_bias)[piece + w.channel + c];
+        target = a.first_state > 0 ? target + sum_bias : sum_bias;
+      }
+    }
+  }
+}
+
+template <typename Acc, int S>
+void launch_backward(const ScanArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
+  const auto kernel = zoh ? &scan_backward<Acc, S, true> : &scan_backward<Acc, S, false>;
+  launch("scan_backward", kernel, block_count(a), block_threads(plan), a.shared.bytes, stream, a);
+}
+
+}  // namespace
+}  // namespace gpu
+
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+  using namespace gpu;
+  use_device(device);
+  const ScanParams& p = g.forward;
+  ScanArguments a = scan_arguments(p, plan, work);
+  const int width = kWarp * plan.tiles;
+  const int64_t sizes[4] = {p.batch, p.shared ? 1 : p.routes, p.length, p.channels};
+  const int64_t route_sizes[4] = {p.batch, p.routes, p.length, p.channels};
+  a.has_dy = g.dy.data != nullptr;
+  if (a.has_dy) a.dy = make_input(g.dy, sizes, width, p.table != nullptr);
+  a.dx = make_output(g.dx, sizes);
+  a.ddelta = make_output(g.ddelta, route_sizes);
+  a.dB = g.dB;
+  a.dC = g.dC;
+  a.dA = g.dA;
+  a.dD = g.dD;
+  a.ddelta_bias = g.ddelta_bias;
+  a.dstart = g.dinitial_state;
+  a.start = g.dlast_state;
+  a.shared = shared_layout(a, plan, p, true);
+  if (plan.segments > 1) {
+    adjoint_carries(a, p, plan, g.dlast_state, stream);
+    a.start = work.segment_state;
+    a.start_by_segment = true;
+  }
+  for_each_launch(a, p, plan, true, [&](const ScanArguments& part) {
+    if (p.wide) return launch_backward<double, 1>(part, plan, p.zoh, stream);
+    if (plan.states_per_thread == 1) return launch_backward<float, 1>(part, plan, p.zoh, stream);
+    launch_backward<float, 4>(part, plan, p.zoh, stream);
+  });
+}
+
+}  // namespace vmddpm

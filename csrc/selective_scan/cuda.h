@@ -1,0 +1,49 @@
+// The selective scan on a GPU: how it is cut (plan.cu), and its two directions (fwd.cu, bwd.cu).
+//
+// A thread owns one channel and S of its states, in registers, and walks the sequence. A warp is 32 neighbouring
+// channels, so that B and C are the same for all of it and come as broadcasts from shared memory, and any visit order
+// reads whole rows. A block is `tiles` warps of channels times `slices` warps of states.
+#pragma once
+#include "params.h"
+
+namespace vmddpm {
+
+// What a plan depends on beside the sizes of the problem.
+struct GpuLimits {
+  int64_t multiprocessors;
+  int64_t shared_bytes;  // of one block
+};
+
+struct GpuScanPlan {
+  int32_t states_per_thread;  // S
+  int32_t slices;             // warps that share their channels, each with S other states
+  int32_t tiles;              // warps of channels in a block
+  int64_t groups;             // blocks that cover the channels: ceil(D / (32 tiles))
+  int64_t passes;             // launches that cover the states: ceil(N / (S slices))
+  int64_t segment;            // steps of a segment, a multiple of the chunk
+  int64_t segments;           // pieces of the sequence that are scanned side by side
+  int64_t chunk, chunks;      // steps between checkpoints, and how many there are
+  bool loops_routes;          // a block walks the routes one after another, rather than one block each
+};
+
+// Sizes only are read of `p`. Throws std::invalid_argument if a block needs more shared memory than there is.
+GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward);
+
+// Workspaces, beside what ScanParams has. States of checkpoints and segments lie as (..., N, D).
+struct GpuScanWork {
+  void* segment_state;  // Acc (B, K, segments, N, D), or null if there is one segment
+  void* segment_delta;  // Acc (B, K, segments, D), likewise
+};
+
+// p.checkpoints is Acc (B, K, chunks, N, D) here. p.y may be half precision if nothing is added to it: one pass, and
+// one route or routes that are not summed. Both throw std::runtime_error naming the kernel that could not be launched.
+void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
+
+// dA is Acc (B, segments, K, D, N) here, dD and ddelta_bias (B, segments, K, D), dB and dC (groups, B, K, L, N).
+// dx and ddelta may be half precision as y may.
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
+
+// The steps between two checkpoints, and from one segment to the next a multiple of it.
+constexpr int64_t kGpuChunk = 32;
+
+}  // namespace vmddpm

@@ -1,0 +1,37 @@
+// What gpu.h asks of the emulator.
+#pragma once
+#include <cstdint>
+
+namespace vmddpm {
+namespace emulation {
+
+// A line of a kernel's source.
+struct Site {
+  const char* file;
+  int line;
+};
+
+// The CUDA thread that runs now.
+struct Position {
+  int thread, threads;
+  int64_t block;
+  char* shared;
+};
+extern Position here;
+
+// Runs the blocks one after another, in order. Throws std::runtime_error naming the kernel if the launch asks for what
+// a GPU would refuse, or if a thread does what a GPU gives no meaning to.
+void launch(const char* name, void (*run)(const void*), const void* arguments, int64_t blocks, int threads,
+            int64_t shared_bytes);
+
+void barrier(Site site);
+void exchange(void* values, int count, int size, int mask, Site site);
+void start_copy(void* to, const void* from, int bytes, int valid, Site site);
+void commit_copies();
+void wait_copies(int pending, Site site);
+
+// Zero of the same sign for a subnormal, as .ftz instructions read and write it.
+inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+
+}  // namespace emulation
+}  // namespace vmddpm

@@ -1,0 +1,166 @@
+"""Builds the emulation, plain or with a sanitizer, and runs Python with what it built.
+
+An instrumented module needs the sanitizer's runtime loaded before Python itself: `sanitized` does that.
+"""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "emulation"
+SANITIZERS = ("none", "address", "thread")
+
+# What a process ends with after a report of a sanitizer.
+REPORTED = 66
+
+# What Python runs under; `sanitized` sets it.
+_CURRENT = "VMDDPM_EMULATION_SANITIZER"
+
+_OPTIONS = {
+    # Python and torch keep memory until they end, which is no leak of ours. Local variables stay on the stacks, whose
+    # size is known.
+    "address": ("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),
+    # Python and torch are not instrumented: of them nothing is known, so nothing is reported.
+    "thread": ("TSAN_OPTIONS", "ignore_noninstrumented_modules=1:detect_deadlocks=0:atexit_sleep_ms=0"),
+}
+
+
+def build(sanitizer: str = os.environ.get(_CURRENT, "none"), target: str = "_native") -> Path:
+    """The built `_native` module, or the `selftest` program, or the `selftest_library`; built again where needed.
+
+    Without a sanitizer's name, for the one that this Python runs under."""
+    folder = BUILD / sanitizer
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _configure(sanitizer, folder)
+        _run(["cmake", "--build", str(folder), "--target", target])
+    files = {
+        "_native": f"_native{sysconfig.get_config_var('EXT_SUFFIX')}",
+        "selftest": "selftest",
+        "selftest_library": "libselftest_library.so",
+    }
+    return folder / files[target]
+
+
+def load(path: Path) -> ModuleType:
+    """The extension module at the path, as `_native`."""
+    spec = importlib.util.spec_from_file_location("_native", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sanitized(
+    sanitizer: str,
+    argv: Sequence[str | Path],
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python argv...` so that it can load what was built with the sanitizer.
+
+    After a report the process ends with REPORTED and the report ends stderr, whatever Python has done with its own.
+    """
+    # For Python alone: of the programs that start it, ThreadSanitizer may refuse one.
+    preload = ["env", "LD_PRELOAD=" + " ".join(map(str, _runtimes(sanitizer)))]
+    return run(sanitizer, [*preload, sys.executable, *argv], {_CURRENT: sanitizer, **(env or {})}, timeout)
+
+
+def run(
+    sanitizer: str,
+    command: Sequence[str | Path],
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program built with the sanitizer, as `sanitized` runs Python."""
+    prefix = ["setarch", "-R"] if sanitizer == "thread" and _memory_is_scattered() else []
+    words = [*prefix, *map(str, command)]
+    # One thread: where others of torch's would meet, nobody sees.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    with tempfile.TemporaryDirectory() as folder:
+        if sanitizer in _OPTIONS:
+            name, options = _OPTIONS[sanitizer]
+            environment[name] = f"exitcode={REPORTED}:log_path={folder}/report:{options}"
+        result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        reports = [path.read_text(errors="replace") for path in sorted(Path(folder).glob("report*"))]
+    return subprocess.CompletedProcess(words, result.returncode, result.stdout, "".join([result.stderr, *reports]))
+
+
+def missing(sanitizer: str) -> str:
+    """What this machine lacks to build and run with the sanitizer; empty if nothing."""
+    if sys.platform != "linux":
+        return "the emulation runs on Linux"
+    lacks = [name for name in ("cmake", "ninja", _compiler()) if _find(name) is None]
+    if importlib.util.find_spec("pybind11") is None:
+        lacks.append("pybind11")
+    if not lacks:
+        lacks = [path.name for path in _runtimes(sanitizer) if not path.exists()]
+    return f"not installed: {', '.join(lacks)}" if lacks else ""
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _configure(sanitizer: str, folder: Path) -> None:
+    """Once for each compiler and Python: ninja sees to everything else that changes."""
+    import pybind11
+
+    options = [
+        f"-DSANITIZER={sanitizer}",
+        f"-DCMAKE_CXX_COMPILER={_compiler()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]
+    done = folder / "configured"
+    if done.exists() and done.read_text() == "\n".join(options):
+        return
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    _run(["cmake", "-S", str(HERE), "-B", str(folder), "-G", "Ninja", *options])
+    done.write_text("\n".join(options))
+
+
+def _search() -> str:
+    """PATH, after the folder of this Python, where pip puts cmake and ninja."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=_search())
+
+
+def _run(command: list[str]) -> None:
+    # A sanitizer that Python runs under is not for the compiler.
+    env = {name: value for name, value in {**os.environ, "PATH": _search()}.items() if name != "LD_PRELOAD"}
+    words = [_find(command[0]) or command[0], *command[1:]]
+    result = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+
+
+def _runtimes(sanitizer: str) -> list[Path]:
+    """The libraries to load first. libstdc++ must be there when AddressSanitizer looks for what throws exceptions."""
+    names = {"none": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"]}[sanitizer]
+    paths = []
+    for name in names:
+        found = subprocess.run([_compiler(), f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+        paths.append(Path(found.stdout.strip()).resolve())
+    return paths
+
+
+def _memory_is_scattered() -> bool:
+    """Whether the kernel may put memory where older ThreadSanitizers do not expect any."""
+    bits = Path("/proc/sys/vm/mmap_rnd_bits")
+    return bits.exists() and int(bits.read_text()) > 28

@@ -1,0 +1,103 @@
+// csrc/common/gpu/gpu.h for a CPU: the same names and signatures, so that g++ compiles the kernels as they are. A block
+// is a set of fibers that take turns (scheduler.h). What a GPU does at a time of its own is done as late as it may be,
+// and what it leaves undefined is NaN or refused, so that a kernel that relies on either fails a test.
+#pragma once
+#include <math.h>
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "emulation.h"
+#include "half.h"
+
+#define VMDDPM_DEVICE inline __attribute__((always_inline))
+#define VMDDPM_CONSTANT constexpr inline
+#define VMDDPM_KERNEL(threads, blocks) void
+#define VMDDPM_ARGUMENTS(type) const type
+
+// As last parameters, the source line of the call: threads that meet must come from the same one, and messages name it.
+#define VMDDPM_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+namespace vmddpm {
+namespace gpu {
+
+constexpr int kWarp = 32;
+
+inline void use_device(int) {}
+
+template <typename Params>
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes,
+            void* /*stream*/, Params params) {
+  struct Bound {
+    void (*kernel)(Params);
+    const Params& params;
+  };
+  const Bound bound{kernel, params};
+  const auto run = [](const void* data) {
+    const Bound& b = *static_cast<const Bound*>(data);
+    b.kernel(b.params);
+  };
+  emulation::launch(name, run, &bound, blocks, threads, shared_bytes);
+}
+
+VMDDPM_DEVICE int thread() { return emulation::here.thread; }
+VMDDPM_DEVICE int threads() { return emulation::here.threads; }
+VMDDPM_DEVICE int64_t block() { return emulation::here.block; }
+
+VMDDPM_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+VMDDPM_DEVICE char* shared() { return emulation::here.shared; }
+
+VMDDPM_DEVICE void barrier(VMDDPM_CALLER) { emulation::barrier({file, line}); }
+
+template <int n, typename T>
+VMDDPM_DEVICE void exchange(T (&values)[n], int mask, VMDDPM_CALLER) {
+  static_assert((std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8)) || std::is_same_v<T, Half> ||
+                    std::is_same_v<T, BFloat16>,
+                "__shfl_xor_sync has no overload for this type");
+  emulation::exchange(values, n, sizeof(T), mask, {file, line});
+}
+
+template <int bytes>
+VMDDPM_DEVICE void copy_async(void* to, const void* from, int valid, VMDDPM_CALLER) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  emulation::start_copy(to, from, bytes, valid, {file, line});
+}
+
+VMDDPM_DEVICE void commit_copies() { emulation::commit_copies(); }
+
+template <int pending>
+VMDDPM_DEVICE void wait_copies(VMDDPM_CALLER) {
+  static_assert(pending >= 0, "a number of groups");
+  emulation::wait_copies(pending, {file, line});
+}
+
+// As .ftz does; subnormal inputs need no flushing here, 2^x of one is 1 as of zero.
+VMDDPM_DEVICE float exp2_unit(float x) { return emulation::flushed(::exp2f(x)); }
+
+VMDDPM_DEVICE float reciprocal_unit(float x) { return emulation::flushed(1.0f / emulation::flushed(x)); }
+
+VMDDPM_DEVICE float widen(Half v) { return emulation::widened<Half>(v.bits); }
+VMDDPM_DEVICE float widen(BFloat16 v) { return emulation::widened<BFloat16>(v.bits); }
+VMDDPM_DEVICE float widen(float v) { return v; }
+VMDDPM_DEVICE double widen(double v) { return v; }
+
+VMDDPM_DEVICE void narrow(float v, Half& out) { out.bits = emulation::narrowed<Half>(v); }
+VMDDPM_DEVICE void narrow(float v, BFloat16& out) { out.bits = emulation::narrowed<BFloat16>(v); }
+VMDDPM_DEVICE void narrow(float v, float& out) { out = v; }
+VMDDPM_DEVICE void narrow(double v, double& out) { out = v; }
+VMDDPM_DEVICE void narrow(double v, float& out) { out = static_cast<float>(v); }
+VMDDPM_DEVICE void narrow(float v, double& out) { out = v; }
+VMDDPM_DEVICE void narrow(double v, Half& out) { out.bits = emulation::narrowed<Half>(v); }
+VMDDPM_DEVICE void narrow(double v, BFloat16& out) { out.bits = emulation::narrowed<BFloat16>(v); }
+
+}  // namespace gpu
+}  // namespace vmddpm
+
+#undef VMDDPM_CALLER

@@ -1,0 +1,163 @@
+"""Compiles the CUDA sources to cubins for several architectures; a GPU is not needed.
+
+The cubins lie in build/sass/ and are compiled again only when a file they include, or the command, has changed.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "csrc"
+BUILD = ROOT / "build" / "sass"
+ARCHITECTURES = (80, 86, 89, 90, 100)
+WORKERS = 2
+
+# Those of csrc/CMakeLists.txt that reach device code: a Release build with CMake's own options for it.
+FLAGS = ("-std=c++17", "-O3", "-DNDEBUG")
+
+
+class Unavailable(Exception):
+    """A tool is not installed; the message says which and where it was sought."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of one kernel, or of a function that it did not inline."""
+
+    architecture: int
+    mangled: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+    @property
+    def name(self) -> str:
+        return kernel_name(self.mangled)
+
+    @property
+    def local_bytes(self) -> int:
+        return self.stack + self.spill_stores + self.spill_loads
+
+
+@dataclass(frozen=True)
+class Cubin:
+    source: Path
+    architecture: int
+    path: Path
+    log: Path
+
+
+@cache
+def find_nvcc() -> str:
+    installed = sorted(Path("/usr/local").glob("cuda*/bin"))
+    for candidate in (os.environ.get("CUDACXX"), "nvcc", *(str(folder / "nvcc") for folder in reversed(installed))):
+        if candidate and (found := shutil.which(candidate)):
+            return found
+    raise Unavailable("no nvcc in CUDACXX, on PATH or in /usr/local/cuda*/bin")
+
+
+@cache
+def supported() -> tuple[int, ...]:
+    """Those of ARCHITECTURES that the installed nvcc generates code for."""
+    listed = subprocess.run([find_nvcc(), "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
+    return tuple(architecture for architecture in ARCHITECTURES if f"sm_{architecture}" in listed)
+
+
+def cuda_sources() -> list[Path]:
+    return sorted(SOURCES.glob("*/*.cu"))
+
+
+def build(architectures: Iterable[int] | None = None, sources: Iterable[Path] | None = None) -> list[Cubin]:
+    """A cubin of every source for every architecture, all those of nvcc by default."""
+    chosen = supported() if architectures is None else tuple(architectures)
+    files = cuda_sources() if sources is None else list(sources)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(lambda job: _cubin(*job), [(file, code) for code in chosen for file in files]))
+
+
+def resources(cubin: Cubin) -> list[Resources]:
+    return parse_log(cubin.architecture, cubin.log.read_text())
+
+
+def parse_log(architecture: int, log: str) -> list[Resources]:
+    """ptxas -v gives a function's stack frame and spills first, its registers after."""
+    pattern = re.compile(
+        r"Function properties for (?P<name>\S+)\s+"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+        r"(?:\s+ptxas info\s*: Used (?P<registers>\d+) registers(?P<rest>[^\n]*))?"
+    )
+    found = []
+    for match in pattern.finditer(log):
+        shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", match["rest"] or "")
+        figures = (int(match[group] or 0) for group in ("registers", "stack", "stores", "loads"))
+        found.append(Resources(architecture, match["name"], *figures, shared=int(shared[1]) if shared else 0))
+    return found
+
+
+@cache
+def kernel_name(mangled: str) -> str:
+    """The demangled name with its template arguments, without namespaces, return type and parameters."""
+    if not mangled.startswith("_Z"):
+        return mangled
+    demangler = shutil.which("c++filt") or shutil.which("cu++filt", path=str(Path(find_nvcc()).parent))
+    if demangler is None:
+        raise Unavailable("no c++filt on PATH (it comes with binutils)")
+    name = subprocess.run([demangler, mangled], check=True, capture_output=True, text=True).stdout.strip()
+    name = re.sub(r"\(anonymous namespace\)::|vmddpm::|gpu::", "", name)
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            name = name[:i]
+            break
+    return name.removeprefix("void ")
+
+
+def _cubin(source: Path, architecture: int) -> Cubin:
+    base = BUILD / source.relative_to(SOURCES) if source.is_relative_to(SOURCES) else BUILD / "other" / source.name
+    stem = base.with_suffix(f".sm_{architecture}")
+    cubin = Cubin(source, architecture, Path(f"{stem}.cubin"), Path(f"{stem}.log"))
+    dependencies = Path(f"{stem}.d")
+    include = f"-I{SOURCES / 'common' / 'gpu'}"
+    command = [find_nvcc(), *FLAGS, include, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", str(source)]
+    signature = shlex.join(command)
+    if _fresh(cubin, dependencies, signature):
+        return cubin
+    cubin.path.parent.mkdir(parents=True, exist_ok=True)
+    # Named after the process, so that two runs at the same time do not write into each other's files.
+    partial, partial_dependencies = (Path(f"{path}.{os.getpid()}") for path in (cubin.path, dependencies))
+    started = time.time()
+    outputs = ["-MD", "-MF", str(partial_dependencies), "-o", str(partial)]
+    done = subprocess.run([*command, *outputs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{signature}\n{done.stdout}")
+    os.replace(partial_dependencies, dependencies)
+    os.replace(partial, cubin.path)
+    # The log comes last and stands for all three. It is as old as the start, so that a file which was edited during the
+    # compilation counts as newer.
+    partial_log = Path(f"{cubin.log}.{os.getpid()}")
+    partial_log.write_text(f"{signature}\n{done.stdout}")
+    os.utime(partial_log, (started, started))
+    os.replace(partial_log, cubin.log)
+    return cubin
+
+
+def _fresh(cubin: Cubin, dependencies: Path, signature: str) -> bool:
+    if not all(path.exists() for path in (cubin.path, cubin.log, dependencies)):
+        return False
+    if cubin.log.read_text().partition("\n")[0] != signature:
+        return False
+    made = cubin.log.stat().st_mtime
+    included = shlex.split(dependencies.read_text().replace("\\\n", " ").partition(" : ")[2])
+    return bool(included) and all(Path(file).exists() and Path(file).stat().st_mtime < made for file in included)

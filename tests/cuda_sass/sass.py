@@ -1,0 +1,193 @@
+"""Counts the instructions of the recurrence loops of the CUDA kernels, per (step, state), in their disassembly.
+
+python tests/cuda_sass/sass.py [--arch 90] [--every-loop] [FILE.cu ...]
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+from compile import SOURCES, Unavailable, build, find_nvcc, kernel_name, resources
+from control_flow import Function, Loop, parse
+
+BUDGET = SOURCES / "BUDGET.md"
+
+# Instructions by their opcode up to the first dot, under the heading of their column.
+COLUMNS = {
+    "MUFU": {"MUFU"},
+    "LDS": {"LDS", "LDSM"},
+    "STS": {"STS"},
+    "SHFL": {"SHFL"},
+    "global": {"LDG", "STG", "LDGSTS", "RED", "REDG", "ATOMG", "LD", "ST"},
+    "FP32": {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"},
+    "BAR": {"BAR"},
+    "local": {"LDL", "STL"},
+}
+
+# A loop has one EX2 for each (step, state); kernels of which that is not true, by a pattern of their name.
+EX2_PER_STEP_STATE = {
+    "scan_backward<float, 1, false*": 2,  # a tile is replayed and reversed without loops of their own
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    header: int
+    ex2: int
+    instructions: int
+    by_column: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    kernel: str
+    arguments: str
+    passes: int
+    limit: float
+
+    def covers(self, name: str) -> bool:
+        kernel, _, arguments = name.partition("<")
+        return kernel == self.kernel and fnmatch(arguments.removesuffix(">"), self.arguments)
+
+    def __str__(self) -> str:
+        return f"{self.kernel}<{self.arguments}>"
+
+
+class Kernel:
+    """The recurrence loops of one kernel, and which of them a step goes through in each pass over the sequence."""
+
+    def __init__(self, function: Function, passes: int = 1):
+        self.name = kernel_name(function.name)
+        self.ex2 = next((value for pattern, value in EX2_PER_STEP_STATE.items() if fnmatch(self.name, pattern)), 1)
+        self._passes, self._function = passes, function
+
+    @property
+    def local_memory(self) -> list[str]:
+        """Instructions on local memory, those in called subroutines too."""
+        return [i.text for i in self._function.instructions if i.base in COLUMNS["local"]]
+
+    @cached_property
+    def loops(self) -> dict[Loop, Counts]:
+        """The innermost loops that hold EX2, and those around them that hold more by themselves: inner loops that the
+        compiler has unrolled whole, and not a single step of one that it has peeled off. The kernel itself stands for a
+        loop that is run once."""
+        function = self._function
+        whole = Loop(0, frozenset(function.reachable))
+        total = {loop: counts for loop in {whole, *function.loops} if (counts := _count(function, loop)).ex2}
+        found = {}
+        for loop in sorted(total, key=lambda loop: loop.header):
+            inner = [other for other in total if other.blocks < loop.blocks]
+            own = _count(function, Loop(loop.header, loop.blocks.difference(*(other.blocks for other in inner))))
+            if own.ex2 > max((total[other].ex2 for other in inner), default=0):
+                found[loop] = own
+        return found
+
+    @cached_property
+    def counted(self) -> list[Loop]:
+        """The compiler may have made several loops of one: a remainder, or one for each side of a condition that does
+        not change. Most steps go through those that are unrolled furthest; among equals the worst is taken. Loops with
+        few EX2 belong to softplus, which is computed once a step."""
+        order = sorted(self.loops, key=lambda loop: (self.loops[loop].ex2, self.loops[loop].instructions), reverse=True)
+        most = [loop for loop in order if 8 * self.loops[loop].ex2 > self.loops[order[0]].ex2]
+        return most[: max(1, self._passes // self.ex2)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the counted loops make up all passes."""
+        return len(self.counted) * self.ex2 == self._passes
+
+    def figures(self, loop: Loop) -> dict[str, float]:
+        """Instructions per (step, state)."""
+        counts = self.loops[loop]
+        pairs = counts.ex2 / self.ex2
+        return {heading: value / pairs for heading, value in {"all": counts.instructions, **counts.by_column}.items()}
+
+    def total(self) -> dict[str, float]:
+        passes = [self.figures(loop) for loop in self.counted]
+        return {heading: sum(figures[heading] for figures in passes) for heading in ("all", *COLUMNS)}
+
+
+def _count(function: Function, loop: Loop) -> Counts:
+    found = [i for i in function.within(loop) if i.base != "NOP"]
+    by_column = {heading: sum(i.base in bases for i in found) for heading, bases in COLUMNS.items()}
+    ex2 = sum(i.opcode.startswith("MUFU.EX2") for i in found)
+    address = function.blocks[loop.header].instructions[0].address
+    return Counts(address, ex2, len(found), by_column)
+
+
+def budgets() -> list[Budget]:
+    """The rows of the table in csrc/BUDGET.md: kernel, template arguments, passes, limit."""
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (\d+) \| ([\d.]+) \|", BUDGET.read_text(), flags=re.MULTILINE)
+    return [Budget(kernel, arguments, int(passes), float(limit)) for kernel, arguments, passes, limit in rows]
+
+
+def find_nvdisasm() -> str:
+    folders = []
+    with contextlib.suppress(Unavailable):
+        folders.append(Path(find_nvcc()).parent)
+    triton = importlib.util.find_spec("triton")
+    if triton and triton.origin:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    for path in (None, *map(str, folders)):
+        if found := shutil.which("nvdisasm", path=path):
+            return found
+    raise Unavailable("no nvdisasm on PATH, beside nvcc or in the triton package")
+
+
+def kernels(architecture: int, sources: list[Path] | None = None) -> list[Kernel]:
+    passes = {budget.kernel: budget.passes for budget in budgets()}
+    found = []
+    for cubin in build([architecture], sources):
+        entries = {entry.mangled for entry in resources(cubin)}
+        command = [find_nvdisasm(), "-c", str(cubin.path)]
+        for function in parse(subprocess.run(command, check=True, capture_output=True, text=True).stdout):
+            if function.name in entries:
+                name = kernel_name(function.name).partition("<")[0]
+                found.append(Kernel(function, passes.get(name, 1)))
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def table(found: list[Kernel], every_loop: bool = False) -> str:
+    """A line for each loop that counts, with the number of its EX2, and their total, which is what a budget limits."""
+    headings, limits = ["all", *COLUMNS], budgets()
+    width = max((len(kernel.name) for kernel in found), default=0)
+
+    def line(name: str, loop: str, ex2: str, figures: dict[str, float], note: str = "") -> str:
+        return f"{name:{width}}  {loop:>8}  {ex2:>5}" + "".join(f"{figures[h]:8.2f}" for h in headings) + note
+
+    lines = [f"{'per (step, state)':{width}}  {'loop':>8}  {'EX2':>5}" + "".join(f"{h:>8}" for h in headings)]
+    for kernel in found:
+        for loop in kernel.loops if every_loop else kernel.counted:
+            counts, mark = kernel.loops[loop], "" if loop in kernel.counted else " (not counted)"
+            lines.append(line(kernel.name, f"{counts.header:#x}", str(counts.ex2), kernel.figures(loop), mark))
+        if kernel.loops:
+            limit = next((f"  of {budget.limit:g}" for budget in limits if budget.covers(kernel.name)), "")
+            lines.append(line("", "total", "", kernel.total(), limit if kernel.complete else "  a pass was not found"))
+    without = [kernel.name for kernel in found if not kernel.loops]
+    return "\n".join([*lines, *([f"without EX2: {', '.join(without)}"] if without else [])])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, default=90, help="architecture, for example 90 for sm_90")
+    parser.add_argument("--every-loop", action="store_true", help="also the loops with EX2 that do not count")
+    parser.add_argument("sources", nargs="*", type=Path, help="CUDA sources (default: csrc/*/*.cu)")
+    options = parser.parse_args()
+    sources = [path.resolve() for path in options.sources] or None
+    used = {entry.mangled: entry for cubin in build([options.arch], sources) for entry in resources(cubin)}
+    print(f"sm_{options.arch}: registers, stack, spill stores, spill loads, static shared memory")
+    for entry in sorted(used.values(), key=lambda entry: entry.name):
+        figures = (entry.registers, entry.stack, entry.spill_stores, entry.spill_loads, entry.shared)
+        print("".join(f"{figure:7}" for figure in figures), "", entry.name)
+    print(f"\n{table(kernels(options.arch, sources), options.every_loop)}")
+
+
+if __name__ == "__main__":
+    main()

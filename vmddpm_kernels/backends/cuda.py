@@ -1,0 +1,155 @@
+"""The CUDA kernels of csrc/. Nothing here waits for the GPU, and all memory comes from torch, so that every call can be
+captured in a CUDA graph."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmddpm_kernels.backends import extension
+from vmddpm_kernels.backends.extension import Gradients, Problem, cast, empty, pointer, view
+from vmddpm_kernels.routes import check_table_once
+
+
+def available() -> tuple[bool, str]:
+    if extension.native is None:
+        return False, extension.problem
+    if not hasattr(extension.native, "cuda"):
+        return False, "built without CUDA; put nvcc (12 or newer) on PATH and build again with VMDDPM_CUDA=1 pip install ."
+    built = f"CUDA C++ for {extension.native.cuda.architectures}"
+    if not torch.cuda.is_available():
+        return False, f"{built}, but torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"
+    return True, f"{built}, {torch.cuda.get_device_name()}"
+
+
+def _call(device: torch.device) -> tuple[int, int]:
+    """The GPU's number, and the stream torch works on there."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+@lru_cache(maxsize=64)
+def _limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory a block may have."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
+    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
+    check_table_once(table, x.shape[2])
+    batch, images, length, channels = x.shape
+    routes = table.shape[0]
+    table = table.to(torch.int32).contiguous()
+    out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
+    image = view(x, shared=images == 1)
+    extension.native.cuda.cross_scan(
+        batch, routes, length, channels, table.data_ptr(), image, view(out), *_call(x.device)
+    )
+    return out
+
+
+def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) -> Tensor:
+    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them if `merge`, else (B, K, L, C)."""
+    check_table_once(table, y.shape[2])
+    batch, routes, length, channels = y.shape
+    table = table.to(torch.int32).contiguous()
+    inverse = torch.empty_like(table)
+    out = empty((batch, 1 if merge else routes, length, channels), channel_first, y.dtype, y.device)
+    image = view(out, shared=merge)
+    extension.native.cuda.cross_merge(
+        batch, routes, length, channels, table.data_ptr(), image, view(y), merge, inverse.data_ptr(), *_call(y.device)
+    )
+    return out
+
+
+def _prepare(tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool) -> Problem:
+    """The problem with inputs as the kernels fetch them best.
+
+    In float64 every input is float64. B and C are small beside x: in half precision, where their rows are no whole
+    16 bytes, float32 copies of them can be fetched ahead and they cannot."""
+    problem = Problem(tensors, softplus, zoh, merge)
+    x, delta, B, C = problem.inputs
+    if problem.dtype == torch.float64:
+        problem.set_inputs(*(t.detach().double() for t in (x, delta, B, C)))
+    else:
+        problem.set_inputs(x, delta, *(t.detach() if _fetched_whole(t) else t.detach().float() for t in (B, C)))
+    return problem
+
+
+def _fetched_whole(matrix: Tensor) -> bool:
+    rows = matrix.stride(3) == 1 and matrix.shape[3] >= 4
+    sizes = (matrix.element_size() * s for s in (matrix.stride(0), matrix.stride(1), matrix.stride(2), matrix.shape[3]))
+    return matrix.element_size() > 2 or (rows and matrix.data_ptr() % 16 == 0 and all(size % 16 == 0 for size in sizes))
+
+
+class _Plan:
+    """How the kernels cut the problem, and the workspaces that takes."""
+
+    def __init__(self, problem: Problem, backward: bool):
+        self.cut = extension.native.cuda.scan_plan(problem.sizes, _limits(problem.device), backward)
+        batch, routes, channels, states = problem.states
+        self.workspaces: list[Tensor | None] = [None, None]
+        if self.cut.segments > 1:
+            pieces = (batch, routes, self.cut.segments)
+            self.workspaces = [problem.empty(*pieces, states, channels), problem.empty(*pieces, channels)]
+        self.call = (*_call(problem.device), *map(pointer, self.workspaces))
+
+    def result_dtype(self, problem: Problem, dtype: torch.dtype, summed: bool) -> torch.dtype:
+        """Results are written in `dtype` unless several launches or routes add up to them: then in the type of
+        the accumulation."""
+        return problem.dtype if summed or self.cut.passes > 1 or problem.dtype == torch.float64 else dtype
+
+
+def selective_scan_forward(
+    tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool, channel_first: bool, *, checkpoint: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from.
+
+    `tensors` as in `extension.Problem`."""
+    x, table = tensors[0], tensors[8]
+    if table is not None:
+        check_table_once(table, x.shape[2])
+    problem = _prepare(tensors, softplus, zoh, merge)
+    plan = _Plan(problem, backward=False)
+    batch, routes, length, channels = problem.shape
+    dtype = plan.result_dtype(problem, x.dtype, merge and routes > 1)
+    y = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, problem.device)
+    last_state = problem.empty(*problem.states)
+    checkpoints = None
+    if checkpoint:
+        checkpoints = problem.empty(batch, routes, plan.cut.chunks, problem.states[3], channels)
+    outputs = (view(y, shared=merge), pointer(last_state), pointer(checkpoints))
+    extension.native.cuda.scan_forward(problem.sizes, problem.arguments, *outputs, plan.cut, plan.call)
+    return y.to(x.dtype), last_state, checkpoints
+
+
+def selective_scan_backward(
+    dy: Tensor | None,
+    dlast_state: Tensor | None,
+    tensors: Sequence[Any],
+    checkpoints: Tensor,
+    softplus: bool,
+    zoh: bool,
+    merge: bool,
+    channel_first: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the nine tensors of `extension.Problem`, each in its tensor's shape and dtype."""
+    problem = _prepare(tensors, softplus, zoh, merge)
+    plan = _Plan(problem, backward=True)
+    batch, routes, length, channels = problem.shape
+    x, delta = tensors[:2]
+    dx_dtype = plan.result_dtype(problem, x.dtype, merge and routes > 1)
+    dx = empty((batch, 1 if merge else routes, length, channels), channel_first, dx_dtype, problem.device)
+    ddelta_dtype = plan.result_dtype(problem, delta.dtype, False)
+    ddelta = empty(problem.shape, channel_first, ddelta_dtype, problem.device)
+    grads = Gradients(problem, tensors, batch * plan.cut.segments, plan.cut.groups, dx, ddelta)
+    if dy is not None and problem.dtype == torch.float64:
+        dy = dy.double()
+    dlast_state = cast(dlast_state, problem.dtype)
+    arguments = problem.arguments | {"checkpoints": pointer(checkpoints)}
+    extension.native.cuda.scan_backward(
+        problem.sizes, arguments, grads.arguments(dy, dlast_state, merge), plan.cut, plan.call
+    )
+    return grads.results()
