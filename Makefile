@@ -7,7 +7,7 @@ MINUTES ?= 10
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint nightly install clean
+.PHONY: demo test lint nightly gpu install clean
 
 demo: install  ## train a small VM-DDPM on a real brain and draw new slices
 	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
@@ -22,6 +22,9 @@ lint: install
 nightly: install lint  ## longer tests, more random cases, every instruction set
 	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(BIN)/pytest tests/kernels/test_scan_accuracy.py || exit 1; done
 	$(BIN)/pytest -m "" --hypothesis-profile=nightly
+
+gpu:  ## on a machine with a GPU and torch: builds, tests, sanitizes and measures the CUDA kernels against their rivals
+	$(PYTHON) benchmarks/gpu/run.py
 
 install: .venv/installed
 

@@ -166,7 +166,7 @@ def check_table_once(table: Tensor, length: int) -> None:
         return
     if table.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "table has to be read once before a CUDA graph is captured: call the operator with it outside the capture first"
+            "table has to be read once before a CUDA graph is captured: call the operator with it outside first"
         )
     check_table(table, length)
     _mark_checked(table)

@@ -248,6 +248,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
       }
       barrier();
 
+      const TileSteps steps = pipeline.steps_of(v);
       // drive = delta x and y has D x in it. The tiles of x and delta become those of dx and of the raw delta's gradient.
 #pragma unroll 1
       for (int i = opaque(thread()); i < kSteps << log2_width; i += threads()) {
@@ -262,10 +263,10 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
         if (softplus_on) ddelta *= softplus_slope(delta);
         x_tile[at] = ddrive * delta + skip[c] * dy;
         delta_tile[at] = ddelta;
+        if (t >= steps.count) continue;  // there the state goes on as it is, and its gradient with it
         chunk_dD += dy * x;
         chunk_dbias += ddelta;
       }
-      const TileSteps steps = pipeline.steps_of(v);
 #pragma unroll 1
       for (int i = opaque(thread()); i < 2 * kSteps << log2_states; i += threads()) {
         const int n = i & ((1 << log2_states) - 1), row = i >> log2_states, t = row % kSteps, which = row / kSteps;
@@ -302,7 +303,6 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
     }
     if (a.dstart && w.segment == 0) store_states(a, w, me.column, first, dh, static_cast<Acc*>(a.dstart));
     // Each thread has summed the steps of one channel that fell to it; as many threads as slices share a channel.
-    barrier();
     ddelta_partial[thread()] = dD;
     ddrive_partial[thread()] = dbias;
     barrier();

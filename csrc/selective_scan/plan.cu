@@ -27,8 +27,8 @@ int64_t shared_bytes(const GpuScanPlan& plan, const ScanParams& p, bool backward
 // Which threads do what. One warp of 32 channels of one sequence is the least work there can be; a GPU is full from
 // about 8 warps a multiprocessor on, and it is filled, in this order, with what costs least:
 //
-//   S, the states of a thread    16 (8.0 instructions a step and state in the forward walk) where warps of channels
-//                                alone fill the machine, else 4 (8.9), which makes up to four times as many warps;
+//   S, the states of a thread    16 (6.3 instructions a step and state in the forward walk) where warps of channels
+//                                alone fill the machine, else 4 (7.9), which makes up to four times as many warps;
 //                                the backward always 4, as it holds the states of 16 / S steps in registers
 //   slices                       the other states of a channel, in other warps of the block: at most 4
 //   passes                       what 4 slices do not reach is done by launches one after another
@@ -38,12 +38,14 @@ int64_t shared_bytes(const GpuScanPlan& plan, const ScanParams& p, bool backward
 //   tiles                        more channels to a block share B and C (backward: and the partial sums of their
 //                                gradients, in memory), as long as every multiprocessor still has a block
 //
-// With 132 multiprocessors this gives, for N = 16:
+// With 132 multiprocessors this gives, for N = 16 (warps: in one launch):
 //
-//   B   K (summed)  D      L       forward: S slices segments tiles  blocks    backward: slices segments tiles blocks
-//   1   1           96     65,536           4  4      86        1        258             4      86       1      258
-//   16  4 (yes)     192    1,024            4  4      2         1        192             4      2        1      192
-//   64  1           3,072  16               16 1      1         4        1,536           4      1        2      3,072
+//                                          forward                              backward
+//   B   K            D      L       S   slices  segments  tiles  warps   slices  segments  tiles  warps
+//   1   1            96     65,536  4   4       86        1      1,032   4       86        1      1,032
+//   16  4, summed    192    1,024   4   4       3         1      1,152   4       3         2      1,152
+//   16  4, summed    1,536  16      4   4       1         1      3,072   4       1         2      3,072
+//   64  1            3,072  16      16  1       1         4      6,144   4       1         2      24,576
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
   constexpr int64_t kWarpsToFill = 8;
   const int64_t machine = limits.multiprocessors * kWarpsToFill;

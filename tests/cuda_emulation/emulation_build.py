@@ -35,15 +35,21 @@ _OPTIONS = {
 }
 
 
-def build(sanitizer: str = os.environ.get(_CURRENT, "none"), target: str = "_native") -> Path:
+def build(
+    sanitizer: str = os.environ.get(_CURRENT, "none"),
+    target: str = "_native",
+    folder: Path | None = None,
+    kernels: Path = ROOT / "csrc",
+) -> Path:
     """The built `_native` module, or the `selftest` program, or the `selftest_library`; built again where needed.
 
-    Without a sanitizer's name, for the one that this Python runs under."""
-    folder = BUILD / sanitizer
+    Without a sanitizer's name, for the one that this Python runs under. `kernels` may be a copy of csrc/ with a fault
+    planted, built in a folder of its own."""
+    folder = folder or BUILD / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _configure(sanitizer, folder)
+        _configure(sanitizer, folder, kernels)
         _run(["cmake", "--build", str(folder), "--target", target])
     files = {
         "_native": f"_native{sysconfig.get_config_var('EXT_SUFFIX')}",
@@ -114,12 +120,13 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _configure(sanitizer: str, folder: Path) -> None:
+def _configure(sanitizer: str, folder: Path, kernels: Path) -> None:
     """Once for each compiler and Python: ninja sees to everything else that changes."""
     import pybind11
 
     options = [
         f"-DSANITIZER={sanitizer}",
+        f"-DKERNELS={kernels}",
         f"-DCMAKE_CXX_COMPILER={_compiler()}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

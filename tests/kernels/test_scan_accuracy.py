@@ -71,8 +71,10 @@ def sizes():
         for states in (1, 4, 5, 8, 16, 32, 64, 256):
             for K in (1, 4):
                 for discretization in ("mamba", "zoh"):
-                    long = length >= 784 and (discretization == "zoh" or states not in (1, 16))
-                    slow = long or states == 5 or length == 65 or (states == 256 and length >= 196)
+                    common = states in (1, 16)
+                    long = length >= 784 and (discretization == "zoh" or not common)
+                    rare = states == 5 or length == 65 or (discretization == "zoh" and not common)
+                    slow = long or rare or (states == 256 and length >= 196)
                     marks = [pytest.mark.slow] if slow else []
                     yield pytest.param(length, states, K, discretization, marks=marks)
 

@@ -17,7 +17,7 @@ def available() -> tuple[bool, str]:
     if extension.native is None:
         return False, extension.problem
     if not hasattr(extension.native, "cuda"):
-        return False, "built without CUDA; put nvcc (12 or newer) on PATH and build again with VMDDPM_CUDA=1 pip install ."
+        return False, "built without CUDA; put nvcc (12 or newer) on PATH and run `VMDDPM_CUDA=1 pip install .`"
     built = f"CUDA C++ for {extension.native.cuda.architectures}"
     if not torch.cuda.is_available():
         return False, f"{built}, but torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"

@@ -1,0 +1,64 @@
+"""What the figures were measured on."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from typing import Any
+
+import torch
+from commands import ROOT
+
+
+def said(*command: str) -> str | None:
+    """What a program prints, or None where there is no such program or it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def nvcc() -> str:
+    return shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+
+
+def triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def describe(device: str) -> dict[str, Any]:
+    release = re.search(r"release ([\d.]+), V([\d.]+)", said(nvcc(), "--version") or "")
+    gpu: dict[str, Any] = {"name": None}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "driver": (said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").split("\n")[0],
+        }
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": said("git", "rev-parse", "HEAD"),
+        "changed_files": bool(said("git", "status", "--porcelain")),
+        "gpu": gpu,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "triton": triton_version(),
+        "nvcc": release.group(2) if release else None,
+    }
+
+
+def slug(name: str | None) -> str:
+    """NVIDIA H200 -> nvidia-h200"""
+    return re.sub(r"[^a-z0-9]+", "-", (name or "no gpu").lower()).strip("-")

@@ -1,0 +1,91 @@
+"""Times and memory of one call. On a GPU two times are taken: `ms`, between events around each call while the host runs
+ahead of the GPU, which is what the kernels take; and `wall_ms`, what a program gets that calls it again and again."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+WARM_UPS = 3
+LEAST_REPETITIONS, MOST_REPETITIONS = 20, 40
+SECONDS_TO_FILL = 0.05
+CYCLES_A_SECOND = 2e9  # of a GPU that waits; somewhat too many only makes it wait a little longer
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]
+
+
+def repetitions_for(seconds: float, least: int) -> int:
+    return max(least, min(MOST_REPETITIONS, int(SECONDS_TO_FILL / max(seconds, 1e-9))))
+
+
+def gpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: int, host_seconds: float) -> list[float]:
+    """Milliseconds of each call. The GPU first sleeps for as long as the host needs to queue every call, so that no
+    time between two launches is counted."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(repetitions)] for _ in range(2)]
+    torch.cuda._sleep(int(min(0.5, 1.5 * repetitions * host_seconds) * CYCLES_A_SECOND))
+    for i in range(repetitions):
+        events[0][i].record()
+        call(inputs[i % len(inputs)])
+        events[1][i].record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in zip(*events)]
+
+
+def cpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: int) -> list[float]:
+    times = []
+    for i in range(repetitions):
+        start = time.perf_counter()
+        call(inputs[i % len(inputs)])
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
+    """The most memory that torch's allocator held during the call, above what it held before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = call(one)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak
+
+
+def measure(
+    call: Callable[[Any], Any], inputs: Sequence[Any], device: str, least: int = LEAST_REPETITIONS
+) -> dict[str, Any]:
+    """`call` on several inputs in turn, so that what it reads was not left in the cache by the call before."""
+    gpu = device == "cuda"
+    for i in range(WARM_UPS):
+        call(inputs[i % len(inputs)])
+    if gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for i in range(WARM_UPS):
+        call(inputs[i % len(inputs)])
+    host_seconds = (time.perf_counter() - start) / WARM_UPS
+    if gpu:
+        torch.cuda.synchronize()
+    repetitions = repetitions_for((time.perf_counter() - start) / WARM_UPS, least)
+    start = time.perf_counter()
+    for i in range(repetitions):
+        call(inputs[i % len(inputs)])
+    if gpu:
+        torch.cuda.synchronize()
+    wall = (time.perf_counter() - start) / repetitions
+    times = gpu_times(call, inputs, repetitions, host_seconds) if gpu else cpu_times(call, inputs, repetitions)
+    return {
+        "ms": statistics.median(times),
+        "p20_ms": quantile(times, 0.2),
+        "p80_ms": quantile(times, 0.8),
+        "wall_ms": 1e3 * wall,
+        "repetitions": repetitions,
+        "input_sets": len(inputs),
+        "peak_bytes": peak_bytes(call, inputs[0]) if gpu else None,
+    }

@@ -1,0 +1,115 @@
+"""Where the GPU tests run, what they run on, and what they compare with.
+
+The exact values are those of the `reference` backend in float64 and the yardstick of an error is the same backend in
+the tested dtype, both on the device: one loop over time of small kernels, whatever the batch and the channels.
+"""
+
+import os
+
+import pytest
+import torch
+from oracle import assert_as_accurate, relative_error
+
+import vmddpm_kernels as vk
+
+REHEARSAL = os.environ.get("VMDDPM_GPU_TESTS") == "rehearse"
+DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
+BACKEND = "cpu" if REHEARSAL else "cuda"
+# Odd counts of channels beside even ones: a block's last channels are then never all there.
+DIMS = {1: 65, 7: 33, 49: 51, 63: 37, 64: 35, 65: 33, 196: 49, 784: 41, 1024: 65}
+LENGTHS = [1, 7, 49] if REHEARSAL else list(DIMS)
+NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+RESULTS = ("y", "last_state", *("d" + name for name in NAMES))
+
+
+def why_not_here():
+    if REHEARSAL:
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    status = vk.backends().get("cuda")
+    if status is None or not status.active:
+        return "built without CUDA" + (f": {status.detail}" if status else "")
+    return None
+
+
+def problem(batch, K, length, dim, states, dtype, seed=0):
+    """The tensors of `NAMES`, as `cross_selective_scan` takes them, on the device."""
+    g = torch.Generator(DEVICE).manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64, device=DEVICE).to(dtype)
+
+    A = -torch.rand(K, dim, states, generator=g, dtype=torch.float64, device=DEVICE).to(dtype) * 4 - 0.05
+    x, delta = normal(batch, length, dim), normal(batch, K, length, dim)
+    B, C = normal(batch, K, length, states), normal(batch, K, length, states)
+    return [x, delta, A, B, C, normal(K, dim), normal(K, dim), normal(batch, K, dim, states)]
+
+
+def random_table(K, length, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(length, generator=g) for _ in range(K)]).int().to(DEVICE)
+
+
+def operator(*tensors, **options):
+    options = {"backend": BACKEND, "return_last_state": True, **options}
+    return vk.cross_selective_scan(*tensors[:7], initial_state=tensors[7], **options)
+
+
+def projection_weights(output, generator):
+    """Multiples of 1/16, which every dtype holds exactly, so that runs in two dtypes have the same gradient to find."""
+    weights = torch.randn(output.shape, generator=generator, device=DEVICE).mul_(16).round_().clamp_(-100, 100).div_(16)
+    return weights.to(output.device, output.dtype)
+
+
+def run(tensors, function):
+    """Outputs, and the gradients of a fixed random projection of them."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    outputs = function(*leaves)
+    g = torch.Generator(DEVICE).manual_seed(99)
+    weights = [projection_weights(o, g) for o in outputs]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, weights, materialize_grads=True)]
+
+
+def batch_and_repeats(length, K, dim):
+    """One sequence where there are many steps, which is the other way of cutting the work."""
+    return (1 if length > 500 else 2), max(1, min(512 // (K * dim), 1024 // length))
+
+
+def check_accuracy(problems, function, dtype, exact=None, names=RESULTS):
+    """`function(backend, *tensors)` against the definition, forward and every gradient, over several problems
+    together: the ratio of two errors means something only over many values."""
+    ours = [run(tensors, lambda *t: function(BACKEND, *t)) for tensors in problems]
+    theirs = [run(tensors, lambda *t: function("reference", *t)) for tensors in problems]
+    if exact is None:
+        exact = [run([t.double() for t in tensors], lambda *t: function("reference", *t)) for tensors in problems]
+    for name, *results in zip(names, *(zip(*runs, strict=True) for runs in (ours, theirs, exact)), strict=True):
+        a, b, e = (torch.cat([value.flatten() for value in values]) for values in results)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        e = e.to(a.device)
+        if dtype == torch.float64:  # what we compare with is no more exact than what we compare
+            assert relative_error(a, e) < 1e-12, name
+        else:
+            assert_as_accurate(a, b, e, a.dtype if name == "last_state" else dtype, name)
+
+
+def assert_equal_bits(got, want):
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert torch.equal(a, b), f"result {i} differs"
+
+
+def strided(t):
+    """The same values inside a larger tensor, every stride changed."""
+    padded = torch.full([2 * s + 1 for s in t.shape], float("nan"), dtype=t.dtype, device=t.device)
+    window = padded[tuple(slice(1, None, 2) for _ in t.shape)]
+    window.copy_(t)
+    return window
+
+
+def need_memory(gigabytes):
+    if REHEARSAL:
+        return
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GB of device memory, {free:.0f} GB are free")

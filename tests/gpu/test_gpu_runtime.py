@@ -1,0 +1,150 @@
+"""Graphs, streams, devices and memory: what a kernel owes the CUDA programs around it."""
+
+import pytest
+import torch
+from gpu_cases import BACKEND, DEVICE, assert_equal_bits, operator, problem, random_table, run
+
+import vmddpm_kernels as vk
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
+
+CUTS = [(1, 1500, 70), (700, 100, 50)]  # one long sequence, many short ones
+
+
+def forward_and_backward(tensors, weights, table):
+    outputs = operator(*tensors, table=table)
+    return [*outputs, *torch.autograd.grad(outputs, tensors, weights)]
+
+
+def leaves_and_weights(shape, seed):
+    tensors = problem(*shape, torch.float32, seed)
+    weights = [tensors[0].flip(0), tensors[7].flip(0)]
+    return [t.requires_grad_() for t in tensors], weights
+
+
+@pytest.mark.parametrize(("batch", "length", "dim"), CUTS)
+def test_graph_replays_equal_eager(batch, length, dim):
+    shape, table = (batch, 4, length, dim, 5), random_table(4, length)
+    tensors, weights = leaves_and_weights(shape, seed=0)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            forward_and_backward(tensors, weights, table)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_and_backward(tensors, weights, table)
+    for seed in (1, 2, 3):
+        fresh, fresh_weights = leaves_and_weights(shape, seed)
+        with torch.no_grad():
+            for static, new in zip([*tensors, *weights], [*fresh, *fresh_weights]):
+                static.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+        got = [t.detach().clone() for t in captured]
+        assert_equal_bits(got, forward_and_backward(fresh, fresh_weights, table))
+
+
+@pytest.mark.parametrize("operation", ["cross_scan", "cross_merge"])
+def test_graph_of_cross_scan(operation):
+    function = getattr(vk, operation)
+    shape = (2, 4, 33, 7, 9) if operation == "cross_merge" else (2, 33, 7, 9)
+    x = torch.randn(shape, device=DEVICE)
+    function(x, backend=BACKEND)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = function(x, backend=BACKEND)
+    x.copy_(torch.randn(shape, device=DEVICE))
+    graph.replay()
+    assert torch.equal(captured, function(x, backend=BACKEND))
+
+
+def test_graph_refuses_a_table_it_cannot_check():
+    """The check of a table waits for the device, which a capture cannot; it says so, and the capture ends whole."""
+    tensors, table = problem(1, 4, 30, 33, 2, torch.float32), random_table(4, 30)
+    expected = operator(*tensors, table=table)
+    unseen = table.clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="table"), torch.cuda.graph(graph):
+        operator(*tensors, table=unseen)
+    assert_equal_bits(operator(*tensors, table=unseen), expected)
+
+
+def test_two_streams_at_once():
+    shape, table = (2, 4, 400, 130, 16), random_table(4, 400)
+    sets = [leaves_and_weights(shape, seed) for seed in range(2)]
+    alone = [forward_and_backward(*leaves, table) for leaves in sets]
+    streams, together = [torch.cuda.Stream() for _ in sets], [[], []]
+    torch.cuda.synchronize()
+    for _ in range(5):
+        for stream, leaves, results in zip(streams, sets, together):
+            with torch.cuda.stream(stream):
+                results.append(forward_and_backward(*leaves, table))
+    torch.cuda.synchronize()
+    for results, want in zip(together, alone):
+        for got in results:
+            assert_equal_bits(got, want)
+
+
+def test_a_stream_is_waited_for_by_what_follows_on_it():
+    """The kernels run on the current stream: work queued there before and after them is in order."""
+    tensors = problem(4, 4, 300, 130, 8, torch.float32)
+    expected = operator(*tensors)[0] * 2
+    late, stream = torch.full_like(tensors[0], float("nan")), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(tensors[0])
+        y = operator(late, *tensors[1:])[0] * 2
+    stream.synchronize()
+    assert torch.equal(y, expected)
+
+
+def test_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    table = random_table(4, 49)
+    tensors = problem(2, 4, 49, 65, 8, torch.float32)
+    here = run(tensors, lambda *t: operator(*t, table=table))
+    there = run([t.to("cuda:1") for t in tensors], lambda *t: operator(*t, table=table.to("cuda:1")))
+    assert all(t.device == torch.device("cuda:1") for t in there)
+    assert_equal_bits([t.to(DEVICE) for t in there], here)
+    assert torch.cuda.current_device() == 0
+
+
+def peak_of(function):
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["allocated_bytes.all.current"]
+    kept = function()
+    torch.cuda.synchronize()
+    peak = torch.cuda.memory_stats()["allocated_bytes.all.peak"] - before
+    del kept
+    return peak
+
+
+@pytest.mark.parametrize("batch", [1, 24])
+def test_nothing_the_size_of_all_routes_but_the_gradient_of_delta(batch):
+    """With 16 routes, x, y and their gradients are a sixteenth of (B, K, L, D) each. What else a scan holds is far
+    below one such tensor; a copy of x or of y in the order of the routes would be one."""
+    K, length, dim, states = 16, 4096 // batch, 512, 2
+    x, delta, A, B, C, *_ = problem(batch, K, length, dim, states, torch.float32)
+    table = random_table(K, length)
+    leaves = [t.requires_grad_() for t in (x, delta, A, B, C)]
+    dy = torch.randn_like(x)
+
+    def forward():
+        return vk.cross_selective_scan(*leaves, table=table, backend=BACKEND)
+
+    def both():
+        return torch.autograd.grad(forward(), leaves, dy)
+
+    both()
+    all_routes = delta.numel() * delta.element_size()
+    with torch.no_grad():
+        assert peak_of(forward) < 0.5 * all_routes
+    assert peak_of(forward) < 0.75 * all_routes  # with what the backward will start from
+    assert peak_of(both) < 1.75 * all_routes

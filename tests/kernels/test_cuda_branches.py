@@ -1,0 +1,131 @@
+"""Every branch of the CUDA kernels on small problems, against the float64 loop: each number of states a thread, each
+walk, each way a tile is fetched, each way a problem is cut. Short enough to be run under sanitizers too, where a missing
+barrier or an overrun shows even if the values are right; see test_cuda_sanitized.py. The problems are too small for a
+ratio of two errors to mean anything: that rule is test_scan_accuracy.py's, here errors are held to a few units in the
+last place."""
+
+import pytest
+import torch
+from emulated import EMPTY, FILLED, use_emulation
+from oracle import relative_error, scan_loop
+from test_scan_accuracy import image_problem, run
+
+import vmddpm_kernels as vk
+
+# name: (B, K, L, D, N), dtype, multiprocessors, options. 20 is one tile and a piece; 37 a chunk and a piece.
+CASES = {
+    "one state a thread": ((1, 2, 37, 33, 1), torch.float32, FILLED, {}),
+    "two slices": ((1, 1, 20, 33, 2), torch.float32, FILLED, {}),
+    "four states a thread": ((1, 2, 37, 35, 4), torch.float32, FILLED, {}),
+    "four slices, two tiles": ((1, 1, 37, 64, 7), torch.float32, FILLED, {}),
+    "sixteen states a thread": ((1, 2, 37, 33, 16), torch.float32, FILLED, {}),
+    "several passes": ((1, 2, 20, 5, 67), torch.float32, FILLED, {}),
+    "segments": ((1, 2, 70, 33, 6), torch.float32, EMPTY, {}),
+    "segments, one state": ((1, 2, 70, 33, 1), torch.float32, EMPTY, {}),
+    "segments, double": ((1, 1, 40, 5, 3), torch.float64, EMPTY, {}),
+    "whole rows, half": ((1, 2, 20, 40, 8), torch.float16, FILLED, {}),
+    "whole rows, bfloat16, segments": ((1, 2, 70, 32, 16), torch.bfloat16, EMPTY, {}),
+    "single elements, half": ((1, 2, 20, 5, 3), torch.float16, FILLED, {}),
+    "double": ((1, 2, 37, 9, 5), torch.float64, FILLED, {}),
+    "no softplus": ((2, 2, 37, 9, 5), torch.float32, FILLED, {"delta_softplus": False}),
+    "zoh": ((1, 2, 37, 9, 6), torch.float32, FILLED, {"discretization": "zoh"}),
+    "zoh, one state": ((1, 1, 20, 9, 1), torch.float32, FILLED, {"discretization": "zoh"}),
+    "zoh, sixteen": ((1, 1, 20, 9, 12), torch.float32, FILLED, {"discretization": "zoh"}),
+    "zoh, double": ((1, 1, 20, 5, 2), torch.float64, FILLED, {"discretization": "zoh"}),
+    "zoh, segments": ((1, 1, 40, 5, 5), torch.float32, EMPTY, {"discretization": "zoh"}),
+    "zoh, segments, one state": ((1, 1, 40, 5, 1), torch.float32, EMPTY, {"discretization": "zoh"}),
+    "zoh, segments, double": ((1, 1, 40, 5, 2), torch.float64, EMPTY, {"discretization": "zoh"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_summed_routes(case, monkeypatch, emulated_native):
+    sizes, dtype, multiprocessors, options = CASES[case]
+    use_emulation(monkeypatch, emulated_native, multiprocessors)
+    _, K, length, _, _ = sizes
+    table = torch.stack([torch.randperm(length) for _ in range(K)]).int()
+    tensors = list(image_problem(*sizes, dtype))
+    softplus = options.get("delta_softplus", True)
+    if not softplus:  # a step size is positive
+        tensors[1], tensors[6] = tensors[1].abs() * 0.3, tensors[6].abs() * 0.3
+
+    def operator(*t):
+        return vk.cross_selective_scan(
+            *t[:7], table, initial_state=t[7], return_last_state=True, backend="cuda", **options
+        )
+
+    def loop(*t):
+        return scan_loop(*t, table=table, softplus=softplus, zoh=options.get("discretization") == "zoh")
+
+    check(tensors, operator, loop, dtype)
+
+
+@pytest.mark.parametrize("channel_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [40, 37])
+@pytest.mark.parametrize("multiprocessors", [EMPTY, FILLED])
+def test_sequences(channel_last, dtype, length, multiprocessors, monkeypatch, emulated_native):
+    """Groups that share nothing; 16-byte fetches along the steps where 40 of them make whole chunks; no table."""
+    use_emulation(monkeypatch, emulated_native, multiprocessors)
+    _, delta, A, B, C, D, bias, h0 = image_problem(2, 2, length, 33, 8, dtype)
+    u = torch.randn(delta.shape).to(dtype)
+
+    def operator(u, delta, A, B, C, D, bias, h0):
+        def sequences(t):
+            t = t.transpose(1, 2).flatten(2)
+            return t if channel_last else t.transpose(1, 2).contiguous()
+
+        B, C = ((t.transpose(1, 2) if channel_last else t.transpose(2, 3).contiguous()) for t in (B, C))
+        out, last = vk.selective_scan(
+            sequences(u), sequences(delta), A.flatten(0, 1), B, C, D.flatten(), delta_bias=bias.flatten(),
+            initial_state=h0.flatten(1, 2), delta_softplus=True, return_last_state=True, channel_last=channel_last,
+            backend="cuda",
+        )  # fmt: skip
+        out = out if channel_last else out.transpose(1, 2)
+        return out.unflatten(2, (2, -1)).transpose(1, 2), last.unflatten(1, (2, -1))
+
+    def loop(*t):
+        return scan_loop(*t, merge=False)
+
+    check((u, delta, A, B, C, D, bias, h0), operator, loop, dtype)
+
+
+def check(tensors, operator, loop, dtype):
+    names = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
+    exact = run([t.double() for t in tensors], loop)
+    for name, ours, expected in zip(names, run(tensors, operator), exact):
+        unit = torch.finfo(ours.dtype if name == "last_state" else dtype).eps
+        assert relative_error(ours, expected) <= 8 * unit, name
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True), (False, False)])
+def test_cross_scan_and_merge(layouts, permuted, monkeypatch, emulated_native):
+    use_emulation(monkeypatch, emulated_native)
+    permutation = vk.patch_permutation(5, 9, seed=1) if permuted else None
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.bfloat16):
+        x = torch.randint(-50, 50, (2, 7, 5, 9) if layouts[0] else (2, 5, 9, 7)).to(dtype)
+        y = torch.randint(-50, 50, (2, 4, 7, 5, 9) if layouts[1] else (2, 5, 9, 4, 7)).to(dtype)
+        for function, tensor in ((vk.cross_scan, x), (vk.cross_merge, y)):
+            ours = function(tensor, *layouts, permutation=permutation, backend="cuda")
+            assert torch.equal(ours, function(tensor, *layouts, permutation=permutation, backend="reference"))
+
+
+def test_small_shared_memory(monkeypatch, emulated_native):
+    """Blocks get narrower on GPUs with less shared memory, down to the least there is."""
+    tensors = image_problem(1, 2, 40, 64, 16, torch.float32)
+
+    def scan(*t):
+        return vk.cross_selective_scan(*t[:7], backend="cuda", discretization="zoh")
+
+    results = []
+    for kilobytes in (227, 163, 99):
+        use_emulation(monkeypatch, emulated_native, FILLED, kilobytes * 1024)
+        y = scan(*(leaves := [t.clone().requires_grad_() for t in tensors]))
+        results.append([y, *torch.autograd.grad(y.sum(), leaves[:7])])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b)
+    use_emulation(monkeypatch, emulated_native, FILLED, 8 * 1024)
+    with pytest.raises(ValueError, match="bytes of shared memory a block"):
+        scan(*tensors)
