@@ -1,8 +1,8 @@
 """Every branch of the CUDA kernels on small problems, against the float64 loop: each number of states a thread, each
-walk, each way a tile is fetched, each way a problem is cut. Short enough to be run under sanitizers too, where a
-missing barrier or an overrun shows even if the values are right; see test_cuda_sanitized.py. The problems are too small for a
-ratio of two errors to mean anything: that rule is test_scan_accuracy.py's, here errors are held to a few units in the
-last place."""
+walk, each way a tile is fetched, each way a problem is cut. Short enough for sanitizers too, where a missing barrier
+or an overrun shows even if the values are right; see test_cuda_sanitized.py. The problems are too small for a ratio
+of two errors to mean anything: that rule is test_scan_accuracy.py's, here errors are held to a few units in the last
+place."""
 
 import pytest
 import torch
