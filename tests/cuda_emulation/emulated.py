@@ -1,6 +1,7 @@
 """The CUDA backend on CPU tensors: the same Python and the same kernels, on an emulated GPU."""
 
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -21,5 +22,6 @@ def use_emulation(
     monkeypatch.setattr(extension, "native", SimpleNamespace(**{**vars(extension.native), "cuda": native.cuda}))
     monkeypatch.setattr(cuda, "available", lambda: (True, "emulated"))
     monkeypatch.setattr(cuda, "_call", lambda device: (0, 0))
+    monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
     monkeypatch.setattr(cuda, "_limits", lambda device: (multiprocessors, shared_bytes))
     monkeypatch.setitem(registry._DEVICES, "cuda", {"cpu", "cuda"})

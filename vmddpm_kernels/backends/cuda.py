@@ -2,6 +2,7 @@
 captured in a CUDA graph."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,11 @@ def _call(device: torch.device) -> tuple[int, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it the kernels may make `device` the current one: torch puts its own back afterwards."""
+    return torch.cuda.device(device)
+
+
 @lru_cache(maxsize=64)
 def _limits(device: torch.device) -> tuple[int, int]:
     """Multiprocessors, and bytes of shared memory a block may have."""
@@ -44,9 +50,10 @@ def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
     table = table.to(torch.int32).contiguous()
     out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
     image = view(x, shared=images == 1)
-    extension.native.cuda.cross_scan(
-        batch, routes, length, channels, table.data_ptr(), image, view(out), *_call(x.device)
-    )
+    with _current(x.device):
+        extension.native.cuda.cross_scan(
+            batch, routes, length, channels, table.data_ptr(), image, view(out), *_call(x.device)
+        )
     return out
 
 
@@ -57,10 +64,10 @@ def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) 
     table = table.to(torch.int32).contiguous()
     inverse = torch.empty_like(table)
     out = empty((batch, 1 if merge else routes, length, channels), channel_first, y.dtype, y.device)
+    sizes = (batch, routes, length, channels, table.data_ptr())
     image = view(out, shared=merge)
-    extension.native.cuda.cross_merge(
-        batch, routes, length, channels, table.data_ptr(), image, view(y), merge, inverse.data_ptr(), *_call(y.device)
-    )
+    with _current(y.device):
+        extension.native.cuda.cross_merge(*sizes, image, view(y), merge, inverse.data_ptr(), *_call(y.device))
     return out
 
 
@@ -121,7 +128,8 @@ def selective_scan_forward(
     if checkpoint:
         checkpoints = problem.empty(batch, routes, plan.cut.chunks, problem.states[3], channels)
     outputs = (view(y, shared=merge), pointer(last_state), pointer(checkpoints))
-    extension.native.cuda.scan_forward(problem.sizes, problem.arguments, *outputs, plan.cut, plan.call)
+    with _current(problem.device):
+        extension.native.cuda.scan_forward(problem.sizes, problem.arguments, *outputs, plan.cut, plan.call)
     return y.to(x.dtype), last_state, checkpoints
 
 
@@ -149,7 +157,7 @@ def selective_scan_backward(
         dy = dy.double()
     dlast_state = cast(dlast_state, problem.dtype)
     arguments = problem.arguments | {"checkpoints": pointer(checkpoints)}
-    extension.native.cuda.scan_backward(
-        problem.sizes, arguments, grads.arguments(dy, dlast_state, merge), plan.cut, plan.call
-    )
+    gradients = grads.arguments(dy, dlast_state, merge)
+    with _current(problem.device):
+        extension.native.cuda.scan_backward(problem.sizes, arguments, gradients, plan.cut, plan.call)
     return grads.results()
