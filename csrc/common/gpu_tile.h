@@ -1,11 +1,11 @@
 // Tiles on a GPU: the next kSteps steps of a strided tensor of any layout and type, on their way through shared memory.
 //
-//   global memory --asynchronous copies, kStages ahead--> raw tile --decode_tile--> tile of the accumulation's type
+//   global memory --asynchronous copies, kStages ahead--> raw tile --decode--> tile of the accumulation's type
 //   tile --store_tile--> global memory
 //
 // The only place where visit orders, layouts and half precision are dealt with: the recurrences see tiles [step][column].
 // A tensor whose columns are contiguous (channel-last) is read along them, one whose steps are (channel-first) along
-// those; the raw tile has the same order, and decode_tile transposes it on chip.
+// those; the raw tile has the same order, and decoding transposes it on chip.
 #pragma once
 #include <gpu.h>
 
@@ -122,64 +122,111 @@ VMDDPM_DEVICE void stage_tile(const Input& in, int64_t start, const TileSteps& s
   }
 }
 
-template <typename Acc, typename Element, typename Place, typename Transform>
-VMDDPM_DEVICE void decode_as(const Input& in, const char* raw, int count, int valid, int log2_width, Acc* tile, Place place,
-                             Transform transform) {
+// The elements of a tile of 1 << log2_width columns that fall to this thread: neighbouring threads take neighbours in
+// memory, and a thread goes on along the other axis. At least four of them where the columns are channels, so loops over
+// those handle four at once: one's latency hides behind the others'.
+constexpr int kAtOnce = 4;
+
+struct Cells {
+  int t, c, dt, dc;
+  VMDDPM_DEVICE Cells(bool along_steps, int log2_width) {
+    const int first = opaque(thread());
+    t = along_steps ? first % kSteps : first >> log2_width;
+    c = along_steps ? first / kSteps : first & ((1 << log2_width) - 1);
+    dt = along_steps ? 0 : threads() >> log2_width;
+    dc = along_steps ? threads() / kSteps : 0;
+  }
+  VMDDPM_DEVICE bool inside(int log2_width) const { return t < kSteps && c < 1 << log2_width; }
+  VMDDPM_DEVICE void next() {
+    t += dt;
+    c += dc;
+  }
+};
+
+template <typename Acc, typename Element, typename Transform>
+VMDDPM_DEVICE void decode_channels_as(const Input& in, const char* raw, int count, int valid, int log2_width, Acc* tile,
+                                      Transform transform) {
+  const Element* elements = reinterpret_cast<const Element*>(raw) + opaque(thread());
+  Cells cell(in.along_steps, log2_width);
+#pragma unroll 1
+  for (; cell.inside(log2_width); elements += kAtOnce * threads()) {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j, cell.next()) {
+      const Acc value = transform(static_cast<Acc>(widen(elements[j * threads()])), cell.c);
+      tile[place_in_tile(cell.t, cell.c)] = cell.t < count && cell.c < valid ? value : Acc(0);
+    }
+  }
+}
+
+template <typename Acc, typename Element>
+VMDDPM_DEVICE void decode_states_as(const Input& in, const char* raw, int count, int valid, int log2_width, int row,
+                                    Acc* tile) {
   const Element* elements = reinterpret_cast<const Element*>(raw);
 #pragma unroll 1
   for (int i = opaque(thread()); i < kSteps << log2_width; i += threads()) {
     const int t = in.along_steps ? i % kSteps : i >> log2_width;
-    const int c = in.along_steps ? i / kSteps : i - (t << log2_width);
-    Acc value = Acc(0);
-    if (t < count && c < valid) value = transform(static_cast<Acc>(widen(elements[i])), c);
-    tile[place(t, c)] = value;
+    const int n = in.along_steps ? i / kSteps : i - (t << log2_width);
+    tile[t * row + n] = t < count && n < valid ? static_cast<Acc>(widen(elements[i])) : Acc(0);
   }
 }
 
-// tile[place(t, c)] = transform(value, c), zero beyond the last step and column. In double everything comes in as double.
-template <typename Acc, typename Place, typename Transform>
-VMDDPM_DEVICE void decode_tile(const Input& in, const char* raw, int count, int valid, int log2_width, Acc* tile, Place place,
-                               Transform transform) {
+// Calls run(element) with a value of the type the input's elements have. In double everything comes in as double.
+template <typename Acc, typename Run>
+VMDDPM_DEVICE void with_element_type(DType dtype, Run run) {
   if constexpr (sizeof(Acc) == 8) {
-    decode_as<Acc, double>(in, raw, count, valid, log2_width, tile, place, transform);
+    run(double{});
+  } else if (dtype == DType::f16) {
+    run(Half{});
+  } else if (dtype == DType::bf16) {
+    run(BFloat16{});
   } else {
-    switch (in.view.dtype) {
-      case DType::f16: return decode_as<Acc, Half>(in, raw, count, valid, log2_width, tile, place, transform);
-      case DType::bf16: return decode_as<Acc, BFloat16>(in, raw, count, valid, log2_width, tile, place, transform);
-      default: return decode_as<Acc, float>(in, raw, count, valid, log2_width, tile, place, transform);
-    }
+    run(float{});
   }
+}
+
+// A tile of channels, transform(value, column), zero beyond the last step and channel.
+template <typename Acc, typename Transform>
+VMDDPM_DEVICE void decode_channels(const Input& in, const char* raw, int count, int valid, int log2_width, Acc* tile,
+                                   Transform transform) {
+  with_element_type<Acc>(in.view.dtype, [&](auto element) {
+    decode_channels_as<Acc, decltype(element)>(in, raw, count, valid, log2_width, tile, transform);
+  });
+}
+
+// A tile of B or C in rows of `row`, zero beyond the last step and state.
+template <typename Acc>
+VMDDPM_DEVICE void decode_states(const Input& in, const char* raw, int count, int valid, int log2_width, int row, Acc* tile) {
+  with_element_type<Acc>(in.view.dtype, [&](auto element) {
+    decode_states_as<Acc, decltype(element)>(in, raw, count, valid, log2_width, row, tile);
+  });
 }
 
 template <typename Acc, typename Element, typename Value>
 VMDDPM_DEVICE void store_as(const Output& out, int64_t start, const TileSteps& steps, int valid, int log2_width, bool add,
                             Value value) {
   Element* to = static_cast<Element*>(out.view.data) + start;
+  Cells cell(out.along_steps, log2_width);
 #pragma unroll 1
-  for (int i = opaque(thread()); i < kSteps << log2_width; i += threads()) {
-    const int t = out.along_steps ? i % kSteps : i >> log2_width;
-    const int c = out.along_steps ? i / kSteps : i - (t << log2_width);
-    if (t >= steps.count || c >= valid) continue;
-    Element& target = to[steps.pixel(t) * out.view.stride[2] + c * out.view.stride[3]];
-    Acc result = value(t, c);
-    if (add) result += static_cast<Acc>(widen(target));
-    narrow(result, target);
+  while (cell.inside(log2_width)) {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j, cell.next()) {
+      if (cell.t >= steps.count || cell.c >= valid) continue;
+      Element& target = to[steps.pixel(cell.t) * out.view.stride[2] + cell.c * out.view.stride[3]];
+      Acc result = value(place_in_tile(cell.t, cell.c), cell.c);
+      if (add) result += static_cast<Acc>(widen(target));
+      narrow(result, target);
+    }
   }
 }
 
-// view[batch, route, pixel(t), column + c] = value(t, c), or += it. What is added to must be of the accumulation's type.
+// view[batch, route, pixel(t), column + c] = value(place_in_tile(t, c), c), or += it. What is added to must be of the
+// accumulation's type.
 template <typename Acc, typename Value>
 VMDDPM_DEVICE void store_tile(const Output& out, int64_t start, const TileSteps& steps, int valid, int log2_width, bool add,
                               Value value) {
-  if constexpr (sizeof(Acc) == 8) {
-    store_as<Acc, double>(out, start, steps, valid, log2_width, add, value);
-  } else {
-    switch (out.view.dtype) {
-      case DType::f16: return store_as<Acc, Half>(out, start, steps, valid, log2_width, add, value);
-      case DType::bf16: return store_as<Acc, BFloat16>(out, start, steps, valid, log2_width, add, value);
-      default: return store_as<Acc, float>(out, start, steps, valid, log2_width, add, value);
-    }
-  }
+  with_element_type<Acc>(out.view.dtype, [&](auto element) {
+    store_as<Acc, decltype(element)>(out, start, steps, valid, log2_width, add, value);
+  });
 }
 
 // n neighbouring values, moved in one access.

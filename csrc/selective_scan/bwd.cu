@@ -31,7 +31,6 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
   Acc* bias = reinterpret_cast<Acc*>(shared + a.shared.bias);
   Acc* skip = reinterpret_cast<Acc*>(shared + a.shared.skip);
   const bool softplus_on = a.softplus;
-  const auto in_row = [](int t, int n) { return t * kRow<S> + n; };
   const auto as_it_is = [](Acc value, int) { return value; };
   const auto activated = [=](Acc value, int c) {
     const Acc raw = value + bias[c];
@@ -74,12 +73,12 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
       {
         const int count = pipeline.steps_of(v).count;
         const char* stage = pipeline.stage_of(v);
-        decode_tile(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, place_in_tile, activated);
-        decode_tile(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, place_in_tile, as_it_is);
-        decode_tile(a.B, stage + a.shared.raw_B, count, w.states, log2_states, B_tile, in_row, as_it_is);
+        decode_channels(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, activated);
+        decode_channels(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, as_it_is);
+        decode_states(a.B, stage + a.shared.raw_B, count, w.states, log2_states, kRow<S>, B_tile);
         if (backwards) {
-          decode_tile(a.C, stage + a.shared.raw_C, count, w.states, log2_states, C_tile, in_row, as_it_is);
-          decode_tile(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, dy_tile, place_in_tile, as_it_is);
+          decode_states(a.C, stage + a.shared.raw_C, count, w.states, log2_states, kRow<S>, C_tile);
+          decode_channels(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, dy_tile, as_it_is);
         }
       }
       barrier();
@@ -148,15 +147,15 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(Acc) == 8 ? 1 : 2) scan_backward(
         const int n = i & ((1 << log2_states) - 1), row = i >> log2_states, t = row % kSteps, which = row / kSteps;
         if (t >= steps.count || n >= w.states) continue;
         Acc sum = Acc(0);
-        for (int j = 0; j < 1 << a.log2_tiles; ++j) sum += matrices[(2 * j + which) * kMatrixSize + in_row(t, n)];
+        for (int j = 0; j < 1 << a.log2_tiles; ++j) sum += matrices[(2 * j + which) * kMatrixSize + t * kRow<S> + n];
         const int64_t pixel = ((w.group * a.batch + w.batch) * a.routes + w.route) * a.length + steps.pixel(t);
         static_cast<Acc*>(which ? a.dC : a.dB)[pixel * a.states + a.first_state + n] = sum;
       }
       barrier();
       store_tile<Acc>(a.dx, w.dx, steps, w.valid, log2_width, a.add || r > 0,
-                      [=](int t, int c) { return x_tile[place_in_tile(t, c)]; });
+                      [=](int at, int) { return x_tile[at]; });
       store_tile<Acc>(a.ddelta, w.ddelta, steps, w.valid, log2_width, a.first_state > 0,
-                      [=](int t, int c) { return delta_tile[place_in_tile(t, c)]; });
+                      [=](int at, int) { return delta_tile[at]; });
       if (in_chunk == 0) {
 #pragma unroll
         for (int s = 0; s < S; ++s) {

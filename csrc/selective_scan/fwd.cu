@@ -60,7 +60,6 @@ VMDDPM_KERNEL(walk == Walk::kAdjoint ? kBackwardThreads : kForwardThreads, walk 
   Acc* bias = reinterpret_cast<Acc*>(shared + a.shared.bias);
   Acc* skip = reinterpret_cast<Acc*>(shared + a.shared.skip);
   const bool softplus_on = a.softplus;
-  const auto in_row = [](int t, int n) { return t * kRow<S> + n; };
   const auto as_it_is = [](Acc value, int) { return value; };
   const auto activated = [=](Acc value, int c) {
     const Acc raw = value + bias[c];
@@ -94,15 +93,15 @@ VMDDPM_KERNEL(walk == Walk::kAdjoint ? kBackwardThreads : kForwardThreads, walk 
       {
         const int count = pipeline.steps_of(v).count;
         const char* stage = pipeline.stage_of(v);
-        decode_tile(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, place_in_tile, activated);
+        decode_channels(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, activated);
         if constexpr (kAdjoint) {
-          decode_tile(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, x_tile, place_in_tile, as_it_is);
+          decode_channels(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, x_tile, as_it_is);
         } else {
-          decode_tile(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, place_in_tile, as_it_is);
-          decode_tile(a.B, stage + a.shared.raw_B, count, w.states, log2_states, B_tile, in_row, as_it_is);
+          decode_channels(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, as_it_is);
+          decode_states(a.B, stage + a.shared.raw_B, count, w.states, log2_states, kRow<S>, B_tile);
         }
         if constexpr (walk != Walk::kCarry) {
-          decode_tile(a.C, stage + a.shared.raw_C, count, w.states, log2_states, C_tile, in_row, as_it_is);
+          decode_states(a.C, stage + a.shared.raw_C, count, w.states, log2_states, kRow<S>, C_tile);
         }
       }
       barrier();
@@ -139,8 +138,7 @@ VMDDPM_KERNEL(walk == Walk::kAdjoint ? kBackwardThreads : kForwardThreads, walk 
       if constexpr (kScan) {
         barrier();
         const int slices = 1 << a.log2_slices, share = kTileSize << a.log2_tiles;
-        store_tile<Acc>(a.y, w.y, pipeline.steps_of(v), w.valid, log2_width, a.add || r > 0, [=](int t, int c) {
-          const int at = place_in_tile(t, c);
+        store_tile<Acc>(a.y, w.y, pipeline.steps_of(v), w.valid, log2_width, a.add || r > 0, [=](int at, int c) {
           Acc sum = skip[c] * x_tile[at];
           for (int g = 0; g < slices; ++g) sum += partial[g * share + at];
           return sum;
