@@ -5,6 +5,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
 BIN := .venv/bin
+# A test process a core, each with one thread of its own.
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: demo test lint nightly gpu install clean
@@ -13,15 +15,15 @@ demo: install  ## train a small VM-DDPM on a real brain and draw new slices
 	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
 
 test: install lint  ## what CI runs
-	$(BIN)/pytest
+	$(TEST)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 nightly: install lint  ## longer tests, more random cases, every instruction set
-	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(BIN)/pytest tests/kernels/test_scan_accuracy.py || exit 1; done
-	$(BIN)/pytest -m "" --hypothesis-profile=nightly
+	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(TEST) tests/kernels/test_scan_accuracy.py || exit 1; done
+	$(TEST) -m "" --hypothesis-profile=nightly
 
 gpu:  ## on a machine with a GPU and torch: builds, tests, sanitizes and measures the CUDA kernels against their rivals
 	$(PYTHON) benchmarks/gpu/run.py
