@@ -42,3 +42,10 @@ def check_table_tensor(table: object, routes: int, length: int, like: Tensor) ->
     check_shape("table", table, "K, L", (routes, length))
     if table.device != like.device:
         raise ValueError(f"table is on {table.device}, but x is on {like.device}; move them to one device")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """TypeError unless True or False, or 1 or 0."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)

@@ -208,5 +208,5 @@ def getCSM(mode: int = 1) -> tuple[type, type]:
 
 # `import vmddpm_kernels.cross_scan as csm` binds the attribute of the package, which is the function: it has the
 # names of the module too.
-for _name in __all__:
+for _name in ("__all__", *__all__):
     setattr(cross_scan, _name, globals()[_name])
