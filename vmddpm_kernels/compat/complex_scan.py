@@ -22,7 +22,7 @@ def complex_scan(
     """h_l = exp(delta A) h_{l-1} + delta B u,   y_l = 2 Re(C h_l) + D u: a state stands for itself and its conjugate.
 
     u, delta, z (B, D, L); A complex (D, N); B, C complex (D, N), or real (B, N, 2L) or (B, G, N, 2L), real and
-    imaginary parts in turn; D, delta_bias (D,). Returns out (B, D, L) in u's dtype and the last state (B, D, N), complex.
+    imaginary parts in turn; D, delta_bias (D,). Returns out (B, D, L) in u's dtype and the last state (B, D, N).
     """
     batch, dim, length = u.shape
     for name, t in (("delta", delta), ("z", z)):

@@ -1,11 +1,12 @@
 """`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_oflex` and
 `selective_scan_cuda_core` have them, for code that wraps these in an autograd Function of its own.
 
-What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where such
-code looks for it, and zeros between. `bwd` computes the forward again.
+What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where
+such code looks for it, and zeros between. `bwd` computes the forward again.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def mamba_fwd(
         out, last_state = scan(u, delta, A, B, C, D, None, delta_bias, delta_softplus, return_last_state=True)
         outs = [out, _states(last_state)]
         if z is not None:
-            outs.append(scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))  # type: ignore[arg-type]
+            outs.append(scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
         return outs
 
 
@@ -54,9 +55,7 @@ def mamba_bwd(
     """`selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias], then dz if z is given (written into `dz` if
     that is), then out * silu(z) if `recompute_out_z`."""
 
-    def scan(*t: Any) -> Tensor:
-        return mamba_scan.selective_scan_fn(*t[:7], t[7], delta_softplus)  # type: ignore[return-value]
-
+    scan = partial(mamba_scan.selective_scan_fn, delta_softplus=delta_softplus)
     result, grads = _gradients(scan, (u, delta, A, B, C, D, z, delta_bias), dout)
     dz_computed = grads.pop(6)
     if z is not None:
@@ -112,10 +111,7 @@ def vmamba_bwd(
 ) -> list[Tensor | None]:
     """`bwd` of `selective_scan_cuda_oflex` and `selective_scan_cuda_core`:
     [du, ddelta, dA, dB, dC, dD, ddelta_bias]."""
-
-    def scan(*t: Any) -> Tensor:
-        return vmamba.selective_scan_fn(*t, delta_softplus)
-
+    scan = partial(vmamba.selective_scan_fn, delta_softplus=delta_softplus)
     return _gradients(scan, (u, delta, A, B, C, D, delta_bias), dout)[1]
 
 
@@ -124,7 +120,7 @@ def _states(last_state: Tensor) -> Tensor:
 
 
 def _gradients(
-    scan: Callable[..., Tensor], tensors: tuple[Tensor | None, ...], dout: Tensor
+    scan: Callable[..., Any], tensors: tuple[Tensor | None, ...], dout: Tensor
 ) -> tuple[Tensor, list[Any]]:
     """scan(*tensors), and the gradient of each tensor, None for None."""
     with torch.enable_grad():

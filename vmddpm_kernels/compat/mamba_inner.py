@@ -3,7 +3,6 @@
 Everything but the scan is PyTorch's; causal_conv1d is not needed.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.checks import check_float, check_shape
-from vmddpm_kernels.compat.mamba_scan import selective_scan_fn, selective_scan_ref
+from vmddpm_kernels.compat.mamba_scan import selective_scan_fn
 
 
 def mamba_inner_fn(
@@ -76,12 +75,11 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` with the scan in plain PyTorch."""
-    y = _inner(
-        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A], B, C, D, delta_bias, B_proj_bias,
-        C_proj_bias, delta_softplus, scan=selective_scan_ref,
+    """`mamba_inner_fn`: in mamba_ssm its steps one by one, as they are here in both."""
+    return mamba_inner_fn(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, B, C, D,
+        delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
     )  # fmt: skip
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def mamba_inner_fn_no_out_proj(
@@ -149,7 +147,6 @@ def _inner(
     *,
     rms: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
     eps: float = 1e-6,
-    scan: Callable[..., Any] = selective_scan_fn,
 ) -> Tensor:
     """(B, D, L): the sum of a scan of every A, the second one backwards, times silu(z)."""
     width = 2 if isinstance(A[0], Tensor) and A[0].is_complex() else 1  # real numbers a state takes
@@ -165,10 +162,13 @@ def _inner(
     if C is None:
         C = _biased("C_proj_bias", projected[..., projected.shape[-1] - states :], C_proj_bias)
         C = _steps_last(_normalized("c_rms_weight", C, rms[1], eps), width)
-    y = scan(x, delta, A[0], B, C, D, z, delta_bias, delta_softplus)
+    y: Any = selective_scan_fn(x, delta, A[0], B, C, D, z, delta_bias, delta_softplus)
     for A_b in A[1:]:
         B_b, C_b = (t if t.dim() == 2 else _reversed(t, width) for t in (B, C))
-        y = y + scan(x.flip(-1), delta.flip(-1), A_b, B_b, C_b, D, z.flip(-1), delta_bias, delta_softplus).flip(-1)
+        backwards: Any = selective_scan_fn(
+            x.flip(-1), delta.flip(-1), A_b, B_b, C_b, D, z.flip(-1), delta_bias, delta_softplus
+        )
+        y = y + backwards.flip(-1)
     return y
 
 
