@@ -3,7 +3,7 @@ names under which VMamba and the projects that copied it import them."""
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float
+from vmddpm_kernels.checks import check_flag, check_float
 from vmddpm_kernels.routes import routes
 from vmddpm_kernels.scan_routes import apply_merge, apply_routes
 
@@ -56,6 +56,7 @@ def cross_scan(
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_float("x", x)
+    _check_flags(in_channel_first, out_channel_first, one_by_one)
     image, (height, width) = _image_to_routes(x, in_channel_first, one_by_one, "x")
     table = routes(height, width, scans, permutation, device=x.device)
     y = apply_routes(image, table, out_channel_first, backend)              # (B, 4, L, C)
@@ -90,12 +91,19 @@ def cross_merge(
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_float("y", y)
+    _check_flags(in_channel_first, out_channel_first, one_by_one)
     sequences, (height, width) = _image_to_routes(y, out_channel_first, True, "y")
     table = routes(height, width, scans, permutation, device=y.device)
     pixels = apply_merge(sequences, table, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
     if one_by_one:
         return pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
     return pixels[:, 0].transpose(1, 2) if in_channel_first else pixels[:, 0]
+
+
+def _check_flags(in_channel_first: bool, out_channel_first: bool, one_by_one: bool) -> None:
+    check_flag("in_channel_first", in_channel_first)
+    check_flag("out_channel_first", out_channel_first)
+    check_flag("one_by_one", one_by_one)
 
 
 def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, tuple[int, int]]:

@@ -20,8 +20,6 @@ def common_groups(u: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
 
 def _group_count(name: str, matrix: Tensor, dim: int) -> int:
     axes = "(D, N), (B, N, L) or (B, G, N, L)"
-    if not isinstance(matrix, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor {axes}, got {type(matrix).__name__}")
     if matrix.dim() not in (2, 3, 4):
         raise ValueError(f"{name} must have shape {axes}, got {tuple(matrix.shape)}")
     groups = (dim, 1, matrix.shape[1])[matrix.dim() - 2]

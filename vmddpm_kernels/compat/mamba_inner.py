@@ -55,7 +55,7 @@ def mamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A], B, C, D, delta_bias, B_proj_bias,
         C_proj_bias, delta_softplus, rms=(b_rms_weight, c_rms_weight, dt_rms_weight), eps=b_c_dt_rms_eps,
     )  # fmt: skip
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return _project(y, out_proj_weight, out_proj_bias)
 
 
 def mamba_inner_ref(
@@ -127,6 +127,16 @@ def bimamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A, A_b], B, C, D, delta_bias, B_proj_bias,
         C_proj_bias, delta_softplus,
     )  # fmt: skip
+    return _project(y, out_proj_weight, out_proj_bias)
+
+
+def _project(y: Tensor, out_proj_weight: Tensor, out_proj_bias: Tensor | None) -> Tensor:
+    """y (B, D, L) -> (B, L, E)."""
+    _check_weight("out_proj_weight", out_proj_weight, y, 2)
+    check_shape("out_proj_weight", out_proj_weight, "E, D", (out_proj_weight.shape[0], y.shape[1]))
+    if out_proj_bias is not None:
+        _check_weight("out_proj_bias", out_proj_bias, y, 1)
+        check_shape("out_proj_bias", out_proj_bias, "E", out_proj_weight.shape[:1])
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -211,7 +221,7 @@ def _check_weight(name: str, weight: Tensor, xz: Tensor, dims: int) -> None:
     check_float(name, weight, xz)
     if weight.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(weight.shape)}")
-    if weight.dtype != xz.dtype and dims == 2 and not torch.is_autocast_enabled(xz.device.type):
+    if weight.dtype != xz.dtype and dims < 3 and not torch.is_autocast_enabled(xz.device.type):
         raise TypeError(f"{name} must have xz's dtype {xz.dtype} outside of autocast, got {weight.dtype}")
 
 

@@ -77,6 +77,8 @@ def _scan(
     if isinstance(A, Tensor) and A.is_complex():
         out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         return (out, last_state) if return_last_state else out
+    check_float("B", B, u)
+    check_float("C", C, u)
     B, C = common_groups(u, B, C)
     result = selective_scan(
         u, delta, A, B, C, D, z, delta_bias,
