@@ -45,7 +45,7 @@ class ScanRoutes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return MergeRoutes.apply(dy, table, ctx.merge, ctx.channel_first, ctx.backend), None, None, None
+        return MergeRoutes.apply(dy.resolve_neg(), table, ctx.merge, ctx.channel_first, ctx.backend), None, None, None
 
 
 class MergeRoutes(torch.autograd.Function):
@@ -60,4 +60,4 @@ class MergeRoutes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return ScanRoutes.apply(dx, table, ctx.channel_first, ctx.backend), None, None, None, None
+        return ScanRoutes.apply(dx.resolve_neg(), table, ctx.channel_first, ctx.backend), None, None, None, None

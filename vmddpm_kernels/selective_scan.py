@@ -204,5 +204,7 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
+        # Through complex numbers a gradient may come as a view that is still to be negated.
+        dy, dlast_state = (None if g is None else g.resolve_neg() for g in (dy, dlast_state))
         grads = ctx.backend.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
         return (*forbid_second_derivative(grads, "selective_scan"), *[None] * 5)

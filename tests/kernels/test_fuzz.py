@@ -66,7 +66,7 @@ def differentiable(value):
 
 @pytest.mark.parametrize("target", TARGETS)
 @hypothesis.settings(
-    max_examples=hypothesis.settings.default.max_examples * 3 // 2,
+    max_examples=hypothesis.settings.default.max_examples * 17 // 10,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 @hypothesis.given(st.data())
