@@ -119,9 +119,11 @@ def patch_permutation(
             "height and width must be positive multiples of patch_size, "
             f"got {height} x {width} with patch_size {patch_size}"
         )
-    if not isinstance(seed, int | None) or not isinstance(generator, torch.Generator | None):
-        raise TypeError(f"seed must be an int and generator a torch.Generator, got {seed!r} and {generator!r}")
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
     if seed is not None:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
+            raise TypeError(f"seed must be an int of at most 64 bits or None, got {seed!r}")
         if generator is not None:
             raise ValueError("give seed or generator, not both")
         generator = torch.Generator().manual_seed(seed)

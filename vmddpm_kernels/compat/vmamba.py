@@ -53,9 +53,6 @@ def selective_scan_fn(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    check_float("u", u)
-    if u.dim() != 3:
-        raise ValueError(f"u must have shape (B, K*C, L), got {tuple(u.shape)}")
     delta, delta_bias = per_channel(u, delta, delta_bias)
     wide = check_flag("oflex", oflex) and backend not in ("core", "mamba")
     chosen = _BACKENDS.get(backend, backend) if isinstance(backend, str) else backend
@@ -71,6 +68,9 @@ def widened(u: Tensor) -> Tensor:
 
 def per_channel(u: Tensor, delta: Tensor, delta_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """delta (B, G, L) and delta_bias (G,) -> (B, K*C, L) and (K*C,)."""
+    check_float("u", u)
+    if u.dim() != 3:
+        raise ValueError(f"u must have shape (B, K*C, L), got {tuple(u.shape)}")
     check_float("delta", delta, u)
     dim = u.shape[1]
     if delta.dim() != 3 or delta.shape[1] in (0, dim) or dim % delta.shape[1]:
