@@ -77,6 +77,8 @@ def routes(
     table = _base_routes(height, width, _scan_code(scans), torch.device(device or "cpu"))
     if permutation is None:
         return _mark_checked(table.clone())
+    if permutation.is_meta and not table.is_meta:
+        raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {table.device}")
     if permutation.dim() != 1 or permutation.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             "permutation must be an integer tensor of shape (L,), "

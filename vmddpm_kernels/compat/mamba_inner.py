@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_shape
+from vmddpm_kernels.checks import check_dense, check_float, check_shape
 from vmddpm_kernels.compat.mamba_scan import selective_scan_fn
 
 
@@ -209,8 +209,9 @@ def _check(
         check_shape("conv1d_bias", conv1d_bias, "D", (dim,))
     rank = delta_proj_weight.shape[1]
     check_shape("delta_proj_weight", delta_proj_weight, "D, R", (dim, rank))
-    if not isinstance(A, Tensor) or A.dim() != 2:
-        raise ValueError(f"A must have shape (D, N), got {tuple(getattr(A, 'shape', ())) or type(A).__name__}")
+    check_dense("A", A)
+    if A.dim() != 2:
+        raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")
     states = A.shape[1] * width
     rows = rank + states * sum(t is None for t in (B, C))
     check_shape("x_proj_weight", x_proj_weight, "R + N + N, D", (rows, dim))
