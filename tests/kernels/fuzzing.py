@@ -167,6 +167,33 @@ def mamba_inner(m):
     }  # fmt: skip
 
 
+def bimamba_inner(m):
+    arguments = mamba_inner(m)
+    del arguments["dt_rms_weight"]
+    return {**arguments, "A_b": m.decay(*arguments["A"].shape)}
+
+
+def vmamba_function(call):
+    def with_force_torch(m):
+        arguments = call(m)
+        del arguments["permutation"], arguments["backend"]
+        return {**arguments, "force_torch": m.draw(flag)}
+
+    return with_force_torch
+
+
+def mamba_backward(m):
+    arguments = scan(m)
+    dout = m.normal(*arguments["u"].shape)
+    return {**arguments, "dout": dout, "x": None, "out": None, "dz": None, "recompute_out_z": m.draw(flag)}
+
+
+def oflex_backward(m):
+    arguments = selective_scan_package(m)
+    dtype = m.draw(st.sampled_from([None, torch.float32]))
+    return {**arguments, "dout": m.normal(*arguments["u"].shape, dtype=dtype), "x": None, "nrows": 1}
+
+
 def oflex_forward(m):
     arguments = selective_scan_package(m)
     return {**arguments, "nrows": 1, "out_float": m.draw(flag)}
@@ -177,14 +204,20 @@ TARGETS = {
     "cross_merge": (vk.cross_merge, cross_merge),
     "selective_scan": (vk.selective_scan, selective_scan_call),
     "cross_selective_scan": (vk.cross_selective_scan, cross_selective_scan),
+    "cross_scan_fn": (vk.cross_scan.cross_scan_fn, vmamba_function(cross_scan)),
+    "cross_merge_fn": (vk.cross_scan.cross_merge_fn, vmamba_function(cross_merge)),
     "routes": (vk.routes, routes),
     "patch_permutation": (vk.patch_permutation, patch_permutation),
     "mamba_ssm.selective_scan_fn": (mamba_ssm.selective_scan_fn, mamba),
     "mamba_ssm.selective_scan_fn, complex": (mamba_ssm.selective_scan_fn, mamba_complex),
     "mamba_ssm.mamba_inner_fn": (mamba_ssm.mamba_inner_fn, mamba_inner),
+    "mamba_ssm.bimamba_inner_fn": (mamba_ssm.bimamba_inner_fn, bimamba_inner),
     "vmamba.selective_scan_fn": (vmamba.selective_scan_fn, vmamba_call),
     "selective_scan.selective_scan_fn": (selective_scan.selective_scan_fn, selective_scan_package),
+    "selective_scan_cuda.fwd": (extensions.mamba_fwd, scan),
+    "selective_scan_cuda.bwd": (extensions.mamba_bwd, mamba_backward),
     "selective_scan_cuda_oflex.fwd": (extensions.oflex_fwd, oflex_forward),
+    "selective_scan_cuda_oflex.bwd": (extensions.vmamba_bwd, oflex_backward),
 }
 
 

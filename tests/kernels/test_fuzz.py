@@ -30,10 +30,10 @@ def call(function, arguments, differentiate):
         assert_ours(error, function, arguments)
         return error
     leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    values = [r.detach() for r in results]
+    values = [None if r is None else r.detach() for r in results]
     if not differentiate or not leaves:
         return values
-    total = sum((r.abs() if r.is_complex() else r).double().sum() for r in results if r.requires_grad)
+    total = sum((r.abs() if r.is_complex() else r).double().sum() for r in results if r is not None and r.requires_grad)
     if not isinstance(total, torch.Tensor):
         return [*values, *map(torch.zeros_like, leaves)]
     return [*values, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
@@ -69,7 +69,7 @@ def differentiable(value):
 
 @pytest.mark.parametrize("target", TARGETS)
 @hypothesis.settings(
-    max_examples=hypothesis.settings.default.max_examples * 17 // 10,
+    max_examples=hypothesis.settings.default.max_examples * 6 // 5,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 @hypothesis.given(st.data())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmddpm_kernels.checks import check_float, check_shape
 from vmddpm_kernels.compat import mamba_scan, vmamba
 
 
@@ -56,7 +57,9 @@ def mamba_bwd(
     that is), then out * silu(z) if `recompute_out_z`."""
 
     scan = partial(mamba_scan.selective_scan_fn, delta_softplus=delta_softplus)
-    result, grads = _gradients(scan, (u, delta, A, B, C, D, z, delta_bias), dout)
+    result, grads = _gradients(
+        scan, {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}, dout
+    )
     dz_computed = grads.pop(6)
     if z is not None:
         grads.append(dz_computed if dz is None else dz.copy_(dz_computed))
@@ -112,7 +115,8 @@ def vmamba_bwd(
     """`bwd` of `selective_scan_cuda_oflex` and `selective_scan_cuda_core`:
     [du, ddelta, dA, dB, dC, dD, ddelta_bias]."""
     scan = partial(vmamba.selective_scan_fn, delta_softplus=delta_softplus)
-    return _gradients(scan, (u, delta, A, B, C, D, delta_bias), dout)[1]
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    return _gradients(scan, tensors, dout)[1]
 
 
 def _states(last_state: Tensor) -> Tensor:
@@ -120,11 +124,24 @@ def _states(last_state: Tensor) -> Tensor:
 
 
 def _gradients(
-    scan: Callable[..., Any], tensors: tuple[Tensor | None, ...], dout: Tensor
+    scan: Callable[..., Any], tensors: dict[str, Tensor | None], dout: Tensor
 ) -> tuple[Tensor, list[Any]]:
     """scan(*tensors), and the gradient of each tensor, None for None."""
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        leaves = [None if t is None else _leaf(name, t) for name, t in tensors.items()]
         result = scan(*leaves)
-    grads = iter(torch.autograd.grad(result, [t for t in leaves if t is not None], dout.to(result.dtype)))
-    return result.detach(), [None if t is None else next(grads) for t in leaves]
+    check_float("dout", dout, result)
+    check_shape("dout", dout, "B, D, L", tuple(result.shape))
+    present = [t for t in leaves if t is not None]
+    if result.requires_grad:
+        grads = torch.autograd.grad(result, present, dout.to(result.dtype), allow_unused=True, materialize_grads=True)
+    else:  # nothing was computed: sequences of no steps
+        grads = tuple(map(torch.zeros_like, present))
+    remaining = iter(grads)
+    return result.detach(), [None if t is None else next(remaining) for t in leaves]
+
+
+def _leaf(name: str, tensor: Tensor) -> Tensor:
+    if not (isinstance(tensor, Tensor) and tensor.is_complex()):
+        check_float(name, tensor)
+    return tensor.detach().requires_grad_()
