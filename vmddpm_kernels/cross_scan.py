@@ -209,7 +209,7 @@ def getCSM(mode: int = 1) -> tuple[type, type]:
         1: (CrossScan_Ab_1direction, CrossMerge_Ab_1direction),
         2: (CrossScan_Ab_2direction, CrossMerge_Ab_2direction),
     }
-    if mode not in pairs:
+    if mode not in (0, 1, 2):
         raise ValueError(f"mode must be 0, 1 or 2, got {mode!r}")
     return pairs[mode]
 

@@ -251,7 +251,7 @@ def test_errors_name_the_argument():
         (lambda: selective_scan_fn(u, delta, A, B[0, 0], C), ValueError, r"B must have shape"),
         (lambda: selective_scan_fn(u, delta, A, normal(5, STATES), C), ValueError, "B must have shape"),
         (lambda: selective_scan_fn(u, delta, A, groups[2], C), ValueError, "4 groups of B"),
-        (lambda: selective_scan_fn(u, delta, A, *groups[:2]), ValueError, "as many groups"),
+        (lambda: selective_scan_fn(u, delta, A, *groups[:2]), ValueError, "got 2 and 3"),
         (lambda: selective_scan_fn(u, delta, A, B, C, bias, D), ValueError, "z must have shape"),
         (lambda: selective_scan_fn(u, delta, A, B, C, delta_softplus="no"), TypeError, "delta_softplus must be"),
         (lambda: selective_scan_fn(u, delta, A.to(torch.complex64), B, C), ValueError, r"B must have shape .*2L"),

@@ -10,11 +10,10 @@ def common_groups(u: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
 
     A matrix that is the same at every step but differs by channel makes every channel a group of its own."""
     dim = u.shape[1]
-    counts = {name: _group_count(name, matrix, dim) for name, matrix in (("B", B), ("C", C))}
-    groups = max(counts.values())
-    for name, count in counts.items():
-        if groups % count:
-            raise ValueError(f"B and C must have as many groups or one, got {counts['B']} and {counts['C']} ({name})")
+    groups_B, groups_C = _group_count("B", B, dim), _group_count("C", C, dim)
+    groups = max(groups_B, groups_C)
+    if groups % groups_B or groups % groups_C:
+        raise ValueError(f"B must have as many groups as C, or one of them 1, got {groups_B} and {groups_C}")
     return _with_groups("B", B, u, groups), _with_groups("C", C, u, groups)
 
 

@@ -163,7 +163,8 @@ def flops_selective_scan_fn(
     return 9 * B * L * D * N + B * D * L * (bool(with_D) + bool(with_Z))
 
 
-def selective_scan_flop_jit(inputs: Any, outputs: Any, backend: str = "prefixsum", verbose: bool = False) -> int:
-    """`flops_selective_scan_fn` of a traced call, as fvcore's FlopCountAnalysis asks for it."""
+def selective_scan_flop_jit(inputs: Any, outputs: Any, backend: str = "prefixsum", verbose: bool = True) -> int:
+    """`flops_selective_scan_fn` of a traced call, as fvcore's FlopCountAnalysis asks for it. VMamba's `backend` and
+    `verbose` are taken, and change nothing."""
     batch, dim, length = inputs[0].type().sizes()
     return flops_selective_scan_fn(B=batch, L=length, D=dim, N=inputs[2].type().sizes()[1])
