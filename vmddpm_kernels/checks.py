@@ -16,7 +16,7 @@ def check_dense(name: str, tensor: object) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
-    if tensor.is_neg():
+    if not torch.compiler.is_compiling() and tensor.is_neg():  # a compiler cannot ask, and resolves it by itself
         raise TypeError(f"{name} must not be a view that is still to be negated; pass {name}.resolve_neg()")
 
 

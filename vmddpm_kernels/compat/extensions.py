@@ -61,8 +61,13 @@ def mamba_bwd(
         scan, {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}, dout
     )
     dz_computed = grads.pop(6)
+    if z is not None and dz is not None:
+        check_float("dz", dz, z)
+        check_shape("dz", dz, "B, D, L", tuple(z.shape))
+        with torch.no_grad():
+            dz.copy_(dz_computed)
     if z is not None:
-        grads.append(dz_computed if dz is None else dz.copy_(dz_computed))
+        grads.append(dz_computed if dz is None else dz)
     return [*grads, result] if recompute_out_z else grads
 
 

@@ -13,7 +13,7 @@ def common_groups(u: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     groups_B, groups_C = _group_count("B", B, dim), _group_count("C", C, dim)
     groups = max(groups_B, groups_C)
     if groups % groups_B or groups % groups_C:
-        raise ValueError(f"B must have as many groups as C, or one of them 1, got {groups_B} and {groups_C}")
+        raise ValueError(f"the groups of B must divide those of C or be divided by them, got {groups_B} and {groups_C}")
     return _with_groups("B", B, u, groups), _with_groups("C", C, u, groups)
 
 
