@@ -1,5 +1,7 @@
 """Argument checks shared by the operators: each names the argument, what it was and what it must be."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,10 +9,20 @@ MAX_STATES = 256
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_float(name: str, tensor: object, like: Tensor | None = None) -> None:
-    """TypeError unless a real floating tensor; ValueError unless on the same device as `like`."""
+def check_dense(name: str, tensor: object) -> None:
+    """TypeError unless a tensor whose values lie in memory as they are."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
+    if not torch.compiler.is_compiling() and tensor.is_neg():  # a compiler cannot ask, and resolves it by itself
+        raise TypeError(f"{name} must not be a view that is still to be negated; pass {name}.resolve_neg()")
+
+
+def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
+    """TypeError unless a dense real floating tensor; ValueError unless on the same device as `like`."""
+    check_dense(name, tensor)
     if tensor.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
@@ -35,10 +47,26 @@ def check_discretization(discretization: str) -> bool:
     return discretization == "zoh"
 
 
-def check_table_tensor(table: object, routes: int, length: int, like: Tensor) -> None:
+def check_table_tensor(table: Any, routes: int, length: int, like: Tensor) -> None:
     """Type, shape and device of a visit-order table; its values are checked by the backend that reads them."""
-    if not isinstance(table, Tensor) or table.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"table must be an int32 tensor (K, L), got {getattr(table, 'dtype', type(table).__name__)}")
+    check_dense("table", table)
+    if table.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"table must be an int32 tensor (K, L), got {table.dtype}")
     check_shape("table", table, "K, L", (routes, length))
     if table.device != like.device:
         raise ValueError(f"table is on {table.device}, but x is on {like.device}; move them to one device")
+
+
+def check_count(name: str, value: object) -> None:
+    """A TypeError or ValueError unless a whole number, at least 1."""
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """TypeError unless True or False, or 1 or 0."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)

@@ -1,13 +1,32 @@
-"""Cross scan and cross merge: an image to four sequences and back (VMamba, arXiv 2401.10166), as pure copies."""
+"""Cross scan and cross merge: an image to four sequences and back (VMamba, arXiv 2401.10166), as pure copies; and the
+names under which VMamba and the projects that copied it import them."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import implementation, reference, select
-from vmddpm_kernels.checks import check_float
+from vmddpm_kernels.checks import check_flag, check_float
 from vmddpm_kernels.routes import routes
+from vmddpm_kernels.scan_routes import apply_merge, apply_routes
+
+__all__ = [
+    "CrossMerge",
+    "CrossMergeF",
+    "CrossMergeTriton",
+    "CrossMergeTritonF",
+    "CrossMerge_Ab_1direction",
+    "CrossMerge_Ab_2direction",
+    "CrossScan",
+    "CrossScanF",
+    "CrossScanTriton",
+    "CrossScanTriton1b1",
+    "CrossScanTritonF",
+    "CrossScan_Ab_1direction",
+    "CrossScan_Ab_2direction",
+    "cross_merge",
+    "cross_merge_fn",
+    "cross_scan",
+    "cross_scan_fn",
+    "getCSM",
+]
 
 
 def cross_scan(
@@ -37,6 +56,7 @@ def cross_scan(
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_float("x", x)
+    _check_flags(in_channel_first, out_channel_first, one_by_one)
     image, (height, width) = _image_to_routes(x, in_channel_first, one_by_one, "x")
     table = routes(height, width, scans, permutation, device=x.device)
     y = apply_routes(image, table, out_channel_first, backend)              # (B, 4, L, C)
@@ -71,12 +91,19 @@ def cross_merge(
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_float("y", y)
+    _check_flags(in_channel_first, out_channel_first, one_by_one)
     sequences, (height, width) = _image_to_routes(y, out_channel_first, True, "y")
     table = routes(height, width, scans, permutation, device=y.device)
     pixels = apply_merge(sequences, table, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
     if one_by_one:
         return pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
     return pixels[:, 0].transpose(1, 2) if in_channel_first else pixels[:, 0]
+
+
+def _check_flags(in_channel_first: bool, out_channel_first: bool, one_by_one: bool) -> None:
+    check_flag("in_channel_first", in_channel_first)
+    check_flag("out_channel_first", out_channel_first)
+    check_flag("one_by_one", one_by_one)
 
 
 def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, tuple[int, int]]:
@@ -91,56 +118,103 @@ def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str)
     return image.flatten(2, 3), (image.shape[2], image.shape[3])
 
 
-def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | None = None) -> Tensor:
-    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C): step l of route k reads pixel table[k, l].
-
-    `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
-    chosen = select(backend, x)
-    if chosen == "reference":
-        return _as_layout(reference.scan_routes(x, table), channel_first)
-    return CrossScan.apply(x, table, channel_first, chosen)
-
-
-def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
-    """The adjoint of `apply_routes`: y (B, K, L, C) -> (B, 1, L, C), the sum over routes, or (B, K, L, C)."""
-    chosen = select(backend, y)
-    if chosen == "reference":
-        return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    return CrossMerge.apply(y, table, merge, channel_first, chosen)
+def cross_scan_fn(
+    x: Tensor,
+    in_channel_first: bool = True,
+    out_channel_first: bool = True,
+    one_by_one: bool = False,
+    scans: int | str = 0,
+    force_torch: bool = False,
+) -> Tensor:
+    """`cross_scan` with VMamba's signature; `force_torch` runs the plain PyTorch definition."""
+    backend = "reference" if force_torch else None
+    return cross_scan(x, in_channel_first, out_channel_first, one_by_one, scans, backend=backend)
 
 
-def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
-    if channel_first:
-        return t.transpose(2, 3).contiguous().transpose(2, 3)
-    return t.transpose(1, 2).contiguous().transpose(1, 2)
+def cross_merge_fn(
+    y: Tensor,
+    in_channel_first: bool = True,
+    out_channel_first: bool = True,
+    one_by_one: bool = False,
+    scans: int | str = 0,
+    force_torch: bool = False,
+) -> Tensor:
+    """`cross_merge` with VMamba's signature; `force_torch` runs the plain PyTorch definition."""
+    backend = "reference" if force_torch else None
+    return cross_merge(y, in_channel_first, out_channel_first, one_by_one, scans, backend=backend)
 
 
-class CrossScan(torch.autograd.Function):
-    """`apply_routes` on the compiled kernels; differentiable to any order, its backward is `CrossMerge`."""
+class CrossScanF:
+    """`cross_scan` for those who call VMamba's autograd Function: apply(x, in_channel_first=True,
+    out_channel_first=True, one_by_one=False, scans=0). With x (B, C, H, W) alone, VMamba's older CrossScan."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
-        ctx.save_for_backward(table)
-        ctx.merge = x.shape[1] == 1 and table.shape[0] > 1
-        ctx.channel_first, ctx.backend = channel_first, backend
-        return implementation(backend).scan_routes(x, table, channel_first=channel_first)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (table,) = ctx.saved_tensors
-        return CrossMerge.apply(dy, table, ctx.merge, ctx.channel_first, ctx.backend), None, None, None
+    apply = staticmethod(cross_scan)
 
 
-class CrossMerge(torch.autograd.Function):
-    """`apply_merge` on the compiled kernels; differentiable to any order, its backward is `CrossScan`."""
+class CrossMergeF:
+    """`cross_merge` for those who call VMamba's autograd Function: apply(y, in_channel_first=True,
+    out_channel_first=True, one_by_one=False, scans=0). With y (B, 4, C, H, W) alone, VMamba's older CrossMerge."""
 
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str) -> Tensor:
-        ctx.save_for_backward(table)
-        ctx.channel_first, ctx.backend = channel_first, backend
-        return implementation(backend).merge_routes(y, table, merge=merge, channel_first=channel_first)
+    apply = staticmethod(cross_merge)
+
+
+class CrossScanTriton1b1:
+    """apply(x (B, 4, C, H, W)) -> (B, 4, C, L): route k reads image k."""
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
-        (table,) = ctx.saved_tensors
-        return CrossScan.apply(dx, table, ctx.channel_first, ctx.backend), None, None, None, None
+    def apply(x: Tensor) -> Tensor:
+        return cross_scan(x, one_by_one=True)
+
+
+class CrossScan_Ab_1direction:
+    """apply(x (B, C, H, W)) -> (B, 4, C, L): rows, four times."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        return cross_scan(x, scans="unidi")
+
+
+class CrossMerge_Ab_1direction:
+    """apply(y (B, 4, C, H, W)) -> (B, C, L): the adjoint of `CrossScan_Ab_1direction`."""
+
+    @staticmethod
+    def apply(y: Tensor) -> Tensor:
+        return cross_merge(y, scans="unidi")
+
+
+class CrossScan_Ab_2direction:
+    """apply(x (B, C, H, W)) -> (B, 4, C, L): rows twice, and twice reversed."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        return cross_scan(x, scans="bidi")
+
+
+class CrossMerge_Ab_2direction:
+    """apply(y (B, 4, C, H, W)) -> (B, C, L): the adjoint of `CrossScan_Ab_2direction`."""
+
+    @staticmethod
+    def apply(y: Tensor) -> Tensor:
+        return cross_merge(y, scans="bidi")
+
+
+CrossScan = CrossScanTriton = CrossScanTritonF = CrossScanF
+CrossMerge = CrossMergeTriton = CrossMergeTritonF = CrossMergeF
+
+
+def getCSM(mode: int = 1) -> tuple[type, type]:
+    """VMamba's pair of scan and merge by number: 0 four directions, 1 one direction, 2 two directions."""
+    pairs = {
+        0: (CrossScan, CrossMerge),
+        1: (CrossScan_Ab_1direction, CrossMerge_Ab_1direction),
+        2: (CrossScan_Ab_2direction, CrossMerge_Ab_2direction),
+    }
+    if mode not in (0, 1, 2):
+        raise ValueError(f"mode must be 0, 1 or 2, got {mode!r}")
+    return pairs[mode]
+
+
+# `import vmddpm_kernels.cross_scan as csm` binds the attribute of the package, which is the function: it has the
+# names of the module too.
+for _name in ("__all__", *__all__):
+    setattr(cross_scan, _name, globals()[_name])

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_shape
+from vmddpm_kernels.checks import check_flag, check_float, check_shape
 from vmddpm_kernels.selective_scan import scan_routes_with_states
 
 
@@ -49,6 +49,7 @@ def cross_selective_scan(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
+    check_flag("return_last_state", return_last_state)
     check_float("x", x)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (B, L, D), got {tuple(x.shape)}")

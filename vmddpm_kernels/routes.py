@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vmddpm_kernels.checks import check_count, check_dense
+
 SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
 
 
 def _scan_code(scans: int | str) -> int:
     code = SCAN_CODES.get(scans, -1) if isinstance(scans, str) else scans
-    if code not in SCAN_CODES.values():
+    if not isinstance(code, int) or code not in SCAN_CODES.values():
         raise ValueError(f"scans must be 0-3 or one of {sorted(SCAN_CODES)}, got {scans!r}")
     return code
+
+
+def _check_size(height: int, width: int) -> None:
+    check_count("height", height)
+    check_count("width", width)
+    if height * width >= 2**31:
+        raise ValueError(f"height * width must be below 2^31, the pixels an int32 can number, got {height} x {width}")
 
 
 @lru_cache(maxsize=256)
@@ -60,14 +69,17 @@ def routes(
     Raises:
         ValueError: on a size below 1, an unknown `scans`, or a permutation that is not one of range(L).
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1, got {height} x {width}")
+    _check_size(height, width)
+    if permutation is not None:
+        check_dense("permutation", permutation)
     if device is None and permutation is not None:
         device = permutation.device
     table = _base_routes(height, width, _scan_code(scans), torch.device(device or "cpu"))
     if permutation is None:
         return _mark_checked(table.clone())
-    if permutation.dim() != 1 or permutation.dtype.is_floating_point:
+    if permutation.is_meta and not table.is_meta:
+        raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {table.device}")
+    if permutation.dim() != 1 or permutation.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             "permutation must be an integer tensor of shape (L,), "
             f"got {permutation.dtype} of shape {tuple(permutation.shape)}"
@@ -102,12 +114,18 @@ def patch_permutation(
     Raises:
         ValueError: if the sizes are not multiples of patch_size, or both seed and generator are given.
     """
-    if patch_size < 1 or height < 1 or width < 1 or height % patch_size or width % patch_size:
+    check_count("patch_size", patch_size)
+    _check_size(height, width)
+    if height % patch_size or width % patch_size:
         raise ValueError(
             "height and width must be positive multiples of patch_size, "
             f"got {height} x {width} with patch_size {patch_size}"
         )
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
     if seed is not None:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
+            raise TypeError(f"seed must be an int of at most 64 bits or None, got {seed!r}")
         if generator is not None:
             raise ValueError("give seed or generator, not both")
         generator = torch.Generator().manual_seed(seed)
@@ -124,13 +142,17 @@ def patch_permutation(
 
 
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
-    """Raises ValueError unless every row of `table` is a permutation of range(length)."""
+    """Raises ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
+    are no values, only unless it has that length."""
     expected = torch.arange(length, dtype=table.dtype, device=table.device)
-    if table.shape[-1] != length or not bool((table.sort(dim=-1).values == expected).all()):
+    right_length = table.shape[-1] == length
+    if right_length and table.is_meta:
+        return
+    if not right_length or not bool((table.sort(dim=-1).values == expected).all()):
         raise ValueError(
             f"every row of {name} must hold each of 0..{length - 1} exactly once; "
             f"got shape {tuple(table.shape)} with values "
-            + (f"from {int(table.min())} to {int(table.max())}" if table.numel() else "none")
+            + (f"from {int(table.min())} to {int(table.max())}" if table.numel() and not table.is_meta else "none")
         )
 
 

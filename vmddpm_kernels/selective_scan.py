@@ -10,6 +10,7 @@ from vmddpm_kernels.autograd import forbid_second_derivative
 from vmddpm_kernels.backends import implementation, reference, select
 from vmddpm_kernels.checks import (
     check_discretization,
+    check_flag,
     check_float,
     check_shape,
     check_states,
@@ -59,6 +60,10 @@ def selective_scan(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
+    channel_last, return_last_state = (
+        check_flag(name, value)
+        for name, value in (("channel_last", channel_last), ("return_last_state", return_last_state))
+    )
     check_float("u", u)
     if u.dim() != 3:
         raise ValueError(f"u must have shape ({'B, L, D' if channel_last else 'B, D, L'}), got {tuple(u.shape)}")
@@ -151,7 +156,7 @@ def scan_routes_with_states(
     Returns y (B, K, L, D), or (B, 1, L, D) if `merge`; and the last state (B, K, D, N).
     `channel_first` asks for memory in (B, K, D, L) order behind the same logical shape.
     """
-    zoh = check_discretization(discretization)
+    softplus, zoh = check_flag("delta_softplus", delta_softplus), check_discretization(discretization)
     batch, K, length, dim = delta.shape
     check_float("A", A, x)
     if A.dim() != 3:
@@ -177,8 +182,8 @@ def scan_routes_with_states(
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
     chosen = select(backend, x)
     if chosen == "reference":
-        return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh, merge=merge)
-    return SelectiveScan.apply(*tensors, delta_softplus, zoh, merge, channel_first, chosen)
+        return reference.selective_scan(*tensors, delta_softplus=softplus, zoh=zoh, merge=merge)
+    return SelectiveScan.apply(*tensors, softplus, zoh, merge, channel_first, chosen)
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -199,5 +204,7 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
+        # Through complex numbers a gradient may come as a view that is still to be negated.
+        dy, dlast_state = (None if g is None else g.resolve_neg() for g in (dy, dlast_state))
         grads = ctx.backend.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
         return (*forbid_second_derivative(grads, "selective_scan"), *[None] * 5)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from vmddpm.model import CSM, ModelConfig
 from vmddpm.model import csm as csm_module
 from vmddpm_kernels import patch_permutation, routes
-from vmddpm_kernels.cross_scan import apply_merge, apply_routes
+from vmddpm_kernels.scan_routes import apply_merge, apply_routes
 
 
 def make_csm(channels=8, seed=0, **options):

@@ -39,8 +39,8 @@ def select(name: str | None, x: Tensor) -> str:
     if name is None:
         usable = (n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, {device}) and m.available()[0])
         return next(usable)
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(_BACKENDS)}")
+    if not isinstance(name, str) or name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(_BACKENDS)}")
     active, detail = _BACKENDS[name].available()
     if not active:
         raise RuntimeError(f"backend {name!r} is not available: {detail}")

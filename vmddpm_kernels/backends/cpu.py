@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import Gradients, Problem, cast, empty, pointer, view
+from vmddpm_kernels.backends.extension import Gradients, Problem, cast, empty, int32, pointer, view
 
 
 def available() -> tuple[bool, str]:
@@ -23,7 +23,7 @@ def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
     """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
     batch, images, length, channels = x.shape
     routes = table.shape[0]
-    table = table.to(torch.int32).contiguous()
+    table = int32(table)
     out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
     image, threads = view(x, shared=images == 1), torch.get_num_threads()
     extension.native.cross_scan(batch, routes, length, channels, table.data_ptr(), image, view(out), threads)
@@ -33,7 +33,7 @@ def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
 def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) -> Tensor:
     """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them if `merge`, else (B, K, L, C)."""
     batch, routes, length, channels = y.shape
-    table = table.to(torch.int32).contiguous()
+    table = int32(table)
     dtype = torch.promote_types(y.dtype, torch.float32)
     out = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, y.device)
     image, threads = view(out, shared=merge), torch.get_num_threads()

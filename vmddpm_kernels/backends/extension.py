@@ -30,6 +30,13 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def int32(table: Tensor) -> Tensor:
+    """A contiguous int32 table, in which a number that int32 cannot hold is still out of range."""
+    if table.dtype != torch.int32:
+        table = table.clamp(-1, 2**31 - 1).to(torch.int32)
+    return table.contiguous()
+
+
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.detach().to(dtype).contiguous()
 
@@ -60,7 +67,7 @@ class Problem:
         self.states = (*self.shape[:2], self.shape[3], A.shape[2])              # (B, K, D, N)
         # Kept as attributes: the kernels are given addresses only.
         self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
-        self.table = None if table is None else table.to(torch.int32).contiguous()
+        self.table = None if table is None else int32(table)
         names = ("A", "D", "delta_bias", "initial_state", "table")
         self.arguments: dict[str, Any] = dict(zip(names, map(pointer, [*self.parameters, self.table])))
         self.set_inputs(x, delta, B, C)

@@ -1,0 +1,207 @@
+"""compat.install: model code written for mamba_ssm and VMamba's kernels runs as it is, and nothing is left behind."""
+
+import importlib
+import importlib.util
+import sys
+
+import pytest
+import torch
+from oracle import relative_error
+
+from vmddpm_kernels import compat
+from vmddpm_kernels.compat import mamba_ssm, vmamba
+
+NAMES = {
+    "mamba_ssm",
+    "mamba_ssm.ops",
+    "mamba_ssm.ops.selective_scan_interface",
+    "selective_scan",
+    "selective_scan_cuda",
+    "selective_scan_cuda_core",
+    "selective_scan_cuda_oflex",
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind():
+    before = set(sys.modules) & (NAMES | {"csm_triton", "csms6s"})
+    yield
+    compat.uninstall()
+    assert set(sys.modules) & (NAMES | {"csm_triton", "csms6s"}) == before
+
+
+def write_package(folder, name, **files):
+    package = folder / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for file, text in files.items():
+        (package / f"{file}.py").write_text(text)
+
+
+@pytest.fixture
+def real_packages(tmp_path, monkeypatch):
+    """A mamba_ssm that is really installed, built without its extension."""
+    write_package(tmp_path, "mamba_ssm", modules="from mamba_ssm.ops.selective_scan_interface import selective_scan_fn")
+    write_package(tmp_path / "mamba_ssm", "ops", selective_scan_interface="def selective_scan_fn(): return 'real'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [n for n in sys.modules if n.partition(".")[0] == "mamba_ssm"]:
+        del sys.modules[name]
+
+
+def test_names_come_and_go():
+    with compat.install() as installation:
+        assert set(installation.modules) == NAMES
+        import mamba_ssm.ops.selective_scan_interface as interface
+        import selective_scan
+        import selective_scan_cuda_oflex
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        assert selective_scan_fn is interface.selective_scan_fn is mamba_ssm.selective_scan_fn
+        assert sys.modules["mamba_ssm"].ops.selective_scan_interface is interface
+        assert callable(selective_scan.selective_scan_fn)
+        assert callable(selective_scan_cuda_oflex.bwd)
+        assert all(importlib.util.find_spec(name) for name in NAMES)
+    assert not NAMES & set(sys.modules)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mamba_ssm")
+
+
+def test_install_twice_and_uninstall():
+    first = compat.install()
+    second = compat.install()
+    second.remove()
+    second.remove()
+    assert sys.modules["selective_scan"] is first.modules["selective_scan"]
+    compat.install()
+    compat.uninstall()
+    compat.uninstall()
+    assert not NAMES & set(sys.modules)
+
+
+def test_what_is_really_installed_is_refused(real_packages):
+    with pytest.raises(ImportError, match=r"really installed: mamba_ssm \(.*installed='override'"):
+        compat.install()
+    assert "selective_scan" not in sys.modules
+    with pytest.raises(ValueError, match="installed must be"):
+        compat.install(installed="maybe")
+    with pytest.raises(TypeError, match="vmamba_package must be"):
+        compat.install(vmamba_package=3)
+
+
+def test_what_is_really_installed_is_kept(real_packages):
+    """Only the extension that it lacks is stood in for."""
+    with compat.install(installed="keep") as installation:
+        assert set(installation.modules) == {name for name in NAMES if not name.startswith("mamba_ssm")}
+        assert importlib.import_module("mamba_ssm.modules").selective_scan_fn() == "real"
+
+
+@pytest.mark.parametrize("imported_before", [False, True])
+def test_what_is_really_installed_is_overridden(real_packages, imported_before):
+    """The functions are ours, the rest of the package its own, and all is as before in the end."""
+    interface = "mamba_ssm.ops.selective_scan_interface"
+    if imported_before:
+        importlib.import_module(interface)
+    with compat.install(installed="override") as installation:
+        assert {"mamba_ssm", "mamba_ssm.ops"}.isdisjoint(installation.modules)
+        model = importlib.import_module("mamba_ssm.modules")
+        assert model.selective_scan_fn is mamba_ssm.selective_scan_fn
+        if imported_before:
+            assert sys.modules["mamba_ssm.ops"].selective_scan_interface is sys.modules[interface]
+    assert importlib.import_module(interface).selective_scan_fn() == "real"
+    assert sys.modules["mamba_ssm.ops"].selective_scan_interface.selective_scan_fn() == "real"
+
+
+def test_a_folder_is_no_package(tmp_path, monkeypatch):
+    """VMamba's kernels/ has a folder of the name selective_scan."""
+    (tmp_path / "selective_scan").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with compat.install():
+        assert callable(importlib.import_module("selective_scan").selective_scan_fn)
+
+
+@pytest.mark.parametrize("package", ["", "vmamba_models"])
+def test_vmamba_own_modules(tmp_path, monkeypatch, package):
+    dot = "." if package else ""
+    write_package(
+        tmp_path, "vmamba_models",
+        csm_triton="raise NotImplementedError", csms6s="raise NotImplementedError",
+        model=f"from {dot}csm_triton import cross_scan_fn\nfrom {dot}csms6s import selective_scan_fn, CrossScan",
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path / "" if package else tmp_path / "vmamba_models"))
+    model = "vmamba_models.model" if package else "model"
+    with compat.install(vmamba_package=package):
+        module = importlib.import_module(model)
+        assert module.selective_scan_fn is vmamba.selective_scan_fn
+        assert module.cross_scan_fn(torch.zeros(1, 2, 3, 4)).shape == (1, 4, 2, 12)
+        assert module.CrossScan.apply(torch.zeros(1, 2, 3, 4)).shape == (1, 4, 2, 12)
+    for name in ("vmamba_models", model):
+        sys.modules.pop(name, None)
+
+
+def wrapped_by_projects(extension, kind):
+    """An autograd Function around an extension's fwd and bwd, the way projects write theirs."""
+
+    class Scan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u, delta, A, B, C, D, z, delta_bias):
+            if kind == "mamba":
+                out, x, *rest = extension.fwd(u, delta, A, B, C, D, z, delta_bias, True)
+            else:
+                options = (True, 1, True) if kind == "oflex" else (True, 1)
+                out, x, *rest = extension.fwd(u, delta, A, B, C, D, delta_bias, *options)
+            ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, x, out)
+            ctx.last_state = x[:, :, -1, 1::2]
+            return rest[0] if rest else out
+
+        @staticmethod
+        def backward(ctx, dout):
+            u, delta, A, B, C, D, z, delta_bias, x, out = ctx.saved_tensors
+            if kind == "mamba":
+                dz = None if z is None else torch.empty_like(z)
+                arguments = (u, delta, A, B, C, D, z, delta_bias, dout, x, out, dz, True, True)
+                *grads, out_z = extension.bwd(*arguments)
+                assert z is None or torch.equal(grads[7], dz)
+                assert out_z.shape == u.shape
+                return (*grads[:6], dz, grads[6])
+            grads = extension.bwd(u, delta, A, B, C, D, delta_bias, dout, x, True, 1)
+            return (*grads[:6], None, grads[6])
+
+    return Scan.apply
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [("mamba", "cuda"), ("oflex", "cuda_oflex"), ("core", "cuda_core")])
+def test_extensions_by_their_fwd_and_bwd(kind, name, gate):
+    u, delta, z = (torch.randn(2, 6, 9) for _ in range(3))
+    A, B, C = -torch.rand(6, 4), torch.randn(2, 3, 4, 9), torch.randn(2, 3, 4, 9)
+    tensors = [u, delta, A, B, C, torch.randn(6), z if gate and kind == "mamba" else None, torch.randn(6)]
+    with compat.install():
+        function = wrapped_by_projects(importlib.import_module(f"selective_scan_{name}"), kind)
+
+    def gradients(function):
+        leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+        out = function(*leaves)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        return [out, *torch.autograd.grad((out * weight).sum(), [t for t in leaves if t is not None])]
+
+    want = gradients(lambda *t: mamba_ssm.selective_scan_ref(*t, True))
+    for a, b in zip(gradients(function), want):
+        assert relative_error(a, b) < 1e-6
+
+
+def test_extension_of_oflex():
+    """Half precision in and float32 out, a gradient in either, step sizes shared by channels; the last state in x."""
+    u, delta = torch.randn(2, 6, 9).bfloat16(), torch.randn(2, 2, 9).bfloat16()
+    A, B = -torch.rand(6, 4), torch.randn(2, 3, 4, 9).bfloat16()
+    with compat.install():
+        extension = importlib.import_module("selective_scan_cuda_oflex")
+    for out_float in (True, False):
+        out, x = extension.fwd(u, delta, A, B, B, None, None, True, 1, out_float)
+        assert out.dtype == (torch.float32 if out_float else torch.bfloat16)
+        wide = delta.repeat_interleave(3, dim=1)
+        _, last = mamba_ssm.selective_scan_fn(u, wide, A, B, B, delta_softplus=True, return_last_state=True)
+        torch.testing.assert_close(x[:, :, -1, 1::2], last)
+        grads = extension.bwd(u, delta, A, B, B, None, None, torch.ones_like(out), x, True, 1)
+        assert [g is None for g in grads] == [False] * 5 + [True] * 2
+        assert [(g.shape, g.dtype) for g in grads[:5]] == [(t.shape, t.dtype) for t in (u, delta, A, B, B)]

@@ -1,0 +1,152 @@
+"""`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_oflex` and
+`selective_scan_cuda_core` have them, for code that wraps these in an autograd Function of its own.
+
+What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where
+such code looks for it, and zeros between. `bwd` computes the forward again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmddpm_kernels.checks import check_float, check_shape
+from vmddpm_kernels.compat import mamba_scan, vmamba
+
+
+def mamba_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> list[Tensor]:
+    """`selective_scan_cuda.fwd`: [out, x], and out * silu(z) third if z is given."""
+    with torch.no_grad():
+        scan = mamba_scan.selective_scan_fn
+        out, last_state = scan(u, delta, A, B, C, D, None, delta_bias, delta_softplus, return_last_state=True)
+        outs = [out, _states(last_state)]
+        if z is not None:
+            outs.append(scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
+        return outs
+
+
+def mamba_bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor | None,
+    out: Tensor | None,
+    dz: Tensor | None,
+    delta_softplus: bool,
+    recompute_out_z: bool,
+) -> list[Tensor | None]:
+    """`selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias], then dz if z is given (written into `dz` if
+    that is), then out * silu(z) if `recompute_out_z`."""
+
+    scan = partial(mamba_scan.selective_scan_fn, delta_softplus=delta_softplus)
+    result, grads = _gradients(
+        scan, {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}, dout
+    )
+    dz_computed = grads.pop(6)
+    if z is not None and dz is not None:
+        check_float("dz", dz, z)
+        check_shape("dz", dz, "B, D, L", tuple(z.shape))
+        with torch.no_grad():
+            dz.copy_(dz_computed)
+    if z is not None:
+        grads.append(dz_computed if dz is None else dz)
+    return [*grads, result] if recompute_out_z else grads
+
+
+def oflex_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+    out_float: bool,
+) -> list[Tensor]:
+    """`selective_scan_cuda_oflex.fwd`: [out, x], out in float32 if `out_float`."""
+    delta, delta_bias = vmamba.per_channel(u, delta, delta_bias)
+    out, x = mamba_fwd(vmamba.widened(u) if out_float else u, delta, A, B, C, D, None, delta_bias, delta_softplus)
+    return [out, x]
+
+
+def core_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+) -> list[Tensor]:
+    """`selective_scan_cuda_core.fwd`: [out, x], out in u's dtype."""
+    return oflex_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, False)
+
+
+def vmamba_bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+) -> list[Tensor | None]:
+    """`bwd` of `selective_scan_cuda_oflex` and `selective_scan_cuda_core`:
+    [du, ddelta, dA, dB, dC, dD, ddelta_bias]."""
+    scan = partial(vmamba.selective_scan_fn, delta_softplus=delta_softplus)
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
+    return _gradients(scan, tensors, dout)[1]
+
+
+def _states(last_state: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(last_state), last_state], dim=-1).flatten(2)[:, :, None]
+
+
+def _gradients(
+    scan: Callable[..., Any], tensors: dict[str, Tensor | None], dout: Tensor
+) -> tuple[Tensor, list[Any]]:
+    """scan(*tensors), and the gradient of each tensor, None for None."""
+    with torch.enable_grad():
+        leaves = [None if t is None else _leaf(name, t) for name, t in tensors.items()]
+        result = scan(*leaves)
+    check_float("dout", dout, result)
+    check_shape("dout", dout, "B, D, L", tuple(result.shape))
+    present = [t for t in leaves if t is not None]
+    if result.requires_grad:
+        grads = torch.autograd.grad(result, present, dout.to(result.dtype), allow_unused=True, materialize_grads=True)
+    else:  # nothing was computed: sequences of no steps
+        grads = tuple(map(torch.zeros_like, present))
+    remaining = iter(grads)
+    return result.detach(), [None if t is None else next(remaining) for t in leaves]
+
+
+def _leaf(name: str, tensor: Tensor) -> Tensor:
+    if not (isinstance(tensor, Tensor) and tensor.is_complex()):
+        check_float(name, tensor)
+    return tensor.detach().requires_grad_()
