@@ -58,7 +58,7 @@ def cross_selective_scan(
         raise ValueError(f"delta must have shape (B, K, L, D), got {tuple(delta.shape)}")
     check_shape("delta", delta, "B, K, L, D", (batch, delta.shape[1], length, dim))
     y, last_state = scan_routes_with_states(
-        x[:, None], delta, A, B, C, D, delta_bias, initial_state, table,
-        delta_softplus=delta_softplus, discretization=discretization, merge=True, channel_first=False, backend=backend,
+        x, delta, A, B, C, D, delta_bias, initial_state, table,
+        delta_softplus=delta_softplus, discretization=discretization, channel_first=False, backend=backend,
     )
-    return (y[:, 0], last_state) if return_last_state else y[:, 0]
+    return (y, last_state) if return_last_state else y
