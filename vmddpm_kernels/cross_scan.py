@@ -100,8 +100,7 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
     chosen = select(backend, x)
     if chosen == "reference":
         return _as_layout(reference.scan_routes(x, table), channel_first)
-    scan = ops.scan_routes if torch.compiler.is_compiling() else CrossScan.apply
-    return scan(x, table, channel_first, chosen)
+    return ops.scan_routes(x, table, channel_first, chosen)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
@@ -109,8 +108,7 @@ def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, back
     chosen = select(backend, y)
     if chosen == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    merged = ops.merge_routes if torch.compiler.is_compiling() else CrossMerge.apply
-    return merged(y, table, merge, channel_first, chosen)
+    return ops.merge_routes(y, table, merge, channel_first, chosen)
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:

@@ -23,10 +23,18 @@ def differentiate(operator: Any, function: type[torch.autograd.Function]) -> Non
 
     def autograd(*args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return function.apply(*args)
+            return apply(function, *args)
         return below_autograd(operator, *args)
 
     _library.impl(operator._schema.name.partition("::")[2], autograd, "Autograd")
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply` of all its arguments. That binds them to a signature first, which costs more than all the rest;
+    only transforms (torch.func) need more than what is called here."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def below_autograd(operator: Any, *args: Any) -> Any:

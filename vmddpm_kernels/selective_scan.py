@@ -15,7 +15,7 @@ from vmddpm_kernels.checks import (
     check_states,
     check_table_tensor,
 )
-from vmddpm_kernels.library import below_autograd, differentiate
+from vmddpm_kernels.library import apply, below_autograd, differentiate
 
 
 def selective_scan(
@@ -178,9 +178,13 @@ def scan_routes_with_states(
     if chosen == "reference":
         return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
-    # One operator either way. What traces a graph finds the derivative by itself; nothing else needs to look for it.
-    scan = ops.selective_scan_forward if torch.compiler.is_compiling() or not differentiable else SelectiveScan.apply
-    y, last_state, _ = scan(*tensors, delta_softplus, zoh, channel_first, chosen, differentiable)
+    args = (*tensors, delta_softplus, zoh, channel_first, chosen, differentiable)
+    if torch.compiler.is_compiling():
+        y, last_state, _ = ops.selective_scan_forward(*args)
+    elif differentiable:  # what the operator would do, after looking for it
+        y, last_state, _ = apply(SelectiveScan, *args)
+    else:
+        y, last_state, _ = below_autograd(ops.selective_scan_forward, *args)
     return y, last_state
 
 

@@ -31,7 +31,9 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype).contiguous()
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
 
 
 def empty(
@@ -53,22 +55,27 @@ class Problem:
 
     def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool):
         x, delta, A, B, C, D, delta_bias, initial_state, table = tensors
-        wide = torch.float64 in {t.dtype for t in (x, delta, A, B, C)}
+        wide = torch.float64 in (x.dtype, delta.dtype, A.dtype, B.dtype, C.dtype)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = x.device
         self.shape = tuple(delta.shape)                                         # (B, K, L, D)
         self.states = (*self.shape[:2], self.shape[3], A.shape[2])              # (B, K, D, N)
         # Kept as attributes: the kernels are given addresses only.
-        self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
-        self.table = None if table is None else table.to(torch.int32).contiguous()
-        names = ("A", "D", "delta_bias", "initial_state", "table")
-        self.arguments: dict[str, Any] = dict(zip(names, map(pointer, [*self.parameters, self.table])))
+        A, D, delta_bias, initial_state = self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
+        self.table = cast(table, torch.int32)
+        self.arguments: dict[str, Any] = {
+            "A": pointer(A),
+            "D": pointer(D),
+            "delta_bias": pointer(delta_bias),
+            "initial_state": pointer(initial_state),
+            "table": pointer(self.table),
+        }
         self.set_inputs(x, delta, B, C)
         self.sizes = (*self.shape, A.shape[2], wide, softplus, zoh, merge, torch.get_num_threads())
 
     def set_inputs(self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> None:
         self.inputs = (x, delta, B, C)
-        self.arguments |= {"x": view(x, x.shape[1] == 1), "delta": view(delta), "B": view(B), "C": view(C)}
+        self.arguments.update(x=view(x, x.shape[1] == 1), delta=view(delta), B=view(B), C=view(C))
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
