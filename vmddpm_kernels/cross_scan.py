@@ -8,7 +8,7 @@ from torch import Tensor
 from vmddpm_kernels import ops
 from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import check_float
-from vmddpm_kernels.library import below_autograd, differentiate
+from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 from vmddpm_kernels.routes import routes
 
 
@@ -100,7 +100,7 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
     chosen = select(backend, x)
     if chosen == "reference":
         return _as_layout(reference.scan_routes(x, table), channel_first)
-    return ops.scan_routes(x, table, channel_first, chosen)
+    return call(ops.scan_routes, CrossScan, x, table, channel_first, chosen)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
@@ -108,7 +108,7 @@ def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, back
     chosen = select(backend, y)
     if chosen == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    return ops.merge_routes(y, table, merge, channel_first, chosen)
+    return call(ops.merge_routes, CrossMerge, y, table, merge, channel_first, chosen)
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
@@ -121,8 +121,6 @@ class CrossScan(torch.autograd.Function):
     """`apply_routes` on the compiled kernels; differentiable to any order, its backward is `CrossMerge`.
 
     The arguments of `apply` are those of `ops.scan_routes`."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -137,15 +135,17 @@ class CrossScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossMerge.apply(dy, table, *ctx.options), None, None, None
+        return call(ops.merge_routes, CrossMerge, dy, table, *ctx.options), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CrossScan, info, in_dims, *args)
 
 
 class CrossMerge(torch.autograd.Function):
     """`apply_merge` on the compiled kernels; differentiable to any order, its backward is `CrossScan`.
 
     The arguments of `apply` are those of `ops.merge_routes`."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -159,7 +159,11 @@ class CrossMerge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossScan.apply(dx, table, *ctx.options), None, None, None, None
+        return call(ops.scan_routes, CrossScan, dx, table, *ctx.options), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CrossMerge, info, in_dims, *args)
 
 
 differentiate(ops.scan_routes, CrossScan)

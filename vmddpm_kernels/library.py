@@ -20,24 +20,39 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 def differentiate(operator: Any, function: type[torch.autograd.Function]) -> None:
     """Makes `function`, an autograd Function of the arguments of `operator`, its derivative."""
-
-    def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return apply(function, *args)
-        return below_autograd(operator, *args)
-
-    _library.impl(operator._schema.name.partition("::")[2], autograd, "Autograd")
+    name = operator._schema.name.partition("::")[2]
+    _library.impl(name, lambda *args: _with_derivative(operator, function, *args), "Autograd")
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply` of all its arguments. That binds them to a signature first, which costs more than all the rest;
-    only transforms (torch.func) need more than what is called here."""
+def call(operator: Any, function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`operator(*args)`, whose derivative is `function`, at the least cost where no graph is traced."""
+    if torch.compiler.is_compiling():
+        return operator(*args)
+    return _with_derivative(operator, function, *args)
+
+
+def _with_derivative(operator: Any, function: type[torch.autograd.Function], *args: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        # What `function.apply` does after binding its arguments to a signature, which costs more than all the rest.
+        return super(torch.autograd.Function, function).apply(*args)
+    return below_autograd(operator, *args)
 
 
 def below_autograd(operator: Any, *args: Any) -> Any:
-    """Calls the kernel of an operator, past the derivative that `differentiate` gave it."""
+    """The kernel of an operator, without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*args)
+
+
+def vmap_by_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """The `vmap` of an autograd Function, one call for each element: the operators have a batch axis of their own."""
+
+    def element(i: int) -> list[Any]:
+        return [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims)]
+
+    results = [function.apply(*element(i)) for i in range(info.batch_size)]
+    if isinstance(results[0], torch.Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])

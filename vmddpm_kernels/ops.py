@@ -1,6 +1,5 @@
-"""The compiled kernels as operators of PyTorch, `torch.ops.vmddpm.*`: what torch.compile, torch.export, profilers and
-dispatch modes see. Each has a kernel, which is the backend's, and a fake kernel, which states shapes, dtypes and strides.
-Gradients are attached where the operators' autograd Functions are."""
+"""The compiled kernels as operators of PyTorch, `torch.ops.vmddpm.*`. Each has a kernel, the backend's, and a fake
+kernel, which states shapes, dtypes and strides; its derivative is where its autograd Function is."""
 
 from typing import Any
 
@@ -18,10 +17,6 @@ _SCAN = (
 _OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
 
 
-def _accumulation(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
-
-
 def _forward(x: Tensor, delta: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *rest, softplus, zoh, channel_first, backend, checkpoint = args
     merge = x.dim() == 3
@@ -32,10 +27,11 @@ def _forward(x: Tensor, delta: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
     return y.squeeze(1) if merge else y, last_state, last_state.new_empty(0) if checkpoints is None else checkpoints
 
 
-def _forward_fake(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *_, channel_first, backend, checkpoint = args
     batch, routes, length, channels = delta.shape
-    states, dtype = A.shape[2], _accumulation(x, delta, A, B, C)
+    states = A.shape[2]
+    dtype = torch.float64 if torch.float64 in [t.dtype for t in (x, delta, A, B, C)] else torch.float32
     y = _image_like(x, delta, channel_first)
     last_state = x.new_empty((batch, routes, channels, states), dtype=dtype)
     sizes = (batch, routes, length, channels, states, dtype == torch.float64)
@@ -64,10 +60,10 @@ def _backward(dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, delta: T
 
 
 def _backward_fake(dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, delta: Tensor, *args: Any) -> list[Tensor]:
-    *rest, table, checkpoints, softplus, zoh, channel_first, backend = args
+    parameters, channel_first = args[:6], args[-2]
     dx = _image_like(x, delta, channel_first)
     ddelta = empty(tuple(delta.shape), channel_first, delta.dtype, delta.device)
-    return [dx, ddelta, *(t.new_empty(t.shape) for t in rest if t is not None)]
+    return [dx, ddelta, *(t.new_empty(t.shape) for t in parameters if t is not None)]
 
 
 def _scan_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
@@ -88,10 +84,11 @@ def _merge_routes_fake(y: Tensor, table: Tensor, merge: bool, channel_first: boo
     return empty((batch, 1 if merge else routes, length, channels), channel_first, y.dtype, y.device)
 
 
-# x (B, K, L, D), or (B, L, D) if the routes share the image and y is summed over them; the others as in
-# `selective_scan.scan_routes_with_states`. Without `checkpoint`, checkpoints is empty and nothing can be differentiated.
+# Tensors as in `selective_scan.scan_routes_with_states`. checkpoints are what the backward starts from; without
+# `checkpoint` they are empty, and nothing can be differentiated.
 selective_scan_forward = define(
-    f"selective_scan_forward({_SCAN}, {_OPTIONS}, bool checkpoint) -> (Tensor y, Tensor last_state, Tensor checkpoints)",
+    f"selective_scan_forward({_SCAN}, {_OPTIONS}, bool checkpoint) -> "
+    "(Tensor y, Tensor last_state, Tensor checkpoints)",
     _forward,
     _forward_fake,
 )

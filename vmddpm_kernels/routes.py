@@ -87,7 +87,7 @@ def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None,
     return torch.empty((4, height * width), dtype=torch.int32, device=device)
 
 
-# An operator, as what it reads and remembers (the values of the permutation, tables already made) is no part of a graph.
+# An operator: what it reads (the permutation's values) and remembers (tables it has made) is no part of a graph.
 _routes = define(
     "routes(SymInt height, SymInt width, int scans, Tensor? permutation, Device device) -> Tensor",
     _make_routes,

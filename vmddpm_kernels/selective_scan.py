@@ -11,11 +11,12 @@ from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
     check_discretization,
     check_float,
+    check_input,
     check_shape,
     check_states,
     check_table_tensor,
 )
-from vmddpm_kernels.library import apply, below_autograd, differentiate
+from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 
 
 def selective_scan(
@@ -160,16 +161,14 @@ def scan_routes_with_states(
     states = A.shape[2]
     check_states(states)
     check_shape("A", A, "K, D, N", (K, dim, states))
-    for name, t in (("B", B), ("C", C)):
-        check_float(name, t, x)
-        check_shape(name, t, "B, K, L, N", (batch, K, length, states))
-    for name, t in (("D", D), ("delta_bias", delta_bias)):
-        if t is not None:
-            check_float(name, t, x)
-            check_shape(name, t, "K, D", (K, dim))
+    check_input("B", B, x, "B, K, L, N", (batch, K, length, states))
+    check_input("C", C, x, "B, K, L, N", (batch, K, length, states))
+    if D is not None:
+        check_input("D", D, x, "K, D", (K, dim))
+    if delta_bias is not None:
+        check_input("delta_bias", delta_bias, x, "K, D", (K, dim))
     if initial_state is not None:
-        check_float("initial_state", initial_state, x)
-        check_shape("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states))
+        check_input("initial_state", initial_state, x, "B, K, D, N", (batch, K, dim, states))
     if table is not None:
         check_table_tensor(table, K, length, x)
 
@@ -178,13 +177,8 @@ def scan_routes_with_states(
     if chosen == "reference":
         return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
-    args = (*tensors, delta_softplus, zoh, channel_first, chosen, differentiable)
-    if torch.compiler.is_compiling():
-        y, last_state, _ = ops.selective_scan_forward(*args)
-    elif differentiable:  # what the operator would do, after looking for it
-        y, last_state, _ = apply(SelectiveScan, *args)
-    else:
-        y, last_state, _ = below_autograd(ops.selective_scan_forward, *args)
+    options = (delta_softplus, zoh, channel_first, chosen, differentiable)
+    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, *tensors, *options)
     return y, last_state
 
 
@@ -192,8 +186,6 @@ class SelectiveScan(torch.autograd.Function):
     """`scan_routes_with_states` on the compiled kernels: deterministic gradients, second derivatives raise.
 
     The arguments and results of `apply` are those of `ops.selective_scan_forward`."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,13 +203,14 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if not ctx.checkpoint:
-            raise RuntimeError("selective_scan_forward was called with checkpoint=False: it kept nothing for a gradient")
+            raise RuntimeError("a scan with checkpoint=False keeps nothing for a gradient")
         args = (dy, dlast_state, *ctx.saved_tensors, *ctx.options)
-        if torch.is_grad_enabled():
-            grads = iter(ops.selective_scan_backward(*args))
-        else:
-            grads = iter(below_autograd(ops.selective_scan_backward, *args))
+        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, *args))
         return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScan, info, in_dims, *args)
 
 
 class SelectiveScanBackward(torch.autograd.Function):
@@ -225,14 +218,22 @@ class SelectiveScanBackward(torch.autograd.Function):
     wrong."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         return tuple(below_autograd(ops.selective_scan_backward, *args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
             "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice"
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScanBackward, info, in_dims, *args)
 
 
 differentiate(ops.selective_scan_forward, SelectiveScan)

@@ -112,7 +112,7 @@ class _Plan:
 def checkpoint_shape(
     batch: int, routes: int, length: int, channels: int, states: int, wide: bool
 ) -> tuple[int, ...]:
-    """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it, for sizes that may be symbols."""
+    """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it; sizes may be symbols."""
     return batch, routes, (length + 31) // 32, states, channels
 
 

@@ -61,15 +61,10 @@ class Problem:
         self.shape = tuple(delta.shape)                                         # (B, K, L, D)
         self.states = (*self.shape[:2], self.shape[3], A.shape[2])              # (B, K, D, N)
         # Kept as attributes: the kernels are given addresses only.
-        A, D, delta_bias, initial_state = self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
+        self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
         self.table = cast(table, torch.int32)
-        self.arguments: dict[str, Any] = {
-            "A": pointer(A),
-            "D": pointer(D),
-            "delta_bias": pointer(delta_bias),
-            "initial_state": pointer(initial_state),
-            "table": pointer(self.table),
-        }
+        names = ("A", "D", "delta_bias", "initial_state", "table")
+        self.arguments: dict[str, Any] = dict(zip(names, map(pointer, [*self.parameters, self.table])))
         self.set_inputs(x, delta, B, C)
         self.sizes = (*self.shape, A.shape[2], wide, softplus, zoh, merge, torch.get_num_threads())
 
@@ -112,9 +107,15 @@ class Gradients:
     def results(self) -> tuple[Tensor | None, ...]:
         """One gradient a tensor, in its shape and dtype. Sums over pieces and groups are taken here, by torch, in
         a fixed order."""
+
+        def total(parts: Tensor | None) -> Tensor | None:
+            if parts is None:
+                return None
+            return parts.sum(0) if parts.shape[0] != 1 else parts.squeeze(0)
+
         dx = self.dx
         if self.tensors[0].shape[1] != dx.shape[1]:
             dx = dx.sum(1, keepdim=True)
-        dA, dD, ddelta_bias = (None if g is None else g.sum(0) for g in (self.dA, self.dD, self.ddelta_bias))
-        grads = (dx, self.ddelta, dA, self.dB.sum(0), self.dC.sum(0), dD, ddelta_bias, self.dinitial_state, None)
+        dA, dB, dC, dD, ddelta_bias = map(total, (self.dA, self.dB, self.dC, self.dD, self.ddelta_bias))
+        grads = (dx, self.ddelta, dA, dB, dC, dD, ddelta_bias, self.dinitial_state, None)
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, self.tensors))
