@@ -44,7 +44,8 @@ def cross_selective_scan(
         backend: "cuda", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
-        y (B, L, D) in x's dtype; accumulation is in float32, or float64 if any input is float64.
+        y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64
+        if any input is float64.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.

@@ -16,20 +16,6 @@ from vmddpm_kernels.backends import cpu, cuda, extension
 from vmddpm_kernels.selective_scan import SelectiveScan
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def compiled_backend(request, monkeypatch):
-    if request.param == "cuda":
-        request.getfixturevalue("emulated_gpu")
-    return request.param
-
-
-@pytest.fixture
-def emulated_gpu(monkeypatch, emulated_native):
-    from emulated import use_emulation
-
-    use_emulation(monkeypatch, emulated_native)
-
-
 def scan_arguments(shared, dtype, optional, gradients):
     """x (B, L, D) or (B, K, L, D), and the other eight tensors."""
     x, *rest = image_problem(2, 4, 12, 5, 3, dtype)
@@ -76,7 +62,8 @@ def test_opcheck_of_routes():
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
 @pytest.mark.parametrize("states", [1, 64, 65, 256])
-def test_checkpoint_shape_is_that_of_the_plan(length, states, emulated_gpu):
+@pytest.mark.usefixtures("emulated_gpu")
+def test_checkpoint_shape_is_that_of_the_plan(length, states):
     sizes = (2, 3, length, 37, states)
     for wide in (False, True):
         plan = extension.native.scan_plan(*sizes, wide, False)
@@ -86,21 +73,20 @@ def test_checkpoint_shape_is_that_of_the_plan(length, states, emulated_gpu):
         assert cuda.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, states, 37)
 
 
-@pytest.mark.parametrize("backend", ["cpu"])
-def test_flops(backend):
+def test_flops(compiled_backend):
     batch, K, length, dim, states = 2, 4, 12, 5, 3
     tensors = [t.requires_grad_() for t in image_problem(batch, K, length, dim, states, torch.float32)[:7]]
     steps = batch * K * length * dim
     with FlopCounterMode(display=False) as counter:
-        y = vk.cross_selective_scan(*tensors, backend=backend)
+        y = vk.cross_selective_scan(*tensors, backend=compiled_backend)
     assert counter.get_total_flops() == 9 * steps * states + steps
     with FlopCounterMode(display=False) as counter:
         y.backward(torch.ones_like(y))
     assert counter.get_total_flops() == 23 * steps * states + 4 * steps
     with FlopCounterMode(display=False) as counter:
-        vk.cross_scan(torch.zeros(batch, dim, 3, 4), backend=backend)
+        vk.cross_scan(torch.zeros(batch, dim, 3, 4), backend=compiled_backend)
         assert counter.get_total_flops() == 0
-        vk.cross_merge(torch.zeros(batch, 4, dim, 3, 4), backend=backend)
+        vk.cross_merge(torch.zeros(batch, 4, dim, 3, 4), backend=compiled_backend)
     assert counter.get_total_flops() == 3 * batch * dim * length
 
 
