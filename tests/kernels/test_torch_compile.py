@@ -1,5 +1,5 @@
-"""torch.compile and torch.export of the operators: one graph for all sizes, and the bits of eager execution, as the same
-kernels run. Only inductor rounds what lies between the kernels in other places."""
+"""torch.compile and torch.export of the operators: one graph for all sizes, and the bits of eager execution, as the
+same kernels run. Only inductor rounds what lies between the kernels in other places."""
 
 import pytest
 import torch
