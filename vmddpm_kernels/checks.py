@@ -16,8 +16,13 @@ def check_dense(name: str, tensor: object) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
-    if not torch.compiler.is_compiling() and tensor.is_neg():  # a compiler cannot ask, and resolves it by itself
+    if _is_negated(tensor):
         raise TypeError(f"{name} must not be a view that is still to be negated; pass {name}.resolve_neg()")
+
+
+def _is_negated(tensor: Tensor) -> bool:
+    """A compiler cannot ask, and resolves it by itself."""
+    return not torch.compiler.is_compiling() and tensor.is_neg()
 
 
 def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
@@ -33,6 +38,21 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
     """ValueError unless tensor.shape == shape; `axes` is how the docstring writes the shape."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}")
+
+
+def check_input(name: str, tensor: object, like: Tensor, axes: str, shape: tuple[int, ...]) -> None:
+    """`check_float` and `check_shape` in one, which costs little where all is well."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.shape != shape
+        or tensor.dtype not in _FLOATS
+        or tensor.device != like.device
+        or _is_negated(tensor)
+    ):
+        check_float(name, tensor, like)
+        check_shape(name, tensor, axes, shape)
 
 
 def check_states(states: int) -> None:
