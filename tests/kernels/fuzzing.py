@@ -231,7 +231,7 @@ def strided(t):
 def with_value(value):
     def change(t, draw):
         t = t.clone(memory_format=torch.contiguous_format)
-        if t.numel() and (isinstance(value, int) or t.is_floating_point() or t.is_complex()):
+        if t.numel() and isinstance(value, float) == (t.is_floating_point() or t.is_complex()):
             t.view(-1)[draw(st.integers(0, t.numel() - 1))] = value
         return t
 
