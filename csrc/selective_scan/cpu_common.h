@@ -1,5 +1,7 @@
 // What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
 #pragma once
+#include <initializer_list>
+
 #include "../common/math.h"
 #include "../common/tile.h"
 #include "params.h"
@@ -9,7 +11,31 @@ namespace {
 using vmddpm::ScanParams;
 using vmddpm::ScanPlan;
 
-constexpr int kStatesAtOnce = 4;  // recurrences in flight: their exponentials hide each other's latency
+// Recurrences in flight: their exponentials hide each other's latency, their states fill the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kStatesAtOnce = 8;
+#else
+constexpr int kStatesAtOnce = 4;
+#endif
+
+// How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
+// hold. They differ in nothing but speed where more than one holds.
+enum class Rule { decaying, growing, zero_order_hold };
+
+template <typename T>
+Rule rule_of(const ScanParams& p) {
+  if (p.zoh) return Rule::zero_order_hold;
+  const T* A = static_cast<const T*>(p.A);
+  bool growing = false;
+  for (int64_t i = 0; i < p.routes * p.channels * p.states; ++i) growing |= A[i] > T(0);
+  return growing ? Rule::growing : Rule::decaying;
+}
+
+// e^v given v kDecayScale.
+template <Rule kRule, typename V>
+V decay_of(V v) {
+  return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
+}
 
 // Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.
 class Arena {
@@ -28,23 +54,38 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// One thread's share: some blocks of channels of one batch element, along one route or, if the routes share their
+// One thread's share: some groups of channels of one batch element, along one route or, if the routes share their
 // image, along all of them one after the other, so that sums over routes have one owner and one order.
 struct Task {
-  int64_t batch, route_begin, route_end, group, block_begin, block_end;
+  int64_t batch, route_begin, route_end, group_begin, group_end, block_begin, block_end;
 };
 
-inline int64_t task_count(const ScanParams& p, const ScanPlan& plan) {
-  return p.batch * (p.shared ? 1 : p.routes) * plan.groups;
+// How groups are dealt out. Groups walked together use whole rows of memory and share the B and C they stage; which are
+// together depends on the number of threads, but no sum does.
+struct Tasks {
+  int64_t count, groups_at_once, splits;
+};
+
+inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
+  const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
+  Tasks tasks;
+  tasks.groups_at_once = sequences * plan.groups / (2 * threads);
+  if (tasks.groups_at_once < 1) tasks.groups_at_once = 1;
+  if (tasks.groups_at_once > plan.groups) tasks.groups_at_once = plan.groups;
+  tasks.splits = plan.groups ? (plan.groups + tasks.groups_at_once - 1) / tasks.groups_at_once : 0;
+  tasks.count = sequences * tasks.splits;
+  return tasks;
 }
 
-inline Task task_at(const ScanParams& p, const ScanPlan& plan, int64_t index) {
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int64_t index) {
   Task task;
-  task.group = index % plan.groups;
-  task.block_begin = task.group * plan.blocks_per_group;
-  task.block_end = task.block_begin + plan.blocks_per_group;
-  if (task.block_end > plan.blocks) task.block_end = plan.blocks;
-  index /= plan.groups;
+  task.group_begin = index % tasks.splits * tasks.groups_at_once;
+  task.group_end = smaller(task.group_begin + tasks.groups_at_once, plan.groups);
+  task.block_begin = task.group_begin * plan.blocks_per_group;
+  task.block_end = smaller(task.group_end * plan.blocks_per_group, plan.blocks);
+  index /= tasks.splits;
   task.route_begin = p.shared ? 0 : index % p.routes;
   task.route_end = p.shared ? p.routes : task.route_begin + 1;
   task.batch = p.shared ? index : index / p.routes;
@@ -53,14 +94,12 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, int64_t index) {
 
 // Channels of one block: all lanes, but for the last block of a channel count that is no multiple of them.
 inline int64_t columns_of(const ScanParams& p, const ScanPlan& plan, int64_t block) {
-  const int64_t left = p.channels - block * plan.lanes;
-  return left < plan.lanes ? left : plan.lanes;
+  return smaller(p.channels - block * plan.lanes, plan.lanes);
 }
 
 inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, int64_t chunk) {
   const int64_t first = chunk * plan.chunk;
-  const int64_t left = p.length - first;
-  return {p.table ? p.table + route * p.length : nullptr, first, left < plan.chunk ? left : plan.chunk};
+  return {p.table ? p.table + route * p.length : nullptr, first, smaller(p.length - first, plan.chunk)};
 }
 
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
@@ -74,6 +113,13 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
     }
     out[n] = v;
   }
+}
+
+// A as the decay takes it.
+template <typename T>
+void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
+  load_states<T>(A, row, columns, states, out);
+  for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
 }
 
 template <typename T>
@@ -111,27 +157,49 @@ struct LongSum {
   }
 };
 
-// A tile of channels; lanes beyond the last channel read as zero.
-template <typename T>
-void load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
-                       int64_t columns, Vec<T>* tile) {
-  if (columns < kLanes<T>) std::memset(tile, 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
-  load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
+// Asks the cache for the B and C of a chunk.
+inline void prefetch_matrices(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps) {
+  for (const View* view : {&p.B, &p.C}) prefetch_tile(*view, batch, route, steps, 0, p.states);
 }
 
-// delta <- softplus(delta + bias) where asked for; `slope`, if given, takes its derivative.
+// One row of channels a step: in the tensor itself where it has such rows, else in a tile.
+template <typename Source>
+struct Rows {
+  const Source* base;
+  int64_t stride;
+  const int32_t* pixels;  // null: one row after another
+  const Source* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
+};
+
+// A tile of channels; lanes beyond the last channel read as zero.
 template <typename T>
-void activate_delta(Vec<T>* delta, Vec<T>* slope, Vec<T> bias, bool softplus, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Vec<T> raw = delta[i] + bias;
-    Vec<T> derivative = Vec<T>{} + T(1);
-    if (softplus) {
-      softplus_lanes<T>(raw, delta[i], derivative);
-    } else {
-      delta[i] = raw;
-    }
-    if (slope) slope[i] = derivative;
+Rows<T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+                          int64_t columns, Vec<T>* tile) {
+  if (columns < kLanes<T>) std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
+  load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
+  return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
+}
+
+template <typename Source>
+Rows<Source> rows_of(const Source* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
+                     int64_t column) {
+  const Source* start = data + origin(view, batch, route, column);
+  if (steps.table) return {start, view.stride[2], steps.table + steps.first};
+  return {start + steps.first * view.stride[2], view.stride[2], nullptr};
+}
+
+// f(rows of x, rows of delta), in the tensors themselves where they are of one type and a register is a piece of a row.
+template <typename T, typename Function>
+void with_rows(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
+               Vec<T>* x_tile, Vec<T>* delta_tile, Function f) {
+  if (columns == kLanes<T> && has_rows(p.x) && has_rows(p.delta) && p.x.dtype == p.delta.dtype) {
+    return with_type(p.x, [&](const auto* x) {
+      const auto* delta = static_cast<decltype(x)>(p.delta.data);
+      f(rows_of(x, p.x, batch, route, steps, column), rows_of(delta, p.delta, batch, route, steps, column));
+    });
   }
+  f(load_channel_tile<T>(p.x, batch, route, steps, column, columns, x_tile),
+    load_channel_tile<T>(p.delta, batch, route, steps, column, columns, delta_tile));
 }
 
 }  // namespace
