@@ -178,23 +178,26 @@ def lengths(seconds: float) -> list[dict]:
     return found
 
 
+PARTS = {"lengths": lengths, "fractions": fractions, "half_precision": half_precision, "ss2d_core": ss2d_core}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, help="JSON file to write")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them if none is named")
+    parser.add_argument("--results", type=Path, help="JSON file to write, or to add these parts to")
     parser.add_argument("--seconds", type=float, default=1.0, help="to measure each case for")
     options = parser.parse_args()
     torch.manual_seed(0)
-    found = {
+    found = json.loads(options.results.read_text()) if options.results and options.results.exists() else {}
+    found |= {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "backend": vk.backends()["cpu"].detail,
         "threads": THREADS,
-        "lengths": lengths(options.seconds),  # first, as the peak of a process never falls
-        "limits": limits(1, THREADS),
-        "fractions": fractions(options.seconds),
-        "half_precision": half_precision(options.seconds),
-        "ss2d_core": ss2d_core(options.seconds),
     }
+    for part in options.parts or PARTS:
+        found[part] = PARTS[part](options.seconds)
+        found.setdefault("limits", {})[part] = limits(1, THREADS)
     text = json.dumps(found, indent=1)
     print(text)
     if options.results:

@@ -108,6 +108,7 @@ class Gradients:
         dx = self.dx
         if self.tensors[0].shape[1] != dx.shape[1]:
             dx = dx.sum(1, keepdim=True)
-        dA, dD, ddelta_bias = (None if g is None else g.sum(0) for g in (self.dA, self.dD, self.ddelta_bias))
-        grads = (dx, self.ddelta, dA, self.dB.sum(0), self.dC.sum(0), dD, ddelta_bias, self.dinitial_state, None)
+        parts = (self.dA, self.dB, self.dC, self.dD, self.ddelta_bias)
+        dA, dB, dC, dD, ddelta_bias = (None if g is None else g[0] if len(g) == 1 else g.sum(0) for g in parts)
+        grads = (dx, self.ddelta, dA, dB, dC, dD, ddelta_bias, self.dinitial_state, None)
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, self.tensors))
