@@ -115,14 +115,10 @@ class Gradients:
         """One gradient a tensor, in its shape and dtype. Sums over pieces and groups are taken here, by torch, in
         a fixed order."""
 
-        def total(parts: Tensor | None) -> Tensor | None:
-            if parts is None:
-                return None
-            return parts.sum(0) if parts.shape[0] != 1 else parts.squeeze(0)
-
         dx = self.dx
         if self.tensors[0].shape[1] != dx.shape[1]:
             dx = dx.sum(1, keepdim=True)
-        dA, dB, dC, dD, ddelta_bias = map(total, (self.dA, self.dB, self.dC, self.dD, self.ddelta_bias))
+        parts = (self.dA, self.dB, self.dC, self.dD, self.ddelta_bias)
+        dA, dB, dC, dD, ddelta_bias = (None if g is None else g[0] if len(g) == 1 else g.sum(0) for g in parts)
         grads = (dx, self.ddelta, dA, dB, dC, dD, ddelta_bias, self.dinitial_state, None)
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, self.tensors))
