@@ -14,8 +14,11 @@ import torch
 from benchmarks.contest import Contest, Makers
 from benchmarks.gpu.machine import describe
 from benchmarks.limits import Work, measure_limits
+from benchmarks.plots import write_plots
+from benchmarks.report import markdown
 from benchmarks.results import FOLDER, Results
-from benchmarks.rivals import load
+from benchmarks.rivals import ROOT, load
+from benchmarks.scaling import summarise
 
 PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds a contender is measured for, and least rounds
 
@@ -167,5 +170,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = config.stash.get(RESULTS, None)
     if found is None:
         return
+    slopes, found.data["crossings"] = summarise(found["times"])
+    found["scaling"].extend(slopes)
     path = found.save(config.getoption("--results"))
-    terminalreporter.write_line(f"results: {path}")
+    plots = write_plots(found.data, ROOT / "build" / "benchmarks" / path.stem)
+    terminalreporter.write_line("\n".join([*markdown(found.data), "", f"results: {path}", f"plots: {plots}"]))

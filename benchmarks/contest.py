@@ -1,7 +1,8 @@
 """All who take part in one case, checked against each other and measured in turn."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from benchmarks.limits import Work, least_seconds
 from benchmarks.problem import Problem, relative_difference
 from benchmarks.results import Results
 from benchmarks.rivals import Missing, Peers
-from benchmarks.timing import measure_in_turn, sets_needed
+from benchmarks.timing import measure_in_turn, quantile, sets_needed
 
 SAME_WITHIN = 0.02  # a result that differs by more than this in the mean is not the same computation
 
@@ -69,8 +70,14 @@ class Contest:
 
     def record(self, suite: str, results: Results, measured: dict[str, list[float]], sets: int,
                work: Callable[[str], Work | None]) -> None:  # fmt: skip
-        results["missing"].update(self.missing)
+        for name, why in self.missing.items():
+            results.miss(name, why)
         for name, seconds in measured.items():
             needed = work(name)
             least = least_seconds(needed, results["limits"]) if needed else None
-            results.add_time(suite, self.case.name, self.direction, name, seconds, input_sets=sets, limit=least)
+            spread = {"rounds": len(seconds), "median": median(seconds)}
+            spread |= {f"p{q}": quantile(seconds, q / 100) for q in (20, 80)}
+            results.add(
+                "times", suite, self.case.name, self.direction, name, **spread, input_sets=sets, limit=least,
+                work=asdict(needed) if needed else None, length=getattr(self.case, "length", None),
+            )  # fmt: skip

@@ -39,7 +39,7 @@ def growth(contender: str, case: Case, direction: str) -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the record starts again at what is resident now
     before = resident()
     one.call(direction)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return max(0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def resident() -> int:

@@ -4,20 +4,19 @@
     profile     "quick" or "full"
     limits      what the machine can do at most (limits.py), and its cache
     missing     contender -> why it took no part
-    times       suite, case, direction, contender, ours, rounds, input_sets; median, p20, p80 and least in seconds
-    memory      suite, case, direction, contender, ours, bytes
-    scaling     contender, unit, lengths, values, and slope, low, high (95 %) from the length `since` on
+    times       suite, case, direction, contender, ours, length, rounds, input_sets; median, p20, p80 in seconds, and
+                limit, the least that the machine's limits leave for the `work`, where they are known
+    memory      suite, case, direction, contender, ours, length, input_bytes, bytes: beside the inputs, at the most
+    scaling     contender, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) from the
+                length `since` on
     crossings   states -> the length where attention and ours take the same time
 """
 
 import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import save
-from benchmarks.timing import quantile
 
 Record = dict[str, Any]
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -40,18 +39,14 @@ class Results:
     def __getitem__(self, name: str) -> Any:
         return self.data[name]
 
-    def add_time(
-        self, suite: str, case: str, direction: str, contender: str, seconds: Sequence[float], **more: Any
-    ) -> Record:
-        record = {"suite": suite, "case": case, "direction": direction, "contender": contender, "ours": ours(contender)}
-        record |= {
-            "rounds": len(seconds),
-            "median": statistics.median(seconds),
-            "p20": quantile(seconds, 0.2),
-            "p80": quantile(seconds, 0.8),
-        }
-        self.data["times"].append(record | more)
-        return record
+    def add(self, what: str, suite: str, case: str, direction: str, contender: str, **values: Any) -> None:
+        key = {"suite": suite, "case": case, "direction": direction, "contender": contender, "ours": ours(contender)}
+        self.data[what].append(key | values)
+
+    def miss(self, contender: str, why: str) -> None:
+        reasons = self.data["missing"].setdefault(contender, [])
+        if why not in reasons:
+            reasons.append(why)
 
     def save(self, folder: Path) -> Path:
         path = folder / f"{self.data['machine']['device']}-{self.data['machine']['date']}.json"

@@ -20,9 +20,7 @@ def test_memory(case, direction, contender, results, measuring, device):
     try:
         found = peak(contender, case if measuring else case.tiny(), direction, device)
     except Missing as why:
-        results["missing"][contender] = str(why)
+        results.miss(contender, str(why))
         pytest.skip(str(why))
-    assert found >= 0
-    results["memory"].append(
-        {"suite": "memory", "case": case.name, "direction": direction, "contender": contender, "bytes": found}
-    )
+    inputs = case.least_bytes - case.batch * case.length * case.channels * case.dtype.itemsize
+    results.add("memory", "memory", case.name, direction, contender, bytes=found, input_bytes=inputs, length=case.length)
