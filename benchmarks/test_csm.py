@@ -95,6 +95,7 @@ def test_csm(contest, case, direction, contender, device, peers):
         elements = case.elements * one.leaves[-1].shape[1] // case.channels
         moved = 2 * sum(t.numel() * t.element_size() for t in one.leaves)
         both = direction == BOTH
-        return Work(moved * (1 + both), matmul_flops(lambda: one.call(direction)), elements, both * elements, case.states)
+        flops = matmul_flops(lambda: one.call(BOTH) if both else one.run(*one.leaves))
+        return Work(moved * (1 + both), flops, elements, both * elements, case.states)
 
     contest(MODULES, case, direction, contender, work=work)
