@@ -2,9 +2,6 @@
 // float: polynomials, relative error below 2e-7. double: the C library lane by lane.
 #pragma once
 #include <math.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 #include "simd.h"
 
@@ -12,37 +9,78 @@ namespace {
 
 using VecF = Vec<float>;
 using VecD = Vec<double>;
-using VecI = Vec<int32_t>;
+using VecU = Vec<uint32_t>;
 
-// e^r for |r| <= ln(2) / 2: minimax polynomial of degree 6 with value and slope exactly 1 at 0, so that a decay of nothing
-// stays 1 over any number of steps; relative error 3e-9 before rounding.
-inline VecF exp_fraction(VecF r) {
-  VecF p = VecF{} + 1.3814542e-3f;
-  p = p * r + 8.3687451e-3f;
-  p = p * r + 4.1668391e-2f;
-  p = p * r + 1.66665204e-1f;
-  p = p * r + 4.99999934e-1f;
-  p = p * r + 1.0f;
-  return p * r + 1.0f;
+// Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+constexpr float kRounder = 12582912.0f;
+
+// fraction 2^n, n being what `shifted` holds beyond kRounder: the exponent's own bits.
+inline VecF times_power_of_two(VecF fraction, VecF shifted) {
+  return bit_cast<VecF>(bit_cast<VecU>(fraction) + (bit_cast<VecU>(shifted) << 23));
 }
 
-// e^x = 2^n e^r with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n.
-// 0 far below, infinity far above, NaN stays.
+// The decay of a step, e^(delta A), is computed as 2^(delta A log2(e)), the factor being part of A already.
+template <typename T>
+constexpr T kDecayScale = T(1);
+template <>
+constexpr float kDecayScale<float> = 1.44269504f;
+
+// 2^v for v < 128: value and slope are exact at 0, so that a decay of nothing stays 1 and a slow one keeps its rate over
+// any number of steps. 0 far below, NaN stays.
+#if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
+// v to the nearest 16th from a table in one register, the rest, |r| <= 1/32, by a polynomial of degree 3; relative error
+// 5e-9 before rounding. The table's entries lack the 16ths that the shifted bits of v add to them with the exponent.
+inline VecF decay_lanes(VecF v) {
+  constexpr float rounder = kRounder / 16;
+  const VecU table = {
+      0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+      0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  v = at_least(v, -127.0f);
+  const VecU shifted = bit_cast<VecU>(v + rounder);
+  const VecF r = (VecF)_mm512_reduce_ps((__m512)v, 4 << 4);
+  const VecU entry = (VecU)_mm512_permutexvar_epi32((__m512i)shifted, (__m512i)table);
+  const VecF power = bit_cast<VecF>(entry + (shifted << 19));
+  VecF p = splat(5.5504109e-2f);
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  return power * (p * r) + power;
+}
+#else
+// Minimax polynomial of degree 6 on [-1/2, 1/2]; relative error 3e-9 before rounding.
+inline VecF decay_lanes(VecF v) {
+  v = at_least(v, -127.0f);
+  const VecF shifted = v + kRounder;
+  const VecF r = v - (shifted - kRounder);
+  VecF p = splat(1.5324315e-4f);
+  p = p * r + 1.3390959e-3f;
+  p = p * r + 9.618518e-3f;
+  p = p * r + 5.5503596e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  return times_power_of_two(p, shifted);
+}
+#endif
+
+// The same for any v: infinity far above.
+inline VecF growth_lanes(VecF v) {
+  const VecF limit = splat(128.0f);
+  return select(v < limit, decay_lanes(v), v * splat(HUGE_VALF));
+}
+
+// e^x for x < 88, as e^r 2^n with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n:
+// minimax polynomial of degree 6, relative error 3e-9 before rounding. 0 far below, NaN stays.
 inline VecF exp_lanes(VecF x) {
   constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-#if defined(__AVX512F__)
-  const VecF n = (VecF)_mm512_roundscale_ps((__m512)(x * log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const VecF p = exp_fraction((x - n * ln2_high) - n * ln2_low);
-  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  const VecF magic = VecF{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-  const VecF shifted = x * log2e + magic;
-  const VecF n = shifted - magic;
-  const VecF p = exp_fraction((x - n * ln2_high) - n * ln2_low);
-  VecF result = bit_cast<VecF>(bit_cast<VecI>(p) + (bit_cast<VecI>(shifted) << 23));
-  result = x < -87.3f ? VecF{} : result;
-  return x > 88.7f ? VecF{} + __builtin_inff() : result;
-#endif
+  x = at_least(x, -88.02f);
+  const VecF shifted = x * log2e + kRounder;
+  const VecF n = shifted - kRounder;
+  const VecF r = (x - n * ln2_high) - n * ln2_low;
+  // Even and odd powers apart: half as long a chain.
+  const VecF r2 = r * r;
+  const VecF even = (r2 * 1.3814542e-3f + 4.1668391e-2f) * r2 + 4.99999934e-1f;
+  const VecF odd = r2 * 8.3687451e-3f + 1.66665204e-1f;
+  return times_power_of_two((odd * r + even) * r2 + (r + 1.0f), shifted);
 }
 
 inline VecD exp_lanes(VecD x) {
@@ -50,15 +88,16 @@ inline VecD exp_lanes(VecD x) {
   return x;
 }
 
-// log(1 + y) for y in [0, 1] through 2 atanh(y / (2 + y)), so that small y keep their relative accuracy.
+inline VecD decay_lanes(VecD v) { return exp_lanes(v); }
+inline VecD growth_lanes(VecD v) { return exp_lanes(v); }
+
+// log(1 + y) for y in [0, 1]: minimax polynomial, exact to first order, so that small y keep their relative accuracy;
+// relative error 3.3e-8 before rounding.
 inline VecF log1p_unit(VecF y) {
-  const VecF s = y / (y + 2.0f);
-  const VecF s2 = s * s;
-  VecF q = VecF{} + 0.1400599457809141f;
-  q = q * s2 + 0.14000902473850074f;
-  q = q * s2 + 0.2001076361974317f;
-  q = q * s2 + 0.33333208143249743f;
-  return 2.0f * (s + s * (s2 * q));
+  const VecF y2 = y * y;
+  const VecF even = ((y2 * -3.00658e-2f - 1.3753803e-1f) * y2 - 2.4857163e-1f) * y2 - 4.9999648e-1f;
+  const VecF odd = ((y2 * 5.364826e-3f + 7.9204544e-2f) * y2 + 1.9153656e-1f) * y2 + 3.3321324e-1f;
+  return (odd * y + even) * y2 + y;
 }
 
 inline VecD log1p_unit(VecD y) {
@@ -66,36 +105,43 @@ inline VecD log1p_unit(VecD y) {
   return y;
 }
 
-// softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold), and its derivative.
+// softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold); `slope`, if given, takes its derivative.
 template <typename T>
-inline void softplus_lanes(Vec<T> x, Vec<T>& value, Vec<T>& derivative) {
+inline Vec<T> softplus_lanes(Vec<T> x, Vec<T>* slope) {
   using V = Vec<T>;
-  const V magnitude = x < T(0) ? -x : x;
-  const V e = exp_lanes(-magnitude);
-  const V positive = x < T(0) ? V{} : x;
-  const V one = V{} + T(1);
-  const V sigmoid = (x < T(0) ? e : one) / (e + T(1));
-  value = x > T(20) ? x : positive + log1p_unit(e);
-  derivative = x > T(20) ? one : sigmoid;
+  const V zero{}, one = splat(T(1)), threshold = splat(T(20));
+  const V e = exp_lanes(select(x < zero, x, -x));
+  if (slope) {
+    const V sigmoid = select(x < zero, e, one) / (e + T(1));
+    *slope = select(threshold < x, one, sigmoid);
+  }
+  return select(threshold < x, x, select(x < zero, zero, x) + log1p_unit(e));
 }
 
 // phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, and its derivative (e^v - phi) / v, given e^v.
-// Below |v| = 1 both come from their Taylor series, as the quotients would cancel.
+// Below |v| = 1 both come from the Taylor series, phi = sum v^k / (k + 1)!, as the quotients would cancel.
 template <typename T>
 inline void zoh_lanes(Vec<T> v, Vec<T> exp_v, Vec<T>& phi, Vec<T>& dphi) {
   using V = Vec<T>;
-  constexpr int kTerms = sizeof(T) == 4 ? 11 : 20;
-  V series = V{} + T(1), dseries = V{};
-  // phi = sum v^k / (k+1)!; Horner from the last term, carrying the derivative along.
-  for (int k = kTerms; k >= 1; --k) {
-    dseries = (series + v * dseries) / T(k + 1);
-    series = T(1) + v * series / T(k + 1);
+  constexpr double kInverseFactorial[] = {
+      1.0, 5.0e-1, 1.6666666666666666e-1, 4.1666666666666664e-2, 8.3333333333333332e-3, 1.3888888888888889e-3,
+      1.9841269841269841e-4, 2.4801587301587302e-5, 2.7557319223985893e-6, 2.7557319223985888e-7,
+      2.5052108385441720e-8, 2.0876756987868100e-9, 1.6059043836821613e-10, 1.1470745597729725e-11,
+      7.6471637318198164e-13, 4.7794773323873853e-14, 2.8114572543455206e-15, 1.5619206968586225e-16,
+      8.2206352466243295e-18, 4.1103176233121648e-19};
+  constexpr int kTerms = sizeof(T) == 4 ? 12 : 20;
+  V series = splat(T(kInverseFactorial[kTerms - 1])), dseries{};
+  VMDDPM_UNROLL
+  for (int k = kTerms - 2; k >= 0; --k) {
+    dseries = dseries * v + series;
+    series = series * v + T(kInverseFactorial[k]);
   }
-  const V magnitude = v < T(0) ? -v : v;
-  const V safe = magnitude < T(1) ? V{} + T(1) : v;
+  const V zero{}, one = splat(T(1));
+  const auto small = select(v < zero, -v, v) < one;
+  const V safe = select(small, one, v);
   const V quotient = (exp_v - T(1)) / safe;
-  phi = magnitude < T(1) ? series : quotient;
-  dphi = magnitude < T(1) ? dseries : (exp_v - quotient) / safe;
+  phi = select(small, series, quotient);
+  dphi = select(small, dseries, (exp_v - quotient) / safe);
 }
 
 }  // namespace

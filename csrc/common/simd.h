@@ -1,5 +1,5 @@
-// One SIMD register of channels. The width follows the instruction set this file is compiled for; arithmetic,
-// comparison and `?:` act lane by lane, as GCC's and clang's vector types define them.
+// One SIMD register of channels. The width follows the instruction set this file is compiled for; arithmetic and
+// comparison act lane by lane, as GCC's and clang's vector types define them; other compilers get simd_plain.h.
 //
 // Everything lives in an unnamed namespace and no standard template is used: the same source is compiled once per
 // instruction set, and the linker must never keep one set's copy of an inline function for another.
@@ -7,8 +7,22 @@
 #include <cstdint>
 #include <cstring>
 
-#if !defined(__GNUC__)
-#error "the CPU kernels use GCC/clang vector types: build with GCC or clang (clang-cl on Windows)"
+#if !defined(__GNUC__) && !defined(VMDDPM_PLAIN_VECTORS)
+#define VMDDPM_PLAIN_VECTORS
+#endif
+
+#ifdef VMDDPM_PLAIN_VECTORS
+#include "simd_plain.h"
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__clang__)
+#define VMDDPM_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define VMDDPM_UNROLL _Pragma("GCC unroll 16")
+#else
+#define VMDDPM_UNROLL
 #endif
 
 namespace {
@@ -21,16 +35,33 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+#ifdef VMDDPM_PLAIN_VECTORS
+template <typename T, int bytes = kVectorBytes>
+struct VectorOf {
+  using type = PlainVec<T, bytes / static_cast<int>(sizeof(T))>;
+};
+#else
 template <typename T, int bytes = kVectorBytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
 };
+
+template <typename Mask, typename V>
+inline V select(Mask mask, V a, V b) {
+  return mask ? a : b;
+}
+#endif
 
 template <typename T>
 using Vec = typename VectorOf<T>::type;
 
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T>
+inline Vec<T> splat(T value) {
+  return Vec<T>{} + value;
+}
 
 template <typename To, typename From>
 inline To bit_cast(const From& from) {
@@ -40,44 +71,132 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// A register folded to 16 bytes by adding its upper half to its lower half until it fits.
-template <typename T, int bytes>
-inline typename VectorOf<T, 16>::type fold(typename VectorOf<T, bytes>::type v) {
-  if constexpr (bytes == 16) {
-    return v;
-  } else {
-    struct Halves {
-      typename VectorOf<T, bytes / 2>::type low, high;
-    };
-    const Halves halves = bit_cast<Halves>(v);
-    return fold<T, bytes / 2>(halves.low + halves.high);
-  }
+template <typename T>
+inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
 }
 
-// target[s] += the sum over the lanes of v[s].
-template <typename T, int S>
-inline void add_lane_sums(const Vec<T>* v, T* target) {
-  for (int s = 0; s < S; ++s) {
-    const auto folded = fold<T, kVectorBytes>(v[s]);
-    T sum = folded[0];
-    for (int i = 1; i < 16 / static_cast<int>(sizeof(T)); ++i) sum += folded[i];
-    target[s] += sum;
-  }
+template <typename T>
+inline void store(T* to, Vec<T> v) {
+  std::memcpy(to, &v, sizeof(v));
 }
 
-#if defined(__clang__) || __GNUC__ >= 12
-// Four at a time: a transposition of four by four instead of four sums along a register.
-template <>
-inline void add_lane_sums<float, 4>(const Vec<float>* v, float* target) {
-  using Q = VectorOf<float, 16>::type;
-  Q q[4], sums;
-  for (int s = 0; s < 4; ++s) q[s] = fold<float, kVectorBytes>(v[s]);
-  const Q ab = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5) + __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7);
-  const Q cd = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5) + __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
-  std::memcpy(&sums, target, sizeof(Q));
-  sums += __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-  std::memcpy(target, &sums, sizeof(Q));
+// The greater of v and low; NaN stays.
+#if defined(__AVX512F__) && !defined(VMDDPM_PLAIN_VECTORS)
+inline Vec<float> at_least(Vec<float> v, float low) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(low), (__m512)v); }
+#elif defined(__AVX2__) && !defined(VMDDPM_PLAIN_VECTORS)
+inline Vec<float> at_least(Vec<float> v, float low) { return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(low), (__m256)v); }
+#else
+inline Vec<float> at_least(Vec<float> v, float low) {
+  const Vec<float> least = splat(low);
+  return select(v < least, least, v);
 }
 #endif
+
+// (a0, b0, a1, b1, ...) from the lower halves of a and b, and from the upper halves.
+#if defined(VMDDPM_PLAIN_VECTORS) || (!defined(__clang__) && __GNUC__ < 12)
+template <typename V>
+inline void interleave(V a, V b, V& low, V& high) {
+  constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(a[0]));
+  for (int i = 0; i < lanes / 2; ++i) {
+    low[2 * i] = a[i];
+    low[2 * i + 1] = b[i];
+    high[2 * i] = a[lanes / 2 + i];
+    high[2 * i + 1] = b[lanes / 2 + i];
+  }
+}
+#else
+template <typename V>
+inline void interleave(V a, V b, V& low, V& high) {
+  constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(a[0]));
+  if constexpr (lanes == 2) {
+    low = __builtin_shufflevector(a, b, 0, 2);
+    high = __builtin_shufflevector(a, b, 1, 3);
+  } else if constexpr (lanes == 4) {
+    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  } else if constexpr (lanes == 8) {
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+#endif
+
+// Lane j of rows[i] changes places with lane i of rows[j].
+template <typename T>
+inline void transpose(Vec<T>* rows) {
+  constexpr int W = kLanes<T>;
+  Vec<T> turned[W];
+  for (int stage = 1; stage < W; stage *= 2) {
+    VMDDPM_UNROLL
+    for (int i = 0; i < W / 2; ++i) interleave(rows[i], rows[i + W / 2], turned[2 * i], turned[2 * i + 1]);
+    VMDDPM_UNROLL
+    for (int i = 0; i < W; ++i) rows[i] = turned[i];
+  }
+}
+
+// The upper half of a register added to its lower half, down to `bytes`.
+template <typename T, int bytes, typename V>
+inline typename VectorOf<T, bytes>::type fold(V v) {
+  if constexpr (sizeof(V) == bytes) {
+    return v;
+  } else {
+    using Half = typename VectorOf<T, static_cast<int>(sizeof(V)) / 2>::type;
+    struct Halves {
+      Half low, high;
+    };
+    const Halves halves = bit_cast<Halves>(v);
+    return fold<T, bytes>(halves.low + halves.high);
+  }
+}
+
+// target[s] += the sum over the lanes of v[s]: a butterfly whose every stage adds two registers into one.
+template <typename T, int S>
+inline void add_lane_sums(const Vec<T>* v, T* target) {
+  constexpr int size = static_cast<int>(sizeof(T)), W = kLanes<T>;
+  if constexpr (S > W) {
+    add_lane_sums<T, W>(v, target);
+    add_lane_sums<T, S - W>(v + W, target + W);
+  } else if constexpr (S * size < 16) {
+    for (int s = 0; s < S; ++s) {
+      const auto folded = fold<T, 16>(v[s]);
+      T sum = folded[0];
+      for (int i = 1; i < 16 / size; ++i) sum += folded[i];
+      target[s] += sum;
+    }
+  } else {
+    using Sums = typename VectorOf<T, S * size>::type;
+    Sums sums[S];
+    VMDDPM_UNROLL
+    for (int s = 0; s < S; ++s) sums[s] = fold<T, S * size>(v[s]);
+    VMDDPM_UNROLL
+    for (int half = S / 2; half >= 1; half /= 2) {
+      VMDDPM_UNROLL
+      for (int s = 0; s < half; ++s) {
+        Sums low, high;
+        interleave(sums[s], sums[s + half], low, high);
+        sums[s] = low + high;
+      }
+    }
+    Sums total;
+    std::memcpy(&total, target, sizeof(Sums));
+    total += sums[0];
+    std::memcpy(target, &total, sizeof(Sums));
+  }
+}
+
+// The cache line at the address will be read soon. Any address will do.
+inline void prefetch(const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#else
+  (void)address;
+#endif
+}
 
 }  // namespace

@@ -1,31 +1,14 @@
 // Tiles: the next steps of one register's worth of channels, copied between a strided tensor of any layout and type
-// and a small contiguous array in the type of the accumulation. The only place where visit orders, layouts and half
-// precision are dealt with; the recurrences see nothing but tiles.
+// and a small contiguous array in the type of the accumulation. The only place where visit orders and layouts are dealt
+// with; the recurrences see nothing but tiles.
 #pragma once
-#include "simd.h"
+#include "lanes.h"
 #include "tensor.h"
 
 namespace {
 
 using vmddpm::DType;
 using vmddpm::View;
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-inline float widen(BFloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
-inline float widen(Half v) {
-  const uint32_t magnitude = static_cast<uint32_t>(v.bits & 0x7fff) << 13;
-  const float scaled = bit_cast<float>(magnitude) * 0x1p112f;  // moves the exponent's bias, subnormals included
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(scaled) | special | static_cast<uint32_t>(v.bits & 0x8000) << 16);
-}
 
 // Where steps first .. first + steps of one route lie: table[first + i], or first + i itself without a table.
 struct Steps {
@@ -40,59 +23,167 @@ inline int64_t origin(const View& view, int64_t batch, int64_t route, int64_t co
   return batch * view.stride[0] + route * view.stride[1] + column * view.stride[3];
 }
 
+// Channels lie side by side: a step is a row of memory.
+inline bool has_rows(const View& view) { return view.stride[3] == 1; }
+
+// Steps lie side by side and are visited in their order: a channel is a row of memory, tiles are transposed.
+inline bool has_columns(const View& view, const Steps& steps) { return view.stride[2] == 1 && !steps.table; }
+
 template <typename T, typename Source>
-void load_rows(const Source* source, const View& view, const Steps& steps, int64_t columns, int64_t width, T* rows) {
-  if (view.stride[3] == 1) {
+void load_rows(const Source* source, const View& view, Steps steps, int64_t columns, int64_t width, T* rows) {
+  const int64_t stride = view.stride[2];
+  if (columns == kLanes<T>) {
     for (int64_t i = 0; i < steps.count; ++i) {
-      const Source* from = source + steps.pixel(i) * view.stride[2];
-      T* to = rows + i * width;
-      for (int64_t c = 0; c < columns; ++c) to[c] = static_cast<T>(widen(from[c]));
+      store(rows + i * width, load_lanes<T>(source + steps.pixel(i) * stride));
     }
-  } else {
-    for (int64_t c = 0; c < columns; ++c) {
-      const Source* from = source + c * view.stride[3];
-      for (int64_t i = 0; i < steps.count; ++i) {
-        rows[i * width + c] = static_cast<T>(widen(from[steps.pixel(i) * view.stride[2]]));
-      }
+    return;
+  }
+  for (int64_t i = 0; i < steps.count; ++i) {
+    const Source* from = source + steps.pixel(i) * stride;
+    T* to = rows + i * width;
+    int64_t c = 0;
+    for (; c + kLanes<T> <= columns; c += kLanes<T>) store(to + c, load_lanes<T>(from + c));
+    for (; c < columns; ++c) to[c] = static_cast<T>(widen(from[c]));
+  }
+}
+
+template <typename T, typename Source>
+void load_scattered(const Source* source, const View& view, Steps steps, int64_t columns, int64_t width, T* rows) {
+  for (int64_t c = 0; c < columns; ++c) {
+    const Source* from = source + c * view.stride[3];
+    for (int64_t i = 0; i < steps.count; ++i) {
+      rows[i * width + c] = static_cast<T>(widen(from[steps.pixel(i) * view.stride[2]]));
     }
   }
+}
+
+// As many steps and channels as a register has lanes at a time; what is left over goes the slow way.
+template <typename T, typename Source>
+void load_columns(const Source* source, const View& view, const Steps& steps, int64_t columns, int64_t width, T* rows) {
+  constexpr int64_t W = kLanes<T>;
+  const int64_t whole_steps = steps.count / W * W, whole_columns = columns / W * W;
+  for (int64_t c = 0; c < whole_columns; c += W) {
+    for (int64_t i = 0; i < whole_steps; i += W) {
+      Vec<T> square[W];
+      for (int64_t j = 0; j < W; ++j) {
+        square[j] = load_lanes<T>(source + (c + j) * view.stride[3] + steps.first + i);
+      }
+      transpose<T>(square);
+      for (int64_t j = 0; j < W; ++j) store(rows + (i + j) * width + c, square[j]);
+    }
+  }
+  const Steps last{nullptr, steps.first + whole_steps, steps.count - whole_steps};
+  load_scattered(source, view, last, whole_columns, width, rows + whole_steps * width);
+  load_scattered(source + whole_columns * view.stride[3], view, steps, columns - whole_columns, width,
+                 rows + whole_columns);
 }
 
 // rows[i][c] = view[batch, route, pixel(i), column + c] for c < columns; the other c < width stay as they are.
 template <typename T>
 void load_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
                int64_t width, T* rows) {
-  const int64_t offset = origin(view, batch, route, column);
-  switch (view.dtype) {
-    case DType::f32: return load_rows(static_cast<const float*>(view.data) + offset, view, steps, columns, width, rows);
-    case DType::f64: return load_rows(static_cast<const double*>(view.data) + offset, view, steps, columns, width, rows);
-    case DType::f16: return load_rows(static_cast<const Half*>(view.data) + offset, view, steps, columns, width, rows);
-    case DType::bf16: return load_rows(static_cast<const BFloat16*>(view.data) + offset, view, steps, columns, width, rows);
+  with_type(view, [&](auto* data) {
+    const auto* source = data + origin(view, batch, route, column);
+    if (has_rows(view) && columns > 1) return load_rows(source, view, steps, columns, width, rows);
+    if (has_columns(view, steps)) return load_columns(source, view, steps, columns, width, rows);
+    return load_scattered(source, view, steps, columns, width, rows);
+  });
+}
+
+template <typename T, bool kAdd, typename Target>
+void store_rows(Target* target, const View& view, Steps steps, int64_t columns, int64_t width, const T* rows) {
+  const int64_t stride = view.stride[2];
+  if (columns == kLanes<T>) {
+    for (int64_t i = 0; i < steps.count; ++i) {
+      Target* to = target + steps.pixel(i) * stride;
+      const Vec<T> value = load(rows + i * width);
+      store_lanes<T>(to, kAdd ? load_lanes<T>(to) + value : value);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < steps.count; ++i) {
+    Target* to = target + steps.pixel(i) * stride;
+    const T* from = rows + i * width;
+    int64_t c = 0;
+    for (; c + kLanes<T> <= columns; c += kLanes<T>) {
+      const Vec<T> value = load(from + c);
+      store_lanes<T>(to + c, kAdd ? load_lanes<T>(to + c) + value : value);
+    }
+    for (; c < columns; ++c) narrow(kAdd ? static_cast<T>(widen(to[c])) + from[c] : from[c], to[c]);
   }
 }
 
-// The reverse, for results, which are always of type T; `add` accumulates instead of overwriting.
+template <typename T, bool kAdd, typename Target>
+void store_scattered(Target* target, const View& view, const Steps& steps, int64_t columns, int64_t width,
+                     const T* rows) {
+  for (int64_t c = 0; c < columns; ++c) {
+    Target* to = target + c * view.stride[3];
+    for (int64_t i = 0; i < steps.count; ++i) {
+      Target& element = to[steps.pixel(i) * view.stride[2]];
+      const T value = rows[i * width + c];
+      narrow(kAdd ? static_cast<T>(widen(element)) + value : value, element);
+    }
+  }
+}
+
+template <typename T, bool kAdd, typename Target>
+void store_columns(Target* target, const View& view, const Steps& steps, int64_t columns, int64_t width,
+                   const T* rows) {
+  constexpr int64_t W = kLanes<T>;
+  const int64_t whole_steps = steps.count / W * W, whole_columns = columns / W * W;
+  for (int64_t c = 0; c < whole_columns; c += W) {
+    for (int64_t i = 0; i < whole_steps; i += W) {
+      Vec<T> square[W];
+      for (int64_t j = 0; j < W; ++j) square[j] = load(rows + (i + j) * width + c);
+      transpose<T>(square);
+      for (int64_t j = 0; j < W; ++j) {
+        Target* to = target + (c + j) * view.stride[3] + steps.first + i;
+        store_lanes<T>(to, kAdd ? load_lanes<T>(to) + square[j] : square[j]);
+      }
+    }
+  }
+  const Steps last{nullptr, steps.first + whole_steps, steps.count - whole_steps};
+  store_scattered<T, kAdd>(target, view, last, whole_columns, width, rows + whole_steps * width);
+  store_scattered<T, kAdd>(target + whole_columns * view.stride[3], view, steps, columns - whole_columns, width,
+                           rows + whole_columns);
+}
+
+// The reverse of load_tile; `add` accumulates instead of overwriting.
+template <typename T, bool kAdd>
+void store_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
+                int64_t width, const T* rows) {
+  with_type(view, [&](auto* data) {
+    auto* target = data + origin(view, batch, route, column);
+    if (has_rows(view)) return store_rows<T, kAdd>(target, view, steps, columns, width, rows);
+    if (has_columns(view, steps)) return store_columns<T, kAdd>(target, view, steps, columns, width, rows);
+    return store_scattered<T, kAdd>(target, view, steps, columns, width, rows);
+  });
+}
+
 template <typename T>
 void store_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
                 int64_t width, const T* rows, bool add) {
-  T* target = static_cast<T*>(view.data) + origin(view, batch, route, column);
-  if (view.stride[3] == 1) {
+  return add ? store_tile<T, true>(view, batch, route, steps, column, columns, width, rows)
+             : store_tile<T, false>(view, batch, route, steps, column, columns, width, rows);
+}
+
+// Asks the cache for a tile that will be needed after the one at hand: visit orders are no pattern that the processor
+// could foresee.
+inline void prefetch_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+                          int64_t columns) {
+  if (!view.data) return;
+  constexpr int64_t kLine = 64;
+  const int64_t size = size_of(view.dtype);
+  const char* start = static_cast<const char*>(view.data) + origin(view, batch, route, column) * size;
+  if (has_rows(view)) {
     for (int64_t i = 0; i < steps.count; ++i) {
-      T* to = target + steps.pixel(i) * view.stride[2];
-      const T* from = rows + i * width;
-      if (add) {
-        for (int64_t c = 0; c < columns; ++c) to[c] += from[c];
-      } else {
-        for (int64_t c = 0; c < columns; ++c) to[c] = from[c];
-      }
+      const char* row = start + steps.pixel(i) * view.stride[2] * size;
+      for (int64_t byte = 0; byte < columns * size; byte += kLine) prefetch(row + byte);
     }
-  } else {
+  } else if (has_columns(view, steps)) {
     for (int64_t c = 0; c < columns; ++c) {
-      T* to = target + c * view.stride[3];
-      for (int64_t i = 0; i < steps.count; ++i) {
-        T& element = to[steps.pixel(i) * view.stride[2]];
-        element = add ? element + rows[i * width + c] : rows[i * width + c];
-      }
+      const char* row = start + (c * view.stride[3] + steps.first) * size;
+      for (int64_t byte = 0; byte < steps.count * size; byte += kLine) prefetch(row + byte);
     }
   }
 }

@@ -16,12 +16,12 @@ namespace VMDDPM_ISA {
 
 ScanPlan scan_plan(const ScanParams& p) {
   // Enough tasks for many cores before blocks are put together to share the B and C they stage.
-  constexpr int64_t kTasks = 64, kMostBlocks = 8;
+  constexpr int64_t kTasks = 4, kMostBlocks = 8, kChunk = 32;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
   plan.blocks = (p.channels + plan.lanes - 1) / plan.lanes;
   // A checkpoint holds N states and stands for `chunk` steps: a chunk of at least N steps keeps memory free of N.
-  plan.chunk = p.states > 64 ? p.states : 64;
+  plan.chunk = p.states > kChunk ? p.states : kChunk;
   if (plan.chunk > p.length) plan.chunk = p.length > 0 ? p.length : 1;
   plan.chunks = (p.length + plan.chunk - 1) / plan.chunk;
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
@@ -70,34 +70,45 @@ void for_each_task(const ScanParams& p, const ScanPlan& plan, Run run) {
   }
 }
 
-template <typename T, bool kZoh>
+template <typename T, Rule kRule>
 void forward(const ScanParams& p) {
   const ScanPlan plan = scan_plan(p);
   for_each_task<ForwardBuffers<T>>(p, plan, [&](const Task& task, const ForwardBuffers<T>& buffers) {
-    forward_task<T, kZoh>(p, plan, task, buffers);
+    forward_task<T, kRule>(p, plan, task, buffers);
   });
 }
 
-template <typename T, bool kZoh>
+template <typename T, Rule kRule>
 void backward(const ScanGradParams& g) {
   const ScanPlan plan = scan_plan(g.forward);
   for_each_task<BackwardBuffers<T>>(g.forward, plan, [&](const Task& task, const BackwardBuffers<T>& buffers) {
-    backward_task<T, kZoh>(g, plan, task, buffers);
+    backward_task<T, kRule>(g, plan, task, buffers);
   });
+}
+
+template <typename T>
+void forward(const ScanParams& p) {
+  switch (rule_of<T>(p)) {
+    case Rule::decaying: return forward<T, Rule::decaying>(p);
+    case Rule::growing: return forward<T, Rule::growing>(p);
+    case Rule::zero_order_hold: return forward<T, Rule::zero_order_hold>(p);
+  }
+}
+
+template <typename T>
+void backward(const ScanGradParams& g) {
+  switch (rule_of<T>(g.forward)) {
+    case Rule::decaying: return backward<T, Rule::decaying>(g);
+    case Rule::growing: return backward<T, Rule::growing>(g);
+    case Rule::zero_order_hold: return backward<T, Rule::zero_order_hold>(g);
+  }
 }
 
 }  // namespace
 
-void scan_forward(const ScanParams& p) {
-  if (p.wide) return p.zoh ? forward<double, true>(p) : forward<double, false>(p);
-  return p.zoh ? forward<float, true>(p) : forward<float, false>(p);
-}
+void scan_forward(const ScanParams& p) { return p.wide ? forward<double>(p) : forward<float>(p); }
 
-void scan_backward(const ScanGradParams& g) {
-  const bool zoh = g.forward.zoh;
-  if (g.forward.wide) return zoh ? backward<double, true>(g) : backward<double, false>(g);
-  return zoh ? backward<float, true>(g) : backward<float, false>(g);
-}
+void scan_backward(const ScanGradParams& g) { return g.forward.wide ? backward<double>(g) : backward<float>(g); }
 
 }  // namespace VMDDPM_ISA
 }  // namespace vmddpm

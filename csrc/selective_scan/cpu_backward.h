@@ -1,27 +1,25 @@
 // The adjoint scan. Chunks are walked from the last to the first; inside a chunk the states are computed again from
 // its checkpoint, a few states at a time, so that they stay in the first-level cache and memory never grows with N.
 #pragma once
-#include <initializer_list>
-
 #include "cpu_common.h"
 
 namespace {
 
 using vmddpm::ScanGradParams;
 
+constexpr int kAdjointStatesAtOnce = 4;
+
 template <typename T>
 struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
-  Vec<T>*before, *decay, *phi, *dphi;                       // kStatesAtOnce registers a step; `before` one step more
+  Vec<T>*decay, *decayed, *phi, *input;                     // kAdjointStatesAtOnce registers a step
   Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the group
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan) {
     for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
-    before = arena.take<Vec<T>>((plan.chunk + 1) * kStatesAtOnce);
-    decay = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
-    phi = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
-    dphi = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
+    for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kAdjointStatesAtOnce);
+    for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kAdjointStatesAtOnce : 0);
     for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(plan.blocks_per_group * p.states);
     dA = arena.take<LongSum<T>>(plan.blocks_per_group * p.states);
     for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(plan.blocks_per_group);
@@ -29,74 +27,120 @@ struct BackwardBuffers {
   }
 };
 
+// The states of a chunk again, S at a time. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the
+// zero-order hold, phi(v) and phi'(v) drive B. dC is complete.
+template <typename T, int S, Rule kRule>
+void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, int64_t n, int64_t states,
+                      int64_t steps) {
+  using V = Vec<T>;
+  V state[S];
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) state[s] = h[s];
+  for (int64_t i = 0; i < steps; ++i) {
+    const T* B = w.B + i * states + n;
+    const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
+    V lanes_of_dC[S];
+    VMDDPM_UNROLL
+    for (int s = 0; s < S; ++s) {
+      const V v = delta * a[s];
+      const V decay = decay_of<kRule>(v);
+      const V decayed = decay * state[s];
+      V input = drive * B[s];
+      if constexpr (kRule == Rule::zero_order_hold) {
+        V phi, dphi;
+        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+        w.phi[i * S + s] = phi;
+        w.input[i * S + s] = dphi * input;
+        input *= phi;
+      }
+      state[s] = decayed + input;
+      w.decay[i * S + s] = decay;
+      w.decayed[i * S + s] = decayed;
+      lanes_of_dC[s] = dy * state[s];
+    }
+    add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+  }
+}
+
 // S states of one block over one chunk. With v = delta A and the forward h_i = e^v h_{i-1} + phi(v) drive B:
 //   g_i = dh + C dy,  dC += <dy, h_i>,  dB += <g phi, drive>,  ddrive += g phi B,
 //   dv = g (e^v h_{i-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
-template <typename T, int S, bool kZoh>
-void adjoint_states(const BackwardBuffers<T>& w, const Vec<T>* A, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
+template <typename T, int S, Rule kRule>
+void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
                     int64_t states, int64_t steps) {
   using V = Vec<T>;
-  V a[S], state[S];
-  for (int s = 0; s < S; ++s) {
-    a[s] = A[s];
-    state[s] = h[s];
-  }
-  for (int64_t i = 0; i < steps; ++i) {
-    const T* B = w.B + i * states + n;
-    const V delta = w.delta[i], drive = w.drive[i];
-    for (int s = 0; s < S; ++s) {
-      const V v = delta * a[s];
-      const V decay = exp_lanes(v);
-      V input = drive * B[s];
-      if (kZoh) {
-        zoh_lanes<T>(v, decay, w.phi[i * S + s], w.dphi[i * S + s]);
-        input *= w.phi[i * S + s];
-      }
-      w.before[i * S + s] = state[s];
-      w.decay[i * S + s] = decay;
-      state[s] = decay * state[s] + input;
-    }
-  }
+  constexpr bool kZoh = kRule == Rule::zero_order_hold;
+  recompute_states<T, S, kRule>(w, a, h, n, states, steps);
   V adjoint[S], gradA[S];
+  VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
-    w.before[steps * S + s] = state[s];
     adjoint[s] = dh[s];
     gradA[s] = V{};
   }
   for (int64_t i = steps - 1; i >= 0; --i) {
     const T* B = w.B + i * states + n;
     const T* C = w.C + i * states + n;
-    T* dB = w.dB + i * states + n;
-    T* dC = w.dC + i * states + n;
     const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
-    V ddrive{}, ddelta{};
-    V lanes_of_dB[S], lanes_of_dC[S];
+    V ddrive[2] = {}, ddelta[2] = {};
+    V lanes_of_dB[S];
+    VMDDPM_UNROLL
     for (int s = 0; s < S; ++s) {
-      const V decay = w.decay[i * S + s];
       const V g = adjoint[s] + dy * C[s];
       const V gphi = kZoh ? g * w.phi[i * S + s] : g;
-      lanes_of_dC[s] = dy * w.before[(i + 1) * S + s];
+      const V dv = g * (kZoh ? w.decayed[i * S + s] + w.input[i * S + s] : w.decayed[i * S + s]);
+      adjoint[s] = g * w.decay[i * S + s];
       lanes_of_dB[s] = gphi * drive;
-      ddrive += gphi * B[s];
-      adjoint[s] = decay * g;
-      V dv = adjoint[s] * w.before[i * S + s];
-      if (kZoh) dv += g * w.dphi[i * S + s] * drive * B[s];
-      ddelta += dv * a[s];
+      ddrive[s & 1] += gphi * B[s];
+      ddelta[s & 1] += dv * a[s];
       gradA[s] += dv * delta;
     }
-    add_lane_sums<T, S>(lanes_of_dB, dB);
-    add_lane_sums<T, S>(lanes_of_dC, dC);
-    w.ddrive[i] += ddrive;
-    w.ddelta[i] += ddelta;
+    add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
+    w.ddrive[i] += ddrive[0] + ddrive[1];
+    w.ddelta[i] += ddelta[0] + ddelta[1];
   }
+  VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
     dA[s].add(gradA[s]);
   }
 }
 
+// What the adjoint needs of a chunk: x, delta after bias and softplus and its slope, drive = delta x; nothing in ddrive
+// and ddelta yet.
+template <typename T, bool kSoftplus, typename Source>
+void prepare_backward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, int64_t steps, BackwardBuffers<T> w) {
+  for (int64_t i = 0; i < steps; ++i) {
+    const Vec<T> input = load_lanes<T>(x.at(i)), raw = load_lanes<T>(delta.at(i)) + bias;
+    Vec<T> slope = splat(T(1));
+    const Vec<T> step = kSoftplus ? softplus_lanes<T>(raw, &slope) : raw;
+    w.x[i] = input;
+    w.delta[i] = step;
+    w.slope[i] = slope;
+    w.drive[i] = step * input;
+    w.ddrive[i] = w.ddelta[i] = Vec<T>{};
+  }
+}
+
+// drive = delta x and y has D x in it: the tiles of ddrive and ddelta become those of dx and of the raw delta.
+template <typename T>
+void finish_backward(const ScanParams& p, int64_t row, int64_t columns, int64_t local, int64_t steps,
+                     BackwardBuffers<T> w) {
+  using V = Vec<T>;
+  const V D = load_channels<T>(p.D, row, columns);
+  V dD[4] = {}, dbias[4] = {};
+  for (int64_t i = 0; i < steps; ++i) {
+    const V ddelta = (w.ddelta[i] * (T(1) / kDecayScale<T>) + w.ddrive[i] * w.x[i]) * w.slope[i];
+    w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
+    w.ddelta[i] = ddelta;
+    dD[i & 3] += w.dy[i] * w.x[i];
+    dbias[i & 3] += ddelta;
+  }
+  w.dD[local].add((dD[0] + dD[1]) + (dD[2] + dD[3]));
+  w.dbias[local].add((dbias[0] + dbias[1]) + (dbias[2] + dbias[3]));
+}
+
 // One block over one chunk: tiles in, all its states, tiles out.
-template <typename T, bool kZoh>
+template <typename T, Rule kRule>
 void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
                     int64_t block, const Steps& steps, const BackwardBuffers<T>& w) {
   using V = Vec<T>;
@@ -106,50 +150,53 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const int64_t sequence = task.batch * p.routes + k;
   const V* h = static_cast<const V*>(p.checkpoints) + ((sequence * plan.chunks + chunk) * plan.blocks + block) * N;
 
-  load_channel_tile<T>(p.x, task.batch, k, steps, channel, columns, w.x);
-  load_channel_tile<T>(p.delta, task.batch, k, steps, channel, columns, w.delta);
-  activate_delta<T>(w.delta, w.slope, load_channels<T>(p.delta_bias, row, columns), p.softplus, steps.count);
+  const V bias = load_channels<T>(p.delta_bias, row, columns);
+  with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
+    return p.softplus ? prepare_backward<T, true>(x, delta, bias, steps.count, w)
+                      : prepare_backward<T, false>(x, delta, bias, steps.count, w);
+  });
   if (g.dy.data) {
     load_channel_tile<T>(g.dy, task.batch, k, steps, channel, columns, w.dy);
   } else {
-    std::memset(w.dy, 0, static_cast<size_t>(steps.count) * sizeof(V));
-  }
-  for (int64_t i = 0; i < steps.count; ++i) {
-    w.drive[i] = w.delta[i] * w.x[i];
-    w.ddrive[i] = w.ddelta[i] = V{};
+    std::memset(static_cast<void*>(w.dy), 0, static_cast<size_t>(steps.count) * sizeof(V));
   }
 
   const V* A = w.A + local * N;
   V* dh = w.dh + local * N;
   LongSum<T>* dA = w.dA + local * N;
   int64_t n = 0;
-  for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
-    adjoint_states<T, kStatesAtOnce, kZoh>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
+  for (; n + kAdjointStatesAtOnce <= N; n += kAdjointStatesAtOnce) {
+    adjoint_states<T, kAdjointStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
   }
-  for (; n < N; ++n) adjoint_states<T, 1, kZoh>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
+  for (; n < N; ++n) adjoint_states<T, 1, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
 
-  // drive = delta x and y has D x in it; the tiles of ddrive and ddelta become those of dx and of the raw delta.
-  const V D = load_channels<T>(p.D, row, columns);
-  V dD[4] = {}, dbias[4] = {};
-  for (int64_t i = 0; i < steps.count; ++i) {
-    const V ddelta = (w.ddelta[i] + w.ddrive[i] * w.x[i]) * w.slope[i];
-    w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
-    w.ddelta[i] = ddelta;
-    dD[i & 3] += w.dy[i] * w.x[i];
-    dbias[i & 3] += ddelta;
-  }
-  w.dD[local].add((dD[0] + dD[1]) + (dD[2] + dD[3]));
-  w.dbias[local].add((dbias[0] + dbias[1]) + (dbias[2] + dbias[3]));
+  finish_backward<T>(p, row, columns, local, steps.count, w);
   store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),
                 p.shared && k > 0);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 
-template <typename T, bool kZoh>
+// Asks for what the block after this one will need, or the first block of the chunk before.
+inline void prefetch_backward(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
+                              int64_t block) {
+  const ScanParams& p = g.forward;
+  if (++block == task.block_end) {
+    block = task.block_begin;
+    if (--chunk < 0) return;
+    prefetch_matrices(p, task.batch, k, steps_of(p, plan, k, chunk));
+  }
+  const Steps steps = steps_of(p, plan, k, chunk);
+  const int64_t channel = block * plan.lanes, columns = columns_of(p, plan, block);
+  for (const View* view : {&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta}) {
+    prefetch_tile(*view, task.batch, k, steps, channel, columns);
+  }
+}
+
+template <typename T, Rule kRule>
 void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
-  const View rows{nullptr, DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
+  const View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
   const int64_t group_offset = task.group * p.batch * p.routes * p.length * N;
   View dB = rows, dC = rows;
   dB.data = static_cast<T*>(g.dB) + group_offset;
@@ -160,7 +207,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, channel = block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_states<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
+      load_decay_rates<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
       load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, w.dh + local * N);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
       w.dD[local].clear();
@@ -174,7 +221,8 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       std::memset(w.dB, 0, bytes);
       std::memset(w.dC, 0, bytes);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        backward_chunk<T, kZoh>(g, plan, task, k, chunk, block, steps, w);
+        prefetch_backward(g, plan, task, k, chunk, block);
+        backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, w);
       }
       store_tile<T>(dB, task.batch, k, steps, 0, N, N, w.dB, false);
       store_tile<T>(dC, task.batch, k, steps, 0, N, N, w.dC, false);

@@ -1,5 +1,7 @@
 // What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
 #pragma once
+#include <initializer_list>
+
 #include "../common/math.h"
 #include "../common/tile.h"
 #include "params.h"
@@ -9,7 +11,31 @@ namespace {
 using vmddpm::ScanParams;
 using vmddpm::ScanPlan;
 
-constexpr int kStatesAtOnce = 4;  // recurrences in flight: their exponentials hide each other's latency
+// Recurrences in flight: their exponentials hide each other's latency, their states fill the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kStatesAtOnce = 8;
+#else
+constexpr int kStatesAtOnce = 4;
+#endif
+
+// How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
+// hold. They differ in nothing but speed where more than one holds.
+enum class Rule { decaying, growing, zero_order_hold };
+
+template <typename T>
+Rule rule_of(const ScanParams& p) {
+  if (p.zoh) return Rule::zero_order_hold;
+  const T* A = static_cast<const T*>(p.A);
+  bool growing = false;
+  for (int64_t i = 0; i < p.routes * p.channels * p.states; ++i) growing |= A[i] > T(0);
+  return growing ? Rule::growing : Rule::decaying;
+}
+
+// e^v given v kDecayScale.
+template <Rule kRule, typename V>
+V decay_of(V v) {
+  return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
+}
 
 // Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.
 class Arena {
@@ -76,6 +102,13 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
   }
 }
 
+// A as the decay takes it.
+template <typename T>
+void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
+  load_states<T>(A, row, columns, states, out);
+  for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
+}
+
 template <typename T>
 void store_state(void* target, int64_t row, int64_t columns, int64_t states, int64_t n, Vec<T> value) {
   T* to = static_cast<T*>(target) + row * states;
@@ -111,27 +144,49 @@ struct LongSum {
   }
 };
 
-// A tile of channels; lanes beyond the last channel read as zero.
-template <typename T>
-void load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
-                       int64_t columns, Vec<T>* tile) {
-  if (columns < kLanes<T>) std::memset(tile, 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
-  load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
+// Asks the cache for the B and C of a chunk.
+inline void prefetch_matrices(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps) {
+  for (const View* view : {&p.B, &p.C}) prefetch_tile(*view, batch, route, steps, 0, p.states);
 }
 
-// delta <- softplus(delta + bias) where asked for; `slope`, if given, takes its derivative.
+// One row of channels a step: in the tensor itself where it has such rows, else in a tile.
+template <typename Source>
+struct Rows {
+  const Source* base;
+  int64_t stride;
+  const int32_t* pixels;  // null: one row after another
+  const Source* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
+};
+
+// A tile of channels; lanes beyond the last channel read as zero.
 template <typename T>
-void activate_delta(Vec<T>* delta, Vec<T>* slope, Vec<T> bias, bool softplus, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Vec<T> raw = delta[i] + bias;
-    Vec<T> derivative = Vec<T>{} + T(1);
-    if (softplus) {
-      softplus_lanes<T>(raw, delta[i], derivative);
-    } else {
-      delta[i] = raw;
-    }
-    if (slope) slope[i] = derivative;
+Rows<T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+                          int64_t columns, Vec<T>* tile) {
+  if (columns < kLanes<T>) std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
+  load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
+  return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
+}
+
+template <typename Source>
+Rows<Source> rows_of(const Source* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
+                     int64_t column) {
+  const Source* start = data + origin(view, batch, route, column);
+  if (steps.table) return {start, view.stride[2], steps.table + steps.first};
+  return {start + steps.first * view.stride[2], view.stride[2], nullptr};
+}
+
+// f(rows of x, rows of delta), in the tensors themselves where they are of one type and a register is a piece of a row.
+template <typename T, typename Function>
+void with_rows(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
+               Vec<T>* x_tile, Vec<T>* delta_tile, Function f) {
+  if (columns == kLanes<T> && has_rows(p.x) && has_rows(p.delta) && p.x.dtype == p.delta.dtype) {
+    return with_type(p.x, [&](const auto* x) {
+      const auto* delta = static_cast<decltype(x)>(p.delta.data);
+      f(rows_of(x, p.x, batch, route, steps, column), rows_of(delta, p.delta, batch, route, steps, column));
+    });
   }
+  f(load_channel_tile<T>(p.x, batch, route, steps, column, columns, x_tile),
+    load_channel_tile<T>(p.delta, batch, route, steps, column, columns, delta_tile));
 }
 
 }  // namespace

@@ -1,0 +1,45 @@
+"""The limits of this processor, from machine_limits.cpp, compiled when first asked for.
+
+`python benchmarks/machine_limits.py` prints them. Compared with figures of the same run they say how far a kernel is
+from what the machine can do at all.
+"""
+
+import json
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().with_suffix(".cpp")
+PROGRAM = SOURCE.parents[1] / "build" / "benchmarks" / "machine_limits"
+FLAGS = "-O3 -std=c++17 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing -pthread -Wno-psabi"
+
+
+def program() -> Path:
+    """The compiled program, newer than the sources it includes."""
+    sources = [SOURCE, *(SOURCE.parents[1] / "csrc" / "common").glob("*.h")]
+    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([os.environ.get("CXX", "g++"), *FLAGS.split(), SOURCE, "-o", PROGRAM], check=True)
+    return PROGRAM
+
+
+@cache
+def limits(*threads: int) -> dict[int, dict[str, float]]:
+    """Number of threads -> what they reach together: copy and copy_non_temporal in bytes/s, exp2 in values/s,
+    forward_16, backward_16, forward_1 and backward_1 (recurrences of 16 states or one) in elements/s."""
+    command = [program(), *map(str, threads)]
+    measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {count: measured[str(count)] for count in threads}
+
+
+def main() -> None:
+    counts = sorted({1, os.cpu_count() or 1})
+    table = limits(*counts)
+    print("limit (1e9 bytes, values or elements a second)", *(f"{count} threads" for count in counts), sep="\t")
+    for name in table[counts[0]]:
+        print(name.ljust(46), *(f"{table[count][name] / 1e9:.3f}" for count in counts), sep="\t")
+
+
+if __name__ == "__main__":
+    main()
