@@ -1,8 +1,9 @@
-"""`python -m benchmarks.compare A.json B.json`: what became slower from A to B by more than the noise; then exit status 1.
+"""`python -m benchmarks.compare A.json B.json`: what became slower from A to B by more than the noise; if anything did,
+the exit status is 1.
 
-Both runs must be of one machine and one torch. What is not this repository's code (attention, copies, others' scans) costs
-the same in both: how far its times moved is the drift of the machine, and how far they scatter about that its noise from
-run to run. A time of ours counts as slower when its median and its p20 both moved by more than the drift and
+Both runs must be of one machine and one torch. What is not this repository's code (attention, copies, others' scans)
+costs the same in both: how far its times moved is the drift of the machine, and how far they scatter about that its
+noise from run to run. A time of ours counts as slower when its median and its p20 both moved by more than the drift and
 SURE standard deviations of that scatter and of its own within the two runs, and by at least LEAST."""
 
 import argparse
@@ -60,8 +61,9 @@ def drift_and_scatter(moved: list[float]) -> tuple[float, float]:
 def changes(a: Record, b: Record) -> Iterator[Change]:
     """Raises ValueError if the two are not of one machine or have no time in common."""
     for name in ONE_MACHINE:
-        if a["machine"][name] != b["machine"][name]:
-            raise ValueError(f"{name} is {a['machine'][name]!r} in A and {b['machine'][name]!r} in B; it must be the same")
+        one, other = (data["machine"][name] for data in (a, b))
+        if one != other:
+            raise ValueError(f"{name} is {one!r} in A and {other!r} in B; it must be the same")
     before, after = times(a), times(b)
     common = [key for key in before if key in after]
     if not common:

@@ -1,5 +1,5 @@
-"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` measures, prints what it found and
-writes a result file.
+"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` measures, prints what it found
+and writes a result file.
 
 Who takes part in a case is measured in turn, by the first of its tests; each test then reports one of them to
 pytest-benchmark, whose tables, JSON and comparisons therefore work as ever."""

@@ -30,7 +30,7 @@ class Contest:
         draw: Callable[[Any, str, int], Any] = Problem.draw,
     ) -> None:  # fmt: skip
         self.makers, self.case, self.direction, self.device, self.peers = makers, case, direction, device, peers
-        self.draw = draw
+        self.draw, self.problems = draw, {}
         self.missing: dict[str, str] = {}
         self.contenders: dict[str, Any] = {}
         for name in names:
@@ -40,7 +40,9 @@ class Contest:
                 self.missing[name] = str(why)
 
     def make(self, name: str, seed: int) -> Any:
-        return self.makers[name](self.draw(self.case, self.device, seed), self.device, self.peers)
+        if seed not in self.problems:
+            self.problems[seed] = self.draw(self.case, self.device, seed)
+        return self.makers[name](self.problems[seed], self.device, self.peers)
 
     def check(self, name: str) -> None:
         """Every result is finite, and close to that of the first contender."""

@@ -16,8 +16,8 @@ MATMUL = 1536
 
 @dataclass(frozen=True)
 class Work:
-    """What cannot be avoided: bytes to move, floating-point operations of matrix products, elements of a scan forward and
-    backward, each with `states` states."""
+    """What cannot be avoided: bytes to move, floating-point operations of matrix products, elements of a scan forward
+    and backward, each with `states` states."""
 
     bytes: float = 0
     matmul_flops: float = 0
@@ -61,8 +61,8 @@ def matmul_rate(device: str) -> float:
 
 
 def least_seconds(work: Work, limits: dict[str, Any]) -> float | None:
-    """The longest of what the memory, the matrix products and the recurrence need, were each alone; None where a limit is
-    not known."""
+    """The longer of what the memory needs and what the matrix products and the recurrence need, were each alone; None
+    where a limit is not known."""
     if "copy_bytes_per_second" in limits:
         exponentials = work.forward_elements * (work.states + 1) + work.backward_elements * (work.states + 1)
         scan = exponentials / limits["exp2_per_second"] if "exp2_per_second" in limits else None

@@ -1,17 +1,18 @@
-"""Four pictures of a result file: time over length, everyone's time over ours, memory, and how near the limits we are."""
+"""Four pictures of a result file: time over length, everyone's time over ours, memory, and how near the limits ours
+come."""
 
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from benchmarks.results import Record  # noqa: E402
+from benchmarks.results import Record
 
 OURS = ("#0b3c5d", "#328cc1", "#7fb7d9")
-COLORS = {"attention": "#d1495b", "reference": "#8d8d8d", "mamba.py": "#edae49", "mamba_ssm": "#66a182", "VMamba": "#7b4f9d",
-          "ours unfused": "#00798c", "ours shuffled": "#328cc1", "ours": "#0b3c5d", "copy": "#8d8d8d"}  # fmt: skip
+COLORS = {"attention": "#d1495b", "reference": "#8d8d8d", "mamba.py": "#edae49", "mamba_ssm": "#66a182",
+          "VMamba": "#7b4f9d", "ours unfused": "#00798c", "ours shuffled": "#7fb7d9", "ours": "#0b3c5d"}  # fmt: skip
 
 
 def write_plots(data: Record, folder: Path) -> Path:
@@ -37,7 +38,8 @@ def scaling(data: Record):
         color = COLORS.get(name) or next(shades)
         values = [1e3 * v for v in curve["values"]]
         axes.loglog(curve["lengths"], values, "o-", color=color, markersize=4)
-        axes.annotate(f" {name}, slope {curve['slope']:.2f}", (curve["lengths"][-1], values[-1]), color=color, va="center")
+        end = curve["lengths"][-1], values[-1]
+        axes.annotate(f"  {name}, slope {curve['slope']:.2f}", end, color=color, va="center")
     axes.set(xlabel="steps L (pixels)", ylabel="milliseconds, forward", title="Time over length, 192 channels")
     axes.set_xlim(right=axes.get_xlim()[1] * 6)
     return figure

@@ -1,4 +1,4 @@
-"""Result files to Markdown tables and plots: `python -m benchmarks.report FILES --out docs/benchmarks --readme README.md`.
+"""Result files to Markdown tables and plots: `python -m benchmarks.report FILES --readme README.md`.
 
 `--out` gets a page of tables for each machine and the plots; `--readme` the short table between the markers
 <!-- benchmarks --> and <!-- /benchmarks -->, whose links lead to `--out`."""
@@ -55,7 +55,8 @@ def time_table(data: Record, suite: str) -> list[str]:
     rows = in_order([t for t in data["times"] if t["suite"] == suite])
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if "ours" not in names:
-        return table(["case", *names], [[case, *(milliseconds(row.get(n)) for n in names)] for (case, _), row in rows.items()])
+        body = [[case, *(milliseconds(row.get(name)) for name in names)] for (case, _), row in rows.items()]
+        return table(["ms (p20 to p80)", *names], body)
     rivals = [name for name in names if name != "ours"]
     body = []
     for (case, direction), row in rows.items():

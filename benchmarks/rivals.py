@@ -1,5 +1,5 @@
-"""Other people's scans: installed packages, or sources in benchmarks/peers/ that `benchmarks.gpu.peers` has built. What is
-missing is a line in the results."""
+"""Other people's scans: installed packages, or sources in benchmarks/peers/ that `benchmarks.gpu.peers` has built. What
+is missing is a line in the results."""
 
 import importlib
 import importlib.util
@@ -22,8 +22,8 @@ class Missing(Exception):
 
 @dataclass
 class Peers:
-    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, and what is
-    missing and why."""
+    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, and what
+    is missing and why."""
 
     vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
     mamba: Callable[..., Any] | None = None

@@ -1,5 +1,5 @@
-"""One Cross-Scan Module, projections and all: its S6 fused, from single operators, with mamba.py's scan, or attention in its
-place."""
+"""One Cross-Scan Module, projections and all: its S6 fused, from single operators, with mamba.py's scan, or attention
+in its place."""
 
 import torch
 from torch.func import functional_call

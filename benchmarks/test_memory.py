@@ -23,4 +23,5 @@ def test_memory(case, direction, contender, results, measuring, device):
         results.miss(contender, str(why))
         pytest.skip(str(why))
     inputs = case.least_bytes - case.batch * case.length * case.channels * case.dtype.itemsize
-    results.add("memory", "memory", case.name, direction, contender, bytes=found, input_bytes=inputs, length=case.length)
+    sizes = {"bytes": found, "input_bytes": inputs, "length": case.length}
+    results.add("memory", "memory", case.name, direction, contender, **sizes)

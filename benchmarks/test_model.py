@@ -7,7 +7,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.limits import Work, matmul_flops
 from vmddpm.demo import demo_config
 from vmddpm.diffusion import DiffusionConfig, diffusion_loss
 from vmddpm.diffusion.sampling import make_scheduler
@@ -79,7 +78,8 @@ def along(shuffled, backend=None):
         torch.manual_seed(0)
         model = VMDDPM(replace(case.config, regeneration=shuffled)).to(device)
         torch.nn.init.normal_(model.projection[-1].weight, std=0.1)  # zero at the start of training
-        return Run(model, torch.optim.Adam(model.parameters()), backend or device, [images], None if shuffled else Tensor.clone)
+        optimizer = torch.optim.Adam(model.parameters())
+        return Run(model, optimizer, backend or device, [images], None if shuffled else Tensor.clone)
 
     return make
 

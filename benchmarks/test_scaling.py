@@ -1,5 +1,5 @@
-"""The fused operator's time grows as the length of the sequence, attention's as its square: by the clock, by the count of
-floating-point operations, and by the count of instructions."""
+"""The fused operator's time grows as the length of the sequence, attention's as its square: by the clock, by the count
+of floating-point operations, and by the count of instructions."""
 
 from dataclasses import replace
 
@@ -33,14 +33,10 @@ DIRECTIONS = (FORWARD,)
 CONTENDERS = (*(f"ours N={n}" for n in STATES), "attention")
 
 
-def draw(case, device, seed):
-    return case, seed
-
-
 def with_states(states):
     def make(problem, device, peers):
-        case, seed = problem
-        return replace(fused(Problem.draw(replace(case, states=states), device, seed), device, peers), standard=None)
+        narrow = {name: getattr(problem, name)[..., :states] for name in "ABC"}
+        return replace(fused(replace(problem, **narrow), device, peers), standard=None)
 
     return make
 
@@ -49,10 +45,9 @@ def test_scaling(contest, case, direction, contender, request):
     longest = ATTENTION_LONGEST[request.config.getoption("--profile")]
 
     def attention_up_to(problem, device, peers):
-        case, seed = problem
-        if case.length > longest:
+        if problem.case.length > longest:
             raise Missing(f"more than {longest} steps take too long in this profile")
-        return attention(Problem.draw(case, device, seed), device, peers)
+        return attention(problem, device, peers)
 
     def work(name):
         if name == "attention":
@@ -60,7 +55,7 @@ def test_scaling(contest, case, direction, contender, request):
         return Work.of_scan(replace(case, states=int(name.rpartition("=")[2])), direction)
 
     makers = {f"ours N={n}": with_states(n) for n in STATES} | {"attention": attention_up_to}
-    contest(makers, case, direction, contender, draw=draw, work=work)
+    contest(makers, case, direction, contender, work=work)
 
 
 def check(curve):

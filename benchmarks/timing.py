@@ -112,10 +112,10 @@ def measure(
 def measure_in_turn(
     contenders: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each contender; `call(i)` is to take its i-th set of inputs.
+    """Seconds of each call of each contender; `call(i)` is to take the i-th of the sets of inputs that all share.
 
-    The calls of all are spread evenly over the same stretch of time, so that what disturbs the machine disturbs all. Each
-    is called for about `seconds`, `least` to MOST_REPETITIONS times, after as many as WARM_UPS calls."""
+    The calls of all are spread evenly over the same stretch of time, so that what disturbs the machine disturbs all.
+    Each is called for about `seconds`, `least` to MOST_REPETITIONS times, after as many as WARM_UPS calls."""
     counts = {}
     for name, call in contenders.items():
         begun = time.perf_counter()
@@ -129,8 +129,8 @@ def measure_in_turn(
     gc.collect()
     gc.disable()
     try:
-        for _, name in turns:
-            times[name].append(one_time(contenders[name], len(times[name]), device))
+        for i, (_, name) in enumerate(turns):
+            times[name].append(one_time(contenders[name], i, device))
     finally:
         gc.enable()
     return times

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks.compare import changes
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,9 @@ def test_runs_that_cannot_be_compared(change, message):
         list(changes(run(0), run(1) | change))
 
 
-@pytest.mark.parametrize(("planted", "status", "said"), [((), 0, "0 slower"), (("ours 7",), 1, "SLOWER s c forward ours 7")])
+@pytest.mark.parametrize(
+    ("planted", "status", "said"), [((), 0, "0 slower"), (("ours 7",), 1, "SLOWER s c forward ours 7")]
+)
 def test_command(tmp_path, planted, status, said):
     files = tmp_path / "a.json", tmp_path / "b.json"
     for path, data in zip(files, (run(0), run(1, planted, 1.5))):
