@@ -32,15 +32,15 @@ def scaling(data: Record):
     if not curves:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    shades = iter(OURS[::-1])
+    shades, sides = iter(OURS[::-1]), iter(("top", "center", "bottom"))
     for curve in curves:
         name = curve["contender"]
-        color = COLORS.get(name) or next(shades)
+        color, side = (COLORS[name], "center") if name in COLORS else (next(shades), next(sides))
         values = [1e3 * v for v in curve["values"]]
         axes.loglog(curve["lengths"], values, "o-", color=color, markersize=4)
         end = curve["lengths"][-1], values[-1]
-        axes.annotate(f"  {name}, slope {curve['slope']:.2f}", end, color=color, va="center")
-    axes.set(xlabel="steps L (pixels)", ylabel="milliseconds, forward", title="Time over length, 192 channels")
+        axes.annotate(f"  {name}, slope {curve['slope']:.2f}", end, color=color, va=side)
+    axes.set(xlabel="steps L (pixels)", ylabel="milliseconds, forward", title="Time over length, 64 channels")
     axes.set_xlim(right=axes.get_xlim()[1] * 6)
     return figure
 

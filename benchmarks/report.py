@@ -37,7 +37,8 @@ def machine(data: Record) -> Iterator[str]:
     machine, limits = data["machine"], data["limits"]
     changed = " with changed files" if machine["changed_files"] else ""
     yield (f"{machine['date']}, commit {machine['commit'][:10]}{changed}, torch {machine['torch']}, "
-           f"Python {machine['python']}, {machine['threads']} threads, profile {data['profile']}.")  # fmt: skip
+           f"Python {machine['python']}, {machine['threads']} threads, load {machine['load']} at the start, profile "
+           f"{data['profile']}.")  # fmt: skip
     rates = ", ".join(f"{name} {value:.3g}" for name, value in limits.items() if isinstance(value, float))
     yield f"Limits measured in the same run, a second: {rates}."
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks import instructions
-from benchmarks.contenders import attention, fused
+from benchmarks.contenders import HEAD, attention, fused
 from benchmarks.limits import Work
 from benchmarks.problem import FORWARD, Case, Problem
 from benchmarks.rivals import Missing
@@ -19,13 +19,13 @@ from benchmarks.scaling import curve_record, summarise
 LINEAR, QUADRATIC = (0.9, 1.1), (1.7, 2.3)
 LONGEST = {"cpu": 16, "cuda": 20}["cuda" if torch.cuda.is_available() else "cpu"]
 LENGTHS = {"quick": range(8, LONGEST + 1), "full": range(8, LONGEST + 1)}  # powers of two
-ATTENTION_LONGEST = {"quick": 1 << (LONGEST - 2), "full": 1 << LONGEST}
+ATTENTION_LONGEST = {"quick": 1 << (LONGEST - 1), "full": 1 << LONGEST}
 STATES = (1, 4, 16)
 
 
 def image(power: int) -> Case:
-    """2^power pixels, three heads of attention."""
-    return Case(1, 1 << power // 2, 1 << (power + 1) // 2, 192, max(STATES))
+    """2^power pixels, one head of attention."""
+    return Case(1, 1 << power // 2, 1 << (power + 1) // 2, HEAD, max(STATES))
 
 
 CASES = {profile: [image(power) for power in powers] for profile, powers in LENGTHS.items()}
