@@ -1,12 +1,10 @@
 """What this machine can do at most, measured in the same run, and the least time that leaves for some work."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from subprocess import CalledProcessError
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.problem import BOTH, Case
 from benchmarks.timing import measure_in_turn
@@ -82,10 +80,3 @@ def seconds_an_element(limits: dict[str, Any], direction: str, states: int) -> f
     """Of the ideal recurrence, along the line through those of 1 and 16 states."""
     one, sixteen = (1 / limits[f"{direction}_{n}"] for n in (1, 16))
     return one + (sixteen - one) * (states - 1) / 15
-
-
-def matmul_flops(call: Callable[[], Any]) -> int:
-    """Of the matrix products and convolutions in a call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return sum(n for name, n in counter.get_flop_counts()["Global"].items() if str(name).startswith("aten."))

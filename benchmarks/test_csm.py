@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import vmddpm_kernels as vk
 from benchmarks.contenders import HEAD, leaves, parallel_scan
-from benchmarks.limits import Work, matmul_flops
+from benchmarks.module_work import work_of
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender, Problem
 from vmddpm.model import ModelConfig
 from vmddpm.model.csm import CSM
@@ -51,21 +51,27 @@ class AttentionModule(CSM):
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def contender(problem, kind, orders):
-    """`orders` is what s6 gets beside x."""
-    case, device = problem.case, problem.x.device
+def module(case, kind, device):
     torch.manual_seed(0)
     config = ModelConfig(base_channels=case.channels, channel_multipliers=(1,), sampling=(1,), d_state=case.states)
-    module = kind(case.channels, config).to(device)
-    names, weights = zip(*module.named_parameters())
-    x, dy = (t.transpose(1, 2).unflatten(2, (case.height, case.width)) for t in (problem.x, problem.dy))
+    return kind(case.channels, config).to(device)
+
+
+def image(problem, t):  # (B, L, C) -> (B, C, H, W), channels last
+    return t.transpose(1, 2).unflatten(2, (problem.case.height, problem.case.width))
+
+
+def contender(problem, kind, orders):
+    """`orders` is what s6 gets beside x."""
+    csm = module(problem.case, kind, problem.x.device)
+    names, weights = zip(*csm.named_parameters())
 
     def run(x, *weights):
-        return functional_call(module, dict(zip(names, weights)), (x, orders))
+        return functional_call(csm, dict(zip(names, weights)), (x, orders))
 
-    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = image(problem, problem.x).detach().requires_grad_()
     standard = None if kind is AttentionModule or orders is problem.shuffled_table else torch.Tensor.contiguous
-    return Contender([x, *leaves(*weights)], run, dy, standard)
+    return Contender([x, *leaves(*weights)], run, image(problem, problem.dy), standard)
 
 
 def unfused(problem, backend, peers):
@@ -87,15 +93,11 @@ MODULES = {
 CONTENDERS = tuple(MODULES)
 
 
-def test_csm(contest, case, direction, contender, device, peers):
+def test_csm(contest, case, direction, contender, device):
     def work(name):
         if not name.startswith("ours"):
             return None
-        one = MODULES["ours"](Problem.draw(case, device, 0), device, peers)
-        elements = case.elements * one.leaves[-1].shape[1] // case.channels
-        moved = 2 * sum(t.numel() * t.element_size() for t in one.leaves)
-        both = direction == BOTH
-        flops = matmul_flops(lambda: one.call(BOTH) if both else one.run(*one.leaves))
-        return Work(moved * (1 + both), flops, elements, both * elements, case.states)
+        csm, problem = module(case, CSM, device), Problem.draw(case, device, 0)
+        return work_of(csm, lambda: csm(image(problem, problem.x), problem.table), direction == BOTH)
 
     contest(MODULES, case, direction, contender, work=work)

@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.module_work import work_of
 from vmddpm.demo import demo_config
 from vmddpm.diffusion import DiffusionConfig, diffusion_loss
 from vmddpm.diffusion.sampling import make_scheduler
@@ -88,5 +89,11 @@ MODELS = {"ours": along(False), "ours shuffled": along(True), "reference": along
 CONTENDERS = tuple(MODELS)
 
 
-def test_model(contest, case, direction, contender):
-    contest(MODELS, case, direction, contender, draw=draw)
+def test_model(contest, case, direction, contender, device):
+    def work(name):
+        _, images = problem = draw(case, device, 0)
+        model = MODELS["ours"](problem, device, None).model
+        t = torch.full(images.shape[:1], 500, device=device)
+        return work_of(model, lambda: model(images, t), direction == TRAINING)
+
+    contest(MODELS, case, direction, contender, draw=draw, work=work)
