@@ -2,9 +2,6 @@
 #include "cpu.h"
 
 #include <new>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cpu_backward.h"
 #include "cpu_forward.h"
@@ -15,58 +12,73 @@ namespace vmddpm {
 namespace VMDDPM_ISA {
 
 ScanPlan scan_plan(const ScanParams& p) {
-  // Enough tasks for many cores before blocks are put together to share the B and C they stage.
-  constexpr int64_t kTasks = 4, kMostBlocks = 8, kChunk = 32;
+  // Enough groups for many cores, but no more, as each leaves partial sums of dB and dC.
+  constexpr int64_t kGroups = 16, kMostBlocks = 8, kChunk = 64;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
   plan.blocks = (p.channels + plan.lanes - 1) / plan.lanes;
-  // A checkpoint holds N states and stands for `chunk` steps: a chunk of at least N steps keeps memory free of N.
   plan.chunk = p.states > kChunk ? p.states : kChunk;
   if (plan.chunk > p.length) plan.chunk = p.length > 0 ? p.length : 1;
   plan.chunks = (p.length + plan.chunk - 1) / plan.chunk;
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
-  int64_t together = sequences * plan.blocks / kTasks;
-  together = together < 1 ? 1 : together;
-  plan.blocks_per_group = together < kMostBlocks ? together : kMostBlocks;
+  const int64_t together = (sequences * plan.blocks + kGroups - 1) / kGroups;
+  plan.blocks_per_group = together < 1 ? 1 : together < kMostBlocks ? together : kMostBlocks;
   plan.groups = (plan.blocks + plan.blocks_per_group - 1) / plan.blocks_per_group;
   return plan;
 }
 
 namespace {
 
-// One aligned block of memory for a call, freed with it.
-struct Memory {
+// A thread's workspace, kept from call to call: pages that are touched for the first time cost more than the work on
+// them.
+class Workspace {
+ public:
+  ~Workspace() { release(); }
+  char* reserve(int64_t bytes) {
+    if (bytes > size_) {
+      release();
+      start_ = static_cast<char*>(::operator new(static_cast<size_t>(bytes), kAlignment));
+      size_ = bytes;
+    }
+    return start_;
+  }
+
+ private:
   static constexpr std::align_val_t kAlignment{64};
-  char* start;
-  explicit Memory(int64_t bytes) : start(static_cast<char*>(::operator new(static_cast<size_t>(bytes), kAlignment))) {}
-  ~Memory() { ::operator delete(start, kAlignment); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
+  void release() {
+    ::operator delete(start_, kAlignment);
+    start_ = nullptr;
+    size_ = 0;
+  }
+  char* start_ = nullptr;
+  int64_t size_ = 0;
 };
 
-inline int thread_index() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
+thread_local Workspace workspace;
+
+// Threads that are worth waking: below some microseconds of work a second one costs more than it does.
+inline int useful_threads(const ScanParams& p) {
+  constexpr int64_t kStatesAThread = 1 << 15;
+  const int64_t states = p.batch * p.routes * p.length * p.channels * (p.states + 1);
+  const int64_t most = states / kStatesAThread;
+  return most < 1 ? 1 : most < p.threads ? static_cast<int>(most) : p.threads;
 }
 
 // Calls run(task, buffers) for every task of the plan on up to p.threads threads, each with buffers of its own.
 template <typename Buffers, typename Run>
 void for_each_task(const ScanParams& p, const ScanPlan& plan, Run run) {
-  const int64_t tasks = task_count(p, plan);
-  if (tasks == 0) return;
+  const int threads = useful_threads(p);
+  const Tasks tasks = tasks_of(p, plan, threads);
+  if (tasks.count == 0) return;
+  const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
   Arena count;
-  Buffers(count, p, plan);
-  const int threads = static_cast<int>(tasks < p.threads ? tasks : p.threads);
-  const Memory memory(count.bytes() * threads);
-#pragma omp parallel num_threads(threads)
+  Buffers(count, p, plan, tasks);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
-    Arena arena(memory.start + count.bytes() * thread_index());
-    const Buffers buffers(arena, p, plan);
+    Arena arena(workspace.reserve(count.bytes()));
+    const Buffers buffers(arena, p, plan, tasks);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t index = 0; index < tasks; ++index) run(task_at(p, plan, index), buffers);
+    for (int64_t index = 0; index < tasks.count; ++index) run(task_at(p, plan, tasks, index), buffers);
   }
 }
 

@@ -7,22 +7,21 @@ namespace {
 
 using vmddpm::ScanGradParams;
 
-constexpr int kAdjointStatesAtOnce = 4;
-
 template <typename T>
 struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
-  Vec<T>*decay, *decayed, *phi, *input;                     // kAdjointStatesAtOnce registers a step
-  Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the group
+  Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
+  Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
-  BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan) {
+  BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
+    const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
-    for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kAdjointStatesAtOnce);
-    for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kAdjointStatesAtOnce : 0);
-    for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(plan.blocks_per_group * p.states);
-    dA = arena.take<LongSum<T>>(plan.blocks_per_group * p.states);
-    for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(plan.blocks_per_group);
+    for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
+    for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
+    for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
+    dA = arena.take<LongSum<T>>(blocks * p.states);
+    for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(blocks);
     for (T** rows : {&B, &C, &dB, &dC}) *rows = arena.take<T>(plan.chunk * p.states);
   }
 };
@@ -165,8 +164,8 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   V* dh = w.dh + local * N;
   LongSum<T>* dA = w.dA + local * N;
   int64_t n = 0;
-  for (; n + kAdjointStatesAtOnce <= N; n += kAdjointStatesAtOnce) {
-    adjoint_states<T, kAdjointStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
+  for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
+    adjoint_states<T, kStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
   }
   for (; n < N; ++n) adjoint_states<T, 1, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
 
@@ -196,12 +195,7 @@ template <typename T, Rule kRule>
 void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
-  const View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
-  const int64_t group_offset = task.group * p.batch * p.routes * p.length * N;
-  View dB = rows, dC = rows;
-  dB.data = static_cast<T*>(g.dB) + group_offset;
-  dC.data = static_cast<T*>(g.dC) + group_offset;
-
+  View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
   for (int64_t k = task.route_begin; k < task.route_end; ++k) {
     const int64_t sequence = task.batch * p.routes + k;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
@@ -217,15 +211,20 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       const Steps steps = steps_of(p, plan, k, chunk);
       load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
       load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
-      const size_t bytes = static_cast<size_t>(steps.count * N) * sizeof(T);
-      std::memset(w.dB, 0, bytes);
-      std::memset(w.dC, 0, bytes);
-      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        prefetch_backward(g, plan, task, k, chunk, block);
-        backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, w);
+      for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+        std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
+        std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
+        const int64_t first = group * plan.blocks_per_group;
+        for (int64_t block = first; block < smaller(first + plan.blocks_per_group, plan.blocks); ++block) {
+          prefetch_backward(g, plan, task, k, chunk, block);
+          backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, w);
+        }
+        const int64_t group_offset = group * p.batch * p.routes * p.length * N;
+        rows.data = static_cast<T*>(g.dB) + group_offset;
+        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dB, false);
+        rows.data = static_cast<T*>(g.dC) + group_offset;
+        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dC, false);
       }
-      store_tile<T>(dB, task.batch, k, steps, 0, N, N, w.dB, false);
-      store_tile<T>(dC, task.batch, k, steps, 0, N, N, w.dC, false);
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);

@@ -54,23 +54,38 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// One thread's share: some blocks of channels of one batch element, along one route or, if the routes share their
+// One thread's share: some groups of channels of one batch element, along one route or, if the routes share their
 // image, along all of them one after the other, so that sums over routes have one owner and one order.
 struct Task {
-  int64_t batch, route_begin, route_end, group, block_begin, block_end;
+  int64_t batch, route_begin, route_end, group_begin, group_end, block_begin, block_end;
 };
 
-inline int64_t task_count(const ScanParams& p, const ScanPlan& plan) {
-  return p.batch * (p.shared ? 1 : p.routes) * plan.groups;
+// How groups are dealt out. Groups walked together use whole rows of memory and share the B and C they stage; which are
+// together depends on the number of threads, but no sum does.
+struct Tasks {
+  int64_t count, groups_at_once, splits;
+};
+
+inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
+  const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
+  Tasks tasks;
+  tasks.groups_at_once = sequences * plan.groups / (2 * threads);
+  if (tasks.groups_at_once < 1) tasks.groups_at_once = 1;
+  if (tasks.groups_at_once > plan.groups) tasks.groups_at_once = plan.groups;
+  tasks.splits = plan.groups ? (plan.groups + tasks.groups_at_once - 1) / tasks.groups_at_once : 0;
+  tasks.count = sequences * tasks.splits;
+  return tasks;
 }
 
-inline Task task_at(const ScanParams& p, const ScanPlan& plan, int64_t index) {
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int64_t index) {
   Task task;
-  task.group = index % plan.groups;
-  task.block_begin = task.group * plan.blocks_per_group;
-  task.block_end = task.block_begin + plan.blocks_per_group;
-  if (task.block_end > plan.blocks) task.block_end = plan.blocks;
-  index /= plan.groups;
+  task.group_begin = index % tasks.splits * tasks.groups_at_once;
+  task.group_end = smaller(task.group_begin + tasks.groups_at_once, plan.groups);
+  task.block_begin = task.group_begin * plan.blocks_per_group;
+  task.block_end = smaller(task.group_end * plan.blocks_per_group, plan.blocks);
+  index /= tasks.splits;
   task.route_begin = p.shared ? 0 : index % p.routes;
   task.route_end = p.shared ? p.routes : task.route_begin + 1;
   task.batch = p.shared ? index : index / p.routes;
@@ -79,14 +94,12 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, int64_t index) {
 
 // Channels of one block: all lanes, but for the last block of a channel count that is no multiple of them.
 inline int64_t columns_of(const ScanParams& p, const ScanPlan& plan, int64_t block) {
-  const int64_t left = p.channels - block * plan.lanes;
-  return left < plan.lanes ? left : plan.lanes;
+  return smaller(p.channels - block * plan.lanes, plan.lanes);
 }
 
 inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, int64_t chunk) {
   const int64_t first = chunk * plan.chunk;
-  const int64_t left = p.length - first;
-  return {p.table ? p.table + route * p.length : nullptr, first, left < plan.chunk ? left : plan.chunk};
+  return {p.table ? p.table + route * p.length : nullptr, first, smaller(p.length - first, plan.chunk)};
 }
 
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.

@@ -9,9 +9,10 @@ template <typename T>
 struct ForwardBuffers {
   Vec<T>*x, *delta, *drive, *y, *A, *h;
   T *B, *C;
-  ForwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan) {
+  ForwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
+    const int64_t carried = tasks.groups_at_once * plan.blocks_per_group * p.states;
     for (Vec<T>** tile : {&x, &delta, &drive, &y}) *tile = arena.take<Vec<T>>(plan.chunk);
-    for (Vec<T>** carried : {&A, &h}) *carried = arena.take<Vec<T>>(plan.blocks_per_group * p.states);
+    for (Vec<T>** states : {&A, &h}) *states = arena.take<Vec<T>>(carried);
     for (T** rows : {&B, &C}) *rows = arena.take<T>(plan.chunk * p.states);
   }
 };

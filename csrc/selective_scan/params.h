@@ -22,7 +22,7 @@ struct ScanParams {
   const void* initial_state;   // Acc (B, K, D, N) or null
   const int32_t* table;        // (K, L), rows are permutations, or null
 
-  View y;                      // Acc
+  View y;                      // any type; Acc if shared
   void* last_state;            // Acc (B, K, D, N)
   void* checkpoints;           // Acc (B, K, chunks, blocks, N, lanes) of the ScanPlan, or null: states before each chunk
 };
@@ -31,7 +31,7 @@ struct ScanGradParams {
   ScanParams forward;          // y and last_state unused
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
-  View dx, ddelta;             // Acc
+  View dx, ddelta;             // any type; dx Acc if shared
   void* dB;                    // Acc (groups, B, K, L, N) in pixel order: a partial sum for each group of the ScanPlan
   void* dC;                    // likewise
   void* dA;                    // Acc (B, K, D, N): to be summed over the batch
@@ -40,14 +40,18 @@ struct ScanGradParams {
   void* dinitial_state;        // Acc (B, K, D, N) or null
 };
 
-// How the work is cut. All of it depends on sizes alone, never on the number of threads, so that the order of every
-// sum, and with it every bit of the result, is the same on one core and on many.
+// How sums are cut. All of it depends on sizes alone, never on the number of threads, so that the order of every sum, and
+// with it every bit of the result, is the same on one core and on many. Of the checkpoints' shape:
+//   lanes  = bytes of a register (64, 32 or 16) / bytes of Acc
+//   blocks = ceil(D / lanes)
+//   chunk  = min(max(64, N), max(L, 1)): at least N steps for a checkpoint's N states keeps memory free of N
+//   chunks = ceil(L / chunk)
 struct ScanPlan {
   int64_t chunk;            // steps between checkpoints; no more states are ever held than a chunk's
   int64_t chunks;
   int64_t lanes;            // channels a register holds
-  int64_t blocks;           // registers of channels: ceil(D / lanes)
-  int64_t blocks_per_group; // a group of blocks is walked by one thread and shares the B and C it has staged
+  int64_t blocks;           // registers of channels
+  int64_t blocks_per_group; // blocks of a group are walked by one thread, one after another, and their dB and dC summed
   int64_t groups;
 };
 

@@ -109,6 +109,22 @@ def test_nan_comes_through(backend):
     assert torch.isnan(y[0, 3:, 0]).all()
 
 
+def test_growing_states(backend):
+    """A may be positive: large growth is exact, and what no float holds is infinite."""
+    x, delta, A, B, C, *_ = image_problem(1, 2, 40, 20, 9, torch.float32)
+    A = torch.where(torch.rand_like(A) < 0.1, -A, A)
+    values = run((x, delta.abs(), A, B, C), lambda *t: (vk.cross_selective_scan(*t, backend=backend),))
+    exact = run(
+        [t.double() for t in (x, delta.abs(), A, B, C)],
+        lambda *t: (vk.cross_selective_scan(*t, backend="reference"),),
+    )
+    for value, expected in zip(values, exact):
+        assert relative_error(value, expected) < 1e-5
+    one = torch.ones(1, 2, 1)
+    y = vk.selective_scan(one, one * 100, torch.ones(1, 1), one, one, channel_last=True, backend=backend)
+    assert torch.equal(y[0, :, 0], torch.tensor([100.0, float("inf")]))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 0, 5), (0, 3, 4, 5), (2, 3, 4, 0)])
 def test_empty_inputs(backend, shape):
     batch, K, length, dim = shape

@@ -49,7 +49,9 @@ def selective_scan_forward(
     `tensors` as in `extension.Problem`."""
     problem = Problem(tensors, softplus, zoh, merge)
     batch, routes, length, channels = problem.shape
-    y = empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype, problem.device)
+    x = problem.inputs[0]
+    dtype = problem.dtype if merge else x.dtype  # a sum over routes is rounded once, in the end
+    y = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, problem.device)
     last_state = problem.empty(*problem.states)
     checkpoints = None
     if checkpoint:
@@ -57,7 +59,7 @@ def selective_scan_forward(
         checkpoints = problem.empty(batch, routes, plan.chunks, plan.blocks, problem.states[3], plan.lanes)
     outputs = (view(y, shared=merge), pointer(last_state), pointer(checkpoints))
     extension.native.scan_forward(problem.sizes, problem.arguments, *outputs)
-    return y.to(problem.inputs[0].dtype), last_state, checkpoints
+    return y.to(x.dtype), last_state, checkpoints
 
 
 def selective_scan_backward(
@@ -73,8 +75,10 @@ def selective_scan_backward(
     """Gradients of the nine tensors of `extension.Problem`, each in its tensor's shape and dtype."""
     problem = Problem(tensors, softplus, zoh, merge)
     batch, routes, length, channels = problem.shape
-    dx = empty((batch, 1 if merge else routes, length, channels), channel_first, problem.dtype, problem.device)
-    ddelta = empty(problem.shape, channel_first, problem.dtype, problem.device)
+    x, delta, *_ = problem.inputs
+    dtype = problem.dtype if x.shape[1] != routes or merge else x.dtype
+    dx = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, problem.device)
+    ddelta = empty(problem.shape, channel_first, delta.dtype, problem.device)
     grads = Gradients(problem, tensors, batch, _plan(problem).groups, dx, ddelta)
     dlast_state = cast(dlast_state, problem.dtype)
     arguments = problem.arguments | {"checkpoints": pointer(checkpoints)}
