@@ -11,6 +11,11 @@ def splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def signed_64(x: int) -> int:
+    """The low 64 bits of an integer as an int64 holds them; the same word for `mix_seed`."""
+    return ((x + (1 << 63)) & _MASK) - (1 << 63)
+
+
 def mix_seed(*words: int) -> int:
     """A 64-bit seed from integers of any size and sign (64 bits of each count); their order matters.
 

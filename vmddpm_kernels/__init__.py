@@ -1,11 +1,16 @@
 """Selective scan (S6) and 2-D cross-scan operators for PyTorch, in CUDA, in C++ for the CPU and in plain
 PyTorch."""
 
+import sys
+
 from vmddpm_kernels.backends import BackendStatus, backends
 from vmddpm_kernels.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.cross_selective_scan import cross_selective_scan
 from vmddpm_kernels.routes import patch_permutation, routes
 from vmddpm_kernels.selective_scan import selective_scan
+
+if "torch.utils.flop_counter" in sys.modules:
+    from vmddpm_kernels import flops as flops
 
 __version__ = "0.1.0"
 

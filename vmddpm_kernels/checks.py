@@ -23,6 +23,18 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}")
 
 
+def check_input(name: str, tensor: object, like: Tensor, axes: str, shape: tuple[int, ...]) -> None:
+    """`check_float` and `check_shape` in one, which costs little where all is well."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.shape != shape
+        or tensor.dtype not in _FLOATS
+        or tensor.device != like.device
+    ):
+        check_float(name, tensor, like)
+        check_shape(name, tensor, axes, shape)
+
+
 def check_states(states: int) -> None:
     if not 1 <= states <= MAX_STATES:
         raise ValueError(f"A must have 1 to {MAX_STATES} states (its last dimension), got {states}")

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import implementation, reference, select
+from vmddpm_kernels import ops
+from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import check_float
+from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 from vmddpm_kernels.routes import routes
 
 
@@ -98,7 +100,7 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
     chosen = select(backend, x)
     if chosen == "reference":
         return _as_layout(reference.scan_routes(x, table), channel_first)
-    return CrossScan.apply(x, table, channel_first, chosen)
+    return call(ops.scan_routes, CrossScan, x, table, channel_first, chosen)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
@@ -106,7 +108,7 @@ def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, back
     chosen = select(backend, y)
     if chosen == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    return CrossMerge.apply(y, table, merge, channel_first, chosen)
+    return call(ops.merge_routes, CrossMerge, y, table, merge, channel_first, chosen)
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
@@ -116,31 +118,53 @@ def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
 
 
 class CrossScan(torch.autograd.Function):
-    """`apply_routes` on the compiled kernels; differentiable to any order, its backward is `CrossMerge`."""
+    """`apply_routes` on the compiled kernels; differentiable to any order, its backward is `CrossMerge`.
+
+    The arguments of `apply` are those of `ops.scan_routes`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
+    def forward(*args: Any) -> Tensor:
+        return below_autograd(ops.scan_routes, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, table, channel_first, backend = inputs
         ctx.save_for_backward(table)
-        ctx.merge = x.shape[1] == 1 and table.shape[0] > 1
-        ctx.channel_first, ctx.backend = channel_first, backend
-        return implementation(backend).scan_routes(x, table, channel_first=channel_first)
+        ctx.options = x.shape[1] == 1 and table.shape[0] > 1, channel_first, backend
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossMerge.apply(dy, table, ctx.merge, ctx.channel_first, ctx.backend), None, None, None
+        return call(ops.merge_routes, CrossMerge, dy, table, *ctx.options), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CrossScan, info, in_dims, *args)
 
 
 class CrossMerge(torch.autograd.Function):
-    """`apply_merge` on the compiled kernels; differentiable to any order, its backward is `CrossScan`."""
+    """`apply_merge` on the compiled kernels; differentiable to any order, its backward is `CrossScan`.
+
+    The arguments of `apply` are those of `ops.merge_routes`."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str) -> Tensor:
+    def forward(*args: Any) -> Tensor:
+        return below_autograd(ops.merge_routes, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, table, _, *ctx.options = inputs
         ctx.save_for_backward(table)
-        ctx.channel_first, ctx.backend = channel_first, backend
-        return implementation(backend).merge_routes(y, table, merge=merge, channel_first=channel_first)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return CrossScan.apply(dx, table, ctx.channel_first, ctx.backend), None, None, None, None
+        return call(ops.scan_routes, CrossScan, dx, table, *ctx.options), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CrossMerge, info, in_dims, *args)
+
+
+differentiate(ops.scan_routes, CrossScan)
+differentiate(ops.merge_routes, CrossMerge)

@@ -44,7 +44,8 @@ def cross_selective_scan(
         backend: "cuda", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
-        y (B, L, D) in x's dtype; accumulation is in float32, or float64 if any input is float64.
+        y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64
+        if any input is float64.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -58,7 +59,7 @@ def cross_selective_scan(
         raise ValueError(f"delta must have shape (B, K, L, D), got {tuple(delta.shape)}")
     check_shape("delta", delta, "B, K, L, D", (batch, delta.shape[1], length, dim))
     y, last_state = scan_routes_with_states(
-        x[:, None], delta, A, B, C, D, delta_bias, initial_state, table,
-        delta_softplus=delta_softplus, discretization=discretization, merge=True, channel_first=False, backend=backend,
+        x, delta, A, B, C, D, delta_bias, initial_state, table,
+        delta_softplus=delta_softplus, discretization=discretization, channel_first=False, backend=backend,
     )
-    return (y[:, 0], last_state) if return_last_state else y[:, 0]
+    return (y, last_state) if return_last_state else y

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vmddpm_kernels.library import define
+
 SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
 
 
@@ -64,17 +66,33 @@ def routes(
         raise ValueError(f"height and width must be at least 1, got {height} x {width}")
     if device is None and permutation is not None:
         device = permutation.device
-    table = _base_routes(height, width, _scan_code(scans), torch.device(device or "cpu"))
-    if permutation is None:
-        return _mark_checked(table.clone())
-    if permutation.dim() != 1 or permutation.dtype.is_floating_point:
+    if permutation is not None and (permutation.dim() != 1 or permutation.dtype.is_floating_point):
         raise ValueError(
             "permutation must be an integer tensor of shape (L,), "
             f"got {permutation.dtype} of shape {tuple(permutation.shape)}"
         )
+    return _routes(height, width, _scan_code(scans), permutation, torch.device(device or "cpu"))
+
+
+def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: torch.device) -> Tensor:
+    table = _base_routes(height, width, code, device)
+    if permutation is None:
+        return _mark_checked(table.clone())
     if permutation.shape[0] != height * width or not _is_checked(permutation):
         check_table(permutation[None], height * width, name="permutation")
     return _mark_checked(permutation.to(table.device, torch.int32)[table])
+
+
+def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None, device: torch.device) -> Tensor:
+    return torch.empty((4, height * width), dtype=torch.int32, device=device)
+
+
+# An operator: what it reads (the permutation's values) and remembers (tables it has made) is no part of a graph.
+_routes = define(
+    "routes(SymInt height, SymInt width, int scans, Tensor? permutation, Device device) -> Tensor",
+    _make_routes,
+    _fake_routes,
+)
 
 
 def patch_permutation(

@@ -6,15 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.autograd import forbid_second_derivative
-from vmddpm_kernels.backends import implementation, reference, select
+from vmddpm_kernels import ops
+from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
     check_discretization,
     check_float,
+    check_input,
     check_shape,
     check_states,
     check_table_tensor,
 )
+from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 
 
 def selective_scan(
@@ -100,7 +102,6 @@ def selective_scan(
         None,
         delta_softplus=delta_softplus,
         discretization=discretization,
-        merge=False,
         channel_first=not channel_last,
         backend=backend,
     )
@@ -140,15 +141,14 @@ def scan_routes_with_states(
     *,
     delta_softplus: bool,
     discretization: str,
-    merge: bool,
     channel_first: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """The one form both public operators reduce to, in pixel order and channel last, any strides.
 
-    x (B, K, L, D), or (B, 1, L, D) shared by the routes; delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N);
+    x (B, K, L, D), or (B, L, D), an image that the routes share; delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N);
     D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L) or None.
-    Returns y (B, K, L, D), or (B, 1, L, D) if `merge`; and the last state (B, K, D, N).
+    Returns y in x's shape, summed over the routes if they share x; and the last state (B, K, D, N).
     `channel_first` asks for memory in (B, K, D, L) order behind the same logical shape.
     """
     zoh = check_discretization(discretization)
@@ -161,43 +161,80 @@ def scan_routes_with_states(
     states = A.shape[2]
     check_states(states)
     check_shape("A", A, "K, D, N", (K, dim, states))
-    for name, t in (("B", B), ("C", C)):
-        check_float(name, t, x)
-        check_shape(name, t, "B, K, L, N", (batch, K, length, states))
-    for name, t in (("D", D), ("delta_bias", delta_bias)):
-        if t is not None:
-            check_float(name, t, x)
-            check_shape(name, t, "K, D", (K, dim))
+    check_input("B", B, x, "B, K, L, N", (batch, K, length, states))
+    check_input("C", C, x, "B, K, L, N", (batch, K, length, states))
+    if D is not None:
+        check_input("D", D, x, "K, D", (K, dim))
+    if delta_bias is not None:
+        check_input("delta_bias", delta_bias, x, "K, D", (K, dim))
     if initial_state is not None:
-        check_float("initial_state", initial_state, x)
-        check_shape("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states))
+        check_input("initial_state", initial_state, x, "B, K, D, N", (batch, K, dim, states))
     if table is not None:
         check_table_tensor(table, K, length, x)
 
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
     chosen = select(backend, x)
     if chosen == "reference":
-        return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh, merge=merge)
-    return SelectiveScan.apply(*tensors, delta_softplus, zoh, merge, channel_first, chosen)
+        return reference.selective_scan(*tensors, delta_softplus=delta_softplus, zoh=zoh)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
+    options = (delta_softplus, zoh, channel_first, chosen, differentiable)
+    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, *tensors, *options)
+    return y, last_state
 
 
 class SelectiveScan(torch.autograd.Function):
-    """`scan_routes_with_states` on the compiled kernels: deterministic gradients, second derivatives raise."""
+    """`scan_routes_with_states` on the compiled kernels: deterministic gradients, second derivatives raise.
+
+    The arguments and results of `apply` are those of `ops.selective_scan_forward`."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        tensors, ctx.options, ctx.backend = args[:9], args[9:13], implementation(args[13])
-        differentiate = any(ctx.needs_input_grad)
-        y, last_state, checkpoints = ctx.backend.selective_scan_forward(
-            tensors, *ctx.options, checkpoint=differentiate
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return below_autograd(ops.selective_scan_forward, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, delta_softplus, zoh, channel_first, backend, ctx.checkpoint = inputs
+        checkpoints = output[2]
+        ctx.options = delta_softplus, zoh, channel_first, backend
+        ctx.save_for_backward(*tensors, checkpoints)
+        ctx.mark_non_differentiable(checkpoints)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if not ctx.checkpoint:
+            raise RuntimeError("a scan with checkpoint=False keeps nothing for a gradient")
+        args = (dy, dlast_state, *ctx.saved_tensors, *ctx.options)
+        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, *args))
+        return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScan, info, in_dims, *args)
+
+
+class SelectiveScanBackward(torch.autograd.Function):
+    """Gradients that raise when they are differentiated again, instead of counting as constants and being silently
+    wrong."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(below_autograd(ops.selective_scan_backward, *args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice"
         )
-        if differentiate:
-            ctx.save_for_backward(*tensors, checkpoints)
-            ctx.set_materialize_grads(False)
-        return y, last_state
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, checkpoints = ctx.saved_tensors
-        grads = ctx.backend.selective_scan_backward(dy, dlast_state, tensors, checkpoints, *ctx.options)
-        return (*forbid_second_derivative(grads, "selective_scan"), *[None] * 5)
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScanBackward, info, in_dims, *args)
+
+
+differentiate(ops.selective_scan_forward, SelectiveScan)
+differentiate(ops.selective_scan_backward, SelectiveScanBackward)

@@ -39,3 +39,11 @@ def backend(request, monkeypatch):
     if not status.active:
         pytest.fail(f"backend {request.param} must work where the tests run: {status.detail}")
     return request.param
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def compiled_backend(request, monkeypatch):
+    """Every backend but the reference, `cuda` on an emulated GPU."""
+    if request.param == "cuda":
+        use_emulation(monkeypatch, request.getfixturevalue("emulated_native"))
+    return request.param

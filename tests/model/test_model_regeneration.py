@@ -3,7 +3,7 @@ import torch
 
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.model import csm as csm_module
-from vmddpm.model.regeneration import VisitOrders
+from vmddpm.model.regeneration import VisitOrders, order_key_tensor
 from vmddpm_kernels import cross_selective_scan, routes
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
@@ -118,7 +118,7 @@ def test_sampling_shuffles_by_default(tables):
 
 
 def test_patches_stay_whole():
-    orders = VisitOrders(ModelConfig(**SMALL, regeneration_patch_size=2), (0, 0), torch.device("cpu"))
+    orders = VisitOrders(ModelConfig(**SMALL, regeneration_patch_size=2), order_key_tensor((0, 0)), torch.device("cpu"))
     patches = orders.next(4, 6)[0].view(2, 2, 3, 2).transpose(1, 2).reshape(6, 4)  # the pixels of each patch
     inside = torch.tensor([0, 1, 6, 7], dtype=torch.int32)
     assert torch.equal(patches - patches[:, :1], inside.expand(6, 4))

@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from vmddpm.model.config import ModelConfig
-from vmddpm.seeding import mix_seed
+from vmddpm.seeding import mix_seed, signed_64
 from vmddpm_kernels import patch_permutation, routes
 
 
-def fresh_order_key() -> tuple[int, int]:
-    """An order key from torch's global CPU generator, so that `torch.manual_seed` repeats it."""
-    seed, step = torch.randint(2**63 - 1, (2,)).tolist()
-    return seed, step
+def order_key_tensor(key: tuple[int, int] | None) -> Tensor:
+    """(seed, step) as int64 (2,) on the CPU; None draws them from torch's global CPU generator, so that
+    `torch.manual_seed` repeats them."""
+    if key is None:
+        return torch.randint(2**63 - 1, (2,))
+    return torch.tensor([word if -(2**63) <= word < 2**63 else signed_64(word) for word in key])
 
 
 @lru_cache(maxsize=64)
@@ -22,31 +24,45 @@ def _ordered_table(height: int, width: int, scans: int, device: torch.device) ->
         return routes(height, width, scans, device=device)
 
 
+# An operator, as random numbers and tables already made are no part of a graph.
+@torch.library.custom_op("vmddpm::visit_order", mutates_args=())
+def _visit_order(
+    key: Tensor, layer: int, height: int, width: int, patch_size: int, scans: int, device: torch.device
+) -> Tensor:
+    permutation = patch_permutation(height, width, patch_size, seed=mix_seed(*key.tolist(), layer))
+    return routes(height, width, scans, permutation, device)
+
+
+@_visit_order.register_fake
+def _(key: Tensor, layer: int, height: int, width: int, patch_size: int, scans: int, device: torch.device) -> Tensor:
+    return torch.empty((4, height * width), dtype=torch.int32, device=device)
+
+
 class VisitOrders:
     """The visit order of each S6 of one forward pass, handed out in the order of the calls.
 
-    The n-th call of `next` returns the table of the n-th CSM. It depends on (seed, step, n) and on the size
+    The n-th call of `next` returns the table of the n-th CSM. It depends on the key, on n and on the size
     of the feature map alone: not on the batch, the device or the weights.
 
     Args:
         config: `scans` and `regeneration_patch_size` are read.
-        key: (seed, step) of the shuffles; None means ordered scans.
+        key: (seed, step) of the shuffles as `order_key_tensor` makes it; None means ordered scans.
         device: where the tables are put.
     """
 
-    def __init__(self, config: ModelConfig, key: tuple[int, int] | None, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, key: Tensor | None, device: torch.device) -> None:
         self.config = config
         self.key = key
         self.device = device
         self.calls = 0
 
-    @torch.compiler.disable  # random numbers and table checks are no part of a graph; the table is its input
     def next(self, height: int, width: int) -> Tensor:
         """The table of the next S6, int32 (4, height * width), as `cross_selective_scan` takes it."""
         layer = self.calls
         self.calls += 1
-        if self.key is None:
-            return _ordered_table(height, width, self.config.scans, self.device)
-        seed = mix_seed(*self.key, layer)
-        permutation = patch_permutation(height, width, self.config.regeneration_patch_size, seed=seed)
-        return routes(height, width, self.config.scans, permutation, self.device)
+        scans, patch_size = self.config.scans, self.config.regeneration_patch_size
+        if self.key is not None:
+            return _visit_order(self.key, layer, height, width, patch_size, scans, self.device)
+        if torch.compiler.is_compiling():  # a graph makes its own table: a cache would be a constant of it
+            return routes(height, width, scans, device=self.device)
+        return _ordered_table(height, width, scans, self.device)

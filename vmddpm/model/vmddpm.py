@@ -7,7 +7,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vmddpm.model.config import ModelConfig
-from vmddpm.model.regeneration import VisitOrders, fresh_order_key
+from vmddpm.model.regeneration import VisitOrders, order_key_tensor
 from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
 from vmddpm.model.time_embedding import TimeEmbedding
 
@@ -103,7 +103,7 @@ class VMDDPM(
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
-        key = (order_key or fresh_order_key()) if shuffled else None
+        key = order_key_tensor(order_key) if shuffled else None
         return self.time(t), VisitOrders(self.config, key, x.device)
 
     @classmethod

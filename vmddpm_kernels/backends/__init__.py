@@ -34,21 +34,28 @@ def select(name: str | None, x: Tensor) -> str:
         ValueError: on an unknown name, or a backend that cannot take x's device.
         RuntimeError: on a backend that was not built, with the way to build it.
     """
-    name = name or os.environ.get("VMDDPM_BACKEND") or None
-    device = x.device.type
-    if name is None:
-        usable = (n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, {device}) and m.available()[0])
-        return next(usable)
+    return _select(name, x.device.type)
+
+
+def _select(name: str | None, device: str) -> str:
+    name = name or os.environ.get("VMDDPM_BACKEND")
+    if not name:
+        return next(n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, (device,)) and m.available()[0])
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(_BACKENDS)}")
     active, detail = _BACKENDS[name].available()
     if not active:
         raise RuntimeError(f"backend {name!r} is not available: {detail}")
-    if device not in _DEVICES.get(name, {device}):
+    if device not in _DEVICES.get(name, (device,)):
         raise ValueError(
-            f"backend {name!r} does not run on device {x.device}; use backend='reference' or move the tensors"
+            f"backend {name!r} does not run on device {device}; use backend='reference' or move the tensors"
         )
     return name
+
+
+# The choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
+# does, which would import the compiler with the package.
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def implementation(name: str) -> ModuleType:

@@ -41,6 +41,15 @@ def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) 
     return out.to(y.dtype)
 
 
+def checkpoint_shape(
+    batch: int, routes: int, length: int, channels: int, states: int, wide: bool
+) -> tuple[int, ...]:
+    """(B, K, chunks, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it; sizes may be symbols."""
+    lanes = extension.native.scan_plan(1, 1, 1, 1, 1, wide, False).lanes
+    chunk = torch.sym_max(states, 64)
+    return batch, routes, (length + chunk - 1) // chunk, (channels + lanes - 1) // lanes, states, lanes
+
+
 def selective_scan_forward(
     tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool, channel_first: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:

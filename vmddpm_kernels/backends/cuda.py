@@ -109,6 +109,13 @@ class _Plan:
         return problem.dtype if summed or self.cut.passes > 1 or problem.dtype == torch.float64 else dtype
 
 
+def checkpoint_shape(
+    batch: int, routes: int, length: int, channels: int, states: int, wide: bool
+) -> tuple[int, ...]:
+    """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it; sizes may be symbols."""
+    return batch, routes, (length + 31) // 32, states, channels
+
+
 def selective_scan_forward(
     tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool, channel_first: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:

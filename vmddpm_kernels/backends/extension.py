@@ -31,7 +31,9 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype).contiguous()
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
 
 
 def empty(
@@ -53,14 +55,14 @@ class Problem:
 
     def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool):
         x, delta, A, B, C, D, delta_bias, initial_state, table = tensors
-        wide = torch.float64 in {t.dtype for t in (x, delta, A, B, C)}
+        wide = torch.float64 in (x.dtype, delta.dtype, A.dtype, B.dtype, C.dtype)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = x.device
         self.shape = tuple(delta.shape)                                         # (B, K, L, D)
         self.states = (*self.shape[:2], self.shape[3], A.shape[2])              # (B, K, D, N)
         # Kept as attributes: the kernels are given addresses only.
         self.parameters = [cast(t, self.dtype) for t in (A, D, delta_bias, initial_state)]
-        self.table = None if table is None else table.to(torch.int32).contiguous()
+        self.table = cast(table, torch.int32)
         names = ("A", "D", "delta_bias", "initial_state", "table")
         self.arguments: dict[str, Any] = dict(zip(names, map(pointer, [*self.parameters, self.table])))
         self.set_inputs(x, delta, B, C)
@@ -68,7 +70,7 @@ class Problem:
 
     def set_inputs(self, x: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> None:
         self.inputs = (x, delta, B, C)
-        self.arguments |= {"x": view(x, x.shape[1] == 1), "delta": view(delta), "B": view(B), "C": view(C)}
+        self.arguments.update(x=view(x, x.shape[1] == 1), delta=view(delta), B=view(B), C=view(C))
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -105,9 +107,15 @@ class Gradients:
     def results(self) -> tuple[Tensor | None, ...]:
         """One gradient a tensor, in its shape and dtype. Sums over pieces and groups are taken here, by torch, in
         a fixed order."""
+
+        def total(parts: Tensor | None) -> Tensor | None:
+            if parts is None:
+                return None
+            return parts.sum(0) if parts.shape[0] != 1 else parts.squeeze(0)
+
         dx = self.dx
         if self.tensors[0].shape[1] != dx.shape[1]:
             dx = dx.sum(1, keepdim=True)
-        dA, dD, ddelta_bias = (None if g is None else g.sum(0) for g in (self.dA, self.dD, self.ddelta_bias))
-        grads = (dx, self.ddelta, dA, self.dB.sum(0), self.dC.sum(0), dD, ddelta_bias, self.dinitial_state, None)
+        dA, dB, dC, dD, ddelta_bias = map(total, (self.dA, self.dB, self.dC, self.dD, self.ddelta_bias))
+        grads = (dx, self.ddelta, dA, dB, dC, dD, ddelta_bias, self.dinitial_state, None)
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, self.tensors))

@@ -62,18 +62,19 @@ def selective_scan(
     *,
     delta_softplus: bool,
     zoh: bool,
-    merge: bool,
 ) -> tuple[Tensor, Tensor]:
     """h_l = exp(delta A) h_{l-1} + delta B x (paper Eq. 5-6), y_l = C h_l + D x, along every route.
 
-    x (B, K or 1, L, D); delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N); D, delta_bias (K, D);
-    initial_state (B, K, D, N); table (K, L). Returns y (B, K, L, D), or (B, 1, L, D) summed over routes if `merge`,
-    in x's dtype, and the last state (B, K, D, N) in the dtype of the accumulation.
+    x (B, K, L, D), or (B, L, D) shared by the routes; delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N);
+    D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L). Returns y in x's shape and dtype, summed over the
+    routes if they share x, and the last state (B, K, D, N) in the dtype of the accumulation.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     for tensor in (delta, A, B, C):
         dtype = torch.promote_types(dtype, tensor.dtype)
-    out_dtype = x.dtype
+    out_dtype, merge = x.dtype, x.dim() == 3
+    if merge:
+        x = x.unsqueeze(1)
     batch, K, length, dim = delta.shape
     x, delta, A, B, C = (t.to(dtype) for t in (x, delta, A, B, C))
     if delta_bias is not None:
@@ -105,5 +106,5 @@ def selective_scan(
     if table is not None:
         y = _gather(y, _inverse(table))
     if merge:
-        y = y.sum(1, keepdim=True)
+        y = y.sum(1)
     return y.to(out_dtype), h

@@ -1,0 +1,50 @@
+"""FLOP formulas of the operators for `torch.utils.flop_counter`. Importing this module registers them; the package does
+so itself only where the counter is imported first, as the counter imports triton.
+
+An addition, a multiplication and an exponential count one each. Softplus and the copies of cross scan count nothing.
+"""
+
+from typing import Any
+
+from torch.utils.flop_counter import register_flop_formula
+
+from vmddpm_kernels import ops
+
+# For each step, channel and state, as VMamba and fvcore count (arXiv 2401.10166): delta A and its exponential 2,
+# delta B x 2, the recurrence 3 (a parallel scan multiplies the decays too), C h and its sum 2.
+FORWARD = 9
+# The forward's first three again 7, C dy and the reverse recurrence 4, and products with their sums: dB, dC and dA
+# 2 each, B dh for dx 2, the gradient of the exponent 2 and its part of ddelta 2.
+BACKWARD = 23
+
+
+def _steps(delta: Any) -> int:
+    batch, routes, length, channels = delta
+    return batch * routes * length * channels
+
+
+@register_flop_formula(ops.selective_scan_forward.overloadpacket)
+def selective_scan_forward(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any) -> int:
+    """9 B K L D N, and B K L D for the skip weight."""
+    return _steps(delta) * (FORWARD * A[2] + (D is not None))
+
+
+@register_flop_formula(ops.selective_scan_backward.overloadpacket)
+def selective_scan_backward(
+    dy: Any, dlast_state: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any
+) -> int:
+    """23 B K L D N, and 4 B K L D for dx and dD of the skip weight."""
+    return _steps(delta) * (BACKWARD * A[2] + 4 * (D is not None))
+
+
+@register_flop_formula(ops.scan_routes.overloadpacket)
+def scan_routes(*args: Any, **kwargs: Any) -> int:
+    """A copy."""
+    return 0
+
+
+@register_flop_formula(ops.merge_routes.overloadpacket)
+def merge_routes(y: Any, table: Any, merge: bool, *args: Any, **kwargs: Any) -> int:
+    """(K - 1) B L C additions where the routes are summed."""
+    batch, routes, length, channels = y
+    return batch * (routes - 1) * length * channels if merge else 0
