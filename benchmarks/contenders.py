@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
+from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
 from benchmarks.problem import ROUTES, Contender, Problem
 from benchmarks.rivals import Missing, Peers
 
@@ -86,8 +87,15 @@ def vmamba(problem: Problem, backend: str, peers: Peers) -> Contender:
     return _pipeline(problem, *peers.vmamba, dy=float_dy)
 
 
-def mambapy_image(problem: Problem, backend: str, peers: Peers) -> Contender:
-    return _pipeline(problem, vk.cross_scan, parallel_scan(peers), vk.cross_merge)
+def parallel_scan(problem: Problem, backend: str, peers: Peers) -> Contender:
+    def run(*tensors: Tensor) -> Tensor:
+        return scan_in_pytorch(*tensors, problem.table)
+
+    return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
+
+
+def mambapy(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return _pipeline(problem, vk.cross_scan, mambapy_scan(peers), vk.cross_merge)
 
 
 def _pipeline(
@@ -115,15 +123,14 @@ def _pipeline(
     return Contender(inputs, core, dy, lambda t: turned(t.flatten(2)))
 
 
-def parallel_scan(peers: Peers) -> Callable[..., Tensor]:
-    """mamba.py's `MambaBlock.selective_scan` for groups and, as it has none, in float32 for half precision."""
+def mambapy_scan(peers: Peers) -> Callable[..., Tensor]:
+    """mamba.py's `MambaBlock.selective_scan` for groups."""
     if peers.mambapy is None:
         raise Missing(peers.missing["mamba.py"])
     pscan = peers.mambapy
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
-        dtype, (batch, groups) = u.dtype, B.shape[:2]
-        u, delta, B, C = (t.float() for t in (u, delta, B, C))
+        batch, groups = B.shape[:2]
         delta = F.softplus(delta + bias[:, None])                               # (B, G D, L)
 
         def split(t: Tensor) -> Tensor:                                         # (B, G D, L) -> (B G, L, D, 1)
@@ -133,7 +140,7 @@ def parallel_scan(peers: Peers) -> Callable[..., Tensor]:
         B, C = (t.flatten(0, 1).transpose(1, 2) for t in (B, C))                # (B G, L, N)
         h = pscan(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
         y = (h @ C[..., None]).squeeze(3).transpose(1, 2)                       # (B G, D, L)
-        return (y.unflatten(0, (batch, groups)).flatten(1, 2) + D[:, None] * u).to(dtype)
+        return y.unflatten(0, (batch, groups)).flatten(1, 2) + D[:, None] * u
 
     return scan
 
@@ -152,22 +159,11 @@ def sequence_channel_last(problem: Problem, backend: str, peers: Peers) -> Conte
     return Contender(inputs, run, problem.dy, unchanged)
 
 
-def sequence_reference(problem: Problem, backend: str, peers: Peers) -> Contender:
-    return sequence(problem, "reference", peers)
-
-
 def mamba_ssm(problem: Problem, backend: str, peers: Peers) -> Contender:
     if peers.mamba is None:
         raise Missing(peers.missing["mamba"])
     theirs = peers.mamba
     return _sequence(problem, lambda u, delta, A, B, C, D, bias: theirs(u, delta, A, B, C, D, None, bias, True))
-
-
-def mambapy(problem: Problem, backend: str, peers: Peers) -> Contender:
-    scan = parallel_scan(peers)
-    return _sequence(
-        problem, lambda u, delta, A, B, C, D, bias: scan(u, delta, A, B[:, None], C[:, None], D, bias, True)
-    )
 
 
 def _sequence(problem: Problem, run: Callable[..., Tensor]) -> Contender:
@@ -185,16 +181,18 @@ IMAGES = {
     "ours": fused,
     "ours shuffled": shuffled,
     "ours unfused": unfused,
-    "reference": reference,
     "attention": attention,
-    "mamba.py": mambapy_image,
     "VMamba": vmamba,
+}
+WITHOUT_KERNELS = {
+    "ours": fused,
+    "reference": reference,
+    "parallel scan": parallel_scan,
+    "mamba.py": mambapy,
 }
 SEQUENCES = {
     "ours": sequence,
     "ours channel last": sequence_channel_last,
-    "reference": sequence_reference,
     "attention": attention,
-    "mamba.py": mambapy,
     "mamba_ssm": mamba_ssm,
 }

@@ -9,7 +9,7 @@ import resource
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.contenders import IMAGES
+from benchmarks.contenders import IMAGES, WITHOUT_KERNELS
 from benchmarks.problem import Case, Contender, Problem
 from benchmarks.rivals import load
 from benchmarks.timing import peak_bytes
@@ -30,7 +30,8 @@ def peak(contender: str, case: Case, direction: str, device: str) -> int:
 
 
 def prepare(contender: str, case: Case, device: str) -> Contender:
-    return IMAGES[contender](Problem.draw(case, device, seed=0), device, load(device))
+    makers = IMAGES | WITHOUT_KERNELS
+    return makers[contender](Problem.draw(case, device, seed=0), device, load(device))
 
 
 def growth(contender: str, case: Case, direction: str) -> int:

@@ -11,8 +11,17 @@ from matplotlib import pyplot as plt
 from benchmarks.results import Record
 
 OURS = ("#0b3c5d", "#328cc1", "#7fb7d9")
-COLORS = {"attention": "#d1495b", "reference": "#8d8d8d", "mamba.py": "#edae49", "mamba_ssm": "#66a182",
-          "VMamba": "#7b4f9d", "ours unfused": "#00798c", "ours shuffled": "#7fb7d9", "ours": "#0b3c5d"}  # fmt: skip
+COLORS = {
+    "ours": "#0b3c5d",
+    "ours shuffled": "#7fb7d9",
+    "ours unfused": "#00798c",
+    "attention": "#d1495b",
+    "reference": "#8d8d8d",
+    "parallel scan": "#c17c2f",
+    "mamba.py": "#edae49",
+    "mamba_ssm": "#66a182",
+    "VMamba": "#7b4f9d",
+}
 
 
 def write_plots(data: Record, folder: Path) -> Path:
@@ -48,15 +57,18 @@ def scaling(data: Record):
 def speed_up(data: Record):
     """Forward and backward of the fused operator: each dot someone's time over ours."""
     rows: dict[str, dict[str, float]] = {}
-    for record in data["times"]:
-        if record["suite"] == "cross_selective_scan" and record["direction"] == "forward_backward":
-            rows.setdefault(record["case"], {})[record["contender"]] = record["median"]
-    rows = {case: row for case, row in rows.items() if "ours" in row}
+    for suite in ("cross_selective_scan", "without_kernels"):
+        chosen = [t for t in data["times"] if t["suite"] == suite and t["direction"] == "forward_backward"]
+        ours = {t["case"]: t["median"] for t in chosen if t["contender"] == "ours"}
+        for record in chosen:
+            if record["case"] in ours and record["contender"] != "ours":
+                ratio = record["median"] / ours[record["case"]]
+                rows.setdefault(record["case"], {})[record["contender"]] = ratio
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(rows)))
-    for name in dict.fromkeys(n for row in rows.values() for n in row if n != "ours"):
-        points = [(row[name] / row["ours"], case) for case, row in rows.items() if name in row]
+    for name in dict.fromkeys(n for row in rows.values() for n in row):
+        points = [(row[name], case) for case, row in rows.items() if name in row]
         axes.scatter(*zip(*points), color=COLORS.get(name, "black"), label=name, s=45, zorder=3)
     axes.axvline(1, color=COLORS["ours"], linewidth=2)
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""The fused operator over an image beside the pipeline of single operators, attention and others' scans; what a
+"""The fused operator over an image beside the pipeline of single operators, attention and VMamba's kernels; what a
 shuffled image costs is "ours shuffled" over "ours"."""
 
 import torch

@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
-from benchmarks.contenders import HEAD, leaves, parallel_scan
+from benchmarks.contenders import HEAD, leaves, mambapy_scan
 from benchmarks.module_work import work_of
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender, Problem
 from vmddpm.model import ModelConfig
@@ -79,7 +79,7 @@ def unfused(problem, backend, peers):
 
 
 def mambapy(problem, backend, peers):
-    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(parallel_scan(peers))})
+    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(mambapy_scan(peers))})
     return contender(problem, kind, (problem.case.height, problem.case.width))
 
 

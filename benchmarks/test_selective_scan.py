@@ -1,4 +1,4 @@
-"""The selective scan over sequences, in both layouts, beside attention and others' scans."""
+"""The selective scan over sequences, in both layouts, beside attention and mamba_ssm's."""
 
 import torch
 
