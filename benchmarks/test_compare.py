@@ -13,7 +13,7 @@ from benchmarks.contest import Contest
 from benchmarks.gpu.machine import describe
 from benchmarks.problem import FORWARD, Case, Problem
 from benchmarks.results import Results
-from vmddpm_kernels import backends
+from vmddpm_kernels.backends import cpu
 
 SHAPES = (Case(2, 32, 32, 192, 16), Case(2, 32, 32, 192, 1), Case(1, 64, 64, 128, 4))
 SCANS = {"ours": fused, "attention": attention}
@@ -53,6 +53,6 @@ def test_compare(device, peers, measuring):
         pytest.skip("a kernel is slowed down by its caller, which a GPU does not wait for")
     before, after = measured(device, peers), measured(device, peers)
     assert slower(before, after) == set()
-    kernel = half_as_slow_again(backends.cpu.selective_scan_forward)
-    with mock.patch.object(backends.cpu, "selective_scan_forward", kernel):
+    kernel = half_as_slow_again(cpu.selective_scan_forward)
+    with mock.patch.object(cpu, "selective_scan_forward", kernel):
         assert slower(before, measured(device, peers)) == {"scan"}
