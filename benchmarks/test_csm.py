@@ -6,15 +6,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
-from benchmarks.contenders import HEAD, leaves, mambapy_scan
+from benchmarks.contenders import HEAD, mambapy_scan
 from benchmarks.module_work import work_of
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender, Problem
 from vmddpm.model import ModelConfig
 from vmddpm.model.csm import CSM
 
 # `channels` are those of the module's input; S6 has twice as many
-CASES = {"quick": [Case(4, 32, 32, 96, 16)], "full": [Case(4, 32, 32, 96, 16), Case(4, 64, 64, 96, 1),
-                                                      Case(1, 128, 128, 96, 16), Case(4, 8, 8, 384, 16)]}  # fmt: skip
+QUICK = [Case(1, 32, 32, 96, 16)]
+CASES = {"quick": QUICK, "full": [*QUICK, Case(4, 64, 64, 96, 1), Case(1, 128, 128, 96, 16), Case(4, 8, 8, 384, 16)]}
 DIRECTIONS = (FORWARD, BOTH)
 
 
@@ -54,7 +54,7 @@ class AttentionModule(CSM):
 def module(case, kind, device):
     torch.manual_seed(0)
     config = ModelConfig(base_channels=case.channels, channel_multipliers=(1,), sampling=(1,), d_state=case.states)
-    return kind(case.channels, config).to(device)
+    return kind(case.channels, config).to(device, memory_format=torch.channels_last)
 
 
 def image(problem, t):  # (B, L, C) -> (B, C, H, W), channels last
@@ -71,7 +71,8 @@ def contender(problem, kind, orders):
 
     x = image(problem, problem.x).detach().requires_grad_()
     standard = None if kind is AttentionModule or orders is problem.shuffled_table else torch.Tensor.contiguous
-    return Contender([x, *leaves(*weights)], run, image(problem, problem.dy), standard)
+    inputs = [x, *(w.detach().clone().requires_grad_() for w in weights)]  # the convolution's stay channels last
+    return Contender(inputs, run, image(problem, problem.dy), standard)
 
 
 def unfused(problem, backend, peers):

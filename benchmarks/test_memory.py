@@ -10,7 +10,7 @@ from benchmarks.rivals import Missing
 QUICK = [Case(1, 64, 64, 192, 16), Case(1, 128, 128, 192, 16)]
 CASES = {"quick": QUICK, "full": [*QUICK, Case(1, 256, 256, 192, 16), Case(1, 128, 128, 192, 1)]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = ("ours", "ours unfused", "attention", "mamba.py", "parallel scan", "VMamba", "reference")
+CONTENDERS = ("ours", "ours unfused", "attention", "mamba.py", "parallel scan", "VMamba")
 LONGEST = {"attention": 16384, "ours": 1 << 20, "ours unfused": 1 << 20}  # steps, at most, on a CPU; others 4096
 
 

@@ -5,8 +5,8 @@ from benchmarks.contenders import WITHOUT_KERNELS
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, Case
 
-QUICK = [Case(4, 32, 32, 192, 1), Case(4, 32, 32, 192, 16), Case(4, 64, 64, 96, 16)]
-CASES = {"quick": QUICK, "full": QUICK}
+QUICK = [Case(1, 32, 32, 192, 1), Case(1, 32, 32, 192, 16), Case(1, 16, 16, 384, 16)]
+CASES = {"quick": QUICK, "full": [*QUICK, Case(4, 32, 32, 192, 16), Case(4, 64, 64, 96, 1), Case(4, 64, 64, 96, 16)]}
 DIRECTIONS = (FORWARD, BOTH)
 CONTENDERS = tuple(WITHOUT_KERNELS)
 
