@@ -17,7 +17,9 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__)
+#define VMDDPM_UNROLL  // instrumented loops take minutes to compile unrolled
+#elif defined(__clang__)
 #define VMDDPM_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define VMDDPM_UNROLL _Pragma("GCC unroll 16")

@@ -110,19 +110,19 @@ def test_nan_comes_through(backend):
 
 
 def test_growing_states(backend):
-    """A may be positive: large growth is exact, and what no float holds is infinite."""
+    """A may be positive: growth is as exact as decay, and what no float holds is infinite."""
     x, delta, A, B, C, *_ = image_problem(1, 2, 40, 20, 9, torch.float32)
-    A = torch.where(torch.rand_like(A) < 0.1, -A, A)
-    values = run((x, delta.abs(), A, B, C), lambda *t: (vk.cross_selective_scan(*t, backend=backend),))
-    exact = run(
-        [t.double() for t in (x, delta.abs(), A, B, C)],
-        lambda *t: (vk.cross_selective_scan(*t, backend="reference"),),
-    )
-    for value, expected in zip(values, exact):
-        assert relative_error(value, expected) < 1e-5
-    one = torch.ones(1, 2, 1)
-    y = vk.selective_scan(one, one * 100, torch.ones(1, 1), one, one, channel_last=True, backend=backend)
-    assert torch.equal(y[0, :, 0], torch.tensor([100.0, float("inf")]))
+    tensors = (x, delta.abs() * 0.1, torch.where(torch.arange(9) == 4, -A, A), B, C)
+
+    def growing(backend):
+        return lambda *t: (vk.cross_selective_scan(*t, delta_softplus=False, backend=backend),)
+
+    exact = run([t.double() for t in tensors], growing("reference"))
+    for value, expected in zip(run(tensors, growing(backend)), exact):
+        assert relative_error(value, expected) < 2e-6
+    one, delta = torch.ones(1, 2, 1), torch.tensor([1.0, 100.0]).view(1, 2, 1)
+    y = vk.selective_scan(one, delta, torch.ones(1, 1), one, one, channel_last=True, backend=backend)
+    assert torch.equal(y[0, :, 0], torch.tensor([1.0, float("inf")]))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 0, 5), (0, 3, 4, 5), (2, 3, 4, 0)])
