@@ -110,7 +110,7 @@ def roofline(data: Record):
     across = [0.05, 1, max(roofs.values()) / bandwidth * 4]
     axes.loglog(across, [min(x * bandwidth, max(roofs.values())) for x in across], alpha=0)
     axes.plot([across[0], roofs[16] / bandwidth], [across[0] * bandwidth, roofs[16]], color="#8d8d8d")
-    axes.annotate(f"memory, {bandwidth / 1e9:.0f} GB/s", (across[0], across[0] * bandwidth), xytext=(8, 16),
+    axes.annotate(f"memory, {bandwidth / 1e9:.0f} GB/s", (across[0], across[0] * bandwidth), xytext=(16, -6),
                   textcoords="offset points", color="#555555")  # fmt: skip
     for states, roof in roofs.items():
         axes.axhline(roof, color="#8d8d8d", linestyle="--" if states == 1 else "-")
