@@ -1,18 +1,177 @@
-"""`pytest benchmarks/` checks every case once; `pytest benchmarks/ --benchmark` measures."""
+"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` measures, prints what it found
+and writes a result file.
+
+Who takes part in a case is measured in turn, by the first of its tests; each test then reports one of them to
+pytest-benchmark, whose tables, JSON and comparisons therefore work as ever."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.contest import Contest, Makers
+from benchmarks.gpu.machine import describe
+from benchmarks.limits import Work, measure_limits
+from benchmarks.plots import write_plots
+from benchmarks.report import markdown
+from benchmarks.results import FOLDER, Results
+from benchmarks.rivals import ROOT, load
+from benchmarks.scaling import summarise
 
-def pytest_addoption(parser):
-    parser.addoption("--benchmark", action="store_true", help="measure instead of running every case once")
+PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds a contender is measured for, and least rounds
 
 
-def pytest_configure(config):
-    if not config.getoption("--benchmark"):
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vmddpm benchmarks")
+    group.addoption("--benchmark", action="store_true", help="measure instead of running every case once")
+    group.addoption("--profile", choices=PROFILES, default="quick", help="how much of it: quick (minutes) or full")
+    group.addoption("--results", type=Path, default=FOLDER, help="folder of the result file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASURING] = config.getoption("--benchmark") or config.getoption("benchmark_only")
+    if not config.stash[MEASURING]:
         config.option.benchmark_disable = True
 
 
+MEASURING = pytest.StashKey[bool]()
+RESULTS = pytest.StashKey[Results]()
+MACHINE = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A suite names its CASES for each profile, DIRECTIONS and CONTENDERS; those of one case come one after another."""
+    module = metafunc.module
+    if "case" in metafunc.fixturenames:
+        cases = module.CASES[metafunc.config.getoption("--profile")]
+        metafunc.parametrize("case", cases, ids=lambda c: c.name.replace(" ", "-"))
+    for name in ("direction", "contender"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, getattr(module, f"{name.upper()}S"), ids=lambda v: v.replace(" ", "-"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+
+
+class Clock:
+    """Tells pytest-benchmark times that were taken already: each call of `replay` advances it by one of them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def replay(self, seconds: Iterator[float]) -> None:
+        self.now += next(seconds)
+
+
+CLOCK = Clock()
+
+
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty filled with NaN, so that an element a kernel forgets to write cannot pass."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return MACHINE
+
+
+@pytest.fixture(scope="session")
+def measuring(request: pytest.FixtureRequest) -> bool:
+    return request.config.stash[MEASURING]
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest, device: str, measuring: bool) -> Results:
+    found = Results(describe(device), request.config.getoption("--profile"))
+    if measuring:
+        found["limits"].update(measure_limits(device))
+        request.config.stash[RESULTS] = found
+    return found
+
+
+@pytest.fixture(scope="session")
+def peers(device: str) -> Any:
+    return load(device)
+
+
+def competitors(request: pytest.FixtureRequest) -> list[str]:
+    """Of the selected tests, those that differ from this one in the contender alone."""
+
+    def key(item: Any) -> tuple[str, dict[str, Any]]:
+        return item.originalname, {k: v for k, v in item.callspec.params.items() if k != "contender"}
+
+    this = request.node
+    others = (i for i in request.session.items if i.path == this.path and hasattr(i, "callspec"))
+    return [i.callspec.params["contender"] for i in others if key(i) == key(this)]
+
+
+@pytest.fixture(scope="session")
+def last_measured() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def contest(
+    request: pytest.FixtureRequest, benchmark: Any, results: Results, peers: Any, device: str, measuring: bool,
+    poisoned_memory: None, last_measured: dict[Any, Any],
+) -> Callable[..., None]:  # fmt: skip
+    """contest(makers, case, direction, contender): checks the contender, or measures all of its case and reports it."""
+    suite = request.node.originalname.removeprefix("test_")
+
+    def take_part(
+        makers: Makers, case: Any, direction: str, contender: str, *,
+        work: Callable[[str], Work | None] = lambda contender: None, **options: Any,
+    ) -> None:  # fmt: skip
+        if not measuring:
+            one = Contest(makers, [contender], case.tiny(), direction, device, peers, **options)
+            if one.missing:
+                pytest.skip(one.missing[contender])
+            benchmark.pedantic(one.check, (contender,))
+            return
+        key = (suite, case, direction)
+        if key not in last_measured:
+            last_measured.clear()
+            several = Contest(makers, competitors(request), case, direction, device, peers, **options)
+            request.getfixturevalue("monkeypatch").undo()  # what is timed is not poisoned
+            measured, sets = several.measure(*PROFILES[request.config.getoption("--profile")])
+            several.record(suite, results, measured, sets, work)
+            last_measured[key] = several.missing, measured
+        missing, measured = last_measured[key]
+        if contender in missing:
+            pytest.skip(missing[contender])
+        benchmark.group = f"{suite} {direction} {case.name}"
+        seconds = measured[contender]
+        benchmark.pedantic(CLOCK.replay, (iter(seconds),), rounds=len(seconds))
+
+    return take_part
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    found = config.stash.get(RESULTS, None)
+    if found is None:
+        return
+    slopes, found.data["crossings"] = summarise(found["times"])
+    found["scaling"].extend(slopes)
+    path = found.save(config.getoption("--results"))
+    plots = write_plots(found.data, ROOT / "build" / "benchmarks" / path.stem)
+    terminalreporter.write_line("\n".join([*markdown(found.data), "", f"results: {path}", f"plots: {plots}"]))

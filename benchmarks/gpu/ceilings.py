@@ -4,7 +4,8 @@ what a selective scan of many states ends at."""
 from typing import Any
 
 import torch
-from timing import measure
+
+from benchmarks.timing import measure
 
 COPY_BYTES = 1 << 30
 EXP2_PROGRAMS, EXP2_BLOCK, EXP2_ROUNDS = 132 * 64, 2048, 512
@@ -20,7 +21,7 @@ def copy_bandwidth(device: str) -> float:
 
 def exp2_rate() -> float:
     """exp2 a second, from a kernel that does little else: every value is fed back 512 times."""
-    from exp2_kernel import exp2_kernel
+    from benchmarks.gpu.exp2_kernel import exp2_kernel
 
     out = torch.empty(EXP2_PROGRAMS * EXP2_BLOCK, device="cuda")
     grid = (EXP2_PROGRAMS,)

@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from commands import ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def said(*command: str) -> str | None:
@@ -33,6 +35,11 @@ def triton_version() -> str | None:
     return triton.__version__
 
 
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def describe(device: str) -> dict[str, Any]:
     release = re.search(r"release ([\d.]+), V([\d.]+)", said(nvcc(), "--version") or "")
     gpu: dict[str, Any] = {"name": None}
@@ -46,11 +53,15 @@ def describe(device: str) -> dict[str, Any]:
             "driver": (said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").split("\n")[0],
         }
     return {
+        "device": slug(gpu["name"] or f"{cpu_name()} {os.cpu_count()} cores"),
         "date": time.strftime("%Y-%m-%d"),
         "commit": said("git", "rev-parse", "HEAD"),
         "changed_files": bool(said("git", "status", "--porcelain")),
         "gpu": gpu,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),  # of other programs, when the run began
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,

@@ -8,53 +8,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
-from cases import BOTH, FORWARD, Case, Contender, all_cases, contenders
+from cases import all_cases, contenders
 from ceilings import measure_ceilings
-from timing import LEAST_REPETITIONS, measure
+
+from benchmarks.problem import BOTH, FORWARD, Case, Contender, difference
+from benchmarks.rivals import Peers, load
+from benchmarks.timing import LEAST_REPETITIONS, measure, sets_needed
 
 GPU_ERROR = 3
-L2_TIMES = 3  # what all inputs together should be, so that no call finds its own in the cache
 RIVALS = ("VMamba", "mamba_ssm")
 
 
-def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.detach().double(), b.detach().double()
-    return ((a - b).abs().sum() / b.abs().sum().clamp_min(1e-300)).item()
-
-
 def differences(all_of_them: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    """How far each rival's y, dx and dA are from ours: whether the same thing is being measured."""
-    found = {}
-    ours = all_of_them["ours"]
-    y, dx, _, dA, *_ = ours.call(BOTH)
-    for name in RIVALS:
-        if rival := all_of_them.get(name):
-            their_y, their_dx, _, their_dA, *_ = rival.call(BOTH)
-            found[name] = {
-                "y": relative_difference(rival.standard(their_y), ours.standard(y)),
-                "dx": relative_difference(rival.standard(their_dx), ours.standard(dx)),
-                "dA": relative_difference(their_dA.flatten(), dA.flatten()),
-            }
-    return found
+    return {name: difference(all_of_them[name], all_of_them["ours"]) for name in RIVALS if name in all_of_them}
 
 
-def sets_needed(one: dict[str, Contender], device: str) -> int:
-    if device == "cpu":
-        return 3
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    smallest = min(sum(t.numel() * t.element_size() for t in c.leaves) for c in one.values())
-    return max(3, min(16, -(-L2_TIMES * cache // smallest)))
+def bytes_of(contender: Contender) -> int:
+    return sum(t.numel() * t.element_size() for t in contender.leaves)
 
 
-def measure_case(case: Case, rivals: peers.Peers, device: str, backend: str, least: int) -> dict[str, Any]:
+def measure_case(case: Case, rivals: Peers, device: str, backend: str, least: int) -> dict[str, Any]:
     first = contenders(case, rivals, device, backend, seed=0)
-    sets = [first, *(contenders(case, rivals, device, backend, s) for s in range(1, sets_needed(first, device)))]
+    sets = sets_needed(min(map(bytes_of, first.values())), device)
+    input_sets = [first, *(contenders(case, rivals, device, backend, s) for s in range(1, sets))]
     record: dict[str, Any] = {"differences": differences(first)}
     for direction in (FORWARD, BOTH):
         results = {
-            name: measure(lambda one, d=direction: one.call(d), [s[name] for s in sets], device, least)
+            name: measure(lambda one, d=direction: one.call(d), [s[name] for s in input_sets], device, least)
             for name in first
         }
         ours = results["ours"]
@@ -91,7 +72,7 @@ def main() -> None:
         with options.lines.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
 
-    rivals = peers.load(device)
+    rivals = load(device)
     if "ceilings" not in seen:
         note({"case": "ceilings", **measure_ceilings(device)})
         note({"case": "peers", "missing": rivals.missing, "revisions": rivals.revisions})

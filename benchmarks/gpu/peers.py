@@ -5,30 +5,21 @@
 
 Of VMamba, kernels/selective_scan and classification/models/{csm_triton,csms6s}.py are used; of mamba,
 csrc/selective_scan and mamba_ssm. A file REVISION in either folder, if there is one, is copied into the results.
-`python3 benchmarks/gpu/peers.py` compiles what is there into build/peers/ for the GPU of this machine (or sm_90), a
+`python3 -m benchmarks.gpu.peers` compiles what is there into build/peers/ for the GPU of this machine (or sm_90), a
 minute or two on 16 cores; nothing is installed. What is missing is reported as missing.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-SOURCES = ROOT / "benchmarks" / "peers"
-BUILDS = ROOT / "build" / "peers"
+from benchmarks.rivals import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
 
-VMAMBA_EXTENSION, MAMBA_EXTENSION = "selective_scan_cuda_oflex", "selective_scan_cuda"
+HERE = Path(__file__).resolve().parent
 # As in the setup.py of both projects.
 NVCC_FLAGS = [
     "-O3",
@@ -52,16 +43,6 @@ void selective_scan_fwd_cuda(SSMParamsBase&, cudaStream_t) { TORCH_CHECK(false, 
 template <typename input_t, typename weight_t>
 void selective_scan_bwd_cuda(SSMParamsBwd&, cudaStream_t) { TORCH_CHECK(false, "built without complex states"); }
 """
-
-
-@dataclass
-class Peers:
-    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, and what is missing and why."""
-
-    vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
-    mamba: Callable[..., Any] | None = None
-    missing: dict[str, str] = field(default_factory=dict)
-    revisions: dict[str, str] = field(default_factory=dict)
 
 
 def cuda_home() -> Path:
@@ -152,59 +133,6 @@ def build() -> None:
             print(f"{name}: built in {time.perf_counter() - start:.0f} s", flush=True)
         except Exception as error:  # the other one is still worth having
             print(f"{name}: failed after {time.perf_counter() - start:.0f} s: {error}", flush=True)
-
-
-def module_from(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def import_extension(name: str) -> None:
-    folder = BUILDS / name
-    if not (folder / "built").exists():
-        raise FileNotFoundError(f"{name} was not built; `python3 benchmarks/gpu/peers.py` says why")
-    module_from(folder / f"{name}.so", name)
-
-
-def load_vmamba(device: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    models = SOURCES / "VMamba" / "classification" / "models"
-    if device == "cuda":
-        import_extension(VMAMBA_EXTENSION)
-    routes = module_from(models / "csm_triton.py", "vmamba_csm_triton")
-    scan = module_from(models / "csms6s.py", "vmamba_csms6s")
-    if device == "cuda":
-        return routes.cross_scan_fn, scan.selective_scan_fn, routes.cross_merge_fn
-    return routes.CrossScanF.apply, scan.selective_scan_torch, routes.CrossMergeF.apply
-
-
-def load_mamba(device: str) -> Callable[..., Any]:
-    package = ModuleType("mamba_ssm")  # without running its __init__, which imports every model there is
-    package.__path__ = [str(SOURCES / "mamba" / "mamba_ssm")]
-    sys.modules["mamba_ssm"] = package
-    if device == "cuda":
-        import_extension(MAMBA_EXTENSION)
-    interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    return interface.selective_scan_fn if device == "cuda" else interface.selective_scan_ref
-
-
-def load(device: str) -> Peers:
-    """What was built, ready to call. On a CPU their own PyTorch versions, to rehearse."""
-    peers = Peers()
-    for folder, attribute, function in (("VMamba", "vmamba", load_vmamba), ("mamba", "mamba", load_mamba)):
-        try:
-            if not (SOURCES / folder).is_dir():
-                raise FileNotFoundError(f"no sources in benchmarks/peers/{folder}")
-            setattr(peers, attribute, function(device))
-            revision = SOURCES / folder / "REVISION"
-            peers.revisions[folder] = revision.read_text().strip() if revision.exists() else "unknown"
-        except Exception as error:  # a rival that cannot run is a line in the results, not the end of them
-            peers.missing[folder] = f"{type(error).__name__}: {error}"
-    return peers
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Times and memory of one call. On a GPU two times are taken: `ms`, between events around each call while the host runs
 ahead of the GPU, which is what the kernels take; and `wall_ms`, what a program gets that calls it again and again."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +13,28 @@ import torch
 WARM_UPS = 3
 LEAST_REPETITIONS, MOST_REPETITIONS = 20, 40
 SECONDS_TO_FILL = 0.05
+CACHE_TIMES = 3  # what all inputs together should be, so that no call finds its own in the cache
+MOST_SETS = 16
+HOST_SECONDS = 2e-3  # to queue the launches of a call
 CYCLES_A_SECOND = 2e9  # of a GPU that waits; somewhat too many only makes it wait a little longer
 
 
 def quantile(values: Sequence[float], q: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(q * (len(ordered) - 1)))]
+
+
+def cache_bytes(device: str) -> int:
+    """Of the last level."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).L2_cache_size
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((1024 * int(size.read_text().strip().removesuffix("K")) for size in sizes), default=32 << 20)
+
+
+def sets_needed(input_bytes: int, device: str) -> int:
+    """Sets of inputs to take in turn."""
+    return max(3, min(MOST_SETS, -(-CACHE_TIMES * cache_bytes(device) // input_bytes)))
 
 
 def repetitions_for(seconds: float, least: int) -> int:
@@ -89,3 +107,39 @@ def measure(
         "input_sets": len(inputs),
         "peak_bytes": peak_bytes(call, inputs[0]) if gpu else None,
     }
+
+
+def measure_in_turn(
+    contenders: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
+) -> dict[str, list[float]]:
+    """Seconds of each call of each contender; `call(i)` is to take the i-th of the sets of inputs that all share.
+
+    The calls of all are spread evenly over the same stretch of time, so that what disturbs the machine disturbs all.
+    Each is called for about `seconds`, `least` to MOST_REPETITIONS times, after as many as WARM_UPS calls."""
+    counts = {}
+    for name, call in contenders.items():
+        begun = time.perf_counter()
+        for i in range(WARM_UPS):
+            one = one_time(call, i, device)
+            if time.perf_counter() - begun > seconds:
+                break
+        counts[name] = max(least, min(MOST_REPETITIONS, int(seconds / max(one, 1e-6))))
+    turns = sorted(((i + 0.5) / count, name) for name, count in counts.items() for i in range(count))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        for i, (_, name) in enumerate(turns):
+            times[name].append(one_time(contenders[name], i, device))
+    finally:
+        gc.enable()
+    return times
+
+
+def one_time(call: Callable[[int], Any], i: int, device: str) -> float:
+    """Seconds; on a GPU between events around the call, which it begins once the host has queued all of it."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call(i)
+        return time.perf_counter() - start
+    return gpu_times(call, [i], 1, HOST_SECONDS)[0] / 1e3

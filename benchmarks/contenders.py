@@ -1,0 +1,198 @@
+"""Everyone who can take part: for one problem, each contender with the same numbers in its own layout.
+
+A contender is a function of (problem, backend, peers). It raises `Missing` where it cannot take part."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import vmddpm_kernels as vk
+from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
+from benchmarks.problem import ROUTES, Contender, Problem
+from benchmarks.rivals import Missing, Peers
+
+HEAD = 64  # channels of a head of attention
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [t.detach().contiguous().requires_grad_() for t in tensors]
+
+
+def unchanged(t: Tensor) -> Tensor:
+    return t
+
+
+def turned(t: Tensor) -> Tensor:
+    return t.transpose(1, 2)
+
+
+# Of an image, and of a sequence as well: attention, over the same steps and channels.
+
+
+def attention(problem: Problem, backend: str, peers: Peers) -> Contender:
+    if problem.case.channels % HEAD:
+        raise Missing(f"heads of {HEAD} do not divide {problem.case.channels} channels")
+
+    def heads(t: Tensor) -> Tensor:  # (B, L, D) -> (B, D / 64, L, 64)
+        return t.unflatten(2, (-1, HEAD)).transpose(1, 2)
+
+    query, key = heads(problem.x), heads(problem.delta[:, 0])
+    return Contender(leaves(query, key, query.flip(2)), F.scaled_dot_product_attention, heads(problem.dy), None)
+
+
+# Images
+
+
+def fused(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return _fused(problem, backend, problem.table)
+
+
+def shuffled(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return replace(_fused(problem, backend, problem.shuffled_table), standard=None)
+
+
+def reference(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return _fused(problem, "reference", problem.table)
+
+
+def compiled_reference(problem: Problem, backend: str, peers: Peers) -> Contender:
+    eager = reference(problem, backend, peers)
+    return Contender(eager.leaves, torch.compile(eager.run, dynamic=False), eager.dy, eager.standard)
+
+
+def _fused(problem: Problem, backend: str, table: Tensor) -> Contender:
+    def run(*tensors: Tensor) -> Tensor:
+        return vk.cross_selective_scan(*tensors, table, backend=backend)
+
+    return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
+
+
+def unfused(problem: Problem, backend: str, peers: Peers) -> Contender:
+    """The same result from `cross_scan`, `selective_scan` and `cross_merge`, with four sequences in memory."""
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
+        return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, backend=backend)
+
+    return _pipeline(problem, vk.cross_scan, scan, vk.cross_merge)
+
+
+def vmamba(problem: Problem, backend: str, peers: Peers) -> Contender:
+    if peers.vmamba is None:
+        raise Missing(peers.missing["VMamba"])
+    float_dy = problem.dy.float()  # the dtype of their y
+    return _pipeline(problem, *peers.vmamba, dy=float_dy)
+
+
+def parallel_scan(problem: Problem, backend: str, peers: Peers) -> Contender:
+    def run(*tensors: Tensor) -> Tensor:
+        return scan_in_pytorch(*tensors, problem.table)
+
+    return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
+
+
+def mambapy(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return _pipeline(problem, vk.cross_scan, mambapy_scan(peers), vk.cross_merge)
+
+
+def _pipeline(
+    problem: Problem,
+    scan: Callable[..., Tensor],
+    selective_scan: Callable[..., Tensor],
+    merge: Callable[..., Tensor],
+    dy: Tensor | None = None,
+) -> Contender:
+    case, table = problem.case, problem.table
+
+    def in_scan_order(t: Tensor) -> Tensor:  # (B, K, L, C) in pixel order -> (B, K, C, L) along the routes
+        return t.gather(2, table.long()[None, :, :, None].expand_as(t)).transpose(2, 3)
+
+    def core(x: Tensor, delta: Tensor, *rest: Tensor) -> Tensor:
+        sequences = scan(x, True, True, False, 0).flatten(1, 2)                 # (B, 4 D, L)
+        y = selective_scan(sequences, delta, *rest, True)                       # (B, 4 D, L)
+        return merge(y.unflatten(1, (ROUTES, -1)).unflatten(3, (case.height, case.width)), True, True, False, 0)
+
+    x, delta, A, B, C, D, bias = problem.tensors
+    image = turned(x).unflatten(2, (case.height, case.width))                   # (B, D, H, W)
+    inputs = leaves(image, in_scan_order(delta).flatten(1, 2), A.flatten(0, 1), in_scan_order(B), in_scan_order(C),
+                    D.flatten(), bias.flatten())  # fmt: skip
+    dy = turned(problem.dy if dy is None else dy).contiguous()
+    return Contender(inputs, core, dy, lambda t: turned(t.flatten(2)))
+
+
+def mambapy_scan(peers: Peers) -> Callable[..., Tensor]:
+    """mamba.py's `MambaBlock.selective_scan` for groups."""
+    if peers.mambapy is None:
+        raise Missing(peers.missing["mamba.py"])
+    pscan = peers.mambapy
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
+        batch, groups = B.shape[:2]
+        delta = F.softplus(delta + bias[:, None])                               # (B, G D, L)
+
+        def split(t: Tensor) -> Tensor:                                         # (B, G D, L) -> (B G, L, D, 1)
+            return t.unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)[..., None]
+
+        A = A.unflatten(0, (groups, -1)).repeat(batch, 1, 1)[:, None]           # (B G, 1, D, N)
+        B, C = (t.flatten(0, 1).transpose(1, 2) for t in (B, C))                # (B G, L, N)
+        h = pscan(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
+        y = (h @ C[..., None]).squeeze(3).transpose(1, 2)                       # (B G, D, L)
+        return y.unflatten(0, (batch, groups)).flatten(1, 2) + D[:, None] * u
+
+    return scan
+
+
+# Sequences, channel first as their peers have them
+
+
+def sequence(problem: Problem, backend: str, peers: Peers) -> Contender:
+    return _sequence(problem, lambda *t: _selective_scan(*t, backend=backend))
+
+
+def sequence_channel_last(problem: Problem, backend: str, peers: Peers) -> Contender:
+    x, delta, A, B, C, D, bias = problem.tensors
+    inputs = leaves(x, delta[:, 0], A[0], B[:, 0], C[:, 0], D[0], bias[0])
+    run = lambda *t: _selective_scan(*t, backend=backend, channel_last=True)  # noqa: E731
+    return Contender(inputs, run, problem.dy, unchanged)
+
+
+def mamba_ssm(problem: Problem, backend: str, peers: Peers) -> Contender:
+    if peers.mamba is None:
+        raise Missing(peers.missing["mamba"])
+    theirs = peers.mamba
+    return _sequence(problem, lambda u, delta, A, B, C, D, bias: theirs(u, delta, A, B, C, D, None, bias, True))
+
+
+def _sequence(problem: Problem, run: Callable[..., Tensor]) -> Contender:
+    x, delta, A, B, C, D, bias = problem.tensors
+    inputs = leaves(turned(x), turned(delta[:, 0]), A[0], turned(B[:, 0]), turned(C[:, 0]), D[0], bias[0])
+    return Contender(inputs, run, turned(problem.dy).contiguous(), turned)
+
+
+def _selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+                    **options: Any) -> Tensor:  # fmt: skip
+    return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, **options)
+
+
+IMAGES = {
+    "ours": fused,
+    "ours shuffled": shuffled,
+    "ours unfused": unfused,
+    "attention": attention,
+    "VMamba": vmamba,
+}
+WITHOUT_KERNELS = {
+    "ours": fused,
+    "reference": reference,
+    "parallel scan": parallel_scan,
+    "mamba.py": mambapy,
+}
+SEQUENCES = {
+    "ours": sequence,
+    "ours channel last": sequence_channel_last,
+    "attention": attention,
+    "mamba_ssm": mamba_ssm,
+}

@@ -1,0 +1,164 @@
+"""Result files to Markdown tables and plots: `python -m benchmarks.report FILES --readme README.md`.
+
+`--out` gets a page of tables for each machine and the plots; `--readme` the short table between the markers
+<!-- benchmarks --> and <!-- /benchmarks -->, whose links lead to `--out`."""
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import write_plots
+from benchmarks.results import Record, load
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+DIRECTIONS = {"forward_backward": "forward + backward", "ddim_step": "DDIM step", "training_step": "training step"}
+IN_README = ("cross_selective_scan", "without_kernels", "csm", "model")
+
+
+def markdown(data: Record) -> list[str]:
+    """All that a result file holds."""
+    lines = [f"## {title(data)}", "", *machine(data)]
+    for suite in dict.fromkeys(t["suite"] for t in data["times"]):
+        lines += ["", f"### {suite}", "", *time_table(data, suite)]
+    lines += ["", "### Memory beside the inputs", "", *memory_table(data), "", "### How cost grows with length", ""]
+    lines += slope_table(data)
+    return [*lines, "", *(f"- {line}" for line in [*findings(data), *missing(data)])]
+
+
+def title(data: Record) -> str:
+    machine = data["machine"]
+    return machine["gpu"]["name"] or f"{machine['cpu']}, {machine['cpus']} cores"
+
+
+def machine(data: Record) -> Iterator[str]:
+    machine, limits = data["machine"], data["limits"]
+    changed = " with changed files" if machine["changed_files"] else ""
+    yield (f"{machine['date']}, commit {machine['commit'][:10]}{changed}, torch {machine['torch']}, "
+           f"Python {machine['python']}, {machine['threads']} threads, load {machine['load']} at the start, profile "
+           f"{data['profile']}.")  # fmt: skip
+    rates = ", ".join(f"{name} {value:.3g}" for name, value in limits.items() if isinstance(value, float))
+    yield f"Limits measured in the same run, a second: {rates}."
+
+
+def in_order(records: list[Record]) -> dict[tuple[str, str], dict[str, Record]]:
+    """(case, direction) -> contender -> record"""
+    rows: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        rows.setdefault((record["case"], record["direction"]), {})[record["contender"]] = record
+    return rows
+
+
+def time_table(data: Record, suite: str) -> list[str]:
+    """Our time and its share of the limit, then everyone's as a multiple of it; without "ours", times alone."""
+    rows = in_order([t for t in data["times"] if t["suite"] == suite])
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    if "ours" not in names:
+        body = [[case, *(milliseconds(row.get(name)) for name in names)] for (case, _), row in rows.items()]
+        return table(["ms (p20 to p80)", *names], body)
+    rivals = [name for name in names if name != "ours"]
+    body = []
+    for (case, direction), row in rows.items():
+        ours = row.get("ours")
+        ratios = [f"{row[n]['median'] / ours['median']:.2f}x" if ours and n in row else "" for n in rivals]
+        body.append([case, DIRECTIONS.get(direction, direction), milliseconds(ours), share(ours), *ratios])
+    return table(["case", "", "ours, ms (p20 to p80)", "of the limit", *rivals], body)
+
+
+def milliseconds(record: Record | None) -> str:
+    if record is None:
+        return ""
+    median, low, high = (f"{1e3 * record[key]:.3g}" for key in ("median", "p20", "p80"))
+    return f"{median} ({low} to {high})"
+
+
+def share(record: Record | None) -> str:
+    return f"{record['limit'] / record['median']:.0%}" if record and record["limit"] else ""
+
+
+def memory_table(data: Record) -> list[str]:
+    rows = in_order(data["memory"])
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    body = [[case, DIRECTIONS.get(direction, direction), f"{next(iter(row.values()))['input_bytes'] / 2**20:.3g}",
+             *(f"{row[n]['bytes'] / 2**20:.3g}" if n in row else "" for n in names)]
+            for (case, direction), row in rows.items()]  # fmt: skip
+    return table(["MiB", "", "inputs", *names], body)
+
+
+def slope_table(data: Record) -> list[str]:
+    body = [[c["contender"], c["unit"], f"{c['since']} to {c['lengths'][-1]}", f"{c['slope']:.3f}",
+             f"{c['low']:.3f} to {c['high']:.3f}"] for c in data["scaling"]]  # fmt: skip
+    return table(["", "unit", "lengths", "slope", "95 %"], body)
+
+
+def findings(data: Record) -> Iterator[str]:
+    for name, length in data["crossings"].items():
+        if length == 0:
+            yield f"{name} takes less time than attention at every length measured."
+        elif length is None:
+            yield f"{name} takes more time than attention up to the longest length measured."
+        else:
+            yield f"{name} takes less time than attention from about {length:,.0f} steps on."
+    costs = [row["ours shuffled"]["median"] / row["ours"]["median"] - 1
+             for suite in ("cross_selective_scan", "csm", "model")
+             for row in in_order([t for t in data["times"] if t["suite"] == suite]).values()
+             if {"ours", "ours shuffled"} <= row.keys()]  # fmt: skip
+    if costs:
+        yield f"A shuffled image costs {statistics.median(costs):+.1%} ({min(costs):+.1%} to {max(costs):+.1%})."
+
+
+def missing(data: Record) -> Iterator[str]:
+    for name, reasons in data["missing"].items():
+        for why in reasons:
+            yield f"Missing: {name}: {why}."
+
+
+def table(head: list[str], body: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+
+
+def readme_block(files: dict[Path, Record], readme: Path, out: Path) -> str:
+    lines = []
+
+    def link(path: Path) -> str:
+        return os.path.relpath(path, readme.parent)
+
+    for path, data in files.items():
+        page = link(out / f"{path.stem}.md")
+        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {next(machine(data))}", ""]
+        measured = {t["suite"] for t in data["times"]}
+        for suite in (name for name in IN_README if name in measured):
+            lines += [f"`{suite}`", "", *time_table(data, suite), ""]
+        lines += [*slope_table(data), "", *(f"- {line}" for line in [*findings(data), *missing(data)]), ""]
+        lines += [f"![Time over length]({link(out / path.stem / 'scaling.png')})", ""]
+    return "\n".join([BEGIN, *lines[:-1], END])
+
+
+def put_between_markers(readme: Path, block: str) -> None:
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise SystemExit(f"{readme} must hold one {BEGIN} and one {END}")
+    before, rest = text.split(BEGIN)
+    readme.write_text(before + block + rest.split(END)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    files: dict[Path, Any] = {path: load(path) for path in options.files}
+    for path, data in files.items():
+        plots = write_plots(data, options.out / path.stem)
+        pictures = [f"![{plot.stem}]({path.stem}/{plot.name})" for plot in sorted(plots.glob("*.png"))]
+        (options.out / f"{path.stem}.md").write_text("\n".join([*markdown(data), "", *pictures, ""]))
+    if options.readme:
+        put_between_markers(options.readme, readme_block(files, options.readme, options.out))
+
+
+if __name__ == "__main__":
+    main()

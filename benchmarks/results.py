@@ -1,0 +1,62 @@
+"""Result files: what one run on one machine measured.
+
+    machine     what it ran on: device, versions, commit, date
+    profile     "quick" or "full"
+    limits      what the machine can do at most (limits.py), and its cache
+    missing     contender -> why it took no part
+    times       suite, case, direction, contender, ours, length, rounds, input_sets; median, p20, p80 in seconds, and
+                limit, the least that the machine's limits leave for the `work`, where they are known
+    memory      suite, case, direction, contender, ours, length, input_bytes, bytes: beside the inputs, at the most
+    scaling     contender, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) from the
+                length `since` on
+    crossings   states -> the length where attention and ours take the same time
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.report import save
+
+Record = dict[str, Any]
+FOLDER = Path(__file__).resolve().parent / "results"
+OURS = ("ours", "reference", "triton")  # the first word of contenders whose code is this repository's
+
+
+class Results:
+    def __init__(self, machine: Record, profile: str) -> None:
+        self.data: Record = {
+            "machine": machine,
+            "profile": profile,
+            "limits": {},
+            "missing": {},
+            "times": [],
+            "memory": [],
+            "scaling": [],
+            "crossings": {},
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self.data[name]
+
+    def add(self, what: str, suite: str, case: str, direction: str, contender: str, **values: Any) -> None:
+        key = {"suite": suite, "case": case, "direction": direction, "contender": contender, "ours": ours(contender)}
+        self.data[what].append(key | values)
+
+    def miss(self, contender: str, why: str) -> None:
+        reasons = self.data["missing"].setdefault(contender, [])
+        if why not in reasons:
+            reasons.append(why)
+
+    def save(self, folder: Path) -> Path:
+        path = folder / f"{self.data['machine']['device']}-{self.data['machine']['date']}.json"
+        save(self.data, path)
+        return path
+
+
+def ours(contender: str) -> bool:
+    return contender.split()[0] in OURS
+
+
+def load(path: Path) -> Record:
+    return json.loads(path.read_text())

@@ -1,0 +1,98 @@
+"""Other people's scans: installed packages, or sources in benchmarks/peers/ that `benchmarks.gpu.peers` has built. What
+is missing is a line in the results."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "benchmarks" / "peers"
+BUILDS = ROOT / "build" / "peers"
+VMAMBA_EXTENSION, MAMBA_EXTENSION = "selective_scan_cuda_oflex", "selective_scan_cuda"
+
+
+class Missing(Exception):
+    """A contender that cannot run here, and why."""
+
+
+@dataclass
+class Peers:
+    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, and what
+    is missing and why."""
+
+    vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
+    mamba: Callable[..., Any] | None = None
+    mambapy: Callable[..., Any] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+
+
+def module_from(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def import_extension(name: str) -> None:
+    folder = BUILDS / name
+    if not (folder / "built").exists():
+        raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.peers` says why")
+    module_from(folder / f"{name}.so", name)
+
+
+def sources(folder: str) -> Path:
+    if not (SOURCES / folder).is_dir():
+        raise FileNotFoundError(f"not installed, and no sources in benchmarks/peers/{folder}")
+    return SOURCES / folder
+
+
+def load_vmamba(device: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    models = sources("VMamba") / "classification" / "models"
+    if device == "cuda":
+        import_extension(VMAMBA_EXTENSION)
+    routes = module_from(models / "csm_triton.py", "vmamba_csm_triton")
+    scan = module_from(models / "csms6s.py", "vmamba_csms6s")
+    if device == "cuda":
+        return routes.cross_scan_fn, scan.selective_scan_fn, routes.cross_merge_fn
+    return routes.CrossScanF.apply, scan.selective_scan_torch, routes.CrossMergeF.apply
+
+
+def load_mamba(device: str) -> Callable[..., Any]:
+    if importlib.util.find_spec("mamba_ssm") is None:
+        package = ModuleType("mamba_ssm")  # without running its __init__, which imports every model there is
+        package.__path__ = [str(sources("mamba") / "mamba_ssm")]
+        sys.modules["mamba_ssm"] = package
+        if device == "cuda":
+            import_extension(MAMBA_EXTENSION)
+    interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    return interface.selective_scan_fn if device == "cuda" else interface.selective_scan_ref
+
+
+def load_mambapy(device: str) -> Callable[..., Any]:
+    try:
+        return importlib.import_module("mambapy.pscan").pscan
+    except ModuleNotFoundError:
+        raise FileNotFoundError("not installed; `pip install mambapy`") from None
+
+
+def load(device: str) -> Peers:
+    """What is there, ready to call. On a CPU their own PyTorch versions."""
+    peers = Peers()
+    every = (("VMamba", "vmamba", load_vmamba), ("mamba", "mamba", load_mamba), ("mamba.py", "mambapy", load_mambapy))
+    for name, attribute, function in every:
+        try:
+            setattr(peers, attribute, function(device))
+            revision = SOURCES / name / "REVISION"
+            peers.revisions[name] = revision.read_text().strip() if revision.exists() else "unknown"
+        except Exception as error:  # a rival that cannot run is a line in the results, not the end of them
+            peers.missing[name] = f"{type(error).__name__}: {error}"
+    return peers

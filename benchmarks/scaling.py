@@ -1,0 +1,54 @@
+"""How a cost grows with the length of the sequence: the slope of the line through (log L, log cost), and where two such
+lines cross."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+UPPER = 5  # the slope is that of the last so many lengths
+T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # Student's t, two-sided 95 %, 1 to 8 degrees of freedom
+
+
+def slope(lengths: Sequence[int], costs: Sequence[float]) -> dict[str, float]:
+    """By least squares over the upper lengths, with its 95 % confidence interval: {slope, low, high, since}."""
+    points = sorted(zip(lengths, costs))[-UPPER:]
+    x, y = ([math.log(p[i]) for p in points] for i in (0, 1))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((v - mean_x) ** 2 for v in x)
+    b = sum((u - mean_x) * (v - mean_y) for u, v in zip(x, y)) / spread
+    residual = sum((v - mean_y - b * (u - mean_x)) ** 2 for u, v in zip(x, y))
+    freedom = len(points) - 2
+    half = T95[freedom - 1] * math.sqrt(residual / freedom / spread) if freedom > 0 else math.inf
+    return {"slope": b, "low": b - half, "high": b + half, "since": points[0][0]}
+
+
+def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
+    """The length from which ours costs less, on the lines through the points of both; 0 if it does from the first on.
+    None if it does not up to the last."""
+    lengths = sorted(ours.keys() & theirs.keys())
+    ahead = [math.log(theirs[n] / ours[n]) for n in lengths]
+    last_behind = max((i for i, a in enumerate(ahead) if a <= 0), default=-1)
+    if last_behind == -1:
+        return 0.0
+    if last_behind == len(lengths) - 1:
+        return None
+    (x0, x1), (y0, y1) = (v[last_behind : last_behind + 2] for v in ([math.log(n) for n in lengths], ahead))
+    return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0))
+
+
+def curve_record(contender: str, unit: str, curve: dict[int, float]) -> dict[str, Any]:
+    lengths, values = list(curve), list(curve.values())
+    return {"contender": contender, "unit": unit, "lengths": lengths, "values": values, **slope(lengths, values)}
+
+
+def summarise(times: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    """The slopes of everyone in the suite "scaling", and where each of ours crosses attention. They are those of the
+    20th percentile: what disturbs a machine only ever adds time, and one disturbed length bends the line."""
+    curves: dict[str, dict[int, float]] = {}
+    for record in times:
+        if record["suite"] == "scaling":
+            curves.setdefault(record["contender"], {})[record["length"]] = record["p20"]
+    slopes = [curve_record(name, "seconds", curve) for name, curve in curves.items() if len(curve) > 2]
+    attention = curves.get("attention", {})
+    crossings = {n: crossing(curve, attention) for n, curve in curves.items() if n != "attention" and attention}
+    return slopes, crossings

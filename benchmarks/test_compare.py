@@ -1,0 +1,58 @@
+"""`benchmarks.compare` on this machine: two runs of the same code are the same, and a kernel made to take 1.5 times as
+long is found, alone."""
+
+import time
+from unittest import mock
+
+import pytest
+
+from benchmarks import test_cross_scan
+from benchmarks.compare import changes
+from benchmarks.contenders import attention, fused
+from benchmarks.contest import Contest
+from benchmarks.gpu.machine import describe
+from benchmarks.problem import FORWARD, Case, Problem
+from benchmarks.results import Results
+from vmddpm_kernels.backends import cpu
+
+SHAPES = (Case(2, 32, 32, 192, 16), Case(2, 32, 32, 192, 1), Case(1, 64, 64, 128, 4))
+SCANS = {"ours": fused, "attention": attention}
+COPIES = {name: test_cross_scan.SCANS[name] for name in ("ours", "copy")}
+SUITES = {"scan": (SCANS, Problem.draw), "copies": (COPIES, test_cross_scan.draw)}
+
+
+def measured(device, peers):
+    results = Results(describe(device), "quick")
+    for suite, (makers, draw) in SUITES.items():
+        for case in SHAPES:
+            contest = Contest(makers, list(makers), case, FORWARD, device, peers, draw=draw)
+            contest.record(suite, results, *contest.measure(0.25, 10), work=lambda _: None)
+    return results.data
+
+
+def half_as_slow_again(kernel):
+    def planted(*args, **options):
+        begun = time.perf_counter()
+        result = kernel(*args, **options)
+        end = begun + 1.5 * (time.perf_counter() - begun)
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return planted
+
+
+def slower(a, b):
+    return {change.key[0] for change in changes(a, b) if change.slower}
+
+
+def test_compare(device, peers, measuring):
+    if not measuring:
+        pytest.skip("a matter of time: with --benchmark")
+    if device != "cpu":
+        pytest.skip("a kernel is slowed down by its caller, which a GPU does not wait for")
+    before, after = measured(device, peers), measured(device, peers)
+    assert slower(before, after) == set()
+    kernel = half_as_slow_again(cpu.selective_scan_forward)
+    with mock.patch.object(cpu, "selective_scan_forward", kernel):
+        assert slower(before, measured(device, peers)) == {"scan"}

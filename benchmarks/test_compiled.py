@@ -1,0 +1,19 @@
+"""The reference through torch.compile, whose loop over the steps is unrolled: short sequences only, as compiling takes
+longer the longer they are. Compiling is not part of the time."""
+
+import pytest
+
+from benchmarks.contenders import compiled_reference, fused, reference
+from benchmarks.limits import Work
+from benchmarks.problem import FORWARD, Case
+
+MAKERS = {"ours": fused, "reference": reference, "compiled reference": compiled_reference}
+CASES = {"quick": [Case(4, 4, 4, 768, 16)], "full": [Case(4, 4, 4, 768, 16), Case(4, 8, 8, 768, 16)]}
+DIRECTIONS = (FORWARD,)
+CONTENDERS = tuple(MAKERS)
+
+
+def test_compiled(contest, case, direction, contender, measuring):
+    if not measuring:
+        pytest.skip("compiling takes too long to be a check")
+    contest(MAKERS, case, direction, contender, work=lambda _: Work.of_scan(case, direction))

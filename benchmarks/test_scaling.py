@@ -1,0 +1,92 @@
+"""The fused operator's time grows as the length of the sequence, attention's as its square: by the clock, by the count
+of floating-point operations, and by the count of instructions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import vmddpm_kernels.flops  # noqa: F401  counts of the operators' operations
+from benchmarks import instructions
+from benchmarks.contenders import HEAD, attention, fused
+from benchmarks.limits import Work
+from benchmarks.problem import FORWARD, Case, Problem
+from benchmarks.rivals import Missing
+from benchmarks.scaling import curve_record, summarise
+
+LINEAR, QUADRATIC = (0.9, 1.1), (1.7, 2.3)
+LONGEST = {"cpu": 16, "cuda": 20}["cuda" if torch.cuda.is_available() else "cpu"]
+LENGTHS = {"quick": range(8, LONGEST + 1), "full": range(8, LONGEST + 1)}  # powers of two
+ATTENTION_LONGEST = {"quick": 1 << (LONGEST - 1), "full": 1 << LONGEST}
+STATES = (1, 4, 16)
+
+
+def image(power: int) -> Case:
+    """2^power pixels, one head of attention."""
+    return Case(1, 1 << power // 2, 1 << (power + 1) // 2, HEAD, max(STATES))
+
+
+CASES = {profile: [image(power) for power in powers] for profile, powers in LENGTHS.items()}
+DIRECTIONS = (FORWARD,)
+CONTENDERS = (*(f"ours N={n}" for n in STATES), "attention")
+
+
+def with_states(states):
+    def make(problem, device, peers):
+        narrow = {name: getattr(problem, name)[..., :states] for name in "ABC"}
+        return replace(fused(replace(problem, **narrow), device, peers), standard=None)
+
+    return make
+
+
+def test_scaling(contest, case, direction, contender, request):
+    longest = ATTENTION_LONGEST[request.config.getoption("--profile")]
+
+    def attention_up_to(problem, device, peers):
+        if problem.case.length > longest:
+            raise Missing(f"more than {longest} steps take too long in this profile")
+        return attention(problem, device, peers)
+
+    def work(name):
+        if name == "attention":
+            return Work.of_attention(case, direction)
+        return Work.of_scan(replace(case, states=int(name.rpartition("=")[2])), direction)
+
+    makers = {f"ours N={n}": with_states(n) for n in STATES} | {"attention": attention_up_to}
+    contest(makers, case, direction, contender, work=work)
+
+
+def check(curve):
+    low, high = QUADRATIC if curve["contender"] == "attention" else LINEAR
+    assert low <= curve["slope"] <= high, curve
+
+
+def test_time(results, measuring):
+    if not measuring:
+        pytest.skip("a matter of time: with --benchmark")
+    for curve in summarise(results["times"])[0]:
+        check(curve)
+
+
+@pytest.mark.parametrize("who", ["ours", "attention"])
+def test_flops(who, results, device, peers):
+    """Counted on tensors without data, so that length costs nothing."""
+    make = attention if who == "attention" else fused
+    curve = {}
+    for case in map(image, range(8, 21, 2)):
+        with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            make(Problem.draw(case, device, 0), device, peers).call(FORWARD)
+        curve[case.length] = counter.get_total_flops()
+    results["scaling"].append(curve_record(who, "flops", curve))
+    check(results["scaling"][-1])
+
+
+@pytest.mark.skipif(instructions.unavailable() is not None, reason=str(instructions.unavailable()))
+def test_instructions(results, measuring):
+    lengths = (256, 1024, 4096) if measuring else (256, 1024)
+    curve = {length: instructions.count(length) for length in lengths}
+    results["scaling"].append(curve_record("ours", "instructions", curve))
+    check(results["scaling"][-1])

@@ -1,0 +1,29 @@
+"""The selective scan over sequences, in both layouts, beside attention and mamba_ssm's."""
+
+import torch
+
+from benchmarks.contenders import SEQUENCES
+from benchmarks.limits import Work
+from benchmarks.problem import BOTH, FORWARD, Case
+
+QUICK = [
+    *(Case(4, 0, 1024, 384, states) for states in (16, 4, 1)),
+    Case(4, 0, 1023, 384, 16),
+    Case(1, 0, 4096, 192, 16),
+    Case(4, 0, 1024, 384, 16, torch.bfloat16),
+]
+MORE = [
+    *(Case(1, 0, 65536, 192, states) for states in (1, 16)),
+    *(Case(batch, 0, 256, 1536, 16) for batch in (1, 16)),
+    *(Case(4, 0, 1024, 384, states, torch.float16) for states in (1, 16)),
+]
+CASES = {"quick": QUICK, "full": [*QUICK, *MORE]}
+DIRECTIONS = (FORWARD, BOTH)
+CONTENDERS = tuple(SEQUENCES)
+
+
+def test_selective_scan(contest, case, direction, contender):
+    def work(name):
+        return (Work.of_attention if name == "attention" else Work.of_scan)(case, direction)
+
+    contest(SEQUENCES, case, direction, contender, work=work)
