@@ -7,8 +7,9 @@ from vmddpm_kernels.backends.triton import math
 from vmddpm_kernels.backends.triton.launch import kernel
 from vmddpm_kernels.backends.triton.scan_steps import (
     advance,
+    load_row,
     load_rows,
-    matrix_rows,
+    matrix_row,
     pixels_of,
     put,
     spread,
@@ -27,7 +28,7 @@ def scan_backward(
     dx, dx_b: tl.int64, dx_k: tl.int64, dx_l: tl.int64, dx_d: tl.int64,
     ddelta, ddelta_b: tl.int64, ddelta_k: tl.int64, ddelta_l: tl.int64, ddelta_d: tl.int64,
     dA, dB, dC, dD, ddelta_bias, dinitial_state,
-    batches: tl.int64, routes: tl.int64, length: tl.int64, channels: tl.int64, blocks: tl.int64,
+    batches: tl.int64, routes: tl.int64, length: tl.int64, channels: tl.int64, blocks: tl.int64, state_stride: tl.int64,
     STATES: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr,
     STEPS: tl.constexpr, PER_THREAD: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -48,6 +49,8 @@ def scan_backward(
     n = part[None, :, None] * PER_THREAD + s[:, None, None]                         # (PER_THREAD, SLICES, 1)
     d = channel[None, None, :]                                                      # (1, 1, BLOCK)
     owned = (n < STATES) & (d < channels)
+    dB_sums = dB + block * batches * routes * length * STATES
+    dC_sums = dC + block * batches * routes * length * STATES
     own_scratch = scratch + program * TILES * PER_THREAD * SLICES * BLOCK + n * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     if MERGE:
         batch, first_route, end_route = program // blocks, 0, routes
@@ -57,13 +60,12 @@ def scan_backward(
 
     for route in range(first_route, end_route):
         sequence = batch * routes + route
-        matrix_sums = block * batches * routes * length * STATES
         parameter = route * channels + channel                                      # (BLOCK,)
-        rate = math.as_rate(tl.load(A + (route * channels + d) * STATES + n, mask=owned, other=0.0))
+        rate = math.as_rate(tl.load(A + (route * channels + d) * STATES + n * state_stride, mask=owned, other=0.0))
         bias = None
         if delta_bias is not None:
             bias = tl.load(delta_bias + parameter, mask=channel < channels, other=0.0)
-        state = (sequence * channels + d) * STATES + n
+        state = (sequence * channels + d) * STATES + n * state_stride
         if dlast_state is None:
             dh = tl.zeros([PER_THREAD, SLICES, BLOCK], ACCUMULATE)
         else:
@@ -89,8 +91,8 @@ def scan_backward(
                 sizes = step_sizes(sizes, bias, inside, SOFTPLUS)
                 deltas, drives = spread(sizes, SLICES), spread(sizes * u, SLICES)
                 for i in tl.static_range(STEPS):
-                    row_B, _, _ = matrix_rows(B, C, table, route, sequence, first + i, length, n, STATES)
-                    h, _ = advance(h, take(deltas, i), take(drives, i), rate, row_B, ZOH)
+                    row = matrix_row(table, route, sequence, first + i, length, STATES)
+                    h, _ = advance(h, take(deltas, i), take(drives, i), rate, load_row(B, row, n, STATES), ZOH)
                 tl.store(own_scratch + tile * PER_THREAD * SLICES * BLOCK, h)
             tl.debug_barrier()
 
@@ -112,16 +114,16 @@ def scan_backward(
                 h = tl.load(own_scratch + tile * PER_THREAD * SLICES * BLOCK)
                 states, decays, rows = (h,), (), ()
                 for i in tl.static_range(STEPS):
-                    row = matrix_rows(B, C, table, route, sequence, first + i, length, n, STATES)
-                    h, decay = advance(h, take(deltas, i), take(drives, i), rate, row[0], ZOH)
-                    states, decays, rows = states + (h,), decays + (decay,), rows + (row,)
+                    row = matrix_row(table, route, sequence, first + i, length, STATES)
+                    row_B, row_C = load_row(B, row, n, STATES), load_row(C, row, n, STATES)
+                    h, decay = advance(h, take(deltas, i), take(drives, i), rate, row_B, ZOH)
+                    states, decays, rows = states + (h,), decays + (decay,), rows + ((row, row_B, row_C),)
 
                 dsizes = tl.zeros([STEPS, SLICES, BLOCK], ACCUMULATE)
                 ddrives = tl.zeros([STEPS, SLICES, BLOCK], ACCUMULATE)
-                for later_steps in tl.static_range(STEPS):
-                    i: tl.constexpr = STEPS - 1 - later_steps
+                for i in tl.static_range(STEPS - 1, -1, -1):
                     delta_i, drive_i, dy_i = take(deltas, i), take(drives, i), take(slopes, i)
-                    row_B, row_C, at = rows[i]
+                    row, row_B, row_C = rows[i]
                     g = dh + dy_i * row_C
                     dh = decays[i] * g
                     dv = dh * states[i]
@@ -134,8 +136,8 @@ def scan_backward(
                     dsizes = put(dsizes, i, tl.sum(dv * rate, axis=0))
                     ddrives = put(ddrives, i, tl.sum(weighted * row_B, axis=0))
                     stored = (n < STATES) & (first + i < length)
-                    tl.store(dB + matrix_sums + at, tl.sum(weighted * drive_i, axis=2, keep_dims=True), mask=stored)
-                    tl.store(dC + matrix_sums + at, tl.sum(dy_i * states[i + 1], axis=2, keep_dims=True), mask=stored)
+                    tl.store(dB_sums + row + n, tl.sum(weighted * drive_i, axis=2, keep_dims=True), mask=stored)
+                    tl.store(dC_sums + row + n, tl.sum(dy_i * states[i + 1], axis=2, keep_dims=True), mask=stored)
 
                 ddrive = tl.sum(ddrives, axis=1)                                    # (STEPS, BLOCK)
                 dsize = math.from_rate(tl.sum(dsizes, axis=1)) + ddrive * u

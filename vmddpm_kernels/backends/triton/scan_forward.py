@@ -7,8 +7,9 @@ from vmddpm_kernels.backends.triton import math
 from vmddpm_kernels.backends.triton.launch import kernel
 from vmddpm_kernels.backends.triton.scan_steps import (
     advance,
+    load_row,
     load_rows,
-    matrix_rows,
+    matrix_row,
     pixels_of,
     put,
     spread,
@@ -24,7 +25,7 @@ def scan_forward(
     A, B, C, D, delta_bias, initial_state, table,
     y, y_b: tl.int64, y_k: tl.int64, y_l: tl.int64, y_d: tl.int64,
     last_state, checkpoints,
-    routes: tl.int64, length: tl.int64, channels: tl.int64, blocks: tl.int64,
+    routes: tl.int64, length: tl.int64, channels: tl.int64, blocks: tl.int64, state_stride: tl.int64,
     STATES: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr,
     STEPS: tl.constexpr, PER_THREAD: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -47,11 +48,11 @@ def scan_forward(
     for route in range(first_route, end_route):
         sequence = batch * routes + route
         parameter = route * channels + channel                                      # (BLOCK,)
-        rate = math.as_rate(tl.load(A + (route * channels + d) * STATES + n, mask=owned, other=0.0))
+        rate = math.as_rate(tl.load(A + (route * channels + d) * STATES + n * state_stride, mask=owned, other=0.0))
         bias = None
         if delta_bias is not None:
             bias = tl.load(delta_bias + parameter, mask=channel < channels, other=0.0)
-        state = (sequence * channels + d) * STATES + n
+        state = (sequence * channels + d) * STATES + n * state_stride
         if initial_state is None:
             h = tl.zeros([PER_THREAD, SLICES, BLOCK], ACCUMULATE)
         else:
@@ -71,7 +72,8 @@ def scan_forward(
             deltas, drives = spread(sizes, SLICES), spread(sizes * u, SLICES)
             out = tl.zeros([STEPS, SLICES, BLOCK], ACCUMULATE)
             for i in tl.static_range(STEPS):
-                row_B, row_C, _ = matrix_rows(B, C, table, route, sequence, first + i, length, n, STATES)
+                row = matrix_row(table, route, sequence, first + i, length, STATES)
+                row_B, row_C = load_row(B, row, n, STATES), load_row(C, row, n, STATES)
                 h, _ = advance(h, take(deltas, i), take(drives, i), rate, row_B, ZOH)
                 out = put(out, i, tl.sum(h * row_C, axis=0))
             result = tl.sum(out, axis=1)                                            # (STEPS, BLOCK)

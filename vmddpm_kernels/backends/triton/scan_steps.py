@@ -64,13 +64,18 @@ def put(tile, i, row):
 
 
 @triton.jit
-def matrix_rows(B, C, table, route, sequence, step, length, n, STATES: tl.constexpr):
-    """The states n [PER_THREAD, SLICES, 1] of B's and C's row at one step, and where in them these rows are."""
+def matrix_row(table, route, sequence, step, length, STATES: tl.constexpr):
+    """Where one step's row begins in B and C."""
     pixel = tl.where(step < length, step, 0)
     if table is not None:
         pixel = tl.load(table + route * length + pixel, mask=length > 0, other=0)
-    at = (sequence * length + pixel) * STATES + n
-    return tl.load(B + at, mask=n < STATES, other=0.0), tl.load(C + at, mask=n < STATES, other=0.0), at
+    return (sequence * length + pixel) * STATES
+
+
+@triton.jit
+def load_row(matrix, row, n, STATES: tl.constexpr):
+    """The states n [PER_THREAD, SLICES, 1] of a row."""
+    return tl.load(matrix + row + n, mask=n < STATES, other=0.0)
 
 
 @triton.jit

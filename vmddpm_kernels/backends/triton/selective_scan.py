@@ -127,7 +127,7 @@ def selective_scan_forward(
     launch(
         scan_forward, blocks * p.sequences, p.x.device,
         *_strided(p.x), *_strided(p.delta), p.A, p.B, p.C, p.D, p.delta_bias, p.initial_state, p.table,
-        *_strided(y), last_state, checkpoints, p.routes, p.length, p.channels, blocks,
+        *_strided(y), last_state, checkpoints, p.routes, p.length, p.channels, blocks, 1,
         **p.constants, **plan.options,
     )  # fmt: skip
     return y.to(p.x.dtype), last_state, checkpoints
@@ -159,7 +159,7 @@ def selective_scan_backward(
         scan_backward, programs, p.x.device,
         *_strided(p.x), *_strided(p.delta), p.A, p.B, p.C, p.D, p.delta_bias, p.table, checkpoints, scratch,
         *_strided(dy), cast(dlast_state, p.dtype), *_strided(dx), *_strided(ddelta),
-        dA, dB, dC, dD, ddelta_bias, dinitial_state, p.batch, p.routes, p.length, p.channels, blocks,
+        dA, dB, dC, dD, ddelta_bias, dinitial_state, p.batch, p.routes, p.length, p.channels, blocks, 1,
         **p.constants, **plan.options,
     )  # fmt: skip
     if p.x.shape[1] != images:
