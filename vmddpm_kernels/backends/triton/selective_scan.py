@@ -14,7 +14,6 @@ from vmddpm_kernels.backends.triton.scan_forward import scan_forward
 from vmddpm_kernels.routes import check_table_once
 
 CHUNK = 32  # steps from one checkpoint to the next
-STEPS = 4  # steps that are in registers together
 
 
 def checkpoint_shape(
@@ -24,40 +23,38 @@ def checkpoint_shape(
     return batch, routes, (length + CHUNK - 1) // CHUNK, states, channels
 
 
-def _power_of_two_from(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 @dataclass(frozen=True)
 class Plan:
-    """The tile [per_thread, slices, block] of a program, see scan_steps.py. It depends on sizes alone, as it decides the
-    order of sums."""
+    """What a program does at once, see scan_steps.py."""
 
     per_thread: int
     slices: int
     block: int
+    steps: int
 
     @property
     def options(self) -> dict[str, int]:
         warps = max(1, self.slices * self.block // warp_size())
-        return {"PER_THREAD": self.per_thread, "SLICES": self.slices, "BLOCK": self.block, "num_warps": warps}
+        tile = {"PER_THREAD": self.per_thread, "SLICES": self.slices, "BLOCK": self.block, "STEPS": self.steps}
+        return {**tile, "num_warps": warps}
 
 
-def plan(sequences: int, channels: int, states: int, wide: bool, backward: bool) -> Plan:
-    """Which threads do what.
+def plan(sequences: int, channels: int, states: int, wide: bool, zoh: bool, backward: bool) -> Plan:
+    """A function of sizes alone, as the order of sums follows from it.
 
-    A thread holds 4 states, as the backward has those of STEPS steps in registers; 16 in a forward where warps of 32
-    channels alone fill a large GPU (132 multiprocessors, 8 warps each), as the work that all slices of a channel repeat
-    is then done once. The slices of a channel are at most 32, so beyond 128 states a thread holds more than 4. Blocks are
-    as wide as 128 threads allow, at most 32 channels and, for whole sectors of memory, at least 8."""
-    states = _power_of_two_from(states)
-    warps = sequences * -(-channels // 32)
-    few = 2 if wide else 4
-    alone = not backward and not wide and states <= 16 and warps >= 132 * 8
-    per_thread = min(states, 16 if alone else few)
-    per_thread = max(per_thread, states // 32)
-    slices = states // per_thread
-    return Plan(per_thread, slices, min(32, max(8, 128 // slices)))
+    per_thread   4 states, as the backward holds those of a few steps in registers; in float64, where each takes two, 1;
+                 16 in a forward where warps of 32 channels alone fill a large GPU (132 multiprocessors, 8 warps
+                 each): what all slices of a channel repeat is then done once
+    slices       the other states of a channel, in other threads: at most 64, beyond which a thread holds more states
+    block        as many channels as 128 threads allow: at most 32 and, so that whole sectors of memory are used, at least 8
+    steps        4; half of that where 512 threads leave each half as many registers, and in the backward in float64,
+                 with the terms of zero-order hold, and where one warp has nothing to share between its threads"""
+    padded = 1 << (states - 1).bit_length()
+    fills = sequences * -(-channels // 32) >= 132 * 8
+    per_thread = 1 if wide else 16 if fills and padded <= 16 and not zoh and not backward else 4
+    slices = min(64, max(1, padded // per_thread))
+    steps = 4 // (2 if slices == 64 else 1) // (2 if backward and (wide or zoh or slices == 1) else 1)
+    return Plan(padded // slices, slices, min(32, max(8, 128 // slices)), steps)
 
 
 class _Problem:
@@ -80,11 +77,11 @@ class _Problem:
         self.states = A.shape[2]
         self.sequences = self.batch * (1 if merge else self.routes)  # that programs walk side by side
         self.constants = {
-            "STATES": self.states, "CHUNK": CHUNK, "STEPS": STEPS, "SOFTPLUS": softplus, "ZOH": zoh, "MERGE": merge,
+            "STATES": self.states, "CHUNK": CHUNK, "SOFTPLUS": softplus, "ZOH": zoh, "MERGE": merge,
         }  # fmt: skip
 
     def plan(self, backward: bool) -> Plan:
-        return plan(self.sequences, self.channels, self.states, self.wide, backward)
+        return plan(self.sequences, self.channels, self.states, self.wide, bool(self.constants["ZOH"]), backward)
 
     def blocks(self, plan: Plan) -> int:
         return -(-self.channels // plan.block)
@@ -154,7 +151,7 @@ def selective_scan_backward(
     dB, dC = (p.empty(blocks, p.batch, p.routes, p.length, p.states) for _ in range(2))
     dD, ddelta_bias = (p.empty(p.batch, p.routes, p.channels) for _ in range(2))
     programs = blocks * p.sequences
-    scratch = p.empty(programs, CHUNK // STEPS, plan.per_thread * plan.slices, plan.block)
+    scratch = p.empty(programs, CHUNK // plan.steps, plan.per_thread * plan.slices, plan.block)
     launch(
         scan_backward, programs, p.x.device,
         *_strided(p.x), *_strided(p.delta), p.A, p.B, p.C, p.D, p.delta_bias, p.table, checkpoints, scratch,
