@@ -1,8 +1,14 @@
 """Shared fixtures: seeds, and memory that is never zero by luck."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+# Triton reads this when it is imported. Where there is no GPU, its kernels are interpreted in the tests.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)

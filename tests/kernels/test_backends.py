@@ -14,7 +14,7 @@ from vmddpm_kernels.backends import extension, select
 
 def test_every_backend_says_what_it_is():
     statuses = registry_function()
-    assert list(statuses) == ["cuda", "cpu", "reference"]
+    assert list(statuses) == ["cuda", "triton", "cpu", "reference"]
     assert statuses["cpu"].active
     assert any(isa in statuses["cpu"].detail for isa in ("avx512", "avx2", "baseline"))
 
