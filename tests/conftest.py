@@ -30,3 +30,25 @@ def poisoned_memory(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """backend="triton" on CPU tensors, interpreted. The interpreter makes its language anew for each call of a function
+    inside a kernel, which takes half of its time: here it is made once a kernel."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch, languages = interpreter._patch_lang, set()
+
+    class Executor(interpreter.GridExecutor):
+        def __call__(self, *args, **kwargs):
+            languages.clear()
+            return super().__call__(*args, **kwargs)
+
+    def patch_once(function):
+        if id(function.__globals__) in languages:
+            return interpreter._LangPatchScope()
+        languages.add(id(function.__globals__))
+        return patch(function)
+
+    monkeypatch.setattr(interpreter, "GridExecutor", Executor)
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)

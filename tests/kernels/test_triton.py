@@ -1,5 +1,5 @@
-"""The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice that
-of PyTorch's own arithmetic. Small, as a step takes milliseconds there; what every backend is tested for is elsewhere."""
+"""The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice
+that of PyTorch's own arithmetic. Small, as a step takes milliseconds; what every backend is tested for is elsewhere."""
 
 import pytest
 import torch
@@ -71,7 +71,8 @@ def test_memory_of_another_order():
     def arrange(t):
         if t.dim() < 3:
             return t
-        return torch.cat([torch.zeros_like(t[..., :1]), t], dim=-1).transpose(-1, -2).contiguous().transpose(-1, -2)[..., 1:]
+        padded = torch.cat([torch.zeros_like(t[..., :1]), t], dim=-1)
+        return padded.transpose(-1, -2).contiguous().transpose(-1, -2)[..., 1:]
 
     assert not arrange(torch.zeros(2, 3, 4)).is_contiguous()
     check_routes((2, 2, 9, 10, 6), FLOAT32, random_table(2, 9), repeats=2, arrange=arrange)

@@ -89,8 +89,8 @@ CASES = {
     "N=16 bfloat16, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.bfloat16, backward=False),
     "bfloat16": lambda: scan_and_merge(3, 5, torch.bfloat16),
     **{
-        f"N={states} float32{', zoh' * zoh}": lambda states=states, zoh=zoh: scan(2, 3, 5, 40, states, torch.float32, zoh)
-        for states in (1, 4, 8, 16, 64, 256)
+        f"N={n} float32{', zoh' * zoh}": lambda n=n, zoh=zoh: scan(2, 3, 5, 40, n, torch.float32, zoh)
+        for n in (1, 4, 8, 16, 64, 256)
         for zoh in (False, True)
     },
     "N=16 float16": lambda: scan(2, 3, 5, 40, 16, torch.float16),

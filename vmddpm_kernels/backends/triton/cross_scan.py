@@ -2,7 +2,7 @@
 # mypy: allow-untyped-defs
 
 import torch
-import triton.language as tl
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from vmddpm_kernels.backends.extension import empty
@@ -29,7 +29,7 @@ def gather_along_routes(
     if MERGE:
         batch, route = sequence, 0
         value = tl.zeros([STEPS, CHANNELS], ACCUMULATE)
-        for k in range(0, routes):
+        for k in range(routes):
             pixel = tl.load(table + k * length + step, mask=step < length, other=0).to(tl.int64)
             at = image + batch * image_b + k * image_k + pixel[:, None] * image_l + d[None, :] * image_d
             value += tl.load(at, mask=inside, other=0.0).to(ACCUMULATE)

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 
 # TRITON_INTERPRET is read when triton is imported.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)

@@ -1,7 +1,7 @@
-"""exp, softplus and the zero-order-hold weight in Triton's language, as csrc/common/gpu_math.h has them: float32 in base
-2 through the special-function unit, float64 through the math library. Triton's own exp and log are not used for
+"""exp, softplus and the zero-order-hold weight in Triton's language, as csrc/common/gpu_math.h has them: float32 in
+base 2 through the special-function unit, float64 through the math library. Triton's own exp and log are not used for
 float32: their arguments are rounded once more, which costs several units in the last place."""
-# mypy: allow-untyped-defs
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ def as_rate(A):
     """The decay e^(delta A) is computed from v = delta * rate: in float32 log2(e) is folded into the rate once."""
     if A.dtype == tl.float64:
         return A
-    else:  # noqa: RET505 - both branches must be one statement: Triton takes one by the type
+    else:  # noqa: RET505 - Triton compiles one of two branches
         return A * 1.4426950408889634
 
 
@@ -35,7 +35,7 @@ def decay(v):
 
 @triton.jit
 def exp_negative(m):
-    """e^-m for m >= 0: -m = n ln(2) + r with whole n, the product in two parts so that r is exact but for one rounding."""
+    """e^-m for m >= 0: -m = n ln(2) + r with whole n, and ln(2) in two parts, so that r has one rounding."""
     if m.dtype == tl.float64:
         return tl.exp(-m)
     else:  # noqa: RET505

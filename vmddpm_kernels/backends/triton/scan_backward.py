@@ -1,5 +1,5 @@
 """The adjoint of the scan; scan_steps.py says how it is laid out."""
-# mypy: allow-untyped-defs
+# mypy: ignore-errors
 
 import triton.language as tl
 
@@ -37,9 +37,9 @@ def scan_backward(
       dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 
     Chunks are walked from the last to the first: once forwards from the checkpoint, keeping in `scratch`
-    (programs, CHUNK / STEPS, N, BLOCK) the states before each STEPS steps, then backwards, STEPS at a time, whose states
-    are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block; dA (B, K, D, N),
-    dD and ddelta_bias (B, K, D) over the steps of a sequence."""
+    (programs, CHUNK / STEPS, N, BLOCK) the states before each STEPS steps, then backwards, STEPS at a time, whose
+    states are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block;
+    dA (B, K, D, N), dD and ddelta_bias (B, K, D) over the steps of a sequence."""
     ACCUMULATE: tl.constexpr = A.dtype.element_ty
     TILES: tl.constexpr = CHUNK // STEPS
     program = tl.program_id(0).to(tl.int64)
@@ -51,7 +51,8 @@ def scan_backward(
     owned = (n < STATES) & (d < channels)
     dB_sums = dB + block * batches * routes * length * STATES
     dC_sums = dC + block * batches * routes * length * STATES
-    own_scratch = scratch + program * TILES * PER_THREAD * SLICES * BLOCK + n * BLOCK + tl.arange(0, BLOCK)[None, None, :]
+    KEPT: tl.constexpr = PER_THREAD * SLICES * BLOCK
+    own_scratch = scratch + program * TILES * KEPT + n * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     if MERGE:
         batch, first_route, end_route = program // blocks, 0, routes
     else:
@@ -76,7 +77,7 @@ def scan_backward(
         x_image, delta_image = x + batch * x_b + route * x_k, delta + batch * delta_b + route * delta_k
 
         chunks = tl.cdiv(length, CHUNK)
-        for later_chunks in range(0, chunks):
+        for later_chunks in range(chunks):
             chunk = chunks - 1 - later_chunks
             saved = checkpoints + (sequence * chunks + chunk) * STATES * channels
             h = tl.load(saved + n * channels + d, mask=owned, other=0.0)
@@ -93,10 +94,10 @@ def scan_backward(
                 for i in tl.static_range(STEPS):
                     row = matrix_row(table, route, sequence, first + i, length, STATES)
                     h, _ = advance(h, take(deltas, i), take(drives, i), rate, load_row(B, row, n, STATES), ZOH)
-                tl.store(own_scratch + tile * PER_THREAD * SLICES * BLOCK, h)
+                tl.store(own_scratch + tile * KEPT, h)
             tl.debug_barrier()
 
-            for later_tiles in range(0, tiles):
+            for later_tiles in range(tiles):
                 tile = tiles - 1 - later_tiles
                 first = chunk * CHUNK + tile * STEPS
                 pixel, exists = pixels_of(table, route, first, length, STEPS)
@@ -111,13 +112,15 @@ def scan_backward(
                     slope = load_rows(dy_image, pixel, dy_l, channel, dy_d, inside, ACCUMULATE)
                 deltas, drives, slopes = spread(sizes, SLICES), spread(sizes * u, SLICES), spread(slope, SLICES)
 
-                h = tl.load(own_scratch + tile * PER_THREAD * SLICES * BLOCK)
+                h = tl.load(own_scratch + tile * KEPT)
                 states, decays, rows = (h,), (), ()
                 for i in tl.static_range(STEPS):
                     row = matrix_row(table, route, sequence, first + i, length, STATES)
                     row_B, row_C = load_row(B, row, n, STATES), load_row(C, row, n, STATES)
                     h, decay = advance(h, take(deltas, i), take(drives, i), rate, row_B, ZOH)
-                    states, decays, rows = states + (h,), decays + (decay,), rows + ((row, row_B, row_C),)
+                    states += (h,)
+                    decays += (decay,)
+                    rows += ((row, row_B, row_C),)
 
                 dsizes = tl.zeros([STEPS, SLICES, BLOCK], ACCUMULATE)
                 ddrives = tl.zeros([STEPS, SLICES, BLOCK], ACCUMULATE)
@@ -152,9 +155,8 @@ def scan_backward(
                     du += slope * tl.load(D + parameter, mask=channel < channels, other=0.0)[None, :]
                     dD_sum += slope * u
                 to = dx + batch * dx_b + route * dx_k + pixel[:, None] * dx_l + channel[None, :] * dx_d
-                if MERGE:
-                    if route > 0:
-                        du += tl.load(to, mask=inside, other=0.0).to(ACCUMULATE)
+                if MERGE and route > 0:
+                    du += tl.load(to, mask=inside, other=0.0).to(ACCUMULATE)
                 tl.store(to, du, mask=inside)
             tl.debug_barrier()  # the next chunk writes over the scratch, the next route adds to dx
 

@@ -1,5 +1,5 @@
 """The forward scan; scan_steps.py says how it is laid out."""
-# mypy: allow-untyped-defs
+# mypy: ignore-errors
 
 import triton.language as tl
 
@@ -58,10 +58,9 @@ def scan_forward(
         else:
             h = tl.load(initial_state + state, mask=owned, other=0.0)
         for first in range(0, length, STEPS):
-            if checkpoints is not None:
-                if first % CHUNK == 0:
-                    saved = (sequence * tl.cdiv(length, CHUNK) + first // CHUNK) * STATES * channels
-                    tl.store(checkpoints + saved + n * channels + d, h, mask=owned)
+            if checkpoints is not None and first % CHUNK == 0:
+                saved = (sequence * tl.cdiv(length, CHUNK) + first // CHUNK) * STATES * channels
+                tl.store(checkpoints + saved + n * channels + d, h, mask=owned)
             pixel, exists = pixels_of(table, route, first, length, STEPS)
             inside = exists[:, None] & (channel < channels)[None, :]
             u = load_rows(x + batch * x_b + route * x_k, pixel, x_l, channel, x_d, inside, ACCUMULATE)
@@ -80,9 +79,8 @@ def scan_forward(
             if D is not None:
                 result += tl.load(D + parameter, mask=channel < channels, other=0.0)[None, :] * u
             to = y + batch * y_b + route * y_k + pixel[:, None] * y_l + channel[None, :] * y_d
-            if MERGE:
-                if route > 0:
-                    result += tl.load(to, mask=inside, other=0.0).to(ACCUMULATE)
+            if MERGE and route > 0:
+                result += tl.load(to, mask=inside, other=0.0).to(ACCUMULATE)
             tl.store(to, result, mask=inside)
         tl.store(last_state + state, h, mask=owned)
         tl.debug_barrier()  # the next route adds to what other threads of this program may have written

@@ -1,12 +1,15 @@
 """What the forward and the backward scan share, and how both are laid out.
 
-A program owns BLOCK channels of one sequence, or of one image along all its routes, and walks it STEPS steps at a time.
-The states of a channel are a tile [PER_THREAD, SLICES, BLOCK], state n = slice * PER_THREAD + s: Triton spreads a tile's
-last axes over the threads, so that a thread holds PER_THREAD states of one channel in registers. What belongs to a step
-and a channel is loaded as a tile [STEPS, BLOCK] and spread over the slices as [STEPS, SLICES, BLOCK]; a thread then holds
-every step of its channel, and taking one of them costs nothing. Steps beyond the end have step size zero, which leaves
-the states as they are."""
-# mypy: allow-untyped-defs
+A program owns BLOCK channels of one sequence, or of one image along all its routes, and walks it STEPS steps at a
+time. The states of a channel are a tile [PER_THREAD, SLICES, BLOCK], state n = slice * PER_THREAD + s: Triton spreads
+the last axes of a tile over the threads, so that a thread holds PER_THREAD states of one channel in registers. What
+belongs to a step and a channel is loaded as a tile [STEPS, BLOCK] and spread over the slices as [STEPS, SLICES, BLOCK];
+a thread then holds every step of its channel, and taking one of them costs nothing. Steps beyond the end have step size
+zero, which leaves the states as they are.
+
+`state_stride` is 1. The compiler is not told, as it would spread the states of a channel over threads to load them
+side by side, and leave them there."""
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
@@ -19,10 +22,9 @@ def pixels_of(table, route, first, length, STEPS: tl.constexpr):
     """The pixels of steps first, first + 1, ... of a route (0 beyond the end), and which of the steps exist."""
     step = first + tl.arange(0, STEPS)
     exists = step < length
-    if table is None:
-        pixel = tl.where(exists, step, 0)
-    else:
-        pixel = tl.load(table + route * length + step, mask=exists, other=0)
+    pixel = tl.where(exists, step, 0)
+    if table is not None:
+        pixel = tl.load(table + route * length + pixel, mask=exists, other=0)
     return pixel.to(tl.int64), exists
 
 

@@ -46,7 +46,7 @@ def plan(sequences: int, channels: int, states: int, wide: bool, zoh: bool, back
                  16 in a forward where warps of 32 channels alone fill a large GPU (132 multiprocessors, 8 warps
                  each): what all slices of a channel repeat is then done once
     slices       the other states of a channel, in other threads: at most 64, beyond which a thread holds more states
-    block        as many channels as 128 threads allow: at most 32 and, so that whole sectors of memory are used, at least 8
+    block        as many channels as 128 threads allow: at most 32, and at least 8, which are whole sectors of memory
     steps        4; half of that where 512 threads leave each half as many registers, and in the backward in float64,
                  with the terms of zero-order hold, and where one warp has nothing to share between its threads"""
     padded = 1 << (states - 1).bit_length()
@@ -58,8 +58,8 @@ def plan(sequences: int, channels: int, states: int, wide: bool, zoh: bool, back
 
 
 class _Problem:
-    """One scan as the kernels see it: the type of the accumulation, and parameters and matrices contiguous in it. B and C
-    are small beside x and delta, which are read as they lie in memory."""
+    """One scan as the kernels see it: parameters and matrices contiguous, in the type of the accumulation. B and C are
+    small beside x and delta, which are read as they lie in memory."""
 
     def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool):
         x, delta, A, B, C, D, delta_bias, initial_state, table = tensors
