@@ -107,6 +107,10 @@ def unchanged(t: Tensor) -> Tensor:
     return t
 
 
+def with_triton(device: torch.device) -> bool:
+    return device.type != "cpu" and vk.backends()["triton"].active
+
+
 def image_contenders(case: Case, peers: Peers, backend: str, tensors: list[Tensor], dy: Tensor) -> dict[str, Contender]:
     height, width = case.height, case.width
     device = dy.device
@@ -114,7 +118,7 @@ def image_contenders(case: Case, peers: Peers, backend: str, tensors: list[Tenso
     order = vk.patch_permutation(height, width, seed=0).to(device)
     shuffled = vk.routes(height, width, permutation=order, device=device)
 
-    def along(routes: Tensor) -> Callable[..., Tensor]:
+    def along(routes: Tensor, backend: str = backend) -> Callable[..., Tensor]:
         return lambda *t: vk.cross_selective_scan(*t, routes, backend=backend)
 
     ours = leaves(*tensors)
@@ -122,6 +126,8 @@ def image_contenders(case: Case, peers: Peers, backend: str, tensors: list[Tenso
         "ours": Contender(ours, along(table), dy, unchanged),
         "ours shuffled": Contender(ours, along(shuffled), dy, unchanged),
     }
+    if with_triton(device):
+        found["ours in Triton"] = Contender(ours, along(table, "triton"), dy, unchanged)
     if peers.vmamba:
         scan, selective_scan, merge = peers.vmamba
         x, delta, A, B, C, D, bias = tensors
@@ -155,6 +161,9 @@ def sequence_contenders(
     def channel_first(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, **options)
 
+    def in_triton(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+        return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, **{**options, "backend": "triton"})
+
     def channel_last(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, channel_last=True, **options)
 
@@ -166,6 +175,8 @@ def sequence_contenders(
         "ours": Contender(first, channel_first, dy_first, turned),
         "ours channel last": Contender(last, channel_last, dy, unchanged),
     }
+    if with_triton(dy.device):
+        found["ours in Triton"] = Contender(first, in_triton, dy_first, turned)
     if peers.mamba:
         scan = peers.mamba
 
