@@ -1,6 +1,8 @@
 """The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice
 that of PyTorch's own arithmetic. Small, as a step takes milliseconds; what every backend is tested for is elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import assert_as_accurate, scan_loop
@@ -105,12 +107,42 @@ def test_sequences(channel_last):
 
 def test_sixteen_states_a_thread(monkeypatch):
     """What a forward does where it fills a GPU, on fewer programs."""
-    from vmddpm_kernels.backends.triton import selective_scan
+    from vmddpm_kernels.backends.triton import plan as plans
 
-    plan = selective_scan.plan
-    assert plan(1056, 32, 16, False, False, False).per_thread == 16
-    monkeypatch.setattr(selective_scan, "plan", lambda sequences, *rest: plan(2000, *rest))
+    original = plans.plan
+    assert original(plans.Scan(1056, 32, 16, False, False, False)).per_thread == 16
+    monkeypatch.setattr(plans, "plan", lambda scan: original(replace(scan, sequences=1056)))
     check_routes((1, 2, 37, 20, 12), FLOAT32, random_table(2, 37), repeats=2)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_plan_that_a_search_tries(backward, monkeypatch):
+    """Each is as accurate as the rule's own."""
+    from vmddpm_kernels.backends.triton import plan as plans
+
+    tried = plans.neighbours(plans.Scan(1, 12, 6, False, False, backward))
+    assert len(tried) > 4
+    monkeypatch.setattr(plans, "plan", lambda scan, original=plans.plan: (
+        next(choices) if scan.backward == backward else original(scan)
+    ))  # fmt: skip
+    choices = iter(tried)
+    for _ in tried:
+        check_routes((1, 1, 9, 12, 6), FLOAT32, None)
+
+
+def test_search(monkeypatch):
+    """Asked for, it runs all plans once for all that follows, and takes the fastest."""
+    from vmddpm_kernels.backends.triton import plan as plans
+
+    scan, ran = plans.Scan(3, 40, 16, False, False, True), []
+    tried = plans.neighbours(scan)
+    assert tried[0] == plans.plan(scan) == plans.chosen_plan(scan, ran.append, torch.device("cpu"))
+    assert not ran
+    monkeypatch.setenv("VMDDPM_TRITON_AUTOTUNE", "1")
+    monkeypatch.setattr(plans, "_searched", {})
+    monkeypatch.setattr(plans, "_milliseconds", lambda run, device: run() or (ran[-1] != tried[2]))
+    assert [plans.chosen_plan(scan, ran.append, torch.device("cpu")) for _ in range(2)] == [tried[2]] * 2
+    assert ran == tried
 
 
 def test_same_bits_every_time():
