@@ -47,7 +47,7 @@ class NoGpu:
 def compile_only(target, launched):
     """From here on a launch appends (kernel, what was compiled, what ptxas said) to `launched`."""
     triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
-    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
 
     def launch(kernel, programs, device, *arguments, **options):
         said = io.StringIO()

@@ -48,14 +48,17 @@ def plan(scan: Scan) -> Plan:
                  each): what all slices of a channel repeat is then done once
     slices       the other states of a channel, in other threads: at most 64, beyond which a thread holds more states
     block        as many channels as 128 threads allow: at most 32, and at least 8, which are whole sectors of memory
-    steps        4; half of that where 512 threads leave each half as many registers, and in the backward in float64,
-                 with the terms of zero-order hold, and where one warp has nothing to share between its threads"""
+    steps        4; half of that where 512 threads leave each half as many registers, half in the backward in float64,
+                 with the terms of zero-order hold or beside 512 threads, and for a warp on its own, which the assembler
+                 gives few registers, as many as make 4 states"""
     padded = 1 << (scan.states - 1).bit_length()
     fills = scan.sequences * -(-scan.channels // 32) >= 132 * 8
     per_thread = 1 if scan.wide else 16 if fills and padded <= 16 and not scan.zoh and not scan.backward else 4
     slices = min(64, max(1, padded // per_thread))
-    tight = scan.backward and (scan.wide or scan.zoh or slices == 1)
-    steps = 4 // (2 if slices == 64 else 1) // (2 if tight else 1)
+    steps = 2 if slices == 64 else 4
+    if scan.backward:
+        steps //= 2 if scan.wide or scan.zoh or slices == 64 else 1
+        steps = min(steps, 4 // padded) if slices == 1 else steps
     return Plan(padded // slices, slices, min(32, max(8, 128 // slices)), steps)
 
 

@@ -52,7 +52,8 @@ def scan_backward(
     dB_sums = dB + block * batches * routes * length * STATES
     dC_sums = dC + block * batches * routes * length * STATES
     KEPT: tl.constexpr = PER_THREAD * SLICES * BLOCK
-    own_scratch = scratch + program * TILES * KEPT + n * BLOCK + tl.arange(0, BLOCK)[None, None, :]
+    lane = tl.arange(0, BLOCK)[None, None, :]
+    own_scratch = scratch + program * TILES * KEPT + n * BLOCK + lane
     if MERGE:
         batch, first_route, end_route = program // blocks, 0, routes
     else:
@@ -138,9 +139,12 @@ def scan_backward(
                     dA_sum += dv * delta_i
                     dsizes = put(dsizes, i, tl.sum(dv * rate, axis=0))
                     ddrives = put(ddrives, i, tl.sum(weighted * row_B, axis=0))
-                    stored = (n < STATES) & (first + i < length)
-                    tl.store(dB_sums + row + n, tl.sum(weighted * drive_i, axis=2, keep_dims=True), mask=stored)
-                    tl.store(dC_sums + row + n, tl.sum(dy_i * states[i + 1], axis=2, keep_dims=True), mask=stored)
+                    # Every thread has the sum over the channels. The first of each row stores it: a tile without the
+                    # channels' axis would be laid out anew, through shared memory.
+                    stored = (n < STATES) & (lane == 0) & (first + i < length)
+                    at = row + n * state_stride + 0 * lane
+                    tl.store(dB_sums + at, tl.sum(weighted * drive_i, axis=2, keep_dims=True), mask=stored)
+                    tl.store(dC_sums + at, tl.sum(dy_i * states[i + 1], axis=2, keep_dims=True), mask=stored)
 
                 ddrive = tl.sum(ddrives, axis=1)                                    # (STEPS, BLOCK)
                 dsize = math.from_rate(tl.sum(dsizes, axis=1)) + ddrive * u
