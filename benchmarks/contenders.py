@@ -44,6 +44,18 @@ def attention(problem: Problem, backend: str, peers: Peers) -> Contender:
     return Contender(leaves(query, key, query.flip(2)), F.scaled_dot_product_attention, heads(problem.dy), None)
 
 
+def in_triton(maker: Callable[[Problem, str, Peers], Contender]) -> Callable[[Problem, str, Peers], Contender]:
+    """A contender of ours through the Triton kernels, on a GPU: what an interpreter takes says nothing."""
+
+    def made(problem: Problem, backend: str, peers: Peers) -> Contender:
+        status = vk.backends()["triton"]
+        if problem.x.device.type == "cpu" or not status.active:
+            raise Missing("Triton needs a GPU" if status.active else status.detail)
+        return maker(problem, "triton", peers)
+
+    return made
+
+
 # Images
 
 
@@ -181,6 +193,7 @@ IMAGES = {
     "ours": fused,
     "ours shuffled": shuffled,
     "ours unfused": unfused,
+    "ours in Triton": in_triton(fused),
     "attention": attention,
     "VMamba": vmamba,
 }
@@ -193,6 +206,7 @@ WITHOUT_KERNELS = {
 SEQUENCES = {
     "ours": sequence,
     "ours channel last": sequence_channel_last,
+    "ours in Triton": in_triton(sequence),
     "attention": attention,
     "mamba_ssm": mamba_ssm,
 }

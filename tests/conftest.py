@@ -1,8 +1,14 @@
 """Shared fixtures: seeds, and memory that is never zero by luck."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+# Triton reads this when it is imported. Where there is no GPU, its kernels are interpreted in the tests.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
@@ -24,3 +30,25 @@ def poisoned_memory(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """backend="triton" on CPU tensors, interpreted. The interpreter makes its language anew for each call of a function
+    inside a kernel, which takes half of its time: here it is made once a kernel."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch, languages = interpreter._patch_lang, set()
+
+    class Executor(interpreter.GridExecutor):
+        def __call__(self, *args, **kwargs):
+            languages.clear()
+            return super().__call__(*args, **kwargs)
+
+    def patch_once(function):
+        if id(function.__globals__) in languages:
+            return interpreter._LangPatchScope()
+        languages.add(id(function.__globals__))
+        return patch(function)
+
+    monkeypatch.setattr(interpreter, "GridExecutor", Executor)
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)

@@ -47,7 +47,7 @@ def cross_scan(
         out_channel_first: layout of the result.
         scans: which routes, see `vmddpm_kernels.routes`.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
-        backend: "cuda", "cpu" or "reference"; the best available one for x's device by default.
+        backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
         (B, 4, C, L), or (B, L, 4, C) if not `out_channel_first`; contiguous, x's dtype, an exact copy of values.

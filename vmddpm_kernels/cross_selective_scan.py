@@ -41,7 +41,7 @@ def cross_selective_scan(
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (paper Eq. 6).
         initial_state: (B, K, D, N).
         return_last_state: also return the state after the last step, (B, K, D, N), with gradient.
-        backend: "cuda", "cpu" or "reference"; the best available one for x's device by default.
+        backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
         y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64

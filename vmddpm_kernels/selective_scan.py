@@ -53,7 +53,7 @@ def selective_scan(
         initial_state: (B, D, N), zero if not given.
         return_last_state: also return h_L, (B, D, N); it carries gradient.
         channel_last: see the shapes above.
-        backend: "cuda", "cpu" or "reference"; the best available one for u's device by default.
+        backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
         out in u's shape and dtype; the last state in the dtype of the accumulation (float32, or float64 if any

@@ -29,7 +29,7 @@ def contenders(case: Case, peers: Peers, device: str, backend: str, seed: int) -
     problem = Problem.draw(case, device, seed)
     makers = IMAGE_CONTENDERS if case.height else SEQUENCE_CONTENDERS
     found = {}
-    for name in ("ours", "ours shuffled", "ours channel last", "VMamba", "mamba_ssm"):
+    for name in ("ours", "ours shuffled", "ours channel last", "ours in Triton", "VMamba", "mamba_ssm"):
         if name in makers:
             try:
                 found[name] = makers[name](problem, backend, peers)

@@ -17,7 +17,7 @@ from benchmarks.rivals import Peers, load
 from benchmarks.timing import LEAST_REPETITIONS, measure, sets_needed
 
 GPU_ERROR = 3
-RIVALS = ("VMamba", "mamba_ssm")
+RIVALS = ("VMamba", "mamba_ssm", "ours in Triton")
 
 
 def differences(all_of_them: dict[str, Contender]) -> dict[str, dict[str, float]]:

@@ -73,10 +73,17 @@ def count_outcomes(text: str) -> tuple[Counter[str], list[str]]:
 
 
 def tests(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    log = folder / "tests.log"
+    return run_tests(folder / "tests.log", seconds, dry_run, "not triton")
+
+
+def triton(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
+    """The GPU tests through the Triton kernels, most of whose time is that of compiling them."""
+    return run_tests(folder / "triton.log", seconds, dry_run, "cpu" if dry_run else "triton")
+
+
+def run_tests(log: Path, seconds: float, dry_run: bool, chosen: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "-rs", "--tb=short", "tests/gpu"]
-    if not dry_run and has_module("xdist"):
-        command += ["-n", "6", "--dist", "loadfile"]  # the files share one GPU, which no single one of them fills
+    command += ["-k", chosen]
     begun = time.monotonic()
     result = run(command, log, seconds, {"VMDDPM_GPU_TESTS": "rehearse"} if dry_run else None)
     counts, bad = count_outcomes(log.read_text(errors="replace"))

@@ -67,7 +67,7 @@ def one_direction(measured: dict[str, Any]) -> str:
     """Our time, then each other's time over it, then the rival's memory over ours."""
     parts = [f"{measured['results']['ours']['ms']:.3f}"]
     for name, ratio in measured["time_over_ours"].items():
-        short = {"ours shuffled": "shuffled", "ours channel last": "last"}.get(name, name)
+        short = {"ours shuffled": "shuffled", "ours channel last": "last", "ours in Triton": "Triton"}.get(name, name)
         memory = measured.get("memory_over_ours", {}).get(name)
         parts.append(f"{short} x{ratio:.2f}" + (f" mem x{memory:.1f}" if memory and short == name else ""))
     return " ".join(parts)

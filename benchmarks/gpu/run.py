@@ -3,6 +3,7 @@ run the GPU tests, look at the kernels with compute-sanitizer, and measure them 
 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
     python3 benchmarks/gpu/run.py --only build,benchmarks --budget 300
+    python3 benchmarks/gpu/run.py --only build,triton    # the GPU tests once more, through the Triton kernels
     python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU; its results are thrown away
 
 The rivals are measured where their sources lie in benchmarks/peers/ (see peers.py). The results are written after each
@@ -24,7 +25,8 @@ from machine import describe, slug
 from report import save, save_logs, table
 
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
-AT_MOST = {"build": 200.0, "peers": 330.0, "tests": 230.0, "sanitizer": 230.0}
+ON_REQUEST = ("triton",)
+AT_MOST = {"build": 200.0, "peers": 330.0, "tests": 230.0, "sanitizer": 230.0, "triton": 500.0}
 KEPT_FOR_BENCHMARKS = 150.0
 
 
@@ -65,7 +67,7 @@ def run(session: Session) -> None:
     with ThreadPoolExecutor() as pool:
         checks = {
             part: pool.submit(getattr(phases, part), session.logs, session.seconds(part), session.dry_run)
-            for part in ("tests", "sanitizer")
+            for part in ("tests", "sanitizer", "triton")
             if part in session.parts
         }
         for part, check in checks.items():
@@ -95,8 +97,8 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help="parts, with commas")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    if unknown := set(options.only) - set(PARTS):
-        parser.error(f"unknown parts {sorted(unknown)}; the parts are {', '.join(PARTS)}")
+    if unknown := set(options.only) - {*PARTS, *ON_REQUEST}:
+        parser.error(f"unknown parts {sorted(unknown)}; the parts are {', '.join(PARTS + ON_REQUEST)}")
     if not options.dry_run and not torch.cuda.is_available():
         sys.exit("run.py needs a CUDA device; --dry-run rehearses without one")
     session = Session(options)

@@ -8,14 +8,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # the oracle
 
-from gpu_cases import REHEARSAL, why_not_here
+from gpu_cases import BACKENDS, REHEARSAL, why_not_here
 
 
-@pytest.fixture(autouse=True)
-def _on_a_device(poisoned_memory):
-    """Every test here runs on a CUDA device and on poisoned memory."""
-    if reason := why_not_here():
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _on_a_device(request, monkeypatch, poisoned_memory):
+    """Every test here runs on a CUDA device, through each backend that has one, and on poisoned memory."""
+    if reason := why_not_here(request.param):
         pytest.skip(reason)
+    monkeypatch.setenv("VMDDPM_BACKEND", request.param)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import vmddpm_kernels as vk
 
 REHEARSAL = os.environ.get("VMDDPM_GPU_TESTS") == "rehearse"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
-BACKEND = "cpu" if REHEARSAL else "cuda"
+BACKENDS = ["cpu"] if REHEARSAL else ["cuda", "triton"]
+BACKEND = None  # that of the environment, where conftest.py puts one after the other
 # Odd counts of channels beside even ones: a block's last channels are then never all there.
 DIMS = {1: 65, 7: 33, 49: 51, 63: 37, 64: 35, 65: 33, 196: 49, 784: 41, 1024: 65}
 LENGTHS = [1, 7, 49] if REHEARSAL else list(DIMS)
@@ -22,15 +23,13 @@ NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 RESULTS = ("y", "last_state", *("d" + name for name in NAMES))
 
 
-def why_not_here():
+def why_not_here(backend):
     if REHEARSAL:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device"
-    status = vk.backends().get("cuda")
-    if status is None or not status.active:
-        return "built without CUDA" + (f": {status.detail}" if status else "")
-    return None
+    status = vk.backends()[backend]
+    return None if status.active else f"no {backend}: {status.detail}"
 
 
 def problem(batch, K, length, dim, states, dtype, seed=0):

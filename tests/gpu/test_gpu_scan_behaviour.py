@@ -4,6 +4,7 @@ import pytest
 import torch
 from gpu_cases import (
     BACKEND,
+    BACKENDS,
     DEVICE,
     REHEARSAL,
     assert_equal_bits,
@@ -27,8 +28,8 @@ CUTS = [(1, 700, 50), (2, 90, 37)] if REHEARSAL else [(1, 3000, 70), (700, 150, 
 
 def test_chosen_without_being_asked(monkeypatch):
     monkeypatch.delenv("VMDDPM_BACKEND", raising=False)
-    assert select(None, torch.zeros(1, device=DEVICE)) == BACKEND
-    assert vk.backends()[BACKEND].active
+    best = next(name for name in BACKENDS if vk.backends()[name].active)
+    assert select(None, torch.zeros(1, device=DEVICE)) == best
 
 
 @pytest.mark.parametrize(("batch", "length", "dim"), CUTS)

@@ -30,11 +30,13 @@ def emulated_gpu(request, monkeypatch, emulated_native):
     use_emulation(monkeypatch, emulated_native, request.param)
 
 
-@pytest.fixture(params=["cpu", "cuda", "reference"])
+@pytest.fixture(params=["cpu", "cuda", "triton", "reference"])
 def backend(request, monkeypatch):
-    """Every backend, `cuda` on an emulated GPU."""
+    """Every backend, `cuda` on an emulated GPU, `triton` under its interpreter."""
     if request.param == "cuda":
         use_emulation(monkeypatch, request.getfixturevalue("emulated_native"))
+    if request.param == "triton":
+        request.getfixturevalue("interpreter")
     status = backends()[request.param]
     if not status.active:
         pytest.fail(f"backend {request.param} must work where the tests run: {status.detail}")

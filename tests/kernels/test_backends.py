@@ -3,18 +3,19 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vmddpm_kernels as vk
 from vmddpm_kernels import backends as registry_function
-from vmddpm_kernels.backends import extension, select
+from vmddpm_kernels.backends import cuda, extension, select, triton
 
 
 def test_every_backend_says_what_it_is():
     statuses = registry_function()
-    assert list(statuses) == ["cuda", "cpu", "reference"]
+    assert list(statuses) == ["cuda", "triton", "cpu", "reference"]
     assert statuses["cpu"].active
     assert any(isa in statuses["cpu"].detail for isa in ("avx512", "avx2", "baseline"))
 
@@ -31,6 +32,55 @@ def test_choice(monkeypatch):
         select(None, x)
     with pytest.raises(ValueError, match="does not run on device meta"):
         select("cpu", x.to("meta"))
+
+
+def test_choice_on_a_gpu(monkeypatch):
+    """cuda where it was built, else triton, else reference."""
+    works = {"cuda": True, "triton": True}
+    monkeypatch.setattr(cuda, "available", lambda: (works["cuda"], ""))
+    monkeypatch.setattr(triton, "available", lambda: (works["triton"], ""))
+    nvidia, intel = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "xpu"))
+    assert [select(None, x) for x in (nvidia, intel)] == ["cuda", "triton"]
+    assert select("triton", nvidia) == "triton"
+    works["cuda"] = False
+    assert [select(None, x) for x in (nvidia, intel)] == ["triton", "triton"]
+    works["triton"] = False
+    assert [select(None, x) for x in (nvidia, intel)] == ["reference", "reference"]
+
+
+def test_triton_is_not_chosen_on_the_cpu_but_may_be_asked_for(monkeypatch):
+    x = torch.zeros(1)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "available", lambda: (True, ""))
+    assert select("triton", x) == "triton"
+    monkeypatch.setattr(extension, "native", None)
+    assert select(None, x) == "reference"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="does not run on device cpu"):
+        select("triton", x)
+
+
+def test_missing_triton_is_said(monkeypatch):
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    assert vk.backends()["triton"] == vk.BackendStatus(False, "Triton is not installed; `pip install triton`")
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        select("triton", torch.zeros(1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("", "torch finds no GPU; set TRITON_INTERPRET=1"),
+        ("import triton, os; os.environ['TRITON_INTERPRET'] = '1'", "before TRITON_INTERPRET=1 was set"),
+        ("import os; os.environ['TRITON_INTERPRET'] = '1'", "active=True, detail='Triton, interpreted"),
+    ],
+)
+def test_interpreter_is_asked_for_before_triton_is_imported(before, words):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    code = f"import vmddpm_kernels as vk\n{before}\nprint(vk.backends()['triton'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert words in done.stdout
 
 
 def test_missing_extension_is_said_and_worked_around(monkeypatch):

@@ -170,7 +170,7 @@ def test_gradcheck_cross_selective_scan(backend, zoh):
             discretization="zoh" if zoh else "mamba", backend=backend,
         )  # fmt: skip
 
-    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # which is interpreted
 
 
 @pytest.mark.parametrize("channel_last", [False, True])
@@ -189,7 +189,7 @@ def test_gradcheck_selective_scan(backend, channel_last):
             backend=backend,
         )  # fmt: skip
 
-    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # which is interpreted
 
 
 def test_reference_differentiates_twice():

@@ -93,7 +93,7 @@ def test_extremes_stay_finite(backend):
 
 def test_decay_of_zero_keeps_the_state_forever(backend):
     """exp(0) is exactly 1: A = 0 sums its inputs over any length."""
-    length = 4096
+    length = 130 if backend == "triton" else 4096  # interpreted
     one = torch.ones(1, length, 1)
     y = vk.selective_scan(
         one, one, torch.zeros(1, 1), one, one, channel_last=True, backend=backend

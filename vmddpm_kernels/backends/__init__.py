@@ -1,5 +1,5 @@
-"""Which implementation runs: `cuda` (CUDA C++), `cpu` (C++) or `reference` (PyTorch), chosen per call by device and
-availability."""
+"""Which implementation runs: `cuda` (CUDA C++), `triton`, `cpu` (C++) or `reference` (PyTorch), chosen per call by
+device and availability."""
 
 import os
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from types import ModuleType
 
 from torch import Tensor
 
-from vmddpm_kernels.backends import cpu, cuda, reference
+from vmddpm_kernels.backends import cpu, cuda, reference, triton
 
-# Best first. Each module says whether it can run here, and on which device types.
-_BACKENDS: dict[str, ModuleType] = {"cuda": cuda, "cpu": cpu, "reference": reference}
-_DEVICES = {"cuda": {"cuda"}, "cpu": {"cpu"}}
+# Best first. Each module says whether it can run here; it is chosen for tensors on these device types.
+_BACKENDS: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
+_DEVICES = {"cuda": {"cuda"}, "triton": set(triton.GPUS), "cpu": {"cpu"}}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def _select(name: str | None, device: str) -> str:
     active, detail = _BACKENDS[name].available()
     if not active:
         raise RuntimeError(f"backend {name!r} is not available: {detail}")
-    if device not in _DEVICES.get(name, (device,)):
+    interpreted = name == "triton" and device == "cpu" and triton.interpreted()
+    if device not in _DEVICES.get(name, (device,)) and not interpreted:
         raise ValueError(
             f"backend {name!r} does not run on device {device}; use backend='reference' or move the tensors"
         )

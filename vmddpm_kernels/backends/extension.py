@@ -114,7 +114,6 @@ class Gradients:
     def results(self) -> tuple[Tensor | None, ...]:
         """One gradient a tensor, in its shape and dtype. Sums over pieces and groups are taken here, by torch, in
         a fixed order."""
-
         dx = self.dx
         if self.tensors[0].shape[1] != dx.shape[1]:
             dx = dx.sum(1, keepdim=True)

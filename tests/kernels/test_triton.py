@@ -1,0 +1,164 @@
+"""The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice
+that of PyTorch's own arithmetic. Small, as a step takes milliseconds; what every backend is tested for is elsewhere."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import assert_as_accurate, scan_loop
+from test_scan_accuracy import NAMES, image_problem, run
+
+import vmddpm_kernels as vk
+from vmddpm_kernels.backends import triton
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+RESULTS = ("y", "last_state", *("d" + name for name in NAMES))
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+def check(problems, operator, loop, dtype):
+    """Over several problems together: the ratio of two errors means something only over many values."""
+    ours = [run(tensors, lambda *t: operator("triton", *t)) for tensors in problems]
+    theirs = [run(tensors, lambda *t: operator("reference", *t)) for tensors in problems]
+    exact = [run([t.double() for t in tensors], loop) for tensors in problems]
+    for name, *results in zip(RESULTS, *(zip(*runs) for runs in (ours, theirs, exact))):
+        a, b, e = (torch.cat([value.flatten() for value in values]) for values in results)
+        assert a.dtype == b.dtype, name
+        assert_as_accurate(a, b, e, a.dtype if name == "last_state" else dtype, name)
+
+
+def check_routes(sizes, dtype, table, repeats=1, softplus=True, zoh=False, arrange=lambda t: t):
+    problems = [image_problem(*sizes, dtype, seed) for seed in range(repeats)]
+    if not softplus:  # a step size is positive
+        problems = [[t.abs() * 0.3 if i in (1, 6) else t for i, t in enumerate(tensors)] for tensors in problems]
+    options = {"table": table, "delta_softplus": softplus, "discretization": "zoh" if zoh else "mamba"}
+
+    def operator(backend, *t):
+        t = [arrange(tensor) for tensor in t]
+        return vk.cross_selective_scan(*t[:7], initial_state=t[7], return_last_state=True, backend=backend, **options)
+
+    check(problems, operator, lambda *t: scan_loop(*t, table=table, softplus=softplus, zoh=zoh), dtype)
+
+
+def random_table(K, length):
+    return torch.stack([torch.randperm(length) for _ in range(K)]).int()
+
+
+# (B, K, L, D, N): a chunk is 32 steps, a tile of them 1 to 4, and a block 8 to 32 channels, by N.
+@pytest.mark.parametrize("zoh", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 1, 33, 1), (1, 2, 33, 30, 1), (1, 2, 37, 9, 5), (1, 1, 70, 30, 16), (1, 2, 11, 9, 70), (1, 1, 7, 9, 256)],
+)
+def test_sizes(sizes, zoh):
+    check_routes(sizes, FLOAT32, random_table(sizes[1], sizes[2]), repeats=2, zoh=zoh)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, FLOAT64])
+@pytest.mark.parametrize(("softplus", "zoh"), [(True, False), (False, True)])
+def test_dtypes(dtype, softplus, zoh):
+    check_routes((1, 2, 35, 12, 6), dtype, random_table(2, 35), softplus=softplus, zoh=zoh)
+
+
+@pytest.mark.parametrize("scans", [0, 1, 2, 3])
+def test_scans_of_an_image(scans):
+    permutation = vk.patch_permutation(4, 5, seed=scans) if scans else None
+    check_routes((1, 4, 20, 30, 4), FLOAT32, vk.routes(4, 5, scans, permutation))
+
+
+def test_memory_of_another_order():
+    """Channel-first memory, and an odd window of a larger tensor, behind the same shapes."""
+
+    def arrange(t):
+        if t.dim() < 3:
+            return t
+        padded = torch.cat([torch.zeros_like(t[..., :1]), t], dim=-1)
+        return padded.transpose(-1, -2).contiguous().transpose(-1, -2)[..., 1:]
+
+    assert not arrange(torch.zeros(2, 3, 4)).is_contiguous()
+    check_routes((2, 2, 9, 10, 6), FLOAT32, random_table(2, 9), repeats=2, arrange=arrange)
+
+
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_sequences(channel_last):
+    """Groups that share nothing, in both layouts, without a table."""
+    problems = []
+    for seed in range(2):
+        _, *rest = image_problem(1, 2, 35, 10, 8, FLOAT32, seed)
+        problems.append((torch.randn(rest[0].shape), *rest))
+
+    def operator(backend, u, delta, A, B, C, D, bias, h0):
+        def sequences(t):
+            t = t.transpose(1, 2).flatten(2)
+            return t if channel_last else t.transpose(1, 2).contiguous()
+
+        B, C = ((t.transpose(1, 2) if channel_last else t.transpose(2, 3).contiguous()) for t in (B, C))
+        out, last = vk.selective_scan(
+            sequences(u), sequences(delta), A.flatten(0, 1), B, C, D.flatten(), delta_bias=bias.flatten(),
+            initial_state=h0.flatten(1, 2), delta_softplus=True, return_last_state=True, channel_last=channel_last,
+            backend=backend,
+        )  # fmt: skip
+        out = out if channel_last else out.transpose(1, 2)
+        return out.unflatten(2, (2, -1)).transpose(1, 2), last.unflatten(1, (2, -1))
+
+    check(problems, operator, lambda *t: scan_loop(*t, merge=False), FLOAT32)
+
+
+def test_sixteen_states_a_thread(monkeypatch):
+    """What a forward does where it fills a GPU, on fewer programs."""
+    from vmddpm_kernels.backends.triton import plan as plans
+
+    original = plans.plan
+    assert original(plans.Scan(1056, 32, 16, False, False, False)).per_thread == 16
+    monkeypatch.setattr(plans, "plan", lambda scan: original(replace(scan, sequences=1056)))
+    check_routes((1, 2, 37, 20, 12), FLOAT32, random_table(2, 37), repeats=2)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_plan_that_a_search_tries(backward, monkeypatch):
+    """Each is as accurate as the rule's own."""
+    from vmddpm_kernels.backends.triton import plan as plans
+
+    tried = plans.neighbours(plans.Scan(1, 12, 6, False, False, backward))
+    assert len(tried) > 4
+    monkeypatch.setattr(plans, "plan", lambda scan, original=plans.plan: (
+        next(choices) if scan.backward == backward else original(scan)
+    ))  # fmt: skip
+    choices = iter(tried)
+    for _ in tried:
+        check_routes((1, 1, 9, 12, 6), FLOAT32, None)
+
+
+def test_search(monkeypatch):
+    """Asked for, it runs all plans once for all that follows, and takes the fastest."""
+    from vmddpm_kernels.backends.triton import plan as plans
+
+    scan, ran = plans.Scan(3, 40, 16, False, False, True), []
+    tried = plans.neighbours(scan)
+    assert tried[0] == plans.plan(scan) == plans.chosen_plan(scan, ran.append, torch.device("cpu"))
+    assert not ran
+    monkeypatch.setenv("VMDDPM_TRITON_AUTOTUNE", "1")
+    monkeypatch.setattr(plans, "_searched", {})
+    monkeypatch.setattr(plans, "_milliseconds", lambda run, device: run() or (ran[-1] != tried[2]))
+    assert [plans.chosen_plan(scan, ran.append, torch.device("cpu")) for _ in range(2)] == [tried[2]] * 2
+    assert ran == tried
+
+
+def test_same_bits_every_time():
+    tensors, table = image_problem(1, 2, 34, 20, 7, FLOAT32), random_table(2, 34)
+
+    def operator(*t):
+        return vk.cross_selective_scan(*t[:7], table, initial_state=t[7], return_last_state=True, backend="triton")
+
+    first, second = run(tensors, operator), run(tensors, operator)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize(("length", "wide"), [(0, False), (1, False), (33, True)])
+def test_checkpoints_have_the_shape_that_was_said(length, wide):
+    x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)
+    tensors = (x[:, None], delta, A, B, C, D, bias, None, None)
+    _, _, checkpoints = triton.selective_scan_forward(tensors, True, False, True, False, checkpoint=True)
+    assert tuple(checkpoints.shape) == triton.checkpoint_shape(2, 2, length, 5, 3, wide)
+    assert checkpoints.dtype == (FLOAT64 if wide else FLOAT32)

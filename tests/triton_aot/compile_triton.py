@@ -1,0 +1,143 @@
+"""Compiles the Triton kernels for GPUs that need not be there. Run as a program, so that Triton is not an interpreter:
+
+    python compile_triton.py resources TARGET [CASE ...]    what each kernel takes on that GPU
+    python compile_triton.py sizes                          how many kernels 20 image sizes take
+
+Prints JSON. The backend's own functions run, on tensors without a GPU; a launch compiles and goes no further, so that
+what is compiled is what a user's call compiles."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+import vmddpm_kernels as vk
+from vmddpm_kernels.backends.triton import cross_scan, selective_scan
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+FILLED = 2000  # images, more than enough to fill a GPU
+
+
+class NoGpu:
+    """All that Triton asks of a driver in order to compile."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_only(target, launched):
+    """From here on a launch appends (kernel, what was compiled, what ptxas said) to `launched`."""
+    triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+
+    def launch(kernel, programs, device, *arguments, **options):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            compiled = kernel.warmup(*arguments, grid=(programs,), **options)
+        launched.append((kernel, compiled, said.getvalue()))
+
+    selective_scan.launch = cross_scan.launch = launch
+
+
+def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True):
+    """Forward and backward of a cross_selective_scan; tensors as the backend takes them, of no memory to speak of."""
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def zeros(*shape, dtype=accumulate):
+        return torch.zeros(1, dtype=dtype).expand(shape)
+
+    table = vk.routes(height, width)
+    routes, length = table.shape
+    parameters = [zeros(routes, channels), zeros(routes, channels), None, table]
+    x, delta = zeros(batch, 1, length, channels, dtype=dtype), zeros(batch, routes, length, channels, dtype=dtype)
+    B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
+    tensors = (x, delta, torch.zeros(routes, channels, states, dtype=accumulate), B, C, *parameters)
+    options = (True, zoh, True, False)
+    y, _, checkpoints = selective_scan.selective_scan_forward(tensors, *options, checkpoint=backward)
+    if backward:
+        selective_scan.selective_scan_backward(y, None, tensors, checkpoints, *options)
+
+
+def scan_and_merge(height, width, dtype):
+    table = vk.routes(height, width)
+    x = torch.zeros(2, 1, height * width, 40, dtype=dtype)
+    y = cross_scan.scan_routes(x, table, channel_first=True)
+    cross_scan.merge_routes(y, table, merge=True, channel_first=False)
+
+
+CASES = {
+    "N=16 bfloat16": lambda: scan(2, 3, 5, 40, 16, torch.bfloat16),
+    "N=16 bfloat16, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.bfloat16, backward=False),
+    "bfloat16": lambda: scan_and_merge(3, 5, torch.bfloat16),
+    **{
+        f"N={n} float32{', zoh' * zoh}": lambda n=n, zoh=zoh: scan(2, 3, 5, 40, n, torch.float32, zoh)
+        for n in (1, 4, 8, 16, 64, 256)
+        for zoh in (False, True)
+    },
+    "N=16 float16": lambda: scan(2, 3, 5, 40, 16, torch.float16),
+    "N=16 float32, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.float32, backward=False),
+    "N=16 float64": lambda: scan(2, 3, 5, 40, 16, torch.float64),
+    "float32": lambda: scan_and_merge(3, 5, torch.float32),
+    "float64": lambda: scan_and_merge(3, 5, torch.float64),
+}
+
+
+def numbers(compiled, said):
+    """Registers of a thread, bytes of shared memory of a block, bytes that spill. On AMD, registers that spill."""
+    if "amdgcn" in compiled.asm:
+        counts = {key: int(n) for key, n in re.findall(r"\.(\w+_count): +(\d+)", compiled.asm["amdgcn"])}
+        registers, spilled = counts["vgpr_count"], counts["vgpr_spill_count"]
+    else:
+        registers = int(re.search(r"Used (\d+) registers", said).group(1))
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    return {"registers": registers, "shared": compiled.metadata.shared, "spilled": spilled}
+
+
+def resources(target, *cases):
+    launched, rows = [], []
+    compile_only(target, launched)
+    for case in cases or CASES:
+        CASES[case]()
+        for kernel, compiled, said in launched:
+            warps = compiled.metadata.num_warps
+            rows.append({"kernel": kernel.__name__, "case": case, "warps": warps, **numbers(compiled, said)})
+        launched.clear()
+    return rows
+
+
+def sizes():
+    """Kernels compiled after each of 20 sizes."""
+    launched, counts, kernels = [], [], set()
+    compile_only("sm_90", launched)
+    shapes = [(1, 1), (1, 7), (2, 2), (3, 5), (4, 4), (7, 7), (7, 9), (8, 8), (13, 11), (14, 14), (16, 16), (16, 24)]
+    shapes += [(17, 16), (28, 28), (31, 33), (32, 32), (48, 20), (56, 56), (63, 65), (64, 64)]
+    for height, width in shapes:
+        scan(2, height, width, 40, 16, torch.float32)
+        scan_and_merge(height, width, torch.float32)
+        kernels |= {kernel for kernel, _, _ in launched}
+        counts.append(sum(len(kernel.device_caches[0][0]) for kernel in kernels))
+    return {"sizes": len(shapes), "compilations": counts}
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    print(json.dumps({"resources": resources, "sizes": sizes}[command](*arguments)))

@@ -1,0 +1,41 @@
+"""How kernels are declared and launched, on any device that Triton serves."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+
+# TRITON_INTERPRET is read when triton is imported.
+INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """`triton.jit` that compiles one kernel for all sizes, strides and addresses: only what is declared tl.constexpr is
+    known to the compiler. (By default each integer that is 1 or divisible by 16 makes a kernel of its own.) The
+    matrices B and C are an exception: where they are aligned, their rows are fetched 16 bytes at a time."""
+    parameters = inspect.signature(function).parameters.values()
+    return triton.jit(
+        do_not_specialize=[p.name for p in parameters if p.annotation is not tl.constexpr and p.name not in ("B", "C")]
+    )(function)
+
+
+@lru_cache
+def warp_size() -> int:
+    return 32 if INTERPRETED else int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any) -> None:
+    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535."""
+    if programs:
+        with _current(device):
+            kernel[(programs,)](*arguments, **options)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: within this context it is `device`."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
