@@ -1,5 +1,5 @@
 // The only file that knows Python. A tensor comes in as (address, dtype code, four strides); sizes and pointers are
-// trusted here, as vmddpm_kernels/backends/native.py makes them from checked tensors.
+// trusted here, as vmddpm_kernels/backends/extension.py makes them from checked tensors.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -241,7 +241,7 @@ std::string describe() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/native.py.";
+  m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/extension.py.";
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("chunks", &ScanPlan::chunks)
       .def_readonly("lanes", &ScanPlan::lanes)
