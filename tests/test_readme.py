@@ -15,6 +15,6 @@ def test_python_block(number, tmp_path, monkeypatch):
     exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
 
 
-def test_there_are_two():
-    assert len(BLOCKS) == 2
+def test_there_are_three():
+    assert len(BLOCKS) == 3
     assert max(block.count("\n") for block in BLOCKS) <= 12
