@@ -58,7 +58,7 @@ thread_local Workspace workspace;
 
 // Threads that are worth waking: below some microseconds of work a second one costs more than it does.
 inline int useful_threads(const ScanParams& p) {
-  constexpr int64_t kStatesAThread = 1 << 15;
+  constexpr int64_t kStatesAThread = 1 << 16;
   const int64_t states = p.batch * p.routes * p.length * p.channels * (p.states + 1);
   const int64_t most = states / kStatesAThread;
   return most < 1 ? 1 : most < p.threads ? static_cast<int>(most) : p.threads;
