@@ -1,4 +1,4 @@
-"""How much of the processors other programs took while this one measured: a figure that says what the others are worth."""
+"""How much of the processors other programs took while this one measured: what its figures are worth."""
 
 import os
 import time
