@@ -28,5 +28,5 @@ def busy_seconds() -> float | None:
 
 
 def own_seconds() -> float:
-    """Of this process and of those it waited for."""
+    """Of this process and of those it waited for, which those of the memory suite are not."""
     return sum(os.times()[:4])

@@ -39,7 +39,7 @@ def machine(data: Record) -> Iterator[str]:
     yield (f"{machine['date']}, commit {machine['commit'][:10]}{changed}, torch {machine['torch']}, "
            f"Python {machine['python']}, {machine['threads']} threads, profile {data['profile']}.")  # fmt: skip
     if machine["others"] is not None:
-        yield f"Other programs took {machine['others']:.0%} of the processors meanwhile."
+        yield f"Other processes, those of the memory suite among them, took {machine['others']:.0%} of the processors."
     rates = ", ".join(f"{name} {value:.3g}" for name, value in limits.items() if isinstance(value, float))
     yield f"Limits measured in the same run, a second: {rates}."
 
