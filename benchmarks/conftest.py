@@ -15,6 +15,7 @@ from benchmarks.contest import Contest, Makers
 from benchmarks.gpu.machine import describe
 from benchmarks.limits import Work, measure_limits
 from benchmarks.plots import write_plots
+from benchmarks.quiet import Others
 from benchmarks.report import markdown
 from benchmarks.results import FOLDER, Results
 from benchmarks.rivals import ROOT, load
@@ -38,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 MEASURING = pytest.StashKey[bool]()
 RESULTS = pytest.StashKey[Results]()
+OTHERS = pytest.StashKey[Others]()
 MACHINE = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
 
 
@@ -105,7 +107,7 @@ def results(request: pytest.FixtureRequest, device: str, measuring: bool) -> Res
     found = Results(describe(device), request.config.getoption("--profile"))
     if measuring:
         found["limits"].update(measure_limits(device))
-        request.config.stash[RESULTS] = found
+        request.config.stash[RESULTS], request.config.stash[OTHERS] = found, Others()
     return found
 
 
@@ -172,6 +174,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     slopes, found.data["crossings"] = summarise(found["times"])
     found["scaling"].extend(slopes)
+    found["machine"]["others"] = config.stash[OTHERS].share()
     path = found.save(config.getoption("--results"))
     plots = write_plots(found.data, ROOT / "build" / "benchmarks" / path.stem)
     terminalreporter.write_line("\n".join([*markdown(found.data), "", f"results: {path}", f"plots: {plots}"]))

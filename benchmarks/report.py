@@ -37,8 +37,9 @@ def machine(data: Record) -> Iterator[str]:
     machine, limits = data["machine"], data["limits"]
     changed = " with changed files" if machine["changed_files"] else ""
     yield (f"{machine['date']}, commit {machine['commit'][:10]}{changed}, torch {machine['torch']}, "
-           f"Python {machine['python']}, {machine['threads']} threads, load {machine['load']} at the start, profile "
-           f"{data['profile']}.")  # fmt: skip
+           f"Python {machine['python']}, {machine['threads']} threads, profile {data['profile']}.")  # fmt: skip
+    if machine["others"] is not None:
+        yield f"Other processes, those of the memory suite among them, took {machine['others']:.0%} of the processors."
     rates = ", ".join(f"{name} {value:.3g}" for name, value in limits.items() if isinstance(value, float))
     yield f"Limits measured in the same run, a second: {rates}."
 
@@ -127,7 +128,7 @@ def readme_block(files: dict[Path, Record], readme: Path, out: Path) -> str:
 
     for path, data in files.items():
         page = link(out / f"{path.stem}.md")
-        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {next(machine(data))}", ""]
+        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {' '.join(machine(data))}", ""]
         measured = {t["suite"] for t in data["times"]}
         for suite in (name for name in IN_README if name in measured):
             lines += [f"`{suite}`", "", *time_table(data, suite), ""]

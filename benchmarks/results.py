@@ -1,6 +1,6 @@
 """Result files: what one run on one machine measured.
 
-    machine     what it ran on: device, versions, commit, date
+    machine     what it ran on: device, versions, commit, date, and the share of the processors that others took
     profile     "quick" or "full"
     limits      what the machine can do at most (limits.py), and its cache
     missing     contender -> why it took no part

@@ -61,7 +61,6 @@ def describe(device: str) -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),  # of other programs, when the run began
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,

@@ -77,7 +77,7 @@ def result_file():
                       "median": factor * 1e-3})  # fmt: skip
     slopes, crossings = summarise(times)
     machine = {"cpu": "Some CPU", "cpus": 2, "gpu": {"name": None}, "date": "2026-01-01", "commit": "0123456789ab",
-               "changed_files": False, "torch": "2.13", "python": "3.11", "threads": 2, "load": 0.1}  # fmt: skip
+               "changed_files": False, "torch": "2.13", "python": "3.11", "threads": 2, "others": 0.01}  # fmt: skip
     memory = [{"suite": "memory", "case": "image N16 float32", "direction": BOTH, "contender": "ours", "length": 4096,
                "bytes": 3 << 20, "input_bytes": 1 << 20}]  # fmt: skip
     return {"machine": machine, "profile": "quick", "limits": LIMITS, "missing": {"VMamba": ["not installed"]},
