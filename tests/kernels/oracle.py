@@ -66,3 +66,9 @@ def assert_as_accurate(value, reference, exact, dtype, name):
     bound = max(2 * theirs, torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1))
     assert math.isfinite(ours), f"{name} is not finite"
     assert ours <= bound, f"{name}: error {ours:.2e}, reference {theirs:.2e}"
+
+
+def together(problems, function):
+    """What `function` gives of each problem, each result as one long vector: of a single small problem the ratio
+    of two errors is luck."""
+    return [torch.cat([r.flatten() for r in results]) for results in zip(*map(function, problems))]

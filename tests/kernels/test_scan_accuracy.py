@@ -79,6 +79,12 @@ def sizes():
                     yield pytest.param(length, states, K, discretization, marks=marks)
 
 
+def problems_for(batch, K, length, dim, states):
+    """How many problems have enough channels, and enough elements of dB, for an error to be more than luck."""
+    channels = min(512 // (K * dim), 1024 // length)
+    return max(1, channels, min(16, 256 // (batch * K * length * states)))
+
+
 @pytest.mark.parametrize(("length", "states", "K", "discretization"), list(sizes()))
 def test_cross_selective_scan_float32(compare, length, states, K, discretization):
     g = torch.Generator().manual_seed(length)
@@ -93,7 +99,7 @@ def test_cross_selective_scan_float32(compare, length, states, K, discretization
 
     dim = DIMS[length]
     batch = 1 if length > 500 else 2
-    repeats = max(1, min(512 // (K * dim), 1024 // length))
+    repeats = problems_for(batch, K, length, dim, states)
     problems = [image_problem(batch, K, length, dim, states, torch.float32, seed) for seed in range(repeats)]
     compare(problems, operator, loop, torch.float32)
 
@@ -122,7 +128,7 @@ def test_selective_scan_float32(compare, length, states, groups, discretization)
     """The same operator on sequences, with groups; the layouts take turns."""
     batch, dim = 1 if length > 500 else 2, DIMS[length]
     channel_last = states in (1, 16)
-    repeats = max(1, min(512 // (groups * dim), 512 // length))
+    repeats = problems_for(batch, groups, length, dim, states)
 
     def operator(backend, u, delta, A, B, C, D, bias, h0):
         def sequences(t):  # (B, G, L, C) -> (B, L, G C) or (B, G C, L)
