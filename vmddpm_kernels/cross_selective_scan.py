@@ -26,8 +26,8 @@ def cross_selective_scan(
 
     Route k walks the pixels in the order table[k, 0], table[k, 1], ... carrying, for every channel d, N states
         h = exp(delta A) h + delta B x,   y[table[k, l]] += C h + D x      (delta after bias and softplus)
-    All tensors stay in pixel order: nothing is copied into scan order, and a shuffled image costs what an ordered
-    one does. Any strides are accepted.
+    All tensors stay in pixel order: nothing is copied into scan order, whatever the order. Any strides are
+    accepted.
 
     Args:
         x: (B, L, D) image tokens, L = H*W, channel last.

@@ -2,7 +2,7 @@
 
 A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major index, L = H*W) at step l.
 Everything that reorders pixels (the four scan directions, patch shuffling, any curve a user brings) is such a
-table, so the operators know one kind of order only and composing orders costs nothing.
+table, so the operators know one kind of order only and composed orders are one table again.
 """
 
 from functools import lru_cache
