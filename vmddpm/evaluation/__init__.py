@@ -1,5 +1,20 @@
-"""Distances between sets of images."""
+"""Distances between sets of images, and whether one copies the other."""
 
+from vmddpm.evaluation.evaluate import MetricsConfig, RealImages, describe_real, describe_result, evaluate
+from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
+from vmddpm.evaluation.images import SampleFolder
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
 
-__all__ = ["projected_frechet_distance"]
+__all__ = [
+    "Extractor",
+    "ExtractorConfig",
+    "ExtractorError",
+    "MetricsConfig",
+    "RealImages",
+    "SampleFolder",
+    "describe_real",
+    "describe_result",
+    "evaluate",
+    "load_extractor",
+    "projected_frechet_distance",
+]

@@ -1,0 +1,137 @@
+"""Copies are found, and the report says how it came about."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from evaluation_cases import extractor_file, patients
+from PIL import Image
+
+from vmddpm.evaluation import MetricsConfig, SampleFolder, describe_real, describe_result, evaluate, load_extractor
+from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance
+from vmddpm.evaluation.images import describe_images, quantised
+from vmddpm.evaluation.memorisation import closest, copies, find_copies
+
+CONFIG = MetricsConfig(kid_subsets=10, kid_subset_size=50, batch_size=250)
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    return load_extractor(extractor_file(tmp_path_factory.mktemp("extractor")))
+
+
+def planted(training):
+    """1,000 samples: 970 of unseen people, and 10 copies of training images, 10 mirrored and 10 noisy ones."""
+    samples = patients(1000, 2)
+    originals = torch.arange(30) * 13
+    places = torch.arange(30) * 33 + 5
+    samples[places] = training[originals]
+    samples[places[10:20]] = samples[places[10:20]].flip(3)
+    noise = torch.randn(10, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    samples[places[20:]] = (samples[places[20:]] + 0.1 * noise).clamp(-1, 1)
+    return samples, places, originals
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_planted_copies_are_found(extractor, held_out):
+    training = patients(400, 0)
+    samples, places, originals = planted(training)
+    described = describe_images(training, extractor, mirror=not held_out, batch_size=250)
+    others = describe_images(patients(200, 1), extractor, mirror=True, batch_size=250) if held_out else None
+    found = find_copies(describe_images(samples, extractor, mirror=True, batch_size=250), described, others)
+    flagged = copies(found.ratio)
+    assert flagged[places].all()
+    assert flagged.sum() - 30 <= 2
+    assert {i for i, _ in closest(found, 30)} == set(places.tolist())
+    pixels = found.nearest["pixels"]
+    assert torch.equal(pixels.index[places], originals)
+    assert pixels.mirrored[places[10:20]].all()
+    assert not pixels.mirrored[places[:10]].any()
+    assert (found.ratio["features"][places[:10]] < 1e-4).all()
+    assert found.ratio["pixels"].median() == pytest.approx(1, abs=0.2)
+
+
+def test_report(extractor, tmp_path):
+    training, samples = patients(150, 4), patients(120, 5)
+    samples[7] = training[11]
+    real = describe_real(training, extractor, CONFIG, patients(60, 6), progress=False)
+    result = evaluate(real, samples, extractor, CONFIG, tmp_path, progress=False)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    assert (result["n_real"], result["n_synthetic"], result["dimensions"]) == (150, 120, 64)
+    assert 0 < result["floor"] < 3 * result["value"]
+    assert result["value"] < 3 * result["floor"]  # unseen people of the same kind: a nearly perfect generator
+    assert abs(result["kid"]["mean"]) < 4 * result["kid"]["deviation"]
+    assert result["precision"] > 0.7
+    assert result["recall"] > 0.7
+    nearest = result["memorisation"]["closest"][0]
+    assert (nearest["sample"], nearest["training_image"]) == (7, 11)
+    assert nearest["ratio"] < 1e-3
+    assert result["memorisation"]["copies"] >= 1
+    assert result["extractor"]["quantisation"].startswith("8 bits")
+    assert result["versions"]["torch"] == torch.__version__
+    assert np.asarray(Image.open(tmp_path / "closest.png")).std() > 20
+    text = describe_result(result)
+    assert "Fréchet distance, features of features.pt" in text
+    assert "a perfect generator would get" in text
+
+
+def test_worse_samples_score_worse(extractor, tmp_path):
+    training = patients(150, 4)
+    real = describe_real(training, extractor, CONFIG, patients(60, 6), progress=False)
+    good, noisy = patients(120, 5), (patients(120, 5) + 0.4 * torch.randn(120, 1, 64, 64)).clamp(-1, 1)
+    a, b = (evaluate(real, s, extractor, CONFIG, tmp_path / n, progress=False) for s, n in ((good, "a"), (noisy, "b")))
+    assert b["value"] > 3 * a["value"]
+    assert b["kid"]["mean"] > a["kid"]["mean"] + a["kid"]["deviation"]
+    assert b["precision"] < a["precision"]
+
+
+def test_pathologies(extractor, tmp_path):
+    with pytest.raises(ValueError, match="all 20 real images have the same features"):
+        describe_real(torch.zeros(20, 1, 64, 64), extractor, CONFIG, progress=False)
+    twins = patients(10, 0).repeat(2, 1, 1, 1)
+    real = describe_real(twins, extractor, CONFIG, progress=False)
+    with pytest.raises(ValueError, match="have a twin among the training images"):
+        evaluate(real, patients(20, 1), extractor, CONFIG, tmp_path, progress=False)
+    real = describe_real(patients(30, 0), extractor, CONFIG, progress=False)
+    with pytest.warns(UserWarning, match="30 real images span fewer than the 64 dimensions"):
+        evaluate(real, patients(80, 1), extractor, CONFIG, tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="collapsed to one image"):
+        evaluate(real, patients(1, 1).repeat(80, 1, 1, 1), extractor, CONFIG, tmp_path, progress=False)
+    for option in ({"kid_subsets": 0}, {"copy_threshold": 1.0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=f"metrics.{next(iter(option))}"):
+            MetricsConfig(**option)
+
+
+def anonymous_memory():
+    """MiB of this process that no file stands behind: mapped features can be dropped at any time."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_images(extractor, tmp_path, capsys):
+    """50,000 PNG files: 64 real ones that links repeat, through features, mean and covariance."""
+    for i, image in enumerate(quantised(patients(64, 7))):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:06d}.png")
+    for i in range(64, 50_000):
+        os.link(tmp_path / f"{i % 64:06d}.png", tmp_path / f"{i:06d}.png")
+    described = describe_images(SampleFolder(tmp_path, 1000), extractor)  # what loading libraries takes
+    distance = frechet_distance(fit_gaussian(described.features), fit_gaussian(described.features))
+    before = peak = anonymous_memory()
+
+    def watch(_):
+        nonlocal peak
+        peak = max(peak, anonymous_memory())
+
+    described = describe_images(SampleFolder(tmp_path), extractor, progress=watch)
+    fit = fit_gaussian(described.features)
+    watch(0)
+    assert peak - before < 64
+    assert fit.count == 50_000
+    assert distance < 1e-9
+    with capsys.disabled():
+        print(f"\n50,000 images at {described.images_per_second:.0f} images/s, peak memory +{peak - before:.1f} MiB")

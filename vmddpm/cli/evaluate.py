@@ -1,0 +1,46 @@
+"""`vmddpm evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "compare samples with real images"
+HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
+recall, and copies of training images. The result is evaluation.json and closest.png in --out.
+
+example:
+  vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
+
+
+def build(new_parser: Any) -> Any:
+    from vmddpm.evaluation import ExtractorConfig, MetricsConfig
+
+    parser = new_parser(description=HELP)
+    parser.add_argument("--run", type=str, required=True, help="the run folder; its training images are the real ones")
+    parser.add_argument("--samples", type=str, required=True, help="folder of 000000.png, 000001.png ...")
+    parser.add_argument("--out", type=str, required=True, help="folder for the result")
+    parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
+    parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen")
+    parser.add_argument("--num", type=int, default=None, help="the first so many samples only")
+    parser.add_class_arguments(ExtractorConfig, "extractor")
+    parser.add_class_arguments(MetricsConfig, "metrics")
+    return parser
+
+
+def run(parser: Any, options: Any) -> None:
+    from dataclasses import replace
+
+    from vmddpm.data import SliceDataset
+    from vmddpm.evaluation import SampleFolder, describe_real, describe_result, evaluate, load_extractor
+    from vmddpm.training import RunFolder
+
+    parts = parser.instantiate_classes(options)
+    extractor = load_extractor(parts.extractor)
+    samples = SampleFolder(parts.samples, parts.num)
+    data = RunFolder(parts.run).load_config().data
+    data = replace(data, root=parts.root) if parts.root else data
+    training = SliceDataset(data, progress=True)
+    held_out = SliceDataset(replace(data, root=parts.held_out, limit=None), progress=True) if parts.held_out else None
+    real = describe_real(training, extractor, parts.metrics, held_out)
+    result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out))
+    print(describe_result(result))
+    print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

@@ -1,0 +1,192 @@
+"""Everything a reviewer asks of a set of samples, in one result file that says how each figure was made."""
+
+import json
+import platform
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vmddpm.evaluation.extractor import Extractor
+from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_floor
+from vmddpm.evaluation.images import ImageFeatures, Images, describe_images
+from vmddpm.evaluation.kid import kernel_distance
+from vmddpm.evaluation.memorisation import COPY, draw_closest, find_copies, summary
+from vmddpm.evaluation.neighbours import precision_and_recall
+from vmddpm.files import write_text
+
+_PACKAGES = ("vmddpm", "torch", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """How samples are compared with real images.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    kid_subsets: int = 100
+    """Subsets that the KID and its deviation are taken over."""
+
+    kid_subset_size: int = 1000
+    """Images of a subset, at most half of the smaller set."""
+
+    neighbours: int = 3
+    """k of precision and recall; 3 in Kynkäänniemi et al. (2019)."""
+
+    copy_threshold: float = COPY
+    """A sample is a copy if it is nearer to a training image than this share of the usual distance."""
+
+    batch_size: int = 32
+    """Images that the extractor sees at a time."""
+
+    seed: int = 0
+    """Of the subsets and of the simulated floor."""
+
+    device: str = "auto"
+    """Where the extractor runs; "auto" is the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("kid_subsets", "kid_subset_size", "neighbours", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.copy_threshold < 1:
+            raise ValueError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """The real side of a comparison, described once for any number of systems."""
+
+    training: Images
+    features: ImageFeatures
+    gaussian: Gaussian
+    held_out: ImageFeatures | None
+
+
+def describe_real(
+    training: Images, extractor: Extractor, config: MetricsConfig, held_out: Images | None = None, *,
+    progress: bool = True,
+) -> RealImages:  # fmt: skip
+    """Features of the training images, which the samples are compared with, and of held-out ones if there are any.
+
+    Raises:
+        ValueError: if the images do not do: too few, features that are not finite, or all the same.
+    """
+    extractor.to(choose_device(config.device))
+    described = _describe(training, extractor, config, "real images", held_out is None, progress)
+    others = None if held_out is None else _describe(held_out, extractor, config, "held-out images", True, progress)
+    gaussian = fit_gaussian(described.features, "real images")
+    if not gaussian.covariance.trace() > 0:
+        raise ValueError(
+            f"all {gaussian.count} real images have the same features: they are constant or copies of one image, or "
+            "the extractor's value range is wrong"
+        )
+    return RealImages(training, described, gaussian, others)
+
+
+def evaluate(
+    real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *, progress: bool = True
+) -> dict[str, Any]:
+    """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, returns the former.
+
+    Raises:
+        ValueError: as in `describe_real`, of the samples.
+    """
+    extractor.to(choose_device(config.device))
+    described = _describe(samples, extractor, config, "samples", True, progress)
+    gaussian = fit_gaussian(described.features, "samples")
+    kid = kernel_distance(
+        real.features.features, described.features, subsets=config.kid_subsets, subset_size=config.kid_subset_size,
+        seed=config.seed,
+    )  # fmt: skip
+    precision, recall = precision_and_recall(real.features.features, described.features, config.neighbours)
+    memorisation = find_copies(described, real.features, real.held_out)
+    result = {
+        "distance": extractor.name,
+        "value": frechet_distance(real.gaussian, gaussian),
+        "floor": frechet_floor(real.gaussian, gaussian.count, config.seed),
+        "kid": kid._asdict(),
+        "precision": precision,
+        "recall": recall,
+        "neighbours": config.neighbours,
+        "memorisation": summary(memorisation, config.copy_threshold),
+        "n_real": real.gaussian.count,
+        "n_synthetic": gaussian.count,
+        "dimensions": len(gaussian.mean),
+        "extractor": extractor.describe(),
+        "warnings": _doubts(real.gaussian, gaussian),
+        "images_per_second": round(described.images_per_second, 1),
+        "versions": _versions(),
+    }
+    write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    draw_closest(memorisation, samples, real.training, out / "closest.png")
+    for doubt in result["warnings"]:
+        warnings.warn(doubt, stacklevel=2)
+    return result
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _describe(
+    images: Images, extractor: Extractor, config: MetricsConfig, name: str, mirror: bool, progress: bool
+) -> ImageFeatures:
+    with tqdm(total=len(images), desc=f"features of {name}", unit="image", disable=not progress,
+              dynamic_ncols=True) as bar:  # fmt: skip
+        return describe_images(
+            images, extractor, mirror=mirror, batch_size=config.batch_size,
+            progress=lambda done: bar.update(done - bar.n),
+        )  # fmt: skip
+
+
+def _doubts(real: Gaussian, synthetic: Gaussian) -> list[str]:
+    doubts = []
+    dimensions = len(real.mean)
+    for name, fit in (("real images", real), ("samples", synthetic)):
+        if fit.count <= dimensions:
+            doubts.append(
+                f"{fit.count} {name} span fewer than the {dimensions} dimensions of the features: the distance is "
+                "biased upwards, more than the floor says; read the KID beside it"
+            )
+    if not synthetic.covariance.trace() > 0:
+        doubts.append("all samples have the same features: the model has collapsed to one image")
+    return doubts
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe_result(result: dict[str, Any]) -> str:
+    """The result in a few lines, for a terminal."""
+    kid, copied = result["kid"], result["memorisation"]
+    return "\n".join(
+        (
+            f"{result['n_synthetic']} samples against {result['n_real']} real images, {result['dimensions']} features "
+            f"of {result['extractor']['path']} (resized by {result['extractor']['resizer']})",
+            f"{result['distance']}: {result['value']:.4g}; a perfect generator would get {result['floor']:.4g} with "
+            "these numbers of images",
+            f"kernel distance (KID): {kid['mean']:.4g} ± {kid['deviation']:.2g} ({kid['subsets']} subsets of "
+            f"{kid['subset_size']})",
+            f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)",
+            f"copies of training images: {copied['copies']} of {result['n_synthetic']} samples "
+            f"({100 * copied['share']:.1f} %; the same rule takes {100 * copied['share_among_reference']:.1f} % of the "
+            f"{copied['reference']} for copies)",
+            f"{result['images_per_second']} images/s through the extractor",
+        )
+    )

@@ -1,0 +1,191 @@
+"""The network whose features are compared: a file of the user's, or fixed random convolutions; never a download."""
+
+import hashlib
+import importlib
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vmddpm.evaluation.resize import RESIZERS, resize
+from vmddpm.files import sha256
+
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+HOW_TO_GET_ONE = f"""fetch Inception-v3 as the original FID has it (96 MB), put it where you like and name it:
+  curl -LO {INCEPTION_URL}
+  --extractor.path inception-2015-12-05.pt
+RadImageNet's ResNet-50 and DINOv2 serve as well, saved by torch.jit.save, with their own value range and size;
+--extractor.path random needs no file and gives a distance that is no FID (docs/evaluation.md)"""
+
+_RANGES = ("0..255", "-1..1", "0..1", "imagenet")
+
+
+class ExtractorError(ValueError):
+    """An extractor that cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """Which network gives the features, and how images are put to it.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    path: str = ""
+    """A TorchScript file, such as NVIDIA's inception-2015-12-05.pt; or weights for `module`; or "random", for fixed
+    random convolutions, whose distances are no FID."""
+
+    module: str | None = None
+    """package.module:function, which makes the network without arguments; `path` then holds its state_dict
+    (.safetensors, or of torch.save). Null for TorchScript."""
+
+    resizer: Literal["tf1", "bilinear", "bicubic", "none"] = "tf1"
+    """"tf1" is TensorFlow 1's bilinear, that of the original FID; "bilinear" and "bicubic" are antialiased, as in
+    torchmetrics and clean-fid; "none" leaves it to the network. FIDs of different resizers are not comparable."""
+
+    size: int = 299
+    """Side of the images that the network sees."""
+
+    value_range: Literal["0..255", "-1..1", "0..1", "imagenet"] = "0..255"
+    """What black and white are to the network; "imagenet" is 0..1, less ImageNet's mean, over its deviation."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"extractor.size is {self.size}; it must be at least 1")
+        for name, allowed in (("resizer", RESIZERS), ("value_range", _RANGES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"extractor.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+
+
+class Extractor:
+    """Features of images, called as extractor(images uint8 (B, 1 or 3, H, W)) -> float32 (B, d).
+
+    Args:
+        network: takes float32 (B, 3, size, size) and returns (B, d), or (B, d, h, w), which is averaged.
+        config: how images are put to it.
+        name: what its distance may be called in a table.
+        digest: sha256 of its weights.
+    """
+
+    def __init__(self, network: nn.Module, config: ExtractorConfig, name: str, digest: str) -> None:
+        self.network = network.eval()
+        self.config, self.name, self.digest = config, name, digest
+        self.device = torch.device("cpu")
+        forward: Any = getattr(network, "forward", None)
+        schema = getattr(forward, "schema", None)  # of TorchScript
+        # NVIDIA's Inception gives class logits unless it is asked for features.
+        self._options = {"return_features": True} if schema and "return_features" in str(schema) else {}
+
+    def to(self, device: torch.device) -> "Extractor":
+        self.device = device
+        self.network.to(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        pixels = resize(images.to(self.device).float(), self.config.size, self.config.resizer)
+        features = self.network(_in_range(pixels, self.config.value_range), **self._options)
+        if not isinstance(features, Tensor) or features.dim() not in (2, 4):
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ExtractorError(
+                f"{self.name}: the extractor returned {shape}; it must return features (B, d) or (B, d, h, w)"
+            )
+        return (features.mean((2, 3)) if features.dim() == 4 else features).float()
+
+    def describe(self) -> dict[str, Any]:
+        """For the result file."""
+        return {**asdict(self.config), "path": Path(self.config.path).name, "sha256": self.digest,
+                "quantisation": "8 bits, before resizing", "grey": "repeated to 3 channels"}  # fmt: skip
+
+
+def _in_range(pixels: Tensor, value_range: str) -> Tensor:
+    if value_range == "0..255":
+        return pixels
+    if value_range == "-1..1":
+        return pixels / 127.5 - 1
+    unit = pixels / 255
+    if value_range == "0..1":
+        return unit
+    mean, deviation = unit.new_tensor([0.485, 0.456, 0.406]), unit.new_tensor([0.229, 0.224, 0.225])
+    return (unit - mean[:, None, None]) / deviation[:, None, None]
+
+
+def load_extractor(config: ExtractorConfig) -> Extractor:
+    """Raises ExtractorError if there is no such file, or no network can be made of it."""
+    if config.path == "random":
+        network = random_convolutions()
+        weights = b"".join(v.numpy().tobytes() for v in network.state_dict().values())
+        return Extractor(network, config, "Fréchet distance, random features", hashlib.sha256(weights).hexdigest())
+    if not config.path:
+        raise ExtractorError(f"extractor.path is not given; {HOW_TO_GET_ONE}")
+    path = Path(config.path)
+    if not path.is_file():
+        raise ExtractorError(f"extractor.path: there is no file {path}; {HOW_TO_GET_ONE}")
+    digest = sha256(path)
+    network = _with_weights(_factory(config.module)(), path) if config.module else _torchscript(path)
+    name = "FID" if digest == INCEPTION_SHA256 else f"Fréchet distance, features of {path.name}"
+    return Extractor(network, config, name, digest)
+
+
+def _torchscript(path: Path) -> nn.Module:
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:  # torch.jit.load documents no closed set
+        raise ExtractorError(
+            f"{path} is not TorchScript ({str(error).splitlines()[0]}); save the network by torch.jit.save, or name "
+            "the function that makes it, extractor.module package.module:function"
+        ) from error
+
+
+def _factory(name: str) -> Callable[[], nn.Module]:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ExtractorError(
+            f"extractor.module is {name!r}; it must be package.module:function that can be imported ({error})"
+        ) from error
+
+
+def _with_weights(network: nn.Module, path: Path) -> nn.Module:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            network.load_state_dict(load_file(path))
+        else:
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # neither loader documents a closed set
+        raise ExtractorError(f"{path} does not hold the weights of the network: {error}") from error
+    return network
+
+
+def random_convolutions(features: int = 64, seed: int = 20240505) -> nn.Module:
+    """Four strided convolutions with weights drawn once from the seed, for images in 0..255: (B, 3, H, W) -> (B, 64).
+
+    Their features tell textures, contrast and coarse shapes apart, but no anatomy. They serve where no pretrained
+    network is at hand: in tests, and to compare runs on the same images with one another.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    widths = (3, 16, 32, 64, features)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        scale = (2 / (9 * inputs)) ** 0.5
+        convolution.weight.data = torch.randn(outputs, inputs, 3, 3, generator=generator) * scale
+        convolution.bias.data = torch.randn(outputs, generator=generator) * 0.1
+        layers += [convolution, nn.ReLU()]
+    return nn.Sequential(_Centred(), *layers)
+
+
+class _Centred(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels / 127.5 - 1

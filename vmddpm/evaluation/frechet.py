@@ -1,0 +1,95 @@
+"""The Fréchet distance of two sets of features; with Inception's features it is the FID of paper section IV-A."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # rows of features that are float64 at a time
+
+
+class Gaussian(NamedTuple):
+    """What a set of features is summed up by."""
+
+    mean: Tensor  # float64 (d,)
+    covariance: Tensor  # float64 (d, d), unbiased
+    count: int
+
+
+def fit_gaussian(features: Tensor, name: str = "features") -> Gaussian:
+    """Mean and unbiased covariance in float64, in two passes over `features` (n, d), which may be a mapped file.
+
+    The second pass subtracts the mean before it squares, so that large means cost no digits.
+
+    Raises:
+        ValueError: if there are fewer than two rows, or one that is not finite; `name` says of which set.
+    """
+    count, dimensions = features.shape
+    if count < 2:
+        raise ValueError(f"{name}: a covariance needs at least 2 images, got {count}")
+    mean = torch.zeros(dimensions, dtype=torch.float64)
+    for chunk in features.split(CHUNK):
+        mean += chunk.double().sum(0)
+    mean /= count
+    if not mean.isfinite().all():
+        rows = [not_finite for chunk in features.split(CHUNK) for not_finite in (~chunk.isfinite().all(1)).tolist()]
+        raise ValueError(
+            f"{name}: {sum(rows)} of {count} images have features that are NaN or infinite, the first is number "
+            f"{rows.index(True)}; look at the image, or at the extractor's value range"
+        )
+    covariance = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+    for chunk in features.split(CHUNK):
+        centred = chunk.double() - mean
+        covariance += centred.T @ centred
+    return Gaussian(mean, covariance / (count - 1), count)
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Dowson and Landau, 1982).
+
+    With C_a = W W^T, C_a C_b has the eigenvalues of the symmetric W^T C_b W, apart from zeros: two symmetric
+    eigenvalue problems in float64, and no square root of a negative number. Directions in which `a` does not vary
+    are left out of W, as they would add nothing but the square root of rounding errors.
+    """
+    values, vectors = torch.linalg.eigh(a.covariance)
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    w = vectors[:, kept] * values[kept].sqrt()  # (d, rank)
+    cross = torch.linalg.eigvalsh(w.T @ b.covariance @ w).clamp(min=0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return max(distance.item(), 0.0)
+
+
+def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
+    """The Fréchet distance that a perfect generator would get: both sets drawn from the Gaussian fitted to `real`,
+    `real.count` images in one and `count` in the other, one draw.
+
+    It is what the sizes of the sets alone contribute. With fewer images than dimensions the fitted Gaussian knows only
+    part of the variance and the floor is itself too low.
+
+    Raises:
+        ValueError: if a set has fewer than two images.
+    """
+    if min(real.count, count) < 2:
+        raise ValueError(f"the floor needs at least 2 images in each set, got {real.count} and {count}")
+    scales = torch.linalg.eigvalsh(real.covariance).clamp(min=0).sqrt()  # the distance knows no rotation
+    generator = torch.Generator().manual_seed(seed)
+    return frechet_distance(*(_draw_fit(scales, n, generator) for n in (real.count, count)))
+
+
+def _draw_fit(scales: Tensor, count: int, generator: torch.Generator) -> Gaussian:
+    """The fit to `count` draws of N(0, diag(scales^2))."""
+    dimensions = len(scales)
+    mean = torch.randn(dimensions, dtype=torch.float64, generator=generator) * scales / count**0.5
+    if count <= dimensions:
+        factor = torch.randn(count - 1, dimensions, dtype=torch.float64, generator=generator)
+    else:  # Bartlett's decomposition of a Wishart matrix: no draws are made
+        factor = torch.randn(dimensions, dimensions, dtype=torch.float64, generator=generator).triu(1)
+        degrees = torch.arange(count - 1, count - 1 - dimensions, -1, dtype=torch.float64)
+        factor += _chi(degrees, generator).diag()
+    factor *= scales
+    return Gaussian(mean, factor.T @ factor / (count - 1), count)
+
+
+def _chi(degrees: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws of chi distributions: sqrt of twice a Gamma(degrees / 2)."""
+    return (2 * torch._standard_gamma(degrees / 2, generator=generator)).sqrt()

@@ -1,0 +1,119 @@
+"""Sets of images as the metrics see them: 8-bit, with the features of each, and small versions for comparing pixels."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vmddpm.evaluation.extractor import Extractor
+
+PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise counts for little
+
+
+class Images(Protocol):
+    """Images by number, each float32 (C, H, W) in [-1, 1]: a SliceDataset, a SampleFolder, a tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> Tensor: ...
+
+
+class SampleFolder:
+    """The images 000000.png, 000001.png ... of a folder, as `vmddpm sample` writes them.
+
+    Args:
+        path: the folder.
+        limit: the first so many only.
+
+    Raises:
+        ValueError: if there is no such image, or not as many.
+    """
+
+    def __init__(self, path: str | Path, limit: int | None = None) -> None:
+        self.paths = sorted(p for p in Path(path).glob("*.png") if p.stem.isdigit())
+        if not self.paths or len(self.paths) < (limit or 0):
+            wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
+            raise ValueError(f"{path} holds {len(self.paths)} numbered images (000000.png ...): {wanted}; "
+                             f"draw them by vmddpm sample --out {path}")  # fmt: skip
+        self.paths = self.paths[:limit]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        with Image.open(self.paths[i]) as image:
+            pixels = np.atleast_3d(np.array(image))
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class ImageFeatures(NamedTuple):
+    """What is known of a set of n images; tensors lie in mapped files, not in memory."""
+
+    features: Tensor  # float32 (n, d)
+    mirrored: Tensor | None  # float32 (n, d), of the images mirrored left to right
+    pixels: Tensor  # float32 (n, 32 * 32), grey, in [0, 1]
+    images_per_second: float
+
+
+def quantised(image: Tensor) -> Tensor:
+    """float (C, H, W) in [-1, 1] -> uint8, to the nearest of 256 levels, as a PNG file holds it."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def small_pixels(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 (B, 1024)."""
+    grey = images.float().mean(1, keepdim=True) / 255
+    return F.interpolate(grey, (PIXEL_SIDE, PIXEL_SIDE), mode="bilinear", antialias=True).flatten(1)
+
+
+def mirrored_pixels(pixels: Tensor) -> Tensor:
+    """`small_pixels` of the images mirrored left to right."""
+    return pixels.unflatten(1, (PIXEL_SIDE, PIXEL_SIDE)).flip(2).flatten(1)
+
+
+def describe_images(
+    images: Images,
+    extractor: Extractor,
+    *,
+    mirror: bool = False,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> ImageFeatures:
+    """Features of every image, a batch at a time: memory does not grow with the number of images.
+
+    Args:
+        images: see `Images`.
+        extractor: as `load_extractor` makes it.
+        mirror: also the features of the mirrored images.
+        batch_size: images at a time.
+        progress: called with the number of images done.
+    """
+    began, rows, stores = time.perf_counter(), len(images), {}
+    for first in range(0, rows, batch_size):
+        batch = torch.stack([quantised(images[i]) for i in range(first, min(first + batch_size, rows))])
+        found = {"features": extractor(batch), "pixels": small_pixels(batch)}
+        if mirror:
+            found["mirrored"] = extractor(batch.flip(3))
+        for name, values in found.items():
+            if name not in stores:
+                stores[name] = _mapped(rows, values.shape[1])
+            stores[name][first : first + len(batch)] = values.cpu()
+        if progress is not None:
+            progress(first + len(batch))
+    if not stores:
+        raise ValueError("there is no image to describe")
+    speed = rows / (time.perf_counter() - began)
+    return ImageFeatures(stores["features"], stores.get("mirrored"), stores["pixels"], speed)
+
+
+def _mapped(rows: int, columns: int) -> Tensor:
+    """float32 (rows, columns) in a temporary file that is gone with the tensor."""
+    with tempfile.NamedTemporaryFile(prefix="vmddpm-features-") as file:
+        file.truncate(4 * rows * columns)
+        return torch.from_file(file.name, shared=True, size=rows * columns).view(rows, columns)

@@ -1,0 +1,135 @@
+"""Does the model copy? The nearest training image of every sample, beside what is usual among real images.
+
+A model that gives its training set back has a FID of 0, so no table is complete without this.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
+from vmddpm.evaluation.neighbours import nearest
+from vmddpm.files import written_whole
+
+COPY = 1 / 3  # of the usual distance; Yoon et al. (2023) call a sample memorised below a third of the next one's
+
+
+class NearestTraining(NamedTuple):
+    """The nearest training image of each image, of the two ways round the nearer one."""
+
+    distance: Tensor  # float64 (n,)
+    index: Tensor  # int64 (n,)
+    mirrored: Tensor  # bool (n,)
+
+
+class Memorisation(NamedTuple):
+    """In each space, "features" and "pixels": distances over `usual`, the median distance among real images."""
+
+    nearest: dict[str, NearestTraining]
+    ratio: dict[str, Tensor]  # float64 (n,): 0 is a copy, 1 is as near as an unseen real image is
+    reference_ratio: dict[str, Tensor]  # float64 (m,): the same of the real images themselves
+    reference: str
+
+
+def find_copies(
+    synthetic: ImageFeatures, training: ImageFeatures, held_out: ImageFeatures | None = None
+) -> Memorisation:
+    """Compares every sample, and its mirror image, with every training image.
+
+    Args:
+        synthetic: with mirrored features.
+        training: with mirrored features if there is no `held_out`.
+        held_out: real images that the model has not seen, with mirrored features. Without them the training images
+            stand in, each compared with all others: of slices 3 mm apart that is near, and copies are found late.
+
+    Raises:
+        ValueError: if real images all look the same in one of the spaces.
+    """
+    found, ratio, reference_ratio = {}, {}, {}
+    others = training if held_out is None else held_out
+    for space in ("features", "pixels"):
+        found[space] = _nearest(synthetic, training, space, leave_out_self=False)
+        usual = _nearest(others, training, space, leave_out_self=held_out is None).distance
+        median = usual.median()
+        if not median > 0:
+            raise ValueError(
+                f"more than half of the real images have a twin among the training images (by their {space}): "
+                "nothing can be said of copies; remove the duplicates"
+            )
+        ratio[space], reference_ratio[space] = found[space].distance / median, usual / median
+    reference = "training images, each compared with the others" if held_out is None else "held-out real images"
+    return Memorisation(found, ratio, reference_ratio, reference)
+
+
+def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, leave_out_self: bool) -> NearestTraining:
+    if space == "features":
+        assert images.mirrored is not None
+        upright, mirrored, references = images.features, images.mirrored, training.features
+    else:
+        upright, mirrored, references = images.pixels, mirrored_pixels(images.pixels), training.pixels
+    a = nearest(upright, references, leave_out_self=leave_out_self)
+    b = nearest(mirrored, references, leave_out_self=leave_out_self)
+    nearer = b.distance < a.distance
+    return NearestTraining(torch.minimum(a.distance, b.distance), torch.where(nearer, b.index, a.index), nearer)
+
+
+def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
+    """bool (n,): nearer than `threshold` times the usual distance, by features or by pixels."""
+    return (ratio["features"] < threshold) | (ratio["pixels"] < threshold)
+
+
+def summary(m: Memorisation, threshold: float = COPY, listed: int = 16) -> dict[str, Any]:
+    """For the result file: counts, shares and the closest pairs."""
+    flagged, among_real = copies(m.ratio, threshold), copies(m.reference_ratio, threshold)
+    return {
+        "threshold": threshold,
+        "reference": m.reference,
+        "copies": int(flagged.sum()),
+        "share": flagged.double().mean().item(),
+        "share_among_reference": among_real.double().mean().item(),
+        "median_ratio": {space: m.ratio[space].median().item() for space in m.ratio},
+        "smallest_ratio": {space: m.ratio[space].min().item() for space in m.ratio},
+        "closest": [
+            {
+                "sample": i,
+                "space": space,
+                "training_image": int(m.nearest[space].index[i]),
+                "mirrored": bool(m.nearest[space].mirrored[i]),
+                "ratio": m.ratio[space][i].item(),
+            }
+            for i, space in closest(m, listed)
+        ],
+    }
+
+
+def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
+    """The samples nearest to the training set, nearest first, each with the space in which it is nearer."""
+    spaces = list(m.ratio)
+    smallest, space = torch.stack([m.ratio[name] for name in spaces]).min(0)
+    order = smallest.argsort(stable=True)[:count].tolist()
+    return [(i, spaces[int(space[i])]) for i in order]
+
+
+def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Path, count: int = 8) -> None:
+    """A picture: samples above, their nearest training images below, and how far apart they are."""
+    from matplotlib.figure import Figure
+
+    pairs = closest(m, count)
+    figure = Figure(figsize=(1.5 * len(pairs) + 0.4, 3.9), layout="constrained", facecolor="white")
+    grid = figure.subplots(2, len(pairs), squeeze=False)
+    for column, (i, space) in enumerate(pairs):
+        found = m.nearest[space]
+        real = training[int(found.index[i])]
+        images = (synthetic[i], real.flip(2) if found.mirrored[i] else real)
+        notes = (f"sample {i}\n{m.ratio[space][i]:.2f} by {space}",
+                 f"training {int(found.index[i])}{', mirrored' if found.mirrored[i] else ''}")  # fmt: skip
+        for axes, image, note in zip(grid[:, column], images, notes):
+            pixels = quantised(image).permute(1, 2, 0).squeeze(2).numpy()
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(note, fontsize=7)
+            axes.set_axis_off()
+    figure.suptitle(f"Closest pairs; 1 is the usual distance among {m.reference}", fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=130)
