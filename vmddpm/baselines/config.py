@@ -1,0 +1,72 @@
+"""The options of the three adversarial baselines."""
+
+from dataclasses import dataclass
+from math import log2
+from typing import Literal
+
+GANS = ("dcgan", "sagan", "unetgan")
+
+
+@dataclass(frozen=True)
+class GANConfig:
+    """What the generator and the discriminator are made of and how they are trained (paper section IV-A).
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    latent_dim: int = 1000
+    """"uniformly distributed noise vectors z in [-1, 1]^1000 are used as input in model training and testing"."""
+
+    base_channels: int = 64
+    """Width at full resolution; 64 in the released code of all three."""
+
+    loss: Literal["bce", "hinge"] = "bce"
+    """"the GAN-related model loss function uses Binary Cross Entropy Loss". "hinge" is what the authors of SAGAN use
+    themselves."""
+
+    beta1: float = 0.5
+    """Adam's decay of the gradient's mean, of both networks; not stated, the value of DCGAN."""
+
+    beta2: float = 0.999
+    """Adam's decay of the gradient's square; not stated, the customary value."""
+
+    discriminator_learning_rate: float | None = None
+    """Null is training.learning_rate, as the paper names one rate for all; SAGAN's authors use four times as much."""
+
+    attention_size: int = 32
+    """Side of the feature maps that SAGAN's self-attention looks at, in both networks; 32 in its released code."""
+
+    cutmix: float = 1.0
+    """Weight of U-Net GAN's CutMix augmentation and consistency losses; 0 for none."""
+
+    cutmix_warmup_steps: int = 2000
+    """Steps over which that weight rises from 0: the discriminator must first know real from fake."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "base_channels", "attention_size"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.base_channels % 4 == 0, "base_channels", "a multiple of 4: attention has an eighth of 2 C")
+        for name in ("beta1", "beta2"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        rate = self.discriminator_learning_rate
+        self._require(rate is None or rate > 0, "discriminator_learning_rate", "above 0, or null")
+        self._require(self.loss in ("bce", "hinge"), "loss", '"bce" or "hinge"')
+        for name in ("cutmix", "cutmix_warmup_steps"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise ValueError(f"gan.{name} is {getattr(self, name)!r}; it must be {needed}")
+
+
+def multipliers(size: int) -> tuple[int, ...]:
+    """Widths over base_channels after each doubling from 4 x 4 to `size`: (16, 8, 4, 2, 1) at 128, (8, 4, 2, 1) at 64.
+
+    Raises:
+        ValueError: if the size cannot be reached.
+    """
+    stages = round(log2(max(size, 1))) - 2
+    if stages < 2 or 4 << stages != size:
+        raise ValueError(f"data.size is {size}; a GAN's must be a power of 2 of at least 16")
+    return tuple(2**i for i in reversed(range(stages)))

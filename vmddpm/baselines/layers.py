@@ -1,0 +1,125 @@
+"""Residual blocks with spectral normalisation, and self-attention, shared by SAGAN and U-Net GAN."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+def normalised(layer: nn.Module) -> nn.Module:
+    """The layer with its weight divided by its largest singular value (Miyato et al., 2018), one power iteration a
+    forward pass in train mode; weights are orthogonal at first, so that the iteration starts near its end."""
+    nn.init.orthogonal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return parametrizations.spectral_norm(layer)
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Module:
+    return normalised(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
+
+
+def double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class UpBlock(nn.Module):
+    """Twice the size: norm, ReLU, upsampling, 3 x 3, norm, ReLU, 3 x 3, and a 1 x 1 shortcut.
+
+    Args:
+        norm: makes the normalisation of a width, which is called with the features and the latent.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(inputs), norm(outputs)
+        self.conv1, self.conv2 = convolution(inputs, outputs), convolution(outputs, outputs)
+        self.shortcut = convolution(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        h = self.conv1(double(F.relu(self.norm1(x, z))))
+        h = self.conv2(F.relu(self.norm2(h, z)))
+        return h + self.shortcut(double(x))
+
+
+class DownBlock(nn.Module):
+    """Half the size: ReLU, 3 x 3, ReLU, 3 x 3, average, and a 1 x 1 shortcut.
+
+    Args:
+        first: the image comes in: no ReLU before it, and its shortcut is averaged before the 1 x 1.
+        downsample: False keeps the size; there is then no shortcut convolution if the width is kept as well.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, first: bool = False, downsample: bool = True) -> None:
+        super().__init__()
+        self.first, self.downsample = first, downsample
+        self.conv1, self.conv2 = convolution(inputs, outputs), convolution(outputs, outputs)
+        self.shortcut = convolution(inputs, outputs, 1) if downsample or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if not self.downsample:
+            return h + self.shortcut(x)
+        x = self.shortcut(F.avg_pool2d(x, 2)) if self.first else F.avg_pool2d(self.shortcut(x), 2)
+        return F.avg_pool2d(h, 2) + x
+
+
+class SelfAttention(nn.Module):
+    """x + gamma times what every pixel gathers from all (SAGAN, Eq. 1 to 3), gamma 0 at first.
+
+    Keys and values are halved in size, as in the released code.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = convolution(width, width // 8, 1, bias=False), convolution(width, width // 8, 1, False)
+        self.value, self.out = convolution(width, width // 2, 1, bias=False), convolution(width // 2, width, 1, False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).flatten(2)  # (B, C / 8, L)
+        key = F.max_pool2d(self.key(x), 2).flatten(2)  # (B, C / 8, L / 4)
+        value = F.max_pool2d(self.value(x), 2).flatten(2)  # (B, C / 2, L / 4)
+        weights = (query.transpose(1, 2) @ key).softmax(-1)  # (B, L, L / 4)
+        gathered = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C / 2, H, W)
+        return x + self.gamma * self.out(gathered)
+
+
+class PlainNorm(nn.BatchNorm2d):
+    """Batch normalisation that the latent has no say in."""
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class ModulatedNorm(nn.Module):
+    """Batch normalisation whose scale and shift are functions of the latent (Chen et al., 2019, self-modulation)."""
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width, affine=False)
+        self.scale, self.shift = (
+            nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.ReLU(), nn.Linear(latent_dim, width, bias=False))
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        scale, shift = self.scale(z)[:, :, None, None], self.shift(z)[:, :, None, None]
+        return self.norm(x) * (1 + scale) + shift
+
+
+class NoNorm(nn.Module):
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        return x
+
+
+@torch.no_grad()
+def follow_spectral_norms(network: nn.Module) -> None:
+    """One power iteration for weights that changed without a forward pass in train mode, as averaged ones do."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            module.parametrizations.train()
+            module.weight  # noqa: B018 - reading it is what iterates
+            module.parametrizations.eval()
