@@ -10,8 +10,8 @@ from tqdm import tqdm
 from vmddpm.diffusion import make_scheduler, sample
 from vmddpm.files import sha256, write_text
 from vmddpm.training.pictures import load_png, save_png, tiled, to_uint8
+from vmddpm.training.ranks import choose_device
 from vmddpm.training.run_folder import RunError, RunFolder
-from vmddpm.training.trainer import choose_device
 
 
 def generate(
