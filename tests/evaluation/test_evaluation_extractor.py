@@ -107,7 +107,7 @@ def test_module_with_weights(tmp_path, ending):
 
 def test_errors_say_what_to_fetch(tmp_path):
     for path in ("", str(tmp_path / "missing.pt")):
-        with pytest.raises(ExtractorError, match=r"(?s)curl -LO https://nvlabs.*extractor.path inception-2015-12-05.pt"):
+        with pytest.raises(ExtractorError, match=r"(?s)curl -LO https://nvlabs.*path inception-2015-12-05.pt"):
             load_extractor(ExtractorConfig(path=path))
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(ExtractorError, match="is not TorchScript"):

@@ -1,15 +1,17 @@
 """`vmddpm train`: its options are the fields of the configuration dataclasses, with their docstrings."""
 
+from dataclasses import fields
 from typing import Any
 
 from vmddpm.cli.presets import PRESETS
 
 SUMMARY = "train, or continue a run"
-HELP = """Train a VM-DDPM on a folder of images, or continue the run in a run folder.
+HELP = """Train a VM-DDPM, or a system it is compared with, on a folder of images, or continue the run in a run folder.
 
 example:
   vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
+  vmddpm train --system unetgan --data.root slices --run runs/unetgan
   vmddpm train --config paper-acdc --print_config"""
 
 
@@ -25,13 +27,14 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
-    from vmddpm.training import RunConfig, RunFolder, train
+    from vmddpm.systems import train_system
+    from vmddpm.training import RunConfig, RunFolder
 
     parts = parser.instantiate_classes(options)
-    config = RunConfig(**{name: parts[name] for name in ("model", "diffusion", "data", "training")})
+    config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
     folder.check(config)
     dataset = SliceDataset(config.data, progress=True)
     print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
-    train(config, dataset, folder)
+    train_system(config, dataset, folder)
     print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")

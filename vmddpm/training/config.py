@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vmddpm.baselines.config import GANS, GANConfig, multipliers
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.model import ModelConfig
+from vmddpm.model.unet import UNetConfig
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,30 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    system: Literal["vmddpm", "unet", "dcgan", "sagan", "unetgan"] = "vmddpm"
+    """What is trained. "vmddpm" is described by `model`, "unet", the network of the DDPM and DDIM baselines, by `unet`,
+    and the adversarial baselines by `gan`; the other two parts are then without effect."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    gan: GANConfig = field(default_factory=GANConfig)
+
     def __post_init__(self) -> None:
-        if self.data.channels != self.model.image_channels:
+        systems = ("vmddpm", "unet", *GANS)
+        if self.system not in systems:
+            raise ValueError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
+        if self.system in GANS:
+            multipliers(self.data.size)  # refuses sizes that it cannot reach
+            return
+        name, network = ("model", self.model) if self.system == "vmddpm" else ("unet", self.unet)
+        if self.data.channels != network.image_channels:
             raise ValueError(
-                f"data.channels is {self.data.channels} but model.image_channels is {self.model.image_channels}; "
+                f"data.channels is {self.data.channels} but {name}.image_channels is {network.image_channels}; "
                 "they must be equal"
             )
-        if self.data.size % self.model.size_multiple:
+        if self.data.size % network.size_multiple:
+            stages = f"model.sampling {self.model.sampling}" if name == "model" else f"unet.widths {self.unet.widths}"
             raise ValueError(
-                f"data.size is {self.data.size}; it must be a multiple of {self.model.size_multiple} "
-                f"for model.sampling {self.model.sampling}"
+                f"data.size is {self.data.size}; it must be a multiple of {network.size_multiple} for {stages}"
             )
         if self.diffusion.timesteps % self.training.sample_steps:
             raise ValueError(

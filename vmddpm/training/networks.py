@@ -5,16 +5,23 @@ from pathlib import Path
 
 from torch import nn
 
+from vmddpm.baselines.config import GANS
+from vmddpm.baselines.networks import Generator
 from vmddpm.model import VMDDPM
+from vmddpm.model.unet import UNet
 from vmddpm.training.config import RunConfig
 
 
 def build_network(config: RunConfig) -> nn.Module:
-    """A new network, called as network(x, t, order_key=...), its weights from torch's global generator."""
-    return VMDDPM(config.model)
+    """A new noise predictor, called as network(x, t, order_key=...), its weights from torch's global generator."""
+    if config.system in GANS:
+        raise ValueError(f"system is {config.system!r}, which predicts no noise; train it by vmddpm.systems")
+    return UNet(config.unet) if config.system == "unet" else VMDDPM(config.model)
 
 
 def load_network(config: RunConfig, folder: Path) -> nn.Module:
-    """The network that `save_pretrained` wrote to `folder`: safetensors and JSON, which run no code."""
+    """The network, of a GAN the generator, that `save_pretrained` wrote to `folder`: safetensors and JSON, which run
+    no code."""
+    kind = Generator if config.system in GANS else UNet if config.system == "unet" else VMDDPM
     with redirect_stdout(None):  # huggingface_hub announces every local file
-        return VMDDPM.from_pretrained(str(folder))
+        return kind.from_pretrained(str(folder))

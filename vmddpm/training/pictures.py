@@ -48,22 +48,26 @@ def load_png(path: Path) -> np.ndarray:
 
 
 def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
-    """The loss of every logged step and its running median."""
+    """Every loss of the logged steps and its running median."""
     from matplotlib.figure import Figure
 
     steps = np.array([line["step"] for line in metrics])
-    losses = np.array([line["loss"] for line in metrics], float)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
-    window = max(1, len(losses) // 30)
-    if window > 1:
-        padded = np.pad(losses, (window // 2, window - 1 - window // 2), mode="edge")
-        running = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
-        axes.plot(steps, running, color="C0", label="running median")
-    if len(losses) and losses.min() > 0:
+    names = [name for name in (metrics[0] if metrics else ()) if name == "loss" or name.endswith("_loss")]
+    lowest, window = 1.0, max(1, len(steps) // 30)
+    for number, name in enumerate(names):
+        losses = np.array([line[name] for line in metrics], float)
+        lowest = min(lowest, losses.min())
+        label = name.replace("_", " ")
+        axes.plot(steps, losses, color=f"C{number}", alpha=0.3, linewidth=0.8, label=label)
+        if window > 1:
+            padded = np.pad(losses, (window // 2, window - 1 - window // 2), mode="edge")
+            running = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
+            axes.plot(steps, running, color=f"C{number}", label=f"{label}, running median")
+    if names and lowest > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="mean squared error", title="Training loss")
+    axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.legend()
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -23,22 +23,22 @@ from typing import Any
 import yaml
 from torch import nn
 
+from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.files import remove_leftovers, write_text
 from vmddpm.model import ModelConfig
+from vmddpm.model.unet import UNetConfig
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.errors import RunError
 from vmddpm.training.networks import load_network
 
 # What may differ when a run is continued: how long it is to be, where it runs and what it reports.
-_MAY_CHANGE = {
-    "training": {
-        "steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
-        "keep_checkpoints", "sample_every", "sample_count", "sample_steps",
-    },
-    "data": {"root", "cache_dir"},
+_MAY_CHANGE = {"data.root", "data.cache_dir"} | {
+    f"training.{name}"
+    for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
+                 "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
 
 
@@ -103,19 +103,16 @@ class RunFolder:
         if not self.config_path.exists():
             raise RunError(f"{self.path} holds no run: there is no {self.config_path.name}")
         try:
-            plain = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
-            parts = {"model": ModelConfig, "diffusion": DiffusionConfig, "data": DataConfig, "training": TrainingConfig}
-            return RunConfig(**{name: part(**plain[name]) for name, part in parts.items()})
-        except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+            return from_plain(yaml.safe_load(self.config_path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError, AttributeError, ValueError) as error:
             raise RunError(f"{self.config_path} cannot be read: {error}") from error
 
     def _refuse_if_different(self, config: RunConfig) -> None:
-        here, asked = to_plain(self.load_config()), to_plain(config)
+        here, asked = _flat(to_plain(self.load_config())), _flat(to_plain(config))
         differences = [
-            f"{part}.{name} is {here[part][name]!r} there and {value!r} here"
-            for part, fields in asked.items()
-            for name, value in fields.items()
-            if value != here[part][name] and name not in _MAY_CHANGE.get(part, ())
+            f"{name} is {here[name]!r} there and {value!r} here"
+            for name, value in asked.items()
+            if value != here[name] and name not in _MAY_CHANGE
         ]
         if differences:
             raise RunError(
@@ -158,6 +155,21 @@ class RunFolder:
         write_text(self.metrics_path, "".join(kept))
 
 
-def to_plain(config: RunConfig) -> dict[str, dict[str, Any]]:
+def to_plain(config: RunConfig) -> dict[str, Any]:
     """Nested dicts of what JSON and YAML know."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def from_plain(plain: dict[str, Any]) -> RunConfig:
+    """Of such dicts, with defaults for what is not in them. Raises ValueError or TypeError on unusable values."""
+    parts = {"model": ModelConfig, "diffusion": DiffusionConfig, "data": DataConfig, "training": TrainingConfig,
+             "unet": UNetConfig, "gan": GANConfig}  # fmt: skip
+    return RunConfig(**{name: parts[name](**value) if name in parts else value for name, value in plain.items()})
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    """{"model.base_channels": 96, ..., "system": "vmddpm"}."""
+    flat: dict[str, Any] = {}
+    for part, value in plain.items():
+        flat |= {f"{part}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {part: value}
+    return flat

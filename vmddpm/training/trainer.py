@@ -188,17 +188,20 @@ def learning_rate_at(options: TrainingConfig, step: int, seconds: float) -> floa
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """ema <- decay ema + (1 - decay) model, over parameters and buffers."""
+    """ema <- decay ema + (1 - decay) model, over parameters and buffers; counters are copied."""
     decay = min(decay, (1 + step) / (10 + step))
     pairs = zip(ema.state_dict().values(), model.state_dict().values())
     for average, value in pairs:
-        average.lerp_(value, 1 - decay)
+        if average.is_floating_point():
+            average.lerp_(value, 1 - decay)
+        else:
+            average.copy_(value)
 
 
 def save_samples(model: nn.Module, config: RunConfig, folder: RunFolder, step: int) -> None:
     """The same images at every step of a run, by DDIM."""
     images = sample(
-        model, range(config.training.sample_count), (config.model.image_channels, *[config.data.size] * 2),
+        model, range(config.training.sample_count), (config.data.channels, *[config.data.size] * 2),
         config=config.diffusion, sampler="ddim", steps=config.training.sample_steps, seed=config.training.seed,
     )  # fmt: skip
     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")

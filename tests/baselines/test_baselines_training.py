@@ -1,0 +1,175 @@
+"""GAN training: losses by their definitions, resuming bit for bit, run folders, samples."""
+
+import math
+
+import pytest
+import torch
+from gan_cases import gan_config, real_slices
+
+from vmddpm.baselines import trainer as trainer_module
+from vmddpm.baselines.config import GANConfig
+from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
+from vmddpm.baselines.networks import Generator
+from vmddpm.baselines.trainer import LATENTS, inputs_at, train_gan
+from vmddpm.generate import generate
+from vmddpm.seeding import mix_seed
+from vmddpm.systems import train_system
+from vmddpm.training import RunError, RunFolder, TrainingError
+from vmddpm.training.batches import images_at
+
+GANS = ("dcgan", "sagan", "unetgan")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return real_slices(16, 7)
+
+
+def weights(folder):
+    return {kind: Generator.from_pretrained(str(folder.weights(kind))).state_dict() for kind in ("ema", "raw")}
+
+
+def assert_same(a, b):
+    for kind in ("ema", "raw"):
+        assert a[kind].keys() == b[kind].keys()
+        assert all(torch.equal(a[kind][name], b[kind][name]) for name in a[kind])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("system", GANS)
+def test_a_stopped_run_ends_in_the_same_weights(system, images, tmp_path, monkeypatch):
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    train_gan(gan_config(system), images, whole, progress=False)
+
+    def killed(dataset, at, config):
+        if at == 5:
+            raise Stop
+        return inputs_at(dataset, at, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "inputs_at", killed)
+        with pytest.raises(Stop):
+            train_gan(gan_config(system), images, stopped, progress=False)
+    torch.rand(100)  # what else draws random numbers does not matter
+    train_gan(gan_config(system), images, stopped, progress=False)
+    assert_same(weights(whole), weights(stopped))
+    losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (whole, stopped)]
+    assert losses[0] == losses[1]
+    assert [step for step, _, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
+    assert {p.name for p in (whole.path / "samples").iterdir()} == {"step-00000003.png", "step-00000006.png"}
+    assert (whole.path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("system", [*GANS, "unet"])
+def test_samples_of_a_run(system, images, tmp_path):
+    """The files of `vmddpm sample`, the same ones every time and in any blocks."""
+    folder = RunFolder(tmp_path / "run")
+    config = gan_config(system, steps=2, sample_every=0)
+    if system == "unet":
+        from dataclasses import replace
+
+        from vmddpm.model.unet import UNetConfig
+
+        unet = UNetConfig(widths=(8, 16), attention=(False, True), layers_per_stage=1, norm_groups=4)
+        config = replace(config, unet=unet)
+    train_system(config, images, folder, progress=False)
+    assert folder.load_config() == config
+    options = {"sampler": "ddim", "steps": 2, "device": "cpu", "progress": False, "batch_size": 4}
+    generate(folder.path, tmp_path / "a", 6, **options)
+    generate(folder.path, tmp_path / "b", 3, **options)
+    generate(folder.path, tmp_path / "b", 6, **options)
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab")
+    assert a == b
+    assert len({a[f"{i:06d}.png"] for i in range(6)}) == 6
+    with pytest.raises(ValueError, match="has no scans"):
+        generate(folder.path, tmp_path / "c", 2, ordered=True, **options)
+
+
+def test_another_system_is_another_run(images, tmp_path):
+    train_gan(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
+    with pytest.raises(RunError, match="system is 'dcgan' there and 'sagan' here"):
+        train_gan(gan_config("sagan", steps=1), images, RunFolder(tmp_path), progress=False)
+    with pytest.raises(RunError, match=r"gan\.latent_dim is 12 there and 5 here"):
+        train_gan(gan_config("dcgan", gan={"latent_dim": 5}), images, RunFolder(tmp_path), progress=False)
+
+
+def test_what_gans_cannot_do_is_refused_before_work(images, tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match="has no image"):
+        train_gan(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
+    for options in ({"compile": "default"}, {"micro_batch_size": 2}, {"precision": "fp16"}):
+        with pytest.raises(TrainingError, match=f"training.{next(iter(options))}"):
+            train_gan(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="without torchrun"):
+        train_gan(gan_config("dcgan"), images, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_belong_to_images(images):
+    """Latents are uniform on [-1, 1], new for each turn and step, and the images are those of any other system."""
+    config = gan_config("unetgan", gan={"latent_dim": 1000})
+    a, b = inputs_at(images, 3, config), inputs_at(images, 4, config)
+    assert torch.equal(a.real, images_at(images, 3, config.training))
+    stacked = torch.cat([a.first, a.second, b.first, b.second])
+    assert stacked.shape == (16, 1000)
+    assert len({row.sum().item() for row in stacked}) == 16
+    assert stacked.min() >= -1
+    assert stacked.max() < 1
+    assert stacked.mean().abs() < 0.02
+    assert stacked.square().mean() == pytest.approx(1 / 3, rel=0.03)
+    source = torch.Generator().manual_seed((mix_seed(0, LATENTS) + 3 * 4 + 1) & 0xFFFFFFFF)
+    assert torch.equal(a.first[1], torch.rand(1000, generator=source) * 2 - 1)
+    assert torch.equal(inputs_at(images, 3, config).mask, a.mask)
+
+
+def test_losses_by_definition():
+    bce, hinge = GANConfig(), GANConfig(loss="hinge")
+    real, fake = (torch.tensor([0.5, -2.0]),), (torch.tensor([1.0, -0.3]),)
+
+    def p(x):
+        return 1 / (1 + math.exp(-x))
+
+    expected = -(math.log(p(0.5)) + math.log(p(-2.0))) / 2 - (math.log(1 - p(1.0)) + math.log(1 - p(-0.3))) / 2
+    assert discriminator_loss(real, fake, bce).item() == pytest.approx(expected, rel=1e-6)
+    assert generator_loss(fake, bce).item() == pytest.approx(-(math.log(p(1.0)) + math.log(p(-0.3))) / 2, rel=1e-6)
+    assert discriminator_loss(real, fake, hinge).item() == pytest.approx((0.5 + 3.0) / 2 + (2.0 + 0.7) / 2)
+    assert generator_loss(fake, hinge).item() == pytest.approx(-0.35)
+    pixels = (torch.zeros(2, 1, 4, 4), torch.tensor([0.5, -2.0]))
+    assert discriminator_loss(pixels, pixels, bce).item() == pytest.approx(
+        (2 * math.log(2) + discriminator_loss(real, real, bce).item()) / 2, rel=1e-6
+    )
+
+
+def test_cutmix_loss_by_loops():
+    torch.manual_seed(1)
+    answers = [(torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)) for _ in range(3)]
+    mask = (torch.rand(2, 1, 3, 3) < 0.5).double()
+    mixed, real, fake = answers
+    total = 0.0
+    for b in range(2):
+        total += math.log(1 + math.exp(mixed[1][b])) / 2
+        for i in range(3):
+            for j in range(3):
+                d, m = mixed[0][b, 0, i, j].item(), mask[b, 0, i, j].item()
+                target = real[0][b, 0, i, j].item() if m else fake[0][b, 0, i, j].item()
+                total += (math.log(1 + math.exp(-d if m else d)) + (d - target) ** 2) / 18
+    assert cutmix_loss(mixed, real, fake, mask, GANConfig()).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_cutmix_masks():
+    """A box and what is around it; both kinds in turn, and every share of the image."""
+    masks = cutmix_mask(4000, 16, torch.Generator().manual_seed(0))
+    assert masks.shape == (4000, 1, 16, 16)
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert masks.mean() == pytest.approx(0.5, abs=0.02)
+    shares = masks.mean((1, 2, 3))
+    assert torch.histc(shares, 4, 0, 1).min() > 400
+    for mask in masks[:50, 0]:
+        inside = 1 - mask if mask[0, 0] and mask[-1, -1] and mask[0, -1] and mask[-1, 0] else mask
+        rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
+        if len(rows):
+            box = inside[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert box.all() or not mask.all()

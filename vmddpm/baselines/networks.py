@@ -1,0 +1,68 @@
+"""The generator and the discriminator of a run, by the name of the system."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from vmddpm.baselines.config import GANConfig
+from vmddpm.baselines.dcgan import DCGANDiscriminator, DCGANGenerator
+from vmddpm.baselines.sagan import SAGANDiscriminator, SAGANGenerator
+from vmddpm.baselines.unetgan import UNetGANDiscriminator, UNetGANGenerator
+from vmddpm.diffusion import image_generator
+
+_GENERATORS = {"dcgan": DCGANGenerator, "sagan": SAGANGenerator, "unetgan": UNetGANGenerator}
+_DISCRIMINATORS = {"dcgan": DCGANDiscriminator, "sagan": SAGANDiscriminator, "unetgan": UNetGANDiscriminator}
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What config.json of a generator's weights holds."""
+
+    system: str
+    image_channels: int
+    size: int
+    gan: GANConfig = field(default_factory=GANConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gan, dict):  # as JSON gives it
+            object.__setattr__(self, "gan", GANConfig(**self.gan))
+
+
+class Generator(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.0"):
+    """The generator of a GAN, z (B, latent_dim) in [-1, 1] -> images (B, C, size, size) in [-1, 1]."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = _GENERATORS[config.system](config.gan, config.image_channels, config.size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.network(z)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Generator":
+        return super()._from_pretrained(strict=strict, **kwargs)
+
+
+def build_discriminator(config: GeneratorConfig) -> nn.Module:
+    """Images (B, C, size, size) -> a tuple of logits: of whole images (B,), in U-Net GAN of all pixels as well."""
+    return _DISCRIMINATORS[config.system](config.gan, config.image_channels, config.size)
+
+
+@torch.no_grad()
+def draw(generator: Generator, indices: range, *, seed: int = 0) -> Tensor:
+    """Image i of a seed, from the latent that belongs to (seed, i): float32 (len(indices), C, size, size)."""
+    latents = torch.stack([latent(image_generator(seed, i), generator.config.gan) for i in indices])
+    device = next(generator.parameters()).device
+    training = generator.training
+    images = generator.eval()(latents.to(device))
+    generator.train(training)
+    return images.float()
+
+
+def latent(source: torch.Generator, config: GANConfig) -> Tensor:
+    """Paper section IV-A, "z in [-1, 1]^1000", uniform: float32 (latent_dim,)."""
+    return torch.rand(config.latent_dim, generator=source) * 2 - 1

@@ -1,0 +1,84 @@
+"""The convolutional noise predictor of the rows DDPM and DDIM of Table I: the UNet of Ho et al. (2020)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import UNet2DModel
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The widths of Ho et al. (2020) at 256 x 256 without their first stage: 128 x 128 down to 8 x 8.
+
+    Raises:
+        ValueError: naming the field, its value and what it must be.
+    """
+
+    image_channels: int = 1
+    """Channels of the image, 1 (grey) or 3 (colour)."""
+
+    widths: tuple[int, ...] = (128, 256, 256, 512, 512)
+    """Channels of each stage, of which each but the first halves the size."""
+
+    attention: tuple[bool, ...] = (False, False, False, True, False)
+    """Which stages have self-attention: that at 16 x 16, as in Ho et al. (2020), and the middle always."""
+
+    layers_per_stage: int = 2
+    """Residual blocks of each stage on the way down; one more on the way up."""
+
+    norm_groups: int = 32
+    """Groups of every GroupNorm, a divisor of every width."""
+
+    dropout: float = 0.0
+    """In the residual blocks."""
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "attention"):  # JSON and YAML know lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
+        self._require(
+            len(self.widths) >= 1 and all(w >= 1 and w % self.norm_groups == 0 for w in self.widths),
+            "widths", f"one or more multiples of norm_groups, {self.norm_groups}",
+        )  # fmt: skip
+        self._require(len(self.attention) == len(self.widths), "attention", f"{len(self.widths)} values, one a stage")
+        self._require(self.layers_per_stage >= 1, "layers_per_stage", "at least 1")
+        self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise ValueError(f"unet.{name} is {getattr(self, name)!r}; it must be {needed}")
+
+    @property
+    def size_multiple(self) -> int:
+        """An image's height and width must be multiples of this."""
+        return 2 ** (len(self.widths) - 1)
+
+
+class UNet(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.0"):
+    """diffusers' UNet2DModel with the options of its own conversion of Ho et al.'s weights, called like `VMDDPM`.
+
+    Args:
+        config: the architecture.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = UNet2DModel(
+            in_channels=config.image_channels, out_channels=config.image_channels,
+            block_out_channels=config.widths, layers_per_block=config.layers_per_stage,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+            attention_head_dim=None, norm_num_groups=config.norm_groups, norm_eps=1e-6, dropout=config.dropout,
+            downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+        """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); it has no scan to order."""
+        return self.network(x, t, return_dict=False)[0]
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "UNet":
+        return super()._from_pretrained(strict=strict, **kwargs)

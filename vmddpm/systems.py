@@ -1,0 +1,54 @@
+"""Every system of the paper's tables by its name: how it is trained, and what it costs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from vmddpm.baselines.config import GANS
+from vmddpm.baselines.networks import Generator, build_discriminator
+from vmddpm.baselines.trainer import generator_config, train_gan
+from vmddpm.training import RunConfig, RunFolder, train
+from vmddpm.training.networks import build_network
+
+
+def train_system(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> nn.Module:
+    """Trains `config.system` on `dataset` in `folder`, or continues it; see `train` and `train_gan`."""
+    return (train_gan if config.system in GANS else train)(config, dataset, folder, progress=progress)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a system is made of; FLOPs as torch counts them, two to a multiply-add."""
+
+    parameters: int  # of what draws images
+    discriminator_parameters: int  # 0 without
+    flops: int  # of one pass of what draws images, for one image; a diffusion model takes one a step
+
+    def __str__(self) -> str:
+        discriminator = f" and {self.discriminator_parameters / 1e6:.2f} M" if self.discriminator_parameters else ""
+        return f"{self.parameters / 1e6:.2f} M{discriminator} parameters, {self.flops / 1e9:.3g} GFLOPs a pass"
+
+
+def cost(config: RunConfig) -> Cost:
+    """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
+    the meta device; the scan has its formula on devices that it runs on."""
+    size, channels = config.data.size, config.data.channels
+    device = torch.device("cpu" if config.system == "vmddpm" else "meta")
+    with device, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if config.system in GANS:
+            networks = generator_config(config)
+            network, discriminator = Generator(networks), build_discriminator(networks)
+            inputs, judged = (torch.zeros(1, config.gan.latent_dim),), _parameters(discriminator)
+        else:
+            network, judged = build_network(config), 0
+            inputs = torch.zeros(1, channels, size, size), torch.zeros(1, dtype=torch.int64)
+        before = counter.get_total_flops()  # of starting values that are orthogonal
+        network.eval()(*inputs)
+    return Cost(_parameters(network), judged, counter.get_total_flops() - before)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
