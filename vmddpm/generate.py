@@ -59,8 +59,8 @@ def generate(
         model.compile(mode=compile)
     samples = Samples(Path(out), count, batch_size, form)
     digest = sha256(folder.weights(weights) / "model.safetensors")
-    made_with = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest, "sampler": sampler,
-                 "steps": steps, "seed": seed, "batch_size": batch_size, "format": form, "compile": compile}  # fmt: skip
+    made_with = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest, "sampler": sampler}
+    made_with |= {"steps": steps, "seed": seed, "batch_size": batch_size, "format": form, "compile": compile}
     samples.take(made_with)
     shape = (config.model.image_channels, config.data.size, config.data.size)
     rank, ranks = rank_and_count()
