@@ -57,7 +57,7 @@ def test_train_sample_and_train_on(scans):
     assert done.returncode == 0, done.stderr
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
-    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch-size", 2]
+    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr

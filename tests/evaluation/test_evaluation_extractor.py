@@ -147,3 +147,9 @@ def test_images_are_described_as_their_files_are(tmp_path):
     with pytest.raises(ValueError, match="holds 7 numbered images"):
         SampleFolder(tmp_path, 8)
     assert len(SampleFolder(tmp_path, 4)) == 4
+    blocks = quantised(images).permute(0, 2, 3, 1).numpy()
+    (tmp_path / "blocks").mkdir()
+    for first in (0, 4):
+        np.save(tmp_path / "blocks" / f"images-{first:08d}.npy", blocks[first : first + 4])
+    c = SampleFolder(tmp_path / "blocks")
+    assert all(torch.equal(c[i], SampleFolder(tmp_path)[i]) for i in range(7))

@@ -252,9 +252,3 @@ def test_bad_configurations(changes, words):
     parts = {"data": DataConfig, "training": TrainingConfig}
     with pytest.raises(ValueError, match=words):
         RunConfig(**{name: parts[name](**fields) for name, fields in changes.items()})
-
-
-def test_bf16_trains(images, tmp_path):
-    folder = RunFolder(tmp_path)
-    train(config(steps=3, precision="bf16", sample_every=0), images, folder, progress=False)
-    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in weights(folder)["raw"].values())

@@ -12,7 +12,8 @@ example:
   vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
   vmddpm train --system unetgan --data.root slices --run runs/unetgan
-  vmddpm train --config paper-acdc --print_config"""
+  vmddpm train --config paper-acdc --print_config
+  torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
 
 def build(new_parser: Any) -> Any:
@@ -29,12 +30,17 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
     from vmddpm.systems import train_system
     from vmddpm.training import RunConfig, RunFolder
+    from vmddpm.training.ranks import joined
 
     parts = parser.instantiate_classes(options)
     config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
-    folder.check(config)
-    dataset = SliceDataset(config.data, progress=True)
-    print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
-    train_system(config, dataset, folder)
-    print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
+    with joined(config.training.device) as ranks:
+        if ranks.first:
+            folder.check(config)
+        dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
+        if ranks.first:
+            print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
+        train_system(config, dataset, folder)
+        if ranks.first:
+            print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")

@@ -25,7 +25,7 @@ class Images(Protocol):
 
 
 class SampleFolder:
-    """The images 000000.png, 000001.png ... of a folder, as `vmddpm sample` writes them.
+    """The images of a folder as `vmddpm sample` writes it: 000000.png, 000001.png ..., or blocks, images-00000000.npy.
 
     Args:
         path: the folder.
@@ -36,19 +36,26 @@ class SampleFolder:
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
-        self.paths = sorted(p for p in Path(path).glob("*.png") if p.stem.isdigit())
-        if not self.paths or len(self.paths) < (limit or 0):
+        blocks = sorted(Path(path).glob("images-*.npy"))
+        self.places: list[tuple[Path, int | None]] = [  # the file, and the row in it
+            (block, row) for block in blocks for row in range(len(np.load(block, mmap_mode="r")))
+        ] or [(p, None) for p in sorted(Path(path).glob("*.png")) if p.stem.isdigit()]
+        if not self.places or len(self.places) < (limit or 0):
             wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
-            raise ValueError(f"{path} holds {len(self.paths)} numbered images (000000.png ...): {wanted}; "
+            raise ValueError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
                              f"draw them by vmddpm sample --out {path}")  # fmt: skip
-        self.paths = self.paths[:limit]
+        self.places = self.places[:limit]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     def __getitem__(self, i: int) -> Tensor:
-        with Image.open(self.paths[i]) as image:
-            pixels = np.atleast_3d(np.array(image))
+        path, row = self.places[i]
+        if row is None:
+            with Image.open(path) as image:
+                pixels = np.atleast_3d(np.array(image))
+        else:
+            pixels = np.array(np.load(path, mmap_mode="r")[row])
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
