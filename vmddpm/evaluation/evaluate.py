@@ -40,7 +40,7 @@ class MetricsConfig:
     """k of precision and recall; 3 in Kynkäänniemi et al. (2019)."""
 
     copy_threshold: float = COPY
-    """A sample is a copy if it is nearer to a training image than this share of the usual distance."""
+    """A sample is a copy if it is nearer to a training image than this share of that one's distance to a real image."""
 
     batch_size: int = 32
     """Images that the extractor sees at a time."""

@@ -1,4 +1,4 @@
-"""Does the model copy? The nearest training image of every sample, beside what is usual among real images.
+"""Does the model copy? The nearest training image of every sample, beside how near real images lie to each other.
 
 A model that gives its training set back has a FID of 0, so no table is complete without this.
 """
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
-from vmddpm.evaluation.neighbours import nearest
+from vmddpm.evaluation.neighbours import nearest, nearest_few
 from vmddpm.files import written_whole
 
-COPY = 1 / 3  # of the usual distance; Yoon et al. (2023) call a sample memorised below a third of the next one's
+COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) draw the line at the same share
+_AROUND = 5  # real images looked at around each training image, each way round
 
 
 class NearestTraining(NamedTuple):
@@ -25,11 +26,12 @@ class NearestTraining(NamedTuple):
 
 
 class Memorisation(NamedTuple):
-    """In each space, "features" and "pixels": distances over `usual`, the median distance among real images."""
+    """In each space, "features" and "pixels": how far a sample is from its nearest training image, over how far that
+    one is from its nearest real image."""
 
     nearest: dict[str, NearestTraining]
-    ratio: dict[str, Tensor]  # float64 (n,): 0 is a copy, 1 is as near as an unseen real image is
-    reference_ratio: dict[str, Tensor]  # float64 (m,): the same of the real images themselves
+    ratio: dict[str, Tensor]  # float64 (n,): 0 is a copy, 1 is as near as another real image is
+    reference_ratio: dict[str, Tensor]  # float64 (m,): the same of the real images that the model has not seen
     reference: str
 
 
@@ -42,41 +44,58 @@ def find_copies(
         synthetic: with mirrored features.
         training: with mirrored features if there is no `held_out`.
         held_out: real images that the model has not seen, with mirrored features. Without them the training images
-            stand in, each compared with all others: of slices 3 mm apart that is near, and copies are found late.
+            stand in, each compared with all others.
 
     Raises:
-        ValueError: if real images all look the same in one of the spaces.
+        ValueError: if real images have so many duplicates that nothing else is near.
     """
     found, ratio, reference_ratio = {}, {}, {}
+    alone = held_out is None
     others = training if held_out is None else held_out
     for space in ("features", "pixels"):
+        distances, images = _around(training, others, space)
+        if alone:
+            distances = distances.masked_fill(images == torch.arange(len(images))[:, None], torch.inf)
         found[space] = _nearest(synthetic, training, space, leave_out_self=False)
-        usual = _nearest(others, training, space, leave_out_self=held_out is None).distance
-        median = usual.median()
-        if not median > 0:
+        ratio[space] = found[space].distance / distances[found[space].index].amin(1)
+        real = _nearest(others, training, space, leave_out_self=alone)
+        itself = images[real.index] == torch.arange(len(real.index))[:, None]
+        reference_ratio[space] = real.distance / distances[real.index].masked_fill(itself, torch.inf).amin(1)
+        if not distances.amin(1).isfinite().all():
             raise ValueError(
-                f"more than half of the real images have a twin among the training images (by their {space}): "
-                "nothing can be said of copies; remove the duplicates"
+                f"a training image has {_AROUND} twins among the real images (by their {space}): nothing can be said "
+                "of copies; remove the duplicates"
             )
-        ratio[space], reference_ratio[space] = found[space].distance / median, usual / median
-    reference = "training images, each compared with the others" if held_out is None else "held-out real images"
+    reference = "training images, each compared with the others" if alone else "held-out real images"
     return Memorisation(found, ratio, reference_ratio, reference)
 
 
+def _ways_round(images: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
+    if space == "pixels":
+        return images.pixels, mirrored_pixels(images.pixels)
+    assert images.mirrored is not None
+    return images.features, images.mirrored
+
+
+def _around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
+    """Around each training image, the nearest of the others and of their mirror images, without twins (distance 0):
+    distances float64 (n, 2 k), and which images these are, int64 (n, 2 k)."""
+    each = training.features if space == "features" else training.pixels
+    few = [nearest_few(each, way, _AROUND) for way in _ways_round(others, space)]
+    distances = torch.cat([f.distance for f in few], 1)
+    return distances.masked_fill(distances == 0, torch.inf), torch.cat([f.index for f in few], 1)
+
+
 def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, leave_out_self: bool) -> NearestTraining:
-    if space == "features":
-        assert images.mirrored is not None
-        upright, mirrored, references = images.features, images.mirrored, training.features
-    else:
-        upright, mirrored, references = images.pixels, mirrored_pixels(images.pixels), training.pixels
-    a = nearest(upright, references, leave_out_self=leave_out_self)
-    b = nearest(mirrored, references, leave_out_self=leave_out_self)
+    references = training.features if space == "features" else training.pixels
+    a, b = (nearest(way, references, leave_out_self=leave_out_self) for way in _ways_round(images, space))
     nearer = b.distance < a.distance
     return NearestTraining(torch.minimum(a.distance, b.distance), torch.where(nearer, b.index, a.index), nearer)
 
 
 def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
-    """bool (n,): nearer than `threshold` times the usual distance, by features or by pixels."""
+    """bool (n,): nearer to a training image than `threshold` times its distance to a real image, by features or by
+    pixels."""
     return (ratio["features"] < threshold) | (ratio["pixels"] < threshold)
 
 
@@ -130,6 +149,7 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set_title(note, fontsize=7)
             axes.set_axis_off()
-    figure.suptitle(f"Closest pairs; 1 is the usual distance among {m.reference}", fontsize=8)
+    figure.suptitle(f"Closest pairs; 1 is the distance from the training image to the nearest of the {m.reference}",
+                    fontsize=8)  # fmt: skip
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=130)

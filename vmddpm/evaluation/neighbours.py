@@ -9,10 +9,10 @@ BLOCK = 32 * 2**20  # distances in memory at a time, 256 MiB
 
 
 class Nearest(NamedTuple):
-    """The nearest reference of each query."""
+    """The nearest reference, or the nearest few, of each query."""
 
-    distance: Tensor  # float64 (n,), exact: 0 for a copy
-    index: Tensor  # int64 (n,)
+    distance: Tensor  # float64 (n,) or (n, count), exact: 0 for a copy
+    index: Tensor  # int64, alike
 
 
 def _blocks(count: int, references: int) -> list[slice]:
@@ -45,6 +45,17 @@ def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False
         index = squared.argmin(1)
         indices.append(index)
         distances.append((queries[rows].double() - references[index].double()).norm(dim=1))
+    return Nearest(torch.cat(distances), torch.cat(indices))
+
+
+def nearest_few(queries: Tensor, references: Tensor, count: int) -> Nearest:
+    """The `count` nearest references, or all if there are fewer: distances and indices (n, count), nearest first."""
+    distances, indices = [], []
+    for rows in _blocks(len(queries), len(references)):
+        squared = _squared_distances(queries[rows], references)
+        index = squared.topk(min(count, len(references)), dim=1, largest=False).indices
+        indices.append(index)
+        distances.append((queries[rows, None].double() - references[index].double()).norm(dim=2))
     return Nearest(torch.cat(distances), torch.cat(indices))
 
 

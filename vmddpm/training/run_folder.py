@@ -35,7 +35,7 @@ from vmddpm.training.errors import RunError
 from vmddpm.training.networks import load_network
 
 # What may differ when a run is continued: how long it is to be, where it runs and what it reports.
-_MAY_CHANGE = {"data.root", "data.cache_dir"} | {
+MAY_CHANGE = {"data.root", "data.cache_dir"} | {
     f"training.{name}"
     for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
                  "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
@@ -108,11 +108,11 @@ class RunFolder:
             raise RunError(f"{self.config_path} cannot be read: {error}") from error
 
     def _refuse_if_different(self, config: RunConfig) -> None:
-        here, asked = _flat(to_plain(self.load_config())), _flat(to_plain(config))
+        here, asked = flat(to_plain(self.load_config())), flat(to_plain(config))
         differences = [
             f"{name} is {here[name]!r} there and {value!r} here"
             for name, value in asked.items()
-            if value != here[name] and name not in _MAY_CHANGE
+            if value != here[name] and name not in MAY_CHANGE
         ]
         if differences:
             raise RunError(
@@ -167,7 +167,7 @@ def from_plain(plain: dict[str, Any]) -> RunConfig:
     return RunConfig(**{name: parts[name](**value) if name in parts else value for name, value in plain.items()})
 
 
-def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+def flat(plain: dict[str, Any]) -> dict[str, Any]:
     """{"model.base_channels": 96, ..., "system": "vmddpm"}."""
     flat: dict[str, Any] = {}
     for part, value in plain.items():

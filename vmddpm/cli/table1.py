@@ -1,0 +1,48 @@
+"""`vmddpm table1`; its options are those of `vmddpm ablate` as well."""
+
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "the paper's Table I: train, draw and evaluate every system"
+HELP = """Make Table I: DCGAN, SAGAN, UNetGAN, DDPM, DDIM and VM-DDPM are trained (or reused), sampled and evaluated,
+and printed beside the paper's figures. A command that was stopped goes on; table1 and ablate may share a folder.
+
+example:
+  vmddpm table1 --preset tiny --out tables
+  vmddpm table1 --preset paper --dataset acdc --root ACDC/training --extractor.path inception-2015-12-05.pt --out t"""
+
+
+def build(new_parser: Any) -> Any:
+    return with_options(new_parser(description=HELP))
+
+
+def run(parser: Any, options: Any) -> None:
+    make("table1", parser, options)
+
+
+def with_options(parser: Any) -> Any:
+    from vmddpm.evaluation import ExtractorConfig
+
+    parser.add_argument("--out", type=str, required=True, help="folder for runs, samples, results and the table")
+    parser.add_argument(
+        "--preset", type=str, default="tiny", help="tiny: minutes on a CPU, on a brain that comes along; or paper"
+    )
+    parser.add_argument("--dataset", type=str, default=None, help="with paper: chestxray, brats2018 or acdc")
+    parser.add_argument("--root", type=str, default=None, help="with paper: the folder of that data set")
+    parser.add_argument("--held-out", type=str, default=None, help="with paper: folder of real images kept apart")
+    parser.add_argument("--minutes", type=float, default=None, help="of training for each run, instead of the preset's")
+    parser.add_argument("--images", type=int, default=None, help="drawn from each run, instead of the preset's number")
+    parser.add_argument("--seeds", type=list[int], default=None, help="of training, such as [0,1,2]")
+    parser.add_argument("--device", type=str, default=None, help="auto, cpu, cuda ...")
+    parser.add_class_arguments(ExtractorConfig, "extractor")
+    return parser
+
+
+def make(name: str, parser: Any, options: Any) -> None:
+    from vmddpm.tables.commands import make_table
+
+    parts = parser.instantiate_classes(options)
+    make_table(
+        name, Path(parts.out), preset=parts.preset, dataset=parts.dataset, root=parts.root, held_out=parts.held_out,
+        extractor=parts.extractor, minutes=parts.minutes, images=parts.images, seeds=parts.seeds, device=parts.device,
+    )  # fmt: skip

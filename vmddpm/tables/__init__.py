@@ -1,0 +1,1 @@
+"""The paper's tables: every system trained, sampled and evaluated in the same way, beside the printed figures."""

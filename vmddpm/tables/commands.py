@@ -1,0 +1,89 @@
+"""`vmddpm table1` and `vmddpm ablate` as functions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from vmddpm.data import DataConfig
+from vmddpm.evaluation import ExtractorConfig
+from vmddpm.tables.data import TableData, mni152, of_folder
+from vmddpm.tables.paper import DATASETS
+from vmddpm.tables.produce import Produced, produce, write_record
+from vmddpm.tables.protocol import Protocol, Row, ablation_rows, load_protocol, merged, table1_rows
+from vmddpm.tables.render import write_table
+
+TABLES = {
+    "table1": ("Table I: the systems", table1_rows),
+    "ablate": ("Table II: Sequence Regeneration, and its other readings", ablation_rows),
+}
+
+
+def make_table(
+    name: str,
+    out: Path,
+    *,
+    preset: str = "tiny",
+    dataset: str | None = None,
+    root: str | None = None,
+    held_out: str | None = None,
+    extractor: ExtractorConfig | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    seeds: list[int] | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Produced:
+    """Makes "table1" or "ablate" in the folder `out`, or what is missing of it, and writes it as Markdown, CSV, picture
+    and JSON.
+
+    Args:
+        preset: "tiny" or "paper".
+        dataset, root, held_out: with "paper": which of its data sets, where it lies, and unseen images of its kind.
+        extractor: in place of the preset's.
+        minutes: of training for each run, in place of the preset's length.
+        images: drawn for each run, in place of the preset's number.
+        seeds: in place of the preset's.
+        device: of training and sampling.
+
+    Raises:
+        ValueError, RunError, TrainingError: on unusable options, before anything is trained where that can be known.
+    """
+    protocol = _protocol(name, preset, dataset, extractor, minutes, images, seeds, device)
+    title, make_rows = TABLES[name]
+    rows: list[Row] = make_rows(protocol)
+    data = _data(rows[0].configs[0].data, dataset, root, held_out)
+    produced = produce(rows, protocol, data, out, progress=progress)
+    text = write_table(title, name, protocol, data, produced, out)
+    write_record(out, name, produced)
+    if progress:
+        print(f"\n{text}\nwritten to {out / name}.md, .csv, .json; look at {out / name}.png")
+    return produced
+
+
+def _protocol(
+    name: str, preset: str, dataset: str | None, extractor: ExtractorConfig | None, minutes: float | None,
+    images: int | None, seeds: list[int] | None, device: str | None,
+) -> Protocol:  # fmt: skip
+    protocol = load_protocol(preset, dataset)
+    if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
+        raise ValueError(f"seeds is {seeds}; it must be one or more numbers, each once")
+    if extractor is not None and extractor.path:
+        protocol = replace(protocol, extractor=extractor)
+    if minutes is not None:
+        protocol = replace(protocol, minutes=minutes)
+    if images is not None:
+        protocol = replace(protocol, images=images, batch=min(images, protocol.batch))
+    if seeds is not None:
+        protocol = replace(protocol, seeds={**protocol.seeds, name: seeds})
+    if device is not None:
+        protocol = replace(protocol, base=merged(protocol.base, {"training": {"device": device}}))
+    return protocol
+
+
+def _data(config: DataConfig, dataset: str | None, root: str | None, held_out: str | None) -> TableData:
+    if dataset is None:
+        if root or held_out:
+            raise ValueError("root and held-out are for the preset paper; the preset tiny brings its own images")
+        return mni152(config)
+    if not root:
+        raise ValueError(f"root is not given; it must be the folder of {DATASETS[dataset]}")
+    return of_folder(config, root, held_out, DATASETS[dataset])

@@ -1,0 +1,61 @@
+"""The images of a table: those a system learns from, and real ones that it never sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from vmddpm.data import DataConfig, SliceDataset, from_volumes
+
+HELD_OUT = 5  # one slice in so many of the brain that comes with the package
+
+
+@dataclass(frozen=True)
+class TableData:
+    """Args:
+    training: what the systems learn from and are compared with.
+    held_out: what they do not, or None.
+    description: for the heading of a table.
+    """
+
+    training: Dataset
+    held_out: Dataset | None
+    description: str
+
+
+class _Kept(Dataset):
+    """Images in memory."""
+
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[i]
+
+
+def mni152(config: DataConfig) -> TableData:
+    """Slices, 2 mm apart, of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files."""
+    from nilearn.datasets import load_mni152_template
+
+    dataset = from_volumes([load_mni152_template(resolution=2)], config)
+    kept = _Kept([dataset[i] for i in range(len(dataset))])
+    held_out = [i for i in range(len(kept)) if i % HELD_OUT == HELD_OUT // 2]
+    training = [i for i in range(len(kept)) if i % HELD_OUT != HELD_OUT // 2]
+    return TableData(
+        Subset(kept, training), Subset(kept, held_out),
+        f"{len(training)} slices of the MNI152 T1 template (one averaged brain) at {config.size} x {config.size}; "
+        f"every {HELD_OUT}th slice, {len(held_out)} in all, is held out",
+    )  # fmt: skip
+
+
+def of_folder(config: DataConfig, root: str, held_out: str | None, name: str) -> TableData:
+    """The user's copy of one of the paper's data sets."""
+    training = SliceDataset(replace(config, root=root), progress=True)
+    others = SliceDataset(replace(config, root=held_out, limit=None), progress=True) if held_out else None
+    unseen = f"; {len(others)} images are held out" if others else ""
+    size = f"{config.size} x {config.size}"
+    return TableData(training, others, f"{len(training)} images of {name} at {size}, the given folder{unseen}")

@@ -1,0 +1,125 @@
+"""From rows to figures: train or reuse, draw, evaluate. What is there already is not made again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmddpm.baselines.config import GANS
+from vmddpm.evaluation import Extractor, RealImages, SampleFolder, describe_real, evaluate, load_extractor
+from vmddpm.files import sha256, write_text
+from vmddpm.generate import generate
+from vmddpm.systems import Cost, cost, train_system
+from vmddpm.tables.data import TableData
+from vmddpm.tables.protocol import Protocol, Row
+from vmddpm.training import RunConfig, RunFolder
+from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a row came to: one result of `evaluate` for each seed."""
+
+    row: Row
+    cost: Cost
+    passes: int  # of the network for one image
+    trained_steps: list[int]
+    trained_seconds: list[float]
+    results: list[dict[str, Any]]
+    samples: list[Path]
+
+
+@dataclass(frozen=True)
+class Produced:
+    outcomes: list[Outcome]
+    held_out: dict[str, Any] | None  # real images evaluated like samples
+    real: RealImages
+    extractor: Extractor
+
+
+def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path, *, progress: bool = True) -> Produced:
+    """Runs in `out`/runs, samples in `out`/samples, results in `out`/evaluations; a call that was stopped goes on where
+    it was, and tables that share a folder share runs.
+
+    Raises:
+        RunError, TrainingError, ValueError: as training, sampling and evaluation do.
+    """
+    extractor = load_extractor(protocol.extractor)  # missing weights are told before anything is trained
+    real = describe_real(data.training, extractor, protocol.metrics, data.held_out, progress=progress)
+    common = {"extractor": extractor.describe(), "metrics": asdict(protocol.metrics), "data": data.description}
+    held_out = None
+    if data.held_out is not None:
+        folder = out / "evaluations" / f"held-out-{digest(common)}"
+        held_out = _kept(folder, lambda: evaluate(real, data.held_out, extractor, protocol.metrics, folder,
+                                                  progress=progress))  # fmt: skip
+    outcomes = []
+    for row in rows:
+        steps, seconds, results, places = [], [], [], []
+        for config in row.configs:
+            run = RunFolder(out / "runs" / run_name(config))
+            _say(f"{row.name}, seed {config.training.seed}: {run.path.name}", progress)
+            train_system(config, data.training, run, progress=progress)
+            place, how = _draw(row, config, run, protocol, out, progress)
+            folder = out / "evaluations" / f"{place.name}-{digest({**common, **how})}"
+            results.append(
+                _kept(folder, lambda place=place, folder=folder: evaluate(
+                    real, SampleFolder(place, protocol.images), extractor, protocol.metrics, folder, progress=progress))
+            )  # fmt: skip
+            state = Checkpoints(run.path / "checkpoints").newest() or {"step": 0, "seconds": 0.0}
+            steps.append(state["step"])
+            seconds.append(state["seconds"])
+            places.append(place)
+        passes = 1 if row.configs[0].system in GANS else protocol.steps[row.sampler]
+        outcomes.append(Outcome(row, cost(row.configs[0]), passes, steps, seconds, results, places))
+    return Produced(outcomes, held_out, real, extractor)
+
+
+def _draw(
+    row: Row, config: RunConfig, run: RunFolder, protocol: Protocol, out: Path, progress: bool
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of the row's samples, and what they depend on."""
+    how = {"weights": sha256(run.weights("ema") / "model.safetensors"), "images": protocol.images,
+           "ordered": row.ordered}  # fmt: skip
+    sampler = "one-pass" if config.system in GANS else row.sampler
+    place = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{how['weights'][:8]}"
+    generate(
+        run.path, place, protocol.images, sampler=row.sampler, steps=protocol.steps[row.sampler], ordered=row.ordered,
+        seed=config.training.seed, batch_size=protocol.batch, device=config.training.device, progress=progress,
+    )  # fmt: skip
+    return place, how
+
+
+def run_name(config: RunConfig) -> str:
+    """The name of a run's folder: one for each configuration, however long it is trained and wherever its data are."""
+    plain = {name: value for name, value in flat(to_plain(config)).items() if name not in MAY_CHANGE}
+    return f"{config.system}-seed{config.training.seed}-{digest(plain)}"
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _kept(folder: Path, make: Any) -> dict[str, Any]:
+    """The evaluation that is in the folder, or a new one."""
+    path = folder / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else make()
+
+
+def _say(text: str, progress: bool) -> None:
+    if progress:
+        print(text, flush=True)
+
+
+def write_record(out: Path, name: str, produced: Produced) -> None:
+    """All results in one file, `out`/name.json."""
+    lines = [
+        {"row": o.row.name, "sampler": o.row.sampler, "cost": asdict(o.cost), "passes": o.passes,
+         "runs": [run_name(c) for c in o.row.configs], "trained_steps": o.trained_steps,
+         "trained_seconds": o.trained_seconds, "results": o.results}
+        for o in produced.outcomes
+    ]  # fmt: skip
+    record = {"rows": lines, "held_out_real_images": produced.held_out}
+    write_text(out / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

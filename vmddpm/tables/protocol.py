@@ -1,0 +1,118 @@
+"""A protocol: which networks, how long they train, how many images are drawn and how these are compared."""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from vmddpm.evaluation import ExtractorConfig, MetricsConfig
+from vmddpm.tables.paper import DATASETS, TABLE_I, TABLE_II
+from vmddpm.training import RunConfig
+from vmddpm.training.run_folder import from_plain
+
+PRESETS = ("tiny", "paper")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a file in `presets` holds.
+
+    Attributes:
+        name: of the preset.
+        base: what all runs have in common: parts of a run's config.yaml.
+        systems: what each system adds to it.
+        steps: of each sampler, "ddpm" and "ddim".
+        images: drawn for each row.
+        batch: images drawn at a time.
+        seeds: of Table I and of the ablations; a run for each.
+        minutes: of training, for each run; None: as long as base.training.steps says.
+        extractor, metrics: see `vmddpm.evaluation`.
+    """
+
+    name: str
+    base: dict[str, Any]
+    systems: dict[str, dict[str, Any]]
+    steps: dict[str, int]
+    images: int
+    batch: int
+    seeds: dict[str, list[int]]
+    minutes: float | None = None
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def run_config(self, system: str, seed: int, changes: dict[str, Any] | None = None) -> RunConfig:
+        """The run of a system (the paper's with `changes`)."""
+        plain = merged(self.base, {"system": system}, self.systems.get(system, {}), changes or {})
+        return from_plain(merged(plain, {"training": {"seed": seed, "minutes": self.minutes}}))
+
+
+def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
+    """A preset; "paper" is completed by the preset of one of the paper's data sets.
+
+    Raises:
+        ValueError: on an unknown preset or data set.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    plain = _yaml("vmddpm.tables.presets", preset)
+    if preset == "paper":
+        if dataset not in DATASETS:
+            raise ValueError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
+        plain["base"] = merged(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
+    parts = {"extractor": ExtractorConfig(**plain.pop("extractor")), "metrics": MetricsConfig(**plain.pop("metrics"))}
+    return Protocol(name=preset, **plain, **parts)
+
+
+def _yaml(package: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((files(package) / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts laid over each other, the last one on top."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            here = result.get(name)
+            result[name] = merged(here or {}, value) if isinstance(value, dict) else value
+    return result
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a run for each seed, and how images are drawn from it."""
+
+    name: str
+    configs: list[RunConfig]
+    sampler: str = "ddpm"
+    ordered: bool = False  # scans in order when images are drawn
+    printed: tuple[float, ...] | None = None  # the paper's figures
+
+
+def table1_rows(protocol: Protocol) -> list[Row]:
+    """Table I. DDIM is a sampler: its row has the weights of the DDPM row."""
+    rows = (("DCGAN", "dcgan", "ddpm"), ("SAGAN", "sagan", "ddpm"), ("UNetGAN", "unetgan", "ddpm"),
+            ("DDPM", "unet", "ddpm"), ("DDIM", "unet", "ddim"), ("VM-DDPM", "vmddpm", "ddpm"))  # fmt: skip
+    return [
+        Row(name, [protocol.run_config(system, seed) for seed in protocol.seeds["table1"]], sampler,
+            printed=TABLE_I[name])
+        for name, system, sampler in rows
+    ]  # fmt: skip
+
+
+def ablation_rows(protocol: Protocol) -> list[Row]:
+    """Table II, and one line for every other reading of section III-D that the model has an option for."""
+    shuffled: dict[str, Any] = {"regeneration": True}
+    rows: tuple[tuple[str, dict[str, Any], bool, str | None], ...] = (
+        ("CSM: ordered scans", {"regeneration": False}, False, "CSM"),
+        ("Regenerate CSM: shuffled scans", shuffled, False, "Regenerate CSM"),
+        ("shuffled in training, ordered in sampling", shuffled, True, None),
+        ("shuffled in patches of 2 x 2", {**shuffled, "regeneration_patch_size": 2}, False, None),
+        ("shuffled, zero-order hold (Eq. 6)", {**shuffled, "discretization": "zoh"}, False, None),
+        ("shuffled, one direction instead of four", {**shuffled, "scans": 1}, False, None),
+    )
+    return [
+        Row(name, [protocol.run_config("vmddpm", seed, {"model": model}) for seed in protocol.seeds["ablate"]],
+            ordered=ordered, printed=TABLE_II[key] if key else None)
+        for name, model, ordered, key in rows
+    ]  # fmt: skip
