@@ -85,7 +85,7 @@ def test_sizes_that_cannot_be():
     for size in (0, 8, 96, 100):
         with pytest.raises(ValueError, match="power of 2"):
             multipliers(size)
-    for options in ({"latent_dim": 0}, {"base_channels": 6}, {"loss": "wgan"}, {"beta1": 1.0}, {"cutmix": -1.0}):
+    for options in ({"latent_dim": 0}, {"base_channels": 0}, {"loss": "wgan"}, {"beta1": 1.0}, {"cutmix": -1.0}):
         with pytest.raises(ValueError, match=f"gan.{next(iter(options))}"):
             GANConfig(**options)
     with pytest.raises(ValueError, match="system is 'vae'"):

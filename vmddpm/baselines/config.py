@@ -46,7 +46,6 @@ class GANConfig:
     def __post_init__(self) -> None:
         for name in ("latent_dim", "base_channels", "attention_size"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.base_channels % 4 == 0, "base_channels", "a multiple of 4: attention has an eighth of 2 C")
         for name in ("beta1", "beta2"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         rate = self.discriminator_learning_rate

@@ -74,8 +74,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query, self.key = convolution(width, width // 8, 1, bias=False), convolution(width, width // 8, 1, False)
-        self.value, self.out = convolution(width, width // 2, 1, bias=False), convolution(width // 2, width, 1, False)
+        narrow, half = max(width // 8, 1), max(width // 2, 1)
+        self.query, self.key = (convolution(width, narrow, 1, bias=False) for _ in range(2))
+        self.value, self.out = convolution(width, half, 1, bias=False), convolution(half, width, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:

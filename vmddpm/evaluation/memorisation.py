@@ -136,19 +136,21 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)
-    figure = Figure(figsize=(1.5 * len(pairs) + 0.4, 3.9), layout="constrained", facecolor="white")
-    grid = figure.subplots(2, len(pairs), squeeze=False)
-    for column, (i, space) in enumerate(pairs):
-        found = m.nearest[space]
-        real = training[int(found.index[i])]
-        images = (synthetic[i], real.flip(2) if found.mirrored[i] else real)
-        notes = (f"sample {i}\n{m.ratio[space][i]:.2f} by {space}",
-                 f"training {int(found.index[i])}{', mirrored' if found.mirrored[i] else ''}")  # fmt: skip
-        for axes, image, note in zip(grid[:, column], images, notes):
-            pixels = quantised(image).permute(1, 2, 0).squeeze(2).numpy()
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(note, fontsize=7)
-            axes.set_axis_off()
+    above = [quantised(synthetic[i]) for i, _ in pairs]
+    below, notes = [], []
+    for i, space in pairs:
+        index, mirrored = int(m.nearest[space].index[i]), bool(m.nearest[space].mirrored[i])
+        real = training[index]
+        below.append(quantised(real.flip(2) if mirrored else real))
+        notes.append(f"sample {i}\n{m.ratio[space][i]:.2f} by {space}\ntraining {index}{', mirrored' * mirrored}")
+    picture = torch.cat([torch.cat(row, 2) for row in (above, below)], 1)  # (C, 2 size, pairs * size)
+    figure = Figure(figsize=(1.5 * len(pairs), 4), facecolor="white")
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.74))
+    axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    size = picture.shape[2] / len(pairs)
+    for place, note in enumerate(notes):
+        axes.text((place + 0.5) * size, -0.04 * size, note, ha="center", va="bottom", fontsize=7)
     figure.suptitle(f"Closest pairs; 1 is the distance from the training image to the nearest of the {m.reference}",
                     fontsize=8)  # fmt: skip
     with written_whole(path) as temporary:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from vmddpm.baselines.config import GANS
 from vmddpm.evaluation import Extractor, RealImages, SampleFolder, describe_real, evaluate, load_extractor
 from vmddpm.files import sha256, write_text
@@ -17,6 +19,7 @@ from vmddpm.tables.protocol import Protocol, Row
 from vmddpm.training import RunConfig, RunFolder
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
+from vmddpm.training.trainer import finished
 
 
 @dataclass(frozen=True)
@@ -61,20 +64,29 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
         for config in row.configs:
             run = RunFolder(out / "runs" / run_name(config))
             _say(f"{row.name}, seed {config.training.seed}: {run.path.name}", progress)
-            train_system(config, data.training, run, progress=progress)
+            state = _trained(config, data.training, run, progress)
             place, how = _draw(row, config, run, protocol, out, progress)
             folder = out / "evaluations" / f"{place.name}-{digest({**common, **how})}"
             results.append(
                 _kept(folder, lambda place=place, folder=folder: evaluate(
                     real, SampleFolder(place, protocol.images), extractor, protocol.metrics, folder, progress=progress))
             )  # fmt: skip
-            state = Checkpoints(run.path / "checkpoints").newest() or {"step": 0, "seconds": 0.0}
             steps.append(state["step"])
             seconds.append(state["seconds"])
             places.append(place)
         passes = 1 if row.configs[0].system in GANS else protocol.steps[row.sampler]
         outcomes.append(Outcome(row, cost(row.configs[0]), passes, steps, seconds, results, places))
     return Produced(outcomes, held_out, real, extractor)
+
+
+def _trained(config: RunConfig, images: Dataset, run: RunFolder, progress: bool) -> dict[str, Any]:
+    """The last checkpoint of the run, which is trained first, or further, if it has not come to its end."""
+    checkpoints = Checkpoints(run.path / "checkpoints")
+    state = checkpoints.newest()
+    if state is None or not finished(config.training, state["step"], state["seconds"]):
+        train_system(config, images, run, progress=progress)
+        state = checkpoints.newest()
+    return state
 
 
 def _draw(
