@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
     except KeyboardInterrupt:
         return 130
-    except (RunError, TrainingError, ValueError, ModuleNotFoundError) as error:
+    except (RunError, TrainingError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"vmddpm {name}: {error}", file=sys.stderr)
         return 1
     return 0
