@@ -46,7 +46,7 @@ def test_shell_block(text, monkeypatch):
         if program == "vmddpm":
             build_parser()[0].parse_args(with_preset_files(arguments))
         elif program == "make":
-            assert set(a for a in arguments if "=" not in a) <= set(targets)
+            assert {a for a in arguments if "=" not in a} <= set(targets)
         elif program == "python" and arguments[0] == "-m":
             module = ROOT / arguments[1].replace(".", "/")
             assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
