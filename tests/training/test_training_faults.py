@@ -12,6 +12,7 @@ from nibabel.testing import data_path
 from safetensors.torch import load_file
 from test_training_run import environment
 
+from vmddpm.samples import read_samples
 from vmddpm.training import RunFolder
 
 SMALL = """
@@ -49,7 +50,7 @@ def start(here, launcher, *arguments):
 
 
 def completed(process, code=0):
-    out, error = process.communicate(timeout=300)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == code, error
     return out, error
 
@@ -120,6 +121,26 @@ def test_sampling_that_is_killed_ends_in_the_same_images(here, kills):
     completed(start(here, ["-m", "vmddpm.cli"], *options, "--out", out))
     made = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (here / f"images-whole-{kills}", out)]
     assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_memory_stays_the_same_over_fifty_thousand_images(here):
+    """Peak memory of the whole command; the images are 12.8 MB."""
+    peaks = []
+    for count in (2_000, 50_000):
+        out = here / f"many-{count}"
+        code = (
+            "import resource, sys; from vmddpm.cli import main\n"
+            "assert main(sys.argv[1:]) == 0\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        )
+        options = ("--run", here / "whole", "--num", count, "--batch", 200, "--sampler", "ddim", "--steps", 1,
+                   "--format", "npy", "--device", "cpu", "--out", out)  # fmt: skip
+        printed, _ = completed(start(here, ["-c", code], "sample", *options))
+        peaks.append(float(printed))
+        assert sum(len(block) for block in read_samples(out)) == count
+    print(f"peak memory in MiB: {peaks}")
+    assert peaks[1] - peaks[0] < 8
 
 
 def test_two_processes_train_as_one_and_survive_the_death_of_one(here):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from test_training_run import assert_same_weights, config, train_until, weights
 
 from vmddpm.data import DataError
 from vmddpm.diffusion import DiffusionConfig
-from vmddpm.training import RunFolder, train
+from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.checkpoints import Checkpoints
 
 IMAGES = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
@@ -97,11 +98,33 @@ def test_data_that_go_away_end_the_run_with_its_work_saved(tmp_path):
 
     whole = trained(tmp_path / "whole", checkpoint_every=100)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(DataError, match="image 3 cannot be read"):
+    with pytest.raises(DataError, match="image 3 cannot be read any more; the run is saved at step 3"):
         train(config(checkpoint_every=100, sample_every=0), Watched(11, gone), folder, progress=False)
     assert Checkpoints(folder.path / "checkpoints").newest()["step"] == 3  # three images a step
     train(config(checkpoint_every=100, sample_every=0), IMAGES, folder, progress=False)
     assert_same_weights(weights(whole), weights(folder))
+
+
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_intact(tmp_path):
+    """A file system of its own, of which another program leaves less than a checkpoint needs, or nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    try:
+        trained(disk / "run", steps=2)
+        for left, words in ((100_000, r"step 4 cannot be .* step-00000002-.* is intact"), (0, "cannot be written")):
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / "ballast").write_bytes(b"\0" * (free - left))
+            with pytest.raises(RunError, match=words):
+                trained(disk / "run", steps=4)
+            assert Checkpoints(disk / "run" / "checkpoints").newest()["step"] == 2
+            (disk / "ballast").unlink()
+        trained(disk / "run", steps=4)
+        assert_same_weights(weights(RunFolder(disk / "run")), weights(trained(tmp_path / "whole", steps=4)))
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow

@@ -173,6 +173,12 @@ def test_an_empty_data_set_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_another_data_set_is_refused(images, tmp_path):
+    train(config(steps=2), images, RunFolder(tmp_path), progress=False)
+    with pytest.raises(TrainingError, match="has 6 images, the run was begun with 7"):
+        train(config(steps=4), images[:6], RunFolder(tmp_path), progress=False)
+
+
 def test_minutes_end_a_run(images, tmp_path):
     train(config(steps=10**6, minutes=0.02, sample_every=0), images, RunFolder(tmp_path), progress=False)
     assert 1 <= Checkpoints(tmp_path / "checkpoints").newest()["step"] < 10**4
@@ -242,7 +248,7 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
         ({"training": {"precision": "fp8"}}, "precision"),
         ({"training": {"compile": "fast"}}, "compile"),
         ({"training": {"micro_batch_size": 0}}, "micro_batch_size"),
-        ({"training": {"compile": "reduce-overhead", "micro_batch_size": 2}}, "overwrite the gradients"),
+        ({"training": {"compile": "reduce-overhead", "micro_batch_size": 2}}, "overwrites the gradients"),
         ({"data": {"channels": 3}}, "data.channels is 3 but model.image_channels is 1"),
         ({"data": {"size": 30}}, "multiple of 32"),
         ({"training": {"sample_steps": 7}}, "must divide"),

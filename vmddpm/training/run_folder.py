@@ -69,16 +69,22 @@ class RunFolder:
 
         Raises:
             RunError: if another process is training here, or the folder holds something else, a run of another
-                configuration, or damaged checkpoints only.
+                configuration, or damaged checkpoints only; inside, if a file cannot be written.
         """
         self.check(config)
         with self._lock():
-            remove_leftovers(self.path)
-            checkpoints = Checkpoints(self.path / "checkpoints", config.training.keep_checkpoints)
-            state = checkpoints.newest()
-            write_text(self.config_path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
-            self._cut_metrics(state["step"] if state else 0)
-            yield checkpoints, state
+            try:
+                remove_leftovers(self.path)
+                checkpoints = Checkpoints(self.path / "checkpoints", config.training.keep_checkpoints)
+                state = checkpoints.newest()
+                write_text(self.config_path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+                self._cut_metrics(state["step"] if state else 0)
+                yield checkpoints, state
+            except OSError as error:
+                raise RunError(
+                    f"{self.path} cannot be written ({error.strerror or error}); its checkpoints are intact. Make room "
+                    "there, then run the same command again to go on"
+                ) from error
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -46,7 +46,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
 
     Raises:
         RunError: if the folder cannot be used, before anything is written to it, or a checkpoint cannot be written.
-        TrainingError: if the data set is empty or the loss stays infinite.
+        TrainingError: if the data set is empty or not the one the run was begun with, or the loss stays infinite.
         DataError: if an image cannot be read any more; what was trained is saved.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
     """
@@ -74,6 +74,11 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
+            if saved["images"] != len(dataset):
+                raise TrainingError(
+                    f"the data set has {len(dataset)} images, the run was begun with {saved['images']}: their order "
+                    "would be another one; give it the same data, or begin a new run in another folder"
+                )
         if options.compile != "no":
             network.compile(mode=options.compile)
         shared = ranks.shared(network)
@@ -81,7 +86,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
         def save() -> None:
             if ranks.first:
                 state = {name: part.state_dict() for name, part in parts.items()}
-                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped})
+                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
                 folder.save_weights("raw", network)
                 folder.save_weights("ema", ema)
 
@@ -94,9 +99,9 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
             while not finished(options, step, seconds) and not stopped:
                 try:
                     inputs = next(batches)
-                except (DataError, OSError):
+                except (DataError, OSError) as error:
                     save()
-                    raise
+                    raise DataError(f"{error}; the run is saved at step {step}") from error
                 optimizer.param_groups[0]["lr"] = rate = learning_rate_at(options, step, seconds)
                 optimizer.zero_grad(set_to_none=True)
                 loss = add_gradients(shared, scaler, inputs, step, config, ranks)
