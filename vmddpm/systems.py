@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
-from vmddpm.baselines.trainer import generator_config, train_gan
 from vmddpm.training import RunConfig, RunFolder, train
+from vmddpm.training.gan_trainer import generator_config, train_gan
 from vmddpm.training.networks import build_network
 
 

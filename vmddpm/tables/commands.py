@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vmddpm.data import DataConfig
 from vmddpm.evaluation import ExtractorConfig
@@ -47,10 +48,12 @@ def make_table(
     Raises:
         ValueError, RunError, TrainingError: on unusable options, before anything is trained where that can be known.
     """
-    protocol = _protocol(name, preset, dataset, extractor, minutes, images, seeds, device)
+    protocol = _protocol(name, preset, dataset, extractor, minutes, images, seeds, {
+        "training": {"device": device} if device else {}, "data": {"root": root} if root else {},
+    })  # fmt: skip
     title, make_rows = TABLES[name]
     rows: list[Row] = make_rows(protocol)
-    data = _data(rows[0].configs[0].data, dataset, root, held_out)
+    data = _data(rows[0].configs[0].data, dataset, held_out)
     produced = produce(rows, protocol, data, out, progress=progress)
     text = write_table(title, name, protocol, data, produced, out)
     write_record(out, name, produced)
@@ -61,7 +64,7 @@ def make_table(
 
 def _protocol(
     name: str, preset: str, dataset: str | None, extractor: ExtractorConfig | None, minutes: float | None,
-    images: int | None, seeds: list[int] | None, device: str | None,
+    images: int | None, seeds: list[int] | None, base: dict[str, Any],
 ) -> Protocol:  # fmt: skip
     protocol = load_protocol(preset, dataset)
     if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
@@ -74,16 +77,14 @@ def _protocol(
         protocol = replace(protocol, images=images, batch=min(images, protocol.batch))
     if seeds is not None:
         protocol = replace(protocol, seeds={**protocol.seeds, name: seeds})
-    if device is not None:
-        protocol = replace(protocol, base=merged(protocol.base, {"training": {"device": device}}))
-    return protocol
+    return replace(protocol, base=merged(protocol.base, base))
 
 
-def _data(config: DataConfig, dataset: str | None, root: str | None, held_out: str | None) -> TableData:
+def _data(config: DataConfig, dataset: str | None, held_out: str | None) -> TableData:
     if dataset is None:
-        if root or held_out:
+        if config.root or held_out:
             raise ValueError("root and held-out are for the preset paper; the preset tiny brings its own images")
         return mni152(config)
-    if not root:
+    if not config.root:
         raise ValueError(f"root is not given; it must be the folder of {DATASETS[dataset]}")
-    return of_folder(config, root, held_out, DATASETS[dataset])
+    return of_folder(config, held_out, DATASETS[dataset])

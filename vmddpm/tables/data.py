@@ -52,9 +52,9 @@ def mni152(config: DataConfig) -> TableData:
     )  # fmt: skip
 
 
-def of_folder(config: DataConfig, root: str, held_out: str | None, name: str) -> TableData:
-    """The user's copy of one of the paper's data sets."""
-    training = SliceDataset(replace(config, root=root), progress=True)
+def of_folder(config: DataConfig, held_out: str | None, name: str) -> TableData:
+    """The user's copy of one of the paper's data sets, at config.root, and unseen images of its kind at `held_out`."""
+    training = SliceDataset(config, progress=True)
     others = SliceDataset(replace(config, root=held_out, limit=None), progress=True) if held_out else None
     unseen = f"; {len(others)} images are held out" if others else ""
     size = f"{config.size} x {config.size}"

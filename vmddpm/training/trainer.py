@@ -8,6 +8,7 @@ stopped.
 import math
 import time
 from contextlib import closing, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +75,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
-            if saved["images"] != len(dataset):
-                raise TrainingError(
-                    f"the data set has {len(dataset)} images, the run was begun with {saved['images']}: their order "
-                    "would be another one; give it the same data, or begin a new run in another folder"
-                )
+            refuse_other_data(saved, len(dataset))
         if options.compile != "no":
             network.compile(mode=options.compile)
         shared = ranks.shared(network)
@@ -142,6 +139,14 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
         if ranks.first:
             save_loss_curve(folder.metrics(), folder.path / "loss.png")
         return ema
+
+
+def refuse_other_data(saved: dict[str, Any], images: int) -> None:
+    if saved["images"] != images:
+        raise TrainingError(
+            f"the data set has {images} images, the run was begun with {saved['images']}: their order would be another "
+            "one; give it the same data, or begin a new run in another folder"
+        )
 
 
 def add_gradients(

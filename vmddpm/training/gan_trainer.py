@@ -1,8 +1,8 @@
 """How a GAN is trained: one function, read from top to bottom, of the same parts as the trainer of diffusion.
 
-The order of images, flips, checkpoints, averaged weights and reports are those of `vmddpm.training`; a run that is
-continued ends in the weights of one that was never stopped. Differences: two networks and optimisers take turns, and
-gradients are not clipped, as in none of the three papers.
+The order of images, flips, checkpoints, averaged weights and reports are those of `trainer`; a run that is continued
+ends in the weights of one that was never stopped. Differences: two networks and optimisers take turns, and gradients
+are not clipped, as in none of the three papers.
 """
 
 import math
@@ -27,7 +27,7 @@ from vmddpm.training.pictures import grid, save_loss_curve, save_png
 from vmddpm.training.ranks import choose_device, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
-from vmddpm.training.trainer import AUTOCAST, GIVE_UP_AFTER, finished, learning_rate_at, update_ema
+from vmddpm.training.trainer import AUTOCAST, GIVE_UP_AFTER, finished, learning_rate_at, refuse_other_data, update_ema
 
 LATENTS, BOXES = 16, 17  # streams of random numbers, beside those of `batches`
 
@@ -65,10 +65,11 @@ def train_gan(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progres
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
+            refuse_other_data(saved, len(dataset))
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped})
+            checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
             folder.save_weights("raw", generator)
             folder.save_weights("ema", ema)
 
@@ -80,9 +81,9 @@ def train_gan(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progres
             while not finished(options, step, seconds) and not stopped:
                 try:
                     inputs = next(batches)
-                except (DataError, OSError):
+                except (DataError, OSError) as error:
                     save()
-                    raise
+                    raise DataError(f"{error}; the run is saved at step {step}") from error
                 inputs = Inputs(*(None if v is None else v.to(device, non_blocking=True) for v in inputs))
                 rate = learning_rate_at(options, step, seconds)
                 steppers[0].param_groups[0]["lr"] = rate * discriminator_rate(config)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from gan_cases import gan_config, real_slices
 
-from vmddpm.baselines import trainer as trainer_module
 from vmddpm.baselines.config import GANConfig
 from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
 from vmddpm.baselines.networks import Generator
-from vmddpm.baselines.trainer import LATENTS, inputs_at, train_gan
 from vmddpm.generate import generate
 from vmddpm.seeding import mix_seed
 from vmddpm.systems import train_system
 from vmddpm.training import RunError, RunFolder, TrainingError
+from vmddpm.training import gan_trainer as trainer_module
 from vmddpm.training.batches import images_at
+from vmddpm.training.gan_trainer import LATENTS, inputs_at, train_gan
 
 GANS = ("dcgan", "sagan", "unetgan")
 
