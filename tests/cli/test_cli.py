@@ -15,7 +15,7 @@ import yaml
 from nibabel.testing import data_path
 from PIL import Image
 
-from vmddpm.cli import PRESETS, main
+from vmddpm.cli import COMMANDS, PRESETS, main
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.demo import demo_config, mni152_slices
 from vmddpm.training import RunConfig, RunFolder
@@ -113,7 +113,7 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "prepare", "data", "demo", "info"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

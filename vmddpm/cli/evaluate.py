@@ -19,7 +19,8 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--samples", type=str, required=True, help="folder of 000000.png, 000001.png ...")
     parser.add_argument("--out", type=str, required=True, help="folder for the result")
     parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
-    parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen")
+    parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
+                        "by default the test side, if the training images are a store that has one")  # fmt: skip
     parser.add_argument("--num", type=int, default=None, help="the first so many samples only")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
@@ -29,7 +30,7 @@ def build(new_parser: Any) -> Any:
 def run(parser: Any, options: Any) -> None:
     from dataclasses import replace
 
-    from vmddpm.data import SliceDataset
+    from vmddpm.data import SliceDataset, held_out_images
     from vmddpm.evaluation import SampleFolder, describe_real, describe_result, evaluate, load_extractor
     from vmddpm.training import RunFolder
 
@@ -39,8 +40,7 @@ def run(parser: Any, options: Any) -> None:
     data = RunFolder(parts.run).load_config().data
     data = replace(data, root=parts.root) if parts.root else data
     training = SliceDataset(data, progress=True)
-    held_out = SliceDataset(replace(data, root=parts.held_out, limit=None), progress=True) if parts.held_out else None
-    real = describe_real(training, extractor, parts.metrics, held_out)
+    real = describe_real(training, extractor, parts.metrics, held_out_images(data, parts.held_out))
     result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out))
     print(describe_result(result))
     print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

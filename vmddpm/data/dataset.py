@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -66,6 +67,23 @@ class SliceDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         """float32 (channels, size, size) in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
         return torch.from_numpy(cache.decode(self._images[i]))
+
+
+def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDataset | None":
+    """Images that a run of `config` has not seen: those of another folder, or the test side of its own store; None if
+    it has none.
+
+    Raises:
+        DataError: as SliceDataset.
+    """
+    if root:
+        return SliceDataset(replace(config, root=root, limit=None, split="all"), progress=True)
+    if not is_store(config.root) or config.split == "all":
+        return None
+    try:
+        return SliceDataset(replace(config, limit=None, split="test"))
+    except DataError:  # a store need not have a test side
+        return None
 
 
 def from_volumes(volumes: Iterable, config: DataConfig | None = None) -> SliceDataset:

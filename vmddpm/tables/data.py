@@ -1,12 +1,12 @@
 """The images of a table: those a system learns from, and real ones that it never sees."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from vmddpm.data import DataConfig, SliceDataset, from_volumes
+from vmddpm.data import DataConfig, SliceDataset, from_volumes, held_out_images
 
 HELD_OUT = 5  # one slice in so many of the brain that comes with the package
 
@@ -53,9 +53,10 @@ def mni152(config: DataConfig) -> TableData:
 
 
 def of_folder(config: DataConfig, held_out: str | None, name: str) -> TableData:
-    """The user's copy of one of the paper's data sets, at config.root, and unseen images of its kind at `held_out`."""
+    """The user's copy of one of the paper's data sets, at config.root, a folder or a store, and unseen images of its
+    kind: those at `held_out`, or the test side of the store."""
     training = SliceDataset(config, progress=True)
-    others = SliceDataset(replace(config, root=held_out, limit=None), progress=True) if held_out else None
+    others = held_out_images(config, held_out)
     unseen = f"; {len(others)} images are held out" if others else ""
     size = f"{config.size} x {config.size}"
     return TableData(training, others, f"{len(training)} images of {name} at {size}, the given folder{unseen}")
