@@ -183,6 +183,7 @@ def precision_by_loops(real, synthetic, k):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_precision_and_recall_by_loops(k, monkeypatch):
     monkeypatch.setattr("vmddpm.evaluation.neighbours.BLOCK", 1000)  # several blocks
+    monkeypatch.setattr("vmddpm.evaluation.neighbours.CHUNK", 32)
     real, synthetic = draws(70, 3, 19), draws(90, 3, 20, scale=0.7, shift=1.2)
     found = precision_and_recall(real, synthetic, k)
     assert found.precision == precision_by_loops(real.numpy(), synthetic.numpy(), k)

@@ -28,7 +28,7 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
-    from vmddpm.systems import train_system
+    from vmddpm.systems import cost, train_system
     from vmddpm.training import RunConfig, RunFolder
     from vmddpm.training.ranks import joined
 
@@ -40,6 +40,7 @@ def run(parser: Any, options: Any) -> None:
             folder.check(config)
         dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
         if ranks.first:
+            print(f"{config.system}: {cost(config)}")
             print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
         train_system(config, dataset, folder)
         if ranks.first:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,24 +73,18 @@ def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
     if min(real.count, count) < 2:
         raise ValueError(f"the floor needs at least 2 images in each set, got {real.count} and {count}")
     scales = torch.linalg.eigvalsh(real.covariance).clamp(min=0).sqrt()  # the distance knows no rotation
-    generator = torch.Generator().manual_seed(seed)
-    return frechet_distance(*(_draw_fit(scales, n, generator) for n in (real.count, count)))
+    random = np.random.default_rng(seed)
+    return frechet_distance(*(_draw_fit(scales.numpy(), n, random) for n in (real.count, count)))
 
 
-def _draw_fit(scales: Tensor, count: int, generator: torch.Generator) -> Gaussian:
+def _draw_fit(scales: np.ndarray, count: int, random: np.random.Generator) -> Gaussian:
     """The fit to `count` draws of N(0, diag(scales^2))."""
     dimensions = len(scales)
-    mean = torch.randn(dimensions, dtype=torch.float64, generator=generator) * scales / count**0.5
+    mean = random.standard_normal(dimensions) * scales / count**0.5
     if count <= dimensions:
-        factor = torch.randn(count - 1, dimensions, dtype=torch.float64, generator=generator)
+        factor = random.standard_normal((count - 1, dimensions))
     else:  # Bartlett's decomposition of a Wishart matrix: no draws are made
-        factor = torch.randn(dimensions, dimensions, dtype=torch.float64, generator=generator).triu(1)
-        degrees = torch.arange(count - 1, count - 1 - dimensions, -1, dtype=torch.float64)
-        factor += _chi(degrees, generator).diag()
-    factor *= scales
-    return Gaussian(mean, factor.T @ factor / (count - 1), count)
-
-
-def _chi(degrees: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws of chi distributions: sqrt of twice a Gamma(degrees / 2)."""
-    return (2 * torch._standard_gamma(degrees / 2, generator=generator)).sqrt()
+        factor = np.triu(random.standard_normal((dimensions, dimensions)), 1)
+        factor += np.diag(np.sqrt(random.chisquare(np.arange(count - 1, count - 1 - dimensions, -1))))
+    root = torch.from_numpy(factor * scales)
+    return Gaussian(torch.from_numpy(mean), root.T @ root / (count - 1), count)

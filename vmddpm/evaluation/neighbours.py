@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32 * 2**20  # distances in memory at a time, 256 MiB
+CHUNK = 4096  # rows of features that are float64 at a time
 
 
 class Nearest(NamedTuple):
@@ -22,8 +23,12 @@ def _blocks(count: int, references: int) -> list[slice]:
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """float64 (n, m), good to about 1e-15 of the squared lengths."""
-    a, b = a.double(), b.double()
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
+    a = a.double()
+    squared = torch.empty(len(a), len(b), dtype=torch.float64)
+    for first in range(0, len(b), CHUNK):
+        chunk = b[first : first + CHUNK].double()
+        torch.addmm(chunk.square().sum(1), a, chunk.T, alpha=-2, out=squared[:, first : first + CHUNK])
+    return squared.add_(a.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False) -> Nearest:
