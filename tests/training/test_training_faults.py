@@ -19,7 +19,7 @@ SMALL = """
 model: {base_channels: 8, channel_multipliers: [1, 2], sampling: [2, 2], norm_groups: 4, d_state: 2}
 diffusion: {timesteps: 20}
 data: {size: 16, min_foreground: 0.05, frames: first}
-training: {steps: 30, batch_size: 6, learning_rate: 0.001, log_every: 1, checkpoint_every: 3, sample_every: 10,
+training: {steps: 50, batch_size: 6, learning_rate: 0.001, log_every: 1, checkpoint_every: 3, sample_every: 10,
            sample_count: 2, sample_steps: 2, device: cpu}
 """
 
@@ -89,7 +89,7 @@ def children(process):
 
 def killed_again_and_again(folder, start_it, kills, dice):
     """Kills a run that many times at random moments, later ones at later steps; then lets it end."""
-    for step in sorted(dice.sample(range(1, 30), kills)):
+    for step in sorted(dice.sample(range(1, 50), kills)):
         process = start_it()
         wait_until(reaches(folder, step), process)
         time.sleep(dice.uniform(0, 0.1))  # in the middle of a step, or of a checkpoint
@@ -143,22 +143,24 @@ def test_memory_stays_the_same_over_fifty_thousand_images(here):
     assert peaks[1] - peaks[0] < 8
 
 
-def test_two_processes_train_as_one_and_survive_the_death_of_one(here):
-    """The same batches in two processes: gradients differ by the order of a sum, so weights by rounding, and are the
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_many_processes_train_as_one_and_survive_the_death_of_one(here, ranks):
+    """The same batches in more processes: gradients differ by the order of a sum, so weights by rounding, and are the
     same bits after a kill and a new start."""
-    completed(train(here, "pair", ranks=2))
-    for one, pair in zip(weights(here / "whole"), weights(here / "pair")):
-        difference = sum((one[name] - pair[name]).double().square().sum() for name in one)
+    many, killed = f"many-{ranks}", f"many-killed-{ranks}"
+    completed(train(here, many, ranks=ranks))
+    for one, other in zip(weights(here / "whole"), weights(here / many)):
+        difference = sum((one[name] - other[name]).double().square().sum() for name in one)
         assert difference.sqrt() < 1e-6 * sum(one[name].double().square().sum() for name in one).sqrt()
-    losses = [[m["loss"] for m in RunFolder(here / name).metrics()] for name in ("whole", "pair")]
+    losses = [[m["loss"] for m in RunFolder(here / name).metrics()] for name in ("whole", many)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
-    process = train(here, "pair-killed", ranks=2)
-    wait_until(reaches(here / "pair-killed", 17), process)
+    process = train(here, killed, ranks=ranks)
+    wait_until(reaches(here / killed, 17), process)
     os.kill(children(process)[1], signal.SIGKILL)
     completed(process, code=1)
-    completed(train(here, "pair-killed", ranks=2))
-    assert_same_run(here / "pair", here / "pair-killed")
+    completed(train(here, killed, ranks=ranks))
+    assert_same_run(here / many, here / killed)
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_ends(here):

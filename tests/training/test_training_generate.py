@@ -1,5 +1,7 @@
 """`vmddpm sample`: files from a run, the same ones every time."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,19 @@ def test_nothing_is_overwritten(run, tmp_path):
     (tmp_path / "other" / "000000.png").write_bytes(b"mine")
     with pytest.raises(RunError, match="choose another folder"):
         generate(run.path, tmp_path / "other", 2, **OPTIONS)
+
+
+def test_nothing_asks_the_network(run, tmp_path, monkeypatch):
+    """A run and images of it, where every connection and every look-up of a name fails."""
+    def refuse(*arguments):
+        raise AssertionError(f"asks the network: {arguments}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    images = torch.rand(5, 1, 8, 8) * 2 - 1
+    train(config(steps=1), images, RunFolder(tmp_path / "run"), progress=False)
+    generate(tmp_path / "run", tmp_path / "out", 2, **OPTIONS)
 
 
 def test_errors(run, tmp_path):

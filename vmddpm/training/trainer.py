@@ -88,6 +88,10 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
                 folder.save_weights("ema", ema)
 
         rows = ranks.rows(options.batch_size)
+        if ranks.count > 1 and not finished(options, step, seconds):
+            # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
+            # that the first step of a continued run sums as any other.
+            add_gradients(shared, scaler, inputs_at(dataset, step, config, rows), step, config, ranks)
         skipped_in_a_row, stopped, clock = 0, False, time.perf_counter()
         with (
             closing(ahead(lambda at: inputs_at(dataset, at, config, rows), step)) as batches,
