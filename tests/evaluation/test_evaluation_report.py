@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluation_cases import extractor_file, patients
 from PIL import Image
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vmddpm.evaluation import MetricsConfig, SampleFolder, describe_real, describe_result, evaluate, load_extractor
 from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance
@@ -100,6 +101,22 @@ def test_report(extractor, tmp_path):
     text = describe_result(result)
     assert "Fréchet distance, features of features.pt" in text
     assert "a perfect generator would get" in text
+
+
+def test_distance_of_torchmetrics_with_the_same_extractor(extractor, tmp_path):
+    """The whole way from images to the figure; torchmetrics gets the same network, and squares without centring."""
+    training, samples = patients(300, 11), patients(250, 12)
+
+    class Features(torch.nn.Module):
+        def forward(self, images):
+            return extractor(images)
+
+    metric = FrechetInceptionDistance(feature=Features(), input_img_size=(1, 64, 64))
+    metric.update(quantised(training), real=True)
+    metric.update(quantised(samples), real=False)
+    real = describe_real(training, extractor, CONFIG, progress=False)
+    result = evaluate(real, samples, extractor, CONFIG, tmp_path, progress=False)
+    assert result["value"] == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
 def test_worse_samples_score_worse(extractor, tmp_path):

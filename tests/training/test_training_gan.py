@@ -1,6 +1,7 @@
 """GAN training: losses by their definitions, resuming bit for bit, run folders, samples."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from gan_cases import gan_config, real_slices
 from vmddpm.baselines.config import GANConfig
 from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
 from vmddpm.baselines.networks import Generator
+from vmddpm.diffusion import DiffusionConfig
 from vmddpm.generate import generate
+from vmddpm.model.unet import UNetConfig
+from vmddpm.samples import read_samples
 from vmddpm.seeding import mix_seed
 from vmddpm.systems import train_system
 from vmddpm.training import RunError, RunFolder, TrainingError
@@ -69,10 +73,6 @@ def test_samples_of_a_run(system, images, tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = gan_config(system, steps=2, sample_every=0)
     if system == "unet":
-        from dataclasses import replace
-
-        from vmddpm.model.unet import UNetConfig
-
         unet = UNetConfig(widths=(8, 16), attention=(False, True), layers_per_stage=1, norm_groups=4)
         config = replace(config, unet=unet)
     train_system(config, images, folder, progress=False)
@@ -173,3 +173,38 @@ def test_cutmix_masks():
         if len(rows):
             box = inside[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
             assert box.all() or not mask.all()
+
+
+OVERFIT = {  # steps, and what is not as in `gan_config`
+    "dcgan": (3000, {"base_channels": 16, "discriminator_learning_rate": 5e-5}),
+    "sagan": (1500, {"base_channels": 16}),
+    "unetgan": (1500, {"base_channels": 8}),
+    "unet": (1500, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", OVERFIT)
+def test_a_batch_is_learned_by_heart(system, tmp_path, capsys):
+    """16 real slices, 4 mm apart: samples come as near to one of them as its neighbour is, and near to most of them."""
+    real = torch.stack(real_slices(32, 16))
+    steps, gan = OVERFIT[system]
+    gan = {"latent_dim": 64, "attention_size": 16, "cutmix_warmup_steps": 300, **gan}
+    config = gan_config(system, 32, gan, steps=steps, batch_size=16, learning_rate=5e-4, cooldown=0.5, flip=False,
+                        sample_every=0, log_every=50, checkpoint_every=steps, ema_decay=0.99)  # fmt: skip
+    if system == "unet":
+        unet = UNetConfig(widths=(16, 32, 64), attention=(False, False, True), layers_per_stage=1, norm_groups=8)
+        training = replace(config.training, sample_steps=25, learning_rate=2e-3)
+        diffusion = DiffusionConfig(timesteps=100, beta_schedule="squaredcos_cap_v2")
+        config = replace(config, unet=unet, training=training, diffusion=diffusion)
+    train_system(config, real, RunFolder(tmp_path / "run"), progress=False)
+    generate(tmp_path / "run", tmp_path / "samples", 64, sampler="ddim", steps=25, batch_size=64, progress=False)
+    pixels = torch.stack([torch.from_numpy(block[0, ..., 0]) for block in read_samples(tmp_path / "samples")])
+    drawn = pixels.float().flatten(1) / 127.5 - 1
+    between = torch.cdist(real.flatten(1), real.flatten(1)).fill_diagonal_(math.inf).amin(1) / 32  # root mean square
+    nearest = (torch.cdist(drawn, real.flatten(1)) / 32).min(1)
+    with capsys.disabled():
+        print(f"\n{system}: {nearest.values.median():.3f} from the nearest real slice (median), which are "
+              f"{between.median():.3f} apart; {len(nearest.indices.unique())} of 16 drawn")  # fmt: skip
+    assert nearest.values.median() < between.median()
+    assert len(nearest.indices.unique()) >= 10
