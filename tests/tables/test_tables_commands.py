@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from vmddpm.cli import main
-from vmddpm.evaluation import MetricsConfig
-from vmddpm.evaluation.extractor import ExtractorConfig
+from vmddpm.evaluation import ExtractorConfig, MetricsConfig, load_extractor
 from vmddpm.tables import protocol as protocol_module
 from vmddpm.tables.commands import make_table
 from vmddpm.tables.paper import TABLE_I
@@ -46,8 +45,11 @@ def rows_of(path):
         return list(csv.reader(file))
 
 
-def test_table1(small, tmp_path):
-    produced = make_table("table1", tmp_path, device="cpu", progress=False)
+def test_table1(tmp_path):
+    """The preset tiny as it is, but for half a second of training a run and 8 images."""
+    command = ["table1", "--out", tmp_path, "--minutes", 0.008, "--images", 8, "--device", "cpu"]
+    assert main([str(word) for word in command]) == 0
+    record = json.loads((tmp_path / "table1.json").read_text())
     header, *lines = rows_of(tmp_path / "table1.csv")
     assert [line[0].split(" (")[0] for line in lines] == [*TABLE_I, "held-out real images"]
     assert [tuple(map(float, line[-3:])) for line in lines[:-1]] == list(TABLE_I.values())
@@ -56,8 +58,8 @@ def test_table1(small, tmp_path):
     distances = [float(line[6]) for line in lines]
     assert all(map(math.isfinite, distances))
     assert distances[-1] < min(distances[:-1]) / 3  # unseen real images are nearer than anything barely trained
-    assert [o.trained_steps for o in produced.outcomes] == [[2]] * 6
-    assert all(o.results[0]["n_synthetic"] == 8 for o in produced.outcomes)
+    assert all(row["trained_steps"][0] >= 1 and len(row["results"]) == 1 for row in record["rows"])
+    assert all(row["results"][0]["n_synthetic"] == 8 for row in record["rows"])
     assert float(lines[3][3]) == pytest.approx(2 * float(lines[4][3]), rel=0.01)  # DDIM takes half of DDPM's steps
     text = (tmp_path / "table1.md").read_text()
     assert text.count("|\n| ---") == 1
@@ -67,8 +69,7 @@ def test_table1(small, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "table1.png").convert("L"))
     assert picture.shape[0] > 700
     assert picture.std() > 20
-    record = json.loads((tmp_path / "table1.json").read_text())
-    assert record["rows"][0]["results"][0]["extractor"]["sha256"] == produced.extractor.digest
+    assert record["rows"][0]["results"][0]["extractor"]["sha256"] == load_extractor(ExtractorConfig("random")).digest
 
 
 def test_tables_go_on_and_share_runs(small, tmp_path, monkeypatch):
