@@ -19,7 +19,7 @@ def save_figure(caption: str, rows: list[dict], paths: list[Path]) -> None:
     axes = figure.subplots(len(heights), 1, height_ratios=heights)
     figure.suptitle(caption, color=INK, fontsize=12)
     for place, row in zip(axes, rows):
-        _draw_table(place, tables.paper_table(row))
+        _draw_table(place, tables.paper_table(row), [0.18, 0.16, 0.16, 0.25, 0.25])
     _draw_table(axes[-2], tables.fisher_table(rows))
     _draw_differences(axes[-1], rows)
     for path in paths:
@@ -27,10 +27,10 @@ def save_figure(caption: str, rows: list[dict], paths: list[Path]) -> None:
             figure.savefig(temporary, dpi=150)
 
 
-def _draw_table(axes: Axes, content: tables.Table) -> None:
+def _draw_table(axes: Axes, content: tables.Table, widths: list[float] | None = None) -> None:
     headings, rows = content
     axes.set_axis_off()
-    table = axes.table([headings, *rows], bbox=[0, 0, 1, 1], cellLoc="center", edges="horizontal")
+    table = axes.table([headings, *rows], bbox=[0, 0.08, 1, 0.84], colWidths=widths, cellLoc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (line, column), cell in table.get_celld().items():

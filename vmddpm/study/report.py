@@ -65,7 +65,7 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
 
 
 def report_on_counts(counts: list[int], margin: float, out: Path | None = None) -> str:
-    """The same from printed counts, four for each reader in the order of `Counts`; files are written if `out` is given."""
+    """The same from printed counts, four for each reader in the order of `Counts`; without `out` nothing is written."""
     if len(counts) % 4 or not counts or min(counts) < 0:
         raise StudyError(f"counts are four whole numbers a reader, none below 0; these are {counts}")
     rows = [
