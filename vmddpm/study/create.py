@@ -153,8 +153,8 @@ def _choose(patients: list, n: int, per_patient: int, label: str, seed: int) -> 
     if len(rounds) < n:
         way_out = "draw more, or choose a smaller n"
         if label == "real":
-            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {per_patient}; choose "
-                       "a smaller n, or a larger per_patient")  # fmt: skip
+            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {per_patient}; "
+                       "choose a smaller n, or a larger per_patient")  # fmt: skip
         raise StudyError(f"n is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
     return rounds[:n]
 

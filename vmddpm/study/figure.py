@@ -30,7 +30,8 @@ def save_figure(caption: str, rows: list[dict], paths: list[Path]) -> None:
 def _draw_table(axes: Axes, content: tables.Table, widths: list[float] | None = None) -> None:
     headings, rows = content
     axes.set_axis_off()
-    table = axes.table([headings, *rows], bbox=[0, 0.08, 1, 0.84], colWidths=widths, cellLoc="center", edges="horizontal")
+    lines, box = [headings, *rows], [0, 0.08, 1, 0.84]
+    table = axes.table(lines, bbox=box, colWidths=widths, cellLoc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (line, column), cell in table.get_celld().items():
