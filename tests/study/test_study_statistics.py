@@ -57,7 +57,9 @@ def test_values_of_the_two_doctors():
 
 
 # Newcombe (1998), Statistics in Medicine 17, 873-890: Miettinen and Nurminen's interval in his Table II.
-@pytest.mark.parametrize(("counts", "low", "high"), [((56, 14, 48, 32), 0.0528, 0.3382), ((9, 1, 3, 7), 0.1700, 0.8406)])
+@pytest.mark.parametrize(
+    ("counts", "low", "high"), [((56, 14, 48, 32), 0.0528, 0.3382), ((9, 1, 3, 7), 0.1700, 0.8406)]
+)
 def test_difference_has_the_published_interval(counts, low, high):
     assert st.difference(st.Counts(*counts))[1:] == pytest.approx((low, high), abs=5e-5)
 

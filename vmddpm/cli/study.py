@@ -47,7 +47,9 @@ def build_commands(parser: Any, new_parser: Any) -> None:
     create.add_argument("--synthetic", type=str, required=True, help="folder of synthetic images")
     create.add_argument("--out", type=str, required=True, help="folder of the study; it must not exist")
     create.add_argument("--real_pattern", type=str, default="*", help="which files of the folder are taken")
-    create.add_argument("--synthetic_pattern", type=str, default="*", help="which files of the folder are taken")
+    create.add_argument("--synthetic_pattern", type=str, default=None,
+                        help="which files of the folder are taken; default: all, or only the numbered images where "
+                             "`vmddpm sample` has written them")  # fmt: skip
     create.add_class_arguments(CreateOptions)
     create.add_class_arguments(DataConfig, "data", skip={"root", "pattern"})
 
@@ -85,12 +87,15 @@ def run(parser: Any, options: Any) -> None:
 
 def _create(options: Any) -> None:
     from dataclasses import fields
+    from pathlib import Path
 
     from vmddpm.data import DataConfig
     from vmddpm.study.create import CreateOptions, create_study
 
     real = DataConfig(root=options.real, pattern=options.real_pattern, **vars(options.data))
-    synthetic = DataConfig(root=options.synthetic, pattern=options.synthetic_pattern, **vars(options.data))
+    drawn_here = (Path(options.synthetic) / "sampling.yaml").exists()  # beside the images there is a picture of many
+    pattern = options.synthetic_pattern or ("[0-9]*.png" if drawn_here else "*")
+    synthetic = DataConfig(root=options.synthetic, pattern=pattern, **vars(options.data))
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})
     differences = create_study(real, synthetic, options.out, chosen)
     print(f"{options.out}: {chosen.n} real and {chosen.n} synthetic images; which is which is in key.json, "

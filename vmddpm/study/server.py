@@ -147,7 +147,7 @@ async def _json(request: Request) -> Any:
             raise HTTPException(413, "This is too long.")
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HTTPException(400, "This is not JSON.") from None
 
 
@@ -171,6 +171,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
 
     server = StudyServer(study, anyone=local)
     inner = Starlette(routes=server.routes(), middleware=[hosts, session], exception_handlers={HTTPException: refused})
+    inner.router.redirect_slashes = False  # a path is one of the few above, or nothing
     fixed = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def with_headers(scope: Any, receive: Any, send: Any) -> None:
