@@ -97,7 +97,7 @@ def _create(options: Any) -> None:
     pattern = options.synthetic_pattern or ("[0-9]*.png" if drawn_here else "*")
     synthetic = DataConfig(root=options.synthetic, pattern=pattern, **vars(options.data))
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})
-    differences = create_study(real, synthetic, options.out, chosen)
+    differences = create_study(real, synthetic, options.out, chosen, progress=True)
     print(f"{options.out}: {chosen.n} real and {chosen.n} synthetic images; which is which is in key.json, "
           "which the server does not need: move it away from the readers, and name it to `report --key`")  # fmt: skip
     if differences:

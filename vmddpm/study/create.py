@@ -62,11 +62,14 @@ class CreateOptions:
                 raise StudyError(f"{name} is {getattr(self, name)}, but must be at least 1")
 
 
-def create_study(real: DataConfig, synthetic: DataConfig, out: str | Path, options: CreateOptions) -> list[str]:
+def create_study(
+    real: DataConfig, synthetic: DataConfig, out: str | Path, options: CreateOptions, progress: bool = False
+) -> list[str]:
     """Makes the folder of a study; it is whole or not there.
 
     Args:
         real, synthetic: what the images of each class are read from; all but `root` and `pattern` must be the same.
+        progress: show a bar while files are decoded.
 
     Returns:
         Ways in which the two classes differ at a glance, which a reader could use without looking at anatomy.
@@ -86,7 +89,7 @@ def create_study(real: DataConfig, synthetic: DataConfig, out: str | Path, optio
     text = Path(options.instructions).read_text(encoding="utf-8") if options.instructions else INSTRUCTIONS
     images, entries = [], []
     for label, config in zip(CLASSES, (real, synthetic)):
-        dataset = SliceDataset(config, progress=True)
+        dataset = SliceDataset(config, progress)
         patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
         for number in _choose(patients, options.n, options.per_patient, label, seed):
             images.append(to_8_bit(dataset[number].numpy()))
