@@ -6,6 +6,7 @@ import random
 import stat
 import threading
 import time
+from http.client import HTTPException
 
 import numpy as np
 import pytest
@@ -143,15 +144,21 @@ def test_other_machines_are_let_in_with_passwords_only(tmp_path):
     with pytest.raises(StudyError, match="vmddpm study readers"):
         serve(study.path, "0.0.0.0", 1)
     register(study, ["anna"])
+    with pytest.raises(StudyError, match="no file"):
+        serve(study.path, "0.0.0.0", 1, certificate="nowhere.pem", private_key="nowhere.pem")
     with pytest.raises(StudyError, match="belong together"):
         serve(study.path, "0.0.0.0", 1, certificate="cert.pem")
     assert [is_local(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
     assert [is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "hospital.example")] == [False] * 4
 
 
-def test_a_study_is_served_once(server, study):
+def test_a_study_is_served_once_and_not_with_a_damaged_log(server, study, tmp_path):
     with pytest.raises(StudyError, match="served already"):
         serve(study.path, "127.0.0.1", 1)
+    damaged = make_study(tmp_path, n=2)
+    damaged.log("anna").write_text("{}\n")
+    with pytest.raises(StudyError, match=r"anna\.jsonl, line 1"):
+        serve(damaged.path, "127.0.0.1", 1)
 
 
 def answer_all(server, reader, acknowledged, latencies=None):
@@ -174,7 +181,7 @@ def answer_all(server, reader, acknowledged, latencies=None):
                 latencies.append(time.perf_counter() - start)
             acknowledged.append(pending)
             state, pending = latest, None
-        except OSError:
+        except (OSError, HTTPException):  # the server was killed before or in the middle of its response
             time.sleep(0.02)
 
 
@@ -194,6 +201,7 @@ def test_a_server_that_is_killed_at_any_moment_loses_and_doubles_nothing(tmp_pat
             reader.start()
         for kill in range(1, kills + 1):
             while len(acknowledged["anna"]) < kill * 10:
+                assert all(reader.is_alive() for reader in readers)
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))
             server.kill()

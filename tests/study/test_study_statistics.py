@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -97,6 +98,14 @@ def test_the_score_is_at_its_limit_at_both_ends(c, level):
     for end, sign in ((low, 1), (high, -1)):
         if abs(end) < 1:
             assert st.score(c, end) == pytest.approx(sign * norm.ppf((1 + level) / 2), abs=1e-6)
+
+
+def test_every_small_table_has_an_interval():
+    for cells in product(range(4), repeat=4):
+        c = st.Counts(*cells)
+        for value, low, high in (st.difference(c), st.d_prime(c), st.accuracy(c)):
+            assert low <= value <= high or math.isnan(value)
+        assert 0 <= st.equivalence(c, 0.1) <= 1 or not (c.real and c.synthetic)
 
 
 @pytest.mark.parametrize("c", [*DOCTORS, *random_counts(20, most=400)])

@@ -19,7 +19,7 @@ from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.files import write_text, written_whole
 from vmddpm.study.blinding import differences
-from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled
+from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
 
 INSTRUCTIONS = """\
 You will see {total} medical images, one at a time. Some were taken of patients; others were made by a computer. \
@@ -168,8 +168,7 @@ def _write(out: Path, public: dict, key: dict, images: dict[str, np.ndarray]) ->
         (part / "answers").mkdir(parents=True)
         for name in public["images"]:
             encode_png(images[name], part / "images" / f"{name}.png")
-        write_text(part / "key.json", json.dumps(key, indent=1))
-        (part / "key.json").chmod(0o600)
+        write_secret(part / "key.json", json.dumps(key, indent=1))
         write_text(part / "study.json", json.dumps(public, indent=1))
         os.replace(part, out)
     finally:

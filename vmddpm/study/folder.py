@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vmddpm.files import written_whole
+
 SCHEMA = 1
 CLASSES = ("real", "synthetic")
 
@@ -30,6 +32,13 @@ def digest(*words: object) -> str:
 def shuffled(items: Iterable[T], *key: object) -> list[T]:
     """The items in an order that their names and the key fix, in every version of every library."""
     return sorted(items, key=lambda item: digest(*key, item))
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file that nobody but its owner may read, at no moment."""
+    with written_whole(path) as temporary:
+        temporary.touch(0o600)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import json
 import re
 import secrets
 
-from vmddpm.files import write_text
-from vmddpm.study.folder import Study, StudyError
+from vmddpm.study.folder import Study, StudyError, write_secret
 
 # No two that look alike on paper. Twelve of them are 59 bits: no one guesses that over a network.
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -35,9 +34,7 @@ def register(study: Study, codes: list[str]) -> dict[str, str]:
     for code, password in passwords.items():
         salt = secrets.token_hex(16)
         readers[code] = {"salt": salt, "hash": _hash(password, salt)}
-    path = study.path / "readers.json"
-    write_text(path, json.dumps(readers, indent=1))
-    path.chmod(0o600)
+    write_secret(study.path / "readers.json", json.dumps(readers, indent=1))
     return passwords
 
 

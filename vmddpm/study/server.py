@@ -25,9 +25,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from vmddpm.files import write_text
 from vmddpm.study.answers import AnswerLog, Sent, StaleAnswer
-from vmddpm.study.folder import Study, StudyError, digest
+from vmddpm.study.folder import Study, StudyError, digest, write_secret
 from vmddpm.study.readers import is_password, load_readers, reader_code
 
 PAGE = {"index.html": "text/html", "study.css": "text/css",
@@ -189,8 +188,7 @@ def _session_secret(study: Study) -> str:
     """Signs the cookies; kept, so that a restart signs nobody out."""
     path = study.path / "session.key"
     if not path.exists():
-        write_text(path, secrets.token_hex(32))
-        path.chmod(0o600)
+        write_secret(path, secrets.token_hex(32))
     return path.read_text(encoding="utf-8")
 
 
@@ -217,6 +215,9 @@ def serve(
                          f"`vmddpm study readers {path} CODE ...`")  # fmt: skip
     if (certificate is None) != (private_key is None):
         raise StudyError("certificate and private_key belong together; give both or neither")
+    for name in (certificate, private_key):
+        if name is not None and not Path(name).is_file():
+            raise StudyError(f"{name} is no file; certificate and private_key name PEM files")
     encrypted = certificate is not None
     with open(study.path / "server.lock", "w") as lock:
         try:
@@ -229,5 +230,5 @@ def serve(
                   "server that speaks HTTPS before this one", file=sys.stderr)  # fmt: skip
         print(f"{study.title}: http{'s' if encrypted else ''}://{host}:{port} (Ctrl-C stops; answers are in "
               f"{study.path / 'answers'})", flush=True)  # fmt: skip
-        uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, access_log=False,
-                    ssl_certfile=certificate, ssl_keyfile=private_key)  # fmt: skip
+        uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, access_log=False, ws="none",
+                    lifespan="off", ssl_certfile=certificate, ssl_keyfile=private_key)  # fmt: skip

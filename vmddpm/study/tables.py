@@ -29,7 +29,7 @@ def paper_table(row: dict) -> Table:
 def fisher_table(rows: list[dict]) -> Table:
     """Table V."""
     headings = ["", *(row["reader"] for row in rows)]
-    return headings, [["Fisher-exact's p-value", *(number(row["fisher_p"], 5) for row in rows)]]
+    return headings, [["Fisher-exact's p-value", *(p_value(row["fisher_p"]) for row in rows)]]
 
 
 def detection_table(rows: list[dict]) -> Table:
@@ -38,7 +38,7 @@ def detection_table(rows: list[dict]) -> Table:
                 f"Equivalence within ±{margin:g}, p"]  # fmt: skip
     return headings, [
         [row["reader"], str(row["n"]), *(interval(row, name) for name in ("accuracy", "d_prime", "difference")),
-         number(row["equivalence_p"], 5)]
+         p_value(row["equivalence_p"])]
         for row in rows
     ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def confidence_table(rows: list[dict]) -> Table:
     return headings, [
         [row["reader"], row["answers"], f"{row['real_as_real']} / {row['real_as_synthetic']}",
          f"{row['synthetic_as_real']} / {row['synthetic_as_synthetic']}", interval(row, "accuracy"),
-         number(row["fisher_p"], 5)]
+         p_value(row["fisher_p"])]
         for row in rows
     ]  # fmt: skip
 
@@ -63,6 +63,11 @@ def agreement_table(rows: list[dict]) -> Table:
 def number(value: float, digits: int = 3) -> str:
     """Fixed digits; a dash where there is nothing to divide by."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def p_value(value: float) -> str:
+    """The five digits of Table V."""
+    return "< 0.00001" if value < 1e-5 else number(value, 5)
 
 
 def interval(row: dict, name: str) -> str:
