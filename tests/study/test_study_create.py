@@ -161,7 +161,7 @@ def test_a_study_that_cannot_be_opened_says_why(study, tmp_path):
     with pytest.raises(StudyError, match="is missing, one of 1"):
         Study.open(copy)
     (copy / "study.json").write_text("{}")
-    with pytest.raises(StudyError, match="another version"):
+    with pytest.raises(StudyError, match="not written by this version"):
         Study.open(copy)
     (copy / "study.json").write_text("{")
     with pytest.raises(StudyError, match="cannot be read"):

@@ -62,7 +62,7 @@ class Study:
     def open(cls, path: str | Path) -> "Study":
         """Raises StudyError if there is no study of this version in the folder, or an image of it is missing."""
         path = Path(path)
-        known = _load(path / "study.json", "a study; `vmddpm study create` makes one")
+        known = _load(path / "study.json", "`vmddpm study create` makes a study")
         study = cls(path, known["title"], known["instructions"], known["images"], known["shuffle"])
         missing = [name for name in study.images if not study.image(name).exists()]
         if missing:
@@ -90,19 +90,20 @@ def load_key(study: Study, path: Path | None = None) -> dict[str, str]:
         StudyError: if the key is not there, or is that of another study.
     """
     path = path or study.path / "key.json"
-    classes = {image["name"]: image["class"] for image in _load(path, "the key of a study; --key names it")["images"]}
+    images = _load(path, "--key names the key, wherever it is")["images"]
+    classes = {image["name"]: image["class"] for image in images}
     if sorted(classes) != study.images:
         raise StudyError(f"{path} is the key of another study: its images are not those of {study.path}")
     return classes
 
 
-def _load(path: Path, what: str) -> dict[str, Any]:
+def _load(path: Path, advice: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyError(f"{path} does not exist: there is not {what}") from None
+        raise StudyError(f"{path} does not exist; {advice}") from None
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}); restore it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise StudyError(f"{path} was written by another version of this program, or is not {what}")
+        raise StudyError(f"{path} was not written by this version of this program")
     return content
