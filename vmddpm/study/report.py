@@ -107,7 +107,7 @@ def _paper(rows: list[dict]) -> list[str]:
 
 
 def _readers(answers: dict[str, list[dict]], total: int) -> str:
-    headings = ["Reader", "Answered", "Changed", "Median seconds an image"]
+    headings = ["Reader", "Answered", "Answered again", "Median seconds an image"]
     text = tables.markdown((headings, [
         [reader, f"{len(rows)} of {total}", str(sum(row["revision"] > 0 for row in rows)),
          tables.number(median(row["seconds"] for row in rows), 1)]
