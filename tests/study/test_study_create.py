@@ -10,6 +10,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from study_helpers import make_study, png_text, write_images
 
+from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.files import sha256
 from vmddpm.study import Study, StudyError
@@ -100,12 +101,33 @@ def create(folder, out="study", real="real", **options):
 def test_one_slice_of_each_patient(volumes):
     chosen = create(volumes, n=3)
     assert sorted(entry["patient"] for entry in chosen) == ["p1", "p2", "p3"]
-    with pytest.raises(StudyError, match=r"only 3 real images .* 3 patients.*per_patient"):
+    with pytest.raises(StudyError, match=r"only 3 real images .* 3 patients.*more slices"):
         create(volumes, "more", n=4)
-    chosen = create(volumes, "pairs", n=5, per_patient=2)
+    chosen = create(volumes, "pairs", n=5, slices=2)
     assert sorted(sum(entry["patient"] == p for entry in chosen) for p in ("p1", "p2", "p3")) == [1, 2, 2]
-    chosen = create(volumes, "files", n=4, patient_pattern=r"(.*)\.nii")
+    chosen = create(volumes, "files", n=4, patient=r"(.*)\.nii")
     assert len({entry["path"] for entry in chosen}) == 4
+
+
+def test_a_store_knows_its_patients_and_sides(volumes, capsys):
+    for number in range(4, 12):
+        (volumes / "real" / f"p{number}").mkdir()
+        shutil.copy(data_path / "example4d.nii.gz", volumes / "real" / f"p{number}" / "scan.nii.gz")
+    prepare = ["prepare", "folder", volumes / "real", "--out", volumes / "store", "--test-share", 0.5, "--processes", 1,
+               "--data.size", 32, "--data.min_foreground", 0.05]  # fmt: skip
+    assert main([str(word) for word in prepare]) == 0
+    made = ["study", "create", "--real", volumes / "store", "--synthetic", volumes / "synthetic", "--data.size", 32,
+            "--data.split", "test", "--data.cache_dir", volumes / "cache", "--n"]  # fmt: skip
+    lines = [json.loads(line) for line in (volumes / "store" / "manifest.jsonl").read_text().splitlines()]
+    side = {line["patient"] for line in lines if line["split"] == "test"}
+    assert 0 < len(side) < 11
+    assert main([*map(str, made), str(len(side)), "--out", str(volumes / "study")]) == 0
+    key = json.loads((volumes / "study" / "key.json").read_text())
+    assert {entry["patient"] for entry in key["images"] if entry["class"] == "real"} == side
+    assert main([*map(str, made), str(len(side) + 1), "--out", str(volumes / "more")]) == 1
+    assert f"{len(side)} patients" in capsys.readouterr().err
+    assert main([*map(str, made), "1", "--patient", "(p)", "--out", str(volumes / "more")]) == 1
+    assert "is a store" in capsys.readouterr().err
 
 
 def test_the_patient_of_dicom_files_is_in_their_headers(tmp_path):
@@ -121,17 +143,17 @@ def test_the_patient_of_dicom_files_is_in_their_headers(tmp_path):
 def test_unknown_patients_are_said_to_be_unknown(tmp_path):
     write_images(tmp_path / "real", 3, 1)
     write_images(tmp_path / "synthetic", 3, 0)
-    with pytest.warns(UserWarning, match=r"patients of 3 real files are not known.*patient_pattern"):
+    with pytest.warns(UserWarning, match=r"patients of 3 real files are not known.*--patient"):
         create(tmp_path, n=3)
     with pytest.raises(StudyError, match="finds no patient in real-000"):
-        create(tmp_path, "more", n=3, patient_pattern=r"patient(\d+)")
+        create(tmp_path, "more", n=3, patient=r"patient(\d+)")
 
 
 @pytest.mark.filterwarnings("ignore:the patients")
 def test_unusable_requests_leave_nothing_behind(volumes):
     there = sorted(path.name for path in volumes.iterdir())
     for error, message, options in (
-        (StudyError, "n is 13, but there are only 12 synthetic", {"n": 13, "per_patient": 9}),
+        (StudyError, "n is 13, but there are only 12 synthetic", {"n": 13, "slices": 9}),
         (StudyError, "n is 0", {"n": 0}),
         (StudyError, "two folders", {"n": 3, "real": "synthetic"}),
         (DataError, "no such file or folder", {"n": 3, "real": "nowhere"}),

@@ -13,7 +13,7 @@ example:
 CREATE = """Choose real and synthetic images and prepare both in one way.
 
 example:
-  vmddpm study create --real BraTS2018 --real_pattern '*_flair.nii.gz' --synthetic samples --n 100 --out study"""
+  vmddpm study create --real BraTS2018 --real-pattern '*_flair.nii.gz' --synthetic samples --n 100 --out study"""
 
 READERS = """Register readers, or give them new passwords. The passwords are shown once and stored as hashes.
 
@@ -24,7 +24,7 @@ SERVE = """Serve the page, to this machine only or, if readers have passwords, t
 
 example:
   vmddpm study serve study
-  vmddpm study serve study --host 0.0.0.0 --certificate study.pem --private_key study.key"""
+  vmddpm study serve study --host 0.0.0.0 --certificate study.pem --private-key study.key"""
 
 REPORT = """Tables and statistics of the answers, as Markdown, CSV, PNG and PDF.
 
@@ -37,7 +37,7 @@ def build(new_parser: Any) -> Any:
     return new_parser(description=HELP)
 
 
-def build_commands(parser: Any, new_parser: Any) -> None:
+def extend(parser: Any, new_parser: Any) -> None:
     from vmddpm.data import DataConfig
     from vmddpm.study.create import CreateOptions
 
@@ -46,8 +46,8 @@ def build_commands(parser: Any, new_parser: Any) -> None:
     create.add_argument("--real", type=str, required=True, help="folder of real images")
     create.add_argument("--synthetic", type=str, required=True, help="folder of synthetic images")
     create.add_argument("--out", type=str, required=True, help="folder of the study; it must not exist")
-    create.add_argument("--real_pattern", type=str, default="*", help="which files of the folder are taken")
-    create.add_argument("--synthetic_pattern", type=str, default=None,
+    create.add_argument("--real-pattern", type=str, default="*", help="which files of the folder are taken")
+    create.add_argument("--synthetic-pattern", type=str, default=None,
                         help="which files of the folder are taken; default: all, or only the numbered images where "
                              "`vmddpm sample` has written them")  # fmt: skip
     create.add_class_arguments(CreateOptions)
@@ -62,7 +62,7 @@ def build_commands(parser: Any, new_parser: Any) -> None:
     serve.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on")
     serve.add_argument("--certificate", type=str, default=None, help="certificate for HTTPS, PEM")
-    serve.add_argument("--private_key", type=str, default=None, help="its private key, PEM")
+    serve.add_argument("--private-key", type=str, default=None, help="its private key, PEM")
 
     report = new_parser(description=REPORT)
     report.add_argument("study", type=str, nargs="?", default=None, help="the folder of the study")
@@ -86,7 +86,7 @@ def run(parser: Any, options: Any) -> None:
 
 
 def _create(options: Any) -> None:
-    from dataclasses import fields
+    from dataclasses import fields, replace
     from pathlib import Path
 
     from vmddpm.data import DataConfig
@@ -95,7 +95,7 @@ def _create(options: Any) -> None:
     real = DataConfig(root=options.real, pattern=options.real_pattern, **vars(options.data))
     drawn_here = (Path(options.synthetic) / "sampling.yaml").exists()  # beside the images there is a picture of many
     pattern = options.synthetic_pattern or ("[0-9]*.png" if drawn_here else "*")
-    synthetic = DataConfig(root=options.synthetic, pattern=pattern, **vars(options.data))
+    synthetic = replace(real, root=options.synthetic, pattern=pattern, split="all")
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})
     differences = create_study(real, synthetic, options.out, chosen, progress=True)
     print(f"{options.out}: {chosen.n} real and {chosen.n} synthetic images; which is which is in key.json, "

@@ -17,6 +17,7 @@ from PIL import Image
 import vmddpm
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.data.store import is_store, read_store
 from vmddpm.files import write_text, written_whole
 from vmddpm.study.blinding import differences
 from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
@@ -30,6 +31,9 @@ is stored when you confirm it, and signing in again takes you to the image where
 
 Please do not discuss the images with other readers before all have finished."""
 
+# The fields of DataConfig that say where images lie, not how they look.
+PLACE = {"root": "", "pattern": "*", "split": "all"}
+
 
 @dataclass
 class CreateOptions:
@@ -40,24 +44,24 @@ class CreateOptions:
             images" (paper, IV-D).
         seed: the same seed and images give the same study. By default it is drawn at random and kept in the key;
             whoever knows the seed can work out the key.
-        per_patient: the most images of one patient, where patients are known. Two slices of one patient look alike,
-            and synthetic images have no such likeness.
-        patient_pattern: regular expression whose first group, found in a real file's path below its folder, is the
-            patient, such as `(\\d+)_\\d+\\.png`. By default the patient of a DICOM file is its PatientID, that of a
-            NIfTI file the folder it lies in (or the file, where there is no folder), and other files' are not known.
+        slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
+            synthetic images have no such likeness.
+        patient: regular expression whose first group, found in a real file's path below its folder, is the patient,
+            such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the PatientID
+            of a DICOM file, the folder of a NIfTI file (or the file, if it lies at the top); else it is not known.
         title: shown on the page.
         instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
     """
 
     n: int = 100
     seed: int | None = None
-    per_patient: int = 1
-    patient_pattern: str | None = None
+    slices: int = 1
+    patient: str | None = None
     title: str = "Real or synthetic?"
     instructions: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n", "per_patient"):
+        for name in ("n", "slices"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} is {getattr(self, name)}, but must be at least 1")
 
@@ -68,7 +72,7 @@ def create_study(
     """Makes the folder of a study; it is whole or not there.
 
     Args:
-        real, synthetic: what the images of each class are read from; all but `root` and `pattern` must be the same.
+        real, synthetic: what the images of each class are read from; all but where they lie must be the same.
         progress: show a bar while files are decoded.
 
     Returns:
@@ -81,8 +85,8 @@ def create_study(
     out = Path(out)
     if out.exists():
         raise StudyError(f"{out} exists; choose another folder, or remove it if it holds no answers")
-    if replace(real, root="", pattern="") != replace(synthetic, root="", pattern=""):
-        raise StudyError("both classes must be prepared in one way: all options but root and pattern are the same")
+    if replace(real, **PLACE) != replace(synthetic, **PLACE):
+        raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
     seed = secrets.randbits(63) if options.seed is None else options.seed
@@ -91,7 +95,7 @@ def create_study(
     for label, config in zip(CLASSES, (real, synthetic)):
         dataset = SliceDataset(config, progress)
         patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
-        for number in _choose(patients, options.n, options.per_patient, label, seed):
+        for number in _choose(patients, options.n, options.slices, label, seed):
             images.append(to_8_bit(dataset[number].numpy()))
             entries.append({"name": digest(seed, "name", len(entries))[:16], "class": label,
                             "patient": str(patients[number]) if label == "real" else "",
@@ -120,14 +124,19 @@ def encode_png(pixels: np.ndarray, path: Path) -> None:
 
 def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> list[str]:
     """The patient of each slice; where patients are not known, every slice has one of its own."""
+    if is_store(root):
+        if options.patient is not None:
+            raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
+        of = {(s.source, s.axis, s.index, s.frame): s.patient for s in read_store(Path(root).expanduser())[1]}
+        return [of[info.path, info.axis, info.index, info.frame] for info in slices]
     known: dict[str, str | None] = {}
     for info in slices:
         if info.path not in known:
-            known[info.path] = _patient(Path(info.path), Path(root).expanduser().absolute(), options.patient_pattern)
+            known[info.path] = _patient(Path(info.path), Path(root).expanduser().absolute(), options.patient)
     unknown = [path for path, patient in known.items() if patient is None]
     if unknown:
         warnings.warn(f"the patients of {len(unknown)} real files are not known ({unknown[0]} ...): two images may be "
-                      "of one patient; patient_pattern finds the patient in the path", stacklevel=3)  # fmt: skip
+                      "of one patient; --patient finds the patient in the path", stacklevel=3)  # fmt: skip
     return [known[info.path] or f"{info.path} {info.frame} {info.axis} {info.index}" for info in slices]
 
 
@@ -136,7 +145,7 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
     if pattern is not None:
         match = re.search(pattern, relative.as_posix())
         if match is None or not match.groups() or match[1] is None:
-            raise StudyError(f"patient_pattern {pattern!r} finds no patient in {relative}")
+            raise StudyError(f"patient {pattern!r} finds no patient in {relative}")
         return match[1]
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return str(relative.parent if relative.parent != Path(".") else relative)
@@ -146,18 +155,18 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
     return str(header.get("PatientID") or "") or None
 
 
-def _choose(patients: list, n: int, per_patient: int, label: str, seed: int) -> list[int]:
+def _choose(patients: list, n: int, most: int, label: str, seed: int) -> list[int]:
     """n slices at random, from as many patients as there are."""
     of: dict[object, list[int]] = {}
     for number in shuffled(range(len(patients)), seed, label):
         of.setdefault(patients[number], []).append(number)
     # A second slice of a patient is taken when every patient has given one.
-    rounds = [number for turn in range(per_patient) for numbers in of.values() for number in numbers[turn : turn + 1]]
+    rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
     if len(rounds) < n:
         way_out = "draw more, or choose a smaller n"
         if label == "real":
-            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {per_patient}; "
-                       "choose a smaller n, or a larger per_patient")  # fmt: skip
+            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {most}; "
+                       "choose a smaller n, or more slices of a patient")  # fmt: skip
         raise StudyError(f"n is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
     return rounds[:n]
 

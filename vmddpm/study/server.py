@@ -226,7 +226,7 @@ def serve(
             raise StudyError(f"{path} is being served already; stop the other server first") from None
         app = application(study, local=local, encrypted=encrypted)
         if not (local or encrypted):
-            print("warning: passwords and answers travel unencrypted; give --certificate and --private_key, or put a "
+            print("warning: passwords and answers travel unencrypted; give --certificate and --private-key, or put a "
                   "server that speaks HTTPS before this one", file=sys.stderr)  # fmt: skip
         print(f"{study.title}: http{'s' if encrypted else ''}://{host}:{port} (Ctrl-C stops; answers are in "
               f"{study.path / 'answers'})", flush=True)  # fmt: skip
