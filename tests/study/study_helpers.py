@@ -60,8 +60,9 @@ class Server:
         self.path, self.port = Path(path), port or free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
 
-    def start(self):
-        code = f"from vmddpm.study.server import serve; serve({str(self.path)!r}, '127.0.0.1', {self.port})"
+    def start(self, before="pass"):
+        """before: Python that the process runs first."""
+        code = f"{before}\nfrom vmddpm.study.server import serve; serve({str(self.path)!r}, '127.0.0.1', {self.port})"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while True:
@@ -77,7 +78,8 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    __enter__ = start
+    def __enter__(self):
+        return self.start()
 
     def __exit__(self, *failure):
         self.kill()

@@ -169,6 +169,14 @@ def test_unusable_requests_leave_nothing_behind(volumes):
         create_study(DataConfig(root="a", size=32), DataConfig(root="b", size=64), volumes / "more", CreateOptions())
 
 
+def test_instructions_in_any_language(tmp_path):
+    (tmp_path / "text.txt").write_text("您将看到 {total} 张图像。\n\n请逐一判断。\n", encoding="utf-8")
+    made = make_study(tmp_path, n=2, title="阅片", instructions=str(tmp_path / "text.txt"))
+    assert (made.title, made.instructions) == ("阅片", "您将看到 4 张图像。\n\n请逐一判断。")
+    with pytest.raises(StudyError, match=r"missing\.txt cannot be read"):
+        make_study(tmp_path / "other", n=2, instructions=str(tmp_path / "missing.txt"))
+
+
 def test_a_study_that_cannot_be_opened_says_why(study, tmp_path):
     with pytest.raises(StudyError, match=r"does not exist.*vmddpm study create"):
         Study.open(tmp_path)

@@ -238,6 +238,25 @@ def test_twenty_readers_at_once(tmp_path):
           f"{most:.1f} ms (95 %), {worst:.1f} ms (worst)")  # fmt: skip
 
 
+def test_an_answer_that_cannot_be_stored_is_not_acknowledged_and_leaves_no_trace(tmp_path):
+    """Files may not grow past 1000 bytes: a write ends in the middle of a line, as on a full disk."""
+    study = make_study(tmp_path, n=5)
+    server = Server(study.path).start("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
+    client = Client(server)
+    client.sign_in("anna")
+    statuses = [client.json("POST", "/answer", an_answer(position)) for position in range(5)]
+    stored = sum(status == 200 for status, _ in statuses)
+    assert 0 < stored < 5
+    assert statuses[stored][0] == 503
+    assert "could not be stored" in statuses[stored][1]["error"]
+    assert len(rows_of(study, "anna")) == stored
+    server.kill()
+    with server:
+        client.connection = None
+        assert client.json("GET", "/state")[1]["next"] == stored
+        assert client.json("POST", "/answer", an_answer(stored))[1]["next"] == stored + 1
+
+
 def test_two_windows_of_one_reader(study, server):
     windows = [Client(server) for _ in range(2)]
     for window in windows:

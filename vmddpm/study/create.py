@@ -90,7 +90,7 @@ def create_study(
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
     seed = secrets.randbits(63) if options.seed is None else options.seed
-    text = Path(options.instructions).read_text(encoding="utf-8") if options.instructions else INSTRUCTIONS
+    text = _instructions(options.instructions)
     images, entries = [], []
     for label, config in zip(CLASSES, (real, synthetic)):
         dataset = SliceDataset(config, progress)
@@ -109,6 +109,15 @@ def create_study(
            "options": asdict(options), "images": entries}  # fmt: skip
     _write(out, public, key, {entry["name"]: image for entry, image in zip(entries, images)})
     return differences(np.stack(images[: options.n]), np.stack(images[options.n :]))
+
+
+def _instructions(path: str | None) -> str:
+    if path is None:
+        return INSTRUCTIONS
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StudyError(f"instructions: {path} cannot be read as UTF-8 text ({error})") from error
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
