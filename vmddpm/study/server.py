@@ -33,7 +33,7 @@ PAGE = {"index.html": "text/html", "study.css": "text/css",
         "study.js": "text/javascript", "viewer.js": "text/javascript"}  # fmt: skip
 LONGEST_BODY = 4096
 SESSION_SECONDS = 30 * 24 * 3600
-LOCAL_NAMES = ["127.0.0.1", "localhost"]
+LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -228,7 +228,7 @@ def serve(
         if not (local or encrypted):
             print("warning: passwords and answers travel unencrypted; give --certificate and --private-key, or put a "
                   "server that speaks HTTPS before this one", file=sys.stderr)  # fmt: skip
-        print(f"{study.title}: http{'s' if encrypted else ''}://{host}:{port} (Ctrl-C stops; answers are in "
-              f"{study.path / 'answers'})", flush=True)  # fmt: skip
+        address = f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"{study.title}: {address} (Ctrl-C stops; answers are in {study.path / 'answers'})", flush=True)
         uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, access_log=False, ws="none",
                     lifespan="off", ssl_certfile=certificate, ssl_keyfile=private_key)  # fmt: skip
