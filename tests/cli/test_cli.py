@@ -113,7 +113,7 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "prepare", "data", "demo", "info"])
+@pytest.mark.parametrize("command", ["train", "sample", "prepare", "data", "study", "demo", "info"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
