@@ -14,7 +14,7 @@ from vmddpm.cli.presets import PRESETS, with_preset_files
 
 __all__ = ["PRESETS", "build_parser", "main"]
 
-COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "demo", "info")
+COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 
 
 def build_parser() -> tuple[Any, dict[str, Any]]:
