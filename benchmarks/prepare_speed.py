@@ -1,6 +1,6 @@
 """`vmddpm prepare` on a tree in the layout of ChestX-ray14, 1024 x 1024 PNG files, with one process and with more.
 
-    python benchmarks/prepare_speed.py --images 3000 --processes 1 2
+    python benchmarks/prepare_speed.py --images 3000 --processes 1 2 --tree /tmp/tree
 """
 
 import argparse
@@ -40,10 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tree", type=Path, default=None, help="where the tree is, or is built and kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "tree"
-        build_tree(root, options.images)
+        root = options.tree or Path(folder) / "tree"
+        if not root.exists():
+            build_tree(root, options.images)
         for processes in options.processes:
             layout = layouts.chestxray(root)
             began = time.perf_counter()

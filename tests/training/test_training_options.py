@@ -23,7 +23,7 @@ def trained(path, images=IMAGES, **options):
 
 
 def distance(a, b):
-    """Norm of the difference of two runs' weights, relative to the norm of what training did."""
+    """Norm of the difference of two runs' weights, relative to the norm of the weights."""
     a, b = (torch.cat([v.flatten() for v in weights(folder)["raw"].values()]).double() for folder in (a, b))
     return ((a - b).norm() / b.norm()).item()
 
