@@ -26,14 +26,17 @@ def build_tree(root: Path, images: int) -> None:
     pixels = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(np.float32)
     folder = root / "images_001" / "images"
     folder.mkdir(parents=True)
+
+    def place(number: int) -> Path:
+        return folder / f"{number // 10 + 1:08d}_{number % 10:03d}.png"
+
     for number in range(images):
-        path = folder / f"{number // 10 + 1:08d}_{number % 10:03d}.png"
         if number < DISTINCT:
             moved = Image.fromarray(np.roll(pixels - pixels.min(), (7 * number, 11 * number), (0, 1)))
             grey = np.asarray(moved.resize((1024, 1024), Image.Resampling.BICUBIC)) * (0.08 + 0.0005 * number)
-            Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+            Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(place(number))
         else:
-            shutil.copy(sorted(folder.iterdir())[number % DISTINCT], path)
+            shutil.copy(place(number % DISTINCT), place(number))
 
 
 def main() -> None:
