@@ -1,6 +1,6 @@
 """`vmddpm prepare` on a tree in the layout of ChestX-ray14, 1024 x 1024 PNG files, with one process and with more.
 
-    python benchmarks/prepare_speed.py --images 3000 --processes 1 2
+    python benchmarks/prepare_speed.py --images 3000 --processes 1 2 --tree /tmp/tree
 """
 
 import argparse
@@ -26,24 +26,29 @@ def build_tree(root: Path, images: int) -> None:
     pixels = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(np.float32)
     folder = root / "images_001" / "images"
     folder.mkdir(parents=True)
+
+    def place(number: int) -> Path:
+        return folder / f"{number // 10 + 1:08d}_{number % 10:03d}.png"
+
     for number in range(images):
-        path = folder / f"{number // 10 + 1:08d}_{number % 10:03d}.png"
         if number < DISTINCT:
             moved = Image.fromarray(np.roll(pixels - pixels.min(), (7 * number, 11 * number), (0, 1)))
             grey = np.asarray(moved.resize((1024, 1024), Image.Resampling.BICUBIC)) * (0.08 + 0.0005 * number)
-            Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+            Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(place(number))
         else:
-            shutil.copy(sorted(folder.iterdir())[number % DISTINCT], path)
+            shutil.copy(place(number % DISTINCT), place(number))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tree", type=Path, default=None, help="where the tree is, or is built and kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "tree"
-        build_tree(root, options.images)
+        root = options.tree or Path(folder) / "tree"
+        if not root.exists():
+            build_tree(root, options.images)
         for processes in options.processes:
             layout = layouts.chestxray(root)
             began = time.perf_counter()

@@ -1,6 +1,7 @@
 """Shared fixtures: seeds, and memory that is never zero by luck."""
 
 import os
+import subprocess
 
 import hypothesis
 import pytest
@@ -18,6 +19,22 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture

@@ -201,6 +201,12 @@ def test_bad_files_and_folders(acdc, tmp_path, capsys):
     assert "test_share is 1.0" in refused(capsys, "acdc", acdc, "--out", tmp_path / "b", "--test-share", 1)
 
 
+def test_a_full_disk_leaves_no_half_store(acdc, small_disk, capsys):
+    error = refused(capsys, "acdc", acdc, "--out", small_disk / "store", "--data.size", 128)  # 6.3 MB of images
+    assert "store: the store cannot be written (No space left on device); make room there" in error
+    assert not any((small_disk / "store").iterdir())
+
+
 def test_a_store_that_is_damaged(acdc, tmp_path, capsys):
     prepare(capsys, "acdc", acdc, "--out", tmp_path / "store", *SMALL)
     config = DataConfig(root=str(tmp_path / "store"), size=32)
