@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "../common/pages.h"
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
@@ -80,9 +81,21 @@ void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks
   }
 }
 
+// Of a tensor (B, K, L, D) that will be written whole.
+void prefer_large_pages_for(const View& view, const ScanParams& p) {
+  const int64_t last = (p.batch - 1) * view.stride[0] + (p.routes - 1) * view.stride[1] +
+                       (p.length - 1) * view.stride[2] + (p.channels - 1) * view.stride[3];
+  prefer_large_pages(view.data, (last + 1) * size_of(view.dtype));
+}
+
 template <typename T, Rule kRule>
 void forward(const ScanParams& p) {
   const ScanPlan plan = scan_plan(p);
+  prefer_large_pages_for(p.y, p);
+  if (p.checkpoints) {
+    const int64_t states = p.batch * p.routes * plan.chunks * plan.blocks * plan.lanes * p.states;
+    prefer_large_pages(p.checkpoints, states * static_cast<int64_t>(sizeof(T)));
+  }
   const int threads = useful_threads(p);
   const Tasks tasks = tasks_of(p, plan, threads);
   for_each_task<ForwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const ForwardBuffers<T>& buffers) {
@@ -108,11 +121,15 @@ void backward(const ScanGradParams& g) {
   const int threads = useful_threads(p);
   const Tasks tasks = tasks_of(p, plan, threads);
   const int64_t count = p.batch * p.routes * p.length * p.states;
+  for (const View* gradient : {&g.dx, &g.ddelta}) prefer_large_pages_for(*gradient, p);
+  for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
   Parts<T> parts{static_cast<T*>(g.dB), static_cast<T*>(g.dC), 0};
   Workspace memory;
   const bool apart = tasks.splits != 1;  // no task has all groups of a sequence
   if (apart) {
-    T* start = reinterpret_cast<T*>(memory.reserve(2 * plan.groups * count * static_cast<int64_t>(sizeof(T))));
+    const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
+    T* start = reinterpret_cast<T*>(memory.reserve(bytes));
+    prefer_large_pages(start, bytes);
     parts = {start, start + plan.groups * count, count};
   }
   for_each_task<BackwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const BackwardBuffers<T>& buffers) {
