@@ -193,6 +193,7 @@ inline void prefetch_backward(const ScanGradParams& g, const ScanPlan& plan, con
 
 template <typename T, Rule kRule>
 void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const BackwardBuffers<T>& w) {
+  using V = Vec<T>;
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
   View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
@@ -229,10 +230,10 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);
       const int64_t row = sequence * p.channels + block * plan.lanes;
-      for (int64_t n = 0; n < N; ++n) {
-        store_state<T>(g.dA, row, columns, N, n, w.dA[local * N + n].total);
-        if (g.dinitial_state) store_state<T>(g.dinitial_state, row, columns, N, n, w.dh[local * N + n]);
-      }
+      if (g.dinitial_state) store_states<T>(g.dinitial_state, row, columns, N, w.dh + local * N);
+      V* dA = w.A + local * N;  // A has served
+      for (int64_t n = 0; n < N; ++n) dA[n] = w.dA[local * N + n].total;
+      store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
       if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
     }

@@ -105,13 +105,18 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
 template <typename T>
 void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
+  constexpr int64_t W = kLanes<T>;
+  std::memset(static_cast<void*>(out), 0, static_cast<size_t>(states) * sizeof(Vec<T>));
+  if (!source) return;
   const T* from = static_cast<const T*>(source) + row * states;
-  for (int64_t n = 0; n < states; ++n) {
-    Vec<T> v{};
-    if (source) {
-      for (int64_t c = 0; c < columns; ++c) v[c] = from[c * states + n];
-    }
-    out[n] = v;
+  int64_t n = 0;
+  for (; columns == W && n + W <= states; n += W) {
+    for (int64_t c = 0; c < W; ++c) out[n + c] = load(from + c * states + n);
+    transpose<T>(out + n);
+  }
+  T* lanes = reinterpret_cast<T*>(out);
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t rest = n; rest < states; ++rest) lanes[rest * W + c] = from[c * states + rest];
   }
 }
 
@@ -122,10 +127,20 @@ void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t state
   for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
 }
 
+// The reverse; `in` is overwritten.
 template <typename T>
-void store_state(void* target, int64_t row, int64_t columns, int64_t states, int64_t n, Vec<T> value) {
+void store_states(void* target, int64_t row, int64_t columns, int64_t states, Vec<T>* in) {
+  constexpr int64_t W = kLanes<T>;
   T* to = static_cast<T*>(target) + row * states;
-  for (int64_t c = 0; c < columns; ++c) to[c * states + n] = value[c];
+  int64_t n = 0;
+  for (; columns == W && n + W <= states; n += W) {
+    transpose<T>(in + n);
+    for (int64_t c = 0; c < W; ++c) store(to + c * states + n, in[n + c]);
+  }
+  const T* lanes = reinterpret_cast<const T*>(in);
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t rest = n; rest < states; ++rest) to[c * states + rest] = lanes[rest * W + c];
+  }
 }
 
 // One value a channel: a (K, D) or (B, K, D) parameter.

@@ -125,9 +125,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
-      for (int64_t n = 0; n < N; ++n) {
-        store_state<T>(p.last_state, row, columns, N, n, w.h[(block - task.block_begin) * N + n]);
-      }
+      store_states<T>(p.last_state, row, columns, N, w.h + (block - task.block_begin) * N);
     }
   }
 }
