@@ -40,19 +40,29 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}")
 
 
-def check_input(name: str, tensor: object, like: Tensor, axes: str, shape: tuple[int, ...]) -> None:
-    """`check_float` and `check_shape` in one, which costs little where all is well."""
-    if (
-        not isinstance(tensor, Tensor)
-        or tensor.layout is not torch.strided
-        or tensor.is_nested
-        or tensor.shape != shape
-        or tensor.dtype not in _FLOATS
-        or tensor.device != like.device
-        or _is_negated(tensor)
-    ):
-        check_float(name, tensor, like)
-        check_shape(name, tensor, axes, shape)
+def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
+    """The tensor's shape. TypeError unless dense, ValueError unless it has a size for each of the axes."""
+    if not isinstance(tensor, Tensor) or tensor.is_nested or tensor.dim() != axes.count(",") + 1:
+        check_dense(name, tensor)
+        raise ValueError(f"{name} must have shape ({axes}), got {tuple(tensor.shape)}")
+    return tensor.shape
+
+
+def check_inputs(x: Tensor, *inputs: tuple[str, Any, str, tuple[int, ...]]) -> None:
+    """`check_float` and `check_shape` of each (name, tensor, axes, shape), at little cost where all is well."""
+    device, compiling = x.device, torch.compiler.is_compiling()
+    for name, tensor, axes, shape in inputs:
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.shape != shape
+            or tensor.dtype not in _FLOATS
+            or tensor.device != device
+            or (not compiling and tensor.is_neg())
+        ):
+            check_float(name, tensor, x)
+            check_shape(name, tensor, axes, shape)
 
 
 def check_states(states: int) -> None:

@@ -48,7 +48,7 @@ def below_autograd(operator: Any, *args: Any) -> Any:
     """The kernel of an operator, without its derivative. Where neither a mode nor a profiler nor a tensor's class would
     hear of the call, it is made without the dispatcher, which costs a small scan a tenth of its time."""
     unheard = not torch._C._len_torch_dispatch_stack() and not torch.autograd._profiler_enabled()
-    if unheard and all(map(_PLAIN.__contains__, map(type, args))):
+    if unheard and _PLAIN.issuperset(map(type, args)):
         return _kernels[operator](*args)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*args)

@@ -9,10 +9,11 @@ from torch import Tensor
 from vmddpm_kernels import ops
 from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
+    check_axes,
     check_discretization,
     check_flag,
     check_float,
-    check_input,
+    check_inputs,
     check_shape,
     check_states,
     check_table_tensor,
@@ -157,23 +158,26 @@ def scan_routes_with_states(
     `channel_first` asks for memory in (B, K, D, L) order behind the same logical shape.
     """
     softplus, zoh = check_flag("delta_softplus", delta_softplus), check_discretization(discretization)
-    batch, K, length, dim = delta.shape
-    check_float("A", A, x)
-    if A.dim() != 3:
-        raise ValueError(f"A must have shape (K, D, N), got {tuple(A.shape)}")
+    batch, *_, length, dim = shape = x.shape
+    K = check_axes("delta", delta, "B, K, L, D")[1]
+    states = check_axes("A", A, "K, D, N")[2]
     if K < 1:
         raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
-    states = A.shape[2]
     check_states(states)
-    check_shape("A", A, "K, D, N", (K, dim, states))
-    check_input("B", B, x, "B, K, L, N", (batch, K, length, states))
-    check_input("C", C, x, "B, K, L, N", (batch, K, length, states))
+    check_inputs(
+        x,
+        ("x", x, "B, L, D", shape),
+        ("delta", delta, "B, K, L, D", (batch, K, length, dim)),
+        ("A", A, "K, D, N", (K, dim, states)),
+        ("B", B, "B, K, L, N", (batch, K, length, states)),
+        ("C", C, "B, K, L, N", (batch, K, length, states)),
+    )
     if D is not None:
-        check_input("D", D, x, "K, D", (K, dim))
+        check_inputs(x, ("D", D, "K, D", (K, dim)))
     if delta_bias is not None:
-        check_input("delta_bias", delta_bias, x, "K, D", (K, dim))
+        check_inputs(x, ("delta_bias", delta_bias, "K, D", (K, dim)))
     if initial_state is not None:
-        check_input("initial_state", initial_state, x, "B, K, D, N", (batch, K, dim, states))
+        check_inputs(x, ("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states)))
     if table is not None:
         check_table_tensor(table, K, length, x)
 

@@ -72,7 +72,7 @@ class Problem:
         )  # fmt: skip
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
 
 
 def empty_gradients(problem: Problem, pieces: int, groups: int, dx: Tensor, ddelta: Tensor) -> tuple[Any, ...]:
