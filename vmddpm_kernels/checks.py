@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 MAX_STATES = 256
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+_ONE_OF = {FLOATS: "float16, bfloat16, float32 or float64", INTEGERS: "an int32 or int64 tensor"}
 
 
 def check_dense(name: str, tensor: object) -> None:
@@ -26,10 +28,15 @@ def _is_negated(tensor: Tensor) -> bool:
 
 
 def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
-    """TypeError unless a dense real floating tensor; ValueError unless on the same device as `like`."""
+    """`check_tensor` for a real floating tensor."""
+    check_tensor(name, tensor, like, FLOATS)
+
+
+def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
+    """TypeError unless a dense tensor of one of the dtypes; ValueError unless on the same device as `like`."""
     check_dense(name, tensor)
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {_ONE_OF[dtypes]}, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but x is on {like.device}; move them to one device")
 
@@ -48,8 +55,10 @@ def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
     return tensor.shape
 
 
-def check_inputs(x: Tensor, *inputs: tuple[str, Any, str, tuple[int, ...]]) -> None:
-    """`check_float` and `check_shape` of each (name, tensor, axes, shape), at little cost where all is well."""
+def check_inputs(
+    x: Tensor, *inputs: tuple[str, Any, str, tuple[int, ...]], dtypes: tuple[torch.dtype, ...] = FLOATS
+) -> None:
+    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape), at little cost where all is well."""
     device, compiling = x.device, torch.compiler.is_compiling()
     for name, tensor, axes, shape in inputs:
         if (
@@ -57,11 +66,11 @@ def check_inputs(x: Tensor, *inputs: tuple[str, Any, str, tuple[int, ...]]) -> N
             or tensor.layout is not torch.strided
             or tensor.is_nested
             or tensor.shape != shape
-            or tensor.dtype not in _FLOATS
+            or tensor.dtype not in dtypes
             or tensor.device != device
             or (not compiling and tensor.is_neg())
         ):
-            check_float(name, tensor, x)
+            check_tensor(name, tensor, x, dtypes)
             check_shape(name, tensor, axes, shape)
 
 
@@ -75,16 +84,6 @@ def check_discretization(discretization: str) -> bool:
     if discretization not in ("mamba", "zoh"):
         raise ValueError(f'discretization must be "mamba" or "zoh", got {discretization!r}')
     return discretization == "zoh"
-
-
-def check_table_tensor(table: Any, routes: int, length: int, like: Tensor) -> None:
-    """Type, shape and device of a visit-order table; its values are checked by the backend that reads them."""
-    check_dense("table", table)
-    if table.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"table must be an int32 tensor (K, L), got {table.dtype}")
-    check_shape("table", table, "K, L", (routes, length))
-    if table.device != like.device:
-        raise ValueError(f"table is on {table.device}, but x is on {like.device}; move them to one device")
 
 
 def check_count(name: str, value: object) -> None:

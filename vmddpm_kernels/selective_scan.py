@@ -9,6 +9,7 @@ from torch import Tensor
 from vmddpm_kernels import ops
 from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
+    INTEGERS,
     check_axes,
     check_discretization,
     check_flag,
@@ -16,7 +17,6 @@ from vmddpm_kernels.checks import (
     check_inputs,
     check_shape,
     check_states,
-    check_table_tensor,
 )
 from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 
@@ -179,7 +179,7 @@ def scan_routes_with_states(
     if initial_state is not None:
         check_inputs(x, ("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states)))
     if table is not None:
-        check_table_tensor(table, K, length, x)
+        check_inputs(x, ("table", table, "K, L", (K, length)), dtypes=INTEGERS)  # a backend checks its values
 
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
     chosen = select(backend, x)

@@ -34,11 +34,10 @@ def select(name: str | None, x: Tensor) -> str:
         ValueError: on an unknown name, or a backend that cannot take x's device.
         RuntimeError: on a backend that was not built, with the way to build it.
     """
-    return _select(name, x.device.type)
+    return _select(name or os.environ.get("VMDDPM_BACKEND"), x.device.type)
 
 
 def _select(name: str | None, device: str) -> str:
-    name = name or os.environ.get("VMDDPM_BACKEND")
     if not name:
         return next(n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, (device,)) and m.available()[0])
     if not isinstance(name, str) or name not in _BACKENDS:

@@ -1,5 +1,5 @@
-"""The compiled extension `_native` of csrc/, and the tensors it is given: those it reads, cast to what its kernels take,
-and those it fills."""
+"""The compiled extension `_native` of csrc/, and the tensors it is given: those it reads, as its kernels take them, and
+those it fills."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -51,8 +51,9 @@ def empty(shape: Sequence[int], channel_first: bool, dtype: torch.dtype, device:
 class Problem:
     """One scan as the kernels see it: its sizes, and its parameters in the type of the accumulation.
 
-    `tensors` are x (B, K, L, D), or (B, L, D), which the routes share and y is summed to, delta (B, K, L, D), A (K, D, N),
-    B, C (B, K, L, N), D, delta_bias (K, D), initial_state (B, K, D, N), table (K, L); the last four may be None.
+    `tensors` are x (B, K, L, D), or (B, L, D), an image that the routes share and y is summed to; delta (B, K, L, D);
+    A (K, D, N); B, C (B, K, L, N); D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L); the last four may be
+    None.
     """
 
     def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool):
@@ -81,12 +82,9 @@ def empty_gradients(problem: Problem, pieces: int, groups: int, dx: Tensor, ddel
     dB and dC one for groups of channels."""
     batch, routes, channels, states = problem.states
     _, _, _, _, _, D, delta_bias, initial_state, _ = problem.tensors
-    matrix = (batch, routes, problem.shape[2], states)
-    channel = (routes, channels)
-    if groups != 1:
-        matrix = (groups, *matrix)
-    if pieces != 1:
-        channel = (pieces, *channel)
+    group, piece = ((count,) if count != 1 else () for count in (groups, pieces))
+    matrix = (*group, batch, routes, problem.shape[2], states)
+    channel = (*piece, routes, channels)
     return (
         dx,
         ddelta,
@@ -100,8 +98,8 @@ def empty_gradients(problem: Problem, pieces: int, groups: int, dx: Tensor, ddel
 
 
 def finished(grads: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]:
-    """The gradients that are not None in the shape and dtype of their tensors. Sums over parts are taken here, by torch,
-    in a fixed order."""
+    """The gradients that are not None, in the shape and dtype of their tensors. Sums over parts are taken here, by
+    torch, in a fixed order."""
     return [
         rounded(g.sum(0) if g.dim() > t.dim() else g, t.dtype) for g, t in zip(grads, tensors) if g is not None
     ]
