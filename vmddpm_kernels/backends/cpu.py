@@ -81,7 +81,7 @@ def selective_scan_backward(
     zoh: bool,
     channel_first: bool,
 ) -> list[Tensor]:
-    """Gradients of the first eight tensors of `extension.Problem`, but those that are None, in their shapes and dtypes."""
+    """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
     problem = Problem(tensors, softplus, zoh)
     x, delta, *_ = tensors
     dx = empty(problem.image, channel_first, problem.dtype if problem.merge else x.dtype, problem.device)

@@ -144,7 +144,7 @@ def selective_scan_backward(
     zoh: bool,
     channel_first: bool,
 ) -> list[Tensor]:
-    """Gradients of the first eight tensors of `extension.Problem`, but those that are None, in their shapes and dtypes."""
+    """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
     problem = _prepare(tensors, softplus, zoh)
     plan = _Plan(problem, backward=True)
     x, delta, *_ = tensors

@@ -106,7 +106,7 @@ def selective_scan_backward(
     zoh: bool,
     channel_first: bool,
 ) -> list[Tensor]:
-    """Gradients of the first eight tensors of `extension.Problem`, but those that are None, in their shapes and dtypes."""
+    """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
     p = _Problem(tensors, softplus, zoh)
     dlast_state = cast(dlast_state, p.dtype)
     grads = p.run_with_plan(
