@@ -283,7 +283,7 @@ PYBIND11_MODULE(_native, m) {
       .def_readonly("chunks", &ScanPlan::chunks)
       .def_readonly("lanes", &ScanPlan::lanes)
       .def_readonly("blocks", &ScanPlan::blocks)
-      .def_readonly("groups", &ScanPlan::groups);
+      .def_readonly("groups", &ScanPlan::sums);
   m.def("describe", &describe);
   m.def("scan_plan", &scan_plan);
   m.def("scan_forward", &scan_forward);

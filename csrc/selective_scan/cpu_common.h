@@ -174,10 +174,26 @@ struct LongSum {
   }
 };
 
-// Asks the cache for the B and C of a chunk.
-inline void prefetch_matrices(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps) {
-  for (const View* view : {&p.B, &p.C}) prefetch_tile(*view, batch, route, steps, 0, p.states);
-}
+// What a task will need for the next chunk of its steps. It is asked for while the chunk at hand is worked on.
+template <int kTensors>
+struct Ahead {
+  RowsAhead tensors[kTensors];
+  Ahead() = default;
+  Ahead(const View* const (&views)[kTensors], const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
+        int64_t chunk) {
+    const Steps steps = steps_of(p, plan, route, chunk);
+    const int64_t first = task.block_begin * plan.lanes, last = smaller(task.block_end * plan.lanes, p.channels);
+    for (int i = 0; i < kTensors; ++i) {
+      const bool matrix = views[i] == &p.B || views[i] == &p.C;
+      tensors[i] = matrix ? RowsAhead(*views[i], task.batch, route, steps, 0, p.states)
+                          : RowsAhead(*views[i], task.batch, route, steps, first, last - first);
+    }
+  }
+  // To be called for every step of every block.
+  void ask() {
+    for (RowsAhead& rows : tensors) rows.ask();
+  }
+};
 
 // One row of channels a step: in the tensor itself where it has such rows, else in a tile.
 template <typename Source>

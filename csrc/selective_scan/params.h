@@ -32,7 +32,7 @@ struct ScanGradParams {
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
   View dx, ddelta;             // any type; dx Acc if shared
-  void* dB;                    // Acc (groups, B, K, L, N) in pixel order: a partial sum for each group of the ScanPlan
+  void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
   void* dA;                    // Acc (B, K, D, N): to be summed over the batch
   void* dD;                    // Acc (B, K, D) or null
@@ -53,6 +53,7 @@ struct ScanPlan {
   int64_t blocks;           // registers of channels
   int64_t blocks_per_group; // blocks of a group are walked by one thread, one after another, and their dB and dC summed
   int64_t groups;
+  int64_t sums = 1;         // of dB and dC that the caller makes room for: those of the groups are added up here
 };
 
 }  // namespace vmddpm
