@@ -282,8 +282,7 @@ PYBIND11_MODULE(_native, m) {
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("chunks", &ScanPlan::chunks)
       .def_readonly("lanes", &ScanPlan::lanes)
-      .def_readonly("blocks", &ScanPlan::blocks)
-      .def_readonly("groups", &ScanPlan::sums);
+      .def_readonly("blocks", &ScanPlan::blocks);
   m.def("describe", &describe);
   m.def("scan_plan", &scan_plan);
   m.def("scan_forward", &scan_forward);

@@ -55,12 +55,10 @@ def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
     return tensor.shape
 
 
-def check_inputs(
-    x: Tensor, *inputs: tuple[str, Any, str, tuple[int, ...]], dtypes: tuple[torch.dtype, ...] = FLOATS
-) -> None:
-    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape), at little cost where all is well."""
+def check_inputs(inputs: list[tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]], x: Tensor) -> None:
+    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape, dtypes), at little cost where all is well."""
     device, compiling = x.device, torch.compiler.is_compiling()
-    for name, tensor, axes, shape in inputs:
+    for name, tensor, axes, shape, dtypes in inputs:
         if (
             not isinstance(tensor, Tensor)
             or tensor.layout is not torch.strided

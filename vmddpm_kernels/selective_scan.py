@@ -9,6 +9,7 @@ from torch import Tensor
 from vmddpm_kernels import ops
 from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
+    FLOATS,
     INTEGERS,
     check_axes,
     check_discretization,
@@ -164,22 +165,22 @@ def scan_routes_with_states(
     if K < 1:
         raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
     check_states(states)
-    check_inputs(
-        x,
-        ("x", x, "B, L, D", shape),
-        ("delta", delta, "B, K, L, D", (batch, K, length, dim)),
-        ("A", A, "K, D, N", (K, dim, states)),
-        ("B", B, "B, K, L, N", (batch, K, length, states)),
-        ("C", C, "B, K, L, N", (batch, K, length, states)),
-    )
+    inputs = [
+        ("x", x, "B, L, D", shape, FLOATS),
+        ("delta", delta, "B, K, L, D", (batch, K, length, dim), FLOATS),
+        ("A", A, "K, D, N", (K, dim, states), FLOATS),
+        ("B", B, "B, K, L, N", (batch, K, length, states), FLOATS),
+        ("C", C, "B, K, L, N", (batch, K, length, states), FLOATS),
+    ]
     if D is not None:
-        check_inputs(x, ("D", D, "K, D", (K, dim)))
+        inputs.append(("D", D, "K, D", (K, dim), FLOATS))
     if delta_bias is not None:
-        check_inputs(x, ("delta_bias", delta_bias, "K, D", (K, dim)))
+        inputs.append(("delta_bias", delta_bias, "K, D", (K, dim), FLOATS))
     if initial_state is not None:
-        check_inputs(x, ("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states)))
+        inputs.append(("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states), FLOATS))
     if table is not None:
-        check_inputs(x, ("table", table, "K, L", (K, length)), dtypes=INTEGERS)  # a backend checks its values
+        inputs.append(("table", table, "K, L", (K, length), INTEGERS))  # a backend checks its values
+    check_inputs(inputs, x)
 
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
     chosen = select(backend, x)
@@ -187,7 +188,7 @@ def scan_routes_with_states(
         return reference.selective_scan(*tensors, delta_softplus=softplus, zoh=zoh)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
     options = (softplus, zoh, channel_first, chosen, differentiable)
-    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, *tensors, *options)
+    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, differentiable, *tensors, *options)
     return y, last_state
 
 
@@ -216,7 +217,7 @@ class SelectiveScan(torch.autograd.Function):
         # Through complex numbers a gradient may come as a view that is still to be negated.
         incoming = (None if g is None else g.resolve_neg() for g in (dy, dlast_state))
         args = (*incoming, *ctx.saved_tensors, *ctx.options)
-        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, *args))
+        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, True, *args))
         return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
 
     @staticmethod

@@ -86,8 +86,7 @@ def selective_scan_backward(
     x, delta, *_ = tensors
     dx = empty(problem.image, channel_first, problem.dtype if problem.merge else x.dtype, problem.device)
     ddelta = empty(problem.shape, channel_first, delta.dtype, problem.device)
-    batch, groups = problem.shape[0], extension.native.scan_plan(problem.sizes).groups
-    grads = empty_gradients(problem, batch, groups, dx, ddelta)
+    grads = empty_gradients(problem, problem.shape[0], 1, dx, ddelta)
     incoming = (checkpoints, dy, cast(dlast_state, problem.dtype))
     extension.native.scan_backward(problem.sizes, problem.tensors, incoming, grads)
     return finished(grads, tensors)
