@@ -11,12 +11,14 @@ template <typename T>
 struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
   Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
+  Vec<T>* lanes;                                            // one register a step, and as many as a register has lanes
   Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
+    lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
     for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
     for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
     for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
@@ -27,6 +29,18 @@ struct BackwardBuffers {
 };
 
 using BackwardAhead = Ahead<7>;  // x, delta, dy, dx, ddelta, B and C
+
+// target[i * states] += the sum over the lanes of lanes[i]: steps go through the butterfly as states do elsewhere.
+template <typename T>
+void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* target) {
+  constexpr int W = kLanes<T>;
+  for (int64_t i = 0; i < W; ++i) lanes[steps + i] = Vec<T>{};
+  for (int64_t first = 0; first < steps; first += W) {
+    T sums[W] = {};
+    add_lane_sums<T, W>(lanes + first, sums);
+    for (int64_t i = first; i < smaller(first + W, steps); ++i) target[i * states] += sums[i - first];
+  }
+}
 
 // The states of a chunk again, S at a time. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the
 // zero-order hold, phi(v) and phi'(v) drive B. dC is complete.
@@ -60,8 +74,13 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
       w.decayed[i * S + s] = decayed;
       lanes_of_dC[s] = dy * state[s];
     }
-    add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+    if constexpr (S == 1) {
+      w.lanes[i] = lanes_of_dC[0];
+    } else {
+      add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+    }
   }
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dC + n);
 }
 
 // S states of one block over one chunk. With v = delta A and the forward h_i = e^v h_{i-1} + phi(v) drive B:
@@ -96,10 +115,15 @@ void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<
       ddelta[s & 1] += dv * a[s];
       gradA[s] += dv * delta;
     }
-    add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
+    if constexpr (S == 1) {
+      w.lanes[i] = lanes_of_dB[0];
+    } else {
+      add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
+    }
     w.ddrive[i] += ddrive[0] + ddrive[1];
     w.ddelta[i] += ddelta[0] + ddelta[1];
   }
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dB + n);
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
