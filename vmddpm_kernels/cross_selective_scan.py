@@ -45,7 +45,7 @@ def cross_selective_scan(
 
     Returns:
         y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64
-        if any input is float64.
+        if x, delta, A, B or C is.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.

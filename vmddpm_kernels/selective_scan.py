@@ -58,8 +58,8 @@ def selective_scan(
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
-        out in u's shape and dtype; the last state in the dtype of the accumulation (float32, or float64 if any
-        input is float64).
+        out in u's shape and dtype; the last state in the dtype of the accumulation: float32, or float64 if u, delta, A,
+        B or C is.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
