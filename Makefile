@@ -20,6 +20,8 @@ test: install lint  ## what CI runs
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 nightly: install lint  ## longer tests, more random cases, every instruction set
 	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(TEST) tests/kernels/test_scan_accuracy.py || exit 1; done

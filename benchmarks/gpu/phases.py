@@ -1,6 +1,7 @@
 """The parts of a run. Each returns what becomes its entry in the results, with an outcome in words."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -165,6 +166,30 @@ def benchmarks(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
             break
     result["starts"] = starts
     return {**conclude(result, log, begun), **gather(lines)}
+
+
+def model(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
+    """Steps of the paper's model."""
+    return listed("model_steps.py", folder, seconds, dry_run, [])
+
+
+def training(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
+    """Runs on a real brain; their folders go to $OUT, if there is one. It needs the packages of `vmddpm[demo]`."""
+    out = Path(os.environ.get("OUT", folder)) / "training"
+    return listed("train_brain.py", folder, seconds, dry_run, [str(out)])
+
+
+def listed(program: str, folder: Path, seconds: float, dry_run: bool, arguments: list[str]) -> dict[str, Any]:
+    """Runs a program that appends a line of JSON for each case."""
+    name = program.partition(".")[0]
+    lines, log = folder / f"{name}.jsonl", folder / f"{name}.log"
+    lines.unlink(missing_ok=True)  # of an earlier run
+    begun = time.monotonic()
+    allowed = 10.0 if dry_run else seconds - 45  # what is begun is brought to an end
+    command = [sys.executable, str(HERE / program), *arguments, str(lines), "--seconds", str(allowed)]
+    result = run(command + ["--dry-run"] * dry_run, log, seconds)
+    records = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    return {**conclude(result, log, begun), "cases": records}
 
 
 def gather(lines: Path) -> dict[str, Any]:

@@ -39,10 +39,20 @@ def phase_lines(phases: dict[str, Any]) -> Iterator[str]:
             details += [f"{entry['errors']} errors"] if "errors" in entry else []
             details += entry.get("said", [])
             yield f"{part:22} {entry['outcome']:12} {', '.join(details)}"
+            if name in ("model", "training"):
+                yield from (f"    {line}" for line in step_lines(entry["cases"]))
             for failed in entry.get("failed", [])[:10]:
                 yield f"    {failed}"
             if entry["outcome"] == "failed":
                 yield from (f"    | {line[:150]}" for line in entry.get("log_ends", [])[-5:])
+
+
+def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:
+    """Of the model's steps and of the training runs."""
+    for case in cases:
+        time = f"{case['ms']:.2f} ms, " if "ms" in case else ""
+        memory = f", {case['peak_bytes'] / 2**30:.2f} GiB" if case.get("peak_bytes") else ""
+        yield f"{case['case']:44} " + (case.get("error") or f"{time}{case['images_per_second']:.1f} images/s{memory}")
 
 
 def case_lines(benchmarks: dict[str, Any]) -> Iterator[str]:

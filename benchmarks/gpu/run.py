@@ -4,6 +4,8 @@ run the GPU tests, look at the kernels with compute-sanitizer, and measure them 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
     python3 benchmarks/gpu/run.py --only build,benchmarks --budget 300
     python3 benchmarks/gpu/run.py --only build,triton    # the GPU tests once more, through the Triton kernels
+    python3 benchmarks/gpu/run.py --only build,model     # steps of the paper's model: eager, compiled, replayed graphs
+    python3 benchmarks/gpu/run.py --only build,training  # runs on a real brain, with and without regeneration
     python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU; its results are thrown away
 
 The rivals are measured where their sources lie in benchmarks/peers/ (see peers.py). The results are written after each
@@ -25,8 +27,9 @@ from machine import describe, slug
 from report import save, save_logs, table
 
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
-ON_REQUEST = ("triton",)
-AT_MOST = {"build": 200.0, "peers": 330.0, "tests": 230.0, "sanitizer": 230.0, "triton": 500.0}
+ON_REQUEST = ("triton", "model", "training")
+AT_MOST = {"build": 200.0, "peers": 330.0, "tests": 230.0, "sanitizer": 230.0, "triton": 500.0, "model": 300.0,
+           "training": 1200.0}  # fmt: skip
 KEPT_FOR_BENCHMARKS = 150.0
 
 
@@ -76,6 +79,9 @@ def run(session: Session) -> None:
         session.note("peers", phases.finish_peers(peers, wanted="benchmarks" in session.parts))
     if "benchmarks" in session.parts:
         session.note("benchmarks", phases.benchmarks(session.logs, session.seconds("benchmarks"), session.dry_run))
+    for part in ("model", "training"):  # one after another, as they are timed
+        if part in session.parts:
+            session.note(part, getattr(phases, part)(session.logs, session.seconds(part), session.dry_run))
 
 
 def build(session: Session) -> dict[str, Any]:

@@ -40,6 +40,18 @@ def test_long_sequence(K, dim, states):
     check_accuracy([tensors], function, torch.float32, exact=[on_cpu_in_float64(tensors, function)])
 
 
+def test_a_million_steps():
+    """Too many for a loop in Python on any device: float32 on the CPU is what it may err twice as much as."""
+    length = 300 if REHEARSAL else 2**20
+    tensors = problem(1, 1, length, 33, 16, torch.float32)
+
+    def function(backend, *t):
+        return operator(*t, backend=backend)
+
+    on_cpu = run([t.cpu() for t in tensors], lambda *t: function("cpu", *t))
+    check_accuracy([tensors], function, torch.float32, [on_cpu_in_float64(tensors, function)], [on_cpu])
+
+
 @pytest.mark.parametrize("length", [4096, 65536])
 @pytest.mark.parametrize("batch", [1, 64])
 def test_decay_of_zero_keeps_the_state_forever(batch, length):

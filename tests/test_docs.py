@@ -1,0 +1,64 @@
+"""What the documents print works: Python blocks run, and shell commands name things that are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language):
+    """(page and number, text) of every fenced block of a language."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [pytest.param(text, id=f"{page.relative_to(ROOT)}-{i}") for i, text in enumerate(texts)]
+    return found
+
+
+def commands(text):
+    """The commands of a shell block as lists of words, without comments and settings such as NAME=value."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_block(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "block", "exec"), {})
+
+
+@pytest.mark.parametrize("text", blocks("sh"))
+def test_shell_block(text, monkeypatch):
+    from vmddpm.cli import build_parser
+    from vmddpm.cli.presets import with_preset_files
+
+    monkeypatch.chdir(ROOT)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for program, *arguments in commands(text):
+        if program == "vmddpm":
+            build_parser()[0].parse_args(with_preset_files(arguments))
+        elif program == "make":
+            assert {a for a in arguments if "=" not in a} <= set(targets)
+        elif program == "python" and arguments[0] == "-m":
+            module = ROOT / arguments[1].replace(".", "/")
+            assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
+        elif program == "python":
+            assert (ROOT / arguments[0]).exists()
+        elif program == "pytest":
+            assert all((ROOT / a).exists() for a in arguments if not a.startswith("-"))
+        else:
+            assert program in ("pip", "torchrun", "cd", "git"), f"{program}: not a command the documents use"
+
+
+def test_the_kernels_and_the_model_take_ten_lines():
+    examples = [p.values[0] for p in blocks("python") if p.id.startswith("README")]
+    assert len(examples) == 3
+    assert max(text.count("\n") for text in examples) <= 12

@@ -1,0 +1,60 @@
+"""The command `vmddpm`: one module here for each sub-command, thin; what it does lives in the packages.
+
+A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`.
+"""
+
+import sys
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from importlib import import_module
+from typing import Any
+
+from vmddpm.cli.presets import PRESETS, with_preset_files
+
+__all__ = ["PRESETS", "build_parser", "main"]
+
+COMMANDS = ("train", "sample", "demo", "info")
+
+
+def build_parser() -> tuple[Any, dict[str, Any]]:
+    """The command line and its sub-commands' own parsers, by name."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the line breaks of the examples; jsonargparse hands it on to the sub-commands."""
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="vmddpm", formatter_class=Formatter,
+        description="VM-DDPM: Vision-Mamba diffusion for medical image synthesis.",
+    )  # fmt: skip
+    commands = parser.add_subcommands(required=True)
+    parsers = {}
+    for name in COMMANDS:
+        module = import_module(f"vmddpm.cli.{name}")
+        parsers[name] = module.build(ArgumentParser)
+        commands.add_subcommand(name, parsers[name], help=module.SUMMARY)
+    return parser, parsers
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; an error the user can mend is one line on stderr and exit code 1."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        parser, parsers = build_parser()
+    except ModuleNotFoundError as error:
+        print(f"vmddpm: {error.name} is missing; install the command's needs with `pip install vmddpm[train]`",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    from vmddpm.training import RunError, TrainingError
+
+    arguments = parser.parse_args(with_preset_files(sys.argv[1:] if argv is None else argv))
+    name = arguments.subcommand
+    try:
+        import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
+    except KeyboardInterrupt:
+        return 130
+    except (RunError, TrainingError, ValueError, ModuleNotFoundError) as error:
+        print(f"vmddpm {name}: {error}", file=sys.stderr)
+        return 1
+    return 0

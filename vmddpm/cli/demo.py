@@ -1,0 +1,25 @@
+"""`vmddpm demo`."""
+
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "train on a real brain for a few minutes and look"
+HELP = """Train a small VM-DDPM on slices of a real brain MRI (the MNI152 template that comes with nilearn),
+then draw new ones beside real ones.
+
+example:
+  vmddpm demo --minutes 6 --out runs/demo"""
+
+
+def build(new_parser: Any) -> Any:
+    parser = new_parser(description=HELP)
+    parser.add_argument("--minutes", type=float, default=6.0, help="training time")
+    parser.add_argument("--out", type=str, default="runs/demo", help="the run folder")
+    parser.add_argument("--images", type=int, default=64, help="real and synthetic images in the picture")
+    return parser
+
+
+def run(parser: Any, options: Any) -> None:
+    from vmddpm.demo import demo
+
+    demo(Path(options.out), minutes=options.minutes, count=options.images)

@@ -1,0 +1,32 @@
+"""`vmddpm sample`."""
+
+from typing import Any
+
+SUMMARY = "draw images"
+HELP = """Draw synthetic images with a trained model, as PNG files.
+
+example:
+  vmddpm sample --run runs/brats --num 100 --sampler ddim --steps 50 --out samples"""
+
+
+def build(new_parser: Any) -> Any:
+    parser = new_parser(description=HELP)
+    parser.add_argument("--run", type=str, required=True, help="the run folder")
+    parser.add_argument("--out", type=str, required=True, help="folder for the images; those already there are kept")
+    parser.add_argument("--num", type=int, default=16, help="number of images")
+    parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm or ddim")
+    parser.add_argument("--steps", type=int, default=None, help="a divisor of the steps of training; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; part of what fixes an image")
+    parser.add_argument("--weights", type=str, default="ema", help="ema (averaged) or raw")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
+    return parser
+
+
+def run(parser: Any, options: Any) -> None:
+    from vmddpm.generate import generate
+
+    generate(
+        options.run, options.out, options.num, sampler=options.sampler, steps=options.steps, seed=options.seed,
+        batch_size=options.batch_size, weights=options.weights, device=options.device,
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""`vmddpm train`: its options are the fields of the configuration dataclasses, with their docstrings."""
+
+from typing import Any
+
+from vmddpm.cli.presets import PRESETS
+
+SUMMARY = "train, or continue a run"
+HELP = """Train a VM-DDPM on a folder of images, or continue the run in a run folder.
+
+example:
+  vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
+  vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
+  vmddpm train --config paper-acdc --print_config"""
+
+
+def build(new_parser: Any) -> Any:
+    from vmddpm.training import RunConfig
+
+    parser = new_parser(description=HELP)
+    parser.add_argument("--config", action="config", help=f"a YAML file, or a preset: {', '.join(PRESETS)}")
+    parser.add_argument("--run", type=str, required=True, help="the run folder; a run that is there is continued")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def run(parser: Any, options: Any) -> None:
+    from vmddpm.data import SliceDataset
+    from vmddpm.training import RunConfig, RunFolder, train
+
+    parts = parser.instantiate_classes(options)
+    config = RunConfig(**{name: parts[name] for name in ("model", "diffusion", "data", "training")})
+    folder = RunFolder(parts.run)
+    folder.check(config)
+    dataset = SliceDataset(config.data, progress=True)
+    print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
+    train(config, dataset, folder)
+    print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
