@@ -1,5 +1,5 @@
 """`benchmarks.compare` on this machine: two runs of the same code are the same, and a kernel made to take 1.5 times as
-long is found, alone."""
+long is found, alone. What other programs disturb too much is left out, and measured again if nothing remains."""
 
 import time
 from unittest import mock
@@ -18,6 +18,7 @@ from vmddpm_kernels.backends import cpu
 SHAPES = (Case(2, 32, 32, 192, 16), Case(2, 32, 32, 192, 1), Case(1, 64, 64, 128, 4))
 SCANS = {"ours": fused, "attention": attention}
 COPIES = {name: test_cross_scan.SCANS[name] for name in ("ours", "copy")}
+ATTEMPTS = 3
 SUITES = {"scan": (SCANS, Problem.draw), "copies": (COPIES, test_cross_scan.draw)}
 
 
@@ -26,7 +27,7 @@ def measured(device, peers):
     for suite, (makers, draw) in SUITES.items():
         for case in SHAPES:
             contest = Contest(makers, list(makers), case, FORWARD, device, peers, draw=draw)
-            contest.record(suite, results, *contest.measure(0.25, 10), work=lambda _: None)
+            contest.record(suite, results, *contest.measure(0.5, 20), work=lambda _: None)
     return results.data
 
 
@@ -42,8 +43,10 @@ def half_as_slow_again(kernel):
     return planted
 
 
-def slower(a, b):
-    return {change.key[0] for change in changes(a, b) if change.slower}
+def judged(before, after):
+    """suite -> whether its times became slower, of those that could be judged."""
+    found = {suite: [c for c in changes(before, after) if c.key[0] == suite and not c.too_noisy] for suite in SUITES}
+    return {suite: {c.slower for c in of_suite} for suite, of_suite in found.items()}
 
 
 def test_compare(device, peers, measuring):
@@ -51,8 +54,15 @@ def test_compare(device, peers, measuring):
         pytest.skip("a matter of time: with --benchmark")
     if device != "cpu":
         pytest.skip("a kernel is slowed down by its caller, which a GPU does not wait for")
-    before, after = measured(device, peers), measured(device, peers)
-    assert slower(before, after) == set()
     kernel = half_as_slow_again(cpu.selective_scan_forward)
-    with mock.patch.object(cpu, "selective_scan_forward", kernel):
-        assert slower(before, measured(device, peers)) == {"scan"}
+    for _ in range(ATTEMPTS):
+        before, after = measured(device, peers), measured(device, peers)
+        with mock.patch.object(cpu, "selective_scan_forward", kernel):
+            planted = measured(device, peers)
+        same, slower = judged(before, after), judged(before, planted)
+        assert all(found <= {False} for found in same.values())
+        assert slower["scan"] <= {True}
+        assert slower["copies"] <= {False}
+        if slower["scan"]:
+            return
+    pytest.skip(f"other programs left nothing to judge in {ATTEMPTS} attempts")

@@ -56,7 +56,7 @@ def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
 
 
 def check_inputs(inputs: list[tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]], x: Tensor) -> None:
-    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape, dtypes), at little cost where all is well."""
+    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape, dtypes), cheap where all is well."""
     device, compiling = x.device, torch.compiler.is_compiling()
     for name, tensor, axes, shape, dtypes in inputs:
         if (
