@@ -3,29 +3,29 @@ the exit status is 1.
 
 Both runs must be of one machine and one torch. Compared are multiples of the yardstick, which was measured in turn with
 every case and was disturbed by whatever disturbed the case. What is not this repository's code (attention, copies,
-others' scans) costs the same in both runs: how far its times moved all the same is the drift. How far all times scatter
-about their common change, and each of them within its two runs, is the noise. A time of ours counts as slower when its
-median and its p20 both moved by more than the drift and so many standard deviations of the noise that a comparison of
-equal runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST. Where the noise would hide a
-time FOUND times as long in more than MISSED of all cases, nothing is said but that."""
+others' scans) costs the same in both runs: how far its times moved all the same is the drift. How far they scatter
+about it, every time within its two runs, and what a load on one case alone leaves uncertain, is the noise. A time of
+ours counts as slower when its median and its p20 both moved by more than the drift and so many standard deviations of
+the noise that a comparison of equal runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST.
+Where the noise would hide a time FOUND times as long in more than MISSED of all cases, nothing is said but that."""
 
 import argparse
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
 
 from benchmarks.results import Record, load
 
-FALSE_ALARMS, MISSED = 0.01, 0.01
+FALSE_ALARMS, MISSED = 0.01, 0.05
 LEAST, FOUND = math.log(1.1), math.log(1.5)
 NORMAL_20_80 = 1.683  # standard deviations between the 20th and the 80th percentile
 NORMAL_MAD = 1.4826  # standard deviations for a median absolute deviation
+MAD_ERROR = 2 * 1.17  # two standard errors of it, times the root of how many there are
 NORMAL_MEDIAN = 1.2533  # standard errors of a mean for one of a median
 UNEVEN = 0.15  # standard deviations of what a time and its yardstick suffer from one load, as a share of it
-ALIKE = 5  # neighbouring rounds, which share what disturbs them and tell as much as one
+ALIKE = 3  # neighbouring rounds, which share what disturbs them and tell as much as one
 FEW_CONTROLS = 5
 ONE_MACHINE = ("device", "torch", "threads")
 
@@ -67,14 +67,19 @@ def times(data: Record) -> dict[tuple[str, ...], Record]:
     return {(t["suite"], t["case"], t["direction"], t["contender"]): t for t in data["times"]}
 
 
-def own_noise(record: Record) -> float:
-    """The standard deviation of the logarithm of a run's median over that of its yardstick."""
-    return math.hypot(*map(error_of_median, (record, record["yardstick"])))
+def spread(rounds: Record) -> float:
+    """The standard deviation of the logarithm of the rounds of a run."""
+    return math.log(rounds["p80"] / rounds["p20"]) / NORMAL_20_80
 
 
-def error_of_median(rounds: Record) -> float:
-    spread = math.log(rounds["p80"] / rounds["p20"]) / NORMAL_20_80
-    return NORMAL_MEDIAN * spread / math.sqrt(max(1.0, rounds["rounds"] / ALIKE))
+def own_noise(record: Record, usual: float) -> float:
+    """The standard deviation of the logarithm of a run's median over that of its yardstick. Rounds that are closer
+    together than `usual` are so by chance."""
+
+    def error_of_median(rounds: Record) -> float:
+        return NORMAL_MEDIAN * max(usual, spread(rounds)) / math.sqrt(max(1.0, rounds["rounds"] / ALIKE))
+
+    return math.hypot(error_of_median(record), error_of_median(record["yardstick"]))
 
 
 def in_yardsticks(record: Record, quantity: str) -> float:
@@ -99,14 +104,17 @@ def changes(a: Record, b: Record) -> list[Change]:
 
     medians, p20s = moved("median"), moved("p20")
     ours = [key for key in common if before[key]["ours"]]
-    controls = [medians[key] for key in common if not before[key]["ours"]]
-    drift = median(controls if len(controls) >= FEW_CONTROLS else medians.values())
+    controls = [key for key in common if not before[key]["ours"]]
+    steady = controls if len(controls) >= FEW_CONTROLS else common
+    drift = median(medians[key] for key in steady)
     sure = NormalDist().inv_cdf(1 - FALSE_ALARMS / max(1, len(ours)))
-    own = {key: math.hypot(own_noise(before[key]), own_noise(after[key])) for key in common}
-    # What all scatter beyond what happened within the runs, for which each has its own figure.
-    between = math.sqrt(max(0.0, spread_of(medians.values()) ** 2 - median(own.values()) ** 2))
+    usual = median(spread(run[key]) for run in (before, after) for key in common)
+    own = {key: math.hypot(own_noise(before[key], usual), own_noise(after[key], usual)) for key in common}
+    # What they scatter beyond what happened within the runs, for which each has its own figure.
+    within = median(own[key] for key in steady)
+    between = math.sqrt(max(0.0, spread_of([medians[key] for key in steady]) ** 2 - within**2))
     load = {key: math.log(after[key]["yardstick"]["median"] / before[key]["yardstick"]["median"]) for key in common}
-    usual_load = median(load.values())
+    usual_load = median(load.values())  # which is drift
 
     def noise(key: tuple[str, ...]) -> float:
         return math.hypot(between, own[key], UNEVEN * (load[key] - usual_load))
@@ -114,11 +122,10 @@ def changes(a: Record, b: Record) -> list[Change]:
     return [Change(key, medians[key] - drift, p20s[key] - drift, noise(key), sure) for key in ours]
 
 
-def spread_of(moved: Iterable[float]) -> float:
-    """Their standard deviation, but for those that moved for a reason."""
-    moved = list(moved)
+def spread_of(moved: list[float]) -> float:
+    """Their standard deviation, but for those that moved for a reason, and two standard errors of that estimate more."""
     middle = median(moved)
-    return NORMAL_MAD * median(abs(m - middle) for m in moved)
+    return NORMAL_MAD * median(abs(m - middle) for m in moved) * (1 + MAD_ERROR / math.sqrt(len(moved)))
 
 
 def main() -> None:
