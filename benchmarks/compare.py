@@ -123,7 +123,7 @@ def changes(a: Record, b: Record) -> list[Change]:
 
 
 def spread_of(moved: list[float]) -> float:
-    """Their standard deviation, but for those that moved for a reason, and two standard errors of that estimate more."""
+    """Their standard deviation, but for those that moved for a reason, and two standard errors of it more."""
     middle = median(moved)
     return NORMAL_MAD * median(abs(m - middle) for m in moved) * (1 + MAD_ERROR / math.sqrt(len(moved)))
 
