@@ -189,13 +189,14 @@ class RowsAhead {
     }
   }
   void ask() {
-    if (row_ >= rows_) return;
-    prefetch(start_ + (pixels_ ? pixels_[row_] : row_) * stride_ + byte_);
-    byte_ += kLine;
-    if (byte_ >= bytes_) {
-      byte_ = 0;
+    if (next_ >= end_) {
+      if (row_ >= rows_) return;
+      next_ = start_ + (pixels_ ? pixels_[row_] : row_) * stride_;
+      end_ = next_ + bytes_;
       ++row_;
     }
+    prefetch(next_);
+    next_ += kLine;
   }
 
  private:
@@ -206,9 +207,10 @@ class RowsAhead {
     bytes_ = bytes;
     rows_ = rows;
   }
+  const char *next_ = nullptr, *end_ = nullptr;  // of the row at hand
   const char* start_ = nullptr;
   const int32_t* pixels_ = nullptr;  // null: one row after another
-  int64_t stride_ = 0, bytes_ = 0, rows_ = 0, row_ = 0, byte_ = 0;
+  int64_t stride_ = 0, bytes_ = 0, rows_ = 0, row_ = 0;
 };
 
 }  // namespace

@@ -69,7 +69,7 @@ inline int useful_threads(const ScanParams& p) {
 template <typename Buffers, typename Run>
 void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int threads, Run run) {
   if (tasks.count == 0) return;
-  const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
+  [[maybe_unused]] const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
   Arena count;
   Buffers(count, p, plan, tasks);
 #pragma omp parallel num_threads(team) if (team > 1)
@@ -105,7 +105,7 @@ void forward(const ScanParams& p) {
 
 // total[i] = the sum over the groups of parts[group][i], in their order.
 template <typename T>
-void add_groups(const T* parts, int64_t groups, int64_t count, T* total, int threads) {
+void add_groups(const T* parts, int64_t groups, int64_t count, T* total, [[maybe_unused]] int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < count; ++i) {
     T sum{};
