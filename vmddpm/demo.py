@@ -16,7 +16,7 @@ from vmddpm.files import write_text, written_whole
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.pictures import grid
-from vmddpm.training.trainer import choose_device
+from vmddpm.training.ranks import choose_device
 
 _FIGURE_OF_MERIT = "Fréchet distance in a fixed random projection (not FID)"
 

@@ -1,17 +1,16 @@
-"""Images from a run folder to PNG files, block by block."""
+"""Images from a run folder, block by block, by one process or many."""
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
-import yaml
 from tqdm import tqdm
 
 from vmddpm.diffusion import make_scheduler, sample
-from vmddpm.files import sha256, write_text
-from vmddpm.training.pictures import load_png, save_png, tiled, to_uint8
-from vmddpm.training.run_folder import RunError, RunFolder
-from vmddpm.training.trainer import choose_device
+from vmddpm.files import sha256
+from vmddpm.samples import Format, Samples
+from vmddpm.training.pictures import to_uint8
+from vmddpm.training.ranks import choose_device, rank_and_count
+from vmddpm.training.run_folder import RunFolder
 
 
 def generate(
@@ -24,59 +23,55 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
     weights: str = "ema",
+    form: Format = "png",
     device: str = "auto",
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
 ) -> None:
-    """Writes images 0 to count - 1 of a seed as `out`/000000.png ..., and the first 64 of them as `out`/grid.png.
+    """Writes images 0 to count - 1 of a seed to the folder `out`, see `samples`.
 
-    Image i depends on the weights, sampler, steps, seed and batch_size alone, so an interrupted call is continued by
-    the same call: blocks whose images are all there are passed over. `out`/sampling.yaml records what they were made
-    with.
+    Image i depends on the weights, sampler, steps, seed, batch size and `compile` alone, so an interrupted call is
+    continued by the same call: blocks whose images are all there are passed over. Under `torchrun` each process makes
+    every n-th block, if it is missing; they do not wait for each other, and the last one finishes the folder.
+
+    Args:
+        form: "png", a file an image, or "npy", a file a block.
+        compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
 
     Raises:
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
         ValueError: on unusable options.
     """
-    for name, value in (("num", count), ("batch_size", batch_size)):
+    for name, value in (("num", count), ("batch", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if weights not in ("ema", "raw"):
-        raise ValueError(f'weights is {weights!r}; it must be "ema" or "raw"')
-    folder, out = RunFolder(run), Path(out)
+    choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
+               "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    folder = RunFolder(run)
     config = folder.load_config()
     steps = config.diffusion.timesteps if steps is None else steps
     make_scheduler(config.diffusion, sampler, steps)  # refuses bad options before anything is written
     model = folder.load_model(weights).to(choose_device(device))
+    if compile != "no":
+        model.compile(mode=compile)
+    samples = Samples(Path(out), count, batch_size, form)
     digest = sha256(folder.weights(weights) / "model.safetensors")
-    _take(out, {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest, "sampler": sampler,
-                "steps": steps, "seed": seed, "batch_size": batch_size})  # fmt: skip
+    made_with = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest, "sampler": sampler}
+    made_with |= {"steps": steps, "seed": seed, "batch_size": batch_size, "format": form, "compile": compile}
+    samples.take(made_with)
     shape = (config.model.image_channels, config.data.size, config.data.size)
-    blocks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
-    missing = [block for block in blocks if not all(_path(out, i).exists() for i in block)]
-    with tqdm(total=len(missing) * steps, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        for block in missing:
-            bar.set_description(f"images {block.start}-{block.stop - 1}")
+    rank, ranks = rank_and_count()
+    mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
+    with tqdm(total=len(mine) * steps, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
+        for block in mine:
+            bar.set_description(f"images {block.start}-{block.stop - 1} of {count}")
             images = sample(
                 model, block, shape, config=config.diffusion, sampler=sampler, steps=steps, seed=seed,
                 batch_size=batch_size, progress=lambda done, _: bar.update(1),
             )  # fmt: skip
-            for i, pixels in zip(block, to_uint8(images)):
-                save_png(pixels, _path(out, i))
-    save_png(tiled(np.stack([load_png(_path(out, i)) for i in range(min(count, 64))])), out / "grid.png")
-
-
-def _path(out: Path, index: int) -> Path:
-    return out / f"{index:06d}.png"
-
-
-def _take(out: Path, made_with: dict[str, Any]) -> None:
-    record = out / "sampling.yaml"
-    if record.exists():
-        there = yaml.safe_load(record.read_text(encoding="utf-8"))
-        differences = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
-        if differences:
-            raise RunError(f"{out} holds images made in another way, choose another folder: {'; '.join(differences)}")
-    elif out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty and holds no samples of this program; choose another folder")
-    else:
-        write_text(record, yaml.safe_dump(made_with, sort_keys=False))
+            samples.write(block, to_uint8(images))
+    if not samples.missing():
+        samples.finish()

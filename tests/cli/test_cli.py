@@ -57,7 +57,7 @@ def test_train_sample_and_train_on(scans):
     assert done.returncode == 0, done.stderr
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
-    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch-size", 2]
+    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "demo", "info"])
+@pytest.mark.parametrize("command", ["train", "sample", "prepare", "data", "study", "demo", "info"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

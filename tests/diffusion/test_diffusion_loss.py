@@ -105,6 +105,21 @@ def test_loss_is_the_mean_squared_error(prediction_type):
     assert calls == [(STEPS, (3, 4))]
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_the_error_of_the_image(prediction_type):
+    """Hang et al. (2023): whatever is predicted, the loss is min(SNR, gamma) times the error of the implied image."""
+    config = DiffusionConfig(prediction_type=prediction_type, min_snr_gamma=5.0)
+    x0, noise = draws()
+    signal, sigma = levels(STEPS)
+    x_t = signal * x0.double() + sigma * noise.double()
+    prediction = 0.5 * x_t
+    implied = (x_t - sigma * prediction) / signal if prediction_type == "epsilon" else signal * x_t - sigma * prediction
+    errors = ((implied - x0.double()) ** 2).flatten(1).mean(1)
+    expected = (errors * (signal**2 / sigma**2).flatten().clamp(max=5.0)).mean()
+    loss = diffusion_loss(lambda x, t, order_key: 0.5 * x, x0, STEPS, noise, None, config)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-4, atol=0)
+
+
 def test_a_perfect_prediction_has_no_loss():
     x0, noise = draws()
     assert diffusion_loss(lambda x, t, order_key: noise, x0, STEPS, noise, None, DiffusionConfig()) == 0
@@ -138,7 +153,7 @@ def test_draws_depend_on_the_generator_alone():
     ("field", "value"),
     [
         ("timesteps", 0), ("beta_start", 0.0), ("beta_start", 1.5), ("beta_end", 1.0), ("beta_end", 1e-5),
-        ("beta_schedule", "cosine"), ("prediction_type", "x0"),
+        ("beta_schedule", "cosine"), ("prediction_type", "x0"), ("min_snr_gamma", 0.0),
     ],
 )  # fmt: skip
 def test_bad_config_names_field_value_and_fix(field, value):

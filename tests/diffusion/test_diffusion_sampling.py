@@ -43,7 +43,10 @@ def gaussian(mean, std):
     )
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 10), ("ddim", 1), ("ddpm", 1000), ("ddpm", 50)])
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [("ddim", 10), ("ddim", 1), ("ddpm", 1000), ("ddpm", 50), ("ddpm", 61), ("dpm-solver", 1), ("dpm-solver", 20)],
+)  # fmt: skip
 def test_a_data_set_of_one_image_is_recovered(sampler, steps):
     x0 = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     model = point_mass(x0)
@@ -61,14 +64,14 @@ def test_velocity_prediction_recovers_it_too():
         lambda x, alpha: alpha.sqrt() * (x - alpha.sqrt() * x0) / (1 - alpha).sqrt() - (1 - alpha).sqrt() * x0
     )
     config = DiffusionConfig(prediction_type="v_prediction")
-    for sampler in ("ddim", "ddpm"):
+    for sampler in ("ddim", "ddpm", "dpm-solver"):
         images = sample(velocity, [0], SHAPE, config=config, sampler=sampler, steps=20, batch_size=1)
         torch.testing.assert_close(images[0].double(), x0, rtol=0, atol=2e-5)
 
 
 def levels(steps):
     """(ᾱ_t, ᾱ of the next level) of each step, noisiest first; the last level is the image, ᾱ = 1."""
-    t = np.arange(1000, 0, -1000 // steps) - 1
+    t = np.floor(1000 * np.arange(steps, 0, -1) / steps + 0.5).astype(int) - 1
     return list(zip(ALPHAS[t], [*ALPHAS[t[1:]], 1.0]))
 
 
@@ -98,7 +101,7 @@ def test_ddim_converges_to_the_gaussian():
     assert 0.9 < np.log10(errors[0] / errors[-1]) < 1.1  # first order: ten times the steps, a tenth of it
 
 
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("steps", [10, 50, 61])
 @pytest.mark.parametrize("bound", [1.0, 0.05])
 def test_ddpm_steps_are_hos_posterior(steps, bound):
     """Every step against Ho et al. (2020), Eq. 7, its β and α taken between neighbouring levels."""
@@ -140,6 +143,30 @@ def test_ddim_steps_are_songs(eta):
         np.testing.assert_allclose(trajectory[number + 1], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("steps", [2, 15, 61])
+def test_dpm_solver_steps_are_lus(steps):
+    """Every step against Lu et al. (2022), "DPM-Solver++", Algorithm 2, with x̂_0 clipped; the ends are first order."""
+    model = Predictor(lambda x, alpha: torch.sin(7 * x))
+    final = sample(model, [5], SHAPE, config=CONFIG, sampler="dpm-solver", steps=steps, batch_size=1)[0]
+    trajectory = [call[0][0].double().numpy() for call in model.calls] + [final.double().numpy()]
+    before = lambda_before = None
+    for number, (alpha_bar, following) in enumerate(levels(steps)):
+        x = trajectory[number]
+        x0 = ((x - np.sqrt(1 - alpha_bar) * np.sin(7 * x)) / np.sqrt(alpha_bar)).clip(-1, 1)
+        here = np.log(alpha_bar / (1 - alpha_bar)) / 2
+        if number == steps - 1:
+            expected = x0
+        else:
+            step = np.log(following / (1 - following)) / 2 - here
+            direction = x0
+            if before is not None:
+                direction = x0 + step / (here - lambda_before) / 2 * (x0 - before)
+            expected = np.sqrt((1 - following) / (1 - alpha_bar)) * x
+            expected -= np.sqrt(following) * np.expm1(-step) * direction
+        np.testing.assert_allclose(trajectory[number + 1], expected, rtol=0, atol=3e-5)
+        before, lambda_before = x0, here
+
+
 def test_ddpm_on_a_gaussian_has_the_moments_of_its_recursion():
     mean, std, shape = 0.1, 0.15, (1, 16, 16)
     images = sample(gaussian(mean, std), range(32), shape, config=CONFIG, sampler="ddpm", batch_size=32)
@@ -166,7 +193,7 @@ def tiny_model():
     return model
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm-solver", 0.0)])
 def test_an_image_depends_on_seed_and_index_alone(sampler, eta):
     model = tiny_model()
     options = {"config": CONFIG, "sampler": sampler, "steps": 4, "eta": eta, "batch_size": 2}
@@ -221,12 +248,13 @@ def test_no_indices_no_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; it must be a divisor of the 1000 steps of training, the nearest is 1"),
-        ({"steps": 1001}, "steps is 1001; .* the nearest is 1000"),
+        ({"steps": 0}, "steps is 0; it must be from 1 to the 1000 steps of training"),
+        ({"steps": 1001, "sampler": "dpm-solver"}, "steps is 1001; it must be from 1 to the 1000 steps"),
+        ({"steps": 1001, "sampler": "ddim"}, "steps is 1001; .* divisor .* the nearest is 1000"),
         ({"steps": 260, "sampler": "ddim"}, "steps is 260; .* the nearest is 250"),
-        ({"sampler": "euler"}, "sampler is 'euler'; it must be \"ddpm\" or \"ddim\""),
+        ({"sampler": "euler"}, "sampler is 'euler'; it must be \"ddpm\", \"ddim\" or \"dpm-solver\""),
         ({"sampler": "ddim", "eta": 1.5}, "eta is 1.5; it must be between 0 and 1"),
-        ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5; .* 0 with ddpm"),
+        ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5; .* 0 with others"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"indices": [3, -1]}, "indices holds -1; images are numbered from 0"),
     ],
@@ -236,11 +264,14 @@ def test_bad_arguments(options, message):
         sample(gaussian(0.0, 1.0), image_shape=SHAPE, config=CONFIG, **{"indices": [0], **options})
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
 def test_every_allowed_number_of_steps_starts_at_the_noisiest_and_steps_evenly(sampler):
-    for steps in (n for n in range(1, 1001) if 1000 % n == 0):
+    for steps in (n for n in range(1, 1001) if sampler != "ddim" or 1000 % n == 0):
         timesteps = make_scheduler(CONFIG, sampler, steps).timesteps.tolist()
-        assert timesteps == list(range(999, -1, -(1000 // steps)))
+        even = np.arange(1000, 0, -1000 / steps)[:steps] - 1
+        assert len(timesteps) == steps
+        assert (timesteps[0], min(timesteps) >= 0, sorted(set(timesteps))) == (999, True, timesteps[::-1])
+        np.testing.assert_allclose(timesteps, even, rtol=0, atol=0.5 + 1e-9)
 
 
 def test_images_of_a_seed_never_share_their_noise():

@@ -1,5 +1,7 @@
 """`vmddpm sample`: files from a run, the same ones every time."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from test_training_run import config
 
 from vmddpm.diffusion import sample
 from vmddpm.generate import generate
+from vmddpm.samples import read_samples
 from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.pictures import grid, to_uint8
 
@@ -32,7 +35,7 @@ def test_same_seed_same_images_bit_for_bit(run, tmp_path):
     generate(run.path, tmp_path / "b", 6, seed=3, **OPTIONS)
     generate(run.path, tmp_path / "c", 6, seed=4, **OPTIONS)
     a, b, c = (contents(tmp_path / name) for name in "abc")
-    assert sorted(a) == [*(f"{i:06d}.png" for i in range(6)), "grid.png", "sampling.yaml"]
+    assert sorted(a) == [*(f"{i:06d}.png" for i in range(6)), "grid.png", "manifest.json", "sampling.yaml"]
     assert a == b
     assert all(a[f"{i:06d}.png"] != c[f"{i:06d}.png"] for i in range(6))
 
@@ -54,6 +57,62 @@ def test_an_interrupted_call_is_continued(run, tmp_path):
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
+def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
+    generate(run.path, tmp_path / "png", 10, **OPTIONS)
+    generate(run.path, tmp_path / "npy", 10, form="npy", **OPTIONS)
+    names = [f"images-{first:08d}.npy" for first in (0, 4, 8)]
+    assert sorted(contents(tmp_path / "npy")) == ["grid.png", *names, "manifest.json", "sampling.yaml"]
+    blocks = [np.load(tmp_path / "npy" / name) for name in names]
+    assert [block.shape for block in blocks] == [(4, 8, 8, 1), (4, 8, 8, 1), (2, 8, 8, 1)]
+    pngs = [np.asarray(Image.open(tmp_path / "png" / f"{i:06d}.png")) for i in range(10)]
+    assert np.array_equal(np.concatenate(blocks)[..., 0], np.stack(pngs))
+    for form in ("png", "npy"):
+        assert np.array_equal(np.concatenate(list(read_samples(tmp_path / form))), np.concatenate(blocks))
+    assert (tmp_path / "npy" / "grid.png").read_bytes() == (tmp_path / "png" / "grid.png").read_bytes()
+
+
+def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
+    generate(run.path, tmp_path, 10, form="npy", **OPTIONS)
+    whole = contents(tmp_path)
+    (tmp_path / "images-00000000.npy").write_bytes(b"")
+    (tmp_path / "images-00000004.npy").write_bytes(whole["images-00000004.npy"][:-1])
+    (tmp_path / ".images-00000008.npy.7.tmp.npy").write_bytes(b"half")
+    generate(run.path, tmp_path, 10, form="npy", **OPTIONS)
+    assert contents(tmp_path) == whole
+    (tmp_path / "images-00000004.npy").write_bytes(whole["images-00000008.npy"])
+    with pytest.raises(RunError, match=r"images-00000004\.npy is damaged; remove it"):
+        list(read_samples(tmp_path))
+    generate(run.path, tmp_path, 6, form="npy", **OPTIONS)  # fewer: what is there stays
+    assert (tmp_path / "images-00000008.npy").exists()
+    assert sum(len(block) for block in read_samples(tmp_path)) == 6
+    with pytest.raises(RunError, match="no finished samples"):
+        list(read_samples(run.path))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_many_processes_make_the_same_images(run, tmp_path, monkeypatch, ranks):
+    """In any order, one of them stopped and another started late."""
+    generate(run.path, tmp_path / "one", 18, form="npy", **OPTIONS)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    for rank in (1, 0, *range(2, ranks)):
+        monkeypatch.setenv("RANK", str(rank))
+        generate(run.path, tmp_path / "many", 18, form="npy", **OPTIONS)
+        finished = (tmp_path / "many" / "manifest.json").exists()
+        assert finished == (rank == (0 if ranks == 2 else ranks - 1))
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_makes_the_same_images(run, tmp_path, mode):
+    """On a GPU "reduce-overhead" replays CUDA graphs; elsewhere there are none."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, compile in (("eager", "no"), ("compiled", mode)):
+        generate(run.path, tmp_path / name, 6, **{**OPTIONS, "device": device, "compile": compile})
+    eager, compiled = (np.concatenate(list(read_samples(tmp_path / n))).astype(int) for n in ("eager", "compiled"))
+    assert np.abs(eager - compiled).max() <= 1
+
+
 def test_nothing_is_overwritten(run, tmp_path):
     generate(run.path, tmp_path / "out", 2, **OPTIONS)
     with pytest.raises(RunError, match="seed was 0 and is now 9"):
@@ -64,6 +123,19 @@ def test_nothing_is_overwritten(run, tmp_path):
         generate(run.path, tmp_path / "other", 2, **OPTIONS)
 
 
+def test_nothing_asks_the_network(run, tmp_path, monkeypatch):
+    """A run and images of it, where every connection and every look-up of a name fails."""
+    def refuse(*arguments):
+        raise AssertionError(f"asks the network: {arguments}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    images = torch.rand(5, 1, 8, 8) * 2 - 1
+    train(config(steps=1), images, RunFolder(tmp_path / "run"), progress=False)
+    generate(tmp_path / "run", tmp_path / "out", 2, **OPTIONS)
+
+
 def test_errors(run, tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         generate(tmp_path / "nowhere", tmp_path / "out", 2)
@@ -71,7 +143,10 @@ def test_errors(run, tmp_path):
         ({"weights": "old"}, "weights is 'old'"),
         ({"steps": 3}, "divisor of the 20 steps"),
         ({"sampler": "euler"}, "sampler is 'euler'"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"sampler": "dpm-solver", "steps": 21}, "from 1 to the 20 steps"),
+        ({"batch_size": 0}, "batch is 0"),
+        ({"form": "jpg"}, "format is 'jpg'"),
+        ({"compile": "yes"}, "compile is 'yes'"),
     ]:
         with pytest.raises(ValueError, match=words):
             generate(run.path, tmp_path / "out", 2, **{**OPTIONS, **options})

@@ -1,6 +1,9 @@
 """Training runs: resuming bit for bit, run folders that are never overwritten, and what a run leaves behind."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,10 +12,11 @@ from PIL import Image
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.model import VMDDPM, ModelConfig
-from vmddpm.seeding import mix_seed
 from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
 from vmddpm.training import trainer as trainer_module
-from vmddpm.training.trainer import epoch_order, inputs_at, learning_rate_at, update_ema
+from vmddpm.training.batches import inputs_at
+from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.trainer import learning_rate_at, update_ema
 
 MODEL = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 2,
          "layers_per_stage": 1}  # fmt: skip
@@ -39,6 +43,11 @@ def assert_same_weights(a, b):
         assert all(torch.equal(a[kind][name], b[kind][name]) for name in a[kind])
 
 
+def environment():
+    """For processes that are to find these tests and the packages that are tested."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 class Stop(Exception):
     pass
 
@@ -47,10 +56,10 @@ def train_until(step, cfg, images, folder, monkeypatch):
     """Trains as a process that is killed at the start of a step."""
     real = inputs_at
 
-    def inputs(dataset, at, cfg):
+    def inputs(dataset, at, cfg, rows):
         if at == step:
             raise Stop
-        return real(dataset, at, cfg)
+        return real(dataset, at, cfg, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module, "inputs_at", inputs)
@@ -88,7 +97,11 @@ def test_what_a_run_leaves_behind(images, tmp_path):
     assert Image.open(tmp_path / "run" / "loss.png").size[0] > 100
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     last = folder.metrics()[-1]
-    assert {"step", "loss", "gradient_norm", "learning_rate", "images_per_second", "seconds", "skipped"} <= set(last)
+    assert set(last) == {"step", "loss", "gradient_norm", "learning_rate", "images_per_second", "seconds", "skipped",
+                         "peak_memory_mib"}  # fmt: skip
+    assert last["peak_memory_mib"] > 100
+    checkpoints = sorted(path.name[:13] for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000004", "step-00000006"]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), weights(folder)["ema"].values()))
     assert not [p for p in (tmp_path / "run").rglob("*") if "tmp" in p.name]
 
@@ -113,17 +126,6 @@ def test_the_untrained_start_depends_on_the_seed_alone(images, tmp_path):
     a, b, c = (weights(RunFolder(tmp_path / name)) for name in "abc")
     assert_same_weights(a, b)
     assert any(not torch.equal(a["raw"][n], c["raw"][n]) for n in a["raw"])
-
-
-def test_every_epoch_visits_every_image_once(images):
-    cfg = config(flip=False)
-    seen = torch.cat([inputs_at(images, step, cfg)[0] for step in range(7)])         # 21 = 3 epochs of 7
-    for epoch in range(3):
-        batch = seen[7 * epoch : 7 * epoch + 7]
-        distances = (batch[:, None] - images[None]).flatten(2).abs().sum(2)
-        assert sorted(distances.argmin(1).tolist()) == list(range(7))
-        assert distances.min(1).values.max() == 0
-    assert epoch_order(7, 0, 0) != epoch_order(7, 0, 1)
 
 
 def test_ema_against_the_closed_form():
@@ -171,9 +173,15 @@ def test_an_empty_data_set_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_another_data_set_is_refused(images, tmp_path):
+    train(config(steps=2), images, RunFolder(tmp_path), progress=False)
+    with pytest.raises(TrainingError, match="has 6 images, the run was begun with 7"):
+        train(config(steps=4), images[:6], RunFolder(tmp_path), progress=False)
+
+
 def test_minutes_end_a_run(images, tmp_path):
     train(config(steps=10**6, minutes=0.02, sample_every=0), images, RunFolder(tmp_path), progress=False)
-    assert 1 <= RunFolder(tmp_path).load_checkpoint()["step"] < 10**4
+    assert 1 <= Checkpoints(tmp_path / "checkpoints").newest()["step"] < 10**4
 
 
 def test_another_configuration_is_refused_and_leaves_the_run_alone(images, tmp_path):
@@ -192,34 +200,38 @@ def test_a_folder_of_something_else_is_refused(images, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 100])
-def test_a_damaged_checkpoint_is_named(images, tmp_path, damage):
-    folder = RunFolder(tmp_path)
-    train(config(steps=2), images, folder, progress=False)
-    folder.checkpoint_path.write_bytes(damage(folder.checkpoint_path.read_bytes()))
-    with pytest.raises(RunError, match=r"checkpoint\.pt is damaged .* remove it to start"):
-        train(config(steps=3), images, folder, progress=False)
+def test_a_second_run_on_a_folder_is_refused(images, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    holder = (
+        "import sys, time; from vmddpm.training import RunFolder; from test_training_run import config\n"
+        "with RunFolder(sys.argv[1]).training(config()): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", holder, folder.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=f"is being trained by process {other.pid} on .*; wait for its end"):
+            train(config(), images, folder, progress=False)
+        other.kill()
+    train(config(steps=2), images, folder, progress=False)  # a killed process holds nothing
 
 
-def test_a_checkpoint_of_another_version_is_named(images, tmp_path):
-    folder = RunFolder(tmp_path)
-    train(config(steps=2), images, folder, progress=False)
-    torch.save({"schema": 99}, folder.checkpoint_path)
-    with pytest.raises(RunError, match="another version"):
-        train(config(steps=3), images, folder, progress=False)
-
-
-def test_a_checkpoint_cannot_run_code(images, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (tmp_path.joinpath("owned").mkdir, ())
-
+def test_a_run_of_an_older_version_is_refused(images, tmp_path):
     folder = RunFolder(tmp_path / "run")
     train(config(steps=2), images, folder, progress=False)
-    torch.save({"schema": 1, "step": Evil()}, folder.checkpoint_path)
-    with pytest.raises(RunError, match="damaged"):
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(RunError, match="older version"):
         train(config(steps=3), images, folder, progress=False)
-    assert not (tmp_path / "owned").exists()
+
+
+def test_what_a_killed_process_was_writing_is_removed(images, tmp_path):
+    folder = RunFolder(tmp_path)
+    train(config(steps=2), images, folder, progress=False)
+    leftovers = [tmp_path / ".config.yaml.7.tmp.yaml", tmp_path / "checkpoints" / ".step-00000004.7.tmp"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    (tmp_path / "weights" / "ema" / ".abc.tmp").mkdir()
+    train(config(steps=3), images, folder, progress=False)
+    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
@@ -234,6 +246,9 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
         ({"training": {"batch_size": 0}}, "batch_size is 0"),
         ({"training": {"learning_rate": 0.0}}, "learning_rate"),
         ({"training": {"precision": "fp8"}}, "precision"),
+        ({"training": {"compile": "fast"}}, "compile"),
+        ({"training": {"micro_batch_size": 0}}, "micro_batch_size"),
+        ({"training": {"compile": "reduce-overhead", "micro_batch_size": 2}}, "overwrites the gradients"),
         ({"data": {"channels": 3}}, "data.channels is 3 but model.image_channels is 1"),
         ({"data": {"size": 30}}, "multiple of 32"),
         ({"training": {"sample_steps": 7}}, "must divide"),
@@ -243,14 +258,3 @@ def test_bad_configurations(changes, words):
     parts = {"data": DataConfig, "training": TrainingConfig}
     with pytest.raises(ValueError, match=words):
         RunConfig(**{name: parts[name](**fields) for name, fields in changes.items()})
-
-
-def test_bf16_trains(images, tmp_path):
-    folder = RunFolder(tmp_path)
-    train(config(steps=3, precision="bf16", sample_every=0), images, folder, progress=False)
-    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in weights(folder)["raw"].values())
-
-
-def test_streams_of_random_numbers_are_apart():
-    seeds = {mix_seed(0, stream, step) for stream in range(4) for step in range(1000)}
-    assert len(seeds) == 4000

@@ -1,6 +1,7 @@
 """The command `vmddpm`: one module here for each sub-command, thin; what it does lives in the packages.
 
-A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`.
+A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`. One
+with sub-commands of its own adds them in `extend(parser, new_parser)`: jsonargparse wants the outer ones first.
 """
 
 import sys
@@ -13,7 +14,7 @@ from vmddpm.cli.presets import PRESETS, with_preset_files
 
 __all__ = ["PRESETS", "build_parser", "main"]
 
-COMMANDS = ("train", "sample", "demo", "info")
+COMMANDS = ("train", "sample", "prepare", "data", "study", "demo", "info")
 
 
 def build_parser() -> tuple[Any, dict[str, Any]]:
@@ -34,6 +35,8 @@ def build_parser() -> tuple[Any, dict[str, Any]]:
         module = import_module(f"vmddpm.cli.{name}")
         parsers[name] = module.build(ArgumentParser)
         commands.add_subcommand(name, parsers[name], help=module.SUMMARY)
+        if hasattr(module, "extend"):
+            module.extend(parsers[name], ArgumentParser)
     return parser, parsers
 
 
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
     except KeyboardInterrupt:
         return 130
-    except (RunError, TrainingError, ValueError, ModuleNotFoundError) as error:
+    except (RunError, TrainingError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"vmddpm {name}: {error}", file=sys.stderr)
         return 1
     return 0

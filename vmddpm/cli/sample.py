@@ -3,10 +3,12 @@
 from typing import Any
 
 SUMMARY = "draw images"
-HELP = """Draw synthetic images with a trained model, as PNG files.
+HELP = """Draw synthetic images with a trained model; the same command again goes on where it was stopped.
 
 example:
-  vmddpm sample --run runs/brats --num 100 --sampler ddim --steps 50 --out samples"""
+  vmddpm sample --run runs/brats --num 100 --sampler ddim --steps 50 --out samples
+  vmddpm sample --run runs/brats --num 50000 --batch 64 --format npy --out fifty-thousand
+  torchrun --nproc-per-node 4 -m -- vmddpm.cli sample --run runs/brats --num 50000 --out fifty-thousand"""
 
 
 def build(new_parser: Any) -> Any:
@@ -14,11 +16,17 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--run", type=str, required=True, help="the run folder")
     parser.add_argument("--out", type=str, required=True, help="folder for the images; those already there are kept")
     parser.add_argument("--num", type=int, default=16, help="number of images")
-    parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm or ddim")
-    parser.add_argument("--steps", type=int, default=None, help="a divisor of the steps of training; default: all")
+    parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm, ddim or dpm-solver")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="at most the steps of training, with ddim a divisor; default: all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; part of what fixes an image")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time; part of what fixes an image")
     parser.add_argument("--weights", type=str, default="ema", help="ema (averaged) or raw")
+    parser.add_argument("--format", type=str, default="png", help="png, a file an image, or npy, a file a batch")
+    parser.add_argument(
+        "--compile", type=str, default="no", help="mode of torch.compile: no, default, reduce-overhead (CUDA graphs)"
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
     return parser
 
@@ -28,5 +36,6 @@ def run(parser: Any, options: Any) -> None:
 
     generate(
         options.run, options.out, options.num, sampler=options.sampler, steps=options.steps, seed=options.seed,
-        batch_size=options.batch_size, weights=options.weights, device=options.device,
+        batch_size=options.batch, weights=options.weights, form=options.format, device=options.device,
+        compile=options.compile,
     )  # fmt: skip

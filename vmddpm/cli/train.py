@@ -10,7 +10,8 @@ HELP = """Train a VM-DDPM on a folder of images, or continue the run in a run fo
 example:
   vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
-  vmddpm train --config paper-acdc --print_config"""
+  vmddpm train --config paper-acdc --print_config
+  torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
 
 def build(new_parser: Any) -> Any:
@@ -26,12 +27,17 @@ def build(new_parser: Any) -> Any:
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
     from vmddpm.training import RunConfig, RunFolder, train
+    from vmddpm.training.ranks import joined
 
     parts = parser.instantiate_classes(options)
     config = RunConfig(**{name: parts[name] for name in ("model", "diffusion", "data", "training")})
     folder = RunFolder(parts.run)
-    folder.check(config)
-    dataset = SliceDataset(config.data, progress=True)
-    print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
-    train(config, dataset, folder)
-    print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
+    with joined(config.training.device) as ranks:
+        if ranks.first:
+            folder.check(config)
+        dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
+        if ranks.first:
+            print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
+        train(config, dataset, folder)
+        if ranks.first:
+            print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")

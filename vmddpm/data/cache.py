@@ -1,6 +1,6 @@
 """Decoded slices on disk, so that a file is decoded once.
 
-An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S), opened as a memory map,
+An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S), see `image_file`,
 and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file or
 option makes another entry. Both are written under other names and renamed when they are whole, the .json
 last: an interrupted run leaves no entry, and processes that build the same entry at once do not disturb each
@@ -11,17 +11,17 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from vmddpm.data.config import DataConfig
+from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.files import write_text
 
 # Raised when the same files and options give other images.
 FORMAT = 1
@@ -44,13 +44,13 @@ class SliceSet:
     """Images and where they come from.
 
     Attributes:
-        images: uint16 (N, C, S, S), 0 for -1 and 65535 for 1.
+        images: N of uint16 (C, S, S), 0 for -1 and 65535 for 1.
         slices: N of them.
         skipped: "path: reason" of each file that could not be read.
         seen: number of slices that were read, with those left out as empty.
     """
 
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     slices: list[SliceInfo]
     skipped: list[str]
     seen: int
@@ -75,8 +75,8 @@ def cache_folder(config: DataConfig) -> Path:
 
 def cache_key(config: DataConfig, files: Iterable[Path]) -> str:
     """Hash of the options, the decoders' versions, and the path, size and modification time of every file."""
-    # root and pattern act through the files they name.
-    options = asdict(replace(config, root="", pattern="", cache_dir=None))
+    # root and pattern act through the files they name, split in stores only.
+    options = asdict(replace(config, root="", pattern="", cache_dir=None, split="train"))
     digest = hashlib.sha256(json.dumps([FORMAT, options, [_version(name) for name in DECODERS]]).encode())
     for path in files:
         try:
@@ -96,7 +96,7 @@ def _version(distribution: str) -> str | None:
 
 
 def load(folder: Path, key: str) -> SliceSet | None:
-    """The entry of that key, its images as a memory map; None if there is none.
+    """The entry of that key; None if there is none.
 
     A damaged entry (unreadable, cut short, or of another number of images) is none either, with a warning.
     """
@@ -106,9 +106,9 @@ def load(folder: Path, key: str) -> SliceSet | None:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         slices = [SliceInfo(**entry) for entry in manifest["slices"]]
-        images = np.load(images_path, mmap_mode="r")
-        if images.dtype != np.uint16 or images.ndim != 4 or len(images) != len(slices):
-            raise ValueError(f"{images.dtype} array of shape {images.shape} for {len(slices)} slices")
+        images = ImageFile(images_path)
+        if len(images) != len(slices):
+            raise ValueError(f"{len(images)} images for {len(slices)} slices")
         return SliceSet(images, slices, manifest["skipped"], manifest["seen"])
     except Exception as error:
         # Damage can be of any kind, and the cure is the same for all.
@@ -116,10 +116,8 @@ def load(folder: Path, key: str) -> SliceSet | None:
         return None
 
 
-class CacheWriter:
-    """Writes an entry image by image; nothing stays in memory, and nothing is in place before `commit`.
-
-    A context manager: what was not committed is removed at its end.
+class CacheWriter(ImageWriter):
+    """Writes an entry image by image.
 
     Args:
         shape: (C, S, S) of one image.
@@ -129,54 +127,11 @@ class CacheWriter:
     """
 
     def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._base, self._shape, self._count = folder / key, shape, 0
-        self._part = folder / f"{key}.{uuid.uuid4().hex}.part"
-        self._file = self._part.open("wb")
-        self._write_header()
-        self._start = self._file.tell()
+        super().__init__(folder / f"{key}.npy", shape)
 
-    def __enter__(self) -> "CacheWriter":
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        try:
-            self._file.close()
-        finally:
-            # On a full disk, closing fails too.
-            self._part.unlink(missing_ok=True)
-
-    def append(self, image: np.ndarray) -> None:
-        """image: uint16 (C, S, S)."""
-        self._file.write(image.tobytes())
-        self._count += 1
-
-    def cut(self, count: int) -> None:
-        """Keeps the first so many images."""
-        self._file.seek(self._start + count * 2 * int(np.prod(self._shape)))
-        self._file.truncate()
-        self._count = count
-
-    def commit(self, slices: list[SliceInfo], skipped: list[str], seen: int) -> SliceSet:
-        """Puts the entry in its place, and returns it with its images as a memory map."""
-        self._file.seek(0)
-        self._write_header()
-        images_path = self._put(self._file, ".npy")
-        with self._part.open("w", encoding="utf-8") as file:
-            json.dump({"slices": [asdict(info) for info in slices], "skipped": skipped, "seen": seen}, file)
-            self._put(file, ".json")
-        return SliceSet(np.load(images_path, mmap_mode="r"), slices, skipped, seen)
-
-    def _write_header(self) -> None:
-        # numpy pads the header so that the first axis can grow in place, to any number of digits.
-        header = {"descr": "<u2", "fortran_order": False, "shape": (self._count, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def _put(self, file: IO, suffix: str) -> Path:
-        # Without fsync, a power cut could leave the name in place and the content not.
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        path = self._base.with_name(self._base.name + suffix)
-        os.replace(self._part, path)
-        return path
+    def commit_entry(self, slices: list[SliceInfo], skipped: list[str], seen: int) -> SliceSet:
+        """Puts the entry in its place."""
+        images = self.commit()
+        entry = {"slices": [asdict(info) for info in slices], "skipped": skipped, "seen": seen}
+        write_text(self.path.with_suffix(".json"), json.dumps(entry))
+        return SliceSet(images, slices, skipped, seen)

@@ -18,9 +18,11 @@ class DataConfig:
     that a field reads.
 
     Attributes:
-        root: a folder, searched recursively in sorted order (hidden files and folders are left out, links are
-            followed), or one file. Files are NIfTI (.nii, .nii.gz), DICOM (.dcm, .dicom, .ima, and files of
-            any other name with DICOM content) or PNG, JPEG and TIFF.
+        root: a store made by `vmddpm prepare`, whose own options then hold (`size` and `channels` must be the same,
+            `split` and `limit` choose from it); or a folder, searched recursively in sorted order (hidden files and
+            folders are left out, links are followed), or one file. Files are NIfTI (.nii, .nii.gz), DICOM (.dcm,
+            .dicom, .ima, and files of any other name with DICOM content) or PNG, JPEG and TIFF.
+        split: which side of a store, "train", "test" or "all". Other folders have no sides: all is "train".
         pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`: "we use
             6528 2D brain images under a single modality". Which modality is not said; the pattern chooses it,
             and also keeps label maps out.
@@ -56,6 +58,7 @@ class DataConfig:
     """
 
     root: str = ""
+    split: str = "train"
     pattern: str = "*"
     limit: int | None = None
     size: int = 128
@@ -72,6 +75,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         self.percentiles = tuple(self.percentiles)  # JSON and YAML know lists only
         self.window = None if self.window is None else tuple(self.window)
+        _require(self.split in ("train", "test", "all"), "split", self.split, '"train", "test" or "all"')
         _require(self.size >= 1, "size", self.size, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")

@@ -16,15 +16,16 @@ from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.files import find_files
 from vmddpm.data.readers import read_file
 from vmddpm.data.slicing import Plane, SliceInfo, foreground_share, volume_planes
+from vmddpm.data.store import is_store, open_store
 from vmddpm.data.transforms import prepare
 
 LISTED_FILES = 20
 
 
 class SliceDataset(Dataset):
-    """The slices of all images of a folder, as float32 tensors (channels, size, size) in [-1, 1].
+    """The slices of all images of a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1].
 
-    The first time, every file is decoded, one at a time, into a cache on disk; after that the cache is read.
+    The first time, every file of a folder is decoded, one at a time, into a cache on disk; then the cache is read.
     Slices are sorted by path, then frame, axis and place, so index i is the same image in every run.
 
     Args:
@@ -38,11 +39,16 @@ class SliceDataset(Dataset):
         seen: number of slices that were read, with those left out by `min_foreground`.
 
     Raises:
-        DataError: if there is no file, a file cannot be read (`on_error: fail`), no slice is left, or the
-            cache cannot be written.
+        DataError: if there is no file, a file cannot be read (`on_error: fail`), no slice is left, the cache cannot be
+            written, or the store is damaged or of other images.
     """
 
     def __init__(self, config: DataConfig, progress: bool = False) -> None:
+        if is_store(config.root):
+            self._take(config, open_store(config))
+            return
+        if config.split == "test":
+            raise DataError(f"{config.root}: has no test side; `vmddpm prepare` makes stores that have one")
         files = find_files(config)
         folder, key = cache.cache_folder(config), cache.cache_key(config, files)
         self._take(config, cache.load(folder, key) or _build(config, files, folder, key, progress))
@@ -58,20 +64,8 @@ class SliceDataset(Dataset):
         return len(self.slices)
 
     def __getitem__(self, i: int) -> Tensor:
-        """float32 (channels, size, size) in [-1, 1]. Raises IndexError."""
+        """float32 (channels, size, size) in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
         return torch.from_numpy(cache.decode(self._images[i]))
-
-    def __getstate__(self) -> dict:
-        state = dict(self.__dict__)
-        # A pickled memory map would carry all images to every worker process; the name of the file is enough.
-        if isinstance(self._images, np.memmap):
-            state["_images"] = self._images.filename
-        return state
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        if not isinstance(self._images, np.ndarray):
-            self._images = np.load(self._images, mmap_mode="r")
 
 
 def from_volumes(volumes: Iterable, config: DataConfig | None = None) -> SliceDataset:
@@ -119,7 +113,7 @@ def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progre
             slices, skipped, seen = _collect(sources, config, writer.append, writer.cut)
             if not slices:
                 raise DataError(_nothing_left(config.root, config, skipped, seen))
-            return writer.commit(slices, skipped, seen)
+            return writer.commit_entry(slices, skipped, seen)
     except OSError as error:
         raise DataError(
             f"{folder}: the cache cannot be written ({error.strerror}); make room there, or change cache_dir"

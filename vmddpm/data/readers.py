@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import nibabel as nib
@@ -29,13 +31,25 @@ def read_file(path: Path, config: DataConfig) -> Iterator[Plane]:
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
     kind, reader = _reader_for(path)
-    try:
+    with _named(kind, str(path)):
         yield from reader(path, config)
+
+
+def read_content(content: bytes, config: DataConfig) -> Iterator[Plane]:
+    """The planes of a PNG, JPEG or TIFF file that is in memory. Raises DataError as `read_file`."""
+    with _named("an image", "<_io.BytesIO"):
+        yield from read_raster(BytesIO(content), config)
+
+
+@contextmanager
+def _named(kind: str, path: str) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:
         # The three libraries raise nearly every class of exception on damaged files.
-        reason = " ".join(str(error).replace(str(path), "the file").split())
+        reason = " ".join(str(error).replace(path, "the file").split())
         raise DataError(f"cannot be read as {kind}: {reason or type(error).__name__}") from error
 
 
@@ -206,7 +220,7 @@ def _spacing(dataset: pydicom.FileDataset) -> tuple[float, float]:
     return 1.0, 1.0
 
 
-def read_raster(path: Path, config: DataConfig) -> Iterator[Plane]:
+def read_raster(path: Path | BytesIO, config: DataConfig) -> Iterator[Plane]:
     """A PNG or JPEG image, or the pages of a TIFF file.
 
     8 and 16 bits a pixel stay what they are (16-bit colour is 8 bits, as Pillow reads it); the EXIF

@@ -35,6 +35,10 @@ class DiffusionConfig:
     """III-A: "directly train the model ε_θ(x_t, t) to predict ε" (Eq. 4). "v_prediction" is the velocity of
     Salimans and Ho (2022), not of the paper."""
 
+    min_snr_gamma: float | None = None
+    """Weight of each image's loss by its noise level, min(SNR, gamma) / SNR of the error of the noise, after Hang et
+    al. (2023), who take 5. Null weighs all alike (Eq. 4)."""
+
     def __post_init__(self) -> None:
         self._require(self.timesteps >= 1, "timesteps", "at least 1")
         self._require(0 < self.beta_start < 1, "beta_start", "above 0 and below 1")
@@ -47,6 +51,8 @@ class DiffusionConfig:
             self.prediction_type in ("epsilon", "v_prediction"), "prediction_type",
             '"epsilon" or "v_prediction"',
         )
+
+        self._require(self.min_snr_gamma is None or self.min_snr_gamma > 0, "min_snr_gamma", "above 0, or null")
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:

@@ -59,7 +59,7 @@ def diffusion_loss(
     order_key: tuple[int, int] | None,
     config: DiffusionConfig,
 ) -> Tensor:
-    """The mean squared error of the prediction, a float32 scalar.
+    """The mean squared error of the prediction, weighted by `config.min_snr_gamma`: a float32 scalar.
 
     Args:
         model: called as model(x_t, t, order_key=order_key).
@@ -67,4 +67,17 @@ def diffusion_loss(
         order_key: (seed, step) of Sequence Regeneration, None for a fresh one.
     """
     prediction = model(q_sample(x0, t, noise, config), t, order_key=order_key)
-    return F.mse_loss(prediction.float(), prediction_target(x0, t, noise, config).float())
+    target = prediction_target(x0, t, noise, config)
+    if config.min_snr_gamma is None:
+        return F.mse_loss(prediction.float(), target.float())
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)  # (B,)
+    return (errors * min_snr_weights(t, config)).mean()
+
+
+# Hang et al. (2023), section 3.4: min(SNR, gamma) for the predicted image
+def min_snr_weights(t: Tensor, config: DiffusionConfig) -> Tensor:
+    """Weights (B,) of the squared errors: the error of the image is that of the noise times 1 / SNR, and that of the
+    velocity times 1 / (SNR + 1)."""
+    alpha = alphas_cumprod(config, t.device)[t]
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=config.min_snr_gamma) / (snr if config.prediction_type == "epsilon" else snr + 1)

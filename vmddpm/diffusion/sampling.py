@@ -1,43 +1,63 @@
-"""Images from noise: the reverse process (paper Eq. 2) by ancestral DDPM sampling or by DDIM."""
+"""Images from noise: the reverse process (paper Eq. 2) by ancestral DDPM sampling, by DDIM or by DPM-Solver++."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.seeding import mix_seed
 
+SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
-def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> DDPMScheduler | DDIMScheduler:
+
+class ClippedDPMSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++(2M) of Lu et al. (2022), with the predicted image clipped to [-1, 1] as the other samplers do."""
+
+    def convert_model_output(self, *arguments: Any, **options: Any) -> Tensor:
+        return super().convert_model_output(*arguments, **options).clamp(-1, 1)
+
+
+def make_scheduler(
+    config: DiffusionConfig, sampler: str, steps: int
+) -> DDPMScheduler | DDIMScheduler | ClippedDPMSolver:
     """The scheduler of diffusers for `steps` steps, with the predicted image clipped to [-1, 1].
 
     The steps are spaced so that the first is the noisiest one trained on ("trailing"), and the variance of
     DDPM is the posterior's ("fixed_small"). The paper states neither; both follow Ho et al. (2020).
 
     Raises:
-        ValueError: on an unknown sampler, or steps that do not divide the steps of training.
+        ValueError: on an unknown sampler, or steps that it cannot take.
     """
-    options = {**config.scheduler_options, "timestep_spacing": "trailing", "clip_sample": True}
+    if sampler not in SAMPLERS:
+        raise ValueError(f'sampler is {sampler!r}; it must be "ddpm", "ddim" or "dpm-solver"')
+    total = config.timesteps
+    if sampler == "ddim":
+        # With other numbers DDIMScheduler lands at noise levels that the next step does not start from.
+        if steps < 1 or total % steps:
+            divisors = [n for n in range(1, total + 1) if total % n == 0]
+            nearest = min(divisors, key=lambda n: abs(n - steps))
+            raise ValueError(
+                f"steps is {steps}; with ddim it must be a divisor of the {total} steps of training, "
+                f"the nearest is {nearest}"
+            )
+        ddim = DDIMScheduler(**config.scheduler_options, timestep_spacing="trailing", clip_sample=True)
+        ddim.set_timesteps(steps)
+        return ddim
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps is {steps}; it must be from 1 to the {total} steps of training")
+    # The schedulers' own "trailing" adds a step of -1 for some numbers, such as 61, by rounding: these are integers.
+    trailing = [(total * (steps - i) + steps // 2) // steps - 1 for i in range(steps)]
     if sampler == "ddpm":
-        scheduler = DDPMScheduler(**options, variance_type="fixed_small")
-    elif sampler == "ddim":
-        scheduler = DDIMScheduler(**options)
-    else:
-        raise ValueError(f'sampler is {sampler!r}; it must be "ddpm" or "ddim"')
-    # With other numbers DDIMScheduler lands at noise levels that the next step does not start from, and both
-    # schedulers round some of them to a step of -1.
-    if steps < 1 or config.timesteps % steps:
-        divisors = [n for n in range(1, config.timesteps + 1) if config.timesteps % n == 0]
-        nearest = min(divisors, key=lambda n: abs(n - steps))
-        raise ValueError(
-            f"steps is {steps}; it must be a divisor of the {config.timesteps} steps of training, "
-            f"the nearest is {nearest}"
-        )
-    scheduler.set_timesteps(steps)
-    return scheduler
+        ddpm = DDPMScheduler(**config.scheduler_options, clip_sample=True, variance_type="fixed_small")
+        ddpm.set_timesteps(timesteps=trailing)
+        return ddpm
+    solver = ClippedDPMSolver(**config.scheduler_options, algorithm_type="dpmsolver++", solver_order=2)
+    solver.set_timesteps(timesteps=trailing)
+    return solver
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -89,8 +109,9 @@ def sample(
         indices: numbers of the images, each at least 0, in any order.
         image_shape: (C, H, W).
         config: the process the model was trained for.
-        sampler: "ddpm", ancestral sampling with the posterior variance, or "ddim".
-        steps: a divisor of config.timesteps; all of them if None.
+        sampler: "ddpm", ancestral sampling with the posterior variance; "ddim"; or "dpm-solver", of second
+            order.
+        steps: from 1 to config.timesteps, with ddim a divisor of it; all if None.
         seed: with an index it determines an image.
         eta: DDIM's share of fresh noise, 0 (none) to 1 (as much as DDPM).
         batch_size: images per block.
@@ -104,9 +125,9 @@ def sample(
         ValueError: on an unknown sampler, unusable steps, eta, batch_size or indices, naming the way out.
     """
     steps = config.timesteps if steps is None else steps
-    scheduler = make_scheduler(config, sampler, steps)
+    make_scheduler(config, sampler, steps)  # refuses what cannot be done
     if not 0 <= eta <= (1 if sampler == "ddim" else 0):
-        raise ValueError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with ddpm")
+        raise ValueError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if any(index < 0 for index in indices):
@@ -119,6 +140,7 @@ def sample(
     images = {}
     with _evaluating(model):
         for block_number, block in enumerate(blocks):
+            scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before
             members = range(block * batch_size, (block + 1) * batch_size)
             generators = [image_generator(seed, index) for index in members]
             x = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)

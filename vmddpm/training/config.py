@@ -23,7 +23,11 @@ class TrainingConfig:
     """Stop after this much training time, if it comes before `steps`."""
 
     batch_size: int = 16
-    """"a batch size of 16"."""
+    """"a batch size of 16": of each step, however many processes share it."""
+
+    micro_batch_size: int | None = None
+    """Images that go through the network at a time in one process; their gradients add up to the batch's. Null is a
+    process's whole part of the batch; less takes less memory."""
 
     learning_rate: float = 1e-4
     """"a minimum Learning Rate of 1e-4": of which schedule is not stated, so it is constant."""
@@ -45,8 +49,12 @@ class TrainingConfig:
     """"image flipping and other preprocessing operations": random horizontal flips. On chest X-rays they put the heart
     on the right in half of the images."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network under autocast; weights, optimiser and scan states are float32 in both."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network under autocast; weights, optimiser and scan states are float32 in all. With "fp16" the
+    loss is scaled so that small gradients survive, by a factor that finds itself in the first, skipped steps."""
+
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """Mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs."""
 
     seed: int = 0
     """Everything random about a run follows from it: weights, data order, flips, steps, noise, visit orders."""
@@ -60,6 +68,9 @@ class TrainingConfig:
     checkpoint_every: int = 2000
     """Steps between checkpoints."""
 
+    keep_checkpoints: int = 2
+    """The last so many checkpoints stay, so that one that is damaged is not the end."""
+
     sample_every: int = 10_000
     """Steps between grids of samples, of the averaged weights; 0 for none."""
 
@@ -70,7 +81,7 @@ class TrainingConfig:
     """DDIM steps of such a grid, a divisor of diffusion.timesteps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "checkpoint_every", "sample_count", "sample_steps"):
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_count", "sample_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("steps", "warmup_steps", "sample_every", "seed"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
@@ -79,7 +90,16 @@ class TrainingConfig:
         self._require(self.minutes is None or self.minutes >= 0, "minutes", "at least 0, or null for no limit")
         self._require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         self._require(0 <= self.cooldown <= 1, "cooldown", "a share from 0 to 1")
-        self._require(self.precision in ("fp32", "bf16"), "precision", '"fp32" or "bf16"')
+        self._require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", "at least 1, or null"
+        )
+        self._require(self.precision in ("fp32", "bf16", "fp16"), "precision", '"fp32", "bf16" or "fp16"')
+        modes = ("no", "default", "reduce-overhead", "max-autotune")
+        self._require(self.compile in modes, "compile", f"one of {', '.join(modes)}")
+        self._require(
+            self.compile in ("no", "default") or self.micro_batch_size is None, "compile",
+            '"no" or "default" with a micro_batch_size: a CUDA graph overwrites the gradients of its last run',
+        )  # fmt: skip
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:

@@ -2,47 +2,53 @@
 
     config.yaml      the resolved configuration
     metrics.jsonl    one line every `log_every` steps
-    checkpoint.pt    everything needed to go on
-    weights/         ema/ and raw/: model.safetensors and config.json, for `VMDDPM.from_pretrained`
+    checkpoints/     everything needed to go on, see `checkpoints`
+    weights/         ema/ and raw/: model.safetensors and config.json, for `from_pretrained`
     samples/         grids of samples, by step
     loss.png         the loss curve, at the end
+    lock             who is training here
 """
 
+import fcntl
 import json
 import os
-from contextlib import redirect_stdout
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import yaml
+from torch import nn
 
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
-from vmddpm.files import write_text, written_whole
-from vmddpm.model import VMDDPM, ModelConfig
+from vmddpm.files import remove_leftovers, write_text
+from vmddpm.model import ModelConfig
+from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.config import RunConfig, TrainingConfig
+from vmddpm.training.errors import RunError
+from vmddpm.training.networks import load_network
 
 # What may differ when a run is continued: how long it is to be, where it runs and what it reports.
-_MAY_CHANGE = {"training": {"steps", "minutes", "device", "log_every", "checkpoint_every", "sample_every",
-                            "sample_count", "sample_steps"}, "data": {"root", "cache_dir"}}  # fmt: skip
-_SCHEMA = 1
-
-
-class RunError(RuntimeError):
-    """A run folder that cannot be used; the message names it, what is wrong and what to do."""
+_MAY_CHANGE = {
+    "training": {
+        "steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
+        "keep_checkpoints", "sample_every", "sample_count", "sample_steps",
+    },
+    "data": {"root", "cache_dir"},
+}  # fmt: skip
 
 
 class RunFolder:
-    """Args: path: the folder; it is made by `start`."""
+    """Args: path: the folder; it is made by `training`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
-        self.checkpoint_path = self.path / "checkpoint.pt"
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
@@ -52,23 +58,51 @@ class RunFolder:
         """Raises RunError if the folder holds something else than a run of this configuration; writes nothing."""
         if self.config_path.exists():
             self._refuse_if_different(config)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name != "lock" for p in self.path.iterdir())):
             raise RunError(f"{self.path} is not empty and holds no run; choose another folder, or empty it")
+        if (self.path / "checkpoint.pt").exists():
+            raise RunError(f"{self.path} is a run of an older version of vmddpm; continue it with that version")
 
-    def start(self, config: RunConfig) -> dict[str, Any] | None:
-        """Takes the folder for a run of `config`; returns the checkpoint to continue from, None for a new run.
+    @contextmanager
+    def training(self, config: RunConfig) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
+        """Holds the folder for a run of `config`: yields its checkpoints and the state to go on from, None if new.
 
         Raises:
-            RunError: if the folder holds something else, a run of another configuration, or a damaged checkpoint.
+            RunError: if another process is training here, or the folder holds something else, a run of another
+                configuration, or damaged checkpoints only; inside, if a file cannot be written.
         """
         self.check(config)
-        write_text(self.config_path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
-        if not self.checkpoint_path.exists():
-            self.metrics_path.unlink(missing_ok=True)
-            return None
-        checkpoint = self.load_checkpoint()
-        self._cut_metrics(checkpoint["step"])
-        return checkpoint
+        with self._lock():
+            try:
+                remove_leftovers(self.path)
+                checkpoints = Checkpoints(self.path / "checkpoints", config.training.keep_checkpoints)
+                state = checkpoints.newest()
+                write_text(self.config_path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+                self._cut_metrics(state["step"] if state else 0)
+                yield checkpoints, state
+            except OSError as error:
+                raise RunError(
+                    f"{self.path} cannot be written ({error.strerror or error}); its checkpoints are intact. Make room "
+                    "there, then run the same command again to go on"
+                ) from error
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """The system frees the lock of a process that ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunError(
+                    f"{self.path} is being trained by {file.read() or 'another process'}; "
+                    "wait for its end, or choose another folder"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def load_config(self) -> RunConfig:
         """The configuration of the run that is here. Raises RunError if there is none, or it cannot be read."""
@@ -95,36 +129,18 @@ class RunFolder:
                 "or give the run's own configuration to continue it:\n  " + "\n  ".join(differences)
             )
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        with written_whole(self.checkpoint_path) as temporary:
-            torch.save({"schema": _SCHEMA, **state}, temporary)
-
-    def save_weights(self, kind: str, model: VMDDPM) -> None:
-        with TemporaryDirectory(dir=self.path) as temporary:
+    def save_weights(self, kind: str, model: nn.Module) -> None:
+        self.weights(kind).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.weights(kind), prefix=".", suffix=".tmp") as temporary:
             model.save_pretrained(temporary)
-            self.weights(kind).mkdir(parents=True, exist_ok=True)
             for file in Path(temporary).iterdir():
                 os.replace(file, self.weights(kind) / file.name)
 
-    def load_model(self, kind: str) -> VMDDPM:
+    def load_model(self, kind: str) -> nn.Module:
         """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none."""
         if not (self.weights(kind) / "model.safetensors").exists():
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
-        with redirect_stdout(None):  # huggingface_hub announces every local file
-            return VMDDPM.from_pretrained(str(self.weights(kind)))
-
-    def load_checkpoint(self) -> dict[str, Any]:
-        """Raises RunError if the file is damaged or of another version. No code in it can run."""
-        try:
-            checkpoint = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load documents no closed set
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(
-                f"{self.checkpoint_path} is damaged ({first_line}); remove it to start the run again"
-            ) from error
-        if not isinstance(checkpoint, dict) or checkpoint.get("schema") != _SCHEMA:
-            raise RunError(f"{self.checkpoint_path} was written by another version of vmddpm and cannot be continued")
-        return checkpoint
+        return load_network(self.load_config(), self.weights(kind))
 
     def log(self, metrics: dict[str, Any]) -> None:
         with open(self.metrics_path, "a", encoding="utf-8") as file:

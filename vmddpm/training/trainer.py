@@ -1,39 +1,39 @@
 """Training: one function, read from top to bottom.
 
-Nothing random depends on anything but the seed and the number of the step: not on how often the run was stopped, not
-on what else draws random numbers. A run that is continued ends in the weights of one that was never stopped.
+Nothing random depends on anything but the seed and the numbers of step and image (`batches`): not on how often the run
+was stopped, not on how many processes share a batch. A run that is continued ends in the weights of one that was never
+stopped.
 """
 
 import math
 import time
-from functools import lru_cache
-from typing import Any
+from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from vmddpm.data import random_flip
-from vmddpm.diffusion import diffusion_loss, draw_steps_and_noise, sample
-from vmddpm.model import VMDDPM
+from vmddpm.data import DataError
+from vmddpm.diffusion import diffusion_loss, sample
 from vmddpm.seeding import mix_seed
+from vmddpm.training.batches import WEIGHTS, ahead, inputs_at
 from vmddpm.training.config import RunConfig, TrainingConfig
+from vmddpm.training.errors import TrainingError
+from vmddpm.training.interrupts import stop_requests
+from vmddpm.training.networks import build_network
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
+from vmddpm.training.ranks import Ranks, joined
+from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
-# Streams of random numbers, told apart by their place in the seed.
-WEIGHTS, ORDER, FLIPS, NOISE = range(4)
 GIVE_UP_AFTER = 50  # steps in a row without a finite gradient
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
+def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> nn.Module:
+    """Trains a network on `dataset` in `folder`, or continues the run that is there.
 
-
-def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> VMDDPM:
-    """Trains a model on `dataset` in `folder`, or continues the run that is there.
+    Under `torchrun` all processes call it; they share each batch, and the first one alone touches `folder`.
 
     Args:
         config: the run.
@@ -42,123 +42,147 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
         progress: show a bar with the loss, images per second and time left.
 
     Returns:
-        The model with its averaged (EMA) weights.
+        The network with its averaged (EMA) weights.
 
     Raises:
-        RunError: if the folder cannot be used, before anything is written to it.
-        TrainingError: if the data set is empty or the loss stays infinite.
+        RunError: if the folder cannot be used, before anything is written to it, or a checkpoint cannot be written.
+        TrainingError: if the data set is empty or not the one the run was begun with, or the loss stays infinite.
+        DataError: if an image cannot be read any more; what was trained is saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
     """
     options = config.training
     if len(dataset) == 0:
         raise TrainingError("the data set has no image")
-    device = choose_device(options.device)
-    checkpoint = folder.start(config)
-
-    torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
-    model = VMDDPM(config.model).to(device).train()
-    ema = VMDDPM(config.model).to(device).eval().requires_grad_(False)
-    ema.load_state_dict(model.state_dict())
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
-    step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
-    if checkpoint:
-        model.load_state_dict(checkpoint["model"])
-        ema.load_state_dict(checkpoint["ema"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        step, seconds, skipped = checkpoint["step"], checkpoint["seconds"], checkpoint["skipped"]
-
-    def save() -> None:
-        state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-        folder.save_checkpoint({**state, "step": step, "seconds": seconds, "skipped": skipped})
-        folder.save_weights("raw", model)
-        folder.save_weights("ema", ema)
-
-    board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
-    bar = tqdm(total=options.steps, initial=step, unit="step", disable=not progress, dynamic_ncols=True)
-    logged_step, logged_seconds, skipped_in_a_row = step, seconds, 0
-    try:
-        while not finished(options, step, seconds):
-            began = time.perf_counter()
-            x0, t, noise = (v.to(device) for v in inputs_at(dataset, step, config))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(options, step, seconds)
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-                loss = diffusion_loss(model, x0, t, noise, (options.seed, step), config.diffusion)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), options.gradient_clip).item()
-            finite = math.isfinite(norm) and math.isfinite(loss.item())
-            if finite:
-                optimizer.step()
-                update_ema(ema, model, options.ema_decay, step)
-            skipped += not finite
-            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
-            if skipped_in_a_row == GIVE_UP_AFTER:
+    with (
+        joined(options.device) as ranks,
+        folder.training(config) if ranks.first else nullcontext((None, None)) as (checkpoints, saved),
+        stop_requests() as stop_asked,
+    ):
+        saved = ranks.from_first(saved)
+        if options.batch_size < ranks.count:
+            raise TrainingError(f"training.batch_size is {options.batch_size}; {ranks.count} processes need one image "
+                                "each")  # fmt: skip
+        torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
+        network = build_network(config).to(ranks.device).train()
+        ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
+        ema.load_state_dict(network.state_dict())
+        optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+        scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
+        parts = {"model": network, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+        step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
+        if saved:
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+            step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
+            if saved["images"] != len(dataset):
                 raise TrainingError(
-                    f"the loss or its gradient was not finite for {GIVE_UP_AFTER} steps up to step {step}; lower "
-                    f"training.learning_rate ({options.learning_rate:g}) or set training.precision to fp32"
+                    f"the data set has {len(dataset)} images, the run was begun with {saved['images']}: their order "
+                    "would be another one; give it the same data, or begin a new run in another folder"
                 )
-            step += 1
-            seconds += time.perf_counter() - began
+        if options.compile != "no":
+            network.compile(mode=options.compile)
+        shared = ranks.shared(network)
 
-            if step % options.log_every == 0:
-                speed = (step - logged_step) * options.batch_size / (seconds - logged_seconds)
-                logged_step, logged_seconds = step, seconds
-                metrics: dict[str, Any] = {"step": step, "loss": loss.item(), "gradient_norm": norm}
-                metrics |= {"learning_rate": optimizer.param_groups[0]["lr"], "images_per_second": round(speed, 2)}
-                metrics |= {"seconds": round(seconds, 2), "skipped": skipped}
-                folder.log(metrics)
-                for name in ("loss", "gradient_norm", "images_per_second"):
-                    board.add_scalar(name, metrics[name], step)
-                if options.minutes and seconds > 0:  # the time will run out first: show the steps there is time for
-                    bar.total = min(options.steps, round(step * 60 * options.minutes / seconds))
-                bar.set_postfix(loss=f"{loss.item():.4f}", images_per_s=f"{speed:.1f}", refresh=False)
-            bar.update()
-            if options.sample_every and step % options.sample_every == 0:
-                save_samples(ema, config, folder, step)
-            if step % options.checkpoint_every == 0:
-                save()
-    except KeyboardInterrupt:
-        save()
-        bar.write(f"stopped and saved at step {step}; run the same command again to go on")
-        raise
-    finally:
-        bar.close()
-        board.close()
-    save()
-    save_loss_curve(folder.metrics(), folder.path / "loss.png")
-    return ema
+        def save() -> None:
+            if ranks.first:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
+                folder.save_weights("raw", network)
+                folder.save_weights("ema", ema)
+
+        rows = ranks.rows(options.batch_size)
+        if ranks.count > 1 and not finished(options, step, seconds):
+            # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
+            # that the first step of a continued run sums as any other.
+            add_gradients(shared, scaler, inputs_at(dataset, step, config, rows), step, config, ranks)
+        skipped_in_a_row, stopped, clock = 0, False, time.perf_counter()
+        with (
+            closing(ahead(lambda at: inputs_at(dataset, at, config, rows), step)) as batches,
+            Report(folder, options, step, seconds, ranks.device, progress) if ranks.first else nullcontext() as report,
+        ):
+            while not finished(options, step, seconds) and not stopped:
+                try:
+                    inputs = next(batches)
+                except (DataError, OSError) as error:
+                    save()
+                    raise DataError(f"{error}; the run is saved at step {step}") from error
+                optimizer.param_groups[0]["lr"] = rate = learning_rate_at(options, step, seconds)
+                optimizer.zero_grad(set_to_none=True)
+                loss = add_gradients(shared, scaler, inputs, step, config, ranks)
+                scaler.unscale_(optimizer)
+                norm = nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
+                mine = torch.stack([loss, norm.to(loss)]).tolist()
+                took = time.perf_counter() - clock
+                clock += took
+                loss, took, stopped = ranks.sum(mine[0], took if ranks.first else 0.0, stop_asked())
+                finite = math.isfinite(loss) and math.isfinite(mine[1])
+                if finite:
+                    scaler.step(optimizer)
+                    update_ema(ema, network, options.ema_decay, step)
+                scaler.update()
+                skipped += not finite
+                skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+                if skipped_in_a_row == GIVE_UP_AFTER:
+                    raise TrainingError(
+                        f"the loss or its gradient was not finite for {GIVE_UP_AFTER} steps up to step {step}; lower "
+                        f"training.learning_rate ({options.learning_rate:g}) or set training.precision to fp32"
+                    )
+                step += 1
+                seconds += took
+                if ranks.first:
+                    report.step(step, seconds, {"loss": loss, "gradient_norm": mine[1], "learning_rate": rate,
+                                                "skipped": skipped})  # fmt: skip
+                if ranks.first and options.sample_every and step % options.sample_every == 0:
+                    save_samples(ema, config, folder, step)
+                    clock = time.perf_counter()
+                if step % options.checkpoint_every == 0:
+                    save()
+                    clock = time.perf_counter()
+            save()
+            if stopped and ranks.first:
+                report.say(f"stopped and saved at step {step}; run the same command again to go on")
+        if stopped:
+            raise KeyboardInterrupt
+        if ranks.first:
+            save_loss_curve(folder.metrics(), folder.path / "loss.png")
+        return ema
+
+
+def add_gradients(
+    network: nn.Module,
+    scaler: torch.amp.GradScaler,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    step: int,
+    config: RunConfig,
+    ranks: Ranks,
+) -> Tensor:
+    """Leaves the gradient of the batch's mean loss, scaled, in the parameters of every process.
+
+    Args:
+        network: `Ranks.shared` of it.
+        inputs: this process's rows of the batch; they go through the network `micro_batch_size` at a time.
+
+    Returns:
+        This process's part of the mean loss: the parts of all add up to it.
+    """
+    options = config.training
+    device, dtype = ranks.device, AUTOCAST[options.precision]
+    loss_here = torch.zeros((), device=device)
+    parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
+    for part in parts:
+        x0, t, noise = (values.to(device, non_blocking=True) for values in part)
+        exchanged_later = ranks.count > 1 and part is not parts[-1]
+        with network.no_sync() if exchanged_later else nullcontext():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = diffusion_loss(network, x0, t, noise, (options.seed, step), config.diffusion)
+            loss = loss * (len(x0) / options.batch_size)
+            scaler.scale(loss * ranks.count).backward()  # processes are averaged, not added
+        loss_here += loss.detach()
+    return loss_here
 
 
 def finished(options: TrainingConfig, step: int, seconds: float) -> bool:
     return step >= options.steps or (options.minutes is not None and seconds >= 60 * options.minutes)
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of all images in one epoch."""
-    return torch.randperm(count, generator=generator_of(seed, ORDER, epoch)).tolist()
-
-
-def generator_of(*key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix_seed(*key))
-
-
-def inputs_at(dataset: Dataset, step: int, config: RunConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B, C, size, size), diffusion steps (B,) and noise of one training step, on the CPU."""
-    options = config.training
-    places = range(step * options.batch_size, (step + 1) * options.batch_size)
-    epochs = (divmod(place, len(dataset)) for place in places)
-    x0 = torch.stack([dataset[epoch_order(len(dataset), options.seed, epoch)[i]] for epoch, i in epochs])
-    if options.flip:
-        x0 = random_flip(x0, generator_of(options.seed, FLIPS, step))
-    t, noise = draw_steps_and_noise(x0.shape, config.diffusion, generator_of(options.seed, NOISE, step))
-    return x0.contiguous(memory_format=torch.channels_last), t, noise
 
 
 def learning_rate_at(options: TrainingConfig, step: int, seconds: float) -> float:
@@ -180,7 +204,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> Non
         average.lerp_(value, 1 - decay)
 
 
-def save_samples(model: VMDDPM, config: RunConfig, folder: RunFolder, step: int) -> None:
+def save_samples(model: nn.Module, config: RunConfig, folder: RunFolder, step: int) -> None:
     """The same images at every step of a run, by DDIM."""
     images = sample(
         model, range(config.training.sample_count), (config.model.image_channels, *[config.data.size] * 2),

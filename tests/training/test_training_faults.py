@@ -1,0 +1,173 @@
+"""Runs as a user starts them, in processes of their own, and what may happen to them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from nibabel.testing import data_path
+from safetensors.torch import load_file
+from test_training_run import environment
+
+from vmddpm.samples import read_samples
+from vmddpm.training import RunFolder
+
+SMALL = """
+model: {base_channels: 8, channel_multipliers: [1, 2], sampling: [2, 2], norm_groups: 4, d_state: 2}
+diffusion: {timesteps: 20}
+data: {size: 16, min_foreground: 0.05, frames: first}
+training: {steps: 50, batch_size: 6, learning_rate: 0.001, log_every: 1, checkpoint_every: 3, sample_every: 10,
+           sample_count: 2, sample_steps: 2, device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with a configuration and an undisturbed run of it."""
+    here = tmp_path_factory.mktemp("faults")
+    (here / "small.yaml").write_text(SMALL)
+    completed(train(here, "whole"))
+    return here
+
+
+def train(here, name, *options, ranks=1):
+    launcher = ["-m", "vmddpm.cli"]
+    if ranks > 1:
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        launcher = ["-m", *torchrun, *launcher[:1], "--", *launcher[1:]]
+    config, root = here / "small.yaml", data_path / "example4d.nii.gz"
+    return start(here, launcher, "train", "--config", config, "--data.root", root, "--run", here / name, *options)
+
+
+def start(here, launcher, *arguments):
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    quiet = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(here / "cache")}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**environment(), **quiet})  # fmt: skip
+
+
+def completed(process, code=0):
+    out, error = process.communicate(timeout=900)
+    assert process.returncode == code, error
+    return out, error
+
+
+def weights(folder):
+    return [load_file(folder / "weights" / kind / "model.safetensors") for kind in ("ema", "raw")]
+
+
+def assert_same_run(a, b):
+    for first, second in zip(weights(a), weights(b)):
+        assert all(first[name].equal(second[name]) for name in first)
+    losses = [[(m["step"], m["loss"]) for m in RunFolder(folder).metrics()] for folder in (a, b)]
+    assert losses[0] == losses[1]
+    pictures = [{p.name: p.read_bytes() for p in (folder / "samples").iterdir()} for folder in (a, b)]
+    assert pictures[0] == pictures[1]
+    assert not [path for path in b.rglob("*") if ".tmp" in path.name]
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def reaches(folder, step):
+    return lambda: any(m["step"] == step for m in RunFolder(folder).metrics())
+
+
+def children(process):
+    """The processes that it started, the first rank first."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return sorted(map(int, file.read().split()))
+
+
+def killed_again_and_again(folder, start_it, kills, dice):
+    """Kills a run that many times at random moments, later ones at later steps; then lets it end."""
+    for step in sorted(dice.sample(range(1, 50), kills)):
+        process = start_it()
+        wait_until(reaches(folder, step), process)
+        time.sleep(dice.uniform(0, 0.1))  # in the middle of a step, or of a checkpoint
+        process.kill()
+        process.communicate()
+    return completed(start_it())
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_training_that_is_killed_ends_in_the_same_weights(here, kills):
+    name = f"killed-{kills}"
+    killed_again_and_again(here / name, lambda: train(here, name), kills, random.Random(kills))
+    assert_same_run(here / "whole", here / name)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_sampling_that_is_killed_ends_in_the_same_images(here, kills):
+    blocks = 4 * kills + 2
+    options = ("sample", "--run", here / "whole", "--num", 4 * blocks - 1, "--batch", 4, "--sampler", "ddpm",
+               "--format", "npy", "--device", "cpu")  # fmt: skip
+    completed(start(here, ["-m", "vmddpm.cli"], *options, "--out", here / f"images-whole-{kills}"))
+    out, dice = here / f"images-{kills}", random.Random(kills)
+    for count in sorted(dice.sample(range(1, blocks), kills)):
+        process = start(here, ["-m", "vmddpm.cli"], *options, "--out", out)
+        wait_until(lambda count=count: len(list(out.glob("images-*.npy"))) >= count, process)
+        time.sleep(dice.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+    completed(start(here, ["-m", "vmddpm.cli"], *options, "--out", out))
+    made = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (here / f"images-whole-{kills}", out)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_memory_stays_the_same_over_fifty_thousand_images(here):
+    """Peak memory of the whole command; the images are 12.8 MB."""
+    peaks = []
+    for count in (2_000, 50_000):
+        out = here / f"many-{count}"
+        code = (
+            "import resource, sys; from vmddpm.cli import main\n"
+            "assert main(sys.argv[1:]) == 0\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        )
+        options = ("--run", here / "whole", "--num", count, "--batch", 200, "--sampler", "ddim", "--steps", 1,
+                   "--format", "npy", "--device", "cpu", "--out", out)  # fmt: skip
+        printed, _ = completed(start(here, ["-c", code], "sample", *options))
+        peaks.append(float(printed))
+        assert sum(len(block) for block in read_samples(out)) == count
+    print(f"peak memory in MiB: {peaks}")
+    assert peaks[1] - peaks[0] < 8
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_many_processes_train_as_one_and_survive_the_death_of_one(here, ranks):
+    """The same batches in more processes: gradients differ by the order of a sum, so weights by rounding, and are the
+    same bits after a kill and a new start."""
+    many, killed = f"many-{ranks}", f"many-killed-{ranks}"
+    completed(train(here, many, ranks=ranks))
+    for one, other in zip(weights(here / "whole"), weights(here / many)):
+        difference = sum((one[name] - other[name]).double().square().sum() for name in one)
+        assert difference.sqrt() < 1e-6 * sum(one[name].double().square().sum() for name in one).sqrt()
+    losses = [[m["loss"] for m in RunFolder(here / name).metrics()] for name in ("whole", many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    process = train(here, killed, ranks=ranks)
+    wait_until(reaches(here / killed, 17), process)
+    os.kill(children(process)[1], signal.SIGKILL)
+    completed(process, code=1)
+    completed(train(here, killed, ranks=ranks))
+    assert_same_run(here / many, here / killed)
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_ends(here):
+    process = train(here, "stopped", "--training.checkpoint_every", 100)
+    wait_until(reaches(here / "stopped", 7), process)
+    process.send_signal(signal.SIGINT)
+    out, error = completed(process, code=130)
+    assert "stopped and saved at step" in out + error
+    assert "Traceback" not in error
+    assert RunFolder(here / "stopped").load_model("ema")

@@ -1,0 +1,134 @@
+"""Parts of a batch, half precision, torch.compile; being asked to stop, and data that goes away, in mid-run."""
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training_run import assert_same_weights, config, train_until, weights
+
+from vmddpm.data import DataError
+from vmddpm.diffusion import DiffusionConfig
+from vmddpm.training import RunError, RunFolder, train
+from vmddpm.training.checkpoints import Checkpoints
+
+IMAGES = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def trained(path, images=IMAGES, **options):
+    folder = RunFolder(path)
+    train(config(sample_every=0, **options), images, folder, progress=False)
+    return folder
+
+
+def distance(a, b):
+    """Norm of the difference of two runs' weights, relative to the norm of what training did."""
+    a, b = (torch.cat([v.flatten() for v in weights(folder)["raw"].values()]).double() for folder in (a, b))
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_parts_of_a_batch_train_as_the_whole(tmp_path, size):
+    whole = trained(tmp_path / "whole", batch_size=5)
+    parts = trained(tmp_path / "parts", batch_size=5, micro_batch_size=size)
+    assert distance(parts, whole) < 1e-6
+    assert distance(trained(tmp_path / "start", batch_size=5, steps=0), whole) > 1e-3
+    losses = [[m["loss"] for m in folder.metrics()] for folder in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_and_resumes_bit_for_bit(tmp_path, monkeypatch, precision):
+    whole = trained(tmp_path / "whole", precision=precision)
+    train_until(3, config(precision=precision, sample_every=0), IMAGES, RunFolder(tmp_path / "stopped"), monkeypatch)
+    stopped = trained(tmp_path / "stopped", precision=precision)
+    assert_same_weights(weights(whole), weights(stopped))
+    assert all(v.dtype == torch.float32 and v.isfinite().all() for v in weights(whole)["raw"].values())
+    assert 0 < distance(whole, trained(tmp_path / "fp32")) < 0.02
+
+
+def test_the_scale_of_the_loss_finds_itself(tmp_path):
+    """float16's largest number is 65504: some gradients of 2^16 times the loss are beyond it."""
+    run = config(steps=12, precision="fp16", checkpoint_every=1, keep_checkpoints=20, sample_every=0)
+    run = replace(run, diffusion=DiffusionConfig(timesteps=20, prediction_type="v_prediction"))
+    folder = RunFolder(tmp_path)
+    train(run, 30 + IMAGES, folder, progress=False)  # far from [-1, 1]: the error of the first step is about 900
+    scales = [torch.load(path)["scaler"]["scale"] for path in Checkpoints(tmp_path / "checkpoints").paths()]
+    skipped = [m["skipped"] for m in folder.metrics()]
+    assert 0 < skipped[-1] < 12
+    assert scales == [2.0 ** (16 - n) for n in skipped]
+
+
+class Watched:
+    """A data set that does something when its images have been read so many times."""
+
+    def __init__(self, after, action):
+        self.left, self.action = after, action
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+        return IMAGES[i]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, number):
+    whole = trained(tmp_path / "whole", checkpoint_every=100)
+    stopping = Watched(8, lambda: os.kill(os.getpid(), number))
+    stopped = RunFolder(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train(config(checkpoint_every=100, sample_every=0), stopping, stopped, progress=False)
+    step = Checkpoints(stopped.path / "checkpoints").newest()["step"]
+    assert 0 < step < 6
+    assert f"stopped and saved at step {step}; run the same command again to go on" in capsys.readouterr().out
+    train(config(checkpoint_every=100, sample_every=0), IMAGES, stopped, progress=False)
+    assert_same_weights(weights(whole), weights(stopped))
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_data_that_go_away_end_the_run_with_its_work_saved(tmp_path):
+    def gone():
+        raise DataError("images.npy: image 3 cannot be read any more")
+
+    whole = trained(tmp_path / "whole", checkpoint_every=100)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(DataError, match="image 3 cannot be read any more; the run is saved at step 3"):
+        train(config(checkpoint_every=100, sample_every=0), Watched(11, gone), folder, progress=False)
+    assert Checkpoints(folder.path / "checkpoints").newest()["step"] == 3  # three images a step
+    train(config(checkpoint_every=100, sample_every=0), IMAGES, folder, progress=False)
+    assert_same_weights(weights(whole), weights(folder))
+
+
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_intact(tmp_path):
+    """A file system of its own, of which another program leaves less than a checkpoint needs, or nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    try:
+        trained(disk / "run", steps=2)
+        for left, words in ((100_000, r"step 4 cannot be .* step-00000002-.* is intact"), (0, "cannot be written")):
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / "ballast").write_bytes(b"\0" * (free - left))
+            with pytest.raises(RunError, match=words):
+                trained(disk / "run", steps=4)
+            assert Checkpoints(disk / "run" / "checkpoints").newest()["step"] == 2
+            (disk / "ballast").unlink()
+        trained(disk / "run", steps=4)
+        assert_same_weights(weights(RunFolder(disk / "run")), weights(trained(tmp_path / "whole", steps=4)))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_compiled_training(tmp_path):
+    compiled = trained(tmp_path / "compiled", compile="default")
+    assert 0 < distance(compiled, trained(tmp_path / "eager")) < 1e-4
+    assert_same_weights(weights(compiled), weights(trained(tmp_path / "again", compile="default")))

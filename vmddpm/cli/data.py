@@ -1,0 +1,50 @@
+"""`vmddpm data check`."""
+
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "look for leaks and duplicates in a store"
+HELP = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
+there twice, exactly or nearly, under two patients' names. Exit code 1 if anything is found.
+
+example:
+  vmddpm data check stores/brats"""
+SHOWN = 10
+
+
+def build(new_parser: Any) -> Any:
+    return new_parser(description=HELP)
+
+
+def extend(parser: Any, new_parser: Any) -> None:
+    actions = parser.add_subcommands(required=True, dest="action")
+    check = new_parser(description="Check a store made by `vmddpm prepare`.")
+    check.add_argument("store", type=str, help="the folder")
+    actions.add_subcommand("check", check, help="damage, patients on both sides, duplicates")
+
+
+def run(parser: Any, options: Any) -> None:
+    from vmddpm.data import DataError
+    from vmddpm.data.check import check_store
+
+    found, slices = check_store(Path(options.check.store))
+    sides = {side: {info.patient for info in slices if info.split == side} for side in ("train", "test")}
+    print(f"{len(slices):,} images of {len(sides['train']):,} patients in train and {len(sides['test']):,} in test; "
+          f"{found.blank:,} images of one value")  # fmt: skip
+
+    def place(i: int) -> str:
+        return f"{slices[i].source} ({slices[i].axis} {slices[i].index}, frame {slices[i].frame}, {slices[i].split})"
+
+    lists = {
+        "damaged images": found.damaged,
+        "patients on both sides": found.shared_patients,
+        "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
+        "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
+    }
+    for heading, lines in lists.items():
+        print(f"{heading}: {len(lines):,}")
+        print(*(f"  {line}\n" for line in lines[:SHOWN]), sep="", end="")
+        if len(lines) > SHOWN:
+            print(f"  ... and {len(lines) - SHOWN:,} more")
+    if any(lists.values()):
+        raise DataError(f"{options.check.store}: something was found, see above")

@@ -1,0 +1,117 @@
+"""Many images of one size in one .npy file: written one after another, read one at a time."""
+
+import os
+import uuid
+import weakref
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from vmddpm.data.config import DataError
+
+
+class ImageWriter:
+    """Writes uint16 images (C, S, S) to an array (N, C, S, S); nothing stays in memory, and nothing is in place before
+    `commit`.
+
+    A context manager: what was not committed is removed at its end.
+
+    Args:
+        path: of the .npy file.
+        shape: (C, S, S) of one image.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._shape, self.count = path, shape, 0
+        self._part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
+        self._file = self._part.open("wb")
+        self._write_header()
+        self._start = self._file.tell()
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            # On a full disk, closing fails too.
+            self._part.unlink(missing_ok=True)
+
+    def append(self, image: np.ndarray) -> None:
+        """image: uint16 (C, S, S)."""
+        self._file.write(image.tobytes())
+        self.count += 1
+
+    def cut(self, count: int) -> None:
+        """Keeps the first so many images."""
+        self._file.seek(self._start + count * 2 * int(np.prod(self._shape)))
+        self._file.truncate()
+        self.count = count
+
+    def commit(self) -> "ImageFile":
+        """Puts the file in its place."""
+        self._file.seek(0)
+        self._write_header()
+        # Without fsync, a power cut could leave the name in place and the content not.
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self.path)
+        return ImageFile(self.path)
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that the first axis can grow in place, to any number of digits.
+        header = {"descr": "<u2", "fortran_order": False, "shape": (self.count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+class ImageFile:
+    """The images of such a file, by number. They are read, not mapped: under a map, a file that is cut short or a disk
+    that fails would end the process without a word.
+
+    Args:
+        path: of the .npy file.
+        checksums: CRC-32 of each image, if known; every image that is read is compared with it.
+
+    Raises:
+        ValueError, OSError: if it is no such file, or not whole.
+    """
+
+    def __init__(self, path: Path, checksums: np.ndarray | None = None) -> None:
+        self.path, self.checksums = path, checksums
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+        if dtype != np.uint16 or len(shape) != 4:
+            raise ValueError(f"{dtype} array of shape {shape}")
+        self.shape, self._start, self._bytes = shape, start, 2 * int(np.prod(shape[1:]))
+        if size != start + shape[0] * self._bytes:
+            raise ValueError(f"{size} bytes for an array of shape {shape}")
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """uint16 (C, S, S). Raises IndexError, or DataError if the image is not what was written."""
+        i = range(len(self))[i]
+        try:
+            content = os.pread(self._descriptor, self._bytes, self._start + i * self._bytes)
+        except OSError as error:
+            raise DataError(f"{self.path}: image {i} cannot be read any more ({error.strerror})") from error
+        if len(content) < self._bytes:
+            raise DataError(f"{self.path}: image {i} is gone, the file was cut short")
+        if self.checksums is not None and zlib.crc32(content) != self.checksums[i]:
+            raise DataError(f"{self.path}: image {i} is damaged, its checksum is not that of the manifest")
+        return np.frombuffer(content, np.uint16).reshape(self.shape[1:])
+
+    def __reduce__(self) -> tuple:
+        return ImageFile, (self.path, self.checksums)

@@ -1,0 +1,176 @@
+"""From the files of a data set to a store, in as many processes as there are cores."""
+
+import ctypes
+import hashlib
+import multiprocessing
+import signal
+import sys
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pydicom
+import torch
+from tqdm import tqdm
+
+from vmddpm.data.cache import encode
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.image_file import ImageWriter
+from vmddpm.data.layouts import Layout, Source
+from vmddpm.data.readers import read_content, read_file
+from vmddpm.data.slicing import foreground_share
+from vmddpm.data.store import StoredSlice, side_of, write_records
+from vmddpm.data.transforms import prepare
+from vmddpm.files import sha256
+
+A, B = TypeVar("A"), TypeVar("B")
+AHEAD = 4  # files in work for each process
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one file: encoded images with their lines of the manifest, or why there is none."""
+
+    images: list[np.ndarray]
+    slices: list[StoredSlice]
+    seen: int
+    failure: str | None = None
+
+
+def prepare_store(
+    layout: Layout, config: DataConfig, out: Path, *, made_from: dict[str, Any], test_share: float = 0.0,
+    processes: int = 1, progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the store `out` and returns what its store.json says, with the seconds it took.
+
+    Args:
+        layout: the files.
+        config: how they are read; the store depends on it, on the files and on `test_share`, not on `processes`.
+        made_from: recorded: the data set's name and its own options.
+        test_share: share of the patients, about, on the test side.
+
+    Raises:
+        DataError: if `out` is not empty or cannot be written, a file cannot be read (`on_error: fail`), or nothing is
+            left.
+    """
+    if not 0 <= test_share < 1:
+        raise DataError(f"test_share is {test_share}; it must be from 0 to below 1")
+    if processes < 1:
+        raise DataError(f"processes is {processes}; it must be at least 1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty; choose another folder, or remove it")
+    began, slices, skipped, seen = time.perf_counter(), [], [], 0
+    try:
+        with (
+            ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
+            tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
+        ):
+            for done in in_order(partial(prepared, config=config), layout.sources, processes):
+                bar.update()
+                if done.failure is not None:
+                    if config.on_error == "fail":
+                        raise DataError(f"{done.failure}. Repair or remove it, or set on_error to skip")
+                    skipped.append(done.failure)
+                left = None if config.limit is None else config.limit - len(slices)
+                seen += done.seen
+                for image, info in list(zip(done.images, done.slices))[:left]:
+                    writer.append(image)
+                    slices.append(StoredSlice(**{**asdict(info), "split": side_of(info.patient, test_share)}))
+                if len(slices) == config.limit:
+                    break
+                bar.set_postfix(images=len(slices), refresh=False)
+            if not slices:
+                why = f"; the first of {len(skipped)} failures: {skipped[0]}" if skipped else "; lower min_foreground"
+                raise DataError(f"none of the {seen} slices is left{why}")
+            writer.commit()
+            options = asdict(config)
+            for name in ("root", "cache_dir", "split"):  # where it was is no part of what it is
+                del options[name]
+            made = {**made_from, "options": options, "test_share": test_share, "seen": seen, "skipped": skipped}
+            write_records(out, slices, made)
+    except OSError as error:
+        raise DataError(f"{out}: the store cannot be written ({error.strerror or error}); make room there") from error
+    sides = {side: [info for info in slices if info.split == side] for side in ("train", "test")}
+    counts = {side: (len(infos), len({info.patient for info in infos})) for side, infos in sides.items()}
+    return {**made, "images": len(slices), "sides": counts, "seconds": time.perf_counter() - began}
+
+
+def prepared(source: Source, config: DataConfig) -> Prepared:
+    """One file, decoded; runs in a process of its own and depends on nothing else."""
+    images: list[np.ndarray] = []
+    slices: list[StoredSlice] = []
+    seen = 0
+    try:
+        patient = source.patient or owner_of(source)
+        if source.content is None:
+            digest, planes = sha256(source.path), read_file(source.path, config)
+        else:
+            digest, planes = hashlib.sha256(source.content).hexdigest(), read_content(source.content, config)
+        for plane in planes:
+            image = prepare(plane.pixels, plane.black, plane.white, config, plane.spacing)
+            seen += 1
+            if foreground_share(image) >= config.min_foreground:
+                images.append(encode(image))
+                place = {"axis": plane.axis, "index": plane.index, "frame": plane.frame}
+                window = {"black": float(plane.black), "white": float(plane.white)}
+                slices.append(StoredSlice(source=source.name, patient=patient, split="", **place, **window,
+                                          crc32=zlib.crc32(images[-1].tobytes()), source_sha256=digest))  # fmt: skip
+    except (DataError, OSError) as error:
+        return Prepared([], [], 0, f"{source.name}: {error}")
+    return Prepared(images, slices, seen)
+
+
+def owner_of(source: Source) -> str:
+    """See `layouts.folder`."""
+    try:
+        found = pydicom.dcmread(source.path, specific_tags=["PatientID"], stop_before_pixels=True).get("PatientID")
+    except (pydicom.errors.InvalidDicomError, OSError):
+        found = None
+    if found:
+        return f"dicom-{hashlib.sha256(str(found).encode()).hexdigest()[:16]}"
+    return source.name.split("/")[0]
+
+
+def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iterator[B]:
+    """work(item) of each item, in order, by many processes, a few items ahead of what is taken.
+
+    Raises:
+        DataError: if a process is killed.
+    """
+    if processes == 1:
+        yield from map(work, items)
+        return
+    # A copy of this process starts at once; threads, which copies do not have, are not used before.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _alone) as pool:
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed, perhaps for want of memory; run it again, with fewer processes"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _alone() -> None:
+    """For a worker: one thread, no Ctrl-C of its own, and no life without its parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,125 @@
+"""A store: a data set prepared once, in one folder.
+
+    images.npy        uint16 (N, C, S, S), 0 for -1 and 65535 for 1
+    manifest.jsonl    a line an image: the file it comes from, patient, side of the split, slice, window, checksums
+    store.json        how it was made, the counts, and the SHA-256 of the manifest; written last
+
+`images.npy` can be opened by anyone: `np.load("images.npy", mmap_mode="r")`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmddpm.data.cache import SliceSet
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.image_file import ImageFile
+from vmddpm.data.slicing import SliceInfo
+from vmddpm.files import sha256, write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoredSlice:
+    """A line of the manifest.
+
+    Attributes:
+        source: the file, below the folder that was prepared.
+        patient: whose it is.
+        split: "train" or "test", the same for all of a patient.
+        axis, index, frame: as in `SliceInfo`.
+        black, white: the values of the file that are -1 and 1.
+        crc32: of the image's bytes in images.npy.
+        source_sha256: of the file.
+    """
+
+    source: str
+    patient: str
+    split: str
+    axis: str
+    index: int
+    frame: int
+    black: float
+    white: float
+    crc32: int
+    source_sha256: str
+
+
+def side_of(patient: str, test_share: float) -> str:
+    """A patient's side of the split follows from the name alone: it stays when other patients come or go."""
+    place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+    return "test" if place < test_share else "train"
+
+
+def is_store(root: str | Path) -> bool:
+    return bool(root) and (Path(root).expanduser() / "store.json").is_file()
+
+
+def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any]) -> None:
+    """What stands beside images.npy, which must be in place: from here on the folder is a store."""
+    manifest = folder / "manifest.jsonl"
+    write_text(manifest, "".join(json.dumps(asdict(info)) + "\n" for info in slices))
+    record = {"format": FORMAT, **made, "images": len(slices), "manifest_sha256": sha256(manifest)}
+    write_text(folder / "store.json", json.dumps(record, indent=1) + "\n")
+
+
+def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, Any]]:
+    """Images, manifest and store.json. Raises DataError if they do not belong together."""
+    try:
+        record = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        if record.get("format") != FORMAT:
+            raise DataError(f"{folder}: a store of another version of vmddpm; prepare it again")
+        if sha256(folder / "manifest.jsonl") != record["manifest_sha256"]:
+            raise ValueError("manifest.jsonl is not what was written")
+        with open(folder / "manifest.jsonl", encoding="utf-8") as file:
+            slices = [StoredSlice(**json.loads(line)) for line in file]
+        images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
+        if not len(images) == len(slices) == record["images"]:
+            raise ValueError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{folder}: the store is damaged ({error}); prepare it again") from error
+    return images, slices, record
+
+
+class Chosen(Sequence):
+    """Some of the images of a store, by their places."""
+
+    def __init__(self, images: ImageFile, places: list[int]) -> None:
+        self.images, self.places = images, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.images[self.places[i]]
+
+
+def open_store(config: DataConfig) -> SliceSet:
+    """The side of the store `config.root` that `config` asks for.
+
+    Raises:
+        DataError: if it is damaged, its images have another size or number of channels, or that side is empty.
+    """
+    folder = Path(os.path.expanduser(config.root))
+    images, slices, record = read_store(folder)
+    channels, size = images.shape[1:3]
+    if (channels, size) != (config.channels, config.size):
+        raise DataError(
+            f"{folder}: its images have {channels} channels and {size} pixels a side, {config.channels} and "
+            f"{config.size} are asked for; set channels and size to the store's, or prepare it again"
+        )
+    places = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
+    if not places:
+        raise DataError(f"{folder}: there is no image on its {config.split} side")
+    chosen = [slices[i] for i in places]
+    infos = [SliceInfo(info.source, info.axis, info.index, info.frame) for info in chosen]
+    return SliceSet(Chosen(images, places), infos, record["skipped"], record["seen"])

@@ -1,0 +1,122 @@
+"""Folders of synthetic images: written block by block, by any number of processes, and read back.
+
+    sampling.yaml          what the images were made with
+    000000.png ...         the images, or, with the format "npy", a block of them in each file:
+    images-00000000.npy    uint8 (n, H, W, C), named by the number of its first image
+    manifest.json          once all are there: how many, their shape, and the SHA-256 of each block's file
+    grid.png               the first of them
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
+from vmddpm.training.errors import RunError
+from vmddpm.training.pictures import load_png, save_png, tiled
+
+IN_GRID = 64
+Format = Literal["png", "npy"]
+
+
+class Samples:
+    """Images 0 to count - 1 in blocks of `batch_size`, the last one shorter. Every file is whole or not there, so
+    processes that make different blocks need not know of each other, and what is there need not be made again.
+
+    Args:
+        folder: is made by `take`.
+        count: number of images.
+        batch_size: images of a block.
+        form: "png" or "npy".
+    """
+
+    def __init__(self, folder: Path, count: int, batch_size: int, form: Format) -> None:
+        self.folder, self.count, self.form = folder, count, form
+        self.blocks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+
+    def take(self, made_with: dict[str, Any]) -> None:
+        """Raises RunError if the folder holds anything else, or images that were made in another way."""
+        record = self.folder / "sampling.yaml"
+        if record.exists():
+            there = yaml.safe_load(record.read_text(encoding="utf-8"))
+            changes = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
+            if changes:
+                raise RunError(
+                    f"{self.folder} holds images made in another way, choose another folder: {'; '.join(changes)}"
+                )
+        elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise RunError(f"{self.folder} is not empty and holds no samples of this program; choose another folder")
+        else:
+            write_text(record, yaml.safe_dump(made_with, sort_keys=False))
+
+    def missing(self) -> list[range]:
+        """The blocks that are not there, or not whole."""
+        there = {path.name for path in self.folder.iterdir()}
+        return [block for block in self.blocks if not self._is_whole(block, there)]
+
+    def write(self, block: range, pixels: np.ndarray) -> None:
+        """pixels: uint8 (len(block), H, W, C)."""
+        if self.form == "png":
+            for index, image in zip(block, pixels):
+                save_png(image, self.folder / _png(index))
+        else:
+            with written_whole(self.folder / _npy(block)) as temporary:
+                np.save(temporary, pixels)
+
+    def finish(self) -> None:
+        """When no block is missing: the manifest and the grid."""
+        remove_leftovers(self.folder)
+        first = np.concatenate([self._read(block) for block in self.blocks[: 1 + IN_GRID // len(self.blocks[0])]])
+        save_png(tiled(first[:IN_GRID]), self.folder / "grid.png")
+        manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.form}
+        if self.form == "npy":
+            manifest["files"] = {_npy(block): sha256(self.folder / _npy(block)) for block in self.blocks}
+        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+    def _is_whole(self, block: range, there: set[str]) -> bool:
+        if self.form == "png":
+            return all(_png(index) in there for index in block)
+        try:
+            return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
+        except (ValueError, EOFError, OSError):  # cut short, or not what its name says
+            return False
+
+    def _read(self, block: range) -> np.ndarray:
+        if self.form == "png":
+            return np.stack([load_png(self.folder / _png(index)) for index in block])
+        return np.load(self.folder / _npy(block))[: len(block)]
+
+
+def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
+    """The images of a finished folder in order, a block at a time: uint8 (n, H, W, C).
+
+    Raises:
+        RunError: if images are missing, or a block is not what was written.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no finished samples; run the `vmddpm sample` that made it again") from None
+    left = manifest["images"]
+    if manifest["format"] == "png":
+        for index in range(left):
+            yield load_png(folder / _png(index))[None]
+    for name, digest in manifest.get("files", {}).items():
+        if not (folder / name).exists() or sha256(folder / name) != digest:
+            raise RunError(f"{folder / name} is damaged; remove it and run the `vmddpm sample` that made it again")
+        block = np.load(folder / name)[:left]  # an earlier call may have made more
+        left -= len(block)
+        yield block
+
+
+def _png(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _npy(block: range) -> str:
+    return f"images-{block.start:08d}.npy"

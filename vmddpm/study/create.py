@@ -1,0 +1,193 @@
+"""From two folders of images to a study: both classes chosen, prepared and written in one way."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+
+import vmddpm
+from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.data.slicing import SliceInfo
+from vmddpm.data.store import is_store, read_store
+from vmddpm.files import write_text, written_whole
+from vmddpm.study.blinding import differences
+from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
+
+INSTRUCTIONS = """\
+You will see {total} medical images, one at a time. Some were taken of patients; others were made by a computer. \
+For each, say whether you believe it is real or synthetic, and how sure you are.
+
+There is no time limit, and you will not be told whether an answer was right. You may stop at any time: every answer \
+is stored when you confirm it, and signing in again takes you to the image where you stopped.
+
+Please do not discuss the images with other readers before all have finished."""
+
+# The fields of DataConfig that say where images lie, not how they look.
+PLACE = {"root": "", "pattern": "*", "split": "all"}
+
+
+@dataclass
+class CreateOptions:
+    """How a study is made.
+
+    Attributes:
+        n: images of each class: "we randomly selected one hundred synthetic images ... as well as one hundred real
+            images" (paper, IV-D).
+        seed: the same seed and images give the same study. By default it is drawn at random and kept in the key;
+            whoever knows the seed can work out the key.
+        slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
+            synthetic images have no such likeness.
+        patient: regular expression whose first group, found in a real file's path below its folder, is the patient,
+            such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the PatientID
+            of a DICOM file, the folder of a NIfTI file (or the file, if it lies at the top); else it is not known.
+        title: shown on the page.
+        instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
+    """
+
+    n: int = 100
+    seed: int | None = None
+    slices: int = 1
+    patient: str | None = None
+    title: str = "Real or synthetic?"
+    instructions: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n", "slices"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"{name} is {getattr(self, name)}, but must be at least 1")
+
+
+def create_study(
+    real: DataConfig, synthetic: DataConfig, out: str | Path, options: CreateOptions, progress: bool = False
+) -> list[str]:
+    """Makes the folder of a study; it is whole or not there.
+
+    Args:
+        real, synthetic: what the images of each class are read from; all but where they lie must be the same.
+        progress: show a bar while files are decoded.
+
+    Returns:
+        Ways in which the two classes differ at a glance, which a reader could use without looking at anatomy.
+
+    Raises:
+        StudyError: if there are too few images or patients, or the folder exists.
+        DataError: if images cannot be read.
+    """
+    out = Path(out)
+    if out.exists():
+        raise StudyError(f"{out} exists; choose another folder, or remove it if it holds no answers")
+    if replace(real, **PLACE) != replace(synthetic, **PLACE):
+        raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
+    if Path(real.root).resolve() == Path(synthetic.root).resolve():
+        raise StudyError(f"{real.root} is given for both classes; name two folders")
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    text = _instructions(options.instructions)
+    images, entries = [], []
+    for label, config in zip(CLASSES, (real, synthetic)):
+        dataset = SliceDataset(config, progress)
+        patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
+        for number in _choose(patients, options.n, options.slices, label, seed):
+            images.append(to_8_bit(dataset[number].numpy()))
+            entries.append({"name": digest(seed, "name", len(entries))[:16], "class": label,
+                            "patient": str(patients[number]) if label == "real" else "",
+                            **asdict(dataset.slices[number])})  # fmt: skip
+    public = {
+        "schema": SCHEMA, "title": options.title, "instructions": text.replace("{total}", str(len(images))).strip(),
+        "images": sorted(entry["name"] for entry in entries), "shuffle": digest(seed, "shuffle"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "vmddpm": vmddpm.__version__,
+    }  # fmt: skip
+    key = {"schema": SCHEMA, "seed": seed, "real": asdict(real), "synthetic": asdict(synthetic),
+           "options": asdict(options), "images": entries}  # fmt: skip
+    _write(out, public, key, {entry["name"]: image for entry, image in zip(entries, images)})
+    return differences(np.stack(images[: options.n]), np.stack(images[options.n :]))
+
+
+def _instructions(path: str | None) -> str:
+    if path is None:
+        return INSTRUCTIONS
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StudyError(f"instructions: {path} cannot be read as UTF-8 text ({error})") from error
+
+
+def to_8_bit(image: np.ndarray) -> np.ndarray:
+    """float (C, S, S) in [-1, 1] -> uint8 (S, S, C): what 8-bit files hold comes out as it was."""
+    return np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def encode_png(pixels: np.ndarray, path: Path) -> None:
+    """uint8 (S, S, C). Not compressed and without metadata: the size of a file says nothing about the image."""
+    with written_whole(path) as temporary:
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, compress_level=0)
+
+
+def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> list[str]:
+    """The patient of each slice; where patients are not known, every slice has one of its own."""
+    if is_store(root):
+        if options.patient is not None:
+            raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
+        of = {(s.source, s.axis, s.index, s.frame): s.patient for s in read_store(Path(root).expanduser())[1]}
+        return [of[info.path, info.axis, info.index, info.frame] for info in slices]
+    known: dict[str, str | None] = {}
+    for info in slices:
+        if info.path not in known:
+            known[info.path] = _patient(Path(info.path), Path(root).expanduser().absolute(), options.patient)
+    unknown = [path for path, patient in known.items() if patient is None]
+    if unknown:
+        warnings.warn(f"the patients of {len(unknown)} real files are not known ({unknown[0]} ...): two images may be "
+                      "of one patient; --patient finds the patient in the path", stacklevel=3)  # fmt: skip
+    return [known[info.path] or f"{info.path} {info.frame} {info.axis} {info.index}" for info in slices]
+
+
+def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
+    relative = path.relative_to(root) if path != root else Path(path.name)
+    if pattern is not None:
+        match = re.search(pattern, relative.as_posix())
+        if match is None or not match.groups() or match[1] is None:
+            raise StudyError(f"patient {pattern!r} finds no patient in {relative}")
+        return match[1]
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return str(relative.parent if relative.parent != Path(".") else relative)
+    if path.name.lower().endswith((".png", ".jpg", ".jpeg", ".tif", ".tiff")):
+        return None
+    header = pydicom.dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True, force=True)
+    return str(header.get("PatientID") or "") or None
+
+
+def _choose(patients: list, n: int, most: int, label: str, seed: int) -> list[int]:
+    """n slices at random, from as many patients as there are."""
+    of: dict[object, list[int]] = {}
+    for number in shuffled(range(len(patients)), seed, label):
+        of.setdefault(patients[number], []).append(number)
+    # A second slice of a patient is taken when every patient has given one.
+    rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
+    if len(rounds) < n:
+        way_out = "draw more, or choose a smaller n"
+        if label == "real":
+            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {most}; "
+                       "choose a smaller n, or more slices of a patient")  # fmt: skip
+        raise StudyError(f"n is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
+    return rounds[:n]
+
+
+def _write(out: Path, public: dict, key: dict, images: dict[str, np.ndarray]) -> None:
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        (part / "answers").mkdir(parents=True)
+        for name in public["images"]:
+            encode_png(images[name], part / "images" / f"{name}.png")
+        write_secret(part / "key.json", json.dumps(key, indent=1))
+        write_text(part / "study.json", json.dumps(public, indent=1))
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""A study on disk: what the server reads, and the key, which it never opens.
+
+`study.json` names the images in alphabetical order of their opaque names and says nothing of their classes;
+`images/` has them, `answers/` a log for each reader, `readers.json` hashes of passwords. `key.json` alone says which
+image is which. Serving works without it, so it can lie elsewhere until the report is made.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vmddpm.files import written_whole
+
+SCHEMA = 1
+CLASSES = ("real", "synthetic")
+
+T = TypeVar("T")
+
+
+class StudyError(ValueError):
+    """A study that cannot be made, served or reported on; the message says why and what to do."""
+
+
+def digest(*words: object) -> str:
+    """sha256 of words, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps([str(word) for word in words]).encode()).hexdigest()
+
+
+def shuffled(items: Iterable[T], *key: object) -> list[T]:
+    """The items in an order that their names and the key fix, in every version of every library."""
+    return sorted(items, key=lambda item: digest(*key, item))
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file that nobody but its owner may read, at no moment."""
+    with written_whole(path) as temporary:
+        temporary.touch(0o600)
+        temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the server knows.
+
+    Attributes:
+        path: the folder.
+        title, instructions: shown to the readers.
+        images: opaque names, in alphabetical order.
+        shuffle: what the readers' orders are drawn from.
+    """
+
+    path: Path
+    title: str
+    instructions: str
+    images: list[str]
+    shuffle: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Study":
+        """Raises StudyError if there is no study of this version in the folder, or an image of it is missing."""
+        path = Path(path)
+        known = _load(path / "study.json", "`vmddpm study create` makes a study")
+        study = cls(path, known["title"], known["instructions"], known["images"], known["shuffle"])
+        missing = [name for name in study.images if not study.image(name).exists()]
+        if missing:
+            raise StudyError(f"{study.image(missing[0])} is missing, one of {len(missing)}; restore the study's folder")
+        return study
+
+    def image(self, name: str) -> Path:
+        return self.path / "images" / f"{name}.png"
+
+    def log(self, reader: str) -> Path:
+        return self.path / "answers" / f"{reader}.jsonl"
+
+    def readers_with_answers(self) -> list[str]:
+        return sorted(path.stem for path in (self.path / "answers").glob("*.jsonl"))
+
+    def order(self, reader: str) -> list[str]:
+        """The images in the reader's own order, the same at every visit."""
+        return shuffled(self.images, self.shuffle, reader)
+
+
+def load_key(study: Study, path: Path | None = None) -> dict[str, str]:
+    """The class of each image, "real" or "synthetic", by its name.
+
+    Raises:
+        StudyError: if the key is not there, or is that of another study.
+    """
+    path = path or study.path / "key.json"
+    images = _load(path, "--key names the key, wherever it is")["images"]
+    classes = {image["name"]: image["class"] for image in images}
+    if sorted(classes) != study.images:
+        raise StudyError(f"{path} is the key of another study: its images are not those of {study.path}")
+    return classes
+
+
+def _load(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}); restore it") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise StudyError(f"{path} was not written by this version of this program")
+    return content

@@ -1,0 +1,48 @@
+"""Who may sign in: codes of readers, and hashes of the passwords that were made for them."""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+
+from vmddpm.study.folder import Study, StudyError, write_secret
+
+# No two that look alike on paper. Twelve of them are 59 bits: no one guesses that over a network.
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+def reader_code(text: str) -> str:
+    """The code in small letters: some file systems know no others. Raises StudyError."""
+    code = text.strip().lower()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", code):
+        raise StudyError(f"{text!r:.60} is no reader code: 1 to 32 letters, digits, - and _, a letter or digit first")
+    return code
+
+
+def load_readers(study: Study) -> dict[str, dict[str, str]]:
+    """{code: {"salt", "hash"}}; empty if readers need no password."""
+    path = study.path / "readers.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def register(study: Study, codes: list[str]) -> dict[str, str]:
+    """Makes a password for each code, in the place of one it may have had, and returns them by code."""
+    passwords = {reader_code(code): "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(3))
+                 for code in codes}  # fmt: skip
+    readers = load_readers(study)
+    for code, password in passwords.items():
+        salt = secrets.token_hex(16)
+        readers[code] = {"salt": salt, "hash": _hash(password, salt)}
+    write_secret(study.path / "readers.json", json.dumps(readers, indent=1))
+    return passwords
+
+
+def is_password(study: Study, code: str, password: str) -> bool:
+    """Takes the same time for a code that is not registered."""
+    entry = load_readers(study).get(code, {"salt": "", "hash": ""})
+    return hmac.compare_digest(_hash(password.strip().lower(), entry["salt"]), entry["hash"])
+
+
+def _hash(password: str, salt: str) -> str:
+    return hashlib.scrypt(password.encode(), salt=salt.encode(), n=1 << 14, r=8, p=1).hex()

@@ -1,0 +1,79 @@
+"""What a training step is made of. Every random number belongs to one image of one step, by its number in the run.
+
+Image `row` of step `step` has the number step * batch_size + row. Its place in the data set, its flip, its diffusion
+step and its noise follow from (seed, number) alone: not from how often the run was stopped, not from how many processes
+share a batch, not from what else draws random numbers.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vmddpm.data import random_flip
+from vmddpm.diffusion import draw_steps_and_noise
+from vmddpm.seeding import mix_seed
+from vmddpm.training.config import RunConfig, TrainingConfig
+
+# Streams of random numbers, told apart by their place in the seed.
+WEIGHTS, ORDER, FLIPS, NOISE = range(4)
+T = TypeVar("T")
+
+
+def generator_of(seed: int, stream: int, number: int) -> torch.Generator:
+    """The source of what `number` of a stream draws, on the CPU.
+
+    torch's CPU generator reads the low 32 bits of its seed; adding the number keeps all of a stream apart there.
+    """
+    return torch.Generator().manual_seed((mix_seed(seed, stream) + number) & 0xFFFFFFFF)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of all images in one epoch."""
+    return torch.randperm(count, generator=generator_of(seed, ORDER, epoch)).tolist()
+
+
+def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
+    """The numbers of some rows of a batch, of all if None."""
+    rows = range(options.batch_size) if rows is None else rows
+    return range(step * options.batch_size + rows.start, step * options.batch_size + rows.stop)
+
+
+def images_at(dataset: Dataset, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
+    """Images (len(rows), C, size, size) of one training step, flipped or not; all of its batch if `rows` is None."""
+    images = []
+    for number in numbers_at(step, options, rows):
+        epoch, place = divmod(number, len(dataset))
+        image = dataset[epoch_order(len(dataset), options.seed, epoch)[place]][None]
+        images.append(random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image)
+    return torch.cat(images).contiguous(memory_format=torch.channels_last)
+
+
+def inputs_at(
+    dataset: Dataset, step: int, config: RunConfig, rows: range | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, diffusion steps (len(rows),) and noise of one training step, on the CPU."""
+    x0 = images_at(dataset, step, config.training, rows)
+    numbers = numbers_at(step, config.training, rows)
+    draws = [
+        draw_steps_and_noise(x0[:1].shape, config.diffusion, generator_of(config.training.seed, NOISE, number))
+        for number in numbers
+    ]
+    t, noise = (torch.cat(parts) for parts in zip(*draws))
+    return x0, t, noise
+
+
+def ahead(make: Callable[[int], T], step: int) -> Iterator[T]:
+    """make(step), make(step + 1) ...: each is made in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        coming = thread.submit(make, step)
+        while True:
+            ready = coming.result()
+            step += 1
+            coming = thread.submit(make, step)
+            yield ready

@@ -1,0 +1,121 @@
+"""Checkpoints: files that are whole, that can prove it, and of which the last few are kept.
+
+    step-00002000-3f0c5e...9a.pt     the step, and the first half of the file's own SHA-256
+
+A file gets this name, in one rename, when it is on the disk to its last byte. Loading runs no code that is in it.
+"""
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmddpm.files import flush, sha256
+from vmddpm.training.errors import RunError
+
+SCHEMA = 2
+_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{32})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; it is made by the first `save`.
+        keep: how many of them stay.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes what a run is after `step` steps: tensors and plain values. Then only the last `keep` stay.
+
+        Raises:
+            RunError: if it cannot be written whole; those before it are as they were.
+        """
+        partial = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save({"schema": SCHEMA, "step": step, **state}, partial)
+            flush(partial)
+            path = self.folder / f"step-{step:08d}-{sha256(partial)[:32]}.pt"
+            os.replace(partial, path)
+            flush(self.folder)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            before = self.paths()
+            intact = f"the last one, {before[-1].name}, is intact" if before else "there is none before it"
+            raise RunError(
+                f"{self.folder}: the checkpoint of step {step} cannot be written ({_first_line(error)}); {intact}. "
+                "Make room there, then run the same command again to go on"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        # Others of this step or later are damaged, or the run would not have come back to this step.
+        earlier = [other for other in self.paths() if _step(other) < step]
+        kept = {path, *earlier[max(0, len(earlier) - self.keep + 1) :]}
+        for other in self.paths():
+            if other not in kept:
+                other.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state that was saved last, on the CPU, with its "step"; None if nothing was. A damaged file is passed
+        over, with a warning.
+
+        Raises:
+            RunError: if all are damaged, or one is of another version.
+        """
+        damaged = []
+        for path in reversed(self.paths()):
+            try:
+                return load(path)
+            except DamagedError as error:
+                damaged.append(str(error))
+                warnings.warn(f"{error}; it is passed over", stacklevel=2)
+        if damaged:
+            raise RunError(
+                f"{self.folder}: no checkpoint can be read ({'; '.join(damaged)}); remove them to start the run again"
+            )
+        return None
+
+    def paths(self) -> list[Path]:
+        """All files, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_step)
+
+
+class DamagedError(RunError):
+    """A checkpoint that is not what was written."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Raises DamagedError, or RunError if another version wrote it. No code in the file can run."""
+    match = _NAME.fullmatch(path.name)
+    try:
+        if match and not sha256(path).startswith(match[2]):
+            raise DamagedError(f"{path.name} is damaged: {path.stat().st_size} bytes that are not those written")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
+    except Exception as error:  # torch.load documents no closed set
+        raise DamagedError(f"{path.name} is no checkpoint: {_first_line(error)}") from error
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        found = state.get("schema") if isinstance(state, dict) else None
+        raise RunError(
+            f"{path} was written by another version of vmddpm (format {found}, this one reads {SCHEMA}); continue the "
+            "run with that version, or choose another folder"
+        )
+    return state
+
+
+def _step(path: Path) -> int:
+    return int(path.name.split("-")[1])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,9 @@
+"""What can go wrong with a run, other than a bad argument."""
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used; the message names it, what is wrong and what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""

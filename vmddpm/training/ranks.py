@@ -1,0 +1,100 @@
+"""The processes that train one network together: this one alone, or as many as `torchrun` starts."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among those that train together. All of them call the same methods in the same order.
+
+    Attributes:
+        rank: 0 to count - 1.
+        count: number of processes.
+        device: of this process.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """The one process that reads and writes the run folder."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> range:
+        """This process's part of a batch: contiguous, and as equal as can be."""
+        return range(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
+
+    def shared(self, network: nn.Module) -> nn.Module:
+        """The network, with gradients that are the mean over all processes after each backward."""
+        if self.count == 1:
+            return network
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes, in float64."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def from_first(self, value: T) -> T:
+        """What the first process gives, on the CPU."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def first_before_others(self, work: Callable[[], T]) -> T:
+        """Everyone's own result; the others start when the first has left its work on the disk."""
+        if self.first:
+            result = work()
+        if self.count > 1:
+            dist.barrier()
+        return result if self.first else work()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The processes that `torchrun` started, connected (nccl between GPUs, gloo between CPUs)."""
+    rank, count = rank_and_count()
+    chosen = choose_device(device)
+    connect = count > 1 and not dist.is_initialized()
+    if connect:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    try:
+        yield Ranks(rank, count, chosen)
+    finally:
+        if connect:
+            dist.destroy_process_group()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process's number and how many there are, as `torchrun` tells them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is a GPU if there is one, this process's own among many."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return torch.device(name)
