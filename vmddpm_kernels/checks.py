@@ -8,6 +8,7 @@ from torch import Tensor
 MAX_STATES = 256
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+Input = tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]  # name, tensor, axes, shape, dtypes
 _ONE_OF = {FLOATS: "float16, bfloat16, float32 or float64", INTEGERS: "an int32 or int64 tensor"}
 
 
@@ -55,8 +56,8 @@ def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
     return tensor.shape
 
 
-def check_inputs(inputs: list[tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]], x: Tensor) -> None:
-    """`check_tensor` and `check_shape` of each (name, tensor, axes, shape, dtypes), cheap where all is well."""
+def check_inputs(inputs: list[Input], x: Tensor) -> None:
+    """`check_tensor` and `check_shape` of each input, at little cost where all is well."""
     device, compiling = x.device, torch.compiler.is_compiling()
     for name, tensor, axes, shape, dtypes in inputs:
         if (

@@ -11,6 +11,7 @@ from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
     FLOATS,
     INTEGERS,
+    Input,
     check_axes,
     check_discretization,
     check_flag,
@@ -165,7 +166,7 @@ def scan_routes_with_states(
     if K < 1:
         raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
     check_states(states)
-    inputs = [
+    inputs: list[Input] = [
         ("x", x, "B, L, D", shape, FLOATS),
         ("delta", delta, "B, K, L, D", (batch, K, length, dim), FLOATS),
         ("A", A, "K, D, N", (K, dim, states), FLOATS),

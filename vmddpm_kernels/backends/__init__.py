@@ -61,8 +61,8 @@ def _select(name: str, device: str) -> str:
 
 # A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
 # does, which would import the compiler with the package.
-for choice in (_best, _select):
-    choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_best._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def implementation(name: str) -> ModuleType:
