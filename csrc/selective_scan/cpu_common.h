@@ -1,6 +1,7 @@
 // What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
 #pragma once
 #include <initializer_list>
+#include <type_traits>
 
 #include "../common/math.h"
 #include "../common/tile.h"
@@ -26,8 +27,9 @@ template <typename T>
 Rule rule_of(const ScanParams& p) {
   if (p.zoh) return Rule::zero_order_hold;
   const T* A = static_cast<const T*>(p.A);
-  bool growing = false;
-  for (int64_t i = 0; i < p.routes * p.channels * p.states; ++i) growing |= A[i] > T(0);
+  const int64_t count = p.routes * p.channels * p.states;
+  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, so that registers of both match
+  for (int64_t i = 0; i < count; ++i) growing |= A[i] > T(0);
   return growing ? Rule::growing : Rule::decaying;
 }
 

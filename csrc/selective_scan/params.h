@@ -53,7 +53,6 @@ struct ScanPlan {
   int64_t blocks;           // registers of channels
   int64_t blocks_per_group; // blocks of a group are walked by one thread, one after another, and their dB and dC summed
   int64_t groups;
-  int64_t sums = 1;         // of dB and dC that the caller makes room for: those of the groups are added up here
 };
 
 }  // namespace vmddpm
