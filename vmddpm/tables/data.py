@@ -8,7 +8,6 @@ from torch.utils.data import Dataset, Subset
 
 from vmddpm.data import DataConfig, SliceDataset, from_volumes, held_out_images
 
-HELD_OUT = 5  # one slice in so many of the brain that comes with the package
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,20 @@ class _Kept(Dataset):
 
 
 def mni152(config: DataConfig) -> TableData:
-    """Slices, 2 mm apart, of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files."""
+    """Slices of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files. Training slices are
+    2 mm apart, the held-out ones lie between them: unseen images are as near to each other as training images are.
+
+    The template is symmetric, so that sagittal slices come in twins, one of which would be held out: choose other axes.
+    """
     from nilearn.datasets import load_mni152_template
 
-    dataset = from_volumes([load_mni152_template(resolution=2)], config)
+    dataset = from_volumes([load_mni152_template(resolution=1)], config)
     kept = _Kept([dataset[i] for i in range(len(dataset))])
-    held_out = [i for i in range(len(kept)) if i % HELD_OUT == HELD_OUT // 2]
-    training = [i for i in range(len(kept)) if i % HELD_OUT != HELD_OUT // 2]
+    training, held_out = range(0, len(kept), 2), range(1, len(kept), 2)
     return TableData(
         Subset(kept, training), Subset(kept, held_out),
         f"{len(training)} slices of the MNI152 T1 template (one averaged brain) at {config.size} x {config.size}; "
-        f"every {HELD_OUT}th slice, {len(held_out)} in all, is held out",
+        f"the {len(held_out)} slices between them are held out",
     )  # fmt: skip
 
 
