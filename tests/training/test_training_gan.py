@@ -178,7 +178,7 @@ def test_cutmix_masks():
 OVERFIT = {  # steps, and what is not as in `gan_config`
     "dcgan": (3000, {"base_channels": 16, "discriminator_learning_rate": 5e-5}),
     "sagan": (1500, {"base_channels": 16}),
-    "unetgan": (1500, {"base_channels": 8}),
+    "unetgan": (3000, {"base_channels": 16}),
     "unet": (1500, {}),
 }
 

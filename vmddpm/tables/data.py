@@ -9,7 +9,6 @@ from torch.utils.data import Dataset, Subset
 from vmddpm.data import DataConfig, SliceDataset, from_volumes, held_out_images
 
 
-
 @dataclass(frozen=True)
 class TableData:
     """Args:
