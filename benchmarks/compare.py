@@ -1,65 +1,93 @@
 """`python -m benchmarks.compare A.json B.json`: what became slower from A to B by more than the noise; if anything did,
 the exit status is 1.
 
-Both runs must be of one machine and one torch. What is not this repository's code (attention, copies, others' scans)
-costs the same in both: how far its times moved is the drift of the machine, and how far they scatter about that its
-noise from run to run. A time of ours counts as slower when its median and its p20 both moved by more than the drift and
-SURE standard deviations of that scatter and of its own within the two runs, and by at least LEAST."""
+Both runs must be of one machine and one torch. Compared are multiples of the yardstick, which was measured in turn with
+every case and was disturbed by whatever disturbed the case. What is not this repository's code (attention, copies,
+others' scans) costs the same in both runs: how far its times moved all the same is the drift. How far they scatter
+about it, every time within its two runs, and what a load on one case alone leaves uncertain, is the noise. A time of
+ours counts as slower when its median and its p20 both moved by more than the drift and so many standard deviations of
+the noise that a comparison of equal runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST.
+Where the noise would hide a time FOUND times as long in more than MISSED of all cases, nothing is said but that."""
 
 import argparse
 import math
-import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist, median
 
 from benchmarks.results import Record, load
 
-SURE, LEAST = 3.0, 0.10
+FALSE_ALARMS, MISSED = 0.01, 0.05
+LEAST, FOUND = math.log(1.1), math.log(1.5)
 NORMAL_20_80 = 1.683  # standard deviations between the 20th and the 80th percentile
-FEW_CONTROLS, UNKNOWN_SCATTER = 5, 0.05
+NORMAL_MAD = 1.4826  # standard deviations for a median absolute deviation
+MAD_ERROR = 2 * 1.17  # two standard errors of it, times the root of how many there are
+NORMAL_MEDIAN = 1.2533  # standard errors of a mean for one of a median
+UNEVEN = 0.15  # standard deviations of what a time and its yardstick suffer from one load, as a share of it
+ALIKE = 3  # neighbouring rounds, which share what disturbs them and tell as much as one
+FEW_CONTROLS = 5
 ONE_MACHINE = ("device", "torch", "threads")
 
 
 @dataclass(frozen=True)
 class Change:
-    """Logarithms of B over A, the drift taken out."""
+    """Logarithms of B over A, the drift taken out, and their standard deviation between equal runs."""
 
     key: tuple[str, ...]
     median: float
     p20: float
-    tolerance: float
+    noise: float
+    sure: float  # standard deviations
+
+    @property
+    def tolerance(self) -> float:
+        return max(LEAST, self.sure * self.noise)
+
+    @property
+    def too_noisy(self) -> bool:
+        return self.tolerance + NormalDist().inv_cdf(1 - MISSED) * self.noise > FOUND
 
     @property
     def slower(self) -> bool:
-        return min(self.median, self.p20) > self.tolerance
+        return not self.too_noisy and min(self.median, self.p20) > self.tolerance
 
     @property
     def faster(self) -> bool:
-        return max(self.median, self.p20) < -self.tolerance
+        return not self.too_noisy and max(self.median, self.p20) < -self.tolerance
 
     def __str__(self) -> str:
-        return f"{' '.join(self.key)}: {math.exp(self.median) - 1:+.1%}, noise {math.exp(self.tolerance) - 1:.1%}"
+        words = {"too noisy to judge": self.too_noisy, "SLOWER": self.slower, "faster": self.faster, "same": True}
+        word = next(word for word, holds in words.items() if holds)
+        change, tolerance = (math.exp(v) - 1 for v in (self.median, self.tolerance))
+        return f"{word} {' '.join(self.key)}: {change:+.1%}, told from noise beyond {tolerance:.1%}"
 
 
 def times(data: Record) -> dict[tuple[str, ...], Record]:
     return {(t["suite"], t["case"], t["direction"], t["contender"]): t for t in data["times"]}
 
 
-def own_scatter(record: Record) -> float:
-    return math.log(record["p80"] / record["p20"]) / NORMAL_20_80
+def spread(rounds: Record) -> float:
+    """The standard deviation of the logarithm of the rounds of a run."""
+    return math.log(rounds["p80"] / rounds["p20"]) / NORMAL_20_80
 
 
-def drift_and_scatter(moved: list[float]) -> tuple[float, float]:
-    if len(moved) < FEW_CONTROLS:
-        return 0.0, UNKNOWN_SCATTER
-    drift = statistics.median(moved)
-    return drift, 1.4826 * statistics.median(abs(m - drift) for m in moved)
+def own_noise(record: Record, usual: float) -> float:
+    """The standard deviation of the logarithm of a run's median over that of its yardstick. Rounds that are closer
+    together than `usual` are so by chance."""
+
+    def error_of_median(rounds: Record) -> float:
+        return NORMAL_MEDIAN * max(usual, spread(rounds)) / math.sqrt(max(1.0, rounds["rounds"] / ALIKE))
+
+    return math.hypot(error_of_median(record), error_of_median(record["yardstick"]))
 
 
-def changes(a: Record, b: Record) -> Iterator[Change]:
-    """Raises ValueError if the two are not of one machine or have no time in common."""
+def in_yardsticks(record: Record, quantity: str) -> float:
+    return record[quantity] / record["yardstick"][quantity]
+
+
+def changes(a: Record, b: Record) -> list[Change]:
+    """Of the times of ours. Raises ValueError if the two runs are not of one machine or have no time in common."""
     for name in ONE_MACHINE:
         one, other = (data["machine"][name] for data in (a, b))
         if one != other:
@@ -68,13 +96,36 @@ def changes(a: Record, b: Record) -> Iterator[Change]:
     common = [key for key in before if key in after]
     if not common:
         raise ValueError("A and B have no time in common")
-    ratios = {key: math.log(after[key]["median"] / before[key]["median"]) for key in common}
-    drift, scatter = drift_and_scatter([ratios[key] for key in common if not before[key]["ours"]])
-    for key in common:
-        if before[key]["ours"]:
-            own = (own_scatter(before[key]), own_scatter(after[key]))
-            p20 = math.log(after[key]["p20"] / before[key]["p20"])
-            yield Change(key, ratios[key] - drift, p20 - drift, max(LEAST, SURE * math.hypot(scatter, *own)))
+    if any("yardstick" not in run[key] for run in (before, after) for key in common):
+        raise ValueError("A or B was measured without a yardstick, by an older version; measure it again")
+
+    def moved(name: str) -> dict[tuple[str, ...], float]:
+        return {key: math.log(in_yardsticks(after[key], name) / in_yardsticks(before[key], name)) for key in common}
+
+    medians, p20s = moved("median"), moved("p20")
+    ours = [key for key in common if before[key]["ours"]]
+    controls = [key for key in common if not before[key]["ours"]]
+    steady = controls if len(controls) >= FEW_CONTROLS else common
+    drift = median(medians[key] for key in steady)
+    sure = NormalDist().inv_cdf(1 - FALSE_ALARMS / max(1, len(ours)))
+    usual = median(spread(run[key]) for run in (before, after) for key in common)
+    own = {key: math.hypot(own_noise(before[key], usual), own_noise(after[key], usual)) for key in common}
+    # What they scatter beyond what happened within the runs, for which each has its own figure.
+    within = median(own[key] for key in steady)
+    between = math.sqrt(max(0.0, spread_of([medians[key] for key in steady]) ** 2 - within**2))
+    load = {key: math.log(after[key]["yardstick"]["median"] / before[key]["yardstick"]["median"]) for key in common}
+    usual_load = median(load.values())  # which is drift
+
+    def noise(key: tuple[str, ...]) -> float:
+        return math.hypot(between, own[key], UNEVEN * (load[key] - usual_load))
+
+    return [Change(key, medians[key] - drift, p20s[key] - drift, noise(key), sure) for key in ours]
+
+
+def spread_of(moved: list[float]) -> float:
+    """Their standard deviation, but for those that moved for a reason, and two standard errors of it more."""
+    middle = median(moved)
+    return NORMAL_MAD * median(abs(m - middle) for m in moved) * (1 + MAD_ERROR / math.sqrt(len(moved)))
 
 
 def main() -> None:
@@ -83,14 +134,14 @@ def main() -> None:
     parser.add_argument("b", type=Path)
     options = parser.parse_args()
     try:
-        found = list(changes(load(options.a), load(options.b)))
+        found = changes(load(options.a), load(options.b))
     except ValueError as error:
         parser.error(str(error))
     for change in sorted(found, key=lambda c: -c.median):
-        if change.slower or change.faster:
-            print("SLOWER" if change.slower else "faster", change)
-    slower = sum(change.slower for change in found)
-    print(f"{len(found)} times compared, {slower} slower")
+        if change.slower or change.faster or change.too_noisy:
+            print(change)
+    slower, noisy = (sum(getattr(change, name) for change in found) for name in ("slower", "too_noisy"))
+    print(f"{len(found)} times compared, {slower} slower, {noisy} too noisy to judge")
     sys.exit(slower > 0)
 
 

@@ -14,6 +14,7 @@ from benchmarks.results import Results
 from benchmarks.rivals import Missing, Peers
 from benchmarks.timing import measure_in_turn, quantile, sets_needed
 
+YARDSTICK = "yardstick"
 SAME_WITHIN = 0.02  # a result that differs by more than this in the mean is not the same computation
 
 Makers = dict[str, Callable[[Any, str, Peers], Any]]
@@ -61,25 +62,36 @@ class Contest:
         return [found] if isinstance(found, Tensor) else list(found)
 
     def measure(self, seconds: float, least: int) -> tuple[dict[str, list[float]], int]:
-        """Seconds of each round of each contender, and how many sets of inputs they took in turn."""
+        """Seconds of each round of each contender and the YARDSTICK, and how many sets of inputs they took in turn."""
         smallest = min(sum(t.numel() * t.element_size() for t in c.leaves) for c in self.contenders.values())
         sets = sets_needed(smallest, self.device)
         calls = {}
         for name, contender in self.contenders.items():
             others = [replace(contender, leaves=self.make(name, seed).leaves) for seed in range(1, sets)]
             calls[name] = lambda i, each=[contender, *others]: each[i % sets].call(self.direction)
+        calls[YARDSTICK] = yardstick(self.device)
         return measure_in_turn(calls, self.device, seconds, least), sets
 
     def record(self, suite: str, results: Results, measured: dict[str, list[float]], sets: int,
                work: Callable[[str], Work | None]) -> None:  # fmt: skip
         for name, why in self.missing.items():
             results.miss(name, why)
-        for name, seconds in measured.items():
+        for name in self.contenders:
             needed = work(name)
             least = least_seconds(needed, results["limits"]) if needed else None
-            spread = {"rounds": len(seconds), "median": median(seconds)}
-            spread |= {f"p{q}": quantile(seconds, q / 100) for q in (20, 80)}
             results.add(
-                "times", suite, self.case.name, self.direction, name, **spread, input_sets=sets, limit=least,
-                work=asdict(needed) if needed else None, length=getattr(self.case, "length", None),
+                "times", suite, self.case.name, self.direction, name, **spread(measured[name]), input_sets=sets,
+                limit=least, work=asdict(needed) if needed else None, length=getattr(self.case, "length", None),
+                yardstick=spread(measured[YARDSTICK]),
             )  # fmt: skip
+
+
+def yardstick(device: str) -> Callable[[int], Tensor]:
+    """Work of about a millisecond that no change of this repository makes faster or slower."""
+    a = torch.randn(384, 384, device=device)
+    return lambda i: torch.softmax(a @ a, dim=-1)
+
+
+def spread(seconds: list[float]) -> dict[str, Any]:
+    quantiles = {f"p{q}": quantile(seconds, q / 100) for q in (20, 80)}
+    return {"rounds": len(seconds), "median": median(seconds), **quantiles}

@@ -1,9 +1,14 @@
 """How far the CPU kernels are from the limits of this processor, measured in the same run.
 
-    python benchmarks/cpu_fractions.py [--results FILE.json]
+    python benchmarks/cpu_fractions.py [PART ...] [--results FILE.json]
 
 Whatever is compared takes turns, and medians are reported. A fraction is an operator's elements per second over those
-of the bare recurrence in machine_limits.cpp: softplus, routes and all memory traffic count against the operator.
+of the bare recurrence in machine_limits.cpp: softplus, routes and all memory traffic count against the operator. Of one
+state it is the bytes that must move, each input read once and each result written once, over the copy bandwidth; beside
+it stands the fraction of whichever limit takes longer, that bandwidth or the arithmetic of recurrence and softplus.
+
+The peer of `ss2d_core` is mamba.py, where `mambapy` can be imported. Ends with what is asked of the kernels and what
+was found.
 """
 
 import argparse
@@ -18,13 +23,25 @@ from pathlib import Path
 import parallel_scan
 import torch
 import torch.nn.functional as F
+from acceptance import acceptance
 from machine_limits import limits
-from test_operators import problem
+from quiet import Others
 
 import vmddpm_kernels as vk
 
 THREADS = torch.get_num_threads()
-SHAPES = {"4x384x16x16": (4, 384, 16, 16), "4x96x64x64": (4, 96, 64, 64)}  # batch, channels, height, width; 4 routes
+# batch, channels, height, width; 4 routes
+SHAPES = {"4x384x16x16": (4, 384, 16, 16), "4x192x32x32": (4, 192, 32, 32), "4x96x64x64": (4, 96, 64, 64)}
+
+
+def problem(batch, channels, height, width, states, shuffled=False):
+    K, length = 4, height * width
+    x, delta = torch.randn(batch, length, channels), torch.randn(batch, K, length, channels) - 3
+    A = -torch.arange(1.0, states + 1).expand(K, channels, states).contiguous()
+    B, C = torch.randn(batch, K, length, states), torch.randn(batch, K, length, states)
+    D, bias = torch.ones(K, channels), torch.zeros(K, channels)
+    table = vk.routes(height, width, permutation=vk.patch_permutation(height, width, seed=0) if shuffled else None)
+    return [x, delta, A, B, C, D, bias], table
 
 
 def medians(seconds: float, **runs: Callable[[], object]) -> dict[str, float]:
@@ -69,38 +86,52 @@ def directions(tensors, table, operator=vk.cross_selective_scan):
     return forward, backward, both
 
 
+def of_limit(direction: str, states: int, tensors: list[torch.Tensor], ms: float, threads: int) -> dict[str, float]:
+    """Fractions of the limits that `threads` reach together."""
+    limit, elements = limits(1, THREADS)[threads], tensors[1].numel()
+    recurrence = elements / limit[f"{direction}_{states}"]
+    if states != 1:
+        return {"of_limit": round(recurrence / ms * 1e3, 3)}
+    inputs, y = sum(t.numel() for t in tensors), tensors[0].numel()
+    moved = 4 * (inputs + y if direction == "forward" else 2 * inputs + y)  # backward: dy too, and a gradient an input
+    memory = moved / max(limit["copy"], limit["copy_non_temporal"])
+    arithmetic = recurrence + elements / limit["softplus"]
+    return {
+        "of_bandwidth": round(memory / ms * 1e3, 3),
+        "of_plain_copy": round(moved / limit["copy"] / ms * 1e3, 3),
+        "of_longer_limit": round(max(memory, arithmetic) / ms * 1e3, 3),
+    }
+
+
 def fractions(seconds: float) -> dict[str, dict]:
-    """N = 16 against the bare recurrence, N = 1 against the copy bandwidth for the bytes that must move."""
-    limit, found = limits(1, THREADS), {}
+    """Of the limits, ordered routes; what a second thread gains, and what shuffled routes cost."""
+    found = {}
     for states in (16, 1):
-        for name, (batch, channels, height, width) in SHAPES.items():
-            for shuffled in (False, True):
-                tensors, table = problem(batch, channels, height, width, states, shuffled)
-                forward, backward, _ = directions(tensors, table)
-                ms = medians(
-                    seconds,
-                    forward=forward,
-                    backward=backward,
-                    forward_one_thread=with_threads(1, forward),
-                    backward_one_thread=with_threads(1, backward),
-                )
-                case = {"ms": ms}
-                for direction in ("forward", "backward"):
-                    one = ms[f"{direction}_one_thread"]
-                    case[f"{direction}_speedup_of_threads"] = round(one / ms[direction], 2)
-                    if states == 16:
-                        elements = tensors[1].numel()
-                        for count, time_ms in ((THREADS, ms[direction]), (1, one)):
-                            rate = elements / time_ms * 1e3
-                            of = rate / limit[count][f"{direction}_16"]
-                            case[f"{direction}_of_limit_{count}_threads"] = round(of, 3)
-                    else:
-                        moved = 4 * sum(t.numel() for t in tensors) + 4 * tensors[0].numel()
-                        if direction == "backward":  # the inputs and dy in, a gradient for each input out
-                            moved = 4 * (2 * sum(t.numel() for t in tensors) + tensors[0].numel())
-                        bandwidth = max(limit[THREADS]["copy"], limit[THREADS]["copy_non_temporal"])
-                        case[f"{direction}_of_bandwidth"] = round(moved / ms[direction] * 1e3 / bandwidth, 3)
-                found[f"{name} N={states}{' shuffled' if shuffled else ''}"] = case
+        for name, shape in SHAPES.items():
+            tensors, table = problem(*shape, states)
+            _, shuffled = problem(*shape, states, shuffled=True)
+            forward, backward, _ = directions(tensors, table)
+            shuffled_forward, shuffled_backward, _ = directions(tensors, shuffled)
+            runs = {
+                "forward": forward,
+                "backward": backward,
+                "forward_shuffled": shuffled_forward,
+                "backward_shuffled": shuffled_backward,
+            }
+            if THREADS > 1:
+                runs |= {
+                    "forward_one_thread": with_threads(1, forward),
+                    "backward_one_thread": with_threads(1, backward),
+                }
+            ms = medians(seconds, **runs)
+            case: dict = {"ms": ms}
+            for direction in ("forward", "backward"):
+                case[direction] = of_limit(direction, states, tensors, ms[direction], THREADS)
+                case[direction]["shuffled"] = round(ms[f"{direction}_shuffled"] / ms[direction], 3)
+                if one := ms.get(f"{direction}_one_thread"):
+                    case[direction]["speedup_of_threads"] = round(one / ms[direction], 2)
+                    case[direction]["one_thread"] = of_limit(direction, states, tensors, one, 1)
+            found[f"{name} N={states}"] = case
     return found
 
 
@@ -116,6 +147,12 @@ def half_precision(seconds: float) -> dict[str, dict]:
             word = str(dtype).removeprefix("torch.")
             runs |= {f"forward_{word}": forward, f"backward_{word}": backward}
         found[name] = {"ms": medians(seconds, **runs)}
+        ms = found[name]["ms"]
+        for direction in ("forward", "backward"):
+            for word in ("bfloat16", "float16"):
+                found[name][f"{direction}_{word}_of_float32"] = round(
+                    ms[f"{direction}_{word}"] / ms[f"{direction}_float32"], 3
+                )
     return found
 
 
@@ -163,11 +200,11 @@ def lengths(seconds: float) -> list[dict]:
     for length in (256, 1024, 4096, 16384, 65536, 262144):
         x, B, C = torch.randn(1, length, 96), torch.randn(1, length, 16), torch.randn(1, length, 16)
         delta, A = torch.rand(1, length, 96) - 3, -torch.rand(96, 16) - 0.1
-        leaves = [t.requires_grad_() for t in (x, delta, A, B, C)]
+        leaves, dy = [t.requires_grad_() for t in (x, delta, A, B, C)], torch.randn(1, length, 96)
 
-        def run(leaves=leaves):
+        def run(leaves=leaves, dy=dy):
             y = vk.selective_scan(*leaves, delta_softplus=True, channel_last=True)
-            return torch.autograd.grad(y, leaves, torch.ones_like(y))
+            return torch.autograd.grad(y, leaves, dy)
 
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         run()
@@ -194,10 +231,13 @@ def main() -> None:
         "torch": torch.__version__,
         "backend": vk.backends()["cpu"].detail,
         "threads": THREADS,
+        "limits": limits(1, THREADS),
     }
     for part in options.parts or PARTS:
+        others = Others()
         found[part] = PARTS[part](options.seconds)
-        found.setdefault("limits", {})[part] = limits(1, THREADS)
+        found.setdefault("share_of_other_programs", {})[part] = others.share()
+    found["acceptance"] = acceptance(found)
     text = json.dumps(found, indent=1)
     print(text)
     if options.results:

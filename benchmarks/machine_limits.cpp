@@ -1,7 +1,8 @@
 // What this processor can do: the speed of light for the CPU kernels, measured beside them.
 //
 //   copy        bytes read and written per second, DRAM to DRAM, with plain and with non-temporal stores
-//   exp2        the kernels' own 2^v, registers only
+//   exp2, softplus
+//               the kernels' own 2^v and log(1 + e^v), registers only
 //   forward N, backward N
 //               the recurrence of N states with nothing around it: channels in lanes, all operands in the first-level
 //               cache, the same 2^v, every product and sum that the operator is defined by and no other. The lanes'
@@ -170,14 +171,15 @@ double backward_elements(int threads) {
   return std::max(two, four);
 }
 
-double exponentials(int threads) {
+template <typename Function>
+double values(int threads, Function function) {
   std::vector<Tile*> tiles;
   for (int t = 0; t < threads; ++t) tiles.push_back(new Tile);
   const double tiles_a_second = rate(threads, 0.05, [&](int t, long repeats) {
     Tile* tile = tiles[static_cast<size_t>(t)];
     for (long i = 0; i < repeats; ++i) {
       VMDDPM_UNROLL
-      for (int s = 0; s < kSteps; ++s) tile->y[s] = decay_lanes(tile->delta[s]);
+      for (int s = 0; s < kSteps; ++s) tile->y[s] = function(tile->delta[s]);
       touch(tile);
     }
   });
@@ -226,8 +228,10 @@ int main(int count, char** arguments) {
   std::printf("{\"lanes\": %d", kLanes<float>);
   for (int i = 1; i < count; ++i) {
     const int threads = std::atoi(arguments[i]);
-    std::printf(", \"%d\": {\"copy\": %.4g, \"copy_non_temporal\": %.4g, \"exp2\": %.4g, ", threads,
-                copied_bytes(threads, false), copied_bytes(threads, true), exponentials(threads));
+    std::printf(", \"%d\": {\"copy\": %.4g, \"copy_non_temporal\": %.4g, ", threads,
+                copied_bytes(threads, false), copied_bytes(threads, true));
+    std::printf("\"exp2\": %.4g, \"softplus\": %.4g, ", values(threads, [](V v) { return decay_lanes(v); }),
+                values(threads, [](V v) { return softplus_lanes<float>(v, nullptr); }));
     std::printf("\"forward_16\": %.4g, \"backward_16\": %.4g, \"forward_1\": %.4g, \"backward_1\": %.4g}",
                 forward_elements<16>(threads), backward_elements<16>(threads), forward_elements<1>(threads),
                 backward_elements<1>(threads));

@@ -26,8 +26,8 @@ def program() -> Path:
 
 @cache
 def limits(*threads: int) -> dict[int, dict[str, float]]:
-    """Number of threads -> what they reach together: copy and copy_non_temporal in bytes/s, exp2 in values/s,
-    forward_16, backward_16, forward_1 and backward_1 (recurrences of 16 states or one) in elements/s."""
+    """Number of threads -> what they reach together: copy and copy_non_temporal in bytes/s, exp2 and softplus in
+    values/s, forward_16, backward_16, forward_1 and backward_1 (recurrences of 16 states or one) in elements/s."""
     command = [program(), *map(str, threads)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {count: measured[str(count)] for count in threads}

@@ -1,7 +1,8 @@
-// The only file that knows Python. A tensor comes in as (address, dtype code, four strides); sizes and pointers are
-// trusted here, as vmddpm_kernels/backends/extension.py makes them from checked tensors.
+// The only file that knows Python. Tensors are asked for their addresses, types and strides by name, as Python would; what
+// they say is trusted, as vmddpm_kernels/backends/extension.py passes on checked tensors.
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,17 +22,56 @@ using namespace vmddpm;
 
 namespace {
 
-template <typename T = void>
-T* pointer(const py::handle& address) {
-  return reinterpret_cast<T*>(address.cast<uintptr_t>());
+// Names in the form that Python compares by address, and torch's dtypes in the order of DType.
+struct Known {
+  PyObject *data_ptr, *dtype, *stride, *shape;
+  std::array<PyObject*, 4> dtypes;
+} known;
+
+void learn_names() {
+  known.data_ptr = PyUnicode_InternFromString("data_ptr");
+  known.dtype = PyUnicode_InternFromString("dtype");
+  known.stride = PyUnicode_InternFromString("stride");
+  known.shape = PyUnicode_InternFromString("shape");
+  const py::module_ torch = py::module_::import("torch");
+  const char* const names[] = {"float32", "float64", "float16", "bfloat16"};
+  for (size_t i = 0; i < known.dtypes.size(); ++i) {
+    known.dtypes[i] = py::object(torch.attr(names[i])).release().ptr();
+  }
 }
 
-View view(const py::tuple& tensor) {
+py::object checked(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// Null for None.
+template <typename T = void>
+T* pointer(const py::handle& tensor) {
+  if (tensor.is_none()) return nullptr;
+  return reinterpret_cast<T*>(checked(PyObject_CallMethodNoArgs(tensor.ptr(), known.data_ptr)).cast<uintptr_t>());
+}
+
+DType dtype(const py::handle& tensor) {
+  const py::object type = checked(PyObject_GetAttr(tensor.ptr(), known.dtype));
+  for (size_t i = 0; i < known.dtypes.size(); ++i) {
+    if (type.ptr() == known.dtypes[i]) return static_cast<DType>(i);
+  }
+  throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
+}
+
+// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None.
+View view(const py::handle& tensor) {
   View v;
-  v.data = pointer(tensor[0]);
-  v.dtype = static_cast<DType>(tensor[1].cast<int32_t>());
-  const py::tuple strides = tensor[2];
-  for (int i = 0; i < 4; ++i) v.stride[i] = strides[i].cast<int64_t>();
+  if (tensor.is_none()) return v;
+  v.data = pointer(tensor);
+  v.dtype = dtype(tensor);
+  const py::tuple strides = checked(PyObject_CallMethodNoArgs(tensor.ptr(), known.stride));
+  const size_t axes = strides.size();
+  v.stride[0] = strides[0].cast<int64_t>();
+  v.stride[1] = axes == 3 ? 0 : strides[1].cast<int64_t>();
+  v.stride[2] = strides[axes - 2].cast<int64_t>();
+  v.stride[3] = strides[axes - 1].cast<int64_t>();
   return v;
 }
 
@@ -54,96 +94,101 @@ void check_table(const int32_t* table, int64_t routes, int64_t length) {
 }
 
 // (batch, routes, length, channels, states, wide, softplus, zoh, shared, threads)
-ScanParams scan_params(const py::tuple& problem, const py::dict& tensors) {
-  ScanParams p;
-  p.batch = problem[0].cast<int64_t>();
-  p.routes = problem[1].cast<int64_t>();
-  p.length = problem[2].cast<int64_t>();
-  p.channels = problem[3].cast<int64_t>();
-  p.states = problem[4].cast<int64_t>();
-  p.wide = problem[5].cast<bool>();
-  p.softplus = problem[6].cast<bool>();
-  p.zoh = problem[7].cast<bool>();
-  p.shared = problem[8].cast<bool>();
-  p.threads = problem[9].cast<int>();
-  p.x = view(tensors["x"]);
-  p.delta = view(tensors["delta"]);
-  p.B = view(tensors["B"]);
-  p.C = view(tensors["C"]);
-  p.A = pointer(tensors["A"]);
-  p.D = pointer(tensors["D"]);
-  p.delta_bias = pointer(tensors["delta_bias"]);
-  p.initial_state = pointer(tensors["initial_state"]);
-  p.table = pointer<const int32_t>(tensors["table"]);
-  p.checkpoints = nullptr;
-  p.last_state = nullptr;
+ScanParams sized(const py::tuple& sizes) {
+  ScanParams p{};
+  p.batch = sizes[0].cast<int64_t>();
+  p.routes = sizes[1].cast<int64_t>();
+  p.length = sizes[2].cast<int64_t>();
+  p.channels = sizes[3].cast<int64_t>();
+  p.states = sizes[4].cast<int64_t>();
+  p.wide = sizes[5].cast<bool>();
+  p.softplus = sizes[6].cast<bool>();
+  p.zoh = sizes[7].cast<bool>();
+  p.shared = sizes[8].cast<bool>();
+  p.threads = sizes[9].cast<int>();
   return p;
 }
 
-ScanPlan scan_plan(int64_t batch, int64_t routes, int64_t length, int64_t channels, int64_t states, bool wide,
-                   bool shared) {
-  ScanParams p{};
-  p.batch = batch;
-  p.routes = routes;
-  p.length = length;
-  p.channels = channels;
-  p.states = states;
-  p.wide = wide;
-  p.shared = shared;
-  return cpu_kernels().scan_plan(p);
+// (x, delta, A, B, C, D, delta_bias, initial_state, table)
+ScanParams scan_params(const py::tuple& sizes, const py::tuple& tensors) {
+  ScanParams p = sized(sizes);
+  p.x = view(tensors[0]);
+  p.delta = view(tensors[1]);
+  p.A = pointer(tensors[2]);
+  p.B = view(tensors[3]);
+  p.C = view(tensors[4]);
+  p.D = pointer(tensors[5]);
+  p.delta_bias = pointer(tensors[6]);
+  p.initial_state = pointer(tensors[7]);
+  p.table = pointer<const int32_t>(tensors[8]);
+  return p;
 }
 
-void scan_forward(const py::tuple& problem, const py::dict& tensors, const py::tuple& y, uintptr_t last_state,
-                  uintptr_t checkpoints) {
-  ScanParams p = scan_params(problem, tensors);
-  p.y = view(y);
-  p.last_state = reinterpret_cast<void*>(last_state);
-  p.checkpoints = reinterpret_cast<void*>(checkpoints);
+// (y, last_state, checkpoints)
+ScanParams forward_params(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& outputs) {
+  ScanParams p = scan_params(sizes, tensors);
+  p.y = view(outputs[0]);
+  p.last_state = pointer(outputs[1]);
+  p.checkpoints = pointer(outputs[2]);
+  return p;
+}
+
+// incoming (checkpoints, dy, dlast_state); grads (dx, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
+ScanGradParams backward_params(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& incoming,
+                               const py::tuple& grads) {
+  ScanGradParams g;
+  g.forward = scan_params(sizes, tensors);
+  g.forward.checkpoints = pointer(incoming[0]);
+  g.dy = view(incoming[1]);
+  g.dlast_state = pointer(incoming[2]);
+  g.dx = view(grads[0]);
+  g.ddelta = view(grads[1]);
+  g.dA = pointer(grads[2]);
+  g.dB = pointer(grads[3]);
+  g.dC = pointer(grads[4]);
+  g.dD = pointer(grads[5]);
+  g.ddelta_bias = pointer(grads[6]);
+  g.dinitial_state = pointer(grads[7]);
+  return g;
+}
+
+ScanPlan scan_plan(const py::tuple& sizes) { return cpu_kernels().scan_plan(sized(sizes)); }
+
+void scan_forward(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& outputs) {
+  const ScanParams p = forward_params(sizes, tensors, outputs);
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);
   cpu_kernels().scan_forward(p);
 }
 
-ScanGradParams grad_params(const py::tuple& problem, const py::dict& tensors, const py::dict& grads) {
-  ScanGradParams g;
-  g.forward = scan_params(problem, tensors);
-  g.forward.checkpoints = pointer(tensors["checkpoints"]);
-  g.dy = grads["dy"].is_none() ? View{} : view(grads["dy"]);
-  g.dlast_state = pointer(grads["dlast_state"]);
-  g.dx = view(grads["dx"]);
-  g.ddelta = view(grads["ddelta"]);
-  g.dB = pointer(grads["dB"]);
-  g.dC = pointer(grads["dC"]);
-  g.dA = pointer(grads["dA"]);
-  g.dD = pointer(grads["dD"]);
-  g.ddelta_bias = pointer(grads["ddelta_bias"]);
-  g.dinitial_state = pointer(grads["dinitial_state"]);
-  return g;
-}
-
-void scan_backward(const py::tuple& problem, const py::dict& tensors, const py::dict& grads) {
-  const ScanGradParams g = grad_params(problem, tensors, grads);
+void scan_backward(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& incoming,
+                   const py::tuple& grads) {
+  const ScanGradParams g = backward_params(sizes, tensors, incoming, grads);
   const py::gil_scoped_release release;
   cpu_kernels().scan_backward(g);
 }
 
-CrossScanParams cross_params(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table,
-                             const py::tuple& image, const py::tuple& sequences, int threads) {
-  return {batch, routes, length, channels, reinterpret_cast<const int32_t*>(table), view(image), view(sequences),
-          false, threads};
+// image (B, K or 1, L, C), sequences (B, K, L, C)
+CrossScanParams cross_params(const py::handle& image, const py::handle& table, const py::handle& sequences,
+                             int threads) {
+  const py::tuple shape = checked(PyObject_GetAttr(sequences.ptr(), known.shape));
+  const py::tuple image_shape = checked(PyObject_GetAttr(image.ptr(), known.shape));
+  CrossScanParams p{shape[0].cast<int64_t>(), shape[1].cast<int64_t>(), shape[2].cast<int64_t>(),
+                    shape[3].cast<int64_t>(), pointer<const int32_t>(table), view(image), view(sequences), false,
+                    threads};
+  if (image_shape[1].cast<int64_t>() == 1) p.image.stride[1] = 0;
+  return p;
 }
 
-void cross_scan(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table,
-                const py::tuple& image, const py::tuple& sequences, int threads) {
-  const CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, threads);
+void cross_scan(const py::handle& image, const py::handle& table, const py::handle& sequences, int threads) {
+  const CrossScanParams p = cross_params(image, table, sequences, threads);
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);
   cross_scan_cpu(p);
 }
 
-void cross_merge(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table,
-                 const py::tuple& image, const py::tuple& sequences, int threads, bool sum) {
-  CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, threads);
+void cross_merge(const py::handle& image, const py::handle& table, const py::handle& sequences, int threads, bool sum) {
+  CrossScanParams p = cross_params(image, table, sequences, threads);
   p.sum = sum;
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);
@@ -158,54 +203,45 @@ struct GpuCall {
   void* stream;
   GpuScanWork work;
   explicit GpuCall(const py::tuple& call)
-      : device(call[0].cast<int>()), stream(pointer(call[1])), work{pointer(call[2]), pointer(call[3])} {}
+      : device(call[0].cast<int>()),
+        stream(reinterpret_cast<void*>(call[1].cast<uintptr_t>())),
+        work{pointer(call[2]), pointer(call[3])} {}
 };
 
-GpuScanPlan cuda_plan(const py::tuple& problem, const py::tuple& limits, bool backward) {
-  ScanParams p{};
-  p.batch = problem[0].cast<int64_t>();
-  p.routes = problem[1].cast<int64_t>();
-  p.length = problem[2].cast<int64_t>();
-  p.channels = problem[3].cast<int64_t>();
-  p.states = problem[4].cast<int64_t>();
-  p.wide = problem[5].cast<bool>();
-  p.zoh = problem[7].cast<bool>();
-  p.shared = problem[8].cast<bool>();
-  return cuda_scan_plan(p, {limits[0].cast<int64_t>(), limits[1].cast<int64_t>()}, backward);
+GpuScanPlan cuda_plan(const py::tuple& sizes, const py::tuple& limits, bool backward) {
+  return cuda_scan_plan(sized(sizes), {limits[0].cast<int64_t>(), limits[1].cast<int64_t>()}, backward);
 }
 
-void cuda_forward(const py::tuple& problem, const py::dict& tensors, const py::tuple& y, uintptr_t last_state,
-                  uintptr_t checkpoints, const GpuScanPlan& plan, const py::tuple& call) {
-  ScanParams p = scan_params(problem, tensors);
-  p.y = view(y);
-  p.last_state = reinterpret_cast<void*>(last_state);
-  p.checkpoints = reinterpret_cast<void*>(checkpoints);
+void cuda_forward(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& outputs, const GpuScanPlan& plan,
+                  const py::tuple& call) {
+  const ScanParams p = forward_params(sizes, tensors, outputs);
   const GpuCall gpu(call);
   const py::gil_scoped_release release;
   cuda_scan_forward(p, plan, gpu.work, gpu.device, gpu.stream);
 }
 
-void cuda_backward(const py::tuple& problem, const py::dict& tensors, const py::dict& grads, const GpuScanPlan& plan,
-                   const py::tuple& call) {
-  const ScanGradParams g = grad_params(problem, tensors, grads);
+void cuda_backward(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& incoming, const py::tuple& grads,
+                   const GpuScanPlan& plan, const py::tuple& call) {
+  const ScanGradParams g = backward_params(sizes, tensors, incoming, grads);
   const GpuCall gpu(call);
   const py::gil_scoped_release release;
   cuda_scan_backward(g, plan, gpu.work, gpu.device, gpu.stream);
 }
 
-void cuda_scan(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table, const py::tuple& image,
-               const py::tuple& sequences, int device, uintptr_t stream) {
-  const CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, 1);
+void cuda_scan(const py::handle& image, const py::handle& table, const py::handle& sequences, int device,
+               uintptr_t stream) {
+  const CrossScanParams p = cross_params(image, table, sequences, 1);
   const py::gil_scoped_release release;
   cross_scan_cuda(p, device, reinterpret_cast<void*>(stream));
 }
 
-void cuda_merge(int64_t batch, int64_t routes, int64_t length, int64_t channels, uintptr_t table, const py::tuple& image,
-                const py::tuple& sequences, bool sum, uintptr_t inverse, int device, uintptr_t stream) {
-  CrossScanParams p = cross_params(batch, routes, length, channels, table, image, sequences, 1);
+void cuda_merge(const py::handle& image, const py::handle& table, const py::handle& sequences, bool sum,
+                const py::handle& inverse, int device, uintptr_t stream) {
+  CrossScanParams p = cross_params(image, table, sequences, 1);
   p.sum = sum;
+  int32_t* const inverse_table = pointer<int32_t>(inverse);
   const py::gil_scoped_release release;
-  cross_merge_cuda(p, reinterpret_cast<int32_t*>(inverse), device, reinterpret_cast<void*>(stream));
+  cross_merge_cuda(p, inverse_table, device, reinterpret_cast<void*>(stream));
 }
 
 void define_cuda(py::module_ m) {
@@ -242,11 +278,11 @@ std::string describe() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/extension.py.";
+  learn_names();
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("chunks", &ScanPlan::chunks)
       .def_readonly("lanes", &ScanPlan::lanes)
-      .def_readonly("blocks", &ScanPlan::blocks)
-      .def_readonly("groups", &ScanPlan::groups);
+      .def_readonly("blocks", &ScanPlan::blocks);
   m.def("describe", &describe);
   m.def("scan_plan", &scan_plan);
   m.def("scan_forward", &scan_forward);

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 MAX_STATES = 256
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+Input = tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]  # name, tensor, axes, shape, dtypes
+_ONE_OF = {FLOATS: "float16, bfloat16, float32 or float64", INTEGERS: "an int32 or int64 tensor"}
 
 
 def check_dense(name: str, tensor: object) -> None:
@@ -26,10 +29,15 @@ def _is_negated(tensor: Tensor) -> bool:
 
 
 def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
-    """TypeError unless a dense real floating tensor; ValueError unless on the same device as `like`."""
+    """`check_tensor` for a real floating tensor."""
+    check_tensor(name, tensor, like, FLOATS)
+
+
+def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
+    """TypeError unless a dense tensor of one of the dtypes; ValueError unless on the same device as `like`."""
     check_dense(name, tensor)
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {_ONE_OF[dtypes]}, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but x is on {like.device}; move them to one device")
 
@@ -40,19 +48,29 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}")
 
 
-def check_input(name: str, tensor: object, like: Tensor, axes: str, shape: tuple[int, ...]) -> None:
-    """`check_float` and `check_shape` in one, which costs little where all is well."""
-    if (
-        not isinstance(tensor, Tensor)
-        or tensor.layout is not torch.strided
-        or tensor.is_nested
-        or tensor.shape != shape
-        or tensor.dtype not in _FLOATS
-        or tensor.device != like.device
-        or _is_negated(tensor)
-    ):
-        check_float(name, tensor, like)
-        check_shape(name, tensor, axes, shape)
+def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
+    """The tensor's shape. TypeError unless dense, ValueError unless it has a size for each of the axes."""
+    if not isinstance(tensor, Tensor) or tensor.is_nested or tensor.dim() != axes.count(",") + 1:
+        check_dense(name, tensor)
+        raise ValueError(f"{name} must have shape ({axes}), got {tuple(tensor.shape)}")
+    return tensor.shape
+
+
+def check_inputs(inputs: list[Input], x: Tensor) -> None:
+    """`check_tensor` and `check_shape` of each input, at little cost where all is well."""
+    device, compiling = x.device, torch.compiler.is_compiling()
+    for name, tensor, axes, shape, dtypes in inputs:
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.shape != shape
+            or tensor.dtype not in dtypes
+            or tensor.device != device
+            or (not compiling and tensor.is_neg())
+        ):
+            check_tensor(name, tensor, x, dtypes)
+            check_shape(name, tensor, axes, shape)
 
 
 def check_states(states: int) -> None:
@@ -65,16 +83,6 @@ def check_discretization(discretization: str) -> bool:
     if discretization not in ("mamba", "zoh"):
         raise ValueError(f'discretization must be "mamba" or "zoh", got {discretization!r}')
     return discretization == "zoh"
-
-
-def check_table_tensor(table: Any, routes: int, length: int, like: Tensor) -> None:
-    """Type, shape and device of a visit-order table; its values are checked by the backend that reads them."""
-    check_dense("table", table)
-    if table.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"table must be an int32 tensor (K, L), got {table.dtype}")
-    check_shape("table", table, "K, L", (routes, length))
-    if table.device != like.device:
-        raise ValueError(f"table is on {table.device}, but x is on {like.device}; move them to one device")
 
 
 def check_count(name: str, value: object) -> None:

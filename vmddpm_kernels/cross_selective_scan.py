@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float, check_shape
+from vmddpm_kernels.checks import check_axes, check_flag
 from vmddpm_kernels.selective_scan import scan_routes_with_states
 
 
@@ -45,20 +45,13 @@ def cross_selective_scan(
 
     Returns:
         y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64
-        if any input is float64.
+        if x, delta, A, B or C is.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_flag("return_last_state", return_last_state)
-    check_float("x", x)
-    if x.dim() != 3:
-        raise ValueError(f"x must have shape (B, L, D), got {tuple(x.shape)}")
-    check_float("delta", delta, x)
-    batch, length, dim = x.shape
-    if delta.dim() != 4:
-        raise ValueError(f"delta must have shape (B, K, L, D), got {tuple(delta.shape)}")
-    check_shape("delta", delta, "B, K, L, D", (batch, delta.shape[1], length, dim))
+    check_axes("x", x, "B, L, D")
     y, last_state = scan_routes_with_states(
         x, delta, A, B, C, D, delta_bias, initial_state, table,
         delta_softplus=delta_softplus, discretization=discretization, channel_first=False, backend=backend,

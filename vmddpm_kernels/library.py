@@ -25,20 +25,27 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 def differentiate(operator: Any, function: type[torch.autograd.Function]) -> None:
     """Makes `function`, an autograd Function of the arguments of `operator`, its derivative."""
     name = operator._schema.name.partition("::")[2]
-    _library.impl(name, lambda *args: _with_derivative(operator, function, *args), "Autograd")
+
+    def dispatched(*args: Any) -> Any:
+        return _with_derivative(operator, function, torch._C._any_requires_grad(*args), args)
+
+    _library.impl(name, dispatched, "Autograd")
 
 
-def call(operator: Any, function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`operator(*args)`, whose derivative is `function`, at the least cost where no graph is traced."""
+def call(operator: Any, function: type[torch.autograd.Function], requires_grad: bool, *args: Any) -> Any:
+    """`operator(*args)`, whose derivative is `function`, at the least cost where no graph is traced. `requires_grad` is
+    False if none of the tensors does."""
     if torch.compiler.is_compiling():
         return operator(*args)
-    return _with_derivative(operator, function, *args)
+    return _with_derivative(operator, function, requires_grad, args)
 
 
-def _with_derivative(operator: Any, function: type[torch.autograd.Function], *args: Any) -> Any:
+def _with_derivative(
+    operator: Any, function: type[torch.autograd.Function], requires_grad: bool, args: tuple[Any, ...]
+) -> Any:
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+    if requires_grad and torch.is_grad_enabled():
         # What `function.apply` does after binding its arguments to a signature, which costs more than all the rest.
         return super(torch.autograd.Function, function).apply(*args)
     return below_autograd(operator, *args)
@@ -48,7 +55,7 @@ def below_autograd(operator: Any, *args: Any) -> Any:
     """The kernel of an operator, without its derivative. Where neither a mode nor a profiler nor a tensor's class would
     hear of the call, it is made without the dispatcher, which costs a small scan a tenth of its time."""
     unheard = not torch._C._len_torch_dispatch_stack() and not torch.autograd._profiler_enabled()
-    if unheard and all(map(_PLAIN.__contains__, map(type, args))):
+    if unheard and _PLAIN.issuperset(map(type, args)):
         return _kernels[operator](*args)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*args)

@@ -17,14 +17,12 @@ _SCAN = (
 _OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
 
 
-def _forward(x: Tensor, delta: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *rest, softplus, zoh, channel_first, backend, checkpoint = args
-    merge = x.dim() == 3
-    tensors = (x.unsqueeze(1) if merge else x, delta, *rest)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, softplus, zoh, channel_first, backend, checkpoint = args
     y, last_state, checkpoints = implementation(backend).selective_scan_forward(
-        tensors, softplus, zoh, merge, channel_first, checkpoint=checkpoint
+        tensors, softplus, zoh, channel_first, checkpoint=checkpoint
     )
-    return y.squeeze(1) if merge else y, last_state, last_state.new_empty(0) if checkpoints is None else checkpoints
+    return y, last_state, last_state.new_empty(0) if checkpoints is None else checkpoints
 
 
 def _forward_fake(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -41,22 +39,13 @@ def _forward_fake(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *ar
 
 def _image_like(x: Tensor, delta: Tensor, channel_first: bool) -> Tensor:
     """y or dx: (B, L, D) where the routes share the image, else (B, K, L, D)."""
-    if x.dim() == 3:
-        batch, length, channels = x.shape
-        return empty((batch, 1, length, channels), channel_first, x.dtype, x.device).squeeze(1)
-    return empty(tuple(delta.shape), channel_first, x.dtype, x.device)
+    return empty(tuple(x.shape if x.dim() == 3 else delta.shape), channel_first, x.dtype, x.device)
 
 
-def _backward(dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, delta: Tensor, *args: Any) -> list[Tensor]:
-    *rest, checkpoints, softplus, zoh, channel_first, backend = args
-    merge = x.dim() == 3
-    tensors = (x.unsqueeze(1) if merge else x, delta, *rest)
-    grads = implementation(backend).selective_scan_backward(
-        dy.unsqueeze(1) if merge and dy is not None else dy,
-        dlast_state, tensors, checkpoints, softplus, zoh, merge, channel_first,
-    )  # fmt: skip
-    dx, *others = (g for g in grads if g is not None)
-    return [dx.squeeze(1) if merge else dx, *others]
+def _backward(dy: Tensor | None, dlast_state: Tensor | None, *args: Any) -> list[Tensor]:
+    *tensors, checkpoints, softplus, zoh, channel_first, backend = args
+    backward = implementation(backend).selective_scan_backward
+    return backward(dy, dlast_state, tensors, checkpoints, softplus, zoh, channel_first)
 
 
 def _backward_fake(dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, delta: Tensor, *args: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ def apply_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | N
     chosen = select(backend, x)
     if chosen == "reference":
         return _as_layout(reference.scan_routes(x, table), channel_first)
-    return call(ops.scan_routes, ScanRoutes, x, table, channel_first, chosen)
+    return call(ops.scan_routes, ScanRoutes, x.requires_grad, x, table, channel_first, chosen)
 
 
 def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, backend: str | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def apply_merge(y: Tensor, table: Tensor, merge: bool, channel_first: bool, back
     chosen = select(backend, y)
     if chosen == "reference":
         return _as_layout(reference.merge_routes(y, table, merge=merge), channel_first)
-    return call(ops.merge_routes, MergeRoutes, y, table, merge, channel_first, chosen)
+    return call(ops.merge_routes, MergeRoutes, y.requires_grad, y, table, merge, channel_first, chosen)
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
@@ -52,7 +52,7 @@ class ScanRoutes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return call(ops.merge_routes, MergeRoutes, dy.resolve_neg(), table, *ctx.options), None, None, None
+        return call(ops.merge_routes, MergeRoutes, True, dy.resolve_neg(), table, *ctx.options), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -76,7 +76,7 @@ class MergeRoutes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        return call(ops.scan_routes, ScanRoutes, dx.resolve_neg(), table, *ctx.options), None, None, None, None
+        return call(ops.scan_routes, ScanRoutes, True, dx.resolve_neg(), table, *ctx.options), None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

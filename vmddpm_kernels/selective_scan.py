@@ -9,13 +9,16 @@ from torch import Tensor
 from vmddpm_kernels import ops
 from vmddpm_kernels.backends import reference, select
 from vmddpm_kernels.checks import (
+    FLOATS,
+    INTEGERS,
+    Input,
+    check_axes,
     check_discretization,
     check_flag,
     check_float,
-    check_input,
+    check_inputs,
     check_shape,
     check_states,
-    check_table_tensor,
 )
 from vmddpm_kernels.library import below_autograd, call, differentiate, vmap_by_loop
 
@@ -56,8 +59,8 @@ def selective_scan(
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
-        out in u's shape and dtype; the last state in the dtype of the accumulation (float32, or float64 if any
-        input is float64).
+        out in u's shape and dtype; the last state in the dtype of the accumulation: float32, or float64 if u, delta, A,
+        B or C is.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -157,25 +160,28 @@ def scan_routes_with_states(
     `channel_first` asks for memory in (B, K, D, L) order behind the same logical shape.
     """
     softplus, zoh = check_flag("delta_softplus", delta_softplus), check_discretization(discretization)
-    batch, K, length, dim = delta.shape
-    check_float("A", A, x)
-    if A.dim() != 3:
-        raise ValueError(f"A must have shape (K, D, N), got {tuple(A.shape)}")
+    batch, *_, length, dim = shape = x.shape
+    K = check_axes("delta", delta, "B, K, L, D")[1]
+    states = check_axes("A", A, "K, D, N")[2]
     if K < 1:
         raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
-    states = A.shape[2]
     check_states(states)
-    check_shape("A", A, "K, D, N", (K, dim, states))
-    check_input("B", B, x, "B, K, L, N", (batch, K, length, states))
-    check_input("C", C, x, "B, K, L, N", (batch, K, length, states))
+    inputs: list[Input] = [
+        ("x", x, "B, L, D", shape, FLOATS),
+        ("delta", delta, "B, K, L, D", (batch, K, length, dim), FLOATS),
+        ("A", A, "K, D, N", (K, dim, states), FLOATS),
+        ("B", B, "B, K, L, N", (batch, K, length, states), FLOATS),
+        ("C", C, "B, K, L, N", (batch, K, length, states), FLOATS),
+    ]
     if D is not None:
-        check_input("D", D, x, "K, D", (K, dim))
+        inputs.append(("D", D, "K, D", (K, dim), FLOATS))
     if delta_bias is not None:
-        check_input("delta_bias", delta_bias, x, "K, D", (K, dim))
+        inputs.append(("delta_bias", delta_bias, "K, D", (K, dim), FLOATS))
     if initial_state is not None:
-        check_input("initial_state", initial_state, x, "B, K, D, N", (batch, K, dim, states))
+        inputs.append(("initial_state", initial_state, "B, K, D, N", (batch, K, dim, states), FLOATS))
     if table is not None:
-        check_table_tensor(table, K, length, x)
+        inputs.append(("table", table, "K, L", (K, length), INTEGERS))  # a backend checks its values
+    check_inputs(inputs, x)
 
     tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)
     chosen = select(backend, x)
@@ -183,7 +189,7 @@ def scan_routes_with_states(
         return reference.selective_scan(*tensors, delta_softplus=softplus, zoh=zoh)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
     options = (softplus, zoh, channel_first, chosen, differentiable)
-    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, *tensors, *options)
+    y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, differentiable, *tensors, *options)
     return y, last_state
 
 
@@ -212,7 +218,7 @@ class SelectiveScan(torch.autograd.Function):
         # Through complex numbers a gradient may come as a view that is still to be negated.
         incoming = (None if g is None else g.resolve_neg() for g in (dy, dlast_state))
         args = (*incoming, *ctx.saved_tensors, *ctx.options)
-        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, *args))
+        grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, True, *args))
         return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
 
     @staticmethod

@@ -30,20 +30,22 @@ constexpr float kDecayScale<float> = 1.44269504f;
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
 // v to the nearest 16th from a table in one register, the rest, |r| <= 1/32, by a polynomial of degree 3; relative error
 // 5e-9 before rounding. The table's entries lack the 16ths that the shifted bits of v add to them with the exponent.
-inline VecF decay_lanes(VecF v) {
-  constexpr float rounder = kRounder / 16;
+inline VecF power_of_two(VecU shifted, VecF r) {
   const VecU table = {
       0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
       0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
-  v = at_least(v, -127.0f);
-  const VecU shifted = bit_cast<VecU>(v + rounder);
-  const VecF r = (VecF)_mm512_reduce_ps((__m512)v, 4 << 4);
   const VecU entry = (VecU)_mm512_permutexvar_epi32((__m512i)shifted, (__m512i)table);
   const VecF power = bit_cast<VecF>(entry + (shifted << 19));
   VecF p = splat(5.5504109e-2f);
   p = p * r + 2.4022651e-1f;
   p = p * r + 6.9314718e-1f;
   return power * (p * r) + power;
+}
+
+inline VecF decay_lanes(VecF v) {
+  v = at_least(v, -127.0f);
+  const VecF r = (VecF)_mm512_reduce_ps((__m512)v, 4 << 4);
+  return power_of_two(bit_cast<VecU>(v + kRounder / 16), r);
 }
 #else
 // Minimax polynomial of degree 6 on [-1/2, 1/2]; relative error 3e-9 before rounding.
@@ -68,8 +70,18 @@ inline VecF growth_lanes(VecF v) {
   return select(v < limit, decay_lanes(v), v * splat(HUGE_VALF));
 }
 
-// e^x for x < 88, as e^r 2^n with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n:
-// minimax polynomial of degree 6, relative error 3e-9 before rounding. 0 far below, NaN stays.
+// e^x for x < 88. 0 far below, NaN stays.
+#if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
+// As above; the product x log2(e) is never rounded, and what log2(e) lacks as a float is added to its rest.
+inline VecF exp_lanes(VecF x) {
+  constexpr float log2e = 1.44269504f, log2e_rest = 1.92596303e-8f, rounder = kRounder / 16;
+  x = at_least(x, -88.02f);
+  const VecF shifted = x * log2e + rounder;
+  return power_of_two(bit_cast<VecU>(shifted), x * log2e_rest + (x * log2e - (shifted - rounder)));
+}
+#else
+// As e^r 2^n with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n:
+// minimax polynomial of degree 6, relative error 3e-9 before rounding.
 inline VecF exp_lanes(VecF x) {
   constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   x = at_least(x, -88.02f);
@@ -82,6 +94,7 @@ inline VecF exp_lanes(VecF x) {
   const VecF odd = r2 * 8.3687451e-3f + 1.66665204e-1f;
   return times_power_of_two((odd * r + even) * r2 + (r + 1.0f), shifted);
 }
+#endif
 
 inline VecD exp_lanes(VecD x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
@@ -105,17 +118,21 @@ inline VecD log1p_unit(VecD y) {
   return y;
 }
 
-// softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold); `slope`, if given, takes its derivative.
+// softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold, beyond which a float cannot tell them apart);
+// `slope`, if given, takes its derivative.
 template <typename T>
 inline Vec<T> softplus_lanes(Vec<T> x, Vec<T>* slope) {
   using V = Vec<T>;
+  constexpr bool kTellsApart = sizeof(T) > 4;
   const V zero{}, one = splat(T(1)), threshold = splat(T(20));
-  const V e = exp_lanes(select(x < zero, x, -x));
+  const auto negative = x < zero;
+  const V e = exp_lanes(select(negative, x, -x));
   if (slope) {
-    const V sigmoid = select(x < zero, e, one) / (e + T(1));
-    *slope = select(threshold < x, one, sigmoid);
+    const V sigmoid = select(negative, e, one) / (e + T(1));
+    *slope = kTellsApart ? select(threshold < x, one, sigmoid) : sigmoid;
   }
-  return select(threshold < x, x, select(x < zero, zero, x) + log1p_unit(e));
+  const V sum = select(negative, zero, x) + log1p_unit(e);
+  return kTellsApart ? select(threshold < x, x, sum) : sum;
 }
 
 // phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, and its derivative (e^v - phi) / v, given e^v.

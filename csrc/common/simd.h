@@ -217,10 +217,10 @@ inline void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
 }
 #endif
 
-// The cache line at the address will be read soon. Any address will do.
+// The cache line at the address will be needed in the second-level cache. Any address will do.
 inline void prefetch(const void* address) {
 #if defined(__GNUC__)
-  __builtin_prefetch(address);
+  __builtin_prefetch(address, 0, 2);
 #else
   (void)address;
 #endif

@@ -167,25 +167,50 @@ void store_tile(const View& view, int64_t batch, int64_t route, const Steps& ste
              : store_tile<T, false>(view, batch, route, steps, column, columns, width, rows);
 }
 
-// Asks the cache for a tile that will be needed after the one at hand: visit orders are no pattern that the processor
-// could foresee.
-inline void prefetch_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
-                          int64_t columns) {
-  if (!view.data) return;
-  constexpr int64_t kLine = 64;
-  const int64_t size = size_of(view.dtype);
-  const char* start = static_cast<const char*>(view.data) + origin(view, batch, route, column) * size;
-  if (has_rows(view)) {
-    for (int64_t i = 0; i < steps.count; ++i) {
-      const char* row = start + steps.pixel(i) * view.stride[2] * size;
-      for (int64_t byte = 0; byte < columns * size; byte += kLine) prefetch(row + byte);
-    }
-  } else if (has_columns(view, steps)) {
-    for (int64_t c = 0; c < columns; ++c) {
-      const char* row = start + (c * view.stride[3] + steps.first) * size;
-      for (int64_t byte = 0; byte < steps.count * size; byte += kLine) prefetch(row + byte);
+// Asks the cache for rows of memory that will be needed later, a cache line at a time and in the order of the memory:
+// whole rows are read faster than columns of them, and few requests at a time do not wait for each other.
+class RowsAhead {
+ public:
+  RowsAhead() = default;
+  RowsAhead(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns) {
+    if (!view.data) return;
+    const int64_t size = size_of(view.dtype);
+    const char* data = static_cast<const char*>(view.data) + origin(view, batch, route, column) * size;
+    if (has_rows(view)) {
+      const int64_t stride = view.stride[2] * size;
+      set(data, stride, columns * size, steps.count);
+      if (steps.table) {
+        pixels_ = steps.table + steps.first;
+      } else {
+        start_ += steps.first * stride;
+      }
+    } else if (has_columns(view, steps)) {
+      set(data + steps.first * size, view.stride[3] * size, steps.count * size, columns);
     }
   }
-}
+  void ask() {
+    if (next_ >= end_) {
+      if (row_ >= rows_) return;
+      next_ = start_ + (pixels_ ? pixels_[row_] : row_) * stride_;
+      end_ = next_ + bytes_;
+      ++row_;
+    }
+    prefetch(next_);
+    next_ += kLine;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  void set(const char* start, int64_t stride, int64_t bytes, int64_t rows) {
+    start_ = start;
+    stride_ = stride;
+    bytes_ = bytes;
+    rows_ = rows;
+  }
+  const char *next_ = nullptr, *end_ = nullptr;  // of the row at hand
+  const char* start_ = nullptr;
+  const int32_t* pixels_ = nullptr;  // null: one row after another
+  int64_t stride_ = 0, bytes_ = 0, rows_ = 0, row_ = 0;
+};
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "../common/pages.h"
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
@@ -64,13 +65,11 @@ inline int useful_threads(const ScanParams& p) {
   return most < 1 ? 1 : most < p.threads ? static_cast<int>(most) : p.threads;
 }
 
-// Calls run(task, buffers) for every task of the plan on up to p.threads threads, each with buffers of its own.
+// Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own.
 template <typename Buffers, typename Run>
-void for_each_task(const ScanParams& p, const ScanPlan& plan, Run run) {
-  const int threads = useful_threads(p);
-  const Tasks tasks = tasks_of(p, plan, threads);
+void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int threads, Run run) {
   if (tasks.count == 0) return;
-  const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
+  [[maybe_unused]] const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
   Arena count;
   Buffers(count, p, plan, tasks);
 #pragma omp parallel num_threads(team) if (team > 1)
@@ -82,20 +81,64 @@ void for_each_task(const ScanParams& p, const ScanPlan& plan, Run run) {
   }
 }
 
+// Of a tensor (B, K, L, D) that will be written whole.
+void prefer_large_pages_for(const View& view, const ScanParams& p) {
+  const int64_t last = (p.batch - 1) * view.stride[0] + (p.routes - 1) * view.stride[1] +
+                       (p.length - 1) * view.stride[2] + (p.channels - 1) * view.stride[3];
+  prefer_large_pages(view.data, (last + 1) * size_of(view.dtype));
+}
+
 template <typename T, Rule kRule>
 void forward(const ScanParams& p) {
   const ScanPlan plan = scan_plan(p);
-  for_each_task<ForwardBuffers<T>>(p, plan, [&](const Task& task, const ForwardBuffers<T>& buffers) {
+  prefer_large_pages_for(p.y, p);
+  if (p.checkpoints) {
+    const int64_t states = p.batch * p.routes * plan.chunks * plan.blocks * plan.lanes * p.states;
+    prefer_large_pages(p.checkpoints, states * static_cast<int64_t>(sizeof(T)));
+  }
+  const int threads = useful_threads(p);
+  const Tasks tasks = tasks_of(p, plan, threads);
+  for_each_task<ForwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const ForwardBuffers<T>& buffers) {
     forward_task<T, kRule>(p, plan, task, buffers);
   });
 }
 
+// total[i] = the sum over the groups of parts[group][i], in their order.
+template <typename T>
+void add_groups(const T* parts, int64_t groups, int64_t count, T* total, [[maybe_unused]] int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    T sum{};
+    for (int64_t group = 0; group < groups; ++group) sum += parts[group * count + i];
+    total[i] = sum;
+  }
+}
+
 template <typename T, Rule kRule>
 void backward(const ScanGradParams& g) {
-  const ScanPlan plan = scan_plan(g.forward);
-  for_each_task<BackwardBuffers<T>>(g.forward, plan, [&](const Task& task, const BackwardBuffers<T>& buffers) {
-    backward_task<T, kRule>(g, plan, task, buffers);
+  const ScanParams& p = g.forward;
+  const ScanPlan plan = scan_plan(p);
+  const int threads = useful_threads(p);
+  const Tasks tasks = tasks_of(p, plan, threads);
+  const int64_t count = p.batch * p.routes * p.length * p.states;
+  for (const View* gradient : {&g.dx, &g.ddelta}) prefer_large_pages_for(*gradient, p);
+  for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
+  Parts<T> parts{static_cast<T*>(g.dB), static_cast<T*>(g.dC), 0};
+  Workspace memory;
+  const bool apart = tasks.splits != 1;  // no task has all groups of a sequence
+  if (apart) {
+    const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
+    T* start = reinterpret_cast<T*>(memory.reserve(bytes));
+    prefer_large_pages(start, bytes);
+    parts = {start, start + plan.groups * count, count};
+  }
+  for_each_task<BackwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const BackwardBuffers<T>& buffers) {
+    backward_task<T, kRule>(g, plan, task, parts, buffers);
   });
+  if (apart) {
+    add_groups(parts.dB, plan.groups, count, static_cast<T*>(g.dB), threads);
+    add_groups(parts.dC, plan.groups, count, static_cast<T*>(g.dC), threads);
+  }
 }
 
 template <typename T>

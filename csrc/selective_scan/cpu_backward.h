@@ -11,12 +11,14 @@ template <typename T>
 struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
   Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
+  Vec<T>* lanes;                                            // one register a step, and as many as a register has lanes
   Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
+    lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
     for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
     for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
     for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
@@ -26,16 +28,31 @@ struct BackwardBuffers {
   }
 };
 
+using BackwardAhead = Ahead<7>;  // x, delta, dy, dx, ddelta, B and C
+
+// target[i * states] += the sum over the lanes of lanes[i]: steps go through the butterfly as states do elsewhere.
+template <typename T>
+void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* target) {
+  constexpr int W = kLanes<T>;
+  for (int64_t i = 0; i < W; ++i) lanes[steps + i] = Vec<T>{};
+  for (int64_t first = 0; first < steps; first += W) {
+    T sums[W] = {};
+    add_lane_sums<T, W>(lanes + first, sums);
+    for (int64_t i = first; i < smaller(first + W, steps); ++i) target[i * states] += sums[i - first];
+  }
+}
+
 // The states of a chunk again, S at a time. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the
 // zero-order hold, phi(v) and phi'(v) drive B. dC is complete.
 template <typename T, int S, Rule kRule>
 void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, int64_t n, int64_t states,
-                      int64_t steps) {
+                      int64_t steps, BackwardAhead* ahead) {
   using V = Vec<T>;
   V state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) state[s] = h[s];
   for (int64_t i = 0; i < steps; ++i) {
+    if (ahead) ahead->ask();
     const T* B = w.B + i * states + n;
     const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
     V lanes_of_dC[S];
@@ -57,8 +74,13 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
       w.decayed[i * S + s] = decayed;
       lanes_of_dC[s] = dy * state[s];
     }
-    add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+    if constexpr (S == 1) {
+      w.lanes[i] = lanes_of_dC[0];
+    } else {
+      add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+    }
   }
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dC + n);
 }
 
 // S states of one block over one chunk. With v = delta A and the forward h_i = e^v h_{i-1} + phi(v) drive B:
@@ -66,10 +88,10 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
 //   dv = g (e^v h_{i-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 template <typename T, int S, Rule kRule>
 void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
-                    int64_t states, int64_t steps) {
+                    int64_t states, int64_t steps, BackwardAhead* ahead) {
   using V = Vec<T>;
   constexpr bool kZoh = kRule == Rule::zero_order_hold;
-  recompute_states<T, S, kRule>(w, a, h, n, states, steps);
+  recompute_states<T, S, kRule>(w, a, h, n, states, steps, ahead);
   V adjoint[S], gradA[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
@@ -93,10 +115,15 @@ void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<
       ddelta[s & 1] += dv * a[s];
       gradA[s] += dv * delta;
     }
-    add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
+    if constexpr (S == 1) {
+      w.lanes[i] = lanes_of_dB[0];
+    } else {
+      add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
+    }
     w.ddrive[i] += ddrive[0] + ddrive[1];
     w.ddelta[i] += ddelta[0] + ddelta[1];
   }
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dB + n);
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
@@ -141,7 +168,7 @@ void finish_backward(const ScanParams& p, int64_t row, int64_t columns, int64_t 
 // One block over one chunk: tiles in, all its states, tiles out.
 template <typename T, Rule kRule>
 void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                    int64_t block, const Steps& steps, const BackwardBuffers<T>& w) {
+                    int64_t block, const Steps& steps, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
   using V = Vec<T>;
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
@@ -165,9 +192,13 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   LongSum<T>* dA = w.dA + local * N;
   int64_t n = 0;
   for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
-    adjoint_states<T, kStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
+    adjoint_states<T, kStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
+    ahead = nullptr;
   }
-  for (; n < N; ++n) adjoint_states<T, 1, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count);
+  for (; n < N; ++n) {
+    adjoint_states<T, 1, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
+    ahead = nullptr;
+  }
 
   finish_backward<T>(p, row, columns, local, steps.count, w);
   store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),
@@ -175,24 +206,18 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 
-// Asks for what the block after this one will need, or the first block of the chunk before.
-inline void prefetch_backward(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                              int64_t block) {
-  const ScanParams& p = g.forward;
-  if (++block == task.block_end) {
-    block = task.block_begin;
-    if (--chunk < 0) return;
-    prefetch_matrices(p, task.batch, k, steps_of(p, plan, k, chunk));
-  }
-  const Steps steps = steps_of(p, plan, k, chunk);
-  const int64_t channel = block * plan.lanes, columns = columns_of(p, plan, block);
-  for (const View* view : {&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta}) {
-    prefetch_tile(*view, task.batch, k, steps, channel, columns);
-  }
-}
+// Where the groups' shares of dB and dC go: each to its own part, or all to the same, added up in their order.
+template <typename T>
+struct Parts {
+  T *dB, *dC;
+  int64_t stride;  // 0: the same
+};
 
 template <typename T, Rule kRule>
-void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const BackwardBuffers<T>& w) {
+void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const Parts<T>& parts,
+                   const BackwardBuffers<T>& w) {
+  using V = Vec<T>;
+  const bool add_up = parts.stride == 0;
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
   View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
@@ -211,28 +236,28 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       const Steps steps = steps_of(p, plan, k, chunk);
       load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
       load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+      BackwardAhead ahead;
+      if (chunk > 0) ahead = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
       for (int64_t group = task.group_begin; group < task.group_end; ++group) {
         std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
         std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
         const int64_t first = group * plan.blocks_per_group;
         for (int64_t block = first; block < smaller(first + plan.blocks_per_group, plan.blocks); ++block) {
-          prefetch_backward(g, plan, task, k, chunk, block);
-          backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, w);
+          backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, &ahead, w);
         }
-        const int64_t group_offset = group * p.batch * p.routes * p.length * N;
-        rows.data = static_cast<T*>(g.dB) + group_offset;
-        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dB, false);
-        rows.data = static_cast<T*>(g.dC) + group_offset;
-        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dC, false);
+        rows.data = parts.dB + group * parts.stride;
+        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dB, add_up && group > 0);
+        rows.data = parts.dC + group * parts.stride;
+        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dC, add_up && group > 0);
       }
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);
       const int64_t row = sequence * p.channels + block * plan.lanes;
-      for (int64_t n = 0; n < N; ++n) {
-        store_state<T>(g.dA, row, columns, N, n, w.dA[local * N + n].total);
-        if (g.dinitial_state) store_state<T>(g.dinitial_state, row, columns, N, n, w.dh[local * N + n]);
-      }
+      if (g.dinitial_state) store_states<T>(g.dinitial_state, row, columns, N, w.dh + local * N);
+      V* dA = w.A + local * N;  // A has served
+      for (int64_t n = 0; n < N; ++n) dA[n] = w.dA[local * N + n].total;
+      store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
       if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
     }

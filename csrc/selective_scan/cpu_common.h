@@ -1,6 +1,7 @@
 // What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
 #pragma once
 #include <initializer_list>
+#include <type_traits>
 
 #include "../common/math.h"
 #include "../common/tile.h"
@@ -26,8 +27,9 @@ template <typename T>
 Rule rule_of(const ScanParams& p) {
   if (p.zoh) return Rule::zero_order_hold;
   const T* A = static_cast<const T*>(p.A);
-  bool growing = false;
-  for (int64_t i = 0; i < p.routes * p.channels * p.states; ++i) growing |= A[i] > T(0);
+  const int64_t count = p.routes * p.channels * p.states;
+  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, so that registers of both match
+  for (int64_t i = 0; i < count; ++i) growing |= A[i] > T(0);
   return growing ? Rule::growing : Rule::decaying;
 }
 
@@ -38,13 +40,14 @@ V decay_of(V v) {
 }
 
 // Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.
+// A cache line between them keeps equal places of tiles of whole pages out of the same few lines of the cache.
 class Arena {
  public:
   explicit Arena(char* memory = nullptr) : memory_(memory) {}
   template <typename E>
   E* take(int64_t count) {
     E* taken = memory_ ? reinterpret_cast<E*>(memory_ + used_) : nullptr;
-    used_ += (count * static_cast<int64_t>(sizeof(E)) + 63) / 64 * 64;
+    used_ += (count * static_cast<int64_t>(sizeof(E)) + 63) / 64 * 64 + 64;
     return taken;
   }
   int64_t bytes() const { return used_; }
@@ -105,13 +108,18 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
 template <typename T>
 void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
+  constexpr int64_t W = kLanes<T>;
+  std::memset(static_cast<void*>(out), 0, static_cast<size_t>(states) * sizeof(Vec<T>));
+  if (!source) return;
   const T* from = static_cast<const T*>(source) + row * states;
-  for (int64_t n = 0; n < states; ++n) {
-    Vec<T> v{};
-    if (source) {
-      for (int64_t c = 0; c < columns; ++c) v[c] = from[c * states + n];
-    }
-    out[n] = v;
+  int64_t n = 0;
+  for (; columns == W && n + W <= states; n += W) {
+    for (int64_t c = 0; c < W; ++c) out[n + c] = load(from + c * states + n);
+    transpose<T>(out + n);
+  }
+  T* lanes = reinterpret_cast<T*>(out);
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t rest = n; rest < states; ++rest) lanes[rest * W + c] = from[c * states + rest];
   }
 }
 
@@ -122,10 +130,20 @@ void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t state
   for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
 }
 
+// The reverse; `in` is overwritten.
 template <typename T>
-void store_state(void* target, int64_t row, int64_t columns, int64_t states, int64_t n, Vec<T> value) {
+void store_states(void* target, int64_t row, int64_t columns, int64_t states, Vec<T>* in) {
+  constexpr int64_t W = kLanes<T>;
   T* to = static_cast<T*>(target) + row * states;
-  for (int64_t c = 0; c < columns; ++c) to[c * states + n] = value[c];
+  int64_t n = 0;
+  for (; columns == W && n + W <= states; n += W) {
+    transpose<T>(in + n);
+    for (int64_t c = 0; c < W; ++c) store(to + c * states + n, in[n + c]);
+  }
+  const T* lanes = reinterpret_cast<const T*>(in);
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t rest = n; rest < states; ++rest) to[c * states + rest] = lanes[rest * W + c];
+  }
 }
 
 // One value a channel: a (K, D) or (B, K, D) parameter.
@@ -157,10 +175,26 @@ struct LongSum {
   }
 };
 
-// Asks the cache for the B and C of a chunk.
-inline void prefetch_matrices(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps) {
-  for (const View* view : {&p.B, &p.C}) prefetch_tile(*view, batch, route, steps, 0, p.states);
-}
+// What a task will need for the next chunk of its steps. It is asked for while the chunk at hand is worked on.
+template <int kTensors>
+struct Ahead {
+  RowsAhead tensors[kTensors];
+  Ahead() = default;
+  Ahead(const View* const (&views)[kTensors], const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
+        int64_t chunk) {
+    const Steps steps = steps_of(p, plan, route, chunk);
+    const int64_t first = task.block_begin * plan.lanes, last = smaller(task.block_end * plan.lanes, p.channels);
+    for (int i = 0; i < kTensors; ++i) {
+      const bool matrix = views[i] == &p.B || views[i] == &p.C;
+      tensors[i] = matrix ? RowsAhead(*views[i], task.batch, route, steps, 0, p.states)
+                          : RowsAhead(*views[i], task.batch, route, steps, first, last - first);
+    }
+  }
+  // To be called for every step of every block.
+  void ask() {
+    for (RowsAhead& rows : tensors) rows.ask();
+  }
+};
 
 // One row of channels a step: in the tensor itself where it has such rows, else in a tile.
 template <typename Source>

@@ -17,23 +17,42 @@ struct ForwardBuffers {
   }
 };
 
-// What the recurrence needs of a chunk: delta after bias and softplus, drive = delta x, and y = D x to add to.
+using ForwardAhead = Ahead<5>;  // x, delta, y, B and C
+
+// What the recurrence needs of a step: delta after bias and softplus, drive = delta x, and D x, which y begins with.
+template <typename T>
+struct ForwardStep {
+  Vec<T> delta, drive, skip;
+};
+
 template <typename T, bool kSoftplus, typename Source>
-void prepare_forward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, Vec<T> D, int64_t steps,
-                     ForwardBuffers<T> w) {
-  for (int64_t i = 0; i < steps; ++i) {
+struct PrepareForward {
+  Rows<Source> x, delta;
+  Vec<T> bias, D;
+  ForwardStep<T> operator()(int64_t i) const {
     const Vec<T> input = load_lanes<T>(x.at(i)), raw = load_lanes<T>(delta.at(i)) + bias;
     const Vec<T> step = kSoftplus ? softplus_lanes<T>(raw, nullptr) : raw;
-    w.delta[i] = step;
-    w.drive[i] = step * input;
-    w.y[i] = D * input;
+    return {step, step * input, D * input};
   }
+};
+
+template <typename T, bool kSoftplus, typename Source>
+PrepareForward<T, kSoftplus, Source> prepare_forward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, Vec<T> D) {
+  return {x, delta, bias, D};
 }
+
+// The same from tiles.
+template <typename T>
+struct PreparedForward {
+  const Vec<T>*delta, *drive, *y;
+  ForwardStep<T> operator()(int64_t i) const { return {delta[i], drive[i], y[i]}; }
+};
 
 // Eq. 6 and the recurrence for S states of one block over a chunk:
 //   h = exp(delta A) h + drive B,  y += C h,  where drive = delta x; B and C are (steps, N) rows.
-template <typename T, int S, Rule kRule>
-void scan_states(ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states, int64_t steps) {
+template <typename T, int S, Rule kRule, typename Prepare>
+void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states,
+                 int64_t steps, ForwardAhead* ahead) {
   Vec<T> a[S], state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
@@ -43,13 +62,14 @@ void scan_states(ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int
   for (int64_t i = 0; i < steps; ++i) {
     const T* B = w.B + i * states + n;
     const T* C = w.C + i * states + n;
-    const Vec<T> delta = w.delta[i], drive = w.drive[i];
+    if (ahead) ahead->ask();
+    const ForwardStep<T> step = prepare(i);
     Vec<T> y[2] = {};  // summed apart, so that many states do not make one long chain of roundings
     VMDDPM_UNROLL
     for (int s = 0; s < S; ++s) {
-      const Vec<T> v = delta * a[s];
+      const Vec<T> v = step.delta * a[s];
       const Vec<T> decay = decay_of<kRule>(v);
-      Vec<T> input = drive * B[s];
+      Vec<T> input = step.drive * B[s];
       if constexpr (kRule == Rule::zero_order_hold) {
         Vec<T> phi, dphi;
         zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
@@ -58,44 +78,53 @@ void scan_states(ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int
       state[s] = decay * state[s] + input;
       y[s & 1] += state[s] * C[s];
     }
-    w.y[i] += y[0] + y[1];
+    w.y[i] = step.skip + (y[0] + y[1]);
   }
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) h[s] = state[s];
 }
 
+// All states of a block over a chunk. A single one takes its steps as they are prepared; several share tiles of them.
+template <typename T, Rule kRule, typename Prepare>
+void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t states, int64_t steps,
+                ForwardAhead* ahead) {
+  // A short recurrence leaves no time to wait for memory.
+  ForwardAhead* const early = states < kStatesAtOnce ? ahead : nullptr;
+  if (early) ahead = nullptr;
+  for (int64_t i = 0; i < steps; ++i) {
+    if (early) early->ask();
+    const ForwardStep<T> step = prepare(i);
+    w.delta[i] = step.delta;
+    w.drive[i] = step.drive;
+    w.y[i] = step.skip;
+  }
+  const PreparedForward<T> prepared{w.delta, w.drive, w.y};
+  int64_t n = 0;
+  for (; n + kStatesAtOnce <= states; n += kStatesAtOnce) {
+    scan_states<T, kStatesAtOnce, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
+    ahead = nullptr;
+  }
+  for (; n < states; ++n) {
+    scan_states<T, 1, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
+    ahead = nullptr;
+  }
+}
+
 // One block over one chunk: tiles in, all its states, tile out.
 template <typename T, Rule kRule>
 void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
-                   const Steps& steps, const ForwardBuffers<T>& w) {
+                   const Steps& steps, ForwardAhead* ahead, const ForwardBuffers<T>& w) {
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t row = k * p.channels + channel, local = (block - task.block_begin) * N;
   const Vec<T> D = load_channels<T>(p.D, row, columns), bias = load_channels<T>(p.delta_bias, row, columns);
   with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
-    return p.softplus ? prepare_forward<T, true>(x, delta, bias, D, steps.count, w)
-                      : prepare_forward<T, false>(x, delta, bias, D, steps.count, w);
+    const auto scan = [&](const auto& prepare) {
+      scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, ahead);
+    };
+    return p.softplus ? scan(prepare_forward<T, true>(x, delta, bias, D))
+                      : scan(prepare_forward<T, false>(x, delta, bias, D));
   });
-  const Vec<T>* A = w.A + local;
-  Vec<T>* h = w.h + local;
-  int64_t n = 0;
-  for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
-    scan_states<T, kStatesAtOnce, kRule>(w, A + n, h + n, n, N, steps.count);
-  }
-  for (; n < N; ++n) scan_states<T, 1, kRule>(w, A + n, h + n, n, N, steps.count);
   store_tile<T>(p.y, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.y), p.shared && k > 0);
-}
-
-// Asks for what the block after this one will need, or the first block of the next chunk.
-inline void prefetch_forward(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                             int64_t block) {
-  if (++block == task.block_end) {
-    block = task.block_begin;
-    if (++chunk == plan.chunks) return;
-    prefetch_matrices(p, task.batch, k, steps_of(p, plan, k, chunk));
-  }
-  const Steps steps = steps_of(p, plan, k, chunk);
-  const int64_t channel = block * plan.lanes, columns = columns_of(p, plan, block);
-  for (const View* view : {&p.x, &p.delta, &p.y}) prefetch_tile(*view, task.batch, k, steps, channel, columns);
 }
 
 template <typename T, Rule kRule>
@@ -113,21 +142,20 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       const Steps steps = steps_of(p, plan, k, chunk);
       load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
       load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+      ForwardAhead ahead;
+      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &p.y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         if (p.checkpoints) {
           const int64_t at = ((sequence * plan.chunks + chunk) * plan.blocks + block) * N;
           std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h + (block - task.block_begin) * N,
                       static_cast<size_t>(N) * sizeof(Vec<T>));
         }
-        prefetch_forward(p, plan, task, k, chunk, block);
-        forward_chunk<T, kRule>(p, plan, task, k, block, steps, w);
+        forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
       }
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
-      for (int64_t n = 0; n < N; ++n) {
-        store_state<T>(p.last_state, row, columns, N, n, w.h[(block - task.block_begin) * N + n]);
-      }
+      store_states<T>(p.last_state, row, columns, N, w.h + (block - task.block_begin) * N);
     }
   }
 }

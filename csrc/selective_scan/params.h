@@ -32,7 +32,7 @@ struct ScanGradParams {
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
   View dx, ddelta;             // any type; dx Acc if shared
-  void* dB;                    // Acc (groups, B, K, L, N) in pixel order: a partial sum for each group of the ScanPlan
+  void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
   void* dA;                    // Acc (B, K, D, N): to be summed over the batch
   void* dD;                    // Acc (B, K, D) or null

@@ -270,3 +270,16 @@ def test_selective_scan_errors():
     ]:
         with pytest.raises(ValueError, match=words):
             vk.selective_scan(*arguments)
+
+
+@pytest.mark.parametrize("wide", range(8))
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_dtype_of_the_accumulation(backend, wide):
+    """float64 where x, delta, A, B or C is; parameters that are only added do not make it so."""
+    tensors = list(image_problem(1, 2, 5, 3, 2, torch.float32))
+    tensors[wide] = tensors[wide].double()
+    y, last_state = vk.cross_selective_scan(
+        *tensors[:7], initial_state=tensors[7], return_last_state=True, backend=backend
+    )
+    assert last_state.dtype == (torch.float64 if wide < 5 else torch.float32)
+    assert y.dtype == tensors[0].dtype

@@ -3,6 +3,7 @@ same kernels run. Only inductor rounds what lies between the kernels in other pl
 
 import pytest
 import torch
+from oracle import relative_error
 from test_scan_accuracy import image_problem
 
 import vmddpm_kernels as vk
@@ -82,18 +83,22 @@ def test_cross_scan_and_merge(compiled_backend, channel_first):
 
 
 def test_inductor():
-    """Cross selective scan between pointwise operations, and an incoming gradient that is expanded."""
+    """Cross selective scan between pointwise operations, and an incoming gradient that is expanded; against eager
+    execution of the reference in float64 and in float32."""
 
-    def function(x, delta, A, B, C, table):
-        y = vk.cross_selective_scan(x.sin(), delta, -A.exp(), B, C, table=table)
+    def function(x, delta, A, B, C, table, backend=None):
+        y = vk.cross_selective_scan(x.sin(), delta, -A.exp(), B, C, table=table, backend=backend)
         return y.relu()
 
     graph = compiled(function, "inductor")
     for batch, height, width in [(2, 3, 4), (3, 5, 2)]:
         tensors = image_problem(batch, 4, height * width, 5, 4, torch.float32)[:5]
         table = vk.routes(height, width)
-        for eager, ours in zip(results(function, tensors, table), results(graph, tensors, table)):
-            torch.testing.assert_close(ours, eager)
+        exact = results(function, [t.double() for t in tensors], table, "reference")
+        for want, reference, ours in zip(
+            exact, results(function, tensors, table, "reference"), results(graph, tensors, table)
+        ):
+            assert relative_error(ours, want) <= 2 * relative_error(reference, want)
 
 
 def test_a_derivative_of_a_derivative_is_refused():

@@ -66,9 +66,9 @@ def test_opcheck_of_routes():
 def test_checkpoint_shape_is_that_of_the_plan(length, states):
     sizes = (2, 3, length, 37, states)
     for wide in (False, True):
-        plan = extension.native.scan_plan(*sizes, wide, False)
-        assert cpu.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, plan.blocks, states, plan.lanes)
         problem = (*sizes, wide, True, False, False, 1)
+        plan = extension.native.scan_plan(problem)
+        assert cpu.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, plan.blocks, states, plan.lanes)
         plan = extension.native.cuda.scan_plan(problem, cuda._limits(torch.device("cpu")), False)
         assert cuda.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, states, 37)
 

@@ -158,7 +158,7 @@ def test_same_bits_every_time():
 @pytest.mark.parametrize(("length", "wide"), [(0, False), (1, False), (33, True)])
 def test_checkpoints_have_the_shape_that_was_said(length, wide):
     x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)
-    tensors = (x[:, None], delta, A, B, C, D, bias, None, None)
-    _, _, checkpoints = triton.selective_scan_forward(tensors, True, False, True, False, checkpoint=True)
+    tensors = (x, delta, A, B, C, D, bias, None, None)
+    _, _, checkpoints = triton.selective_scan_forward(tensors, True, False, False, checkpoint=True)
     assert tuple(checkpoints.shape) == triton.checkpoint_shape(2, 2, length, 5, 3, wide)
     assert checkpoints.dtype == (FLOAT64 if wide else FLOAT32)

@@ -68,10 +68,10 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
     table = vk.routes(height, width)
     routes, length = table.shape
     parameters = [zeros(routes, channels), zeros(routes, channels), None, table]
-    x, delta = zeros(batch, 1, length, channels, dtype=dtype), zeros(batch, routes, length, channels, dtype=dtype)
+    x, delta = zeros(batch, length, channels, dtype=dtype), zeros(batch, routes, length, channels, dtype=dtype)
     B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
     tensors = (x, delta, torch.zeros(routes, channels, states, dtype=accumulate), B, C, *parameters)
-    options = (True, zoh, True, False)
+    options = (True, zoh, False)
     y, _, checkpoints = selective_scan.selective_scan_forward(tensors, *options, checkpoint=backward)
     if backward:
         selective_scan.selective_scan_backward(y, None, tensors, checkpoints, *options)

@@ -34,13 +34,18 @@ def select(name: str | None, x: Tensor) -> str:
         ValueError: on an unknown name, or a backend that cannot take x's device.
         RuntimeError: on a backend that was not built, with the way to build it.
     """
-    return _select(name, x.device.type)
-
-
-def _select(name: str | None, device: str) -> str:
     name = name or os.environ.get("VMDDPM_BACKEND")
-    if not name:
-        return next(n for n, m in _BACKENDS.items() if device in _DEVICES.get(n, (device,)) and m.available()[0])
+    return _select(name, x.device.type) if name else _best(x.device.type)
+
+
+def _best(device: str) -> str:
+    for name, module in _BACKENDS.items():
+        if device in _DEVICES.get(name, (device,)) and module.available()[0]:
+            return name
+    raise AssertionError("the reference runs everywhere")
+
+
+def _select(name: str, device: str) -> str:
     if not isinstance(name, str) or name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(_BACKENDS)}")
     active, detail = _BACKENDS[name].available()
@@ -54,8 +59,9 @@ def _select(name: str | None, device: str) -> str:
     return name
 
 
-# The choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
+# A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
 # does, which would import the compiler with the package.
+_best._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

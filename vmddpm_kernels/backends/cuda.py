@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import Gradients, Problem, cast, empty, pointer, view
+from vmddpm_kernels.backends.extension import Problem, cast, empty, empty_gradients, finished, rounded
 from vmddpm_kernels.routes import check_table_once
 
 
@@ -45,15 +45,11 @@ def _limits(device: torch.device) -> tuple[int, int]:
 def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
     """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
     check_table_once(table, x.shape[2])
-    batch, images, length, channels = x.shape
-    routes = table.shape[0]
+    batch, _, length, channels = x.shape
     table = table.to(torch.int32).contiguous()
-    out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
-    image = view(x, shared=images == 1)
+    out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
     with _current(x.device):
-        extension.native.cuda.cross_scan(
-            batch, routes, length, channels, table.data_ptr(), image, view(out), *_call(x.device)
-        )
+        extension.native.cuda.cross_scan(x, table, out, *_call(x.device))
     return out
 
 
@@ -64,25 +60,22 @@ def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) 
     table = table.to(torch.int32).contiguous()
     inverse = torch.empty_like(table)
     out = empty((batch, 1 if merge else routes, length, channels), channel_first, y.dtype, y.device)
-    sizes = (batch, routes, length, channels, table.data_ptr())
-    image = view(out, shared=merge)
     with _current(y.device):
-        extension.native.cuda.cross_merge(*sizes, image, view(y), merge, inverse.data_ptr(), *_call(y.device))
+        extension.native.cuda.cross_merge(out, table, y, merge, inverse, *_call(y.device))
     return out
 
 
-def _prepare(tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool) -> Problem:
+def _prepare(tensors: Sequence[Any], softplus: bool, zoh: bool) -> Problem:
     """The problem with inputs as the kernels fetch them best.
 
     In float64 every input is float64. B and C are small beside x: in half precision, where their rows are no whole
     16 bytes, float32 copies of them can be fetched ahead and they cannot."""
-    problem = Problem(tensors, softplus, zoh, merge)
-    x, delta, B, C = problem.inputs
-    if problem.dtype == torch.float64:
-        problem.set_inputs(*(t.detach().double() for t in (x, delta, B, C)))
+    x, delta, A, B, C, *rest = tensors
+    if torch.float64 in (x.dtype, delta.dtype, A.dtype, B.dtype, C.dtype):
+        x, delta, B, C = (t.detach().double() for t in (x, delta, B, C))
     else:
-        problem.set_inputs(x, delta, *(t.detach() if _fetched_whole(t) else t.detach().float() for t in (B, C)))
-    return problem
+        B, C = (t if _fetched_whole(t) else t.detach().float() for t in (B, C))
+    return Problem((x, delta, A, B, C, *rest), softplus, zoh)
 
 
 def _fetched_whole(matrix: Tensor) -> bool:
@@ -101,12 +94,15 @@ class _Plan:
         if self.cut.segments > 1:
             pieces = (batch, routes, self.cut.segments)
             self.workspaces = [problem.empty(*pieces, states, channels), problem.empty(*pieces, channels)]
-        self.call = (*_call(problem.device), *map(pointer, self.workspaces))
+        self.call = (*_call(problem.device), *self.workspaces)
 
-    def result_dtype(self, problem: Problem, dtype: torch.dtype, summed: bool) -> torch.dtype:
-        """Results are written in `dtype` unless several launches or routes add up to them: then in the type of
-        the accumulation."""
-        return problem.dtype if summed or self.cut.passes > 1 or problem.dtype == torch.float64 else dtype
+    def image_dtype(self, problem: Problem, dtype: torch.dtype) -> torch.dtype:
+        """y and dx are written in `dtype` unless several launches or routes add up to them: then in the type of the
+        accumulation."""
+        return problem.dtype if problem.merge and problem.shape[1] > 1 else self.result_dtype(problem, dtype)
+
+    def result_dtype(self, problem: Problem, dtype: torch.dtype) -> torch.dtype:
+        return problem.dtype if self.cut.passes > 1 or problem.dtype == torch.float64 else dtype
 
 
 def checkpoint_shape(
@@ -117,27 +113,26 @@ def checkpoint_shape(
 
 
 def selective_scan_forward(
-    tensors: Sequence[Any], softplus: bool, zoh: bool, merge: bool, channel_first: bool, *, checkpoint: bool
+    tensors: Sequence[Any], softplus: bool, zoh: bool, channel_first: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from.
 
     `tensors` as in `extension.Problem`."""
-    x, table = tensors[0], tensors[8]
+    x, delta, *_, table = tensors
     if table is not None:
-        check_table_once(table, x.shape[2])
-    problem = _prepare(tensors, softplus, zoh, merge)
+        check_table_once(table, delta.shape[2])
+    problem = _prepare(tensors, softplus, zoh)
     plan = _Plan(problem, backward=False)
-    batch, routes, length, channels = problem.shape
-    dtype = plan.result_dtype(problem, x.dtype, merge and routes > 1)
-    y = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, problem.device)
+    y = empty(problem.image, channel_first, plan.image_dtype(problem, x.dtype), problem.device)
     last_state = problem.empty(*problem.states)
     checkpoints = None
     if checkpoint:
-        checkpoints = problem.empty(batch, routes, plan.cut.chunks, problem.states[3], channels)
-    outputs = (view(y, shared=merge), pointer(last_state), pointer(checkpoints))
+        batch, routes, channels, states = problem.states
+        checkpoints = problem.empty(batch, routes, plan.cut.chunks, states, channels)
+    outputs = (y, last_state, checkpoints)
     with _current(problem.device):
-        extension.native.cuda.scan_forward(problem.sizes, problem.arguments, *outputs, plan.cut, plan.call)
-    return y.to(x.dtype), last_state, checkpoints
+        extension.native.cuda.scan_forward(problem.sizes, problem.tensors, outputs, plan.cut, plan.call)
+    return rounded(y, x.dtype), last_state, checkpoints
 
 
 def selective_scan_backward(
@@ -147,24 +142,18 @@ def selective_scan_backward(
     checkpoints: Tensor,
     softplus: bool,
     zoh: bool,
-    merge: bool,
     channel_first: bool,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the nine tensors of `extension.Problem`, each in its tensor's shape and dtype."""
-    problem = _prepare(tensors, softplus, zoh, merge)
+) -> list[Tensor]:
+    """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
+    problem = _prepare(tensors, softplus, zoh)
     plan = _Plan(problem, backward=True)
-    batch, routes, length, channels = problem.shape
-    x, delta = tensors[:2]
-    dx_dtype = plan.result_dtype(problem, x.dtype, merge and routes > 1)
-    dx = empty((batch, 1 if merge else routes, length, channels), channel_first, dx_dtype, problem.device)
-    ddelta_dtype = plan.result_dtype(problem, delta.dtype, False)
-    ddelta = empty(problem.shape, channel_first, ddelta_dtype, problem.device)
-    grads = Gradients(problem, tensors, batch * plan.cut.segments, plan.cut.groups, dx, ddelta)
+    x, delta, *_ = tensors
+    dx = empty(problem.image, channel_first, plan.image_dtype(problem, x.dtype), problem.device)
+    ddelta = empty(problem.shape, channel_first, plan.result_dtype(problem, delta.dtype), problem.device)
+    grads = empty_gradients(problem, problem.shape[0] * plan.cut.segments, plan.cut.groups, dx, ddelta)
     if dy is not None and problem.dtype == torch.float64:
         dy = dy.double()
-    dlast_state = cast(dlast_state, problem.dtype)
-    arguments = problem.arguments | {"checkpoints": pointer(checkpoints)}
-    gradients = grads.arguments(dy, dlast_state, merge)
+    incoming = (checkpoints, dy, cast(dlast_state, problem.dtype))
     with _current(problem.device):
-        extension.native.cuda.scan_backward(problem.sizes, arguments, gradients, plan.cut, plan.call)
-    return grads.results()
+        extension.native.cuda.scan_backward(problem.sizes, problem.tensors, incoming, grads, plan.cut, plan.call)
+    return finished(grads, tensors)
