@@ -55,7 +55,8 @@ def test_shell_block(text, monkeypatch):
         elif program == "pytest":
             assert all((ROOT / a).exists() for a in arguments if not a.startswith("-"))
         else:
-            assert program in ("pip", "torchrun", "cd", "git", "curl", "sha256sum"), f"{program}: not a command the documents use"
+            known = ("pip", "torchrun", "cd", "git", "curl", "sha256sum")
+            assert program in known, f"{program}: not a command the documents use"
 
 
 def test_the_kernels_and_the_model_take_ten_lines():

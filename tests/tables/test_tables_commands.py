@@ -21,8 +21,9 @@ SMALL = {
         "model": {"base_channels": 4, "channel_multipliers": [1, 1], "sampling": [2, 2], "norm_groups": 2},
         "unet": {"widths": [4, 8], "attention": [False, True], "norm_groups": 2},
         "gan": {"latent_dim": 8, "base_channels": 4, "attention_size": 8},
-        "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.05, "sample_steps": 2},
+        "training": {"batch_size": 2, "learning_rate": 0.05, "warmup_steps": 0, "sample_steps": 2},
     },
+    "systems": {name: {"training": {"steps": 2}} for name in ("dcgan", "sagan", "unetgan", "unet", "vmddpm")},
     "steps": {"ddpm": 4, "ddim": 2}, "images": 8, "batch": 8, "minutes": None,
     "metrics": {"kid_subsets": 3, "batch_size": 64},
 }  # fmt: skip
