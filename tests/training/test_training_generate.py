@@ -1,6 +1,8 @@
 """`vmddpm sample`: files from a run, the same ones every time."""
 
+import shutil
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +113,25 @@ def test_a_compiled_model_makes_the_same_images(run, tmp_path, mode):
         generate(run.path, tmp_path / name, 6, **{**OPTIONS, "device": device, "compile": compile})
     eager, compiled = (np.concatenate(list(read_samples(tmp_path / n))).astype(int) for n in ("eager", "compiled"))
     assert np.abs(eager - compiled).max() <= 1
+
+
+def test_ordered_is_a_model_without_shuffles(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    model = folder.load_model("ema")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # what is zero at the start of training lets no scan through
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    folder.save_weights("ema", model)
+    for name, ordered in (("shuffled", False), ("ordered", True)):
+        generate(folder.path, tmp_path / name, 4, ordered=ordered, **OPTIONS)
+    model.config = replace(model.config, regeneration=False)
+    images = sample(model, range(4), (1, 8, 8), config=folder.load_config().diffusion, sampler="ddim", steps=4,
+                    batch_size=4)  # fmt: skip
+    drawn = [np.asarray(Image.open(tmp_path / "ordered" / f"{i:06d}.png")) for i in range(4)]
+    assert np.array_equal(drawn, to_uint8(images)[..., 0])
+    assert (tmp_path / "shuffled" / "000000.png").read_bytes() != (tmp_path / "ordered" / "000000.png").read_bytes()
 
 
 def test_nothing_is_overwritten(run, tmp_path):
