@@ -189,6 +189,19 @@ def begin(page, reader="anna"):
     image_number(page, 1)
 
 
+def test_a_server_killed_after_any_request_leaves_a_page_that_goes_on(study, server):
+    """The page is one document: whatever is missing after it is asked for again."""
+    with opened(server.url, **DESKTOP) as (page, requests, complaints):
+        page.locator("#sign-in").wait_for()
+        assert set(requests) <= {server.url, f"{server.url}state", "data:,"}
+        page.route("**/state", lambda route: (server.kill(), route.continue_()), times=1)
+        page.reload()
+        page.get_by_role("status").filter(has_text="No connection").wait_for()
+        server.start()
+        begin(page)
+        assert complaints == []
+
+
 def test_the_image_is_shown_as_it_is_and_through_a_window(study, server):
     with Image.open(study.image(study.order("anna")[0])) as image:
         stored = np.asarray(image)

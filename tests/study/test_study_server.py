@@ -76,7 +76,7 @@ def test_a_forged_cookie_and_a_foreign_host_are_refused(server):
 def test_every_response_forbids_other_sources_and_caches(server):
     client = Client(server)
     client.sign_in("headers")
-    for path in ("/", "/study.css", "/study.js", "/viewer.js", "/state", "/image/0", "/nowhere"):
+    for path in ("/", "/state", "/image/0", "/nowhere"):
         headers = dict(client.request("GET", path)[1])
         assert headers["cache-control"] == "no-store"
         assert headers["content-security-policy"].startswith("default-src 'none'")

@@ -4,13 +4,14 @@ An image is asked for by its place in the order of the reader who is signed in. 
 number of bytes under the same headers.
 """
 
+import base64
 import fcntl
+import hashlib
 import ipaddress
 import json
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,37 @@ from vmddpm.study.answers import AnswerLog, Sent, StaleAnswer
 from vmddpm.study.folder import Study, StudyError, digest, write_secret
 from vmddpm.study.readers import is_password, load_readers, reader_code
 
-PAGE = {"index.html": "text/html", "study.css": "text/css",
-        "study.js": "text/javascript", "viewer.js": "text/javascript"}  # fmt: skip
 LONGEST_BODY = 4096
 SESSION_SECONDS = 30 * 24 * 3600
 LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                               "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}  # fmt: skip
+
+
+def the_page() -> tuple[bytes, dict[str, str]]:
+    """The page, and the headers of every answer, which let it run its own style and script and nothing else.
+
+    It is one document: were its script a file of its own, a server killed between the two would leave a page that
+    shows nothing and never asks again.
+    """
+    page, *parts = (
+        files("vmddpm.study").joinpath("page", name).read_text(encoding="utf-8")
+        for name in ("index.html", "study.css", "viewer.js", "study.js")
+    )
+    version = digest(page, *parts)[:12]
+    style, script = parts[0], parts[1] + parts[2]
+    page = page.replace("{page version}", version).replace("{style}", style).replace("{script}", script)
+    return page.encode(), {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+                                   "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+                                   "frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }  # fmt: skip
+
+
+def _source(text: str) -> str:
+    """Names a style or a script by its content (Content Security Policy level 2)."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 class StudyServer:
@@ -48,24 +68,22 @@ class StudyServer:
 
     Args:
         study: what is served.
+        page: what a browser is given first.
         anyone: whether any code may sign in, without a password, while no reader is registered.
     """
 
-    def __init__(self, study: Study, anyone: bool) -> None:
+    def __init__(self, study: Study, page: bytes, anyone: bool) -> None:
         self._study, self._anyone = study, anyone
         self._logs: dict[str, AnswerLog] = {}
         self._lock = threading.Lock()
-        self._page = {name: files("vmddpm.study").joinpath("page", name).read_bytes() for name in PAGE}
-        version = digest(*(content.hex() for content in self._page.values()))[:12]
-        self._page["index.html"] = self._page["index.html"].replace(b"{page version}", version.encode())
+        self._page = page
         self._about = {"title": study.title, "instructions": study.instructions}
         for reader in study.readers_with_answers():
             self._log(reader)
 
     def routes(self) -> list[Route]:
-        pages = [Route("/" if name == "index.html" else f"/{name}", self._page_route(name)) for name in PAGE]
         return [
-            *pages,
+            Route("/", self.page),
             Route("/sign-in", self.sign_in, methods=["POST"]),
             Route("/sign-out", self.sign_out, methods=["POST"]),
             Route("/state", self.state),
@@ -73,11 +91,8 @@ class StudyServer:
             Route("/answer", self.answer, methods=["POST"]),
         ]
 
-    def _page_route(self, name: str) -> Callable[[Request], Awaitable[Response]]:
-        async def page(request: Request) -> Response:
-            return Response(self._page[name], media_type=PAGE[name])
-
-        return page
+    async def page(self, request: Request) -> Response:
+        return Response(self._page, media_type="text/html")
 
     async def sign_in(self, request: Request) -> Response:
         content = await _json(request)
@@ -168,10 +183,11 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
         assert isinstance(error, HTTPException)
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    server = StudyServer(study, anyone=local)
+    page, headers = the_page()
+    server = StudyServer(study, page, anyone=local)
     inner = Starlette(routes=server.routes(), middleware=[hosts, session], exception_handlers={HTTPException: refused})
     inner.router.redirect_slashes = False  # a path is one of the few above, or nothing
-    fixed = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+    fixed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def with_headers(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_headers(message: Any) -> None:

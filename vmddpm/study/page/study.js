@@ -1,8 +1,6 @@
 // One reader's way through the study. What is done is known to the server alone: this page asks where to go on, and
 // leaves an image only when the server has said that its answer is on the disk.
 
-import { Viewer } from "./viewer.js";
-
 const VERSION = document.querySelector("meta[name=page-version]").content;
 const LONGEST_PAUSE = 5000;
 

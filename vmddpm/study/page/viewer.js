@@ -2,7 +2,7 @@
 
 const MOST_ZOOM = 16;
 
-export class Viewer {
+class Viewer {
   constructor(canvas, sliders) {
     this.canvas = canvas;
     this.sliders = sliders;
