@@ -133,7 +133,7 @@ def test_every_help_has_examples_that_parse():
         examples = re.findall(r"^  (?:torchrun .* -- )?(vmddpm.*)", inner.format_help(), re.MULTILINE)
         assert any(shlex.split(line)[: len(words)] == list(words) for line in examples), words
         for line in examples:
-            with pytest.raises(SystemExit, match="^0$") if "--print_config" in line else nullcontext():
+            with pytest.raises(SystemExit, match=r"^0$") if "--print_config" in line else nullcontext():
                 parser.parse_args(with_preset_files(shlex.split(line)[1:]))
 
 
