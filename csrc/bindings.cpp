@@ -45,11 +45,20 @@ py::object checked(PyObject* result) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+// Items of a tuple, borrowed, and as a number: a small scan has a hundred, and what pybind11 does for each would show.
+py::handle item(const py::tuple& tuple, size_t i) { return PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)); }
+
+int64_t number(const py::handle& value) {
+  const int64_t result = PyLong_AsLongLong(value.ptr());
+  if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return result;
+}
+
 // Null for None.
 template <typename T = void>
 T* pointer(const py::handle& tensor) {
   if (tensor.is_none()) return nullptr;
-  return reinterpret_cast<T*>(checked(PyObject_CallMethodNoArgs(tensor.ptr(), known.data_ptr)).cast<uintptr_t>());
+  return static_cast<T*>(PyLong_AsVoidPtr(checked(PyObject_CallMethodNoArgs(tensor.ptr(), known.data_ptr)).ptr()));
 }
 
 DType dtype(const py::handle& tensor) {
@@ -68,10 +77,10 @@ View view(const py::handle& tensor) {
   v.dtype = dtype(tensor);
   const py::tuple strides = checked(PyObject_CallMethodNoArgs(tensor.ptr(), known.stride));
   const size_t axes = strides.size();
-  v.stride[0] = strides[0].cast<int64_t>();
-  v.stride[1] = axes == 3 ? 0 : strides[1].cast<int64_t>();
-  v.stride[2] = strides[axes - 2].cast<int64_t>();
-  v.stride[3] = strides[axes - 1].cast<int64_t>();
+  v.stride[0] = number(item(strides, 0));
+  v.stride[1] = axes == 3 ? 0 : number(item(strides, 1));
+  v.stride[2] = number(item(strides, axes - 2));
+  v.stride[3] = number(item(strides, axes - 1));
   return v;
 }
 
@@ -96,40 +105,40 @@ void check_table(const int32_t* table, int64_t routes, int64_t length) {
 // (batch, routes, length, channels, states, wide, softplus, zoh, shared, threads)
 ScanParams sized(const py::tuple& sizes) {
   ScanParams p{};
-  p.batch = sizes[0].cast<int64_t>();
-  p.routes = sizes[1].cast<int64_t>();
-  p.length = sizes[2].cast<int64_t>();
-  p.channels = sizes[3].cast<int64_t>();
-  p.states = sizes[4].cast<int64_t>();
-  p.wide = sizes[5].cast<bool>();
-  p.softplus = sizes[6].cast<bool>();
-  p.zoh = sizes[7].cast<bool>();
-  p.shared = sizes[8].cast<bool>();
-  p.threads = sizes[9].cast<int>();
+  p.batch = number(item(sizes, 0));
+  p.routes = number(item(sizes, 1));
+  p.length = number(item(sizes, 2));
+  p.channels = number(item(sizes, 3));
+  p.states = number(item(sizes, 4));
+  p.wide = number(item(sizes, 5)) != 0;
+  p.softplus = number(item(sizes, 6)) != 0;
+  p.zoh = number(item(sizes, 7)) != 0;
+  p.shared = number(item(sizes, 8)) != 0;
+  p.threads = static_cast<int>(number(item(sizes, 9)));
   return p;
 }
 
 // (x, delta, A, B, C, D, delta_bias, initial_state, table)
 ScanParams scan_params(const py::tuple& sizes, const py::tuple& tensors) {
   ScanParams p = sized(sizes);
-  p.x = view(tensors[0]);
-  p.delta = view(tensors[1]);
-  p.A = pointer(tensors[2]);
-  p.B = view(tensors[3]);
-  p.C = view(tensors[4]);
-  p.D = pointer(tensors[5]);
-  p.delta_bias = pointer(tensors[6]);
-  p.initial_state = pointer(tensors[7]);
-  p.table = pointer<const int32_t>(tensors[8]);
+  p.x = view(item(tensors, 0));
+  p.delta = view(item(tensors, 1));
+  p.A = pointer(item(tensors, 2));
+  p.B = view(item(tensors, 3));
+  p.C = view(item(tensors, 4));
+  p.D = pointer(item(tensors, 5));
+  p.delta_bias = pointer(item(tensors, 6));
+  p.initial_state = pointer(item(tensors, 7));
+  p.table = pointer<const int32_t>(item(tensors, 8));
   return p;
 }
 
 // (y, last_state, checkpoints)
 ScanParams forward_params(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& outputs) {
   ScanParams p = scan_params(sizes, tensors);
-  p.y = view(outputs[0]);
-  p.last_state = pointer(outputs[1]);
-  p.checkpoints = pointer(outputs[2]);
+  p.y = view(item(outputs, 0));
+  p.last_state = pointer(item(outputs, 1));
+  p.checkpoints = pointer(item(outputs, 2));
   return p;
 }
 
@@ -138,17 +147,17 @@ ScanGradParams backward_params(const py::tuple& sizes, const py::tuple& tensors,
                                const py::tuple& grads) {
   ScanGradParams g;
   g.forward = scan_params(sizes, tensors);
-  g.forward.checkpoints = pointer(incoming[0]);
-  g.dy = view(incoming[1]);
-  g.dlast_state = pointer(incoming[2]);
-  g.dx = view(grads[0]);
-  g.ddelta = view(grads[1]);
-  g.dA = pointer(grads[2]);
-  g.dB = pointer(grads[3]);
-  g.dC = pointer(grads[4]);
-  g.dD = pointer(grads[5]);
-  g.ddelta_bias = pointer(grads[6]);
-  g.dinitial_state = pointer(grads[7]);
+  g.forward.checkpoints = pointer(item(incoming, 0));
+  g.dy = view(item(incoming, 1));
+  g.dlast_state = pointer(item(incoming, 2));
+  g.dx = view(item(grads, 0));
+  g.ddelta = view(item(grads, 1));
+  g.dA = pointer(item(grads, 2));
+  g.dB = pointer(item(grads, 3));
+  g.dC = pointer(item(grads, 4));
+  g.dD = pointer(item(grads, 5));
+  g.ddelta_bias = pointer(item(grads, 6));
+  g.dinitial_state = pointer(item(grads, 7));
   return g;
 }
 
@@ -280,7 +289,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/extension.py.";
   learn_names();
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
-      .def_readonly("chunks", &ScanPlan::chunks)
+      .def_readonly("checkpoints", &ScanPlan::checkpoints)
       .def_readonly("lanes", &ScanPlan::lanes)
       .def_readonly("blocks", &ScanPlan::blocks);
   m.def("describe", &describe);

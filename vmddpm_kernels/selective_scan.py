@@ -187,7 +187,7 @@ def scan_routes_with_states(
     chosen = select(backend, x)
     if chosen == "reference":
         return reference.selective_scan(*tensors, delta_softplus=softplus, zoh=zoh)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
+    differentiable = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
     options = (softplus, zoh, channel_first, chosen, differentiable)
     y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, differentiable, *tensors, *options)
     return y, last_state
@@ -216,8 +216,8 @@ class SelectiveScan(torch.autograd.Function):
         if not ctx.checkpoint:
             raise RuntimeError("a scan with checkpoint=False keeps nothing for a gradient")
         # Through complex numbers a gradient may come as a view that is still to be negated.
-        incoming = (None if g is None else g.resolve_neg() for g in (dy, dlast_state))
-        args = (*incoming, *ctx.saved_tensors, *ctx.options)
+        dy, dlast_state = (g if g is None or not g.is_neg() else g.resolve_neg() for g in (dy, dlast_state))
+        args = (dy, dlast_state, *ctx.saved_tensors, *ctx.options)
         grads = iter(call(ops.selective_scan_backward, SelectiveScanBackward, True, *args))
         return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
 

@@ -12,17 +12,30 @@ VMDDPM_DECLARE_SCAN(VMDDPM_ISA)
 namespace vmddpm {
 namespace VMDDPM_ISA {
 
+namespace {
+
+// Threads that are worth waking: below some microseconds of work a second one costs more than it does.
+int64_t useful_threads(const ScanParams& p) {
+  constexpr int64_t kStatesAThread = 1 << 16;
+  const int64_t threads = p.batch * p.routes * p.length * p.channels * (p.states + 1) / kStatesAThread;
+  return threads < 1 ? 1 : threads;
+}
+
+}  // namespace
+
 ScanPlan scan_plan(const ScanParams& p) {
   // Enough groups for many cores, but no more, as each leaves partial sums of dB and dC.
-  constexpr int64_t kGroups = 16, kMostBlocks = 8, kChunk = 64;
+  constexpr int64_t kMostGroups = 16, kMostBlocks = 8, kChunk = 64;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
   plan.blocks = (p.channels + plan.lanes - 1) / plan.lanes;
   plan.chunk = p.states > kChunk ? p.states : kChunk;
   if (plan.chunk > p.length) plan.chunk = p.length > 0 ? p.length : 1;
   plan.chunks = (p.length + plan.chunk - 1) / plan.chunk;
+  plan.checkpoints = plan.chunks > 0 ? plan.chunks - 1 : 0;
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
-  const int64_t together = (sequences * plan.blocks + kGroups - 1) / kGroups;
+  const int64_t groups = smaller(kMostGroups, 2 * useful_threads(p) - 1);
+  const int64_t together = (sequences * plan.blocks + groups - 1) / groups;
   plan.blocks_per_group = together < 1 ? 1 : together < kMostBlocks ? together : kMostBlocks;
   plan.groups = (plan.blocks + plan.blocks_per_group - 1) / plan.blocks_per_group;
   return plan;
@@ -57,13 +70,7 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-// Threads that are worth waking: below some microseconds of work a second one costs more than it does.
-inline int useful_threads(const ScanParams& p) {
-  constexpr int64_t kStatesAThread = 1 << 16;
-  const int64_t states = p.batch * p.routes * p.length * p.channels * (p.states + 1);
-  const int64_t most = states / kStatesAThread;
-  return most < 1 ? 1 : most < p.threads ? static_cast<int>(most) : p.threads;
-}
+int threads_of(const ScanParams& p) { return static_cast<int>(smaller(useful_threads(p), p.threads)); }
 
 // Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own.
 template <typename Buffers, typename Run>
@@ -93,10 +100,10 @@ void forward(const ScanParams& p) {
   const ScanPlan plan = scan_plan(p);
   prefer_large_pages_for(p.y, p);
   if (p.checkpoints) {
-    const int64_t states = p.batch * p.routes * plan.chunks * plan.blocks * plan.lanes * p.states;
+    const int64_t states = p.batch * p.routes * plan.checkpoints * plan.blocks * plan.lanes * p.states;
     prefer_large_pages(p.checkpoints, states * static_cast<int64_t>(sizeof(T)));
   }
-  const int threads = useful_threads(p);
+  const int threads = threads_of(p);
   const Tasks tasks = tasks_of(p, plan, threads);
   for_each_task<ForwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const ForwardBuffers<T>& buffers) {
     forward_task<T, kRule>(p, plan, task, buffers);
@@ -118,7 +125,7 @@ template <typename T, Rule kRule>
 void backward(const ScanGradParams& g) {
   const ScanParams& p = g.forward;
   const ScanPlan plan = scan_plan(p);
-  const int threads = useful_threads(p);
+  const int threads = threads_of(p);
   const Tasks tasks = tasks_of(p, plan, threads);
   const int64_t count = p.batch * p.routes * p.length * p.states;
   for (const View* gradient : {&g.dx, &g.ddelta}) prefer_large_pages_for(*gradient, p);

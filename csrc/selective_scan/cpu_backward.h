@@ -12,6 +12,7 @@ struct BackwardBuffers {
   Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
   Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
   Vec<T>* lanes;                                            // one register a step, and as many as a register has lanes
+  Vec<T>* h;                                                // the states before the first chunk
   Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
@@ -21,6 +22,7 @@ struct BackwardBuffers {
     lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
     for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
     for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
+    h = arena.take<Vec<T>>(p.states);
     for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
     dA = arena.take<LongSum<T>>(blocks * p.states);
     for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(blocks);
@@ -174,7 +176,13 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t local = block - task.block_begin, row = k * p.channels + channel;
   const int64_t sequence = task.batch * p.routes + k;
-  const V* h = static_cast<const V*>(p.checkpoints) + ((sequence * plan.chunks + chunk) * plan.blocks + block) * N;
+  const V* h = w.h;
+  if (chunk > 0) {
+    const int64_t before = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + block) * N;
+    h = static_cast<const V*>(p.checkpoints) + before;
+  } else {
+    load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, w.h);
+  }
 
   const V bias = load_channels<T>(p.delta_bias, row, columns);
   with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {

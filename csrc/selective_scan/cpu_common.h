@@ -72,7 +72,8 @@ struct Tasks {
 inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
   Tasks tasks;
-  tasks.groups_at_once = sequences * plan.groups / (2 * threads);
+  const int64_t pieces = threads > 1 ? 2 * threads : 1;  // a few more than threads, as not all threads are as fast
+  tasks.groups_at_once = sequences * plan.groups / pieces;
   if (tasks.groups_at_once < 1) tasks.groups_at_once = 1;
   if (tasks.groups_at_once > plan.groups) tasks.groups_at_once = plan.groups;
   tasks.splits = plan.groups ? (plan.groups + tasks.groups_at_once - 1) / tasks.groups_at_once : 0;
@@ -109,7 +110,7 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
 template <typename T>
 void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   constexpr int64_t W = kLanes<T>;
-  std::memset(static_cast<void*>(out), 0, static_cast<size_t>(states) * sizeof(Vec<T>));
+  if (!source || columns < W) std::memset(static_cast<void*>(out), 0, static_cast<size_t>(states) * sizeof(Vec<T>));
   if (!source) return;
   const T* from = static_cast<const T*>(source) + row * states;
   int64_t n = 0;
@@ -150,15 +151,18 @@ void store_states(void* target, int64_t row, int64_t columns, int64_t states, Ve
 template <typename T>
 Vec<T> load_channels(const void* source, int64_t row, int64_t columns) {
   Vec<T> v{};
-  if (source) {
-    for (int64_t c = 0; c < columns; ++c) v[c] = static_cast<const T*>(source)[row + c];
-  }
+  if (!source) return v;
+  const T* from = static_cast<const T*>(source) + row;
+  if (columns == kLanes<T>) return load(from);
+  for (int64_t c = 0; c < columns; ++c) v[c] = from[c];
   return v;
 }
 
 template <typename T>
 void store_channels(void* target, int64_t row, int64_t columns, Vec<T> v) {
-  for (int64_t c = 0; c < columns; ++c) static_cast<T*>(target)[row + c] = v[c];
+  T* to = static_cast<T*>(target) + row;
+  if (columns == kLanes<T>) return store(to, v);
+  for (int64_t c = 0; c < columns; ++c) to[c] = v[c];
 }
 
 // A sum over the chunks of a sequence that keeps what each addition rounds away (Kahan), so that its error does not grow

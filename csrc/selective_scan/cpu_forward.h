@@ -145,8 +145,8 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       ForwardAhead ahead;
       if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &p.y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        if (p.checkpoints) {
-          const int64_t at = ((sequence * plan.chunks + chunk) * plan.blocks + block) * N;
+        if (p.checkpoints && chunk > 0) {
+          const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + block) * N;
           std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h + (block - task.block_begin) * N,
                       static_cast<size_t>(N) * sizeof(Vec<T>));
         }

@@ -24,7 +24,7 @@ struct ScanParams {
 
   View y;                      // any type; Acc if shared
   void* last_state;            // Acc (B, K, D, N)
-  void* checkpoints;           // Acc (B, K, chunks, blocks, N, lanes) of the ScanPlan, or null: states before each chunk
+  void* checkpoints;           // Acc (B, K, chunks - 1, blocks, N, lanes) of the ScanPlan, or null: states between chunks
 };
 
 struct ScanGradParams {
@@ -49,6 +49,7 @@ struct ScanGradParams {
 struct ScanPlan {
   int64_t chunk;            // steps between checkpoints; no more states are ever held than a chunk's
   int64_t chunks;
+  int64_t checkpoints;      // of a sequence: between its chunks
   int64_t lanes;            // channels a register holds
   int64_t blocks;           // registers of channels
   int64_t blocks_per_group; // blocks of a group are walked by one thread, one after another, and their dB and dC summed

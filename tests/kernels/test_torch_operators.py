@@ -68,7 +68,7 @@ def test_checkpoint_shape_is_that_of_the_plan(length, states):
     for wide in (False, True):
         problem = (*sizes, wide, True, False, False, 1)
         plan = extension.native.scan_plan(problem)
-        assert cpu.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, plan.blocks, states, plan.lanes)
+        assert cpu.checkpoint_shape(*sizes, wide) == (2, 3, plan.checkpoints, plan.blocks, states, plan.lanes)
         plan = extension.native.cuda.scan_plan(problem, cuda._limits(torch.device("cpu")), False)
         assert cuda.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, states, 37)
 

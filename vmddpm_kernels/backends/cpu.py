@@ -46,10 +46,10 @@ def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) 
 def checkpoint_shape(
     batch: int, routes: int, length: int, channels: int, states: int, wide: bool
 ) -> tuple[int, ...]:
-    """(B, K, chunks, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it; sizes may be symbols."""
+    """(B, K, checkpoints, blocks, N, lanes), as `scan_plan` of selective_scan/cpu.cpp says; sizes may be symbols."""
     lanes = extension.native.scan_plan((1, 1, 1, 1, 1, wide, False, False, False, 1)).lanes
     chunk = torch.sym_max(states, 64)
-    return batch, routes, (length + chunk - 1) // chunk, (channels + lanes - 1) // lanes, states, lanes
+    return batch, routes, torch.sym_max(length - 1, 0) // chunk, (channels + lanes - 1) // lanes, states, lanes
 
 
 def selective_scan_forward(
@@ -67,7 +67,7 @@ def selective_scan_forward(
     if checkpoint:
         batch, routes, _, states = problem.states
         plan = extension.native.scan_plan(problem.sizes)
-        checkpoints = problem.empty(batch, routes, plan.chunks, plan.blocks, states, plan.lanes)
+        checkpoints = problem.empty(batch, routes, plan.checkpoints, plan.blocks, states, plan.lanes)
     extension.native.scan_forward(problem.sizes, problem.tensors, (y, last_state, checkpoints))
     return rounded(y, x.dtype), last_state, checkpoints
 

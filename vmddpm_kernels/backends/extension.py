@@ -37,15 +37,15 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def empty(shape: Sequence[int], channel_first: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(B, K, L, D), laid out in memory as (B, K, D, L) or as (B, L, K, D); or (B, L, D), as (B, D, L) or (B, L, D)."""
+    length, channels = shape[-2:]
+    image = length * channels
     if len(shape) == 3:
-        batch, length, channels = shape
-        if channel_first:
-            return torch.empty(batch, channels, length, dtype=dtype, device=device).transpose(1, 2)
-        return torch.empty(batch, length, channels, dtype=dtype, device=device)
-    batch, routes, length, channels = shape
-    if channel_first:
-        return torch.empty(batch, routes, channels, length, dtype=dtype, device=device).transpose(2, 3)
-    return torch.empty(batch, length, routes, channels, dtype=dtype, device=device).transpose(1, 2)
+        strides: tuple[int, ...] = (image, 1, length) if channel_first else (image, channels, 1)
+    else:
+        routes = shape[1]
+        whole = routes * image
+        strides = (whole, image, 1, length) if channel_first else (whole, channels, routes * channels, 1)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 class Problem:
@@ -67,7 +67,7 @@ class Problem:
         self.merge = x.dim() == 3
         self.image = (batch, length, channels) if self.merge else self.shape    # of x, y and dx
         self.sizes = (*self.shape, states, wide, softplus, zoh, self.merge, torch.get_num_threads())
-        self.tensors = (
+        self.tensors: tuple[Any, ...] = (
             x, delta, cast(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype),
             None if table is None else int32(table),
         )  # fmt: skip
@@ -80,20 +80,21 @@ def empty_gradients(problem: Problem, pieces: int, groups: int, dx: Tensor, ddel
     """What the backward kernel fills: dx, ddelta, dA, dB, dC, dD, ddelta_bias and dinitial_state, None for None. dA, dD
     and ddelta_bias have an axis more in front for the parts of the batch that sum for themselves, if these are several,
     dB and dC one for groups of channels."""
-    batch, routes, channels, states = problem.states
-    _, _, _, _, _, D, delta_bias, initial_state, _ = problem.tensors
-    group, piece = ((count,) if count != 1 else () for count in (groups, pieces))
-    matrix = (*group, batch, routes, problem.shape[2], states)
-    channel = (*piece, routes, channels)
+    _, _, A, _, _, D, delta_bias, initial_state, _ = problem.tensors
+    matrix = (*((groups,) if groups != 1 else ()), *problem.shape[:3], A.shape[2])
+
+    def parts(parameter: Tensor) -> Tensor:
+        return torch.empty_like(parameter) if pieces == 1 else parameter.new_empty((pieces, *parameter.shape))
+
     return (
         dx,
         ddelta,
-        problem.empty(*channel, states),
+        parts(A),
         problem.empty(*matrix),
         problem.empty(*matrix),
-        None if D is None else problem.empty(*channel),
-        None if delta_bias is None else problem.empty(*channel),
-        None if initial_state is None else problem.empty(*problem.states),
+        None if D is None else parts(D),
+        None if delta_bias is None else parts(delta_bias),
+        None if initial_state is None else torch.empty_like(initial_state),
     )
 
 
