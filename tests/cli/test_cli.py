@@ -22,6 +22,7 @@ from vmddpm.cli import COMMANDS, PRESETS, build_parser, main
 from vmddpm.cli.prepare import DATASETS
 from vmddpm.cli.presets import with_preset_files
 from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.data.layouts import OPTIONS
 from vmddpm.demo import demo_config, mni152_slices
 from vmddpm.training import RunConfig, RunFolder
 
@@ -194,6 +195,12 @@ def test_paper_presets_choose_the_right_files(tmp_path):
         dataset = SliceDataset(DataConfig(**options))
         assert {os.path.basename(s.path).split("_")[-1] for s in dataset.slices} == {ending}
         assert count is None or len(dataset) == count
+
+
+@pytest.mark.parametrize("name", ["acdc", "brats2018", "chestxray"])
+def test_prepare_and_train_choose_the_same_slices(name):
+    preset = yaml.safe_load((files("vmddpm.presets") / f"paper-{name}.yaml").read_text())
+    assert OPTIONS[name].items() <= preset["data"].items()
 
 
 def test_demo_configuration_and_slices():
