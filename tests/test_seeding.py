@@ -1,7 +1,6 @@
 from itertools import product
 
-from vmddpm.model import mix_seed
-from vmddpm.seeding import splitmix64
+from vmddpm.seeding import mix_seed, splitmix64
 
 
 def test_splitmix64_published_sequence():

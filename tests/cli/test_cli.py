@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.resources import files
 
 import nibabel as nib
@@ -15,8 +18,11 @@ import yaml
 from nibabel.testing import data_path
 from PIL import Image
 
-from vmddpm.cli import COMMANDS, PRESETS, main
+from vmddpm.cli import COMMANDS, PRESETS, build_parser, main
+from vmddpm.cli.prepare import DATASETS
+from vmddpm.cli.presets import with_preset_files
 from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.data.layouts import OPTIONS
 from vmddpm.demo import demo_config, mni152_slices
 from vmddpm.training import RunConfig, RunFolder
 
@@ -113,12 +119,23 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
-    assert stopped.value.code == 0
-    assert f"\n  vmddpm {command}" in capsys.readouterr().out
+def commands(parser, *words):
+    """(words, parser) of a command, of its sub-commands, of theirs."""
+    yield words, parser
+    for name, inner in parser._subcommands_action.choices.items() if parser._subcommands_action else ():
+        yield from commands(inner, *words, name)
+
+
+def test_every_help_has_examples_that_parse():
+    parser, _ = build_parser()
+    seen = list(commands(parser, "vmddpm"))
+    assert len(seen) > len(COMMANDS) + len(DATASETS)
+    for words, inner in seen:
+        examples = re.findall(r"^  (?:torchrun .* -- )?(vmddpm.*)", inner.format_help(), re.MULTILINE)
+        assert any(shlex.split(line)[: len(words)] == list(words) for line in examples), words
+        for line in examples:
+            with pytest.raises(SystemExit, match=r"^0$") if "--print_config" in line else nullcontext():
+                parser.parse_args(with_preset_files(shlex.split(line)[1:]))
 
 
 def test_help_quotes_the_paper(capsys):
@@ -178,6 +195,12 @@ def test_paper_presets_choose_the_right_files(tmp_path):
         dataset = SliceDataset(DataConfig(**options))
         assert {os.path.basename(s.path).split("_")[-1] for s in dataset.slices} == {ending}
         assert count is None or len(dataset) == count
+
+
+@pytest.mark.parametrize("name", ["acdc", "brats2018", "chestxray"])
+def test_prepare_and_train_choose_the_same_slices(name):
+    preset = yaml.safe_load((files("vmddpm.presets") / f"paper-{name}.yaml").read_text())
+    assert OPTIONS[name].items() <= preset["data"].items()
 
 
 def test_demo_configuration_and_slices():

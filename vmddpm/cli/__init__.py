@@ -14,6 +14,12 @@ from vmddpm.cli.presets import PRESETS, with_preset_files
 
 __all__ = ["PRESETS", "build_parser", "main"]
 
+HELP = """VM-DDPM: Vision-Mamba diffusion for medical image synthesis.
+
+example:
+  vmddpm demo --minutes 6 --out runs/demo
+  vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
+  vmddpm sample --run runs/small --num 16 --out samples"""
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 
 
@@ -25,10 +31,7 @@ def build_parser() -> tuple[Any, dict[str, Any]]:
         """Keeps the line breaks of the examples; jsonargparse hands it on to the sub-commands."""
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="vmddpm", formatter_class=Formatter,
-        description="VM-DDPM: Vision-Mamba diffusion for medical image synthesis.",
-    )  # fmt: skip
+    parser = ArgumentParser(prog="vmddpm", formatter_class=Formatter, description=HELP)
     commands = parser.add_subcommands(required=True)
     parsers = {}
     for name in COMMANDS:

@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 SUMMARY = "look for leaks and duplicates in a store"
-HELP = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
+HELP = """Look into a store made by `vmddpm prepare`.
+
+example:
+  vmddpm data check stores/brats"""
+CHECK = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
 there twice, exactly or nearly, under two patients' names. Exit code 1 if anything is found.
 
 example:
@@ -18,7 +22,7 @@ def build(new_parser: Any) -> Any:
 
 def extend(parser: Any, new_parser: Any) -> None:
     actions = parser.add_subcommands(required=True, dest="action")
-    check = new_parser(description="Check a store made by `vmddpm prepare`.")
+    check = new_parser(description=CHECK)
     check.add_argument("store", type=str, help="the folder")
     actions.add_subcommand("check", check, help="damage, patients on both sides, duplicates")
 

@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Any
 
 SUMMARY = "read a data set once, into a store"
+DATASETS = {  # what it is, and an example's arguments
+    "acdc": ("ACDC: cardiac MR, the end-diastolic and end-systolic frames", "ACDC --out stores/acdc"),
+    "brats2018": (
+        "BraTS 2018: brain MR, one modality",
+        "MICCAI_BraTS_2018_Data_Training --out stores/brats --modality flair --test-share 0.1",
+    ),
+    "chestxray": (
+        "ChestX-ray14: archives or unpacked images, the first 34,999", "ChestX-ray14 --out stores/chestxray"
+    ),
+    "folder": (
+        "any folder of NIfTI, DICOM, PNG, JPEG or TIFF files",
+        "scans --out stores/mine --patient '(sub-[0-9]+)' --data.size 64",
+    ),
+}  # fmt: skip
+EXAMPLES = {name: f"  vmddpm prepare {name} {arguments}" for name, (_, arguments) in DATASETS.items()}
 HELP = """Read a data set as its owners ship it, in many processes, into a store for `vmddpm train --data.root`.
 
 example:
-  vmddpm prepare acdc ACDC --out stores/acdc
-  vmddpm prepare brats2018 MICCAI_BraTS_2018_Data_Training --out stores/brats --modality flair --test-share 0.1
-  vmddpm prepare chestxray ChestX-ray14 --out stores/chestxray
-  vmddpm prepare folder scans --out stores/mine --patient '(sub-[0-9]+)' --data.size 64"""
-DATASETS = {
-    "acdc": "ACDC: cardiac MR, the end-diastolic and end-systolic frames",
-    "brats2018": "BraTS 2018: brain MR, one modality",
-    "chestxray": "ChestX-ray14: archives or unpacked images, the first 34,999",
-    "folder": "any folder of NIfTI, DICOM, PNG, JPEG or TIFF files",
-}
+""" + "\n".join(EXAMPLES.values())
 
 
 def build(new_parser: Any) -> Any:
@@ -29,8 +35,8 @@ def extend(parser: Any, new_parser: Any) -> None:
     from vmddpm.data.layouts import MODALITIES, OPTIONS
 
     datasets = parser.add_subcommands(required=True, dest="dataset")
-    for name, summary in DATASETS.items():
-        one = new_parser(description=f"{summary}.")
+    for name, (summary, _) in DATASETS.items():
+        one = new_parser(description=f"{summary}.\n\nexample:\n{EXAMPLES[name]}")
         one.add_argument("root", type=str, help="the folder of the data set")
         one.add_argument("--out", type=str, required=True, help="the store, a new folder")
         one.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that decode")

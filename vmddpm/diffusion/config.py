@@ -51,7 +51,6 @@ class DiffusionConfig:
             self.prediction_type in ("epsilon", "v_prediction"), "prediction_type",
             '"epsilon" or "v_prediction"',
         )
-
         self._require(self.min_snr_gamma is None or self.min_snr_gamma > 0, "min_snr_gamma", "above 0, or null")
 
     def _require(self, fits: bool, name: str, needed: str) -> None:

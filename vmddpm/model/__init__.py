@@ -4,6 +4,5 @@ from vmddpm.model.config import ModelConfig
 from vmddpm.model.csm import CSM
 from vmddpm.model.ss_layer import MSSBlock, SSLayer
 from vmddpm.model.vmddpm import VMDDPM
-from vmddpm.seeding import mix_seed
 
-__all__ = ["CSM", "VMDDPM", "MSSBlock", "ModelConfig", "SSLayer", "mix_seed"]
+__all__ = ["CSM", "VMDDPM", "MSSBlock", "ModelConfig", "SSLayer"]
