@@ -198,15 +198,10 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const V* A = w.A + local * N;
   V* dh = w.dh + local * N;
   LongSum<T>* dA = w.dA + local * N;
-  int64_t n = 0;
-  for (; n + kStatesAtOnce <= N; n += kStatesAtOnce) {
-    adjoint_states<T, kStatesAtOnce, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
+  for_states(N, [&](auto at_once, int64_t n) {
+    adjoint_states<T, at_once.value, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
     ahead = nullptr;
-  }
-  for (; n < N; ++n) {
-    adjoint_states<T, 1, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
-    ahead = nullptr;
-  }
+  });
 
   finish_backward<T>(p, row, columns, local, steps.count, w);
   store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),

@@ -19,6 +19,18 @@ constexpr int kStatesAtOnce = 8;
 constexpr int kStatesAtOnce = 4;
 #endif
 
+// f(how many, from which on) for all states, as many at once as there are: kStatesAtOnce, 4, or one by one.
+template <typename Function>
+void for_states(int64_t states, Function f) {
+  int64_t n = 0;
+  for (; n + kStatesAtOnce <= states; n += kStatesAtOnce) f(std::integral_constant<int, kStatesAtOnce>(), n);
+  if (kStatesAtOnce > 4 && n + 4 <= states) {
+    f(std::integral_constant<int, 4>(), n);
+    n += 4;
+  }
+  for (; n < states; ++n) f(std::integral_constant<int, 1>(), n);
+}
+
 // How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
 // hold. They differ in nothing but speed where more than one holds.
 enum class Rule { decaying, growing, zero_order_hold };

@@ -99,15 +99,10 @@ void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Ve
     w.y[i] = step.skip;
   }
   const PreparedForward<T> prepared{w.delta, w.drive, w.y};
-  int64_t n = 0;
-  for (; n + kStatesAtOnce <= states; n += kStatesAtOnce) {
-    scan_states<T, kStatesAtOnce, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
+  for_states(states, [&](auto at_once, int64_t n) {
+    scan_states<T, at_once.value, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
     ahead = nullptr;
-  }
-  for (; n < states; ++n) {
-    scan_states<T, 1, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
-    ahead = nullptr;
-  }
+  });
 }
 
 // One block over one chunk: tiles in, all its states, tile out.
