@@ -1,4 +1,4 @@
-"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in CUDA, in C++ for the CPU and in plain
+"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in CUDA, Triton, C++ for the CPU and plain
 PyTorch."""
 
 import sys

@@ -18,7 +18,6 @@ from vmddpm.model import VMDDPM, ModelConfig
 
 PAPER = ModelConfig()
 TINY = ModelConfig(base_channels=8, channel_multipliers=(1, 2), sampling=(2, 2), norm_groups=4, d_state=4)
-WAYS = ("eager", "compiled", "graph")
 TRAINING, DDIM = "training step", "DDIM step"
 LEVEL, NEXT_LEVEL = 0.6, 0.7  # alphas_cumprod at the step's noise level and at that of the next
 

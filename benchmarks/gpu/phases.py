@@ -94,12 +94,6 @@ def run_tests(log: Path, seconds: float, dry_run: bool, chosen: str) -> dict[str
     return {**conclude(result, log, begun), "counts": dict(counts), "failed": bad[:100], "skips": skips}
 
 
-def has_module(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None
-
-
 def sanitizer_summary(tool: str, text: str) -> dict[str, Any]:
     """What compute-sanitizer found, and whether any of it is about a kernel of ours."""
     errors = re.search(r"ERROR SUMMARY: (\d+) error", text)
