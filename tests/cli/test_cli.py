@@ -203,6 +203,15 @@ def test_prepare_and_train_choose_the_same_slices(name):
     assert OPTIONS[name].items() <= preset["data"].items()
 
 
+@pytest.mark.parametrize(("module", "cure"), [("jsonargparse", "pip install"), ("fcntl", "Linux and macOS")])
+def test_a_missing_module_is_named_with_its_cure(module, cure):
+    program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main(['info']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{module} is missing" in done.stderr
+    assert cure in done.stderr
+
+
 def test_demo_configuration_and_slices():
     config = demo_config(2.5)
     assert isinstance(config, RunConfig)

@@ -49,8 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parser, parsers = build_parser()
     except ModuleNotFoundError as error:
-        print(f"vmddpm: {error.name} is missing; install the command's needs with `pip install vmddpm[train]`",
-              file=sys.stderr)  # fmt: skip
+        cure = ("the command locks files as Linux and macOS do; run it on one of them" if error.name == "fcntl"
+                else "install the command's needs with `pip install vmddpm[train]`")  # fmt: skip
+        print(f"vmddpm: {error.name} is missing; {cure}", file=sys.stderr)
         return 1
     from vmddpm.training import RunError, TrainingError
 
