@@ -187,7 +187,7 @@ def scan_routes_with_states(
     chosen = select(backend, x)
     if chosen == "reference":
         return reference.selective_scan(*tensors, delta_softplus=softplus, zoh=zoh)
-    differentiable = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
     options = (softplus, zoh, channel_first, chosen, differentiable)
     y, last_state, _ = call(ops.selective_scan_forward, SelectiveScan, differentiable, *tensors, *options)
     return y, last_state
