@@ -9,8 +9,6 @@ from math import prod
 from types import ModuleType
 
 CHANNELS, STATES, ROUTES = 32, 16, 4
-
-
 TYPES = ("float32", "float64", "float16", "bfloat16")
 
 

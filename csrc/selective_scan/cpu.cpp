@@ -24,7 +24,7 @@ int64_t useful_threads(const ScanParams& p) {
 }  // namespace
 
 ScanPlan scan_plan(const ScanParams& p) {
-  // Enough groups for many cores, but no more, as each leaves partial sums of dB and dC.
+  // Enough groups for the cores that are worth waking, but no more, as each leaves partial sums of dB and dC.
   constexpr int64_t kMostGroups = 16, kMostBlocks = 8, kChunk = 64;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
