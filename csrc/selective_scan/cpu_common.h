@@ -81,16 +81,20 @@ struct Tasks {
   int64_t count, groups_at_once, splits;
 };
 
+// As many groups together as leave no thread with more of them than it need have.
 inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
-  Tasks tasks;
-  const int64_t pieces = threads > 1 ? 2 * threads : 1;  // a few more than threads, as not all threads are as fast
-  tasks.groups_at_once = sequences * plan.groups / pieces;
-  if (tasks.groups_at_once < 1) tasks.groups_at_once = 1;
-  if (tasks.groups_at_once > plan.groups) tasks.groups_at_once = plan.groups;
-  tasks.splits = plan.groups ? (plan.groups + tasks.groups_at_once - 1) / tasks.groups_at_once : 0;
-  tasks.count = sequences * tasks.splits;
-  return tasks;
+  Tasks best{0, 1, 0};
+  int64_t least = 0;
+  for (int64_t together = plan.groups; together >= 1; --together) {
+    const int64_t splits = (plan.groups + together - 1) / together, count = sequences * splits;
+    const int64_t most = (count + threads - 1) / threads * together;
+    if (best.count == 0 || most < least) {
+      best = {count, together, splits};
+      least = most;
+    }
+  }
+  return best;
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
