@@ -20,6 +20,7 @@ from benchmarks.report import markdown
 from benchmarks.results import FOLDER, Results
 from benchmarks.rivals import ROOT, load
 from benchmarks.scaling import summarise
+from benchmarks.timing import keep_freed_memory
 
 PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds a contender is measured for, and least rounds
 
@@ -106,6 +107,7 @@ def measuring(request: pytest.FixtureRequest) -> bool:
 def results(request: pytest.FixtureRequest, device: str, measuring: bool) -> Results:
     found = Results(describe(device), request.config.getoption("--profile"))
     if measuring:
+        keep_freed_memory()
         found["limits"].update(measure_limits(device))
         request.config.stash[RESULTS], request.config.stash[OTHERS] = found, Others()
     return found

@@ -1,8 +1,10 @@
 """Times and memory of one call. On a GPU two times are taken: `ms`, between events around each call while the host runs
 ahead of the GPU, which is what the kernels take; and `wall_ms`, what a program gets that calls it again and again."""
 
+import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,17 @@ MOST_SETS = 16
 clock = time.perf_counter
 HOST_SECONDS = 2e-3  # to queue the launches of a call
 CYCLES_A_SECOND = 2e9  # of a GPU that waits; somewhat too many only makes it wait a little longer
+
+
+def keep_freed_memory() -> None:
+    """From here on the C library keeps what is freed for the next allocation, as torch's allocator on a GPU does. By
+    default it gives the memory of large results back to the system, or not, by what lies beside them: some runs then
+    spend a third of a long scan's time on fresh pages. Does nothing where the C library is not glibc."""
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
 def quantile(values: Sequence[float], q: float) -> float:
