@@ -1,17 +1,19 @@
 """`python -m benchmarks.compare A.json B.json`: what became slower from A to B by more than the noise; if anything did,
 the exit status is 1.
 
-Both runs must be of one machine and one torch. Compared are multiples of the yardstick, which was measured in turn with
-every case and was disturbed by whatever disturbed the case. What is not this repository's code (attention, copies,
-others' scans) costs the same in both runs: how far its times moved all the same is the drift. How far they scatter
-about it, every time within its two runs, and what a load on one case alone leaves uncertain, is the noise. A time of
-ours counts as slower when its median and its p20 both moved by more than the drift and so many standard deviations of
-the noise that a comparison of equal runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST.
-Where the noise would hide a time FOUND times as long in more than MISSED of all cases, nothing is said but that."""
+Both runs must be of one machine and one torch. Compared are multiples of two yardsticks, which were measured in turn
+with every case and were disturbed by whatever disturbed the case: one computes, one copies, and a time has moved only
+as far as it did against both. What is not this repository's code (attention, copies, others' scans) costs the same in
+both runs: how far its times moved all the same is the drift. How far they scatter about it, every time within its two
+runs, and what a load on one case alone leaves uncertain, is the noise. A time of ours counts as slower when its median
+and its p20 both moved by more than the drift and so many standard deviations of the noise that a comparison of equal
+runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST. Where the noise would hide a time
+FOUND times as long in more than MISSED of all cases, nothing is said but that."""
 
 import argparse
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
@@ -73,17 +75,19 @@ def spread(rounds: Record) -> float:
 
 
 def own_noise(record: Record, usual: float) -> float:
-    """The standard deviation of the logarithm of a run's median over that of its yardstick. Rounds that are closer
+    """The standard deviation of the logarithm of a run's median over that of a yardstick. Rounds that are closer
     together than `usual` are so by chance."""
 
     def error_of_median(rounds: Record) -> float:
         return NORMAL_MEDIAN * max(usual, spread(rounds)) / math.sqrt(max(1.0, rounds["rounds"] / ALIKE))
 
-    return math.hypot(error_of_median(record), error_of_median(record["yardstick"]))
+    return math.hypot(error_of_median(record), max(map(error_of_median, record["yardsticks"].values())))
 
 
-def in_yardsticks(record: Record, quantity: str) -> float:
-    return record[quantity] / record["yardstick"][quantity]
+def lesser(moves: Iterable[float]) -> float:
+    """The least move, or none if they are not in one direction."""
+    least = min(moves := list(moves), key=abs)
+    return least if all(least * move > 0 for move in moves) else 0.0
 
 
 def changes(a: Record, b: Record) -> list[Change]:
@@ -96,33 +100,41 @@ def changes(a: Record, b: Record) -> list[Change]:
     common = [key for key in before if key in after]
     if not common:
         raise ValueError("A and B have no time in common")
-    if any("yardstick" not in run[key] for run in (before, after) for key in common):
-        raise ValueError("A or B was measured without a yardstick, by an older version; measure it again")
+    if any("yardsticks" not in run[key] for run in (before, after) for key in common):
+        raise ValueError("A or B was measured without the yardsticks, by an older version; measure it again")
 
-    def moved(name: str) -> dict[tuple[str, ...], float]:
-        return {key: math.log(in_yardsticks(after[key], name) / in_yardsticks(before[key], name)) for key in common}
-
-    medians, p20s = moved("median"), moved("p20")
     ours = [key for key in common if before[key]["ours"]]
     controls = [key for key in common if not before[key]["ours"]]
     steady = controls if len(controls) >= FEW_CONTROLS else common
-    drift = median(medians[key] for key in steady)
+    yardsticks = before[common[0]]["yardsticks"].keys()
+
+    def load(key: tuple[str, ...], name: str, quantity: str = "median") -> float:
+        return math.log(after[key]["yardsticks"][name][quantity] / before[key]["yardsticks"][name][quantity])
+
+    def moves(key: tuple[str, ...], quantity: str = "median") -> list[float]:
+        """Against each of the yardsticks."""
+        return [math.log(after[key][quantity] / before[key][quantity]) - load(key, n, quantity) for n in yardsticks]
+
+    medians, p20s = ({key: lesser(moves(key, quantity)) for key in common} for quantity in ("median", "p20"))
+    drifts = [median(moved[key] for key in steady) for moved in (medians, p20s)]
     sure = NormalDist().inv_cdf(1 - FALSE_ALARMS / max(1, len(ours)))
     usual = median(spread(run[key]) for run in (before, after) for key in common)
     own = {key: math.hypot(own_noise(before[key], usual), own_noise(after[key], usual)) for key in common}
     # What they scatter beyond what happened within the runs, for which each has its own figure.
     within = median(own[key] for key in steady)
-    between = math.sqrt(max(0.0, spread_of([medians[key] for key in steady]) ** 2 - within**2))
-    load = {key: math.log(after[key]["yardstick"]["median"] / before[key]["yardstick"]["median"]) for key in common}
-    usual_load = median(load.values())  # which is drift
+    scatter = min(map(spread_of, zip(*map(moves, steady))))
+    between = math.sqrt(max(0.0, scatter**2 - within**2))
+    loads = {name: {key: load(key, name) for key in common} for name in yardsticks}
+    usual_loads = {name: median(of.values()) for name, of in loads.items()}  # which are drift
 
     def noise(key: tuple[str, ...]) -> float:
-        return math.hypot(between, own[key], UNEVEN * (load[key] - usual_load))
+        uneven = max(abs(loads[name][key] - usual_loads[name]) for name in yardsticks)
+        return math.hypot(between, own[key], UNEVEN * uneven)
 
-    return [Change(key, medians[key] - drift, p20s[key] - drift, noise(key), sure) for key in ours]
+    return [Change(key, medians[key] - drifts[0], p20s[key] - drifts[1], noise(key), sure) for key in ours]
 
 
-def spread_of(moved: list[float]) -> float:
+def spread_of(moved: Sequence[float]) -> float:
     """Their standard deviation, but for those that moved for a reason, and two standard errors of it more."""
     middle = median(moved)
     return NORMAL_MAD * median(abs(m - middle) for m in moved) * (1 + MAD_ERROR / math.sqrt(len(moved)))

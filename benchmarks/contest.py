@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.results import Results
 from benchmarks.rivals import Missing, Peers
 from benchmarks.timing import measure_in_turn, quantile, sets_needed
 
-YARDSTICK = "yardstick"
+YARDSTICKS = ("arithmetic", "memory")  # work that no change of this repository makes faster or slower
 SAME_WITHIN = 0.02  # a result that differs by more than this in the mean is not the same computation
 
 Makers = dict[str, Callable[[Any, str, Peers], Any]]
@@ -62,14 +63,13 @@ class Contest:
         return [found] if isinstance(found, Tensor) else list(found)
 
     def measure(self, seconds: float, least: int) -> tuple[dict[str, list[float]], int]:
-        """Seconds of each round of each contender and the YARDSTICK, and how many sets of inputs they took in turn."""
+        """Seconds of each round of each contender and the YARDSTICKS, and how many sets of inputs they took in turn."""
         smallest = min(sum(t.numel() * t.element_size() for t in c.leaves) for c in self.contenders.values())
         sets = sets_needed(smallest, self.device)
-        calls = {}
+        calls = yardsticks(self.device)
         for name, contender in self.contenders.items():
             others = [replace(contender, leaves=self.make(name, seed).leaves) for seed in range(1, sets)]
             calls[name] = lambda i, each=[contender, *others]: each[i % sets].call(self.direction)
-        calls[YARDSTICK] = yardstick(self.device)
         return measure_in_turn(calls, self.device, seconds, least), sets
 
     def record(self, suite: str, results: Results, measured: dict[str, list[float]], sets: int,
@@ -82,14 +82,23 @@ class Contest:
             results.add(
                 "times", suite, self.case.name, self.direction, name, **spread(measured[name]), input_sets=sets,
                 limit=least, work=asdict(needed) if needed else None, length=getattr(self.case, "length", None),
-                yardstick=spread(measured[YARDSTICK]),
+                yardsticks={name: spread(measured[name]) for name in YARDSTICKS},
             )  # fmt: skip
 
 
-def yardstick(device: str) -> Callable[[int], Tensor]:
-    """Work of about a millisecond that no change of this repository makes faster or slower."""
-    a = torch.randn(384, 384, device=device)
-    return lambda i: torch.softmax(a @ a, dim=-1)
+@lru_cache
+def _yardstick_tensors(device: str) -> tuple[Tensor, Tensor]:
+    return torch.randn(384, 384, device=device), torch.randn(2, 8 << 20, device=device)
+
+
+def yardsticks(device: str) -> dict[str, Callable[[int], Tensor]]:
+    """About a millisecond of products inside the cache, and of copying beyond it: other programs, and other guests of
+    the machine, disturb now one and now the other."""
+    square, rows = _yardstick_tensors(device)
+    return {
+        "arithmetic": lambda i: torch.softmax(square @ square, dim=-1),
+        "memory": lambda i: rows[i % 2].copy_(rows[1 - i % 2]),
+    }
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:

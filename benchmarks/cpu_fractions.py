@@ -213,10 +213,8 @@ def lengths(seconds: float) -> list[dict]:
         run()
         extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize()
         runs[length], megabytes[length] = run, round(extra / 1e6, 1)
-    return [
-        {"length": n, "ns_a_step": round(medians(seconds, step=run)["step"] / n * 1e6, 1), "peak_extra_mb": megabytes[n]}
-        for n, run in runs.items()
-    ]
+    nanoseconds = {n: round(medians(seconds, step=run)["step"] / n * 1e6, 1) for n, run in runs.items()}
+    return [{"length": n, "ns_a_step": nanoseconds[n], "peak_extra_mb": megabytes[n]} for n in runs]
 
 
 PARTS = {"lengths": lengths, "fractions": fractions, "half_precision": half_precision, "ss2d_core": ss2d_core}

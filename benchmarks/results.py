@@ -5,7 +5,7 @@
     limits      what the machine can do at most (limits.py), and its cache
     missing     contender -> why it took no part
     times       suite, case, direction, contender, ours, length, rounds, input_sets; median, p20, p80 in seconds;
-                limit, the least that the machine's limits leave for the `work`, where they are known; and yardstick,
+                limit, the least that the machine's limits leave for the `work`, where they are known; and yardsticks:
                 rounds, median, p20, p80 of the same work in every case, measured in turn with the contenders
     memory      suite, case, direction, contender, ours, length, input_bytes, bytes: beside the inputs, at the most
     scaling     contender, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) from the
