@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from acceptance import acceptance
 from machine_limits import limits
 from quiet import Others
-from timing import keep_freed_memory
 
 import vmddpm_kernels as vk
 
@@ -47,7 +46,6 @@ def problem(batch, channels, height, width, states, shuffled=False):
 
 def medians(seconds: float, **runs: Callable[[], object]) -> dict[str, float]:
     """Median milliseconds of each of `runs`, which take turns."""
-    keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -197,9 +195,8 @@ def ss2d_core(seconds: float) -> dict:
 
 
 def lengths(seconds: float) -> list[dict]:
-    """Nanoseconds a step of forward and backward at batch 1, 96 channels, one route, N = 16, and peak extra memory: of
-    all first, while freed memory still leaves the process."""
-    runs, megabytes = {}, {}
+    """Nanoseconds a step of forward and backward at batch 1, 96 channels, one route, N = 16, and peak extra memory."""
+    found = []
     for length in (256, 1024, 4096, 16384, 65536, 262144):
         x, B, C = torch.randn(1, length, 96), torch.randn(1, length, 16), torch.randn(1, length, 16)
         delta, A = torch.rand(1, length, 96) - 3, -torch.rand(96, 16) - 0.1
@@ -212,9 +209,10 @@ def lengths(seconds: float) -> list[dict]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         run()
         extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize()
-        runs[length], megabytes[length] = run, round(extra / 1e6, 1)
-    nanoseconds = {n: round(medians(seconds, step=run)["step"] / n * 1e6, 1) for n, run in runs.items()}
-    return [{"length": n, "ns_a_step": nanoseconds[n], "peak_extra_mb": megabytes[n]} for n in runs]
+        ms = medians(seconds, step=run)["step"]
+        nanoseconds, megabytes = round(ms / length * 1e6, 1), round(extra / 1e6, 1)
+        found.append({"length": length, "ns_a_step": nanoseconds, "peak_extra_mb": megabytes})
+    return found
 
 
 PARTS = {"lengths": lengths, "fractions": fractions, "half_precision": half_precision, "ss2d_core": ss2d_core}
