@@ -13,7 +13,7 @@ FOUND times as long in more than MISSED of all cases, nothing is said but that."
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
@@ -84,9 +84,9 @@ def own_noise(record: Record, usual: float) -> float:
     return math.hypot(error_of_median(record), max(map(error_of_median, record["yardsticks"].values())))
 
 
-def lesser(moves: Iterable[float]) -> float:
+def lesser(moves: Sequence[float]) -> float:
     """The least move, or none if they are not in one direction."""
-    least = min(moves := list(moves), key=abs)
+    least = min(moves, key=abs)
     return least if all(least * move > 0 for move in moves) else 0.0
 
 
@@ -113,7 +113,8 @@ def changes(a: Record, b: Record) -> list[Change]:
 
     def moves(key: tuple[str, ...], quantity: str = "median") -> list[float]:
         """Against each of the yardsticks."""
-        return [math.log(after[key][quantity] / before[key][quantity]) - load(key, n, quantity) for n in yardsticks]
+        move = math.log(after[key][quantity] / before[key][quantity])
+        return [move - load(key, name, quantity) for name in yardsticks]
 
     medians, p20s = ({key: lesser(moves(key, quantity)) for key in common} for quantity in ("median", "p20"))
     drifts = [median(moved[key] for key in steady) for moved in (medians, p20s)]

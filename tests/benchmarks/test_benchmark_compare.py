@@ -27,7 +27,7 @@ def run(g, slower=None, by=1.0, noise=0.05, jitter=0.01, drift=0.3, busy=0.0, un
     """A result file. Each round has noise. From run to run a time moves a little (jitter), all together (drift),
     and in some cases (busy) another program takes up to two thirds of the processors, which does not slow everyone
     in quite the same measure (uneven). What copies, of ours in every third case, takes `starved` times as long."""
-    times, memory = [], {"arithmetic": 1.0, "memory": starved}
+    times, slowed = [], {"arithmetic": 1.0, "memory": starved}
     machine = math.exp(g.gauss(0, drift))
     for number, case in enumerate(CASES):
         load = g.uniform(0, math.log(3)) if g.random() < busy else 0.0
@@ -35,7 +35,7 @@ def run(g, slower=None, by=1.0, noise=0.05, jitter=0.01, drift=0.3, busy=0.0, un
         def now(seconds, load=load):
             return machine * seconds * math.exp(g.gauss(0, jitter) + load * (1 + g.gauss(0, uneven)))
 
-        yardsticks = {name: rounds(g, now(1e-3 * by), noise, 40) for name, by in memory.items()}
+        yardsticks = {name: rounds(g, now(1e-3 * longer), noise, 40) for name, longer in slowed.items()}
         for name, count in CONTENDERS.items():
             time = 2e-3 * (by if (case, name) == slower else 1.0)
             time *= starved if name == "ours" and number % 3 == 0 else 1.0
