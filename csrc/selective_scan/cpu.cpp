@@ -14,10 +14,11 @@ namespace VMDDPM_ISA {
 
 namespace {
 
-// Threads that are worth waking: below some microseconds of work a second one costs more than it does.
-int64_t useful_threads(const ScanParams& p) {
-  constexpr int64_t kStatesAThread = 1 << 16;
-  const int64_t threads = p.batch * p.routes * p.length * p.channels * (p.states + 1) / kStatesAThread;
+// Threads that are worth waking: below some ten microseconds of work a second one costs more than it does.
+constexpr int64_t kForwardStates = 48 << 10, kBackwardStates = 24 << 10;  // that a thread does in that time
+
+int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
+  const int64_t threads = p.batch * p.routes * p.length * p.channels * (p.states + 1) / states_a_thread;
   return threads < 1 ? 1 : threads;
 }
 
@@ -34,7 +35,8 @@ ScanPlan scan_plan(const ScanParams& p) {
   plan.chunks = (p.length + plan.chunk - 1) / plan.chunk;
   plan.checkpoints = plan.chunks > 0 ? plan.chunks - 1 : 0;
   const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
-  const int64_t groups = smaller(kMostGroups, 2 * useful_threads(p) - 1);
+  const int64_t useful = useful_threads(p, kBackwardStates);
+  const int64_t groups = useful == 1 ? 1 : smaller(kMostGroups, 2 * useful);
   const int64_t together = (sequences * plan.blocks + groups - 1) / groups;
   plan.blocks_per_group = together < 1 ? 1 : together < kMostBlocks ? together : kMostBlocks;
   plan.groups = (plan.blocks + plan.blocks_per_group - 1) / plan.blocks_per_group;
@@ -70,7 +72,9 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-int threads_of(const ScanParams& p) { return static_cast<int>(smaller(useful_threads(p), p.threads)); }
+int threads_of(const ScanParams& p, int64_t states_a_thread) {
+  return static_cast<int>(smaller(useful_threads(p, states_a_thread), p.threads));
+}
 
 // Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own.
 template <typename Buffers, typename Run>
@@ -103,7 +107,7 @@ void forward(const ScanParams& p) {
     const int64_t states = p.batch * p.routes * plan.checkpoints * plan.blocks * plan.lanes * p.states;
     prefer_large_pages(p.checkpoints, states * static_cast<int64_t>(sizeof(T)));
   }
-  const int threads = threads_of(p);
+  const int threads = threads_of(p, kForwardStates);
   const Tasks tasks = tasks_of(p, plan, threads);
   for_each_task<ForwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const ForwardBuffers<T>& buffers) {
     forward_task<T, kRule>(p, plan, task, buffers);
@@ -125,7 +129,7 @@ template <typename T, Rule kRule>
 void backward(const ScanGradParams& g) {
   const ScanParams& p = g.forward;
   const ScanPlan plan = scan_plan(p);
-  const int threads = threads_of(p);
+  const int threads = threads_of(p, kBackwardStates);
   const Tasks tasks = tasks_of(p, plan, threads);
   const int64_t count = p.batch * p.routes * p.length * p.states;
   for (const View* gradient : {&g.dx, &g.ddelta}) prefer_large_pages_for(*gradient, p);
