@@ -33,11 +33,13 @@ def acceptance(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         at_most(1.03, "shuffled routes over ordered, median", statistics.median(c["shuffled"] for c in both))
     for name, case in found.get("half_precision", {}).items():
         at_most(1.0, f"half precision over float32, {name}", *(v for k, v in case.items() if k != "ms"))
-    core = found.get("ss2d_core", {})
-    for direction, bound in (("forward", 50), ("forward_backward", 60)):
-        faster = core.get(f"{direction}_times_faster_than", {})
-        at_least(bound, f"SS2D core {direction} over mamba.py", *(v for name, v in faster.items() if name == "mambapy"))
-    if steps := [case["ns_a_step"] for case in found.get("lengths", [])]:
-        middle = statistics.median(steps)
-        at_most(1.15, "a step at any length over the median", max(steps) / middle, middle / min(steps))
+    for part, allocator in (("ss2d_core", ""), ("ss2d_core_kept", ", freed memory kept")):
+        for direction, bound in (("forward", 50), ("forward_backward", 60)):
+            faster = found.get(part, {}).get(f"{direction}_times_faster_than", {})
+            peer = [times for name, times in faster.items() if name == "mambapy"]
+            at_least(bound, f"SS2D core {direction} over mamba.py{allocator}", *peer)
+    for key, of in (("kernel_ns_a_step", "kernels"), ("ns_a_step", "whole calls")):
+        if steps := [case[key] for case in found.get("lengths", [])]:
+            middle = statistics.median(steps)
+            at_most(1.15, f"a step at any length over the median, {of}", max(steps) / middle, middle / min(steps))
     return asked

@@ -133,16 +133,18 @@ ScanParams scan_params(const py::tuple& sizes, const py::tuple& tensors) {
   return p;
 }
 
-// (y, last_state, checkpoints)
+// (y, last_state, checkpoints, and on a CPU narrow_y)
 ScanParams forward_params(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& outputs) {
   ScanParams p = scan_params(sizes, tensors);
   p.y = view(item(outputs, 0));
   p.last_state = pointer(item(outputs, 1));
   p.checkpoints = pointer(item(outputs, 2));
+  if (outputs.size() > 3) p.narrow_y = view(item(outputs, 3));
   return p;
 }
 
-// incoming (checkpoints, dy, dlast_state); grads (dx, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
+// incoming (checkpoints, dy, dlast_state)
+// grads (dx, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state, and on a CPU narrow_dx)
 ScanGradParams backward_params(const py::tuple& sizes, const py::tuple& tensors, const py::tuple& incoming,
                                const py::tuple& grads) {
   ScanGradParams g;
@@ -158,6 +160,7 @@ ScanGradParams backward_params(const py::tuple& sizes, const py::tuple& tensors,
   g.dD = pointer(item(grads, 5));
   g.ddelta_bias = pointer(item(grads, 6));
   g.dinitial_state = pointer(item(grads, 7));
+  if (grads.size() > 8) g.narrow_dx = view(item(grads, 8));
   return g;
 }
 

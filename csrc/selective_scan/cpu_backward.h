@@ -204,8 +204,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   });
 
   finish_backward<T>(p, row, columns, local, steps.count, w);
-  store_tile<T>(g.dx, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddrive),
-                p.shared && k > 0);
+  store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 

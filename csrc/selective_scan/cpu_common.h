@@ -234,6 +234,21 @@ Rows<T> load_channel_tile(const View& view, int64_t batch, int64_t route, const 
   return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
 }
 
+// A tile of y or dx, added to what the routes before have left if they share their image. The last of them rounds the
+// sum to `narrow` if that is the result. `spare` is overwritten.
+template <typename T>
+void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, int64_t batch, int64_t route,
+                      const Steps& steps, int64_t column, int64_t columns, Vec<T>* tile, Vec<T>* spare) {
+  const bool add = p.shared && route > 0, last = route + 1 == p.routes;
+  T* const rows = reinterpret_cast<T*>(tile);
+  if (!narrow.data || !last) return store_tile<T>(sum, batch, route, steps, column, columns, kLanes<T>, rows, add);
+  if (add) {
+    load_channel_tile<T>(sum, batch, route, steps, column, columns, spare);
+    for (int64_t i = 0; i < steps.count; ++i) tile[i] += spare[i];
+  }
+  store_tile<T>(narrow, batch, route, steps, column, columns, kLanes<T>, rows, false);
+}
+
 template <typename Source>
 Rows<Source> rows_of(const Source* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
                      int64_t column) {

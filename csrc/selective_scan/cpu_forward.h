@@ -119,7 +119,7 @@ void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, 
     return p.softplus ? scan(prepare_forward<T, true>(x, delta, bias, D))
                       : scan(prepare_forward<T, false>(x, delta, bias, D));
   });
-  store_tile<T>(p.y, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.y), p.shared && k > 0);
+  store_image_tile<T>(p, p.y, p.narrow_y, task.batch, k, steps, channel, columns, w.y, w.x);
 }
 
 template <typename T, Rule kRule>

@@ -23,6 +23,7 @@ struct ScanParams {
   const int32_t* table;        // (K, L), rows are permutations, or null
 
   View y;                      // any type; Acc if shared
+  View narrow_y;               // on a CPU, if shared: where y goes, rounded; data null if y is the result itself
   void* last_state;            // Acc (B, K, D, N)
   void* checkpoints;           // Acc (B, K, chunks - 1, blocks, N, lanes) of the ScanPlan, or null: states between chunks
 };
@@ -32,6 +33,7 @@ struct ScanGradParams {
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
   View dx, ddelta;             // any type; dx Acc if shared
+  View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
   void* dA;                    // Acc (B, K, D, N): to be summed over the batch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import Problem, cast, empty, empty_gradients, finished, int32, rounded
+from vmddpm_kernels.backends.extension import Problem, cast, empty, empty_gradients, finished, int32
 
 
 def available() -> tuple[bool, str]:
@@ -52,6 +52,17 @@ def checkpoint_shape(
     return batch, routes, torch.sym_max(length - 1, 0) // chunk, (channels + lanes - 1) // lanes, states, lanes
 
 
+def _image(problem: Problem, channel_first: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """y or dx as the kernels sum it, and, if `dtype` is narrower, the tensor that the last route rounds the sum to."""
+
+    def image(dtype: torch.dtype) -> Tensor:
+        return empty(problem.image, channel_first, dtype, problem.device)
+
+    if problem.merge and dtype != problem.dtype:
+        return image(problem.dtype), image(dtype)
+    return image(dtype), None
+
+
 def selective_scan_forward(
     tensors: Sequence[Any], softplus: bool, zoh: bool, channel_first: bool, *, checkpoint: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -60,16 +71,15 @@ def selective_scan_forward(
     `tensors` as in `extension.Problem`."""
     problem = Problem(tensors, softplus, zoh)
     x = tensors[0]
-    dtype = problem.dtype if problem.merge else x.dtype  # a sum over routes is rounded once, in the end
-    y = empty(problem.image, channel_first, dtype, problem.device)
+    y, narrow_y = _image(problem, channel_first, x.dtype)
     last_state = problem.empty(*problem.states)
     checkpoints = None
     if checkpoint:
         batch, routes, _, states = problem.states
         plan = extension.native.scan_plan(problem.sizes)
         checkpoints = problem.empty(batch, routes, plan.checkpoints, plan.blocks, states, plan.lanes)
-    extension.native.scan_forward(problem.sizes, problem.tensors, (y, last_state, checkpoints))
-    return rounded(y, x.dtype), last_state, checkpoints
+    extension.native.scan_forward(problem.sizes, problem.tensors, (y, last_state, checkpoints, narrow_y))
+    return y if narrow_y is None else narrow_y, last_state, checkpoints
 
 
 def selective_scan_backward(
@@ -84,9 +94,9 @@ def selective_scan_backward(
     """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
     problem = Problem(tensors, softplus, zoh)
     x, delta, *_ = tensors
-    dx = empty(problem.image, channel_first, problem.dtype if problem.merge else x.dtype, problem.device)
+    dx, narrow_dx = _image(problem, channel_first, x.dtype)
     ddelta = empty(problem.shape, channel_first, delta.dtype, problem.device)
     grads = empty_gradients(problem, problem.shape[0], 1, dx, ddelta)
     incoming = (checkpoints, dy, cast(dlast_state, problem.dtype))
-    extension.native.scan_backward(problem.sizes, problem.tensors, incoming, grads)
-    return finished(grads, tensors)
+    extension.native.scan_backward(problem.sizes, problem.tensors, incoming, (*grads, narrow_dx))
+    return finished(grads if narrow_dx is None else (narrow_dx, *grads[1:]), tensors)
