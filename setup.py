@@ -6,6 +6,7 @@ VMDDPM_CUDA_ARCHS="80;90" names the GPU architectures.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ class CMakeBuild(build_ext):
         # pip's isolated build environment puts cmake and ninja beside its python; so does a venv.
         env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
         options = [
+            # A build folder outlives the environment that pip made for it, which CMake would look for ninja in.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH']) or 'ninja'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",

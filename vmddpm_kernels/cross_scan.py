@@ -112,10 +112,14 @@ def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str)
     route_axis = 1 if channel_first else 3
     if x.dim() != (5 if per_route else 4) or (per_route and x.shape[route_axis] != 4):
         raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
+    shape = tuple(x.shape)
     if not per_route:
         x = x.unsqueeze(route_axis)
     image = x.permute(0, 1, 3, 4, 2) if channel_first else x.permute(0, 3, 1, 2, 4)  # (B, K, H, W, C)
-    return image.flatten(2, 3), (image.shape[2], image.shape[3])
+    height, width = image.shape[2:4]
+    if height == 0 or width == 0:
+        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {shape}")
+    return image.flatten(2, 3), (height, width)
 
 
 def cross_scan_fn(

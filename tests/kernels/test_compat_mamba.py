@@ -246,6 +246,7 @@ def test_errors_name_the_argument():
     u, delta, A, B, C, D, _, bias = arguments()
     groups = [normal(BATCH, count, STATES, LENGTH) for count in (2, 3, 4)]
     inner = block()
+    sparse = A.to(torch.complex64).to_sparse()
     for call, error, words in [
         (lambda: selective_scan_fn(u[0], delta, A, B, C), ValueError, r"u must have shape \(B, D, L\)"),
         (lambda: selective_scan_fn(u, delta, A, B[0, 0], C), ValueError, r"B must have shape"),
@@ -255,6 +256,8 @@ def test_errors_name_the_argument():
         (lambda: selective_scan_fn(u, delta, A, B, C, bias, D), ValueError, "z must have shape"),
         (lambda: selective_scan_fn(u, delta, A, B, C, delta_softplus="no"), TypeError, "delta_softplus must be"),
         (lambda: selective_scan_fn(u, delta, A.to(torch.complex64), B, C), ValueError, r"B must have shape .*2L"),
+        (lambda: selective_scan_fn(u, delta, sparse, B, C), TypeError, "A must be a dense tensor"),
+        (lambda: selective_scan_fn(u, delta, sparse.to_dense(), sparse, C), TypeError, "B must be a dense tensor"),
         (lambda: mamba_inner_fn(**{**inner, "xz": inner["xz"][:, 1:]}), ValueError, "xz must have shape"),
         (lambda: mamba_inner_fn(**{**inner, "x_proj_weight": inner["A"]}), ValueError, "x_proj_weight must have"),
         (lambda: mamba_inner_fn(**{**inner, "xz": inner["xz"].float()}), TypeError, "x_proj_weight must have xz's"),

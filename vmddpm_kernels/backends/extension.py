@@ -14,7 +14,10 @@ try:
     # torch is imported first by the package, so that the extension finds torch's OpenMP runtime already loaded.
     native = import_module("vmddpm_kernels._native")
 except ImportError as error:
-    problem = f"{error}; build the extension with `pip install .` in the source tree"
+    problem = (
+        f"{error}; build the extension with `pip install .` in the source tree, and start python outside it, "
+        "where its folder does not hide the installed package, or install with `pip install -e .`"
+    )
 
 
 def int32(table: Tensor) -> Tensor:

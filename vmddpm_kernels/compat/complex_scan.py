@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float, check_shape, check_states
+from vmddpm_kernels.checks import check_dense, check_flag, check_float, check_shape, check_states
 from vmddpm_kernels.compat.groups import common_groups
 
 
@@ -33,6 +33,7 @@ def complex_scan(
         if t is not None:
             check_float(name, t, u)
             check_shape(name, t, "D", (dim,))
+    check_dense("A", A)
     if A.dtype not in (torch.complex64, torch.complex128):
         raise TypeError(f"A must be complex64, complex128 or real, got {A.dtype}")
     if A.dim() != 2 or A.shape[0] != dim:
@@ -65,7 +66,8 @@ def complex_scan(
 
 def _as_complex(name: str, matrix: Tensor, u: Tensor, A: Tensor) -> Tensor:
     """B or C as the user gives it -> complex (D, N), (B, N, L) or (B, G, N, L)."""
-    if isinstance(matrix, Tensor) and matrix.is_complex() and matrix.dim() == 2:
+    check_dense(name, matrix)
+    if matrix.is_complex() and matrix.dim() == 2:
         check_float(name, matrix.real, u)
         return matrix.to(A.dtype)
     check_float(name, matrix, u)
