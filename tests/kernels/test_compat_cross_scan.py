@@ -135,7 +135,7 @@ def test_errors_name_the_argument():
     for call, error, words in [
         (lambda: cross_scan_fn(x[0]), ValueError, r"x must have shape \(B, C, H, W\)"),
         (lambda: CrossMerge.apply(x), ValueError, r"y must have shape \(B, 4, C, H, W\)"),
-        (lambda: cross_scan_fn(x[:, :, :0]), ValueError, r"x \(B, C, H, W\) must have at least one pixel, got \(1, 2, 0"),
+        (lambda: cross_scan_fn(x[:, :, :0]), ValueError, r"x \(B, C, H, W\) must have at least one pixel"),
         (lambda: cross_scan_fn(x, "first"), TypeError, "in_channel_first must be True or False"),
         (lambda: cross_scan_fn(x, scans=4), ValueError, "scans must be"),
         (lambda: cross_scan_fn(x.to_sparse()), TypeError, "x must be a dense tensor"),
