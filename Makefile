@@ -1,4 +1,5 @@
-# Everything here sets itself up: a machine needs Python 3.10 or newer, a C++ compiler and git.
+# Everything here sets itself up: a machine needs Python 3.11 or newer with its headers and venv, a C++ compiler
+# and git.
 # PIP_ARGS is passed to pip, for example a package index that has the CPU build of torch:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3

@@ -15,7 +15,7 @@ from benchmarks.results import Record, load
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 DIRECTIONS = {"forward_backward": "forward + backward", "ddim_step": "DDIM step", "training_step": "training step"}
-IN_README = ("cross_selective_scan", "without_kernels", "csm", "model")
+IN_README = ("cross_selective_scan", "without_kernels")
 
 
 def markdown(data: Record) -> list[str]:
@@ -128,11 +128,11 @@ def readme_block(files: dict[Path, Record], readme: Path, out: Path) -> str:
 
     for path, data in files.items():
         page = link(out / f"{path.stem}.md")
-        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {' '.join(machine(data))}", ""]
+        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {next(machine(data))}", ""]
         measured = {t["suite"] for t in data["times"]}
         for suite in (name for name in IN_README if name in measured):
             lines += [f"`{suite}`", "", *time_table(data, suite), ""]
-        lines += [*slope_table(data), "", *(f"- {line}" for line in [*findings(data), *missing(data)]), ""]
+        lines += [*slope_table(data), "", *(f"- {line}" for line in findings(data)), ""]
         lines += [f"![Time over length]({link(out / path.stem / 'scaling.png')})", ""]
     return "\n".join([BEGIN, *lines[:-1], END])
 

@@ -14,6 +14,7 @@
 """
 
 import json
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ class Results:
             reasons.append(why)
 
     def save(self, folder: Path) -> Path:
-        path = folder / f"{self.data['machine']['device']}-{self.data['machine']['date']}.json"
+        """To a file of its own: the tables of the documents are made from such files."""
+        name = f"{self.data['machine']['device']}-{self.data['machine']['date']}"
+        names = chain([name], (f"{name}-{i}" for i in count(2)))
+        path = next(path for n in names if not (path := folder / f"{n}.json").exists())
         save(self.data, path)
         return path
 

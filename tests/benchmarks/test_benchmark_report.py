@@ -8,6 +8,7 @@ import pytest
 from benchmarks.limits import Work, least_seconds
 from benchmarks.problem import BOTH, FORWARD, Case
 from benchmarks.report import BEGIN, END, markdown, put_between_markers, readme_block
+from benchmarks.results import Results
 from benchmarks.scaling import crossing, slope, summarise
 from benchmarks.timing import measure_in_turn
 
@@ -109,6 +110,13 @@ def test_readme_changes_between_its_markers_alone(tmp_path):
     assert "old" not in text
     assert "(docs/some-cpu.md)" in text
     assert "(results/some-cpu.json)" in text
+
+
+def test_a_result_file_is_never_written_over(tmp_path):
+    results = Results({"device": "some-cpu", "date": "2026-01-01"}, "quick")
+    paths = [results.save(tmp_path) for _ in range(3)]
+    assert [p.stem for p in paths] == ["some-cpu-2026-01-01", "some-cpu-2026-01-01-2", "some-cpu-2026-01-01-3"]
+    assert all(p.exists() for p in paths)
 
 
 def test_readme_without_markers_is_refused(tmp_path):
