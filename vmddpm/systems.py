@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whatever was imported first
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
 from vmddpm.training import RunConfig, RunFolder, train

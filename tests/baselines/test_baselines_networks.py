@@ -1,13 +1,19 @@
 """The networks of the GANs and the UNet: published sizes, and the parts by their definitions."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vmddpm.baselines.config import GANConfig, multipliers
 from vmddpm.baselines.layers import DownBlock, ModulatedNorm, SelfAttention, convolution, follow_spectral_norms
 from vmddpm.baselines.networks import Generator, GeneratorConfig, build_discriminator
+from vmddpm.model import VMDDPM, ModelConfig
+from vmddpm.model.csm import CSM
 from vmddpm.model.unet import UNet, UNetConfig
 from vmddpm.systems import cost
 from vmddpm.training import RunConfig
@@ -67,6 +73,33 @@ def test_costs_in_the_papers_setting():
     assert found.flops == flops
     assert "27.53 M and 11.16 M parameters" in str(found)
     assert cost(RunConfig(system="unet")).discriminator_parameters == 0
+
+
+def test_costs_count_the_scan_whatever_was_imported_first():
+    """In a new process, as the order of imports matters. The scan by hand: 9 for each step, channel and state of the
+    four routes, 1 for each skip weight."""
+    sizes = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 3}
+    program = (
+        "import vmddpm_kernels; from vmddpm.data import DataConfig; from vmddpm.model import ModelConfig; "
+        "from vmddpm.systems import cost; from vmddpm.training import RunConfig; "
+        f"print(cost(RunConfig(model=ModelConfig(**{sizes}), data=DataConfig(size=16))).flops)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    model, scan = VMDDPM(ModelConfig(**sizes)).eval(), 0
+
+    def add_scan(module, inputs):
+        nonlocal scan
+        channels, height, width = inputs[0].shape[1:]
+        scan += 4 * height * width * 2 * channels * (9 * 3 + 1)  # twice the channels inside
+
+    for module in model.modules():
+        if isinstance(module, CSM):
+            module.register_forward_pre_hook(add_scan)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 16, 16), torch.zeros(1, dtype=torch.int64))
+    others = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "vmddpm" not in str(op))
+    assert scan > 0
+    assert done.stdout == f"{others + scan}\n", done.stderr
 
 
 @pytest.mark.parametrize("system", ["dcgan", "sagan", "unetgan"])
