@@ -10,13 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vmddpm.data import DataConfig, SliceDataset, from_volumes
+from vmddpm.data.mni152 import mni152_template
+from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, sample
 from vmddpm.evaluation import projected_frechet_distance
 from vmddpm.files import write_text, written_whole
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.pictures import grid
-from vmddpm.training.ranks import choose_device
 
 _FIGURE_OF_MERIT = "Fréchet distance in a fixed random projection (not FID)"
 
@@ -33,10 +34,8 @@ def demo_config(minutes: float) -> RunConfig:
 
 
 def mni152_slices(config: DataConfig) -> SliceDataset:
-    """Slices, 3 mm apart, of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files."""
-    from nilearn.datasets import load_mni152_template
-
-    return from_volumes([load_mni152_template(resolution=3)], config)
+    """Slices, 3 mm apart, of the MNI152 T1 template (an average of 152 adult brains)."""
+    return from_volumes([mni152_template(resolution=3)], config)
 
 
 def demo(out: Path, *, minutes: float = 6.0, count: int = 64) -> dict[str, float]:

@@ -8,11 +8,12 @@ from tqdm import tqdm
 
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import draw
+from vmddpm.devices import choose_device
 from vmddpm.diffusion import make_scheduler, sample
 from vmddpm.files import sha256
 from vmddpm.samples import Format, Samples
 from vmddpm.training.pictures import to_uint8
-from vmddpm.training.ranks import choose_device, rank_and_count
+from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
 
 

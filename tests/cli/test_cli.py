@@ -100,6 +100,13 @@ def test_errors_are_one_line_with_the_way_out(scans, capsys):
     assert code == 1
     assert "multiple of 4" in error
 
+    for device in ("cuda:99", "gpu"):
+        code, error = call(capsys, *train, "--data.root", scans / "scans", "--run", scans / "run", "--training.device",
+                           device)  # fmt: skip
+        assert code == 1
+        assert f"device is '{device}', which torch cannot use here" in error
+        assert "use cpu or auto" in error
+
     code, error = call(capsys, "sample", "--run", scans / "nowhere", "--out", scans / "out")
     assert code == 1
     assert "holds no run" in error
@@ -203,13 +210,21 @@ def test_prepare_and_train_choose_the_same_slices(name):
     assert OPTIONS[name].items() <= preset["data"].items()
 
 
-@pytest.mark.parametrize(("module", "cure"), [("jsonargparse", "pip install"), ("fcntl", "Linux and macOS")])
-def test_a_missing_module_is_named_with_its_cure(module, cure):
-    program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main(['info']))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("module", "cure", "arguments"),
+    [("jsonargparse", 'pip install ".[train]"', ["info"]), ("fcntl", "Linux and macOS", ["info"]),
+     ("nilearn", 'pip install ".[demo]"', ["demo"]),
+     ("nilearn", 'pip install ".[demo]"', ["table1", "--out", "t"]),
+     ("scipy", 'pip install ".[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),
+     ("starlette", 'pip install ".[study]"', ["study", "serve", "study"])],
+)  # fmt: skip
+def test_a_missing_module_is_named_with_its_cure(module, cure, arguments, tmp_path):
+    program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{module} is missing" in done.stderr
+    assert re.search(rf"{module}\S* is missing", done.stderr)
     assert cure in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_configuration_and_slices():

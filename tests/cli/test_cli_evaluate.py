@@ -55,6 +55,15 @@ def test_evaluate(run, capsys):
     assert "features of features.pt" in text
     assert np.asarray(Image.open(run / "out" / "closest.png")).std() > 10
 
+    random = [*evaluate, "--extractor.path", "random"]
+    assert main([str(w) for w in (*random, "--metrics.device", "cuda:99")]) == 1
+    assert "use cpu or auto" in capsys.readouterr().err
+    (run / "in_memory").mkdir()
+    config = (run / "run" / "config.yaml").read_text()
+    (run / "in_memory" / "config.yaml").write_text(config.replace(f"root: {run / 'store'}", "root: ''"))
+    assert main([str(run / "in_memory") if w == run / "run" else str(w) for w in random]) == 1
+    assert "folder of real images by --root" in capsys.readouterr().err
+
     assert main([str(w) for w in evaluate]) == 1
     assert "curl -LO" in capsys.readouterr().err
     evaluate[4] = run / "nowhere"

@@ -99,6 +99,7 @@ def test_what_stops_a_table_stops_it_before_training(tmp_path, capsys):
         (["--root", "x"], "are for the preset paper"),
         (["--extractor.path", str(tmp_path / "missing.pt")], "curl -LO"),
         (["--seeds", "[1,1]"], "each once"),
+        (["--device", "cuda:99"], "device is 'cuda:99', which torch cannot use here"),
     ]:
         assert main([*table, *options]) == 1
         assert words in capsys.readouterr().err

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         parser, parsers = build_parser()
     except ModuleNotFoundError as error:
         cure = ("the command locks files as Linux and macOS do; run it on one of them" if error.name == "fcntl"
-                else "install the command's needs with `pip install vmddpm[train]`")  # fmt: skip
+                else "`pip install \".[train]\"` in the source tree brings the command's needs")  # fmt: skip
         print(f"vmddpm: {error.name} is missing; {cure}", file=sys.stderr)
         return 1
     from vmddpm.training import RunError, TrainingError

@@ -30,15 +30,20 @@ def build(new_parser: Any) -> Any:
 def run(parser: Any, options: Any) -> None:
     from dataclasses import replace
 
-    from vmddpm.data import SliceDataset, held_out_images
+    from vmddpm.data import DataError, SliceDataset, held_out_images
+    from vmddpm.devices import choose_device
     from vmddpm.evaluation import SampleFolder, describe_real, describe_result, evaluate, load_extractor
     from vmddpm.training import RunFolder
 
     parts = parser.instantiate_classes(options)
+    choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
     extractor = load_extractor(parts.extractor)
     samples = SampleFolder(parts.samples, parts.num)
     data = RunFolder(parts.run).load_config().data
     data = replace(data, root=parts.root) if parts.root else data
+    if not data.root:
+        raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
+                        "folder of real images by --root")  # fmt: skip
     training = SliceDataset(data, progress=True)
     real = describe_real(training, extractor, parts.metrics, held_out_images(data, parts.held_out))
     result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out))

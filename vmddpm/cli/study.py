@@ -82,7 +82,11 @@ def extend(parser: Any, new_parser: Any) -> None:
 
 def run(parser: Any, options: Any) -> None:
     name = options.subcommand
-    {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options[name])
+    try:
+        {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options[name])
+    except ModuleNotFoundError as error:
+        cure = "`pip install \".[study]\"` in the source tree brings it"
+        raise ModuleNotFoundError(f"{error.name} is missing; {cure}") from error
 
 
 def _create(options: Any) -> None:
@@ -115,10 +119,8 @@ def _readers(options: Any) -> None:
 
 
 def _serve(options: Any) -> None:
-    try:
-        from vmddpm.study.server import serve
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is missing; `pip install vmddpm[study]` brings it") from error
+    from vmddpm.study.server import serve
+
     serve(options.study, options.host, options.port, options.certificate, options.private_key)
 
 

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from vmddpm.devices import choose_device
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_floor
 from vmddpm.evaluation.images import ImageFeatures, Images, describe_images
@@ -129,12 +129,6 @@ def evaluate(
     for doubt in result["warnings"]:
         warnings.warn(doubt, stacklevel=2)
     return result
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _describe(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vmddpm.data import DataConfig
+from vmddpm.devices import choose_device
 from vmddpm.evaluation import ExtractorConfig
 from vmddpm.tables.data import TableData, mni152, of_folder
 from vmddpm.tables.paper import DATASETS
@@ -53,6 +54,8 @@ def make_table(
     })  # fmt: skip
     title, make_rows = TABLES[name]
     rows: list[Row] = make_rows(protocol)
+    for chosen in (rows[0].configs[0].training.device, protocol.metrics.device):
+        choose_device(chosen)  # an unusable one is told before images are decoded
     data = _data(rows[0].configs[0].data, dataset, held_out)
     produced = produce(rows, protocol, data, out, progress=progress)
     text = write_table(title, name, protocol, data, produced, out)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from vmddpm.data import DataConfig, SliceDataset, from_volumes, held_out_images
+from vmddpm.data.mni152 import mni152_template
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,12 @@ class _Kept(Dataset):
 
 
 def mni152(config: DataConfig) -> TableData:
-    """Slices of the MNI152 T1 template (an average of 152 adult brains), from nilearn's own files. Training slices are
-    2 mm apart, the held-out ones lie between them: unseen images are as near to each other as training images are.
+    """Slices of the MNI152 T1 template (an average of 152 adult brains). Training slices are 2 mm apart, the held-out
+    ones lie between them: unseen images are as near to each other as training images are.
 
     The template is symmetric, so that sagittal slices come in twins, one of which would be held out: choose other axes.
     """
-    from nilearn.datasets import load_mni152_template
-
-    dataset = from_volumes([load_mni152_template(resolution=1)], config)
+    dataset = from_volumes([mni152_template(resolution=1)], config)
     kept = _Kept([dataset[i] for i in range(len(dataset))])
     training, held_out = range(0, len(kept), 2), range(1, len(kept), 2)
     return TableData(

@@ -18,13 +18,14 @@ from vmddpm.baselines.layers import follow_spectral_norms
 from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
 from vmddpm.baselines.networks import Generator, GeneratorConfig, build_discriminator, draw, latent
 from vmddpm.data import DataError
+from vmddpm.devices import choose_device
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, ahead, generator_of, images_at, numbers_at
 from vmddpm.training.config import RunConfig
 from vmddpm.training.errors import TrainingError
 from vmddpm.training.interrupts import stop_requests
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
-from vmddpm.training.ranks import choose_device, rank_and_count
+from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 from vmddpm.training.trainer import AUTOCAST, GIVE_UP_AFTER, finished, learning_rate_at, refuse_other_data, update_ema

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vmddpm.devices import choose_device
+
 T = TypeVar("T")
 
 
@@ -89,12 +91,3 @@ def joined(device: str) -> Iterator[Ranks]:
 def rank_and_count() -> tuple[int, int]:
     """This process's number and how many there are, as `torchrun` tells them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one, this process's own among many."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return torch.device(name)

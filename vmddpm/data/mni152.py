@@ -1,0 +1,17 @@
+"""A real brain that needs no data set: the MNI152 T1 template, an average of 152 adults, from nilearn's own files."""
+
+import nibabel as nib
+
+from vmddpm.data.config import DataError
+
+
+def mni152_template(resolution: int) -> nib.Nifti1Image:
+    """The template at `resolution` mm a voxel. Raises DataError if nilearn is not installed."""
+    try:
+        from nilearn.datasets import load_mni152_template
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"the MNI152 brain comes with nilearn, but {error.name} is missing; `pip install \".[demo]\"` in the "
+            "source tree brings it"
+        ) from error
+    return load_mni152_template(resolution=resolution)
