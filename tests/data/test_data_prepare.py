@@ -297,6 +297,8 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
     with open(store / "images.npy", "rb+") as file:
         file.seek(128 + 2048 * 3)
         file.write(b"\x01\x02\x03")
+    assert main(["data", "check", str(scans)]) == 1
+    assert f"{scans}: is no store" in capsys.readouterr().err
     assert main(["data", "check", str(store)]) == 1
     captured = capsys.readouterr()
     assert "patients on both sides: 3" in captured.out

@@ -91,9 +91,9 @@ def volumes(tmp_path):
     return tmp_path
 
 
-def create(folder, out="study", real="real", **options):
+def create(folder, out="study", real="real", synthetic="synthetic", **options):
     data = {"size": 32, "min_foreground": 0.05, "cache_dir": str(folder / "cache")}
-    roots = (DataConfig(root=str(folder / name), **data) for name in (real, "synthetic"))
+    roots = (DataConfig(root=str(folder / name), **data) for name in (real, synthetic))
     create_study(*roots, folder / out, CreateOptions(**options))
     return [e for e in json.loads((folder / out / "key.json").read_text())["images"] if e["class"] == "real"]
 
@@ -156,11 +156,14 @@ def test_unusable_requests_leave_nothing_behind(volumes):
         (StudyError, "n is 13, but there are only 12 synthetic", {"n": 13, "slices": 9}),
         (StudyError, "n is 0", {"n": 0}),
         (StudyError, "two folders", {"n": 3, "real": "synthetic"}),
-        (DataError, "no such file or folder", {"n": 3, "real": "nowhere"}),
+        (DataError, "--real: .*nowhere: no such file or folder", {"n": 3, "real": "nowhere"}),
+        (DataError, "--synthetic: .*nowhere: no such file or folder", {"n": 3, "synthetic": "nowhere"}),
     ):
         with pytest.raises(error, match=message):
             create(volumes, **options)
-    shutil.rmtree(volumes / "cache", ignore_errors=True)
+        if "no such" in message:
+            assert not (volumes / "cache").exists()  # nothing was decoded
+        shutil.rmtree(volumes / "cache", ignore_errors=True)
     assert sorted(path.name for path in volumes.iterdir()) == there
     create(volumes, n=3)
     with pytest.raises(StudyError, match="exists"):

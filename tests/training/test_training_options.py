@@ -12,6 +12,7 @@ from vmddpm.data import DataError
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.report import Report
 
 IMAGES = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -74,6 +75,18 @@ class Watched:
         if self.left == 0:
             self.action()
         return IMAGES[i]
+
+
+def test_the_bar_has_no_end_before_the_time_is_known(tmp_path):
+    options = config(steps=1_000_000, minutes=2.0, batch_size=1).training
+    with Report(RunFolder(tmp_path), options, 0, 0.0, torch.device("cpu"), False) as report:
+        assert report.bar.total is None
+        report.step(5, 2.0, {"loss": 1.0, "gradient_norm": 1.0})
+        assert report.bar.total == 300  # 2.5 steps a second for two minutes
+    with Report(RunFolder(tmp_path), options, 100, 60.0, torch.device("cpu"), False) as report:
+        assert report.bar.total == 200
+    with Report(RunFolder(tmp_path), config(steps=50).training, 0, 0.0, torch.device("cpu"), False) as report:
+        assert report.bar.total == 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -37,16 +37,16 @@ def find_files(config: DataConfig) -> list[Path]:
     root = Path(config.root).expanduser().absolute()
     if root.is_file():
         if _plainly_not_an_image(root.name):
-            raise DataError(f"{root}: is no image by its name; root must be an image or a folder of images")
+            raise DataError(f"{root}: is no image by its name; name an image or a folder of images")
         return [root]
     if not root.is_dir():
-        raise DataError(f"{root}: no such file or folder; root must be an image or a folder of images")
+        raise DataError(f"{root}: no such file or folder; name an image or a folder of images")
     everything = _walk(root)
     images = [path for path in everything if not _plainly_not_an_image(path.name)]
     if not images:
         raise DataError(
             f"{root}: holds no NIfTI, DICOM, PNG, JPEG or TIFF file ({len(everything)} other files); "
-            "root must be an image or a folder of images"
+            "name an image or a folder of images"
         )
     matching = [path for path in images if fnmatchcase(path.relative_to(root).as_posix(), config.pattern)]
     if not matching:

@@ -71,7 +71,9 @@ def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, A
 
 
 def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, Any]]:
-    """Images, manifest and store.json. Raises DataError if they do not belong together."""
+    """Images, manifest and store.json. Raises DataError if there are none, or they do not belong together."""
+    if not is_store(folder):
+        raise DataError(f"{folder}: is no store, as it has no store.json; `vmddpm prepare` makes stores")
     try:
         record = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:

@@ -15,7 +15,8 @@ import pydicom
 from PIL import Image
 
 import vmddpm
-from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.data import DataConfig, DataError, SliceDataset
+from vmddpm.data.files import find_files
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
 from vmddpm.files import write_text, written_whole
@@ -89,6 +90,12 @@ def create_study(
         raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
+    for label, config in zip(CLASSES, (real, synthetic)):  # before any file is decoded
+        try:
+            if not is_store(config.root):
+                find_files(config)
+        except DataError as error:
+            raise DataError(f"--{label}: {error}") from error
     seed = secrets.randbits(63) if options.seed is None else options.seed
     text = _instructions(options.instructions)
     images, entries = [], []

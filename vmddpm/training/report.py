@@ -25,7 +25,9 @@ class Report:
         self.folder, self.options, self.device = folder, options, device
         self.logged = step, seconds
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
-        self.bar = tqdm(total=options.steps, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=self.steps_in_time(step, seconds), initial=step, unit="step", disable=not shown, dynamic_ncols=True
+        )
 
     def __enter__(self) -> "Report":
         return self
@@ -45,10 +47,15 @@ class Report:
             self.folder.log(metrics)
             for name in ("loss", "gradient_norm", "images_per_second", "peak_memory_mib"):
                 self.board.add_scalar(name, metrics[name], step)
-            if self.options.minutes and seconds > 0:  # the time runs out first: show the steps there is time for
-                self.bar.total = min(self.options.steps, round(step * 60 * self.options.minutes / seconds))
+            self.bar.total = self.steps_in_time(step, seconds)
             self.bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_s=f"{speed:.1f}", refresh=False)
         self.bar.update()
+
+    def steps_in_time(self, step: int, seconds: float) -> int | None:
+        """The steps of the whole run, or those there is time for; None while that is not known."""
+        if not self.options.minutes:
+            return self.options.steps
+        return min(self.options.steps, round(step * 60 * self.options.minutes / seconds)) if seconds > 0 else None
 
     def say(self, text: str) -> None:
         self.bar.write(text)
