@@ -1,7 +1,10 @@
 import json
+import os
+import re
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from vmddpm.model import VMDDPM, ModelConfig
 
@@ -174,6 +177,23 @@ def test_hub_round_trip(tmp_path):
         assert torch.equal(a, b), name
     x, t = noise(2, 1, 32, 32), torch.tensor([1, 500])
     assert torch.equal(loaded(x, t, order_key=(4, 2)), model(x, t, order_key=(4, 2)))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_a_saved_folder_says_what_it_is_and_is_as_open_as_other_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        make_model().save_pretrained(tmp_path)
+    finally:
+        assert os.umask(before) == mask
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.library_name, card.data.license) == ("vmddpm", "apache-2.0")
+    assert "VM-DDPM" in card.text
+    assert "Information Needed" not in card.text
+    found = {}
+    exec(re.search(r"```python\n(.*)```", card.text, re.DOTALL)[1].replace("this folder", str(tmp_path)), found)
+    assert isinstance(found["network"], VMDDPM)
 
 
 def test_a_file_without_some_weights_is_refused(tmp_path):

@@ -1,10 +1,8 @@
 """The generator and the discriminator of a run, by the name of the system."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vmddpm.baselines.config import GANConfig
@@ -12,6 +10,7 @@ from vmddpm.baselines.dcgan import DCGANDiscriminator, DCGANGenerator
 from vmddpm.baselines.sagan import SAGANDiscriminator, SAGANGenerator
 from vmddpm.baselines.unetgan import UNetGANDiscriminator, UNetGANGenerator
 from vmddpm.diffusion import image_generator
+from vmddpm.model.pretrained import Pretrained
 
 _GENERATORS = {"dcgan": DCGANGenerator, "sagan": SAGANGenerator, "unetgan": UNetGANGenerator}
 _DISCRIMINATORS = {"dcgan": DCGANDiscriminator, "sagan": SAGANDiscriminator, "unetgan": UNetGANDiscriminator}
@@ -31,7 +30,7 @@ class GeneratorConfig:
             object.__setattr__(self, "gan", GANConfig(**self.gan))
 
 
-class Generator(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.0"):
+class Generator(nn.Module, Pretrained):
     """The generator of a GAN, z (B, latent_dim) in [-1, 1] -> images (B, C, size, size) in [-1, 1]."""
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -41,10 +40,6 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license=
 
     def forward(self, z: Tensor) -> Tensor:
         return self.network(z)
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Generator":
-        return super()._from_pretrained(strict=strict, **kwargs)
 
 
 def build_discriminator(config: GeneratorConfig) -> nn.Module:

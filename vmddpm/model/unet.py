@@ -1,11 +1,11 @@
 """The convolutional noise predictor of the rows DDPM and DDIM of Table I: the UNet of Ho et al. (2020)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from diffusers import UNet2DModel
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+
+from vmddpm.model.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class UNetConfig:
         return 2 ** (len(self.widths) - 1)
 
 
-class UNet(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.0"):
+class UNet(nn.Module, Pretrained):
     """diffusers' UNet2DModel with the options of its own conversion of Ho et al.'s weights, called like `VMDDPM`.
 
     Args:
@@ -78,7 +78,3 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name="vmddpm", license="apac
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); it has no scan to order."""
         return self.network(x, t, return_dict=False)[0]
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "UNet":
-        return super()._from_pretrained(strict=strict, **kwargs)

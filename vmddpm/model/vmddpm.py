@@ -1,12 +1,10 @@
 """VM-DDPM, the noise predictor (paper section III-B and Fig. 1a)."""
 
-from typing import Any
-
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vmddpm.model.config import ModelConfig
+from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.regeneration import VisitOrders, order_key_tensor
 from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
 from vmddpm.model.time_embedding import TimeEmbedding
@@ -14,9 +12,7 @@ from vmddpm.model.time_embedding import TimeEmbedding
 
 class VMDDPM(
     nn.Module,
-    PyTorchModelHubMixin,
-    library_name="vmddpm",
-    license="apache-2.0",
+    Pretrained,
     pipeline_tag="unconditional-image-generation",
     tags=["diffusion", "mamba", "medical-imaging"],
 ):
@@ -105,8 +101,3 @@ class VMDDPM(
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
         key = order_key_tensor(order_key) if shuffled else None
         return self.time(t), VisitOrders(self.config, key, x.device)
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "VMDDPM":
-        # The mixin's own default leaves weights that a file lacks at random values, without a word.
-        return super()._from_pretrained(strict=strict, **kwargs)
