@@ -145,6 +145,15 @@ def test_every_help_has_examples_that_parse():
                 parser.parse_args(with_preset_files(shlex.split(line)[1:]))
 
 
+def test_help_does_not_wait_for_what_only_runs_need():
+    program = (
+        "import sys; from vmddpm.cli import build_parser; build_parser()[0].format_help(); "
+        "print([name for name in ('diffusers', 'torch._dynamo', 'scipy.stats') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_help_quotes_the_paper(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

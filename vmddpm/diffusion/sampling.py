@@ -2,28 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.seeding import mix_seed
 
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
 
-class ClippedDPMSolver(DPMSolverMultistepScheduler):
-    """DPM-Solver++(2M) of Lu et al. (2022), with the predicted image clipped to [-1, 1] as the other samplers do."""
-
-    def convert_model_output(self, *arguments: Any, **options: Any) -> Tensor:
-        return super().convert_model_output(*arguments, **options).clamp(-1, 1)
-
-
-def make_scheduler(
-    config: DiffusionConfig, sampler: str, steps: int
-) -> DDPMScheduler | DDIMScheduler | ClippedDPMSolver:
+def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> "SchedulerMixin":
     """The scheduler of diffusers for `steps` steps, with the predicted image clipped to [-1, 1].
 
     The steps are spaced so that the first is the noisiest one trained on ("trailing"), and the variance of
@@ -32,6 +25,10 @@ def make_scheduler(
     Raises:
         ValueError: on an unknown sampler, or steps that it cannot take.
     """
+    from diffusers import DDIMScheduler, DDPMScheduler  # here, as its import takes seconds
+
+    from vmddpm.diffusion.clipped_solver import ClippedDPMSolver
+
     if sampler not in SAMPLERS:
         raise ValueError(f'sampler is {sampler!r}; it must be "ddpm", "ddim" or "dpm-solver"')
     total = config.timesteps

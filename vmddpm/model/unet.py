@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffusers import UNet2DModel
+import torch
 from torch import Tensor, nn
 
 from vmddpm.model.pretrained import Pretrained
@@ -64,6 +64,9 @@ class UNet(nn.Module, Pretrained):
     """
 
     def __init__(self, config: UNetConfig) -> None:
+        with torch.device("cpu"):  # of the tables in diffusers' modules, wherever this network is built
+            from diffusers import UNet2DModel  # here, as its import takes seconds
+
         super().__init__()
         self.config = config
         self.network = UNet2DModel(

@@ -1,0 +1,13 @@
+"""DPM-Solver as `make_scheduler` wants it, in a module of its own: importing diffusers takes seconds."""
+
+from typing import Any
+
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+
+class ClippedDPMSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++(2M) of Lu et al. (2022), with the predicted image clipped to [-1, 1] as the other samplers do."""
+
+    def convert_model_output(self, *arguments: Any, **options: Any) -> Tensor:
+        return super().convert_model_output(*arguments, **options).clamp(-1, 1)
