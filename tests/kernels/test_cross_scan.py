@@ -119,7 +119,7 @@ def test_bad_shapes():
             function(tensor)
     with pytest.raises(ValueError, match="scans"):
         vk.cross_scan(torch.zeros(1, 1, 2, 2), scans=7)
-    with pytest.raises(ValueError, match="x .* must have at least one pixel"):
+    with pytest.raises(ValueError, match=r"x .* must have at least one pixel"):
         vk.cross_scan(torch.zeros(1, 1, 0, 2))
     with pytest.raises(TypeError, match="x must be float16"):
         vk.cross_scan(torch.zeros(1, 1, 2, 2, dtype=torch.int64))
