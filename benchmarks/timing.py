@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # none; two gigabytes are less than what some peers free at once
         mallopt(mmap_max, 0)
 
 
