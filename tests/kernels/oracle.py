@@ -8,28 +8,26 @@ import torch
 def scan_loop(
     x, delta, A, B, C, D=None, delta_bias=None, initial_state=None, table=None, *, softplus=True, zoh=False, merge=True
 ):
-    """S6 one sequence, one step at a time. x (B, L, D) if `merge`, else (B, K, L, D); the rest as in the operator.
-    Gradients come from autograd through the loop."""
-    batch, K, length, dim = delta.shape
-    ys, last = [], []
-    for b in range(batch):
-        for k in range(K):
-            h = torch.zeros_like(A[k]) if initial_state is None else initial_state[b, k]
-            rows = [None] * length
-            for step in range(length):
-                pixel = step if table is None else int(table[k, step])
-                u = x[b, pixel] if merge else x[b, k, pixel]
-                d = delta[b, k, pixel] + (0 if delta_bias is None else delta_bias[k])
-                if softplus:
-                    d = torch.where(d > 20, d, torch.log1p(torch.exp(d.clamp(max=20.0))))
-                decay = torch.exp(d[:, None] * A[k])
-                weight = (decay - 1) / A[k] if zoh else d[:, None]
-                h = decay * h + weight * B[b, k, pixel][None, :] * u[:, None]
-                rows[pixel] = h @ C[b, k, pixel] + (0 if D is None else D[k] * u)
-            ys.append(torch.stack(rows) if rows else x.new_zeros(0, dim))
-            last.append(h)
-    y = torch.stack(ys).view(batch, K, length, dim)
-    return (y.sum(1) if merge else y), torch.stack(last).view(batch, K, dim, -1)
+    """S6, one step of every sequence at a time. x (B, L, D) if `merge`, else (B, K, L, D); the rest as in the operator.
+    Gradients come from autograd through the loop, which only a tensor that is taken apart at once goes through fast."""
+    batch, K, length, _ = delta.shape
+    k, pixel = torch.arange(K)[:, None], torch.arange(length).expand(K, -1) if table is None else table.long()
+    u = x[:, pixel] if merge else x[:, k, pixel]                                  # (B, K, L, D), in the order of steps
+    d = delta[:, k, pixel] + (0 if delta_bias is None else delta_bias[:, None])
+    if softplus:
+        d = torch.where(d > 20, d, torch.log1p(torch.exp(d.clamp(max=20.0))))
+    h = torch.zeros(batch, *A.shape, dtype=A.dtype) if initial_state is None else initial_state
+    rows = []
+    columns = (d[..., None], u[..., None], B[:, k, pixel][..., None, :], C[:, k, pixel][..., None])
+    for d_l, u_l, B_l, C_l in zip(*(t.unbind(2) for t in columns)):               # (B, K, D or 1, 1 or N)
+        decay = torch.exp(d_l * A)
+        weight = (decay - 1) / A if zoh else d_l
+        h = decay * h + weight * B_l * u_l
+        rows.append(h @ C_l)
+    steps = torch.cat(rows, -1).movedim(-1, 2) if rows else u
+    steps = steps + (0 if D is None else D[:, None] * u)
+    y = torch.zeros_like(delta).index_put((torch.arange(batch)[:, None, None], k, pixel), steps)
+    return (y.sum(1) if merge else y), h
 
 
 def route_destination(code, k, h, w, height, width):
