@@ -9,7 +9,7 @@ def scan_loop(
     x, delta, A, B, C, D=None, delta_bias=None, initial_state=None, table=None, *, softplus=True, zoh=False, merge=True
 ):
     """S6, one step of every sequence at a time. x (B, L, D) if `merge`, else (B, K, L, D); the rest as in the operator.
-    Gradients come from autograd through the loop, which only a tensor that is taken apart at once goes through fast."""
+    Gradients come from autograd through the loop. (unbind: the gradient of an index is a whole sequence, each step.)"""
     batch, K, length, _ = delta.shape
     k, pixel = torch.arange(K)[:, None], torch.arange(length).expand(K, -1) if table is None else table.long()
     u = x[:, pixel] if merge else x[:, k, pixel]                                  # (B, K, L, D), in the order of steps
@@ -26,7 +26,7 @@ def scan_loop(
         rows.append(h @ C_l)
     steps = torch.cat(rows, -1).movedim(-1, 2) if rows else u
     steps = steps + (0 if D is None else D[:, None] * u)
-    y = torch.zeros_like(delta).index_put((torch.arange(batch)[:, None, None], k, pixel), steps)
+    y = torch.zeros_like(steps).index_put((torch.arange(batch)[:, None, None], k, pixel), steps)
     return (y.sum(1) if merge else y), h
 
 
