@@ -217,17 +217,17 @@ struct Ahead {
 };
 
 // One row of channels a step: in the tensor itself where it has such rows, else in a tile.
-template <typename Source>
+template <typename Element>
 struct Rows {
-  const Source* base;
+  Element* base;
   int64_t stride;
   const int32_t* pixels;  // null: one row after another
-  const Source* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
+  Element* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
 };
 
 // A tile of channels; lanes beyond the last channel read as zero.
 template <typename T>
-Rows<T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+Rows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                           int64_t columns, Vec<T>* tile) {
   if (columns < kLanes<T>) std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
   load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
@@ -249,10 +249,10 @@ void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, 
   store_tile<T>(narrow, batch, route, steps, column, columns, kLanes<T>, rows, false);
 }
 
-template <typename Source>
-Rows<Source> rows_of(const Source* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
-                     int64_t column) {
-  const Source* start = data + origin(view, batch, route, column);
+template <typename Element>
+Rows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
+                      int64_t column) {
+  Element* start = data + origin(view, batch, route, column);
   if (steps.table) return {start, view.stride[2], steps.table + steps.first};
   return {start + steps.first * view.stride[2], view.stride[2], nullptr};
 }
