@@ -2,7 +2,7 @@
 // chunks whose tiles stay in the first-level cache.
 #pragma once
 #include "cpu_common.h"
-#include "cpu_rows.h"
+#include "cpu_forward_rows.h"
 
 namespace {
 
@@ -148,7 +148,10 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
         std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,
                     static_cast<size_t>((task.block_end - task.block_begin) * N) * sizeof(Vec<T>));
       }
-      int64_t block = take_rows<T, kRule>(p, plan, task, k, steps, {w.A, w.bias, w.D, w.h, 0}, w.B, w.C);
+      int64_t block = task.block_begin;
+      if constexpr (kRule == Rule::decaying) {
+        block = scan_by_rows<T>(p, plan, task, k, steps, {w.A, w.bias, w.D, w.h, 0}, w.B, w.C);
+      }
       for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
