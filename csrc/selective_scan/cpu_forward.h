@@ -137,12 +137,13 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       w.bias[block - task.block_begin] = load_channels<T>(p.delta_bias, k * p.channels + channel, columns);
       w.D[block - task.block_begin] = load_channels<T>(p.D, k * p.channels + channel, columns);
     }
+    const View& y = result_of(p, p.y, p.narrow_y, k);
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       const Steps steps = steps_of(p, plan, k, chunk);
       load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
       load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
       ForwardAhead ahead;
-      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &p.y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
+      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
       if (p.checkpoints && chunk > 0) {
         const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + task.block_begin) * N;
         std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,

@@ -14,11 +14,6 @@ inline int64_t whole_blocks_end(const ScanParams& p, const ScanPlan& plan, int64
   return smaller(end, p.channels / plan.lanes);
 }
 
-// Where a route's y or dx goes: the last of those that share their image rounds their sum.
-inline const View& result_of(const ScanParams& p, const View& sum, const View& narrow, int64_t route) {
-  return narrow.data && route + 1 == p.routes ? narrow : sum;
-}
-
 template <typename Element>
 Rows<const char> bytes_of(Rows<Element> rows) {
   return {reinterpret_cast<const char*>(rows.base), rows.stride * static_cast<int64_t>(sizeof(Element)), rows.pixels};
