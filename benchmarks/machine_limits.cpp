@@ -231,7 +231,7 @@ int main(int count, char** arguments) {
     std::printf(", \"%d\": {\"copy\": %.4g, \"copy_non_temporal\": %.4g, ", threads,
                 copied_bytes(threads, false), copied_bytes(threads, true));
     std::printf("\"exp2\": %.4g, \"softplus\": %.4g, ", values(threads, [](V v) { return decay_lanes(v); }),
-                values(threads, [](V v) { return softplus_lanes<float>(v, nullptr); }));
+                values(threads, [](V v) { return softplus_lanes<float>(v); }));
     std::printf("\"forward_16\": %.4g, \"backward_16\": %.4g, \"forward_1\": %.4g, \"backward_1\": %.4g}",
                 forward_elements<16>(threads), backward_elements<16>(threads), forward_elements<1>(threads),
                 backward_elements<1>(threads));

@@ -27,6 +27,13 @@
 #define VMDDPM_UNROLL
 #endif
 
+// For loops that need all registers for themselves.
+#if defined(__GNUC__)
+#define VMDDPM_NOINLINE __attribute__((noinline))
+#else
+#define VMDDPM_NOINLINE
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)

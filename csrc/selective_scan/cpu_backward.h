@@ -1,29 +1,31 @@
 // The adjoint scan. Chunks are walked from the last to the first; inside a chunk the states are computed again from
 // its checkpoint, a few states at a time, so that they stay in the first-level cache and memory never grows with N.
 #pragma once
+#include "cpu_backward_rows.h"
 #include "cpu_common.h"
 
 namespace {
 
-using vmddpm::ScanGradParams;
-
 template <typename T>
 struct BackwardBuffers {
-  Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step
+  Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step, or a row of them
   Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
-  Vec<T>* lanes;                                            // one register a step, and as many as a register has lanes
-  Vec<T>* h;                                                // the states before the first chunk
-  Vec<T>*A, *dh;                                            // carried over the chunks, for each block of the task
+  Vec<T>*lanes_of_dB, *lanes_of_dC;                         // one register a step, and as many as a register has lanes
+  Vec<T>* h;                                                // the states before a chunk
+  Vec<T>*A, *dh, *bias, *D;                                 // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC;                                       // (steps, N)
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
-    for (Vec<T>** tile : {&x, &delta, &slope, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
-    lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
+    const int64_t row = p.states == 1 ? kBlocksAtOnce : 1;
+    for (Vec<T>** tile : {&x, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
+    for (Vec<T>** tile : {&delta, &slope}) *tile = arena.take<Vec<T>>(plan.chunk * row);
+    for (Vec<T>** lanes : {&lanes_of_dB, &lanes_of_dC}) *lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
     for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
     for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
     h = arena.take<Vec<T>>(p.states);
     for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
+    for (Vec<T>** channels : {&bias, &D}) *channels = arena.take<Vec<T>>(blocks);
     dA = arena.take<LongSum<T>>(blocks * p.states);
     for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(blocks);
     for (T** rows : {&B, &C, &dB, &dC}) *rows = arena.take<T>(plan.chunk * p.states);
@@ -31,18 +33,6 @@ struct BackwardBuffers {
 };
 
 using BackwardAhead = Ahead<7>;  // x, delta, dy, dx, ddelta, B and C
-
-// target[i * states] += the sum over the lanes of lanes[i]: steps go through the butterfly as states do elsewhere.
-template <typename T>
-void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* target) {
-  constexpr int W = kLanes<T>;
-  for (int64_t i = 0; i < W; ++i) lanes[steps + i] = Vec<T>{};
-  for (int64_t first = 0; first < steps; first += W) {
-    T sums[W] = {};
-    add_lane_sums<T, W>(lanes + first, sums);
-    for (int64_t i = first; i < smaller(first + W, steps); ++i) target[i * states] += sums[i - first];
-  }
-}
 
 // The states of a chunk again, S at a time. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the
 // zero-order hold, phi(v) and phi'(v) drive B. dC is complete.
@@ -77,12 +67,12 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
       lanes_of_dC[s] = dy * state[s];
     }
     if constexpr (S == 1) {
-      w.lanes[i] = lanes_of_dC[0];
+      w.lanes_of_dC[i] = lanes_of_dC[0];
     } else {
       add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
     }
   }
-  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dC + n);
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes_of_dC, steps, states, w.dC + n);
 }
 
 // S states of one block over one chunk. With v = delta A and the forward h_i = e^v h_{i-1} + phi(v) drive B:
@@ -118,14 +108,14 @@ void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<
       gradA[s] += dv * delta;
     }
     if constexpr (S == 1) {
-      w.lanes[i] = lanes_of_dB[0];
+      w.lanes_of_dB[i] = lanes_of_dB[0];
     } else {
       add_lane_sums<T, S>(lanes_of_dB, w.dB + i * states + n);
     }
     w.ddrive[i] += ddrive[0] + ddrive[1];
     w.ddelta[i] += ddelta[0] + ddelta[1];
   }
-  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes, steps, states, w.dB + n);
+  if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes_of_dB, steps, states, w.dB + n);
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     dh[s] = adjoint[s];
@@ -151,10 +141,9 @@ void prepare_backward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, int64_t s
 
 // drive = delta x and y has D x in it: the tiles of ddrive and ddelta become those of dx and of the raw delta.
 template <typename T>
-void finish_backward(const ScanParams& p, int64_t row, int64_t columns, int64_t local, int64_t steps,
-                     BackwardBuffers<T> w) {
+void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
   using V = Vec<T>;
-  const V D = load_channels<T>(p.D, row, columns);
+  const V D = w.D[local];
   V dD[4] = {}, dbias[4] = {};
   for (int64_t i = 0; i < steps; ++i) {
     const V ddelta = (w.ddelta[i] * (T(1) / kDecayScale<T>) + w.ddrive[i] * w.x[i]) * w.slope[i];
@@ -174,20 +163,12 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   using V = Vec<T>;
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
-  const int64_t local = block - task.block_begin, row = k * p.channels + channel;
-  const int64_t sequence = task.batch * p.routes + k;
-  const V* h = w.h;
-  if (chunk > 0) {
-    const int64_t before = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + block) * N;
-    h = static_cast<const V*>(p.checkpoints) + before;
-  } else {
-    load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, w.h);
-  }
+  const int64_t local = block - task.block_begin;
+  const V* h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block, w.h);
 
-  const V bias = load_channels<T>(p.delta_bias, row, columns);
   with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
-    return p.softplus ? prepare_backward<T, true>(x, delta, bias, steps.count, w)
-                      : prepare_backward<T, false>(x, delta, bias, steps.count, w);
+    return p.softplus ? prepare_backward<T, true>(x, delta, w.bias[local], steps.count, w)
+                      : prepare_backward<T, false>(x, delta, w.bias[local], steps.count, w);
   });
   if (g.dy.data) {
     load_channel_tile<T>(g.dy, task.batch, k, steps, channel, columns, w.dy);
@@ -203,7 +184,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
     ahead = nullptr;
   });
 
-  finish_backward<T>(p, row, columns, local, steps.count, w);
+  finish_backward<T>(local, steps.count, w);
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
@@ -230,6 +211,8 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       const int64_t columns = columns_of(p, plan, block);
       load_decay_rates<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
       load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, w.dh + local * N);
+      w.bias[local] = load_channels<T>(p.delta_bias, k * p.channels + channel, columns);
+      w.D[local] = load_channels<T>(p.D, k * p.channels + channel, columns);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
       w.dD[local].clear();
       w.dbias[local].clear();
@@ -243,8 +226,12 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       for (int64_t group = task.group_begin; group < task.group_end; ++group) {
         std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
         std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
-        const int64_t first = group * plan.blocks_per_group;
-        for (int64_t block = first; block < smaller(first + plan.blocks_per_group, plan.blocks); ++block) {
+        const int64_t first = group * plan.blocks_per_group, end = smaller(first + plan.blocks_per_group, plan.blocks);
+        int64_t block = first;
+        if constexpr (kRule == Rule::decaying) {
+          block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
+        }
+        for (; block < end; ++block) {
           backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, &ahead, w);
         }
         rows.data = parts.dB + group * parts.stride;

@@ -217,44 +217,55 @@ struct Ahead {
 };
 
 // One row of channels a step: in the tensor itself where it has such rows, else in a tile.
-template <typename Source>
+template <typename Element>
 struct Rows {
-  const Source* base;
+  Element* base;
   int64_t stride;
   const int32_t* pixels;  // null: one row after another
-  const Source* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
+  Element* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
 };
+
+template <typename Element>
+Rows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
+                      int64_t column) {
+  Element* start = data + origin(view, batch, route, column);
+  if (steps.table) return {start, view.stride[2], steps.table + steps.first};
+  return {start + steps.first * view.stride[2], view.stride[2], nullptr};
+}
 
 // A tile of channels; lanes beyond the last channel read as zero.
 template <typename T>
-Rows<T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+Rows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                           int64_t columns, Vec<T>* tile) {
   if (columns < kLanes<T>) std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
   load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
   return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
 }
 
-// A tile of y or dx, added to what the routes before have left if they share their image. The last of them rounds the
-// sum to `narrow` if that is the result. `spare` is overwritten.
+// Where a route's y or dx goes: the last of those that share their image rounds the sum to `narrow`, if there is such.
+inline const View& result_of(const ScanParams& p, const View& sum, const View& narrow, int64_t route) {
+  return narrow.data && route + 1 == p.routes ? narrow : sum;
+}
+
+// A tile of y or dx, added to what the routes before have left if they share their image. `spare` is overwritten.
 template <typename T>
 void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, int64_t batch, int64_t route,
                       const Steps& steps, int64_t column, int64_t columns, Vec<T>* tile, Vec<T>* spare) {
-  const bool add = p.shared && route > 0, last = route + 1 == p.routes;
-  T* const rows = reinterpret_cast<T*>(tile);
-  if (!narrow.data || !last) return store_tile<T>(sum, batch, route, steps, column, columns, kLanes<T>, rows, add);
-  if (add) {
+  const View& result = result_of(p, sum, narrow, route);
+  const bool add = p.shared && route > 0, apart = add && &result != &sum;
+  if (apart && columns == kLanes<T> && has_rows(sum) && has_rows(result)) {
+    const Rows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
+    return with_type(result, [&](auto* data) {
+      const auto to = rows_of(data, result, batch, route, steps, column);
+      for (int64_t i = 0; i < steps.count; ++i) store_lanes<T>(to.at(i), load(before.at(i)) + tile[i]);
+    });
+  }
+  if (apart) {
     load_channel_tile<T>(sum, batch, route, steps, column, columns, spare);
     for (int64_t i = 0; i < steps.count; ++i) tile[i] += spare[i];
   }
-  store_tile<T>(narrow, batch, route, steps, column, columns, kLanes<T>, rows, false);
-}
-
-template <typename Source>
-Rows<Source> rows_of(const Source* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
-                     int64_t column) {
-  const Source* start = data + origin(view, batch, route, column);
-  if (steps.table) return {start, view.stride[2], steps.table + steps.first};
-  return {start + steps.first * view.stride[2], view.stride[2], nullptr};
+  const T* const rows = reinterpret_cast<const T*>(tile);
+  store_tile<T>(result, batch, route, steps, column, columns, kLanes<T>, rows, add && !apart);
 }
 
 // f(rows of x, rows of delta), in the tensors themselves where they are of one type and a register is a piece of a row.

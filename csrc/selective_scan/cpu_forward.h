@@ -2,17 +2,20 @@
 // chunks whose tiles stay in the first-level cache.
 #pragma once
 #include "cpu_common.h"
+#include "cpu_forward_rows.h"
 
 namespace {
 
 template <typename T>
 struct ForwardBuffers {
-  Vec<T>*x, *delta, *drive, *y, *A, *h;
+  Vec<T>*x, *delta, *drive, *y;      // tiles: one register a step
+  Vec<T>*A, *h, *bias, *D;           // for each block of the task
   T *B, *C;
   ForwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
-    const int64_t carried = tasks.groups_at_once * plan.blocks_per_group * p.states;
+    const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     for (Vec<T>** tile : {&x, &delta, &drive, &y}) *tile = arena.take<Vec<T>>(plan.chunk);
-    for (Vec<T>** states : {&A, &h}) *states = arena.take<Vec<T>>(carried);
+    for (Vec<T>** states : {&A, &h}) *states = arena.take<Vec<T>>(blocks * p.states);
+    for (Vec<T>** channels : {&bias, &D}) *channels = arena.take<Vec<T>>(blocks);
     for (T** rows : {&B, &C}) *rows = arena.take<T>(plan.chunk * p.states);
   }
 };
@@ -31,7 +34,7 @@ struct PrepareForward {
   Vec<T> bias, D;
   ForwardStep<T> operator()(int64_t i) const {
     const Vec<T> input = load_lanes<T>(x.at(i)), raw = load_lanes<T>(delta.at(i)) + bias;
-    const Vec<T> step = kSoftplus ? softplus_lanes<T>(raw, nullptr) : raw;
+    const Vec<T> step = kSoftplus ? softplus_lanes<T>(raw) : raw;
     return {step, step * input, D * input};
   }
 };
@@ -110,14 +113,13 @@ template <typename T, Rule kRule>
 void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
                    const Steps& steps, ForwardAhead* ahead, const ForwardBuffers<T>& w) {
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
-  const int64_t row = k * p.channels + channel, local = (block - task.block_begin) * N;
-  const Vec<T> D = load_channels<T>(p.D, row, columns), bias = load_channels<T>(p.delta_bias, row, columns);
+  const int64_t place = block - task.block_begin, local = place * N;
   with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
     const auto scan = [&](const auto& prepare) {
       scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, ahead);
     };
-    return p.softplus ? scan(prepare_forward<T, true>(x, delta, bias, D))
-                      : scan(prepare_forward<T, false>(x, delta, bias, D));
+    return p.softplus ? scan(prepare_forward<T, true>(x, delta, w.bias[place], w.D[place]))
+                      : scan(prepare_forward<T, false>(x, delta, w.bias[place], w.D[place]));
   });
   store_image_tile<T>(p, p.y, p.narrow_y, task.batch, k, steps, channel, columns, w.y, w.x);
 }
@@ -132,21 +134,26 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       const int64_t columns = columns_of(p, plan, block);
       load_decay_rates<T>(p.A, k * p.channels + channel, columns, N, w.A + local);
       load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, w.h + local);
+      w.bias[block - task.block_begin] = load_channels<T>(p.delta_bias, k * p.channels + channel, columns);
+      w.D[block - task.block_begin] = load_channels<T>(p.D, k * p.channels + channel, columns);
     }
+    const View& y = result_of(p, p.y, p.narrow_y, k);
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       const Steps steps = steps_of(p, plan, k, chunk);
       load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
       load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
       ForwardAhead ahead;
-      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &p.y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
-      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        if (p.checkpoints && chunk > 0) {
-          const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + block) * N;
-          std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h + (block - task.block_begin) * N,
-                      static_cast<size_t>(N) * sizeof(Vec<T>));
-        }
-        forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
+      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
+      if (p.checkpoints && chunk > 0) {
+        const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + task.block_begin) * N;
+        std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,
+                    static_cast<size_t>((task.block_end - task.block_begin) * N) * sizeof(Vec<T>));
       }
+      int64_t block = task.block_begin;
+      if constexpr (kRule == Rule::decaying) {
+        block = scan_by_rows<T>(p, plan, task, k, steps, {w.A, w.bias, w.D, w.h, 0}, w.B, w.C);
+      }
+      for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);

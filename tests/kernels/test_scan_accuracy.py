@@ -106,7 +106,8 @@ def test_cross_selective_scan_float32(compare, length, states, K, discretization
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("softplus", [True, False])
-def test_cross_selective_scan_other_dtypes(compare, dtype, softplus):
+@pytest.mark.parametrize(("dim", "states"), [(21, 6), (53, 1)])
+def test_cross_selective_scan_other_dtypes(compare, dtype, softplus, dim, states):
     table = vk.routes(5, 14, permutation=vk.patch_permutation(5, 14, seed=4))
 
     def operator(backend, *t):
@@ -117,7 +118,7 @@ def test_cross_selective_scan_other_dtypes(compare, dtype, softplus):
     def loop(*t):
         return scan_loop(*t, table=table, softplus=softplus)
 
-    x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 70, 21, 6, dtype)
+    x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 70, dim, states, dtype)
     if not softplus:  # a step size is positive
         delta, bias = delta.abs() * 0.3, bias.abs() * 0.3
     compare([(x, delta, A, B, C, D, bias, h0)], operator, loop, dtype)

@@ -54,8 +54,9 @@ def test_output_layout_follows_the_caller():
     assert vk.selective_scan(last, last, A, B, B, channel_last=True).is_contiguous()
 
 
-def test_bitwise_repeatable_and_independent_of_threads():
-    tensors = image_problem(3, 4, 150, 50, 7, torch.float32)
+@pytest.mark.parametrize("states", [1, 7])
+def test_bitwise_repeatable_and_independent_of_threads(states):
+    tensors = image_problem(3, 4, 150, 50, states, torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -91,6 +92,21 @@ def test_extremes_stay_finite(backend):
             assert torch.isfinite(value).all()
 
 
+def test_steps_of_every_size(backend):
+    """Of a single step from nothing, with x = B = C = 1, the output is softplus(delta), and its gradient the sigmoid."""
+    delta = torch.linspace(-80, 110, 190 * 64 + 1).view(1, 1, -1).requires_grad_()
+    one = torch.ones(1, 1, 1)
+    y = vk.selective_scan(
+        one.expand_as(delta), delta, -torch.ones(delta.shape[2], 1), one, one, delta_softplus=True, channel_last=True,
+        backend=backend,
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(y.sum(), delta)
+    exact = delta.detach().double()
+    few_units = {"rtol": 4 * torch.finfo(torch.float32).eps, "atol": 0}
+    torch.testing.assert_close(y.double(), exact.clamp(min=0) + torch.log1p(torch.exp(-exact.abs())), **few_units)
+    torch.testing.assert_close(slope.double(), torch.sigmoid(exact), **few_units)
+
+
 def test_decay_of_zero_keeps_the_state_forever(backend):
     """exp(0) is exactly 1: A = 0 sums its inputs over any length."""
     length = 130 if backend == "triton" else 4096  # interpreted
@@ -101,8 +117,9 @@ def test_decay_of_zero_keeps_the_state_forever(backend):
     assert torch.equal(y[0, :, 0], torch.arange(1.0, length + 1))
 
 
-def test_nan_comes_through(backend):
-    x, delta, A, B, C, *_ = image_problem(1, 1, 6, 2, 2, torch.float32)
+@pytest.mark.parametrize("states", [1, 2])
+def test_nan_comes_through(backend, states):
+    x, delta, A, B, C, *_ = image_problem(1, 1, 6, 18, states, torch.float32)
     delta[0, 0, 3, 0] = float("nan")
     y = vk.cross_selective_scan(x, delta, A, B, C, backend=backend)
     assert torch.isfinite(y[0, :3]).all()

@@ -1,0 +1,89 @@
+// The forward scan of a single state.
+#pragma once
+#include "cpu_rows.h"
+
+namespace {
+
+// What the recurrence keeps of its channels, one register a block.
+template <typename T>
+struct ForwardChannels {
+  const Vec<T>*A, *bias, *D;
+  Vec<T>* h;
+  int64_t blocks;
+};
+
+// Where a step finds its channels. y is the step's own result added to `sum`.
+template <typename T, typename Source, typename Target>
+struct ForwardRow {
+  const Source *x, *delta;
+  const T* sum;
+  Target* y;
+};
+
+template <typename T, typename Source, typename Target>
+struct ForwardRows {
+  Rows<const Source> x, delta;
+  Rows<const T> sum;
+  Rows<Target> y;
+  ForwardRow<T, Source, Target> at(int64_t i) const { return {x.at(i), delta.at(i), sum.at(i), y.at(i)}; }
+};
+
+template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
+void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
+  for (int64_t block = 0; block < of.blocks; ++block) {
+    const int64_t column = block * kLanes<T>;
+    prefetch(later.x + column);
+    prefetch(later.delta + column);
+    prefetch(later.y + column);
+    const Vec<T> x = load_lanes<T>(row.x + column), raw = load_lanes<T>(row.delta + column) + of.bias[block];
+    const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw) : raw;
+    const Vec<T> h = decay_lanes(delta * of.A[block]) * of.h[block] + delta * x * B;
+    of.h[block] = h;
+    const Vec<T> y = of.D[block] * x + h * C;
+    store_lanes<T>(row.y + column, kAdd ? load_lanes<T>(row.sum + column) + y : y);
+  }
+}
+
+// A chunk of a route; B and C are its own.
+template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
+VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, const Steps& chunk, int64_t length, ForwardChannels<T> of,
+               const T* B, const T* C) {
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    const int64_t step = chunk.first + i, later = smaller(step + kRowsAhead, length - 1);
+    scan_row<T, kSoftplus, kAdd>(rows.at(step), rows.at(later), of, B[i], C[i]);
+  }
+}
+
+// Takes a chunk's steps by rows where there are such, for the whole blocks of the task. Returns the first block that is
+// left.
+template <typename T>
+int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, const Steps& chunk,
+                     ForwardChannels<T> of, const T* B, const T* C) {
+  const View& y = result_of(p, p.y, p.narrow_y, k);
+  bool rows = p.states == 1 && p.delta.dtype == p.x.dtype;
+  for (const View* view : {&p.x, &p.delta, &p.y, &y}) rows = rows && has_rows(*view);
+  const int64_t begin = task.block_begin, end = whole_blocks_end(p, plan, task.block_end);
+  if (!rows || begin >= end) return begin;
+  of.blocks = end - begin;
+  const bool taken = with_row_types<T>(p.x.dtype, y.dtype, [&](auto source, auto target) {
+    using Source = decltype(source);
+    using Target = decltype(target);
+    const auto of_view = [&](auto* data, const View& view) {
+      return rows_of(data, view, task.batch, k, whole_route(p, k), begin * plan.lanes);
+    };
+    const ForwardRows<T, Source, Target> at{of_view(static_cast<const Source*>(p.x.data), p.x),
+                                            of_view(static_cast<const Source*>(p.delta.data), p.delta),
+                                            of_view(static_cast<const T*>(p.y.data), p.y),
+                                            of_view(static_cast<Target*>(y.data), y)};
+    const auto scan = [&](auto softplus, auto add) {
+      scan_rows<T, softplus.value, add.value>(at, chunk, p.length, of, B, C);
+    };
+    const auto with_softplus = [&](auto add) {
+      p.softplus ? scan(std::true_type(), add) : scan(std::false_type(), add);
+    };
+    p.shared && k > 0 ? with_softplus(std::true_type()) : with_softplus(std::false_type());
+  });
+  return taken ? end : begin;
+}
+
+}  // namespace

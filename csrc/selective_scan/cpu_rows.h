@@ -1,0 +1,38 @@
+// What the scans of a single state share. Their recurrence is so short that tiles would cost as much as it does: all
+// channels of a task take a step together, tensors are read and written where they lie, a row of memory after another.
+#pragma once
+#include "cpu_common.h"
+
+namespace {
+
+// How many rows ahead memory is asked for what a step needs: time enough to answer, and not so much that rows whose
+// addresses are alike push each other out of the cache.
+constexpr int64_t kRowsAhead = 8;
+
+// The first block that has lanes to spare, or none: rows are made of whole blocks.
+inline int64_t whole_blocks_end(const ScanParams& p, const ScanPlan& plan, int64_t end) {
+  return smaller(end, p.channels / plan.lanes);
+}
+
+template <typename Element>
+Rows<const char> bytes_of(Rows<Element> rows) {
+  return {reinterpret_cast<const char*>(rows.base), rows.stride * static_cast<int64_t>(sizeof(Element)), rows.pixels};
+}
+
+inline Steps whole_route(const ScanParams& p, int64_t k) {
+  return {p.table ? p.table + k * p.length : nullptr, 0, p.length};
+}
+
+// f(an element of the inputs, an element of the result), or false for types that have no rows.
+template <typename T, typename Function>
+bool with_row_types(DType input, DType result, Function f) {
+  if (sizeof(T) == 8 || input == DType::f64 || (result != input && result != DType::f32)) return false;
+  if constexpr (sizeof(T) == 4) {
+    if (input == DType::f32) f(T(), T());
+    if (input == DType::f16) result == input ? f(Half(), Half()) : f(Half(), T());
+    if (input == DType::bf16) result == input ? f(BFloat16(), BFloat16()) : f(BFloat16(), T());
+  }
+  return true;
+}
+
+}  // namespace
