@@ -93,7 +93,7 @@ def test_extremes_stay_finite(backend):
 
 
 def test_steps_of_every_size(backend):
-    """Of a single step from nothing, with x = B = C = 1, the output is softplus(delta), and its gradient the sigmoid."""
+    """Of a single step from nothing, with x = B = C = 1, y is softplus(delta), and its gradient the sigmoid."""
     delta = torch.linspace(-80, 110, 190 * 64 + 1).view(1, 1, -1).requires_grad_()
     one = torch.ones(1, 1, 1)
     y = vk.selective_scan(
