@@ -28,13 +28,13 @@ struct ForwardRows {
   ForwardRow<T, Source, Target> at(int64_t i) const { return {x.at(i), delta.at(i), sum.at(i), y.at(i)}; }
 };
 
+// y is not asked for: of a row that two threads share, each would keep taking from the other what it is about to write.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
   for (int64_t block = 0; block < of.blocks; ++block) {
     const int64_t column = block * kLanes<T>;
     prefetch(later.x + column);
     prefetch(later.delta + column);
-    prefetch(later.y + column);
     const Vec<T> x = load_lanes<T>(row.x + column), raw = load_lanes<T>(row.delta + column) + of.bias[block];
     const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw) : raw;
     const Vec<T> h = decay_lanes(delta * of.A[block]) * of.h[block] + delta * x * B;
