@@ -28,7 +28,7 @@ struct ForwardRows {
   ForwardRow<T, Source, Target> at(int64_t i) const { return {x.at(i), delta.at(i), sum.at(i), y.at(i)}; }
 };
 
-// y is not asked for: of a row that two threads share, each would keep taking from the other what it is about to write.
+// y is not asked for ahead: threads that share a row would take each other's lines.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
   for (int64_t block = 0; block < of.blocks; ++block) {
@@ -46,13 +46,17 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
 
 // A chunk of a route; B and C are its own.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
-VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, const Steps& chunk, int64_t length, ForwardChannels<T> of,
-               const T* B, const T* C) {
+VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, const Steps& chunk, int64_t length,
+                               ForwardChannels<T> of, const T* B, const T* C) {
   for (int64_t i = 0; i < chunk.count; ++i) {
     const int64_t step = chunk.first + i, later = smaller(step + kRowsAhead, length - 1);
     scan_row<T, kSoftplus, kAdd>(rows.at(step), rows.at(later), of, B[i], C[i]);
   }
 }
+
+// Where threads share the rows of y, so many blocks are walked over a chunk before the next: side by side along whole rows,
+// each thread's memory reads ahead into what the other is about to write, and both take twice as long.
+constexpr int64_t kBlocksAtOnceBesideOthers = 2;
 
 // Takes a chunk's steps by rows where there are such, for the whole blocks of the task. Returns the first block that is
 // left.
@@ -64,19 +68,24 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
   for (const View* view : {&p.x, &p.delta, &p.y, &y}) rows = rows && has_rows(*view);
   const int64_t begin = task.block_begin, end = whole_blocks_end(p, plan, task.block_end);
   if (!rows || begin >= end) return begin;
-  of.blocks = end - begin;
+  const bool alone = begin == 0 && task.block_end == plan.blocks;
+  const int64_t at_once = alone ? end - begin : kBlocksAtOnceBesideOthers;
   const bool taken = with_row_types<T>(p.x.dtype, y.dtype, [&](auto source, auto target) {
     using Source = decltype(source);
     using Target = decltype(target);
-    const auto of_view = [&](auto* data, const View& view) {
-      return rows_of(data, view, task.batch, k, whole_route(p, k), begin * plan.lanes);
-    };
-    const ForwardRows<T, Source, Target> at{of_view(static_cast<const Source*>(p.x.data), p.x),
-                                            of_view(static_cast<const Source*>(p.delta.data), p.delta),
-                                            of_view(static_cast<const T*>(p.y.data), p.y),
-                                            of_view(static_cast<Target*>(y.data), y)};
     const auto scan = [&](auto softplus, auto add) {
-      scan_rows<T, softplus.value, add.value>(at, chunk, p.length, of, B, C);
+      for (int64_t block = begin; block < end; block += at_once) {
+        const auto of_view = [&](auto* data, const View& view) {
+          return rows_of(data, view, task.batch, k, whole_route(p, k), block * plan.lanes);
+        };
+        const ForwardRows<T, Source, Target> at{of_view(static_cast<const Source*>(p.x.data), p.x),
+                                                of_view(static_cast<const Source*>(p.delta.data), p.delta),
+                                                of_view(static_cast<const T*>(p.y.data), p.y),
+                                                of_view(static_cast<Target*>(y.data), y)};
+        const int64_t i = block - begin;
+        const ForwardChannels<T> some{of.A + i, of.bias + i, of.D + i, of.h + i, smaller(at_once, end - block)};
+        scan_rows<T, softplus.value, add.value>(at, chunk, p.length, some, B, C);
+      }
     };
     const auto with_softplus = [&](auto add) {
       p.softplus ? scan(std::true_type(), add) : scan(std::false_type(), add);

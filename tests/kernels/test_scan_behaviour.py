@@ -54,9 +54,9 @@ def test_output_layout_follows_the_caller():
     assert vk.selective_scan(last, last, A, B, B, channel_last=True).is_contiguous()
 
 
-@pytest.mark.parametrize("states", [1, 7])
-def test_bitwise_repeatable_and_independent_of_threads(states):
-    tensors = image_problem(3, 4, 150, 50, states, torch.float32)
+@pytest.mark.parametrize(("batch", "dim", "states"), [(3, 50, 7), (3, 50, 1), (1, 120, 1)])
+def test_bitwise_repeatable_and_independent_of_threads(batch, dim, states):
+    tensors = image_problem(batch, 4, 150, dim, states, torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
