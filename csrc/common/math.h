@@ -74,10 +74,11 @@ inline VecF growth_lanes(VecF v) {
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
 // As above; the product x log2(e) is never rounded, and what log2(e) lacks as a float is added to its rest.
 inline VecF exp_lanes(VecF x) {
-  constexpr float log2e = 1.44269504f, log2e_rest = 1.92596303e-8f, rounder = kRounder / 16;
-  x = at_least(x, -88.02f);
-  const VecF shifted = x * log2e + rounder;
-  return power_of_two(bit_cast<VecU>(shifted), x * log2e_rest + (x * log2e - (shifted - rounder)));
+  const __m512 log2e = _mm512_set1_ps(1.44269504f), log2e_rest = _mm512_set1_ps(1.92596303e-8f);
+  const __m512 rounder = _mm512_set1_ps(kRounder / 16), v = (__m512)at_least(x, -88.02f);
+  const __m512 shifted = _mm512_fmadd_ps(v, log2e, rounder);
+  const __m512 rest = _mm512_fmsub_ps(v, log2e, _mm512_sub_ps(shifted, rounder));
+  return power_of_two((VecU)shifted, (VecF)_mm512_fmadd_ps(v, log2e_rest, rest));
 }
 #else
 // As e^r 2^n with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n:

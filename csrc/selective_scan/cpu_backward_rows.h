@@ -84,8 +84,10 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, Rows<const char> dx, R
   for (int s = 0; s < S; ++s) state[s] = of.h[s];
   for (int64_t i = 0; i < chunk.count; ++i) {
     const int64_t step = chunk.first + i;
-    const int64_t ahead = i + kRowsAhead < chunk.count ? step + kRowsAhead : step + kRowsAhead - 2 * chunk.count;
-    const auto row = in.at(step), later = in.at(ahead < 0 ? 0 : ahead);
+    // Past the end of the chunk comes the beginning of the one before, or what is there of it.
+    const int64_t ahead = step + kRowsAhead, end = chunk.first + chunk.count;
+    const int64_t before = smaller(ahead - 2 * chunk.count, chunk.first);
+    const auto row = in.at(step), later = in.at(ahead < end ? ahead : before < 0 ? 0 : before);
     const char *dx_later = dx.at(step), *ddelta_later = ddelta.at(step);
     Vec<T> lanes = lanes_of_dC[i];
     VMDDPM_UNROLL
