@@ -85,7 +85,7 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, Rows<const char> dx, R
   for (int64_t i = 0; i < chunk.count; ++i) {
     const int64_t step = chunk.first + i;
     // Past the end of the chunk comes the beginning of the one before, or what is there of it.
-    const int64_t ahead = step + kRowsAhead, end = chunk.first + chunk.count;
+    const int64_t ahead = step + rows_ahead(S), end = chunk.first + chunk.count;
     const int64_t before = smaller(ahead - 2 * chunk.count, chunk.first);
     const auto row = in.at(step), later = in.at(ahead < end ? ahead : before < 0 ? 0 : before);
     const char *dx_later = dx.at(step), *ddelta_later = ddelta.at(step);

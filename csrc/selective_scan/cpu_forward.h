@@ -151,7 +151,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       }
       int64_t block = task.block_begin;
       if constexpr (kRule == Rule::decaying) {
-        block = scan_by_rows<T>(p, plan, task, k, steps, {w.A, w.bias, w.D, w.h, 0}, w.B, w.C);
+        block = scan_by_rows<T>(p, plan, task, k, steps, w);
       }
       for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
     }
