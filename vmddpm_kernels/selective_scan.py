@@ -93,27 +93,34 @@ def selective_scan(
         check_float("initial_state", initial_state, u)
         check_shape("initial_state", initial_state, "B, D, N", (batch, dim, A.shape[1]))
 
-    split = (groups, dim // groups)
+    # A view and its derivative cost microseconds, a short scan not many more: a single group does with fewer.
+    def split(t: Tensor, axis: int) -> Tensor:
+        return t.unsqueeze(axis) if groups == 1 else t.unflatten(axis, (groups, dim // groups))
 
     def grouped(t: Tensor) -> Tensor:  # -> (B, G, L, D/G), a view
-        return t.unflatten(2, split).transpose(1, 2) if channel_last else t.unflatten(1, split).transpose(2, 3)
+        if not channel_last:
+            return split(t, 1).mT
+        return t.unsqueeze(1) if groups == 1 else split(t, 2).transpose(1, 2)
 
     y, last_state = scan_routes_with_states(
         grouped(u),
         grouped(delta),
-        A.unflatten(0, split),
+        split(A, 0),
         B,
         C,
-        None if D is None else D.unflatten(0, split),
-        None if delta_bias is None else delta_bias.unflatten(0, split),
-        None if initial_state is None else initial_state.unflatten(1, split),
+        None if D is None else split(D, 0),
+        None if delta_bias is None else split(delta_bias, 0),
+        None if initial_state is None else split(initial_state, 1),
         None,
         delta_softplus=delta_softplus,
         discretization=discretization,
         channel_first=not channel_last,
         backend=backend,
     )
-    out = y.transpose(1, 2).flatten(2) if channel_last else y.transpose(2, 3).flatten(1, 2)
+    if groups == 1:
+        out = y.squeeze(1) if channel_last else y.squeeze(1).mT
+    else:
+        out = y.transpose(1, 2).flatten(2) if channel_last else y.mT.flatten(1, 2)
     if z is not None:
         wide = torch.promote_types(out.dtype, torch.float32)
         out = (out.to(wide) * F.silu(z.to(wide))).to(out.dtype)
@@ -127,9 +134,9 @@ def _grouped(name: str, tensor: Tensor, u: Tensor, dim: int, channel_last: bool)
     if tensor.dim() not in (3, 4):
         raise ValueError(f"{name} must have shape {axes}, got {tuple(tensor.shape)}")
     if channel_last:
-        grouped = (tensor[:, :, None] if tensor.dim() == 3 else tensor).transpose(1, 2)
+        grouped = tensor.unsqueeze(1) if tensor.dim() == 3 else tensor.transpose(1, 2)
     else:
-        grouped = (tensor[:, None] if tensor.dim() == 3 else tensor).transpose(2, 3)
+        grouped = (tensor.unsqueeze(1) if tensor.dim() == 3 else tensor).mT
     if grouped.shape[1] == 0 or dim % grouped.shape[1]:
         groups = grouped.shape[1]
         raise ValueError(f"the {dim} channels of u must divide into the {groups} groups of {name} {axes}")
