@@ -49,10 +49,11 @@ void load_rows(const Source* source, const View& view, Steps steps, int64_t colu
 
 template <typename T, typename Source>
 void load_scattered(const Source* source, const View& view, Steps steps, int64_t columns, int64_t width, T* rows) {
+  const int64_t stride = view.stride[2];
   for (int64_t c = 0; c < columns; ++c) {
     const Source* from = source + c * view.stride[3];
     for (int64_t i = 0; i < steps.count; ++i) {
-      rows[i * width + c] = static_cast<T>(widen(from[steps.pixel(i) * view.stride[2]]));
+      rows[i * width + c] = static_cast<T>(widen(from[steps.pixel(i) * stride]));
     }
   }
 }
@@ -114,12 +115,12 @@ void store_rows(Target* target, const View& view, Steps steps, int64_t columns, 
 }
 
 template <typename T, bool kAdd, typename Target>
-void store_scattered(Target* target, const View& view, const Steps& steps, int64_t columns, int64_t width,
-                     const T* rows) {
+void store_scattered(Target* target, const View& view, Steps steps, int64_t columns, int64_t width, const T* rows) {
+  const int64_t stride = view.stride[2];
   for (int64_t c = 0; c < columns; ++c) {
     Target* to = target + c * view.stride[3];
     for (int64_t i = 0; i < steps.count; ++i) {
-      Target& element = to[steps.pixel(i) * view.stride[2]];
+      Target& element = to[steps.pixel(i) * stride];
       const T value = rows[i * width + c];
       narrow(kAdd ? static_cast<T>(widen(element)) + value : value, element);
     }

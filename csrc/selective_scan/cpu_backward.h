@@ -14,7 +14,7 @@ struct BackwardBuffers {
   Vec<T>* h;                                                // the states before a chunk
   Vec<T>*A, *dh, *bias, *D;                                 // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
-  T *B, *C, *dB, *dC;                                       // (steps, N)
+  T *B, *C, *dB, *dC, *all_dB, *all_dC;                     // (steps, N); dB and dC of a group, and of all of them
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     const int64_t row = p.states == 1 ? kBlocksAtOnce : 1;
@@ -28,7 +28,7 @@ struct BackwardBuffers {
     for (Vec<T>** channels : {&bias, &D}) *channels = arena.take<Vec<T>>(blocks);
     dA = arena.take<LongSum<T>>(blocks * p.states);
     for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(blocks);
-    for (T** rows : {&B, &C, &dB, &dC}) *rows = arena.take<T>(plan.chunk * p.states);
+    for (T** rows : {&B, &C, &dB, &dC, &all_dB, &all_dC}) *rows = arena.take<T>(plan.chunk * p.states);
   }
 };
 
@@ -196,6 +196,12 @@ struct Parts {
   int64_t stride;  // 0: the same
 };
 
+// total = rows, or total += rows.
+template <typename T>
+void add_rows(const T* rows, int64_t count, bool add, T* total) {
+  for (int64_t i = 0; i < count; ++i) total[i] = add ? total[i] + rows[i] : rows[i];
+}
+
 template <typename T, Rule kRule>
 void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const Parts<T>& parts,
                    const BackwardBuffers<T>& w) {
@@ -203,9 +209,12 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
   const bool add_up = parts.stride == 0;
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
-  View rows{nullptr, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
   for (int64_t k = task.route_begin; k < task.route_end; ++k) {
     const int64_t sequence = task.batch * p.routes + k;
+    const auto put = [&](T* to, const T* rows, const Steps& steps) {
+      const View view{to, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
+      store_tile<T, false>(view, task.batch, k, steps, 0, N, N, rows);
+    };
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, channel = block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
@@ -234,10 +243,17 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
         for (; block < end; ++block) {
           backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, &ahead, w);
         }
-        rows.data = parts.dB + group * parts.stride;
-        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dB, add_up && group > 0);
-        rows.data = parts.dC + group * parts.stride;
-        store_tile<T>(rows, task.batch, k, steps, 0, N, N, w.dC, add_up && group > 0);
+        if (add_up) {
+          add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
+          add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
+        } else {
+          put(parts.dB + group * parts.stride, w.dB, steps);
+          put(parts.dC + group * parts.stride, w.dC, steps);
+        }
+      }
+      if (add_up) {
+        put(parts.dB, w.all_dB, steps);
+        put(parts.dC, w.all_dC, steps);
       }
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {

@@ -55,8 +55,8 @@ struct InputRow {
 };
 template <typename Source>
 struct InputRows {
-  Rows<const Source> x, delta, dy;
-  InputRow<Source> at(int64_t i) const { return {x.at(i), delta.at(i), dy.at(i)}; }
+  PixelRows<const Source> x, delta, dy;
+  InputRow<Source> at(int64_t pixel) const { return {x.at(pixel), delta.at(pixel), dy.at(pixel)}; }
 };
 template <typename T, typename Source, typename Target>
 struct ResultRow {
@@ -66,29 +66,31 @@ struct ResultRow {
 };
 template <typename T, typename Source, typename Target>
 struct ResultRows {
-  Rows<const T> sum;
-  Rows<Target> dx;
-  Rows<Source> ddelta;
-  ResultRow<T, Source, Target> at(int64_t i) const { return {sum.at(i), dx.at(i), ddelta.at(i)}; }
+  PixelRows<const T> sum;
+  PixelRows<Target> dx;
+  PixelRows<Source> ddelta;
+  ResultRow<T, Source, Target> at(int64_t pixel) const {
+    return {sum.at(pixel), dx.at(pixel), ddelta.at(pixel)};
+  }
 };
 
 // A chunk of a route again, forward. To lanes_of_dC come dy h, whose sums over lanes are dC. The way back will write to dx
 // and ddelta, and then it is the turn of the chunk before.
 template <typename T, bool kSoftplus, int S, typename Source>
-VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, Rows<const char> dx, Rows<const char> ddelta,
-                                    const Steps& chunk, const AdjointChannels<T, S>& of, AdjointTiles<T> tiles,
-                                    const T* B, Vec<T>* lanes_of_dC) {
+VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> dx, PixelRows<const char> ddelta,
+                                    Steps chunk, const AdjointChannels<T, S>& of, AdjointTiles<T> tiles, const T* B,
+                                    Vec<T>* lanes_of_dC) {
   constexpr int W = kLanes<T>;
   Vec<T> state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) state[s] = of.h[s];
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const int64_t step = chunk.first + i;
     // Past the end of the chunk comes the beginning of the one before, or what is there of it.
-    const int64_t ahead = step + rows_ahead(S), end = chunk.first + chunk.count;
-    const int64_t before = smaller(ahead - 2 * chunk.count, chunk.first);
-    const auto row = in.at(step), later = in.at(ahead < end ? ahead : before < 0 ? 0 : before);
-    const char *dx_later = dx.at(step), *ddelta_later = ddelta.at(step);
+    const int64_t ahead = i + rows_ahead(S), before = smaller(ahead - 2 * chunk.count, 0);
+    const int64_t next = ahead < chunk.count ? ahead : before < -chunk.first ? -chunk.first : before;
+    const int64_t pixel = chunk.pixel(i);
+    const auto row = in.at(pixel), later = in.at(chunk.pixel(next));
+    const char *dx_later = dx.at(pixel), *ddelta_later = ddelta.at(pixel);
     Vec<T> lanes = lanes_of_dC[i];
     VMDDPM_UNROLL
     for (int s = 0; s < S; ++s) {
@@ -117,14 +119,15 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, Rows<const char> dx, R
 
 // And back, as adjoint_states with one state and no hold. To lanes_of_dB come g drive, whose sums over lanes are dB.
 template <typename T, bool kAdd, int S, typename Source, typename Target>
-VMDDPM_NOINLINE void adjoint_rows(InputRows<Source> in, ResultRows<T, Source, Target> out, const Steps& chunk,
+VMDDPM_NOINLINE void adjoint_rows(InputRows<Source> in, ResultRows<T, Source, Target> out, Steps chunk,
                                   AdjointChannels<T, S>& of, AdjointTiles<T> tiles, const T* B, const T* C,
                                   Vec<T>* lanes_of_dB) {
   constexpr int W = kLanes<T>;
   AdjointChannels<T, S> w = of;
   for (int64_t i = chunk.count - 1; i >= 0; --i) {
-    const auto from = in.at(chunk.first + i);
-    const auto to = out.at(chunk.first + i);
+    const int64_t pixel = chunk.pixel(i);
+    const auto from = in.at(pixel);
+    const auto to = out.at(pixel);
     Vec<T> lanes = lanes_of_dB[i];
     VMDDPM_UNROLL
     for (int s = 0; s < S; ++s) {
@@ -160,10 +163,12 @@ void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& t
     of.bias[s] = w.bias[local + s];
     of.D[s] = w.D[local + s];
     of.dh[s] = w.dh[local + s];
-    of.h[s] = *states_before<T>(p, plan, task.batch * p.routes + k, chunk, block + s, of.h + s);
+    const Vec<T>* const h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block + s, of.h + s);
+    if (chunk > 1) prefetch(h - plan.blocks);  // the chunk before is next
+    of.h[s] = *h;
   }
   const auto rows = [&](auto* data, const View& view) {
-    return rows_of(data, view, task.batch, k, whole_route(p, k), column);
+    return pixel_rows(data, view, task.batch, k, column);
   };
   const InputRows<Source> in{rows(static_cast<const Source*>(p.x.data), p.x),
                              rows(static_cast<const Source*>(p.delta.data), p.delta),

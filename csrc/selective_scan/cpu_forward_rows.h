@@ -22,10 +22,12 @@ struct ForwardRow {
 
 template <typename T, typename Source, typename Target>
 struct ForwardRows {
-  Rows<const Source> x, delta;
-  Rows<const T> sum;
-  Rows<Target> y;
-  ForwardRow<T, Source, Target> at(int64_t i) const { return {x.at(i), delta.at(i), sum.at(i), y.at(i)}; }
+  PixelRows<const Source> x, delta;
+  PixelRows<const T> sum;
+  PixelRows<Target> y;
+  ForwardRow<T, Source, Target> at(int64_t pixel) const {
+    return {x.at(pixel), delta.at(pixel), sum.at(pixel), y.at(pixel)};
+  }
 };
 
 // y too is asked for ahead: where it lies in main memory, a sequence takes twice the time without.
@@ -45,14 +47,14 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
   }
 }
 
-// A chunk of a route; B and C are its own.
+// A chunk of a route of so many steps; B and C are the chunk's.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
-VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, const Steps& chunk, int64_t length,
+VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk, int64_t length,
                                ForwardChannels<T> of, const T* B, const T* C) {
-  const int64_t ahead = rows_ahead(of.blocks);
+  const int64_t ahead = rows_ahead(of.blocks), last = length - 1 - chunk.first;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const int64_t step = chunk.first + i, later = smaller(step + ahead, length - 1);
-    scan_row<T, kSoftplus, kAdd>(rows.at(step), rows.at(later), of, B[i], C[i]);
+    const auto row = rows.at(chunk.pixel(i)), later = rows.at(chunk.pixel(smaller(i + ahead, last)));
+    scan_row<T, kSoftplus, kAdd>(row, later, of, B[i], C[i]);
   }
 }
 
@@ -79,7 +81,7 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
     const auto scan = [&](auto softplus, auto add) {
       for (int64_t block = begin; block < end; block += at_once) {
         const auto of_view = [&](auto* data, const View& view) {
-          return rows_of(data, view, task.batch, k, whole_route(p, k), block * plan.lanes);
+          return pixel_rows(data, view, task.batch, k, block * plan.lanes);
         };
         const ForwardRows<T, Source, Target> at{of_view(static_cast<const Source*>(p.x.data), p.x),
                                                 of_view(static_cast<const Source*>(p.delta.data), p.delta),

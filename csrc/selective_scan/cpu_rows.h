@@ -18,13 +18,22 @@ inline int64_t whole_blocks_end(const ScanParams& p, const ScanPlan& plan, int64
   return smaller(end, p.channels / plan.lanes);
 }
 
+// One row of channels a pixel.
 template <typename Element>
-Rows<const char> bytes_of(Rows<Element> rows) {
-  return {reinterpret_cast<const char*>(rows.base), rows.stride * static_cast<int64_t>(sizeof(Element)), rows.pixels};
+struct PixelRows {
+  Element* base;
+  int64_t stride;
+  Element* at(int64_t pixel) const { return base + pixel * stride; }
+};
+
+template <typename Element>
+PixelRows<Element> pixel_rows(Element* data, const View& view, int64_t batch, int64_t route, int64_t column) {
+  return {data + origin(view, batch, route, column), view.stride[2]};
 }
 
-inline Steps whole_route(const ScanParams& p, int64_t k) {
-  return {p.table ? p.table + k * p.length : nullptr, 0, p.length};
+template <typename Element>
+PixelRows<const char> bytes_of(PixelRows<Element> rows) {
+  return {reinterpret_cast<const char*>(rows.base), rows.stride * static_cast<int64_t>(sizeof(Element))};
 }
 
 // f(an element of the inputs, an element of the result), or false for types that have no rows.
