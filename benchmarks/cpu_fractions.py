@@ -245,23 +245,40 @@ class TimedKernels:
         self._timed(self.native.scan_backward, *args)
 
 
+def touch_memory(run: Callable[[], object], calls: int = 20) -> None:
+    """Calls `run` until the memory that is kept has pages for all it needs: a call that takes a new one is slower."""
+    for _ in range(calls):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run()
+        if resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 16:
+            return
+
+
 def lengths(seconds: float) -> list[dict]:
     """Nanoseconds a step of a forward and backward pass over a long scan: of the whole pass, and of its kernels, which
-    leaves out what a call costs whatever its length."""
-    found = []
+    leaves out what a call costs whatever its length. The lengths take turns."""
+    scans = dict(long_scans())
+    whole: dict[int, list[float]] = {length: [] for length in scans}
+    inside: dict[int, list[float]] = {length: [] for length in scans}
     with mock.patch.object(extension, "native", TimedKernels(extension.native)) as kernels:
-        for length, run in long_scans():
-            run()
-            whole, inside = [], []
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end or len(whole) < 3:
-                kernels.seconds, start = 0.0, time.perf_counter()
-                run()
-                whole.append(time.perf_counter() - start)
-                inside.append(kernels.seconds)
-            ns, kernel_ns = (round(statistics.median(times) / length * 1e9, 1) for times in (whole, inside))
-            found.append({"length": length, "ns_a_step": ns, "kernel_ns_a_step": kernel_ns})
-    return found
+        for run in scans.values():
+            touch_memory(run)
+        end = time.perf_counter() + seconds * len(scans)
+        while time.perf_counter() < end or min(map(len, inside.values())) < 3:
+            for length, run in scans.items():
+                for _ in range(max(1, 65536 // length)):
+                    kernels.seconds, start = 0.0, time.perf_counter()
+                    run()
+                    whole[length].append(time.perf_counter() - start)
+                    inside[length].append(kernels.seconds)
+
+    def ns(seconds: float, length: int) -> float:
+        return round(seconds / length * 1e9, 1)
+
+    median = statistics.median
+    return [
+        {"length": n, "ns_a_step": ns(median(whole[n]), n), "kernel_ns_a_step": ns(median(inside[n]), n)} for n in scans
+    ]
 
 
 # In this order: what freed memory does matters to the first two, and is settled before the others.
