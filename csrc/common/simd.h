@@ -27,11 +27,13 @@
 #define VMDDPM_UNROLL
 #endif
 
-// For loops that need all registers for themselves.
+// For loops that need all registers for themselves, and for what they do every step.
 #if defined(__GNUC__)
 #define VMDDPM_NOINLINE __attribute__((noinline))
+#define VMDDPM_INLINE inline __attribute__((always_inline))
 #else
 #define VMDDPM_NOINLINE
+#define VMDDPM_INLINE inline
 #endif
 
 namespace {

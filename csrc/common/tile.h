@@ -189,7 +189,7 @@ class RowsAhead {
       set(data + steps.first * size, view.stride[3] * size, steps.count * size, columns);
     }
   }
-  void ask() {
+  VMDDPM_INLINE void ask() {
     if (next_ >= end_) {
       if (row_ >= rows_) return;
       next_ = start_ + (pixels_ ? pixels_[row_] : row_) * stride_;

@@ -211,7 +211,7 @@ struct Ahead {
     }
   }
   // To be called for every step of every block.
-  void ask() {
+  VMDDPM_INLINE void ask() {
     for (RowsAhead& rows : tensors) rows.ask();
   }
 };
