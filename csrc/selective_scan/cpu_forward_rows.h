@@ -47,7 +47,7 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
   }
 }
 
-// A chunk of a route of so many steps; B and C are the chunk's.
+// A chunk of a route that has so many steps; B and C are the chunk's.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk, int64_t length,
                                ForwardChannels<T> of, const T* B, const T* C) {
