@@ -3,7 +3,8 @@ PyTorch."""
 
 import sys
 
-from vmddpm_kernels.backends import BackendStatus, backends
+from vmddpm_kernels.backends import backends
+from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.cross_selective_scan import cross_selective_scan
 from vmddpm_kernels.routes import patch_permutation, routes

@@ -1,31 +1,43 @@
 """Argument checks shared by the operators: each names the argument, what it was and what it must be."""
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vmddpm_kernels.interception import traced
+
 MAX_STATES = 256
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
-Input = tuple[str, Any, str, tuple[int, ...], tuple[torch.dtype, ...]]  # name, tensor, axes, shape, dtypes
-_ONE_OF = {FLOATS: "float16, bfloat16, float32 or float64", INTEGERS: "an int32 or int64 tensor"}
+_ONE_OF = {
+    FLOATS: "float16, bfloat16, float32 or float64",
+    INTEGERS: "an int32 or int64 tensor",
+    (torch.float32,): "float32",
+    (torch.float64,): "float64, as the scan accumulates in it",
+}
 
 
 def check_dense(name: str, tensor: object) -> None:
-    """TypeError unless a tensor whose values lie in memory as they are."""
+    """TypeError unless a dense tensor of one process."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
-    if _is_negated(tensor):
-        raise TypeError(f"{name} must not be a view that is still to be negated; pass {name}.resolve_neg()")
+    if _is_distributed(tensor):
+        raise TypeError(
+            f"{name} must not be a DTensor: a scan runs on the tensors of one process. Pass {name}.to_local(), or wrap "
+            "the call in torch.distributed.tensor.experimental.local_map"
+        )
 
 
-def _is_negated(tensor: Tensor) -> bool:
-    """A compiler cannot ask, and resolves it by itself."""
-    return not torch.compiler.is_compiling() and tensor.is_neg()
+def _is_distributed(tensor: Tensor) -> bool:
+    if type(tensor) is Tensor or torch.compiler.is_compiling():
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
@@ -56,21 +68,21 @@ def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
     return tensor.shape
 
 
-def check_inputs(inputs: list[Input], x: Tensor) -> None:
-    """`check_tensor` and `check_shape` of each input, at little cost where all is well."""
-    device, compiling = x.device, torch.compiler.is_compiling()
-    for name, tensor, axes, shape, dtypes in inputs:
-        if (
-            not isinstance(tensor, Tensor)
-            or tensor.layout is not torch.strided
-            or tensor.is_nested
-            or tensor.shape != shape
-            or tensor.dtype not in dtypes
-            or tensor.device != device
-            or (not compiling and tensor.is_neg())
-        ):
-            check_tensor(name, tensor, x, dtypes)
-            check_shape(name, tensor, axes, shape)
+def check_input(
+    name: str, tensor: Any, x: Tensor, device: torch.device, axes: str, shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+) -> None:  # fmt: skip
+    """`check_tensor` and `check_shape`, at little cost where all is well."""
+    if (
+        (type(tensor) is not Tensor and (not isinstance(tensor, Tensor) or _is_distributed(tensor)))
+        or tensor.shape != shape
+        or tensor.dtype not in dtypes
+        or tensor.device != device
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+    ):
+        check_tensor(name, tensor, x, dtypes)
+        check_shape(name, tensor, axes, shape)
 
 
 def check_states(states: int) -> None:
@@ -79,18 +91,22 @@ def check_states(states: int) -> None:
 
 
 def check_discretization(discretization: str) -> bool:
-    """True for "zoh" (paper Eq. 6), False for "mamba"."""
+    """True for "zoh" (VM-DDPM's Eq. 6), False for "mamba"."""
     if discretization not in ("mamba", "zoh"):
         raise ValueError(f'discretization must be "mamba" or "zoh", got {discretization!r}')
     return discretization == "zoh"
 
 
-def check_count(name: str, value: object) -> None:
-    """A TypeError or ValueError unless a whole number, at least 1."""
+def check_count(name: str, value: Any) -> int:
+    """`value`. Raise TypeError or ValueError unless a whole number, at least 1. Under torch.jit.trace the sizes of a
+    tensor are tensors: they become numbers."""
+    if isinstance(value, Tensor) and traced() and value.dtype == torch.int64 and value.dim() == 0:
+        value = int(value)
     if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    return value  # type: ignore[return-value]
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -4,8 +4,9 @@ names under which VMamba and the projects that copied it import them."""
 from torch import Tensor
 
 from vmddpm_kernels.checks import check_flag, check_float
+from vmddpm_kernels.interception import untraced
+from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
 from vmddpm_kernels.routes import routes
-from vmddpm_kernels.scan_routes import apply_merge, apply_routes
 
 __all__ = [
     "CrossMerge",
@@ -59,7 +60,7 @@ def cross_scan(
     _check_flags(in_channel_first, out_channel_first, one_by_one)
     image, (height, width) = _image_to_routes(x, in_channel_first, one_by_one, "x")
     table = routes(height, width, scans, permutation, device=x.device)
-    y = apply_routes(image, table, out_channel_first, backend)              # (B, 4, L, C)
+    y = scan_routes(image, table, out_channel_first, backend)              # (B, 4, L, C)
     return y.transpose(2, 3) if out_channel_first else y.transpose(1, 2)
 
 
@@ -94,7 +95,7 @@ def cross_merge(
     _check_flags(in_channel_first, out_channel_first, one_by_one)
     sequences, (height, width) = _image_to_routes(y, out_channel_first, True, "y")
     table = routes(height, width, scans, permutation, device=y.device)
-    pixels = apply_merge(sequences, table, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
+    pixels = merge_routes(sequences, table, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
     if one_by_one:
         return pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
     return pixels[:, 0].transpose(1, 2) if in_channel_first else pixels[:, 0]
@@ -108,18 +109,21 @@ def _check_flags(in_channel_first: bool, out_channel_first: bool, one_by_one: bo
 
 def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, tuple[int, int]]:
     """An image or four of them -> (B, 1 or 4, L, C) and (H, W)."""
-    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
-    route_axis = 1 if channel_first else 3
-    if x.dim() != (5 if per_route else 4) or (per_route and x.shape[route_axis] != 4):
-        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
-    shape = tuple(x.shape)
+    size = untraced(_image_size, x, channel_first, per_route, name)
     if not per_route:
-        x = x.unsqueeze(route_axis)
+        x = x.unsqueeze(1 if channel_first else 3)
     image = x.permute(0, 1, 3, 4, 2) if channel_first else x.permute(0, 3, 1, 2, 4)  # (B, K, H, W, C)
-    height, width = image.shape[2:4]
+    return image.flatten(2, 3), size
+
+
+def _image_size(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[int, int]:
+    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
+    if x.dim() != (5 if per_route else 4) or (per_route and x.shape[1 if channel_first else 3] != 4):
+        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
+    height, width = x.shape[-2:] if channel_first else x.shape[1:3]
     if height == 0 or width == 0:
-        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {shape}")
-    return image.flatten(2, 3), (height, width)
+        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {tuple(x.shape)}")
+    return height, width
 
 
 def cross_scan_fn(

@@ -1,10 +1,35 @@
 """Cross scan, selective scan and cross merge in one operator: the core of a vision state-space model."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_axes, check_flag
-from vmddpm_kernels.selective_scan import scan_routes_with_states
+from vmddpm_kernels.checks import check_axes, check_discretization, check_flag
+from vmddpm_kernels.ops.selective_scan import scan
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
+
+@overload
+def cross_selective_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def cross_selective_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def cross_selective_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: bool,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 def cross_selective_scan(
     x: Tensor,
@@ -22,7 +47,7 @@ def cross_selective_scan(
     return_last_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """S6 along K routes over one image, summed back to pixels (paper section III-D; VMamba's SS2D core).
+    """S6 along K routes over one image, summed back to pixels (VMamba's SS2D core).
 
     Route k walks the pixels in the order table[k, 0], table[k, 1], ... carrying, for every channel d, N states
         h = exp(delta A) h + delta B x,   y[table[k, l]] += C h + D x      (delta after bias and softplus)
@@ -38,7 +63,7 @@ def cross_selective_scan(
         delta_bias: (K, D).
         table: (K, L) int32 from `routes`, or any table whose rows are permutations; None means row-major order.
         delta_softplus: apply softplus to delta (identity above 20).
-        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (paper Eq. 6).
+        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (B, K, D, N).
         return_last_state: also return the state after the last step, (B, K, D, N), with gradient.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
@@ -52,8 +77,7 @@ def cross_selective_scan(
     """
     check_flag("return_last_state", return_last_state)
     check_axes("x", x, "B, L, D")
-    y, last_state = scan_routes_with_states(
-        x, delta, A, B, C, D, delta_bias, initial_state, table,
-        delta_softplus=delta_softplus, discretization=discretization, channel_first=False, backend=backend,
-    )
+    inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
+    options = scan_options(check_flag("delta_softplus", delta_softplus), check_discretization(discretization), False)
+    y, last_state = scan(inputs, options, backend)
     return (y, last_state) if return_last_state else y

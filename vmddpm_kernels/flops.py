@@ -4,11 +4,13 @@ so itself only where the counter is imported first, as the counter imports trito
 An addition, a multiplication and an exponential count one each. Softplus and the copies of cross scan count nothing.
 """
 
+import math
 from typing import Any
 
 from torch.utils.flop_counter import register_flop_formula
 
-from vmddpm_kernels import ops
+from vmddpm_kernels.ops import cross_scan as copies
+from vmddpm_kernels.ops import selective_scan as scans
 
 # For each step, channel and state, as VMamba and fvcore count (arXiv 2401.10166): delta A and its exponential 2,
 # delta B x 2, the recurrence 3 (a parallel scan multiplies the decays too), C h and its sum 2.
@@ -18,33 +20,31 @@ FORWARD = 9
 BACKWARD = 23
 
 
-def _steps(delta: Any) -> int:
-    batch, routes, length, channels = delta
-    return batch * routes * length * channels
+def _size(shape: Any) -> int:
+    return math.prod(map(int, shape))
 
 
-@register_flop_formula(ops.selective_scan_forward.overloadpacket)
+@register_flop_formula(scans.selective_scan_forward.overloadpacket)
 def selective_scan_forward(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any) -> int:
     """9 B K L D N, and B K L D for the skip weight."""
-    return _steps(delta) * (FORWARD * A[2] + (D is not None))
+    return _size(delta) * (FORWARD * int(A[2]) + (D is not None))
 
 
-@register_flop_formula(ops.selective_scan_backward.overloadpacket)
+@register_flop_formula(scans.selective_scan_backward.overloadpacket)
 def selective_scan_backward(
     dy: Any, dlast_state: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any
 ) -> int:
     """23 B K L D N, and 4 B K L D for dx and dD of the skip weight."""
-    return _steps(delta) * (BACKWARD * A[2] + 4 * (D is not None))
+    return _size(delta) * (BACKWARD * int(A[2]) + 4 * (D is not None))
 
 
-@register_flop_formula(ops.scan_routes.overloadpacket)
-def scan_routes(*args: Any, **kwargs: Any) -> int:
+@register_flop_formula(copies.cross_scan.overloadpacket)
+def cross_scan(*args: Any, **kwargs: Any) -> int:
     """A copy."""
     return 0
 
 
-@register_flop_formula(ops.merge_routes.overloadpacket)
-def merge_routes(y: Any, table: Any, merge: bool, *args: Any, **kwargs: Any) -> int:
+@register_flop_formula(copies.cross_merge.overloadpacket)
+def cross_merge(y: Any, table: Any, sum_routes: bool, *args: Any, **kwargs: Any) -> int:
     """(K - 1) B L C additions where the routes are summed."""
-    batch, routes, length, channels = y
-    return batch * (routes - 1) * length * channels if merge else 0
+    return _size(y) - _size(y) // int(y[1]) if sum_routes else 0

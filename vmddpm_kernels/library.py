@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from vmddpm_kernels.interception import differentiated, entry_below_autograd, transformed
+
 _library = torch.library.Library("vmddpm", "FRAGMENT")
-_kernels: dict[Any, Callable[..., Any]] = {}
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, str})
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -17,48 +17,18 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     name = _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vmddpm::{name}", fake, lib=_library)
-    operator = getattr(torch.ops.vmddpm, name).default
-    _kernels[operator] = kernel
-    return operator
+    return getattr(torch.ops.vmddpm, name).default
 
 
-def differentiate(operator: Any, function: type[torch.autograd.Function]) -> None:
-    """Makes `function`, an autograd Function of the arguments of `operator`, its derivative."""
-    name = operator._schema.name.partition("::")[2]
+def differentiate(operator: Any, function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> None:
+    """Make `function`, an autograd Function of the arguments of `operator`, its derivative."""
 
     def dispatched(*args: Any) -> Any:
-        return _with_derivative(operator, function, torch._C._any_requires_grad(*args), args)
+        if transformed() or differentiated(args):
+            return function.apply(*args)
+        return entry_below_autograd(operator, kernel, filter(torch.is_tensor, args))(*args)
 
-    _library.impl(name, dispatched, "Autograd")
-
-
-def call(operator: Any, function: type[torch.autograd.Function], requires_grad: bool, *args: Any) -> Any:
-    """`operator(*args)`, whose derivative is `function`, at the least cost where no graph is traced. `requires_grad` is
-    False if none of the tensors does."""
-    if torch.compiler.is_compiling():
-        return operator(*args)
-    return _with_derivative(operator, function, requires_grad, args)
-
-
-def _with_derivative(
-    operator: Any, function: type[torch.autograd.Function], requires_grad: bool, args: tuple[Any, ...]
-) -> Any:
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    if requires_grad and torch.is_grad_enabled():
-        # What `function.apply` does after binding its arguments to a signature, which costs more than all the rest.
-        return super(torch.autograd.Function, function).apply(*args)
-    return below_autograd(operator, *args)
-
-
-def below_autograd(operator: Any, *args: Any) -> Any:
-    """The kernel of an operator, without its derivative. Where neither a mode nor a profiler nor a tensor's class would
-    hear of the call, it is made without the dispatcher, which costs a small scan a tenth of its time."""
-    unheard = not torch._C._len_torch_dispatch_stack() and not torch.autograd._profiler_enabled()
-    if unheard and _PLAIN.issuperset(map(type, args)):
-        return _kernels[operator](*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*args)
+    _library.impl(operator._schema.name.partition("::")[2], dispatched, "Autograd")
 
 
 def vmap_by_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -5,11 +5,12 @@ Everything that reorders pixels (the four scan directions, patch shuffling, any 
 table, so the operators know one kind of order only and composed orders are one table again.
 """
 
+from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vmddpm_kernels.checks import check_count, check_dense
 from vmddpm_kernels.library import define
@@ -24,15 +25,15 @@ def _scan_code(scans: int | str) -> int:
     return code
 
 
-def _check_size(height: int, width: int) -> None:
-    check_count("height", height)
-    check_count("width", width)
+def _check_size(height: int, width: int) -> tuple[int, int]:
+    height, width = check_count("height", height), check_count("width", width)
     if height * width >= 2**31:
         raise ValueError(f"height * width must be below 2^31, the pixels an int32 can number, got {height} x {width}")
+    return height, width
 
 
 @lru_cache(maxsize=256)
-def _base_routes(height: int, width: int, code: int, device: torch.device) -> Tensor:
+def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
     row_major = torch.arange(height * width, dtype=torch.int32, device=device).view(height, width)
     rows, columns = row_major.flatten(), row_major.t().flatten()
     if code == 0:
@@ -59,7 +60,7 @@ def routes(
         height, width: image size in tokens, each at least 1.
         scans: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times),
             2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns).
-        permutation: (L,) pixel order of Sequence Regeneration (paper section III-D), as `patch_permutation`
+        permutation: (L,) pixel order of Sequence Regeneration (VM-DDPM, section III-D), as `patch_permutation`
             returns it: the shuffled image holds pixel `permutation[q]` at place q, and the routes run over
             the shuffled image.
         device: where the table is made; the permutation's device if not given.
@@ -70,7 +71,7 @@ def routes(
     Raises:
         ValueError: on a size below 1, an unknown `scans`, or a permutation that is not one of range(L).
     """
-    _check_size(height, width)
+    height, width = _check_size(height, width)
     if permutation is not None:
         check_dense("permutation", permutation)
     if device is None and permutation is not None:
@@ -83,25 +84,28 @@ def routes(
     wanted = torch.device(device or "cpu")
     if permutation is not None and permutation.is_meta and wanted.type != "meta":
         raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {wanted}")
-    return _routes(height, width, _scan_code(scans), permutation, wanted)
+    table: Tensor = _routes(height, width, _scan_code(scans), permutation, str(wanted))
+    return table
 
 
-def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: torch.device) -> Tensor:
-    table = _base_routes(height, width, code, device)
-    if permutation is None:
-        return _mark_checked(table.clone())
-    if permutation.shape[0] != height * width or not _is_checked(permutation):
-        check_table(permutation[None], height * width, name="permutation")
-    return _mark_checked(permutation.to(table.device, torch.int32)[table])
+def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
+    # The tensors of inference mode do not count their changes.
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        table = _base_routes(height, width, code, device)
+        if permutation is None:
+            return _mark_checked(table.clone())
+        if permutation.shape[0] != height * width or not _is_checked(permutation):
+            check_table(permutation[None], height * width, name="permutation")
+        return _mark_checked(permutation.to(table.device, torch.int32)[table])
 
 
-def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None, device: torch.device) -> Tensor:
+def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
     return torch.empty((4, height * width), dtype=torch.int32, device=device)
 
 
 # An operator: what it reads (the permutation's values) and remembers (tables it has made) is no part of a graph.
 _routes = define(
-    "routes(SymInt height, SymInt width, int scans, Tensor? permutation, Device device) -> Tensor",
+    "routes(SymInt height, SymInt width, int scans, Tensor? permutation, str device) -> Tensor",
     _make_routes,
     _fake_routes,
 )
@@ -115,7 +119,7 @@ def patch_permutation(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A random pixel order that moves whole patches: Sequence Regeneration, paper section III-D.
+    """A random pixel order that moves whole patches: Sequence Regeneration of VM-DDPM, section III-D.
 
     The image is cut into patch_size x patch_size patches, the patches change places, the pixels inside a patch
     keep their order.
@@ -132,8 +136,8 @@ def patch_permutation(
     Raises:
         ValueError: if the sizes are not multiples of patch_size, or both seed and generator are given.
     """
-    check_count("patch_size", patch_size)
-    _check_size(height, width)
+    patch_size = check_count("patch_size", patch_size)
+    height, width = _check_size(height, width)
     if height % patch_size or width % patch_size:
         raise ValueError(
             "height and width must be positive multiples of patch_size, "
@@ -160,7 +164,7 @@ def patch_permutation(
 
 
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
-    """Raises ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
+    """Raise ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
     are no values, only unless it has that length."""
     expected = torch.arange(length, dtype=table.dtype, device=table.device)
     right_length = table.shape[-1] == length
@@ -174,22 +178,27 @@ def check_table(table: Tensor, length: int, name: str = "table") -> None:
         )
 
 
-# Tables known to be permutations, with the version of their contents: reading one on a GPU would wait for the GPU.
-_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _version(table: Tensor) -> int:
-    # A tensor made in inference mode does not count its changes: whoever changes a table in place there is trusted.
-    return 0 if table.is_inference() else table._version
+def _state(table: Tensor) -> tuple[Any, ...] | None:
+    """What changes whenever the table's values do; None in inference mode, whose tensors do not count changes."""
+    return None if table.is_inference() else (table._version, table.shape, table.stride(), table.storage_offset())
 
 
 def _mark_checked(table: Tensor) -> Tensor:
-    _checked[table] = (_version(table), tuple(table.shape))
+    """Remember, as long as its memory lives, that the table holds permutations: reading it on a GPU would wait for the
+    GPU."""
+    table.untyped_storage()._vmddpm_checked = _state(table)  # type: ignore[attr-defined]
     return table
 
 
 def _is_checked(table: Tensor) -> bool:
-    return _checked.get(table) == (_version(table), tuple(table.shape))
+    state = _state(table)
+    return state is not None and getattr(table.untyped_storage(), "_vmddpm_checked", None) == state
+
+
+def private_copy(table: Tensor) -> Tensor:
+    """A copy that is known to hold permutations if the table is."""
+    copy = table.clone(memory_format=torch.contiguous_format)
+    return _mark_checked(copy) if _is_checked(table) else copy
 
 
 def check_table_once(table: Tensor, length: int) -> None:

@@ -211,7 +211,7 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
   const ScanParams& p = g.forward;
   ScanArguments a = scan_arguments(p, plan, work);
   const int width = kWarp * plan.tiles;
-  const int64_t sizes[4] = {p.batch, p.shared ? 1 : p.routes, p.length, p.channels};
+  const int64_t sizes[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
   const int64_t route_sizes[4] = {p.batch, p.routes, p.length, p.channels};
   a.has_dy = g.dy.data != nullptr;
   if (a.has_dy) a.dy = make_input(g.dy, sizes, width, p.table != nullptr);

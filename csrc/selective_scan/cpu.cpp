@@ -26,15 +26,15 @@ int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
 
 ScanPlan scan_plan(const ScanParams& p) {
   // Enough groups for the cores that are worth waking, but no more, as each leaves partial sums of dB and dC.
-  constexpr int64_t kMostGroups = 16, kMostBlocks = 8, kChunk = 64;
+  constexpr int64_t kMostGroups = 16, kMostBlocks = 8;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
   plan.blocks = (p.channels + plan.lanes - 1) / plan.lanes;
-  plan.chunk = p.states > kChunk ? p.states : kChunk;
+  plan.chunk = p.states > kLeastChunk ? p.states : kLeastChunk;
   if (plan.chunk > p.length) plan.chunk = p.length > 0 ? p.length : 1;
   plan.chunks = (p.length + plan.chunk - 1) / plan.chunk;
   plan.checkpoints = plan.chunks > 0 ? plan.chunks - 1 : 0;
-  const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
+  const int64_t sequences = p.batch * (p.sum_routes ? 1 : p.routes);
   const int64_t useful = useful_threads(p, kBackwardStates);
   const int64_t groups = useful == 1 ? 1 : smaller(kMostGroups, 2 * useful);
   const int64_t together = (sequences * plan.blocks + groups - 1) / groups;

@@ -184,7 +184,7 @@ void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& t
     adjoint_rows<T, add.value>(in, out, steps, of, tiles, w.B, w.C, w.lanes_of_dB);
   };
   p.softplus ? there(std::true_type()) : there(std::false_type());
-  p.shared && k > 0 ? back(std::true_type()) : back(std::false_type());
+  p.sum_routes && k > 0 ? back(std::true_type()) : back(std::false_type());
   for (int s = 0; s < S; ++s) {
     w.dh[local + s] = of.dh[s];
     w.dA[local + s].add(of.dA[s]);

@@ -83,7 +83,7 @@ struct Tasks {
 
 // As many groups together as leave no thread with more of them than it need have.
 inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
-  const int64_t sequences = p.batch * (p.shared ? 1 : p.routes);
+  const int64_t sequences = p.batch * (p.sum_routes ? 1 : p.routes);
   Tasks best{0, 1, 0};
   int64_t least = 0;
   for (int64_t together = plan.groups; together >= 1; --together) {
@@ -106,9 +106,9 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& task
   task.block_begin = task.group_begin * plan.blocks_per_group;
   task.block_end = smaller(task.group_end * plan.blocks_per_group, plan.blocks);
   index /= tasks.splits;
-  task.route_begin = p.shared ? 0 : index % p.routes;
-  task.route_end = p.shared ? p.routes : task.route_begin + 1;
-  task.batch = p.shared ? index : index / p.routes;
+  task.route_begin = p.sum_routes ? 0 : index % p.routes;
+  task.route_end = p.sum_routes ? p.routes : task.route_begin + 1;
+  task.batch = p.sum_routes ? index : index / p.routes;
   return task;
 }
 
@@ -252,7 +252,7 @@ template <typename T>
 void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, int64_t batch, int64_t route,
                       const Steps& steps, int64_t column, int64_t columns, Vec<T>* tile, Vec<T>* spare) {
   const View& result = result_of(p, sum, narrow, route);
-  const bool add = p.shared && route > 0, apart = add && &result != &sum;
+  const bool add = p.sum_routes && route > 0, apart = add && &result != &sum;
   if (apart && columns == kLanes<T> && has_rows(sum) && has_rows(result)) {
     const Rows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
     return with_type(result, [&](auto* data) {

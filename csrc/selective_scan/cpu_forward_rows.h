@@ -95,7 +95,7 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
     const auto with_softplus = [&](auto add) {
       p.softplus ? scan(std::true_type(), add) : scan(std::false_type(), add);
     };
-    p.shared && k > 0 ? with_softplus(std::true_type()) : with_softplus(std::false_type());
+    p.sum_routes && k > 0 ? with_softplus(std::true_type()) : with_softplus(std::false_type());
   });
   return taken ? end : begin;
 }

@@ -29,7 +29,7 @@ template <typename Run>
 void for_each_launch(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, bool adds_up, Run run) {
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     a.first_state = pass * plan.states_per_thread * plan.slices;
-    const bool apart = adds_up && p.shared && !plan.loops_routes;
+    const bool apart = adds_up && p.sum_routes && !plan.loops_routes;
     a.loops_routes = adds_up && plan.loops_routes;
     for (int64_t route = 0; route < (apart ? p.routes : 1); ++route) {
       a.route_begin = apart ? route : 0;

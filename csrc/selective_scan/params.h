@@ -12,7 +12,7 @@ struct ScanParams {
   bool wide;      // accumulate, and return results, in double
   bool softplus;  // delta = softplus(delta + delta_bias)
   bool zoh;       // B-bar by zero-order hold instead of delta * B
-  bool shared;    // the routes share one x (stride 0) and y and dx are summed over them, in the order of the routes
+  bool sum_routes;  // the routes share one x (stride 0) and y and dx are summed over them, in the order of the routes
   int threads;
 
   View x, delta, B, C;         // any type, any strides
@@ -22,8 +22,8 @@ struct ScanParams {
   const void* initial_state;   // Acc (B, K, D, N) or null
   const int32_t* table;        // (K, L), rows are permutations, or null
 
-  View y;                      // any type; Acc if shared
-  View narrow_y;               // on a CPU, if shared: where y goes, rounded; data null if y is the result itself
+  View y;                      // any type; Acc if sum_routes
+  View narrow_y;               // on a CPU, if sum_routes: where y goes, rounded; data null if y is the result itself
   void* last_state;            // Acc (B, K, D, N)
   void* checkpoints;           // Acc (B, K, chunks - 1, blocks, N, lanes) of the ScanPlan, or null: states between chunks
 };
@@ -32,7 +32,7 @@ struct ScanGradParams {
   ScanParams forward;          // y and last_state unused
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
-  View dx, ddelta;             // any type; dx Acc if shared
+  View dx, ddelta;             // any type; dx Acc if sum_routes
   View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
@@ -42,11 +42,14 @@ struct ScanGradParams {
   void* dinitial_state;        // Acc (B, K, D, N) or null
 };
 
+// A checkpoint holds N states: chunks of N steps keep its memory free of N, and shorter ones than this are not worth it.
+constexpr int64_t kLeastChunk = 64;
+
 // How sums are cut. All of it depends on sizes alone, never on the number of threads, so that the order of every sum, and
 // with it every bit of the result, is the same on one core and on many. Of the checkpoints' shape:
 //   lanes  = bytes of a register (64, 32 or 16) / bytes of Acc
 //   blocks = ceil(D / lanes)
-//   chunk  = min(max(64, N), max(L, 1)): at least N steps for a checkpoint's N states keeps memory free of N
+//   chunk  = min(max(kLeastChunk, N), max(L, 1))
 //   chunks = ceil(L / chunk)
 struct ScanPlan {
   int64_t chunk;            // steps between checkpoints; no more states are ever held than a chunk's

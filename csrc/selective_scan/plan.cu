@@ -50,7 +50,7 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
   constexpr int64_t kWarpsToFill = 8;
   const int64_t machine = limits.multiprocessors * kWarpsToFill;
   GpuScanPlan plan{};
-  const int64_t warps = p.batch * (p.shared ? 1 : p.routes) * ceil_div(p.channels, gpu::kWarp);
+  const int64_t warps = p.batch * (p.sum_routes ? 1 : p.routes) * ceil_div(p.channels, gpu::kWarp);
 
   if (p.wide || p.states <= 2) {
     plan.states_per_thread = 1;
@@ -73,7 +73,7 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
   }
   plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
   if (plan.segments > 1 && !backward && plan.states_per_thread == 16) plan.states_per_thread = 4;
-  plan.loops_routes = p.shared && plan.segments == 1;
+  plan.loops_routes = p.sum_routes && plan.segments == 1;
 
   const int most_tiles = backward ? gpu::kBackwardThreads / (gpu::kWarp * plan.slices) : 4 / plan.slices;
   plan.tiles = std::min(most_tiles, backward ? 2 : 4);
@@ -165,7 +165,7 @@ ScanArguments scan_arguments(const ScanParams& p, const GpuScanPlan& plan, const
   a.start = p.initial_state;
   a.segment_state = work.segment_state;
   a.segment_delta = work.segment_delta;
-  const int64_t out[4] = {p.batch, p.shared ? 1 : p.routes, p.length, p.channels};
+  const int64_t out[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
   a.y = make_output(p.y, out);
   a.last_state = p.last_state;
   a.checkpoints = p.checkpoints;

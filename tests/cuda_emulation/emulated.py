@@ -1,12 +1,16 @@
 """The CUDA backend on CPU tensors: the same Python and the same kernels, on an emulated GPU."""
 
-import sys
 from contextlib import nullcontext
-from types import ModuleType, SimpleNamespace
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
-from vmddpm_kernels.backends import cuda, extension
+from vmddpm_kernels.backends import BACKENDS
+from vmddpm_kernels.backends.cuda import CudaBackend
+from vmddpm_kernels.backends.protocol import BackendStatus
 
 # Any problem fills the first of these GPUs, so that blocks walk whole sequences; few fill the second, where sequences
 # are cut into segments.
@@ -14,14 +18,38 @@ FILLED, EMPTY = 0, 132
 SHARED_BYTES = 227 * 1024
 
 
+@dataclass
+class EmulatedRuntime:
+    """A GPU with these limits, whose memory is the CPU's."""
+
+    kernels: Any
+    multiprocessors: int
+    shared_bytes: int
+    devices = frozenset({"cuda"})
+
+    def status(self) -> BackendStatus:
+        return BackendStatus(True, "emulated")
+
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        return self.multiprocessors, self.shared_bytes
+
+    def stream(self, device: torch.device) -> tuple[int, int]:
+        return 0, 0
+
+    def current(self, device: torch.device) -> nullcontext:
+        return nullcontext()
+
+
+class EmulatedBackend(CudaBackend):
+    """Runs on CPU tensors when asked for by name."""
+
+    def runs_on(self, device: str) -> bool:
+        return device in ("cpu", "cuda")
+
+
 def use_emulation(
     monkeypatch: pytest.MonkeyPatch, native: ModuleType, multiprocessors: int = EMPTY, shared_bytes: int = SHARED_BYTES
 ) -> None:
     """Makes backend="cuda" take CPU tensors and run the kernels of the emulation's `_native` module."""
-    registry = sys.modules["vmddpm_kernels.backends"]
-    monkeypatch.setattr(extension, "native", SimpleNamespace(**{**vars(extension.native), "cuda": native.cuda}))
-    monkeypatch.setattr(cuda, "available", lambda: (True, "emulated"))
-    monkeypatch.setattr(cuda, "_call", lambda device: (0, 0))
-    monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
-    monkeypatch.setattr(cuda, "_limits", lambda device: (multiprocessors, shared_bytes))
-    monkeypatch.setitem(registry._DEVICES, "cuda", {"cpu", "cuda"})
+    runtime = EmulatedRuntime(native.cuda, multiprocessors, shared_bytes)
+    monkeypatch.setitem(BACKENDS, "cuda", EmulatedBackend(runtime))

@@ -10,7 +10,7 @@ import torch
 
 import vmddpm_kernels as vk
 from vmddpm_kernels import backends as registry_function
-from vmddpm_kernels.backends import cuda, extension, select, triton
+from vmddpm_kernels.backends import BACKENDS, BackendStatus, extension, select, triton
 
 
 def test_every_backend_says_what_it_is():
@@ -37,8 +37,8 @@ def test_choice(monkeypatch):
 def test_choice_on_a_gpu(monkeypatch):
     """cuda where it was built, else triton, else reference."""
     works = {"cuda": True, "triton": True}
-    monkeypatch.setattr(cuda, "available", lambda: (works["cuda"], ""))
-    monkeypatch.setattr(triton, "available", lambda: (works["triton"], ""))
+    for name in works:
+        monkeypatch.setattr(BACKENDS[name], "status", lambda name=name: BackendStatus(works[name], ""))
     nvidia, intel = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "xpu"))
     assert [select(None, x) for x in (nvidia, intel)] == ["cuda", "triton"]
     assert select("triton", nvidia) == "triton"
@@ -51,7 +51,7 @@ def test_choice_on_a_gpu(monkeypatch):
 def test_triton_is_not_chosen_on_the_cpu_but_may_be_asked_for(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton, "available", lambda: (True, ""))
+    monkeypatch.setattr(BACKENDS["triton"], "status", lambda: BackendStatus(True, ""))
     assert select("triton", x) == "triton"
     monkeypatch.setattr(extension, "native", None)
     assert select(None, x) == "reference"

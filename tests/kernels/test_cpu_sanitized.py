@@ -84,7 +84,7 @@ def test_no_report_on_the_best_instruction_set(sanitized):
 
 FAULTS = {
     "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), routes(3, 4), torch.empty(1, 4, 12, 5), 1, True)",
-    "signed integer overflow": "n.scan_plan((2**60, 4, 9, 5, 1, False, False, False, False, 1))",
+    "signed integer overflow": "n.scan_plan(ScanSizes(2**60, 4, 9, 5, 1, False, False))",
 }
 
 
@@ -93,6 +93,7 @@ def test_a_fault_is_reported(sanitized, report):
     script = f"""
 import planted_cpu, torch
 from vmddpm_kernels import routes
+from vmddpm_kernels.scan_inputs import ScanSizes
 from vmddpm_kernels.backends.extension import native as n
 {FAULTS[report]}
 """

@@ -2,13 +2,15 @@
 
 import pytest
 
+from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
+
 H200 = (132, 227 * 1024)
 WARPS_TO_FILL = 132 * 5  # more than one for each of a multiprocessor's four schedulers
 
 
 def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, zoh=False, limits=H200):
-    sizes = (batch, K, length, dim, states, wide, True, zoh, summed, 1)
-    return native.cuda.scan_plan(sizes, limits, backward)
+    sizes = ScanSizes(batch, K, length, dim, states, wide, summed)
+    return native.cuda.scan_plan(sizes, ScanOptions(zoh=zoh), limits, backward)
 
 
 @pytest.mark.parametrize("backward", [False, True])

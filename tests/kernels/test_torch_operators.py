@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vmddpm_kernels as vk
 import vmddpm_kernels.flops
-from vmddpm_kernels import ops
-from vmddpm_kernels.backends import cpu, cuda, extension
-from vmddpm_kernels.selective_scan import SelectiveScan
+from vmddpm_kernels.backends import BACKENDS, extension
+from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
+from vmddpm_kernels.ops.selective_scan import SelectiveScan, selective_scan_backward, selective_scan_forward
+from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
 
 
 def scan_arguments(shared, dtype, optional, gradients):
@@ -35,13 +36,13 @@ CASES = [(True, False, torch.float32, True), (False, True, torch.float16, False)
 def test_opcheck_of_the_scan(compiled_backend, shared, channel_first, dtype, optional):
     options = (True, optional, channel_first, compiled_backend)
     arguments = scan_arguments(shared, dtype, optional, gradients=True)
-    torch.library.opcheck(ops.selective_scan_forward, (*arguments, *options, True))
+    torch.library.opcheck(selective_scan_forward, (*arguments, *options, True))
     arguments = scan_arguments(shared, dtype, optional, gradients=False)
-    torch.library.opcheck(ops.selective_scan_forward, (*arguments, *options, False))
-    y, last_state, checkpoints = ops.selective_scan_forward(*arguments, *options, True)
+    torch.library.opcheck(selective_scan_forward, (*arguments, *options, False))
+    y, last_state, checkpoints, _ = selective_scan_forward(*arguments, *options, True)
     for dlast_state in (None, torch.randn_like(last_state)):
         torch.library.opcheck(
-            ops.selective_scan_backward, (torch.randn_like(y), dlast_state, *arguments, checkpoints, *options)
+            selective_scan_backward, (torch.randn_like(y), dlast_state, *arguments, checkpoints, *options)
         )
 
 
@@ -49,28 +50,28 @@ def test_opcheck_of_the_scan(compiled_backend, shared, channel_first, dtype, opt
 def test_opcheck_of_the_copies(compiled_backend, channel_first):
     x, y = (torch.randn(2, k, 12, 5, dtype=torch.float16, requires_grad=True) for k in (1, 4))
     table = vk.routes(3, 4)
-    torch.library.opcheck(ops.scan_routes, (x, table, channel_first, compiled_backend))
+    torch.library.opcheck(cross_scan, (x, table, channel_first, compiled_backend))
     for merge in (False, True):
-        torch.library.opcheck(ops.merge_routes, (y, table, merge, channel_first, compiled_backend))
+        torch.library.opcheck(cross_merge, (y, table, merge, channel_first, compiled_backend))
 
 
 def test_opcheck_of_routes():
     permutation = vk.patch_permutation(3, 4, seed=1)
     for code, order in itertools.product(range(4), (None, permutation)):
-        torch.library.opcheck(torch.ops.vmddpm.routes.default, (3, 4, code, order, torch.device("cpu")))
+        torch.library.opcheck(torch.ops.vmddpm.routes.default, (3, 4, code, order, "cpu"))
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
 @pytest.mark.parametrize("states", [1, 64, 65, 256])
 @pytest.mark.usefixtures("emulated_gpu")
 def test_checkpoint_shape_is_that_of_the_plan(length, states):
-    sizes = (2, 3, length, 37, states)
+    cuda = BACKENDS["cuda"]
     for wide in (False, True):
-        problem = (*sizes, wide, True, False, False, 1)
-        plan = extension.native.scan_plan(problem)
-        assert cpu.checkpoint_shape(*sizes, wide) == (2, 3, plan.checkpoints, plan.blocks, states, plan.lanes)
-        plan = extension.native.cuda.scan_plan(problem, cuda._limits(torch.device("cpu")), False)
-        assert cuda.checkpoint_shape(*sizes, wide) == (2, 3, plan.chunks, states, 37)
+        sizes = ScanSizes(2, 3, length, 37, states, wide, False)
+        plan = extension.native.scan_plan(sizes)
+        assert BACKENDS["cpu"].checkpoint_shape(sizes) == (2, 3, plan.checkpoints, plan.blocks, states, plan.lanes)
+        plan = cuda.runtime.kernels.scan_plan(sizes, ScanOptions(), (132, 227 * 1024), False)
+        assert cuda.checkpoint_shape(sizes) == (2, 3, plan.chunks, states, 37)
 
 
 def test_flops(compiled_backend):
@@ -96,7 +97,7 @@ def test_profiler_names():
         vk.cross_selective_scan(*tensors).sum().backward()
         vk.cross_merge(vk.cross_scan(torch.zeros(1, 2, 3, 4)).unflatten(3, (3, 4)))
     names = {event.key for event in profile.key_averages()}
-    wanted = {"selective_scan_forward", "selective_scan_backward", "scan_routes", "merge_routes"}
+    wanted = {"selective_scan_forward", "selective_scan_backward", "cross_scan", "cross_merge"}
     assert {f"vmddpm::{name}" for name in wanted} <= names
 
 

@@ -9,7 +9,8 @@ from oracle import assert_as_accurate, scan_loop
 from test_scan_accuracy import NAMES, image_problem, run
 
 import vmddpm_kernels as vk
-from vmddpm_kernels.backends import triton
+from vmddpm_kernels.backends import BACKENDS
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -158,7 +159,7 @@ def test_same_bits_every_time():
 @pytest.mark.parametrize(("length", "wide"), [(0, False), (1, False), (33, True)])
 def test_checkpoints_have_the_shape_that_was_said(length, wide):
     x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)
-    tensors = (x, delta, A, B, C, D, bias, None, None)
-    _, _, checkpoints = triton.selective_scan_forward(tensors, True, False, False, checkpoint=True)
-    assert tuple(checkpoints.shape) == triton.checkpoint_shape(2, 2, length, 5, 3, wide)
+    inputs = ScanInputs(x, delta, A, B, C, D, bias)
+    checkpoints = BACKENDS["triton"].scan(inputs, ScanOptions(), checkpoint=True).checkpoints
+    assert tuple(checkpoints.shape) == BACKENDS["triton"].checkpoint_shape(inputs.sizes())
     assert checkpoints.dtype == (FLOAT64 if wide else FLOAT32)

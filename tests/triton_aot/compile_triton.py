@@ -17,7 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.triton import cross_scan, selective_scan
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -70,18 +72,18 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
     parameters = [zeros(routes, channels), zeros(routes, channels), None, table]
     x, delta = zeros(batch, length, channels, dtype=dtype), zeros(batch, routes, length, channels, dtype=dtype)
     B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
-    tensors = (x, delta, torch.zeros(routes, channels, states, dtype=accumulate), B, C, *parameters)
-    options = (True, zoh, False)
-    y, _, checkpoints = selective_scan.selective_scan_forward(tensors, *options, checkpoint=backward)
+    A = torch.zeros(routes, channels, states, dtype=accumulate)
+    inputs, options = ScanInputs(x, delta, A, B, C, *parameters), ScanOptions(zoh=zoh)
+    y, _, checkpoints, _ = BACKENDS["triton"].scan(inputs, options, checkpoint=backward)
     if backward:
-        selective_scan.selective_scan_backward(y, None, tensors, checkpoints, *options)
+        BACKENDS["triton"].scan_backward(y, None, inputs, checkpoints, options)
 
 
 def scan_and_merge(height, width, dtype):
     table = vk.routes(height, width)
     x = torch.zeros(2, 1, height * width, 40, dtype=dtype)
-    y = cross_scan.scan_routes(x, table, channel_first=True)
-    cross_scan.merge_routes(y, table, merge=True, channel_first=False)
+    y = BACKENDS["triton"].cross_scan(x, table, True)
+    BACKENDS["triton"].cross_merge(y, table, True, False)
 
 
 CASES = {

@@ -2,29 +2,27 @@
 device and availability."""
 
 import os
-from dataclasses import dataclass
-from types import ModuleType
 
 from torch import Tensor
 
-from vmddpm_kernels.backends import cpu, cuda, reference, triton
+from vmddpm_kernels.backends.cpu import CpuBackend
+from vmddpm_kernels.backends.cuda import CudaBackend
+from vmddpm_kernels.backends.protocol import Backend, BackendStatus
+from vmddpm_kernels.backends.reference import ReferenceBackend
+from vmddpm_kernels.backends.triton import TritonBackend
 
-# Best first. Each module says whether it can run here; it is chosen for tensors on these device types.
-_BACKENDS: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
-_DEVICES = {"cuda": {"cuda"}, "triton": set(triton.GPUS), "cpu": {"cpu"}}
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it."""
-
-    active: bool
-    detail: str
+# Best first.
+BACKENDS: dict[str, Backend] = {
+    "cuda": CudaBackend(),
+    "triton": TritonBackend(),
+    "cpu": CpuBackend(),
+    "reference": ReferenceBackend(),
+}
 
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, best first, with its state in this process."""
-    return {name: BackendStatus(*module.available()) for name, module in _BACKENDS.items()}
+    return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
 def select(name: str | None, x: Tensor) -> str:
@@ -34,25 +32,30 @@ def select(name: str | None, x: Tensor) -> str:
         ValueError: on an unknown name, or a backend that cannot take x's device.
         RuntimeError: on a backend that was not built, with the way to build it.
     """
-    name = name or os.environ.get("VMDDPM_BACKEND")
-    return _select(name, x.device.type) if name else _best(x.device.type)
+    if not name and "VMDDPM_BACKEND" in os.environ:  # get() of a variable that is not set costs a microsecond
+        name = os.environ["VMDDPM_BACKEND"]
+    return _named(name, x.device.type) if name else _best(x.device.type)
+
+
+def by_name(name: str, x: Tensor) -> Backend:
+    """The backend of this name, which must run on x's device. Raises as `select`."""
+    return BACKENDS[_named(name, x.device.type)]
 
 
 def _best(device: str) -> str:
-    for name, module in _BACKENDS.items():
-        if device in _DEVICES.get(name, (device,)) and module.available()[0]:
+    for name, backend in BACKENDS.items():
+        if device in backend.devices and backend.status().active:
             return name
-    raise AssertionError("the reference runs everywhere")
+    return "reference"
 
 
-def _select(name: str, device: str) -> str:
-    if not isinstance(name, str) or name not in _BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(_BACKENDS)}")
-    active, detail = _BACKENDS[name].available()
-    if not active:
-        raise RuntimeError(f"backend {name!r} is not available: {detail}")
-    interpreted = name == "triton" and device == "cpu" and triton.interpreted()
-    if device not in _DEVICES.get(name, (device,)) and not interpreted:
+def _named(name: str, device: str) -> str:
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(BACKENDS)}")
+    status = BACKENDS[name].status()
+    if not status.active:
+        raise RuntimeError(f"backend {name!r} is not available: {status.detail}")
+    if not BACKENDS[name].runs_on(device):
         raise ValueError(
             f"backend {name!r} does not run on device {device}; use backend='reference' or move the tensors"
         )
@@ -62,9 +65,4 @@ def _select(name: str, device: str) -> str:
 # A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
 # does, which would import the compiler with the package.
 _best._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_select._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def implementation(name: str) -> ModuleType:
-    """The module of a backend that `select` chose."""
-    return _BACKENDS[name]
+_named._dynamo_marked_constant = True  # type: ignore[attr-defined]

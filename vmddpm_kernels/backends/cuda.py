@@ -1,81 +1,198 @@
 """The CUDA kernels of csrc/. Nothing here waits for the GPU, and all memory comes from torch, so that every call can be
 captured in a CUDA graph."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import Problem, cast, empty, empty_gradients, finished, rounded
-from vmddpm_kernels.routes import check_table_once
+from vmddpm_kernels.backends.extension import (
+    ScanOutputs,
+    accumulation,
+    cast,
+    empty,
+    empty_gradients,
+    gradients_of,
+    image_shape,
+    int32,
+    rounded,
+    with_parameters_cast,
+)
+from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.routes import check_table_once, private_copy
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+
+if TYPE_CHECKING:
+    from vmddpm_kernels._native import CudaKernels, GpuScanPlan
 
 
-def available() -> tuple[bool, str]:
-    if extension.native is None:
-        return False, extension.problem
-    if not hasattr(extension.native, "cuda"):
-        return False, "built without CUDA; put nvcc (12 or newer) on PATH and run `VMDDPM_CUDA=1 pip install .`"
-    built = f"CUDA C++ for {extension.native.cuda.architectures}"
-    if not torch.cuda.is_available():
-        return False, f"{built}, but torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"
-    return True, f"{built}, {torch.cuda.get_device_name()}"
+class Runtime(Protocol):
+    """What the backend asks of the machine; the tests give it one of an emulated GPU."""
+
+    devices: frozenset[str]
+
+    @property
+    def kernels(self) -> "CudaKernels": ...
+
+    def status(self) -> BackendStatus: ...
+
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        """Multiprocessors, and bytes of shared memory a block may have."""
+
+    def stream(self, device: torch.device) -> tuple[int, int]:
+        """The GPU's number, and the stream torch works on there."""
+
+    def current(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Within it the kernels may make `device` the current one: torch puts its own back afterwards."""
 
 
-def _call(device: torch.device) -> tuple[int, int]:
-    """The GPU's number, and the stream torch works on there."""
-    return device.index, torch.cuda.current_stream(device).cuda_stream
+class TorchRuntime:
+    devices = frozenset({"cuda"})
+
+    @property
+    def kernels(self) -> "CudaKernels":
+        return extension.native.cuda
+
+    def status(self) -> BackendStatus:
+        if extension.native is None:
+            return BackendStatus(False, extension.problem)
+        if not hasattr(extension.native, "cuda"):
+            return BackendStatus(
+                False, "built without CUDA; put nvcc (12 or newer) on PATH and run `VMDDPM_CUDA=1 pip install .`"
+            )
+        built = f"CUDA C++ for {self.kernels.architectures}"
+        if not torch.cuda.is_available():
+            return BackendStatus(
+                False, f"{built}, but torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"
+            )
+        return BackendStatus(True, f"{built}, {torch.cuda.get_device_name()}")
+
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        return _limits(device)
+
+    def stream(self, device: torch.device) -> tuple[int, int]:
+        return device.index, torch.cuda.current_stream(device).cuda_stream
+
+    def current(self, device: torch.device) -> AbstractContextManager[Any]:
+        return torch.cuda.device(device)
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it the kernels may make `device` the current one: torch puts its own back afterwards."""
-    return torch.cuda.device(device)
+# Bytes of shared memory a block may have, by compute capability (CUDA C++ Programming Guide, technical specifications),
+# for a torch that does not tell.
+_SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+_LEAST_SHARED_BYTES = 99 << 10  # from compute capability 8.0 on
 
 
 @lru_cache(maxsize=64)
 def _limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory a block may have."""
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    by_capability = _SHARED_BYTES.get((properties.major, properties.minor), _LEAST_SHARED_BYTES)
+    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", by_capability)
 
 
-def scan_routes(x: Tensor, table: Tensor, *, channel_first: bool) -> Tensor:
-    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
-    check_table_once(table, x.shape[2])
-    batch, _, length, channels = x.shape
-    table = table.to(torch.int32).contiguous()
-    out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
-    with _current(x.device):
-        extension.native.cuda.cross_scan(x, table, out, *_call(x.device))
-    return out
+class CudaBackend:
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        self.runtime = runtime or TorchRuntime()
+        self.devices = self.runtime.devices
+
+    def runs_on(self, device: str) -> bool:
+        return device in self.devices
+
+    def status(self) -> BackendStatus:
+        return self.runtime.status()
+
+    def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
+        """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it."""
+        chunk = self.runtime.kernels.CHUNK
+        return sizes.batch, sizes.routes, (sizes.length + chunk - 1) // chunk, sizes.states, sizes.channels
+
+    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+        sizes, x, device = inputs.sizes(), inputs.x, inputs.x.device
+        dtype = accumulation(sizes)
+        order = _order(inputs.table, sizes, private=checkpoint)
+        plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
+        y = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
+        last_state = torch.empty(
+            sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
+        )
+        checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype, device=device) if checkpoint else None
+        with self.runtime.current(device):
+            self.runtime.kernels.scan_forward(
+                _fetchable(inputs, order, sizes), options, sizes, ScanOutputs(y, last_state, checkpoints), plan,
+                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+            )  # fmt: skip
+        return ScanResult(rounded(y, x.dtype), last_state, checkpoints, order if checkpoint else None)
+
+    def scan_backward(
+        self,
+        dy: Tensor | None,
+        dlast_state: Tensor | None,
+        inputs: ScanInputs,
+        checkpoints: Tensor,
+        options: ScanOptions,
+    ) -> list[Tensor]:
+        sizes, x, delta, device = inputs.sizes(), inputs.x, inputs.delta, inputs.x.device
+        dtype = accumulation(sizes)
+        arguments = _fetchable(inputs, _order(inputs.table, sizes, private=False), sizes)
+        plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
+        dx = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
+        ddelta = empty(sizes[:4], options.channel_first, _result_dtype(sizes, plan, delta.dtype), device)
+        grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, dx, ddelta)
+        if dy is not None and sizes.wide:
+            dy = dy.double()
+        with self.runtime.current(device):
+            self.runtime.kernels.scan_backward(
+                arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
+                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+            )  # fmt: skip
+        return gradients_of(inputs, grads)
+
+    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+        check_table_once(table, x.shape[2])
+        batch, _, length, channels = x.shape
+        out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
+        with self.runtime.current(x.device):
+            self.runtime.kernels.cross_scan(x, int32(table), out, *self.runtime.stream(x.device))
+        return out
+
+    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+        check_table_once(table, y.shape[2])
+        batch, routes, length, channels = y.shape
+        table = int32(table)
+        inverse = torch.empty_like(table)
+        out = empty((batch, 1 if sum_routes else routes, length, channels), channel_first, y.dtype, y.device)
+        with self.runtime.current(y.device):
+            self.runtime.kernels.cross_merge(out, table, y, sum_routes, inverse, *self.runtime.stream(y.device))
+        return out
 
 
-def merge_routes(y: Tensor, table: Tensor, *, merge: bool, channel_first: bool) -> Tensor:
-    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them if `merge`, else (B, K, L, C)."""
-    check_table_once(table, y.shape[2])
-    batch, routes, length, channels = y.shape
-    table = table.to(torch.int32).contiguous()
-    inverse = torch.empty_like(table)
-    out = empty((batch, 1 if merge else routes, length, channels), channel_first, y.dtype, y.device)
-    with _current(y.device):
-        extension.native.cuda.cross_merge(out, table, y, merge, inverse, *_call(y.device))
-    return out
+def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor | None:
+    """The table with its values checked, contiguous and int32; `private`, a copy that nobody else can change."""
+    if table is None:
+        return None
+    check_table_once(table, sizes.length)
+    if table.dtype == torch.int32:
+        return private_copy(table) if private else table.contiguous()
+    return private_copy(table.to(torch.int32))
 
 
-def _prepare(tensors: Sequence[Any], softplus: bool, zoh: bool) -> Problem:
-    """The problem with inputs as the kernels fetch them best.
+def _fetchable(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> ScanInputs:
+    """The inputs as the kernels fetch them best.
 
     In float64 every input is float64. B and C are small beside x: in half precision, where their rows are no whole
     16 bytes, float32 copies of them can be fetched ahead and they cannot."""
-    x, delta, A, B, C, *rest = tensors
-    if torch.float64 in (x.dtype, delta.dtype, A.dtype, B.dtype, C.dtype):
-        x, delta, B, C = (t.detach().double() for t in (x, delta, B, C))
-    else:
-        B, C = (t if _fetched_whole(t) else t.detach().float() for t in (B, C))
-    return Problem((x, delta, A, B, C, *rest), softplus, zoh)
+    inputs = with_parameters_cast(inputs, order, accumulation(sizes))
+    x, delta, _, B, C, *_ = inputs
+    if sizes.wide:
+        return inputs._replace(x=_double(x), delta=_double(delta), B=_double(B), C=_double(C))
+    return inputs._replace(**{name: t.detach().float() for name, t in (("B", B), ("C", C)) if not _fetched_whole(t)})
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double()
 
 
 def _fetched_whole(matrix: Tensor) -> bool:
@@ -84,76 +201,24 @@ def _fetched_whole(matrix: Tensor) -> bool:
     return matrix.element_size() > 2 or (rows and matrix.data_ptr() % 16 == 0 and all(size % 16 == 0 for size in sizes))
 
 
-class _Plan:
-    """How the kernels cut the problem, and the workspaces that takes."""
-
-    def __init__(self, problem: Problem, backward: bool):
-        self.cut = extension.native.cuda.scan_plan(problem.sizes, _limits(problem.device), backward)
-        batch, routes, channels, states = problem.states
-        self.workspaces: list[Tensor | None] = [None, None]
-        if self.cut.segments > 1:
-            pieces = (batch, routes, self.cut.segments)
-            self.workspaces = [problem.empty(*pieces, states, channels), problem.empty(*pieces, channels)]
-        self.call = (*_call(problem.device), *self.workspaces)
-
-    def image_dtype(self, problem: Problem, dtype: torch.dtype) -> torch.dtype:
-        """y and dx are written in `dtype` unless several launches or routes add up to them: then in the type of the
-        accumulation."""
-        return problem.dtype if problem.merge and problem.shape[1] > 1 else self.result_dtype(problem, dtype)
-
-    def result_dtype(self, problem: Problem, dtype: torch.dtype) -> torch.dtype:
-        return problem.dtype if self.cut.passes > 1 or problem.dtype == torch.float64 else dtype
+def _workspaces(
+    sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """segment_state and segment_delta, for sequences that are cut into segments."""
+    if plan.segments <= 1:
+        return None, None
+    pieces = (sizes.batch, sizes.routes, plan.segments)
+    return (
+        torch.empty(*pieces, sizes.states, sizes.channels, dtype=dtype, device=device),
+        torch.empty(*pieces, sizes.channels, dtype=dtype, device=device),
+    )
 
 
-def checkpoint_shape(
-    batch: int, routes: int, length: int, channels: int, states: int, wide: bool
-) -> tuple[int, ...]:
-    """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it; sizes may be symbols."""
-    return batch, routes, (length + 31) // 32, states, channels
+def _image_dtype(sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype) -> torch.dtype:
+    """y and dx are written in `dtype` unless several launches or routes add up to them: then in the type of the
+    accumulation."""
+    return accumulation(sizes) if sizes.sum_routes and sizes.routes > 1 else _result_dtype(sizes, plan, dtype)
 
 
-def selective_scan_forward(
-    tensors: Sequence[Any], softplus: bool, zoh: bool, channel_first: bool, *, checkpoint: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`selective_scan.scan_routes_with_states` and, if `checkpoint`, the states the backward starts its chunks from.
-
-    `tensors` as in `extension.Problem`."""
-    x, delta, *_, table = tensors
-    if table is not None:
-        check_table_once(table, delta.shape[2])
-    problem = _prepare(tensors, softplus, zoh)
-    plan = _Plan(problem, backward=False)
-    y = empty(problem.image, channel_first, plan.image_dtype(problem, x.dtype), problem.device)
-    last_state = problem.empty(*problem.states)
-    checkpoints = None
-    if checkpoint:
-        batch, routes, channels, states = problem.states
-        checkpoints = problem.empty(batch, routes, plan.cut.chunks, states, channels)
-    outputs = (y, last_state, checkpoints)
-    with _current(problem.device):
-        extension.native.cuda.scan_forward(problem.sizes, problem.tensors, outputs, plan.cut, plan.call)
-    return rounded(y, x.dtype), last_state, checkpoints
-
-
-def selective_scan_backward(
-    dy: Tensor | None,
-    dlast_state: Tensor | None,
-    tensors: Sequence[Any],
-    checkpoints: Tensor,
-    softplus: bool,
-    zoh: bool,
-    channel_first: bool,
-) -> list[Tensor]:
-    """Gradients of the first eight tensors of `extension.Problem` that are given, in their shapes and dtypes."""
-    problem = _prepare(tensors, softplus, zoh)
-    plan = _Plan(problem, backward=True)
-    x, delta, *_ = tensors
-    dx = empty(problem.image, channel_first, plan.image_dtype(problem, x.dtype), problem.device)
-    ddelta = empty(problem.shape, channel_first, plan.result_dtype(problem, delta.dtype), problem.device)
-    grads = empty_gradients(problem, problem.shape[0] * plan.cut.segments, plan.cut.groups, dx, ddelta)
-    if dy is not None and problem.dtype == torch.float64:
-        dy = dy.double()
-    incoming = (checkpoints, dy, cast(dlast_state, problem.dtype))
-    with _current(problem.device):
-        extension.native.cuda.scan_backward(problem.sizes, problem.tensors, incoming, grads, plan.cut, plan.call)
-    return finished(grads, tensors)
+def _result_dtype(sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype) -> torch.dtype:
+    return accumulation(sizes) if plan.passes > 1 or sizes.wide else dtype

@@ -3,12 +3,20 @@ those it fills."""
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-native: Any = None
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanSizes
+
+if TYPE_CHECKING:
+    from vmddpm_kernels import _native as _native
+
+    native = _native
+else:
+    native = None
+
 problem = ""
 try:
     # torch is imported first by the package, so that the extension finds torch's OpenMP runtime already loaded.
@@ -20,17 +28,63 @@ except ImportError as error:
     )
 
 
+class ScanOutputs(NamedTuple):
+    """What a forward kernel fills."""
+
+    y: Tensor
+    last_state: Tensor
+    checkpoints: Tensor | None
+    narrow_y: Tensor | None = None  # on a CPU: what the last route rounds the sum y to
+
+
+class ScanGradients(NamedTuple):
+    """What a backward kernel fills; None for an input that is None."""
+
+    dx: Tensor
+    ddelta: Tensor
+    dA: Tensor
+    dB: Tensor
+    dC: Tensor
+    dD: Tensor | None
+    ddelta_bias: Tensor | None
+    dinitial_state: Tensor | None
+    narrow_dx: Tensor | None = None  # as narrow_y
+
+
+def accumulation(sizes: ScanSizes) -> torch.dtype:
+    return torch.float64 if sizes.wide else torch.float32
+
+
 def int32(table: Tensor) -> Tensor:
-    """A contiguous int32 table, in which a number that int32 cannot hold is still out of range."""
+    """A contiguous int32 table; numbers beyond int32 become -1 or 2^31 - 1, which no image has as a pixel either."""
     if table.dtype != torch.int32:
         table = table.clamp(-1, 2**31 - 1).to(torch.int32)
     return table.contiguous()
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+    """The tensor contiguous in `dtype`, itself if it is that."""
+    return None if tensor is None else cast_given(tensor, dtype)
+
+
+def cast_given(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if _is_cast(tensor, dtype):
         return tensor
     return tensor.detach().to(dtype).contiguous()
+
+
+def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dtype == dtype and tensor.is_contiguous()
+
+
+def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.dtype) -> ScanInputs:
+    """The inputs with A, D, delta_bias and initial_state contiguous in the type of the accumulation, and this table."""
+    x, delta, A, B, C, D, delta_bias, initial_state, given = inputs
+    if table is given and all(t is None or _is_cast(t, dtype) for t in (A, D, delta_bias, initial_state)):
+        return inputs
+    return ScanInputs(
+        x, delta, cast_given(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype), table
+    )
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,59 +105,43 @@ def empty(shape: Sequence[int], channel_first: bool, dtype: torch.dtype, device:
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-class Problem:
-    """One scan as the kernels see it: its sizes, and its parameters in the type of the accumulation.
-
-    `tensors` are x (B, K, L, D), or (B, L, D), an image that the routes share and y is summed to; delta (B, K, L, D);
-    A (K, D, N); B, C (B, K, L, N); D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L); the last four may be
-    None.
-    """
-
-    def __init__(self, tensors: Sequence[Any], softplus: bool, zoh: bool):
-        x, delta, A, B, C, D, delta_bias, initial_state, table = tensors
-        wide = torch.float64 in (x.dtype, delta.dtype, A.dtype, B.dtype, C.dtype)
-        self.dtype = dtype = torch.float64 if wide else torch.float32
-        self.device = x.device
-        self.shape = batch, routes, length, channels = delta.shape
-        states = A.shape[2]
-        self.states = (batch, routes, channels, states)
-        self.merge = x.dim() == 3
-        self.image = (batch, length, channels) if self.merge else self.shape    # of x, y and dx
-        self.sizes = (*self.shape, states, wide, softplus, zoh, self.merge, torch.get_num_threads())
-        self.tensors: tuple[Any, ...] = (
-            x, delta, cast(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype),
-            None if table is None else int32(table),
-        )  # fmt: skip
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
+    """Of x, y and dx."""
+    batch, routes, length, channels = sizes[:4]
+    return (batch, length, channels) if sizes.sum_routes else (batch, routes, length, channels)
 
 
-def empty_gradients(problem: Problem, pieces: int, groups: int, dx: Tensor, ddelta: Tensor) -> tuple[Any, ...]:
-    """What the backward kernel fills: dx, ddelta, dA, dB, dC, dD, ddelta_bias and dinitial_state, None for None. dA, dD
-    and ddelta_bias have an axis more in front for the parts of the batch that sum for themselves, if these are several,
-    dB and dC one for groups of channels."""
-    _, _, A, _, _, D, delta_bias, initial_state, _ = problem.tensors
-    matrix = (*((groups,) if groups != 1 else ()), *problem.shape[:3], A.shape[2])
+def empty_gradients(
+    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, dx: Tensor, ddelta: Tensor,
+    narrow_dx: Tensor | None = None,
+) -> ScanGradients:  # fmt: skip
+    """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
+    one of partial sums over groups of channels where `groups` > 1."""
+    A, D, delta_bias, initial_state = inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state
+    matrix = (*((groups,) if groups != 1 else ()), *sizes[:3], sizes.states)
 
-    def parts(parameter: Tensor) -> Tensor:
+    def partial(parameter: Tensor) -> Tensor:
         return torch.empty_like(parameter) if pieces == 1 else parameter.new_empty((pieces, *parameter.shape))
 
-    return (
+    return ScanGradients(
         dx,
         ddelta,
-        parts(A),
-        problem.empty(*matrix),
-        problem.empty(*matrix),
-        None if D is None else parts(D),
-        None if delta_bias is None else parts(delta_bias),
+        partial(A),
+        torch.empty(matrix, dtype=A.dtype, device=A.device),
+        torch.empty(matrix, dtype=A.dtype, device=A.device),
+        None if D is None else partial(D),
+        None if delta_bias is None else partial(delta_bias),
         None if initial_state is None else torch.empty_like(initial_state),
+        narrow_dx,
     )
 
 
-def finished(grads: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]:
-    """The gradients that are not None, in the shape and dtype of their tensors. Sums over parts are taken here, by
-    torch, in a fixed order."""
+def gradients_of(inputs: ScanInputs, grads: ScanGradients) -> list[Tensor]:
+    """The gradients that are not None, in the shape and dtype of the inputs. torch adds up partial sums here, in a
+    fixed order."""
+    dx = grads.dx if grads.narrow_dx is None else grads.narrow_dx
     return [
-        rounded(g.sum(0) if g.dim() > t.dim() else g, t.dtype) for g, t in zip(grads, tensors) if g is not None
+        rounded(g.sum(0) if g.dim() > t.dim() else g, t.dtype)
+        for g, t in zip((dx, *grads[1:8]), inputs)
+        if g is not None and t is not None
     ]

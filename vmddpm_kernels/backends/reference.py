@@ -1,15 +1,80 @@
 """Plain PyTorch: the definition of every operator, on any device and in any floating dtype, differentiable
 as often as one likes. Written to be read and to be compared against, one step at a time; not to be fast."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.routes import check_table
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+
+NAME = "reference"
 
 
-def available() -> tuple[bool, str]:
-    return True, "PyTorch, any device and floating dtype, differentiable to any order"
+class ReferenceBackend:
+    devices: frozenset[str] = frozenset()  # chosen where nothing else runs
+
+    def runs_on(self, device: str) -> bool:
+        return True
+
+    def status(self) -> BackendStatus:
+        return BackendStatus(True, "PyTorch, any device and floating dtype, differentiable to any order")
+
+    def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
+        return (0,)
+
+    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+        y, last_state = selective_scan(inputs, options)
+        order = None if inputs.table is None or not checkpoint else inputs.table.to(torch.int32, copy=True)
+        return ScanResult(y, last_state, last_state.new_empty(0) if checkpoint else None, order)
+
+    def scan_backward(
+        self,
+        dy: Tensor | None,
+        dlast_state: Tensor | None,
+        inputs: ScanInputs,
+        checkpoints: Tensor,
+        options: ScanOptions,
+    ) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)
+            results = selective_scan(leaves, options)
+        given = [(r, g.to(r.dtype)) for r, g in zip(results, (dy, dlast_state)) if g is not None and r.requires_grad]
+        present = [t for t in leaves[:8] if t is not None]
+        if not given:
+            return [torch.zeros_like(t) for t in present]
+        return list(
+            torch.autograd.grad(
+                [r for r, _ in given], present, [g for _, g in given], allow_unused=True, materialize_grads=True
+            )
+        )
+
+    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+        check_table(table, x.shape[2])
+        return _as_layout(_gather(x, table), channel_first)
+
+    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+        """Half precision is summed in float32 and rounded once."""
+        check_table(table, y.shape[2])
+        pixels = _gather(y, _inverse(table))
+        if sum_routes:
+            accumulate = torch.promote_types(y.dtype, torch.float32)
+            pixels = pixels.to(accumulate).sum(1, keepdim=True).to(y.dtype)
+        return _as_layout(pixels, channel_first)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
+
+
+def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
+    if channel_first:
+        return t.transpose(2, 3).contiguous().transpose(2, 3)
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _gather(x: Tensor, table: Tensor) -> Tensor:
@@ -23,88 +88,125 @@ def _inverse(table: Tensor) -> Tensor:
     return table.long().argsort(dim=1).to(table.dtype)
 
 
-def scan_routes(x: Tensor, table: Tensor) -> Tensor:
-    """Cross scan: x (B, K or 1, L, C) in pixel order -> (B, K, L, C), step l of route k reads table[k, l]."""
-    check_table(table, x.shape[2])
-    return _gather(x, table)
-
-
-def merge_routes(y: Tensor, table: Tensor, *, merge: bool) -> Tensor:
-    """Cross merge, the adjoint of `scan_routes`: y (B, K, L, C) back to pixel order, summed over k if `merge`.
-
-    The sum is taken in float32 (float64 for float64) and rounded once."""
-    check_table(table, y.shape[2])
-    pixels = _gather(y, _inverse(table))
-    if not merge:
-        return pixels
-    accumulate = torch.promote_types(y.dtype, torch.float32)
-    return pixels.to(accumulate).sum(1, keepdim=True).to(y.dtype)
-
-
 def zoh_factor(v: Tensor) -> Tensor:
-    """expm1(v) / v, 1 at v = 0: the zero-order-hold weight of paper Eq. 6."""
+    """expm1(v) / v, 1 at v = 0: the weight of zero-order hold."""
     small = v.abs() < 1e-4
     safe = torch.where(small, torch.ones_like(v), v)
     series = 1 + v / 2 * (1 + v / 3 * (1 + v / 4))
     return torch.where(small, series, torch.expm1(safe) / safe)
 
 
-def selective_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    table: Tensor | None,
-    *,
-    delta_softplus: bool,
-    zoh: bool,
-) -> tuple[Tensor, Tensor]:
-    """h_l = exp(delta A) h_{l-1} + delta B x (paper Eq. 5-6), y_l = C h_l + D x, along every route.
+def zoh_slope(v: Tensor) -> Tensor:
+    """The derivative of `zoh_factor`: (e^v - expm1(v) / v) / v, 1/2 at v = 0."""
+    small = v.abs() < 1e-2
+    safe = torch.where(small, torch.ones_like(v), v)
+    series = 1 / 2 + v * (1 / 3 + v * (1 / 8 + v * (1 / 30 + v * (1 / 144 + v / 840))))
+    return torch.where(small, series, (torch.exp(safe) - torch.expm1(safe) / safe) / safe)
 
-    x (B, K, L, D), or (B, L, D) shared by the routes; delta (B, K, L, D); A (K, D, N); B, C (B, K, L, N);
-    D, delta_bias (K, D); initial_state (B, K, D, N); table (K, L). Returns y in x's shape and dtype, summed over the
-    routes if they share x, and the last state (B, K, D, N) in the dtype of the accumulation.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    for tensor in (delta, A, B, C):
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    out_dtype, merge = x.dtype, x.dim() == 3
-    if merge:
-        x = x.unsqueeze(1)
-    batch, K, length, dim = delta.shape
-    x, delta, A, B, C = (t.to(dtype) for t in (x, delta, A, B, C))
+
+class _Steps(NamedTuple):
+    """The tensors of a scan in the dtype of the accumulation and in the order of the steps."""
+
+    x: Tensor           # (B, K, L, D)
+    delta: Tensor       # (B, K, L, D), with bias and softplus
+    A: Tensor           # (K, D, N)
+    B: Tensor           # (B, K, L, N)
+    C: Tensor           # (B, K, L, N)
+    D: Tensor | None    # (K, D)
+    state: Tensor       # (B, K, D, N)
+
+
+def _steps(inputs: ScanInputs, options: ScanOptions) -> _Steps:
+    x, delta, A, B, C, D, delta_bias, initial_state, table = inputs
+    sizes = inputs.sizes()
+    dtype = torch.float64 if sizes.wide else torch.float32
+    if table is not None:
+        check_table(table, sizes.length)
+    delta = delta.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None, :]
-    if delta_softplus:
+    if options.delta_softplus:
         delta = F.softplus(delta)
-    if table is not None:
-        check_table(table, length)
-        x, delta, B, C = (_gather(t, table) for t in (x, delta, B, C))
-    else:
-        x = x.expand(-1, K, -1, -1)
-
     if initial_state is None:
-        h = torch.zeros(batch, K, dim, A.shape[2], dtype=dtype, device=x.device)
+        shape = (sizes.batch, sizes.routes, sizes.channels, sizes.states)
+        state = torch.zeros(shape, dtype=dtype, device=x.device)
     else:
-        h = initial_state.to(dtype)
+        state = initial_state.to(dtype)
+
+    def in_route_order(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(dtype)
+        tensor = tensor if tensor.dim() == 4 else tensor.unsqueeze(1)
+        return tensor.expand(-1, sizes.routes, -1, -1) if table is None else _gather(tensor, table)
+
+    x, delta, B, C = (in_route_order(t) for t in (x, delta, B, C))
+    return _Steps(x, delta, A.to(dtype), B, C, None if D is None else D.to(dtype), state)
+
+
+def _in_pixel_order(ys: list[Tensor], skipped: Tensor | None, steps: _Steps, inputs: ScanInputs) -> Tensor:
+    """y_l (B, K, D) of every step and what D adds (B, K, L, D) -> y in x's shape and dtype."""
+    y = torch.stack(ys, dim=2) if ys else torch.zeros_like(steps.x)
+    if skipped is not None:
+        y = y + skipped
+    if inputs.table is not None:
+        y = _gather(y, _inverse(inputs.table))
+    return (y.sum(1) if inputs.x.dim() == 3 else y).to(inputs.x.dtype)
+
+
+def selective_scan(inputs: ScanInputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
+    """h_l = exp(delta A) h_{l-1} + delta B x, y_l = C h_l + D x along every route (arXiv 2312.00752, Algorithm 2).
+
+    Returns y in x's shape and dtype, summed over the routes if they share x, and the last state (B, K, D, N) in the
+    dtype of the accumulation.
+    """
+    steps = _steps(inputs, options)
+    x, delta, A, B, C, D, h = steps
     ys = []
     # unbind, not indexing: the gradient of an index is a tensor of the whole sequence, at every step.
     for x_l, delta_l, B_l, C_l in zip(*(t.unbind(2) for t in (x, delta, B, C))):
         v = delta_l[..., None] * A                                              # (B, K, D, N)
         drive = (delta_l * x_l)[..., None] * B_l[:, :, None, :]                 # (B, K, D, N)
-        if zoh:
+        if options.zoh:
             drive = drive * zoh_factor(v)
         h = torch.exp(v) * h + drive
         ys.append((h * C_l[:, :, None, :]).sum(-1))                             # (B, K, D)
-    y = torch.stack(ys, dim=2) if ys else x.new_zeros(batch, K, 0, dim)
-    if D is not None:
-        y = y + D.to(dtype)[:, None, :] * x
-    if table is not None:
-        y = _gather(y, _inverse(table))
-    if merge:
-        y = y.sum(1)
-    return y.to(out_dtype), h
+    return _in_pixel_order(ys, None if D is None else D[:, None, :] * x, steps, inputs), h
+
+
+def selective_scan_tangent(
+    inputs: ScanInputs, tangents: Sequence[Tensor | None], options: ScanOptions
+) -> tuple[Tensor, Tensor]:
+    """The derivative of `selective_scan` in the direction of the tangents of its inputs, None for zero."""
+    steps = _steps(inputs, options)
+    along = ScanInputs._make(
+        torch.zeros_like(t) if tangent is None and t is not None else tangent for t, tangent in zip(inputs, tangents)
+    )
+    raw, ddelta = (t.to(steps.delta.dtype) for t in (inputs.delta, along.delta))
+    if inputs.delta_bias is not None and along.delta_bias is not None:
+        raw = raw + inputs.delta_bias.to(raw.dtype)[:, None, :]
+        ddelta = ddelta + along.delta_bias.to(raw.dtype)[:, None, :]
+    if options.delta_softplus:
+        ddelta = ddelta * torch.where(raw > 20, torch.ones_like(raw), torch.sigmoid(raw))
+    directions = _steps(
+        along._replace(delta=ddelta, delta_bias=None, table=inputs.table), ScanOptions(delta_softplus=False)
+    )
+    h, dh = steps.state, directions.state
+    dys = []
+    sequences = (
+        steps.x, directions.x, steps.delta, directions.delta, steps.B, directions.B, steps.C, directions.C
+    )
+    for x_l, dx_l, delta_l, ddelta_l, B_l, dB_l, C_l, dC_l in zip(*(t.unbind(2) for t in sequences)):
+        B_l, dB_l, C_l, dC_l = (t[:, :, None, :] for t in (B_l, dB_l, C_l, dC_l))
+        delta_l, ddelta_l, x_l, dx_l = (t[..., None] for t in (delta_l, ddelta_l, x_l, dx_l))
+        v, dv = delta_l * steps.A, ddelta_l * steps.A + delta_l * directions.A       # (B, K, D, N)
+        drive = delta_l * x_l * B_l
+        ddrive = (ddelta_l * x_l + delta_l * dx_l) * B_l + delta_l * x_l * dB_l
+        if options.zoh:
+            drive, ddrive = drive * zoh_factor(v), ddrive * zoh_factor(v) + drive * zoh_slope(v) * dv
+        decay = torch.exp(v)
+        dh = decay * (dv * h + dh) + ddrive
+        h = decay * h + drive
+        dys.append((dh * C_l + h * dC_l).sum(-1))                               # (B, K, D)
+    skipped = None
+    if steps.D is not None and directions.D is not None:
+        skipped = directions.D[:, None, :] * steps.x + steps.D[:, None, :] * directions.x
+    return _in_pixel_order(dys, skipped, steps, inputs), dh

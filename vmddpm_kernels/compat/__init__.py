@@ -120,7 +120,18 @@ def _module(name: str, contents: Mapping[str, Any]) -> ModuleType:
     module = ModuleType(name, "vmddpm_kernels.compat stands in for this module.")
     module.__spec__ = ModuleSpec(name, None, is_package="__path__" in contents)
     vars(module).update(contents)
+    if name == "mamba_ssm":
+        module.__getattr__ = _refuse_modules  # type: ignore[method-assign]
     return module
+
+
+def _refuse_modules(name: str) -> Any:
+    if name in ("Mamba", "Mamba2", "Mamba3", "Block", "MambaLMHeadModel", "modules", "models"):
+        raise ImportError(
+            f"vmddpm_kernels.compat stands in for mamba_ssm's scan, not for {name}. Install mamba_ssm itself, with "
+            "MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc, and pass installed='override' to compat.install()"
+        )
+    raise AttributeError(f"module 'mamba_ssm', of vmddpm_kernels.compat, has no attribute {name!r}")
 
 
 def _real_origin(root: str) -> str | None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_dense, check_flag, check_float, check_shape, check_states
+from vmddpm_kernels.checks import check_dense, check_float, check_shape, check_states
 from vmddpm_kernels.compat.groups import common_groups
 
 
@@ -25,8 +25,9 @@ def complex_scan(
     imaginary parts in turn; D, delta_bias (D,). Returns out (B, D, L) in u's dtype and the last state (B, D, N).
     """
     batch, dim, length = u.shape
+    check_float("delta", delta, u)
     for name, t in (("delta", delta), ("z", z)):
-        if t is not None or name == "delta":
+        if t is not None:
             check_float(name, t, u)
             check_shape(name, t, "B, D, L", (batch, dim, length))
     for name, t in (("D", D), ("delta_bias", delta_bias)):
@@ -47,7 +48,7 @@ def complex_scan(
     x, steps = u.to(wide), delta.to(wide)
     if delta_bias is not None:
         steps = steps + delta_bias.to(wide)[:, None]
-    if check_flag("delta_softplus", delta_softplus):
+    if delta_softplus:
         steps = F.softplus(steps)
     per_group = (B.shape[1], dim // B.shape[1])
     h = torch.zeros_like(A).expand(batch, -1, -1)

@@ -3,8 +3,6 @@
 Everything but the scan is PyTorch's; causal_conv1d is not needed.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -172,10 +170,10 @@ def _inner(
     if C is None:
         C = _biased("C_proj_bias", projected[..., projected.shape[-1] - states :], C_proj_bias)
         C = _steps_last(_normalized("c_rms_weight", C, rms[1], eps), width)
-    y: Any = selective_scan_fn(x, delta, A[0], B, C, D, z, delta_bias, delta_softplus)
+    y = selective_scan_fn(x, delta, A[0], B, C, D, z, delta_bias, delta_softplus)
     for A_b in A[1:]:
         B_b, C_b = (t if t.dim() == 2 else _reversed(t, width) for t in (B, C))
-        backwards: Any = selective_scan_fn(
+        backwards = selective_scan_fn(
             x.flip(-1), delta.flip(-1), A_b, B_b, C_b, D, z.flip(-1), delta_bias, delta_softplus
         )
         y = y + backwards.flip(-1)
@@ -251,8 +249,10 @@ def _normalized(name: str, projected: Tensor, weight: Tensor | None, eps: float)
 
 def _steps_last(projected: Tensor, width: int) -> Tensor:
     """(B, L, N * width) -> (B, N, L * width): where a state is complex, its two parts stay side by side."""
-    return projected.unflatten(-1, (-1, width)).transpose(1, 2).flatten(2)
+    parts: Tensor = projected.unflatten(-1, (-1, width))
+    return parts.transpose(1, 2).flatten(2)
 
 
 def _reversed(matrix: Tensor, width: int) -> Tensor:
-    return matrix.unflatten(-1, (-1, width)).flip(-2).flatten(-2)
+    parts: Tensor = matrix.unflatten(-1, (-1, width))
+    return parts.flip(-2).flatten(-2)

@@ -1,8 +1,10 @@
 """mamba_ssm's selective scan, on any device.
 
-What differs: the last state carries gradient, float64 is computed in float64, and delta, B and C may have dtypes of
-their own.
+Flags count by their truth, None as False, as there. What differs: the last state carries gradient, float64 is computed
+in float64, and delta, B and C may have dtypes of their own.
 """
+
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -12,6 +14,24 @@ from vmddpm_kernels.compat.groups import common_groups
 from vmddpm_kernels.selective_scan import selective_scan
 
 
+@overload
+def selective_scan_fn(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    return_last_state: Literal[False] | None = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def selective_scan_fn(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    *, return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def selective_scan_fn(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    return_last_state: bool | None = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan_fn(
     u: Tensor,
     delta: Tensor,
@@ -21,8 +41,8 @@ def selective_scan_fn(
     D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
+    delta_softplus: bool | None = False,
+    return_last_state: bool | None = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`vmddpm_kernels.selective_scan` with mamba_ssm's arguments.
 
@@ -42,6 +62,24 @@ def selective_scan_fn(
     return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend=None)
 
 
+@overload
+def selective_scan_ref(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    return_last_state: Literal[False] | None = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def selective_scan_ref(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    *, return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def selective_scan_ref(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool | None = False,
+    return_last_state: bool | None = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan_ref(
     u: Tensor,
     delta: Tensor,
@@ -51,8 +89,8 @@ def selective_scan_ref(
     D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
+    delta_softplus: bool | None = False,
+    return_last_state: bool | None = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`selective_scan_fn` in plain PyTorch, one step at a time."""
     return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference")
@@ -67,21 +105,21 @@ def _scan(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
+    delta_softplus: bool | None,
+    return_last_state: bool | None,
     backend: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     check_float("u", u)
     if u.dim() != 3:
         raise ValueError(f"u must have shape (B, D, L), got {tuple(u.shape)}")
     if isinstance(A, Tensor) and A.is_complex():
-        out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
         return (out, last_state) if return_last_state else out
     check_float("B", B, u)
     check_float("C", C, u)
     B, C = common_groups(u, B, C)
-    result = selective_scan(
+    out, last_state = selective_scan(
         u, delta, A, B, C, D, z, delta_bias,
-        delta_softplus=delta_softplus, return_last_state=return_last_state, backend=backend,
+        delta_softplus=bool(delta_softplus), return_last_state=True, backend=backend,
     )  # fmt: skip
-    return (result[0], result[1].to(A.dtype)) if isinstance(result, tuple) else result
+    return (out, last_state.to(A.dtype)) if return_last_state else out

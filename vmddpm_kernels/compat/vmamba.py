@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float
+from vmddpm_kernels.checks import check_float
 from vmddpm_kernels.selective_scan import selective_scan
 
 __all__ = [
@@ -54,11 +54,12 @@ def selective_scan_fn(
         TypeError, ValueError: naming the argument that does not fit.
     """
     delta, delta_bias = per_channel(u, delta, delta_bias)
-    wide = check_flag("oflex", oflex) and backend not in ("core", "mamba")
+    wide = bool(oflex) and backend not in ("core", "mamba")
     chosen = _BACKENDS.get(backend, backend) if isinstance(backend, str) else backend
-    y: Any = selective_scan(
-        widened(u) if wide else u, delta, A, B, C, D, None, delta_bias, delta_softplus=delta_softplus, backend=chosen
-    )
+    y = selective_scan(
+        widened(u) if wide else u, delta, A, B, C, D, None, delta_bias, delta_softplus=bool(delta_softplus),
+        backend=chosen,
+    )  # fmt: skip
     return y.float() if wide else y
 
 

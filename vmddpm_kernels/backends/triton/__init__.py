@@ -1,46 +1,74 @@
 """The operators as Triton kernels, for every GPU that Triton serves, and on the CPU under Triton's interpreter.
 
-Nothing here imports Triton before one of the four operators is first used."""
+Nothing here imports Triton before an operator is first used."""
 
 import os
 import sys
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 import torch
+from torch import Tensor
 
-# As torch names them; AMD GPUs are "cuda" there.
-GPUS = ("cuda", "xpu")
+from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+
+CHUNK = 32  # steps from one checkpoint to the next
 
 
-def interpreted() -> bool:
+class TritonBackend:
+    devices = frozenset({"cuda", "xpu"})  # as torch names them; AMD GPUs are "cuda" there
+
+    def runs_on(self, device: str) -> bool:
+        return device in self.devices or (device == "cpu" and _interpreted())
+
+    def status(self) -> BackendStatus:
+        if find_spec("triton") is None:
+            return BackendStatus(False, "Triton is not installed; `pip install triton`")
+        if _interpreted():
+            triton = sys.modules.get("triton")
+            if triton is not None and isinstance(triton.language.sum, triton.JITFunction):
+                return BackendStatus(
+                    False, "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts"
+                )
+            return BackendStatus(True, "Triton, interpreted on the CPU")
+        for name in sorted(self.devices):
+            gpu = torch.get_device_module(name)
+            if gpu.is_available():
+                return BackendStatus(True, f"Triton, {gpu.get_device_name()}")
+        return BackendStatus(
+            False, "torch finds no GPU; set TRITON_INTERPRET=1 before the program starts to run it, slowly, on the CPU"
+        )
+
+    def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
+        return sizes.batch, sizes.routes, (sizes.length + CHUNK - 1) // CHUNK, sizes.states, sizes.channels
+
+    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+        from vmddpm_kernels.backends.triton.selective_scan import scan
+
+        return scan(inputs, options, self.checkpoint_shape(inputs.sizes()) if checkpoint else None)
+
+    def scan_backward(
+        self,
+        dy: Tensor | None,
+        dlast_state: Tensor | None,
+        inputs: ScanInputs,
+        checkpoints: Tensor,
+        options: ScanOptions,
+    ) -> list[Tensor]:
+        from vmddpm_kernels.backends.triton.selective_scan import scan_backward
+
+        return scan_backward(dy, dlast_state, inputs, checkpoints, options)
+
+    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+        from vmddpm_kernels.backends.triton.cross_scan import cross_scan
+
+        return cross_scan(x, table, channel_first)
+
+    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+        from vmddpm_kernels.backends.triton.cross_scan import cross_merge
+
+        return cross_merge(y, table, sum_routes, channel_first)
+
+
+def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def available() -> tuple[bool, str]:
-    if find_spec("triton") is None:
-        return False, "Triton is not installed; `pip install triton`"
-    if interpreted():
-        triton = sys.modules.get("triton")
-        if triton is not None and isinstance(triton.language.sum, triton.JITFunction):
-            return False, "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts"
-        return True, "Triton, interpreted on the CPU"
-    for name in GPUS:
-        gpu = torch.get_device_module(name)
-        if gpu.is_available():
-            return True, f"Triton, {gpu.get_device_name()}"
-    return False, "torch finds no GPU; set TRITON_INTERPRET=1 before the program starts to run it, slowly, on the CPU"
-
-
-def __getattr__(name: str) -> Any:
-    modules = {
-        "scan_routes": "cross_scan",
-        "merge_routes": "cross_scan",
-        "checkpoint_shape": "selective_scan",
-        "selective_scan_forward": "selective_scan",
-        "selective_scan_backward": "selective_scan",
-    }
-    if name not in modules:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{modules[name]}"), name)

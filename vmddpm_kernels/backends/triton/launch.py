@@ -1,14 +1,15 @@
 """How kernels are declared and launched, on any device that Triton serves."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
+from torch import Tensor
 
 # TRITON_INTERPRET is read when triton is imported.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
@@ -27,6 +28,20 @@ def kernel(function: Callable[..., Any]) -> Any:
 @lru_cache
 def warp_size() -> int:
     return 32 if INTERPRETED else int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def check_memory(tensors: Iterable[Tensor | None]) -> None:
+    """Raise ValueError unless the memory of every tensor is there: it can be taken from under one."""
+    for tensor in tensors:
+        if tensor is None or tensor.numel() == 0:
+            continue
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        bytes_needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        if tensor.untyped_storage().nbytes() < bytes_needed or tensor.data_ptr() == 0:
+            raise ValueError(
+                f"the memory of a tensor of shape {tuple(tensor.shape)} was taken from under it: its storage has "
+                f"{tensor.untyped_storage().nbytes()} bytes and {bytes_needed} are needed"
+            )
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 
 from vmddpm_kernels.backends.triton.launch import warp_size
 

@@ -1,0 +1,103 @@
+"""The compiled extension, built from csrc/bindings.cpp. It trusts shapes and dtypes; it checks the values of tables, on
+a CPU, and that the memory of every tensor is there."""
+
+from torch import Tensor
+
+from vmddpm_kernels.backends.extension import ScanGradients, ScanOutputs
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes
+
+CHUNK: int  # steps between checkpoints, at least
+
+class ScanPlan:
+    @property
+    def checkpoints(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+
+def describe() -> str: ...
+def lanes(wide: bool) -> int: ...
+def scan_plan(sizes: ScanSizes) -> ScanPlan: ...
+def scan_forward(
+    inputs: ScanInputs, options: ScanOptions, sizes: ScanSizes, outputs: ScanOutputs, threads: int
+) -> None: ...
+def scan_backward(
+    inputs: ScanInputs,
+    options: ScanOptions,
+    sizes: ScanSizes,
+    dy: Tensor | None,
+    dlast_state: Tensor | None,
+    checkpoints: Tensor,
+    grads: ScanGradients,
+    threads: int,
+) -> None: ...
+def cross_scan(image: Tensor, table: Tensor, sequences: Tensor, threads: int) -> None: ...
+def cross_merge(image: Tensor, table: Tensor, sequences: Tensor, threads: int, sum_routes: bool) -> None: ...
+
+class GpuScanPlan:
+    @property
+    def states_per_thread(self) -> int: ...
+    @property
+    def slices(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def loops_routes(self) -> bool: ...
+
+class CudaKernels:
+    """The submodule `cuda`, which a build without CUDA lacks."""
+
+    CHUNK: int
+    architectures: str
+    def scan_plan(
+        self, sizes: ScanSizes, options: ScanOptions, limits: tuple[int, int], backward: bool
+    ) -> GpuScanPlan: ...
+    def scan_forward(
+        self,
+        inputs: ScanInputs,
+        options: ScanOptions,
+        sizes: ScanSizes,
+        outputs: ScanOutputs,
+        plan: GpuScanPlan,
+        segment_state: Tensor | None,
+        segment_delta: Tensor | None,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def scan_backward(
+        self,
+        inputs: ScanInputs,
+        options: ScanOptions,
+        sizes: ScanSizes,
+        dy: Tensor | None,
+        dlast_state: Tensor | None,
+        checkpoints: Tensor,
+        grads: ScanGradients,
+        plan: GpuScanPlan,
+        segment_state: Tensor | None,
+        segment_delta: Tensor | None,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    def cross_scan(self, image: Tensor, table: Tensor, sequences: Tensor, device: int, stream: int) -> None: ...
+    def cross_merge(
+        self,
+        image: Tensor,
+        table: Tensor,
+        sequences: Tensor,
+        sum_routes: bool,
+        inverse: Tensor,
+        device: int,
+        stream: int,
+    ) -> None: ...
+
+cuda: CudaKernels

@@ -1,0 +1,52 @@
+"""What a backend is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it."""
+
+    active: bool
+    detail: str
+
+
+class Backend(Protocol):
+    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, and
+    are pixel order, channel last, any strides; a result with `channel_first` lies in memory as (B, K, D, L)."""
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The types of devices for which it is chosen."""
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on a type of device when asked for by name."""
+
+    def status(self) -> BackendStatus: ...
+
+    def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
+        """The shape of what the forward keeps for the backward; sizes may be symbols."""
+
+    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+        """The forward; with `checkpoint` it also returns what the backward needs."""
+
+    def scan_backward(
+        self,
+        dy: Tensor | None,
+        dlast_state: Tensor | None,
+        inputs: ScanInputs,
+        checkpoints: Tensor,
+        options: ScanOptions,
+    ) -> list[Tensor]:
+        """The gradients of the first eight inputs that are given, in their shapes and dtypes."""
+
+    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+        """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
+
+    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+        """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""

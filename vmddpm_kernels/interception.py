@@ -1,0 +1,131 @@
+"""Who else listens to a call of an operator. A call that nobody can intercept skips PyTorch's dispatcher, which costs a
+small scan a tenth of its time; every other call goes through it.
+
+The only module that touches private names of torch. Where one is missing, every call counts as intercepted and takes
+the public way.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_TENSORS = (Tensor, torch.nn.Parameter)
+Call = Callable[..., Any]
+_T = TypeVar("_T")
+Function = type[torch.autograd.Function]
+
+
+def _listening() -> bool:
+    """Whether something in this thread wants to hear of every call."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()            # dispatch modes: fake tensors, make_fx, FLOP counters
+        or torch._C._len_torch_function_stack()         # function modes: torch.device, torch.set_default_device
+        or torch._C._are_functorch_transforms_active()  # torch.func: grad, vmap, jvp, functionalize
+        or torch._C._get_tracing_state() is not None    # torch.jit.trace
+        or torch._C._autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _can_tell() -> bool:
+    try:
+        _listening()
+        torch.empty(0)._is_zerotensor()
+    except AttributeError:
+        return False
+    return True
+
+
+_CAN_TELL = _can_tell()
+_below_autograd: Call = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
+
+
+def intercepted(tensors: Iterable[Any]) -> bool:
+    """Whether a mode, a tracer, a transform or a tensor itself would hear of an operator's call with these tensors: a
+    tensor of another class, or one whose memory does not hold its values, as it is yet to be negated or all zero.
+    (One that is yet to be conjugated is complex, which no operator takes.)"""
+    return _needs_autograd(tensors) is None
+
+
+def _needs_autograd(tensors: Iterable[Any]) -> bool | None:
+    """Whether autograd is to follow a call with these tensors; None if the call can be intercepted."""
+    if not _CAN_TELL or _listening():
+        return None
+    needs = False
+    for tensor in tensors:
+        if tensor is not None:
+            if type(tensor) not in _TENSORS or tensor.is_neg() or tensor._is_zerotensor():
+                return None
+            needs = needs or tensor.requires_grad
+    return needs and torch.is_grad_enabled()
+
+
+def entry(operator: Call, function: Function, kernel: Call, tensors: Iterable[Any]) -> Call:
+    """What to call for `operator(*args)`: its kernel or its autograd Function at once if nobody can intercept that."""
+    if torch.compiler.is_compiling():
+        return operator
+    needs_autograd = _needs_autograd(tensors)
+    if needs_autograd is None:
+        return function.apply if transformed() else operator
+    return _apply_of(function) if needs_autograd else kernel
+
+
+def _apply_of(function: Function) -> Call:
+    """What `function.apply` does after binding its arguments to a signature, which costs more than all the rest."""
+    apply: Call = getattr(super(torch.autograd.Function, function), "apply")  # noqa: B009
+    return apply
+
+
+def entry_below_autograd(operator: Call, kernel: Call, tensors: Iterable[Any]) -> Call:
+    """What to call for `operator(*args)` inside its own autograd Function."""
+
+    def dispatched(*args: Any) -> Any:
+        with _below_autograd():
+            return operator(*args)
+
+    return dispatched if _below_autograd is not nullcontext and intercepted(tensors) else kernel
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def differentiated(args: Iterable[Any]) -> bool:
+    """Whether autograd, in reverse or forward mode, follows a call with these arguments."""
+    if in_forward_mode():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func that takes autograd Functions apart is active. functionalize does not: it
+    wants the operator."""
+    try:
+        if not torch._C._are_functorch_transforms_active():
+            return False
+        interpreter = torch._C._functorch.peek_interpreter_stack()
+        return interpreter is not None and interpreter.key() != torch._C._functorch.TransformType.Functionalize
+    except AttributeError:
+        return True
+
+
+def traced() -> bool:
+    """Whether torch.jit.trace records what is called."""
+    return _CAN_TELL and torch._C._get_tracing_state() is not None
+
+
+def untraced(function: Callable[..., _T], *args: Any) -> _T:
+    """`function(*args)`, of which torch.jit.trace records nothing: the sizes of tensors are numbers in it."""
+    state = torch._C._get_tracing_state() if _CAN_TELL else None
+    if state is None:
+        return function(*args)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return function(*args)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]

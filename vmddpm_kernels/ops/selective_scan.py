@@ -1,0 +1,205 @@
+"""The selective scan as an operator: `torch.ops.vmddpm.selective_scan_forward` and `selective_scan_backward`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
+from vmddpm_kernels.backends.extension import empty
+from vmddpm_kernels.backends.protocol import Backend
+from vmddpm_kernels.checks import FLOATS, check_input
+from vmddpm_kernels.interception import entry, entry_below_autograd, in_forward_mode
+from vmddpm_kernels.library import define, differentiate, vmap_by_loop
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes, scan_options
+
+_INPUTS = len(ScanInputs._fields)
+
+
+def scan(inputs: ScanInputs, options: ScanOptions, backend: str | None) -> tuple[Tensor, Tensor]:
+    """y in x's shape, summed over the routes if they share x, and the last state (B, K, D, N): what the public
+    functions reduce to, differentiable."""
+    chosen = select(backend, inputs.x)
+    call = _run if chosen == reference.NAME else entry(selective_scan_forward, SelectiveScan, _run, inputs)
+    if call is _run or call is selective_scan_forward:
+        inputs.check()  # before the dispatcher says in its own words what does not fit
+    if call is _run:
+        y, last_state, *_ = BACKENDS[chosen].scan(inputs, options, checkpoint=False)
+    else:
+        y, last_state, *_ = call(
+            *inputs, options.delta_softplus, options.zoh, options.channel_first, chosen, False
+        )
+    return y, last_state
+
+
+def _run(*args: Any) -> ScanResult:
+    """The kernel of the forward: arguments checked, and run by a backend."""
+    inputs, options, backend, checkpoint = ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2]), args[-2], args[-1]
+    inputs.check()
+    return by_name(backend, inputs.x).scan(inputs, options, checkpoint=checkpoint)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_run` as the schema has it, in which nothing is an empty tensor."""
+    y, last_state, checkpoints, order = _run(*args)
+    return (
+        y,
+        last_state,
+        last_state.new_empty(0) if checkpoints is None else checkpoints,
+        last_state.new_empty(0, dtype=torch.int32) if order is None else order,
+    )
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, (*_, channel_first, backend, checkpoint) = ScanInputs(*args[:_INPUTS]), args[_INPUTS:]
+    inputs.check()
+    x, sizes = inputs.x, inputs.sizes()
+    checkpoints = by_name(backend, x).checkpoint_shape(sizes) if checkpoint else (0,)
+    order = (0,) if inputs.table is None or not checkpoint else inputs.table.shape
+    return (
+        _image_like(inputs, channel_first),
+        x.new_empty((sizes.batch, sizes.routes, sizes.channels, sizes.states), dtype=_dtype(sizes)),
+        x.new_empty(checkpoints, dtype=_dtype(sizes)),
+        x.new_empty(order, dtype=torch.int32),
+    )
+
+
+def _dtype(sizes: ScanSizes) -> torch.dtype:
+    """Of the accumulation."""
+    return torch.float64 if sizes.wide else torch.float32
+
+
+def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
+    """y or dx: (B, L, D) where the routes share the image, else (B, K, L, D)."""
+    x = inputs.x
+    return empty(tuple(x.shape if x.dim() == 3 else inputs.delta.shape), channel_first, x.dtype, x.device)
+
+
+def _backward_arguments(args: tuple[Any, ...]) -> tuple[Backend, Tensor | None, Tensor | None, ScanInputs, Tensor]:
+    """The backend, dy, dlast_state, the inputs and the checkpoints, checked: saved tensors may change behind
+    autograd's back."""
+    dy, dlast_state, inputs, checkpoints = args[0], args[1], ScanInputs(*args[2:-5]), args[-5]
+    inputs.check()
+    x, sizes, backend = inputs.x, inputs.sizes(), by_name(args[-1], inputs.x)
+    batch, routes, length, channels, states, _, sum_routes = sizes
+    if dy is not None:
+        if sum_routes:
+            check_input("dy", dy, x, x.device, "B, L, D", (batch, length, channels), FLOATS)
+        else:
+            check_input("dy", dy, x, x.device, "B, K, L, D", (batch, routes, length, channels), FLOATS)
+    if dlast_state is not None:
+        state = (batch, routes, channels, states)
+        check_input("dlast_state", dlast_state, x, x.device, "B, K, D, N", state, FLOATS)
+    kept = backend.checkpoint_shape(sizes)
+    check_input("checkpoints", checkpoints, x, x.device, "of the forward", kept, (_dtype(sizes),))
+    return backend, dy, dlast_state, inputs, checkpoints
+
+
+def _backward(*args: Any) -> list[Tensor]:
+    backend, dy, dlast_state, inputs, checkpoints = _backward_arguments(args)
+    return backend.scan_backward(dy, dlast_state, inputs, checkpoints, scan_options(*args[-4:-1]))
+
+
+def _backward_fake(*args: Any) -> list[Tensor]:
+    *_, inputs, _ = _backward_arguments(args)
+    channel_first, delta = args[-2], inputs.delta
+    return [
+        _image_like(inputs, channel_first),
+        empty(tuple(delta.shape), channel_first, delta.dtype, delta.device),
+        *(t.new_empty(t.shape) for t in inputs[2:8] if t is not None),
+    ]
+
+
+_SCAN = (
+    "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, Tensor? initial_state, "
+    "Tensor? table"
+)
+_OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
+
+# checkpoints are what the backward starts from, and order is a private copy of the table, which nobody can change until
+# then; both are empty unless `checkpoint` or autograd asks for them.
+selective_scan_forward = define(
+    f"selective_scan_forward({_SCAN}, {_OPTIONS}, bool checkpoint) -> "
+    "(Tensor y, Tensor last_state, Tensor checkpoints, Tensor order)",
+    _forward,
+    _forward_fake,
+)
+# A gradient for each of the first eight tensors that is given, in its dtype.
+selective_scan_backward = define(
+    f"selective_scan_backward(Tensor? dy, Tensor? dlast_state, {_SCAN}, Tensor checkpoints, {_OPTIONS}) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
+
+
+class SelectiveScan(torch.autograd.Function):
+    """`selective_scan_forward` with its derivative, in reverse and forward mode: deterministic gradients, second
+    derivatives raise. The arguments and results of `apply` are those of the operator."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tensors = args[:_INPUTS]
+        keep = args[-1] or any(t is not None and t.requires_grad for t in tensors)
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = entry_below_autograd(
+            selective_scan_forward, _forward, tensors
+        )(*args[:-1], keep)
+        return results
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        *tensors, table = inputs[:_INPUTS]
+        _, _, checkpoints, order = output
+        ctx.options = inputs[_INPUTS:-1]
+        ctx.save_for_backward(*tensors, None if table is None else order, checkpoints)
+        if in_forward_mode():
+            ctx.save_for_forward(*tensors, table)
+        ctx.mark_non_differentiable(checkpoints, order)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        args = (dy, dlast_state, *ctx.saved_tensors)
+        call = entry(selective_scan_backward, SelectiveScanBackward, _backward, args)
+        grads = iter(call(*args, *ctx.options))
+        return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None, None]:
+        inputs, options = ScanInputs(*ctx.saved_tensors), scan_options(*ctx.options[:3])
+        return *reference.selective_scan_tangent(inputs, tangents[:_INPUTS], options), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScan, info, in_dims, *args)
+
+
+_TWICE = "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice"
+
+
+class SelectiveScanBackward(torch.autograd.Function):
+    """Gradients that raise when they are differentiated again, instead of counting as constants and being silently
+    wrong."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(entry_below_autograd(selective_scan_backward, _backward, args[:-4])(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(SelectiveScanBackward, info, in_dims, *args)
+
+
+differentiate(selective_scan_forward, SelectiveScan, _forward)
+differentiate(selective_scan_backward, SelectiveScanBackward, _backward)
