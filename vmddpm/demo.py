@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vmddpm.data import DataConfig, SliceDataset, from_volumes
@@ -73,7 +73,7 @@ def demo(out: Path, *, minutes: float = 6.0, count: int = 64) -> dict[str, float
     return scores
 
 
-def _draw(model: VMDDPM, config: RunConfig, count: int, title: str) -> Tensor:
+def _draw(model: nn.Module, config: RunConfig, count: int, title: str) -> Tensor:
     """`count` images (count, C, size, size) by DDIM, on the CPU."""
     model = model.to(choose_device(config.training.device))
     shape = (config.model.image_channels, config.data.size, config.data.size)

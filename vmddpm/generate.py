@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from vmddpm.baselines.config import GANS
-from vmddpm.baselines.networks import draw
+from vmddpm.baselines.networks import Generator, draw
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import make_scheduler, sample
 from vmddpm.files import sha256
+from vmddpm.model import VMDDPM
 from vmddpm.samples import Format, Samples
 from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
@@ -49,9 +50,9 @@ def generate(
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
         ValueError: on unusable options.
     """
-    for name, value in (("num", count), ("batch", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, number in (("num", count), ("batch", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
     choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():
@@ -67,15 +68,15 @@ def generate(
     if ordered and config.system != "vmddpm":
         raise ValueError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
     model = folder.load_model(weights).to(choose_device(device))
-    if ordered:
+    if ordered and isinstance(model, VMDDPM):
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":
         model.compile(mode=compile)
     samples = Samples(Path(out), count, batch_size, form)
     digest = sha256(folder.weights(weights) / "model.safetensors")
-    made_with = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest, "sampler": sampler}
-    made_with |= {"steps": steps, "seed": seed, "batch_size": batch_size, "format": form, "compile": compile}
-    made_with["ordered"] = ordered
+    made_with: dict[str, Any] = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest}
+    made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": form}
+    made_with |= {"compile": compile, "ordered": ordered}
     samples.take(made_with)
     shape = (config.data.channels, config.data.size, config.data.size)
     rank, ranks = rank_and_count()
@@ -83,7 +84,7 @@ def generate(
     with tqdm(total=len(mine) * steps, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
         for block in mine:
             bar.set_description(f"images {block.start}-{block.stop - 1} of {count}")
-            if config.system in GANS:
+            if isinstance(model, Generator):
                 images = draw(model, block, seed=seed)
                 bar.update()
             else:

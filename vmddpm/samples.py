@@ -88,7 +88,8 @@ class Samples:
     def _read(self, block: range) -> np.ndarray:
         if self.form == "png":
             return np.stack([load_png(self.folder / _png(index)) for index in block])
-        return np.load(self.folder / _npy(block))[: len(block)]
+        images: np.ndarray = np.load(self.folder / _npy(block))
+        return images[: len(block)]
 
 
 def read_samples(folder: str | Path) -> Iterator[np.ndarray]:

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whatever was imported first
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
+from vmddpm.evaluation.images import Images
 from vmddpm.training import RunConfig, RunFolder, train
 from vmddpm.training.gan_trainer import generator_config, train_gan
 from vmddpm.training.networks import build_network
 
 
-def train_system(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> nn.Module:
+def train_system(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bool = True) -> nn.Module:
     """Trains `config.system` on `dataset` in `folder`, or continues it; see `train` and `train_gan`."""
     return (train_gan if config.system in GANS else train)(config, dataset, folder, progress=progress)
 
@@ -38,6 +38,8 @@ def cost(config: RunConfig) -> Cost:
     the meta device; the scan has its formula on devices that it runs on."""
     size, channels = config.data.size, config.data.channels
     device = torch.device("cpu" if config.system == "vmddpm" else "meta")
+    network: nn.Module
+    inputs: tuple[Tensor, ...]
     with device, torch.no_grad(), FlopCounterMode(display=False) as counter:
         if config.system in GANS:
             networks = generator_config(config)

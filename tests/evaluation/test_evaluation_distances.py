@@ -1,6 +1,7 @@
 """Fréchet and kernel distances, precision and recall against closed forms, torchmetrics and brute force."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_fewer_images_than_dimensions():
 def test_floor_is_what_a_perfect_generator_gets():
     """Against real draws of the same Gaussian: with all variances 1, and with fewer images than dimensions."""
     for dimensions, real_count, count in ((16, 200, 500), (32, 24, 400)):
-        real = fit_gaussian(draws(100_000, dimensions, 10))._replace(count=real_count)
+        real = replace(fit_gaussian(draws(100_000, dimensions, 10)), count=real_count)
         floors = [frechet_floor(real, count, seed) for seed in range(12)]
         drawn = [
             frechet_distance(fit_gaussian(draws(real_count, dimensions, 100 + s)),

@@ -33,7 +33,8 @@ class DCGANGenerator(nn.Module):
         _initialised(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z[:, :, None, None])
+        images: Tensor = self.layers(z[:, :, None, None])
+        return images
 
 
 class DCGANDiscriminator(nn.Module):

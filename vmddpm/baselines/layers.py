@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 
-def normalised(layer: nn.Module) -> nn.Module:
+def normalised(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     """The layer with its weight divided by its largest singular value (Miyato et al., 2018), one power iteration a
     forward pass in train mode; weights are orthogonal at first, so that the iteration starts near its end."""
     nn.init.orthogonal_(layer.weight)
@@ -41,7 +41,8 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         h = self.conv1(double(F.relu(self.norm1(x, z))))
         h = self.conv2(F.relu(self.norm2(h, z)))
-        return h + self.shortcut(double(x))
+        y: Tensor = h + self.shortcut(double(x))
+        return y
 
 
 class DownBlock(nn.Module):
@@ -59,9 +60,10 @@ class DownBlock(nn.Module):
         self.shortcut = convolution(inputs, outputs, 1) if downsample or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        h: Tensor = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         if not self.downsample:
-            return h + self.shortcut(x)
+            x = self.shortcut(x)
+            return h + x
         x = self.shortcut(F.avg_pool2d(x, 2)) if self.first else F.avg_pool2d(self.shortcut(x), 2)
         return F.avg_pool2d(h, 2) + x
 
@@ -85,7 +87,8 @@ class SelfAttention(nn.Module):
         value = F.max_pool2d(self.value(x), 2).flatten(2)  # (B, C / 2, L / 4)
         weights = (query.transpose(1, 2) @ key).softmax(-1)  # (B, L, L / 4)
         gathered = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C / 2, H, W)
-        return x + self.gamma * self.out(gathered)
+        y: Tensor = x + self.gamma * self.out(gathered)
+        return y
 
 
 class PlainNorm(nn.BatchNorm2d):
@@ -108,7 +111,8 @@ class ModulatedNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         scale, shift = self.scale(z)[:, :, None, None], self.shift(z)[:, :, None, None]
-        return self.norm(x) * (1 + scale) + shift
+        y: Tensor = self.norm(x) * (1 + scale) + shift
+        return y
 
 
 class NoNorm(nn.Module):
@@ -121,6 +125,7 @@ def follow_spectral_norms(network: nn.Module) -> None:
     """One power iteration for weights that changed without a forward pass in train mode, as averaged ones do."""
     for module in network.modules():
         if parametrize.is_parametrized(module, "weight"):
-            module.parametrizations.train()
+            norms = module.get_submodule("parametrizations")
+            norms.train()
             module.weight  # noqa: B018 - reading it is what iterates
-            module.parametrizations.eval()
+            norms.eval()

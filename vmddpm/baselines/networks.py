@@ -39,7 +39,8 @@ class Generator(nn.Module, Pretrained):
         self.network = _GENERATORS[config.system](config.gan, config.image_channels, config.size)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.network(z)
+        images: Tensor = self.network(z)
+        return images
 
 
 def build_discriminator(config: GeneratorConfig) -> nn.Module:
@@ -53,7 +54,7 @@ def draw(generator: Generator, indices: range, *, seed: int = 0) -> Tensor:
     latents = torch.stack([latent(image_generator(seed, i), generator.config.gan) for i in indices])
     device = next(generator.parameters()).device
     training = generator.training
-    images = generator.eval()(latents.to(device))
+    images: Tensor = generator.eval()(latents.to(device))
     generator.train(training)
     return images.float()
 

@@ -29,7 +29,8 @@ class SAGANGenerator(nn.Module):
         self.out = nn.Sequential(PlainNorm(widths[-1]), nn.ReLU(), convolution(widths[-1], channels), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.out(self.blocks(self.linear(z).view(len(z), -1, 4, 4)))
+        images: Tensor = self.out(self.blocks(self.linear(z).view(len(z), -1, 4, 4)))
+        return images
 
 
 class SAGANDiscriminator(nn.Module):

@@ -37,7 +37,8 @@ class UNetGANGenerator(nn.Module):
         h = self.linear(z).view(len(z), -1, 4, 4)
         for block in self.blocks:
             h = block(h, z)
-        return self.out(h)
+        images: Tensor = self.out(h)
+        return images
 
 
 class UNetGANDiscriminator(nn.Module):

@@ -12,9 +12,10 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,13 @@ DECODERS = (
 LEVELS = 65535
 
 
+class EncodedImages(Protocol):
+    """Images by number, each uint16 (C, S, S): a file, some of its images, an array."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+
 @dataclass
 class SliceSet:
     """Images and where they come from.
@@ -50,7 +58,7 @@ class SliceSet:
         seen: number of slices that were read, with those left out as empty.
     """
 
-    images: Sequence[np.ndarray]
+    images: EncodedImages
     slices: list[SliceInfo]
     skipped: list[str]
     seen: int

@@ -73,8 +73,9 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        self.percentiles = tuple(self.percentiles)  # JSON and YAML know lists only
-        self.window = None if self.window is None else tuple(self.window)
+        for name in ("percentiles", "window"):  # JSON and YAML know lists only
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else tuple(value))
         _require(self.split in ("train", "test", "all"), "split", self.split, '"train", "test" or "all"')
         _require(self.size >= 1, "size", self.size, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")

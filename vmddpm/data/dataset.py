@@ -23,7 +23,7 @@ from vmddpm.data.transforms import prepare
 LISTED_FILES = 20
 
 
-class SliceDataset(Dataset):
+class SliceDataset(Dataset[Tensor]):
     """The slices of all images of a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1].
 
     The first time, every file of a folder is decoded, one at a time, into a cache on disk; then the cache is read.
@@ -86,7 +86,7 @@ def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDatase
         return None
 
 
-def from_volumes(volumes: Iterable, config: DataConfig | None = None) -> SliceDataset:
+def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) -> SliceDataset:
     """The same data set from volumes in memory; nothing is read from or written to disk.
 
     Args:

@@ -5,10 +5,13 @@ import uuid
 import weakref
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from vmddpm.data.config import DataError
+
+W = TypeVar("W", bound="ImageWriter")
 
 
 class ImageWriter:
@@ -33,7 +36,7 @@ class ImageWriter:
         self._write_header()
         self._start = self._file.tell()
 
-    def __enter__(self) -> "ImageWriter":
+    def __enter__(self: W) -> W:
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -113,5 +116,5 @@ class ImageFile:
             raise DataError(f"{self.path}: image {i} is damaged, its checksum is not that of the manifest")
         return np.frombuffer(content, np.uint16).reshape(self.shape[1:])
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type["ImageFile"], tuple[Path, np.ndarray | None]]:
         return ImageFile, (self.path, self.checksums)

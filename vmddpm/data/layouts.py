@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.files import find_files
@@ -43,7 +44,7 @@ class Layout:
 
 
 # What the data sets are read with, unless the user says otherwise; the same as the presets of `vmddpm train`.
-OPTIONS: dict[str, dict] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "acdc": {"min_foreground": 0.0},
     "brats2018": {"min_foreground": 0.2},
     "chestxray": {"min_foreground": 0.0, "limit": 34_999},
@@ -124,8 +125,8 @@ def _members(root: Path, archives: list[Path], patients: dict[str, str]) -> Iter
             with tarfile.open(archive, "r|gz") as stream:  # from front to back: one member is in memory
                 for member in stream:
                     name = member.name.rsplit("/")[-1]
-                    if member.isfile() and name.endswith(".png"):
-                        content = stream.extractfile(member).read()
+                    if member.isfile() and name.endswith(".png") and (file := stream.extractfile(member)):
+                        content = file.read()
                         place = f"{archive.relative_to(root).as_posix()}/{member.name}"
                         yield Source(place, _xray_patient(name, patients), archive, content)
         except (tarfile.TarError, EOFError, OSError) as error:

@@ -14,4 +14,5 @@ def mni152_template(resolution: int) -> nib.Nifti1Image:
             f"the MNI152 brain comes with nilearn, but {error.name} is missing; `pip install \".[demo]\"` in the "
             "source tree brings it"
         ) from error
-    return load_mni152_template(resolution=resolution)
+    template: nib.Nifti1Image = load_mni152_template(resolution=resolution)
+    return template

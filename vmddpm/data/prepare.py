@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +31,8 @@ from vmddpm.data.store import StoredSlice, side_of, write_records
 from vmddpm.data.transforms import prepare
 from vmddpm.files import sha256
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 AHEAD = 4  # files in work for each process
 
 
@@ -67,7 +68,9 @@ def prepare_store(
         raise DataError(f"processes is {processes}; it must be at least 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; choose another folder, or remove it")
-    began, slices, skipped, seen = time.perf_counter(), [], [], 0
+    slices: list[StoredSlice] = []
+    skipped: list[str] = []
+    began, seen = time.perf_counter(), 0
     try:
         with (
             ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
@@ -119,9 +122,9 @@ def prepared(source: Source, config: DataConfig) -> Prepared:
             seen += 1
             if foreground_share(image) >= config.min_foreground:
                 images.append(encode(image))
-                place = {"axis": plane.axis, "index": plane.index, "frame": plane.frame}
-                window = {"black": float(plane.black), "white": float(plane.white)}
-                slices.append(StoredSlice(source=source.name, patient=patient, split="", **place, **window,
+                slices.append(StoredSlice(source=source.name, patient=patient, split="",
+                                          axis=plane.axis, index=plane.index, frame=plane.frame,
+                                          black=float(plane.black), white=float(plane.white),
                                           crc32=zlib.crc32(images[-1].tobytes()), source_sha256=digest))  # fmt: skip
     except (DataError, OSError) as error:
         return Prepared([], [], 0, f"{source.name}: {error}")
@@ -151,7 +154,7 @@ def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iter
     # A copy of this process starts at once; threads, which copies do not have, are not used before.
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _alone) as pool:
-        waiting: deque = deque()
+        waiting: deque[Future[B]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))

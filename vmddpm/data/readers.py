@@ -1,7 +1,7 @@
 """From a file to its planes: one thin reader over nibabel, pydicom and Pillow each."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from PIL import Image, ImageOps
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from vmddpm.data.config import DataConfig, DataError
@@ -189,7 +189,8 @@ def _rescaled(dataset: pydicom.FileDataset, stored: np.ndarray, frame: int) -> n
 
 
 def _voi_table(dataset: pydicom.FileDataset) -> pydicom.Dataset | None:
-    for item in (dataset.get("VOILUTSequence") or [])[:1]:
+    items: Sequence[pydicom.Dataset] = dataset.get("VOILUTSequence") or []
+    for item in items[:1]:
         if "LUTDescriptor" in item and "LUTData" in item:
             return item
     return None

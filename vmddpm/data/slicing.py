@@ -87,9 +87,9 @@ def _frame_planes(image: nib.spatialimages.SpatialImage, frame: int, config: Dat
     black, white = display_range(voxels, mode, config)
     for axis in config.axes:
         across, up = (i for i in range(3) if i != THROUGH[axis])
-        for index in range(voxels.shape[THROUGH[axis]]):
+        for index, plane in enumerate(np.moveaxis(voxels, THROUGH[axis], 0)):
             # Superior or anterior comes first down the rows, right or anterior first along the columns.
-            pixels = voxels.take(index, THROUGH[axis])[::-1, ::-1].T
+            pixels = plane[::-1, ::-1].T
             yield Plane(pixels, black, white, (float(sizes[up]), float(sizes[across])), axis, index, frame)
 
 

@@ -92,7 +92,7 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
     return images, slices, record
 
 
-class Chosen(Sequence):
+class Chosen:
     """Some of the images of a store, by their places."""
 
     def __init__(self, images: ImageFile, places: list[int]) -> None:

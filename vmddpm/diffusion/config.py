@@ -71,7 +71,8 @@ class DiffusionConfig:
 @lru_cache(maxsize=16)
 def alphas_cumprod(config: DiffusionConfig, device: torch.device) -> Tensor:
     """ᾱ_t = Π (1 - β_s) over s <= t, float32 (T,): the schedulers' own, so training and sampling agree."""
-    from diffusers import DDPMScheduler  # here, as its import takes seconds
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # here, as its import takes seconds
 
     with torch.inference_mode(False):  # a cached inference tensor could not serve a later training step
-        return DDPMScheduler(**config.scheduler_options).alphas_cumprod.to(device)
+        alphas: Tensor = DDPMScheduler(**config.scheduler_options).alphas_cumprod.to(device)
+        return alphas

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.seeding import mix_seed
 
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
-
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
 
-def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> "SchedulerMixin":
+class Scheduler(Protocol):
+    """What all schedulers of diffusers have; the options of `step` differ."""
+
+    timesteps: Tensor
+
+    def step(self, *arguments: Any, **options: Any) -> Any: ...
+
+
+def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Scheduler:
     """The scheduler of diffusers for `steps` steps, with the predicted image clipped to [-1, 1].
 
     The steps are spaced so that the first is the noisiest one trained on ("trailing"), and the variance of
@@ -25,7 +30,8 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> "Schedu
     Raises:
         ValueError: on an unknown sampler, or steps that it cannot take.
     """
-    from diffusers import DDIMScheduler, DDPMScheduler  # here, as its import takes seconds
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # here, as its import takes seconds
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from vmddpm.diffusion.clipped_solver import ClippedDPMSolver
 
@@ -41,7 +47,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> "Schedu
                 f"steps is {steps}; with ddim it must be a divisor of the {total} steps of training, "
                 f"the nearest is {nearest}"
             )
-        ddim = DDIMScheduler(**config.scheduler_options, timestep_spacing="trailing", clip_sample=True)
+        ddim: DDIMScheduler = DDIMScheduler(**config.scheduler_options, timestep_spacing="trailing", clip_sample=True)
         ddim.set_timesteps(steps)
         return ddim
     if not 1 <= steps <= total:
@@ -49,10 +55,12 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> "Schedu
     # The schedulers' own "trailing" adds a step of -1 for some numbers, such as 61, by rounding: these are integers.
     trailing = [(total * (steps - i) + steps // 2) // steps - 1 for i in range(steps)]
     if sampler == "ddpm":
-        ddpm = DDPMScheduler(**config.scheduler_options, clip_sample=True, variance_type="fixed_small")
+        ddpm: DDPMScheduler = DDPMScheduler(**config.scheduler_options, clip_sample=True, variance_type="fixed_small")
         ddpm.set_timesteps(timesteps=trailing)
         return ddpm
-    solver = ClippedDPMSolver(**config.scheduler_options, algorithm_type="dpmsolver++", solver_order=2)
+    solver: ClippedDPMSolver = ClippedDPMSolver(
+        **config.scheduler_options, algorithm_type="dpmsolver++", solver_order=2
+    )
     solver.set_timesteps(timesteps=trailing)
     return solver
 
@@ -92,7 +100,7 @@ def sample(
     eta: float = 0.0,
     batch_size: int = 16,
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
     """Synthetic images by number: image i of a seed is always the same image.
 
@@ -134,7 +142,7 @@ def sample(
     options = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     blocks = sorted({index // batch_size for index in indices})
     total = len(blocks) * steps
-    images = {}
+    images: dict[int, Tensor] = {}
     with _evaluating(model):
         for block_number, block in enumerate(blocks):
             scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before

@@ -107,7 +107,7 @@ def evaluate(
     )  # fmt: skip
     precision, recall = precision_and_recall(real.features.features, described.features, config.neighbours)
     memorisation = find_copies(described, real.features, real.held_out)
-    result = {
+    result: dict[str, Any] = {
         "distance": extractor.name,
         "value": frechet_distance(real.gaussian, gaussian),
         "floor": frechet_floor(real.gaussian, gaussian.count, config.seed),

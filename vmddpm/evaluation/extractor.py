@@ -137,7 +137,8 @@ def load_extractor(config: ExtractorConfig) -> Extractor:
 
 def _torchscript(path: Path) -> nn.Module:
     try:
-        return torch.jit.load(str(path), map_location="cpu")
+        network: nn.Module = torch.jit.load(str(path), map_location="cpu")
+        return network
     except Exception as error:  # torch.jit.load documents no closed set
         raise ExtractorError(
             f"{path} is not TorchScript ({str(error).splitlines()[0]}); save the network by torch.jit.save, or name "
@@ -148,7 +149,8 @@ def _torchscript(path: Path) -> nn.Module:
 def _factory(name: str) -> Callable[[], nn.Module]:
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        make: Callable[[], nn.Module] = getattr(importlib.import_module(module), function)
+        return make
     except (ImportError, AttributeError, ValueError) as error:
         raise ExtractorError(
             f"extractor.module is {name!r}; it must be package.module:function that can be imported ({error})"
@@ -179,9 +181,8 @@ def random_convolutions(features: int = 64, seed: int = 20240505) -> nn.Module:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        scale = (2 / (9 * inputs)) ** 0.5
-        convolution.weight.data = torch.randn(outputs, inputs, 3, 3, generator=generator) * scale
-        convolution.bias.data = torch.randn(outputs, generator=generator) * 0.1
+        for parameter, scale in zip(convolution.parameters(), ((2 / (9 * inputs)) ** 0.5, 0.1)):  # weight and bias
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
         layers += [convolution, nn.ReLU()]
     return nn.Sequential(_Centred(), *layers)
 

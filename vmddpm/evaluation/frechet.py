@@ -1,6 +1,6 @@
 """The Fréchet distance of two sets of features; with Inception's features it is the FID of paper section IV-A."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 CHUNK = 4096  # rows of features that are float64 at a time
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True)
+class Gaussian:
     """What a set of features is summed up by."""
 
     mean: Tensor  # float64 (d,)
@@ -57,7 +58,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     w = vectors[:, kept] * values[kept].sqrt()  # (d, rank)
     cross = torch.linalg.eigvalsh(w.T @ b.covariance @ w).clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return max(distance.item(), 0.0)
+    return max(float(distance), 0.0)
 
 
 def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:

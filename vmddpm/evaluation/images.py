@@ -81,7 +81,7 @@ def small_pixels(images: Tensor) -> Tensor:
 
 def mirrored_pixels(pixels: Tensor) -> Tensor:
     """`small_pixels` of the images mirrored left to right."""
-    return pixels.unflatten(1, (PIXEL_SIDE, PIXEL_SIDE)).flip(2).flatten(1)
+    return torch.unflatten(pixels, 1, (PIXEL_SIDE, PIXEL_SIDE)).flip(2).flatten(1)
 
 
 def describe_images(
@@ -90,7 +90,7 @@ def describe_images(
     *,
     mirror: bool = False,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> ImageFeatures:
     """Features of every image, a batch at a time: memory does not grow with the number of images.
 

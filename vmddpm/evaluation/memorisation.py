@@ -3,6 +3,7 @@
 A model that gives its training set back has a FID of 0, so no table is complete without this.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) dr
 _AROUND = 5  # real images looked at around each training image, each way round
 
 
-class NearestTraining(NamedTuple):
+@dataclass(frozen=True)
+class NearestTraining:
     """The nearest training image of each image, of the two ways round the nearer one."""
 
     distance: Tensor  # float64 (n,)

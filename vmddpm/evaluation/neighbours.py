@@ -1,5 +1,6 @@
 """Nearest neighbours among features, a block of distances at a time, and improved precision and recall on top."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ BLOCK = 32 * 2**20  # distances in memory at a time, 256 MiB
 CHUNK = 4096  # rows of features that are float64 at a time
 
 
-class Nearest(NamedTuple):
+@dataclass(frozen=True)
+class Nearest:
     """The nearest reference, or the nearest few, of each query."""
 
     distance: Tensor  # float64 (n,) or (n, count), exact: 0 for a copy

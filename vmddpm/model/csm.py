@@ -57,7 +57,7 @@ class CSM(nn.Module):
         value = F.silu(value).permute(0, 2, 3, 1).flatten(1, 2)                   # (B, L, D)
         y = self.norm_out(self.s6(value, table))                                  # (B, L, D)
         y = self.out(y * F.silu(self.gate(tokens).flatten(1, 2)))                 # (B, L, C)
-        return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)                # (B, C, H, W)
+        return torch.unflatten(y, 1, (height, width)).permute(0, 3, 1, 2)         # (B, C, H, W)
 
     # Paper Eq. 5-6 with input-dependent delta, B and C (S6), on the four sequences of section III-D
     def s6(self, x: Tensor, table: Tensor) -> Tensor:

@@ -40,4 +40,5 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Pretrained":
         # The mixin's own default leaves weights that a file lacks at random values, without a word.
-        return super()._from_pretrained(strict=strict, **kwargs)
+        network: Pretrained = super()._from_pretrained(strict=strict, **kwargs)
+        return network

@@ -62,7 +62,8 @@ class VisitOrders:
         self.calls += 1
         scans, patch_size = self.config.scans, self.config.regeneration_patch_size
         if self.key is not None:
-            return _visit_order(self.key, layer, height, width, patch_size, scans, self.device)
+            table: Tensor = _visit_order(self.key, layer, height, width, patch_size, scans, self.device)
+            return table
         if torch.compiler.is_compiling():  # a graph makes its own table: a cache would be a constant of it
             return routes(height, width, scans, device=self.device)
         return _ordered_table(height, width, scans, self.device)

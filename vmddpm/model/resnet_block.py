@@ -18,15 +18,16 @@ class TimeCNN(nn.Module):
         self.time = nn.Linear(time_dim, 2 * channels)
         self.norm_out = nn.GroupNorm(groups, channels, affine=False)  # the time is its affine map
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
         h = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
         h = self.norm_out(h) * (1 + scale) + shift
-        return self.conv_out(F.silu(h))
+        branch: Tensor = self.conv_out(F.silu(h))
+        return branch
 
 
 class ResNetBlock(TimeCNN):

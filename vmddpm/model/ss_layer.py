@@ -23,8 +23,9 @@ class MSSBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim), table (4, H * W) -> (B, C, H, W)."""
-        u = x + self.csm(x, table)
-        return u + self.cnn(u, time)
+        u: Tensor = x + self.csm(x, table)
+        y: Tensor = u + self.cnn(u, time)
+        return y
 
 
 # Paper section III-B
@@ -43,4 +44,5 @@ class SSLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim), table (4, H * W) -> (B, C, H, W)."""
-        return x + self.mss(self.resnet(x, time), time, table)
+        y: Tensor = x + self.mss(self.resnet(x, time), time, table)
+        return y

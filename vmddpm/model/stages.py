@@ -40,7 +40,8 @@ class EncoderStage(nn.Module):
         self.layers = SSLayers(config.layers_per_stage, channels_out, config)
 
     def forward(self, x: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
-        return self.layers(self.down(self.norm(x)), time, orders)
+        features: Tensor = self.layers(self.down(self.norm(x)), time, orders)
+        return features
 
 
 class DecoderStage(nn.Module):
@@ -75,4 +76,5 @@ class ImageFusion(nn.Module):
         self.block = ResNetBlock(channels, config.time_dim, config.norm_groups)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:
-        return self.block(self.fuse(torch.cat([features, image], dim=1)), time)
+        fused: Tensor = self.block(self.fuse(torch.cat([features, image], dim=1)), time)
+        return fused

@@ -34,4 +34,6 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, dim) in the weights' dtype."""
-        return self.mlp(sinusoids(t, self.sinusoid_dim).to(self.mlp[0].weight.dtype))
+        dtype = next(self.mlp.parameters()).dtype
+        time: Tensor = self.mlp(sinusoids(t, self.sinusoid_dim).to(dtype))
+        return time

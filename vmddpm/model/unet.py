@@ -53,7 +53,7 @@ class UNetConfig:
     @property
     def size_multiple(self) -> int:
         """An image's height and width must be multiples of this."""
-        return 2 ** (len(self.widths) - 1)
+        return 1 << (len(self.widths) - 1)
 
 
 class UNet(nn.Module, Pretrained):
@@ -65,7 +65,7 @@ class UNet(nn.Module, Pretrained):
 
     def __init__(self, config: UNetConfig) -> None:
         with torch.device("cpu"):  # of the tables in diffusers' modules, wherever this network is built
-            from diffusers import UNet2DModel  # here, as its import takes seconds
+            from diffusers.models.unets.unet_2d import UNet2DModel  # here, as its import takes seconds
 
         super().__init__()
         self.config = config
@@ -80,4 +80,5 @@ class UNet(nn.Module, Pretrained):
 
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); it has no scan to order."""
-        return self.network(x, t, return_dict=False)[0]
+        noise: Tensor = self.network(x, t, return_dict=False)[0]
+        return noise

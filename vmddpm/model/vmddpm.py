@@ -47,9 +47,9 @@ class VMDDPM(
             nn.SiLU(),
             nn.Conv2d(widths[0], config.image_channels, 3, padding=1),
         )
-        nn.init.zeros_(self.projection[-1].weight)
-        nn.init.zeros_(self.projection[-1].bias)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.projection[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
 
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The noise in x (or the velocity, as trained).
@@ -73,7 +73,8 @@ class VMDDPM(
             h = stage(h, skips.pop(), time, orders)
         if self.image_fusion is not None:
             h = self.image_fusion(h, x, time)
-        return self.projection(h)
+        noise: Tensor = self.projection(h)
+        return noise
 
     def encode(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in

@@ -1,5 +1,7 @@
 """Ways to tell two sets of images apart without looking at anatomy: windowing, margins, sharpness."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 # A share of pairs in which a real and a synthetic image are told apart by one number: half is chance.
@@ -19,7 +21,7 @@ def differences(real: np.ndarray, synthetic: np.ndarray) -> list[str]:
 
     found = []
     for name, measure in MEASURES.items():
-        a, b = ([measure(image.astype(float)) for image in images] for images in (real, synthetic))
+        a, b = ([float(measure(image.astype(float))) for image in images] for images in (real, synthetic))
         test = mannwhitneyu(a, b)
         share = test.statistic / (len(a) * len(b))  # the area under the ROC curve
         if max(share, 1 - share) > TELLING and test.pvalue < SIGNIFICANT:
@@ -34,7 +36,7 @@ def _detail(image: np.ndarray) -> float:
     return float(np.abs(image[1:-1, 1:-1] - neighbours).mean()) if min(image.shape[:2]) > 2 else 0.0
 
 
-MEASURES = {
+MEASURES: dict[str, Callable[[np.ndarray], float | np.floating]] = {
     "mean brightness": np.mean,
     "contrast": np.std,
     "share of black pixels": lambda image: np.mean(image == 0),

@@ -6,9 +6,11 @@ import re
 import secrets
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -33,7 +35,7 @@ is stored when you confirm it, and signing in again takes you to the image where
 Please do not discuss the images with other readers before all have finished."""
 
 # The fields of DataConfig that say where images lie, not how they look.
-PLACE = {"root": "", "pattern": "*", "split": "all"}
+PLACE: dict[str, Any] = {"root": "", "pattern": "*", "split": "all"}
 
 
 @dataclass
@@ -98,7 +100,8 @@ def create_study(
             raise DataError(f"--{label}: {error}") from error
     seed = secrets.randbits(63) if options.seed is None else options.seed
     text = _instructions(options.instructions)
-    images, entries = [], []
+    images: list[np.ndarray] = []
+    entries: list[dict[str, Any]] = []
     for label, config in zip(CLASSES, (real, synthetic)):
         dataset = SliceDataset(config, progress)
         patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
@@ -129,7 +132,8 @@ def _instructions(path: str | None) -> str:
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
     """float (C, S, S) in [-1, 1] -> uint8 (S, S, C): what 8-bit files hold comes out as it was."""
-    return np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    levels: np.ndarray = np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return levels.transpose(1, 2, 0)
 
 
 def encode_png(pixels: np.ndarray, path: Path) -> None:
@@ -171,7 +175,7 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
     return str(header.get("PatientID") or "") or None
 
 
-def _choose(patients: list, n: int, most: int, label: str, seed: int) -> list[int]:
+def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int) -> list[int]:
     """n slices at random, from as many patients as there are."""
     of: dict[object, list[int]] = {}
     for number in shuffled(range(len(patients)), seed, label):
@@ -187,7 +191,7 @@ def _choose(patients: list, n: int, most: int, label: str, seed: int) -> list[in
     return rounds[:n]
 
 
-def _write(out: Path, public: dict, key: dict, images: dict[str, np.ndarray]) -> None:
+def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         (part / "answers").mkdir(parents=True)

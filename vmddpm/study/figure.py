@@ -2,9 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from vmddpm.files import written_whole
 from vmddpm.study import tables
@@ -12,7 +14,7 @@ from vmddpm.study import tables
 INK, FAINT, BAND = "#1c2733", "#8a97a3", "#dfe9f2"
 
 
-def save_figure(caption: str, rows: list[dict], paths: list[Path]) -> None:
+def save_figure(caption: str, rows: list[dict[str, Any]], paths: list[Path]) -> None:
     """rows: as `report.summary` returns them, one for each reader."""
     heights = [*[0.95] * len(rows), 0.65, 1.2 + 0.35 * len(rows)]
     figure = Figure(figsize=(8.3, sum(heights) + 1.2), layout="constrained")
@@ -30,7 +32,7 @@ def save_figure(caption: str, rows: list[dict], paths: list[Path]) -> None:
 def _draw_table(axes: Axes, content: tables.Table, widths: list[float] | None = None) -> None:
     headings, rows = content
     axes.set_axis_off()
-    lines, box = [headings, *rows], [0, 0.08, 1, 0.84]
+    lines, box = [headings, *rows], Bbox.from_bounds(0, 0.08, 1, 0.84)
     table = axes.table(lines, bbox=box, colWidths=widths, cellLoc="center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
@@ -39,7 +41,7 @@ def _draw_table(axes: Axes, content: tables.Table, widths: list[float] | None = 
         cell.set_text_props(color=INK, weight="bold" if line == 0 or column == 0 else "normal")
 
 
-def _draw_differences(axes: Axes, rows: list[dict]) -> None:
+def _draw_differences(axes: Axes, rows: list[dict[str, Any]]) -> None:
     margin = rows[0]["margin"]
     axes.axvspan(-margin, margin, color=BAND, label=f"margin of equivalence, ±{margin:g}")
     axes.axvline(0, color=FAINT, linewidth=0.8)

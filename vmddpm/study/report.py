@@ -97,16 +97,16 @@ def summary(reader: str, answers: str, c: st.Counts, margin: float) -> dict[str,
     return row | {"margin": margin, "equivalence_p": st.equivalence(c, margin)}
 
 
-def _count(rows: list[dict], classes: dict[str, str]) -> st.Counts:
+def _count(rows: list[dict[str, Any]], classes: dict[str, str]) -> st.Counts:
     given = [(classes[row["image"]], row["answer"]) for row in rows]
     return st.Counts(*(given.count((truth, answer)) for truth in CLASSES for answer in CLASSES))
 
 
-def _paper(rows: list[dict]) -> list[str]:
+def _paper(rows: list[dict[str, Any]]) -> list[str]:
     return [*(tables.markdown(tables.paper_table(row)) for row in rows), tables.markdown(tables.fisher_table(rows))]
 
 
-def _readers(answers: dict[str, list[dict]], total: int) -> str:
+def _readers(answers: dict[str, list[dict[str, Any]]], total: int) -> str:
     headings = ["Reader", "Answered", "Answered again", "Median seconds an image"]
     text = tables.markdown((headings, [
         [reader, f"{len(rows)} of {total}", str(sum(row["revision"] > 0 for row in rows)),
@@ -122,7 +122,7 @@ def _text(parts: list[str]) -> str:
     return "\n\n".join([*parts, tables.NOTES]) + "\n"
 
 
-def _write(out: Path, parts: list[str], caption: str, rows: list[dict]) -> str:
+def _write(out: Path, parts: list[str], caption: str, rows: list[dict[str, Any]]) -> str:
     from vmddpm.study.figure import save_figure
 
     text = _text(parts)
@@ -131,7 +131,7 @@ def _write(out: Path, parts: list[str], caption: str, rows: list[dict]) -> str:
     return text
 
 
-def _csv(rows: list[dict]) -> str:
+def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -2,7 +2,7 @@
 
 import math
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -50,7 +50,7 @@ def paper_recall(c: Counts) -> tuple[float, float]:
 
 def fisher(c: Counts) -> float:
     """Table V: the two-sided p of Fisher's exact test."""
-    return float(fisher_exact([c[:2], c[2:]])[1])
+    return float(fisher_exact(np.reshape(c, (2, 2)))[1])
 
 
 def accuracy(c: Counts, level: float = 0.95) -> Interval:
@@ -160,7 +160,7 @@ def fleiss(judgements: list[list[str]]) -> float:
     return float((agreed - expected) / (1 - expected)) if expected < 1 else math.nan
 
 
-def agreements(answers: dict[str, dict[str, str]]) -> list[dict]:
+def agreements(answers: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """How far each pair of readers agrees over the images both have judged; with three or more, all of them too.
 
     Args:
@@ -170,7 +170,7 @@ def agreements(answers: dict[str, dict[str, str]]) -> list[dict]:
     return [_agreement([answers[reader] for reader in group], ", ".join(group)) for group in groups]
 
 
-def _agreement(given: list[dict[str, str]], readers: str) -> dict:
+def _agreement(given: list[dict[str, str]], readers: str) -> dict[str, Any]:
     shared = sorted(set.intersection(*(set(answers) for answers in given)))
     judgements = [[answers[image] for image in shared] for answers in given]
     agreed = sum(len(set(image)) == 1 for image in zip(*judgements))

@@ -1,6 +1,7 @@
 """The tables of a report, from rows of statistics: the paper's form first, then what a reader would ask for next."""
 
 import math
+from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -16,7 +17,7 @@ NOTES = """## How to read this
 - Intervals are 95 %. They hold for one reader and other images of these kinds; no reader stands for another one."""
 
 
-def paper_table(row: dict) -> Table:
+def paper_table(row: dict[str, Any]) -> Table:
     """Table III or IV, for one reader."""
     return [row["reader"], "Judge Real", "Judge Syn.", "Precision (= recall)", "Recall (= precision)"], [
         ["Data Real", str(row["real_as_real"]), str(row["real_as_synthetic"]),
@@ -26,13 +27,13 @@ def paper_table(row: dict) -> Table:
     ]  # fmt: skip
 
 
-def fisher_table(rows: list[dict]) -> Table:
+def fisher_table(rows: list[dict[str, Any]]) -> Table:
     """Table V."""
     headings = ["", *(row["reader"] for row in rows)]
     return headings, [["Fisher-exact's p-value", *(p_value(row["fisher_p"]) for row in rows)]]
 
 
-def detection_table(rows: list[dict]) -> Table:
+def detection_table(rows: list[dict[str, Any]]) -> Table:
     margin = rows[0]["margin"]
     headings = ["Reader", "n", "Accuracy", "d'", "P(judged real given real) - P(judged real given synthetic)",
                 f"Equivalence within ±{margin:g}, p"]  # fmt: skip
@@ -43,7 +44,7 @@ def detection_table(rows: list[dict]) -> Table:
     ]  # fmt: skip
 
 
-def confidence_table(rows: list[dict]) -> Table:
+def confidence_table(rows: list[dict[str, Any]]) -> Table:
     headings = ["Reader", "Confidence", "Real: judged real / syn.", "Syn.: judged real / syn.", "Accuracy", "Fisher p"]
     return headings, [
         [row["reader"], row["answers"], f"{row['real_as_real']} / {row['real_as_synthetic']}",
@@ -53,7 +54,7 @@ def confidence_table(rows: list[dict]) -> Table:
     ]  # fmt: skip
 
 
-def agreement_table(rows: list[dict]) -> Table:
+def agreement_table(rows: list[dict[str, Any]]) -> Table:
     return ["Readers", "Images", "All agree", "Measure", "Kappa"], [
         [row["readers"], str(row["images"]), number(row["agreement"]), row["measure"], interval(row, "kappa")]
         for row in rows
@@ -70,7 +71,7 @@ def p_value(value: float) -> str:
     return "< 0.00001" if value < 1e-5 else number(value, 5)
 
 
-def interval(row: dict, name: str) -> str:
+def interval(row: dict[str, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return number(row[name]) + ("" if math.isnan(low) else f" [{number(low)}, {number(high)}]")
 

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, Subset
 
 from vmddpm.data import DataConfig, SliceDataset, from_volumes, held_out_images
 from vmddpm.data.mni152 import mni152_template
+from vmddpm.evaluation.images import Images
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class TableData:
     description: for the heading of a table.
     """
 
-    training: Dataset
-    held_out: Dataset | None
+    training: Images
+    held_out: Images | None
     description: str
 
 
-class _Kept(Dataset):
+class _Kept(Dataset[Tensor]):
     """Images in memory."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:

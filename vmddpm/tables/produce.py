@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from vmddpm.baselines.config import GANS
 from vmddpm.evaluation import Extractor, RealImages, SampleFolder, describe_real, evaluate, load_extractor
+from vmddpm.evaluation.images import Images
 from vmddpm.files import sha256, write_text
 from vmddpm.generate import generate
 from vmddpm.systems import Cost, cost, train_system
@@ -56,8 +56,8 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     held_out = None
     if data.held_out is not None:
         folder = out / "evaluations" / f"held-out-{digest(common)}"
-        held_out = _kept(folder, lambda: evaluate(real, data.held_out, extractor, protocol.metrics, folder,
-                                                  progress=progress))  # fmt: skip
+        held_out = _kept(folder, partial(evaluate, real, data.held_out, extractor, protocol.metrics, folder,
+                                         progress=progress))  # fmt: skip
     outcomes = []
     for row in rows:
         steps, seconds, results, places = [], [], [], []
@@ -68,8 +68,8 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
             place, how = _draw(row, config, run, protocol, out, progress)
             folder = out / "evaluations" / f"{place.name}-{digest({**common, **how})}"
             results.append(
-                _kept(folder, lambda place=place, folder=folder: evaluate(
-                    real, SampleFolder(place, protocol.images), extractor, protocol.metrics, folder, progress=progress))
+                _kept(folder, partial(evaluate, real, SampleFolder(place, protocol.images), extractor, protocol.metrics,
+                                      folder, progress=progress))
             )  # fmt: skip
             steps.append(state["step"])
             seconds.append(state["seconds"])
@@ -79,13 +79,14 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     return Produced(outcomes, held_out, real, extractor)
 
 
-def _trained(config: RunConfig, images: Dataset, run: RunFolder, progress: bool) -> dict[str, Any]:
+def _trained(config: RunConfig, images: Images, run: RunFolder, progress: bool) -> dict[str, Any]:
     """The last checkpoint of the run, which is trained first, or further, if it has not come to its end."""
     checkpoints = Checkpoints(run.path / "checkpoints")
     state = checkpoints.newest()
     if state is None or not finished(config.training, state["step"], state["seconds"]):
         train_system(config, images, run, progress=progress)
         state = checkpoints.newest()
+    assert state is not None  # a run that was trained has one
     return state
 
 
@@ -93,10 +94,10 @@ def _draw(
     row: Row, config: RunConfig, run: RunFolder, protocol: Protocol, out: Path, progress: bool
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of the row's samples, and what they depend on."""
-    how = {"weights": sha256(run.weights("ema") / "model.safetensors"), "images": protocol.images,
-           "ordered": row.ordered}  # fmt: skip
+    weights = sha256(run.weights("ema") / "model.safetensors")
+    how = {"weights": weights, "images": protocol.images, "ordered": row.ordered}
     sampler = "one-pass" if config.system in GANS else row.sampler
-    place = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{how['weights'][:8]}"
+    place = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{weights[:8]}"
     generate(
         run.path, place, protocol.images, sampler=row.sampler, steps=protocol.steps[row.sampler], ordered=row.ordered,
         seed=config.training.seed, batch_size=protocol.batch, device=config.training.device, progress=progress,
@@ -114,10 +115,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _kept(folder: Path, make: Any) -> dict[str, Any]:
+def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The evaluation that is in the folder, or a new one."""
     path = folder / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else make()
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else make()
+    return result
 
 
 def _say(text: str, progress: bool) -> None:

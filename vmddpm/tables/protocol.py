@@ -60,12 +60,13 @@ def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
         if dataset not in DATASETS:
             raise ValueError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
         plain["base"] = merged(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
-    parts = {"extractor": ExtractorConfig(**plain.pop("extractor")), "metrics": MetricsConfig(**plain.pop("metrics"))}
-    return Protocol(name=preset, **plain, **parts)
+    extractor, metrics = ExtractorConfig(**plain.pop("extractor")), MetricsConfig(**plain.pop("metrics"))
+    return Protocol(name=preset, **plain, extractor=extractor, metrics=metrics)
 
 
 def _yaml(package: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((files(package) / f"{name}.yaml").read_text(encoding="utf-8"))
+    plain: dict[str, Any] = yaml.safe_load((files(package) / f"{name}.yaml").read_text(encoding="utf-8"))
+    return plain
 
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from vmddpm.evaluation import SampleFolder
+from vmddpm.evaluation.images import Images
 from vmddpm.files import write_text, written_whole
 from vmddpm.tables.data import TableData
 from vmddpm.tables.paper import DATASETS, SOURCE
@@ -110,7 +110,7 @@ def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
     return "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def draw_grids(outcomes: Sequence[Outcome], real: Dataset, path: Path) -> None:
+def draw_grids(outcomes: Sequence[Outcome], real: Images, path: Path) -> None:
     """Real images and those of each row's first seed, side by side."""
     from matplotlib.figure import Figure
 

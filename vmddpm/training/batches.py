@@ -5,17 +5,17 @@ step and its noise follow from (seed, number) alone: not from how often the run 
 share a batch, not from what else draws random numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from vmddpm.data import random_flip
 from vmddpm.diffusion import draw_steps_and_noise
+from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
 from vmddpm.training.config import RunConfig, TrainingConfig
 
@@ -44,7 +44,7 @@ def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
     return range(step * options.batch_size + rows.start, step * options.batch_size + rows.stop)
 
 
-def images_at(dataset: Dataset, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
+def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
     """Images (len(rows), C, size, size) of one training step, flipped or not; all of its batch if `rows` is None."""
     images = []
     for number in numbers_at(step, options, rows):
@@ -55,7 +55,7 @@ def images_at(dataset: Dataset, step: int, options: TrainingConfig, rows: range 
 
 
 def inputs_at(
-    dataset: Dataset, step: int, config: RunConfig, rows: range | None = None
+    dataset: Images, step: int, config: RunConfig, rows: range | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images, diffusion steps (len(rows),) and noise of one training step, on the CPU."""
     x0 = images_at(dataset, step, config.training, rows)
@@ -68,7 +68,7 @@ def inputs_at(
     return x0, t, noise
 
 
-def ahead(make: Callable[[int], T], step: int) -> Iterator[T]:
+def ahead(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
     """make(step), make(step + 1) ...: each is made in a thread while the one before is in use."""
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = thread.submit(make, step)

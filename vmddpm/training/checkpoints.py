@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +18,13 @@ from vmddpm.training.errors import RunError
 
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{32})\.pt")
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds the state of: a network, an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
 
 
 class Checkpoints:

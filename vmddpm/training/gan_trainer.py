@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vmddpm.baselines.layers import follow_spectral_norms
 from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
 from vmddpm.baselines.networks import Generator, GeneratorConfig, build_discriminator, draw, latent
 from vmddpm.data import DataError
 from vmddpm.devices import choose_device
+from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, ahead, generator_of, images_at, numbers_at
+from vmddpm.training.checkpoints import Stateful
 from vmddpm.training.config import RunConfig
 from vmddpm.training.errors import TrainingError
 from vmddpm.training.interrupts import stop_requests
@@ -42,7 +43,7 @@ class Inputs(NamedTuple):
     mask: Tensor | None  # of CutMix
 
 
-def train_gan(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> Generator:
+def train_gan(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bool = True) -> Generator:
     """Trains the system `config.system` on `dataset` in `folder`, or continues the run that is there.
 
     Args, Returns and Raises: as `vmddpm.training.train`; what is returned is the averaged generator.
@@ -59,8 +60,10 @@ def train_gan(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progres
         discriminator = build_discriminator(networks).to(device).train()
         betas = config.gan.beta1, config.gan.beta2
         steppers = [torch.optim.Adam(n.parameters(), options.learning_rate, betas) for n in (discriminator, generator)]
-        parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
-                 "discriminator_optimizer": steppers[0], "generator_optimizer": steppers[1]}  # fmt: skip
+        parts: dict[str, Stateful] = {
+            "generator": generator, "discriminator": discriminator, "ema": ema,
+            "discriminator_optimizer": steppers[0], "generator_optimizer": steppers[1],
+        }  # fmt: skip
         step, seconds, skipped = 0, 0.0, 0
         if saved:
             for name, part in parts.items():
@@ -85,7 +88,7 @@ def train_gan(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progres
                 except (DataError, OSError) as error:
                     save()
                     raise DataError(f"{error}; the run is saved at step {step}") from error
-                inputs = Inputs(*(None if v is None else v.to(device, non_blocking=True) for v in inputs))
+                inputs = Inputs._make(None if v is None else v.to(device, non_blocking=True) for v in inputs)
                 rate = learning_rate_at(options, step, seconds)
                 steppers[0].param_groups[0]["lr"] = rate * discriminator_rate(config)
                 steppers[1].param_groups[0]["lr"] = rate
@@ -139,7 +142,7 @@ def discriminator_rate(config: RunConfig) -> float:
     return (config.gan.discriminator_learning_rate or config.training.learning_rate) / config.training.learning_rate
 
 
-def inputs_at(dataset: Dataset, step: int, config: RunConfig) -> Inputs:
+def inputs_at(dataset: Images, step: int, config: RunConfig) -> Inputs:
     """The inputs of a step; every random number belongs to one image of one step."""
     options = config.training
     numbers = numbers_at(step, options, None)

@@ -12,7 +12,7 @@ from vmddpm.model.unet import UNet
 from vmddpm.training.config import RunConfig
 
 
-def build_network(config: RunConfig) -> nn.Module:
+def build_network(config: RunConfig) -> VMDDPM | UNet:
     """A new noise predictor, called as network(x, t, order_key=...), its weights from torch's global generator."""
     if config.system in GANS:
         raise ValueError(f"system is {config.system!r}, which predicts no noise; train it by vmddpm.systems")

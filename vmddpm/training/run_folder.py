@@ -28,6 +28,7 @@ from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.files import remove_leftovers, write_text
 from vmddpm.model import ModelConfig
+from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.unet import UNetConfig
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.config import RunConfig, TrainingConfig
@@ -126,7 +127,7 @@ class RunFolder:
                 "or give the run's own configuration to continue it:\n  " + "\n  ".join(differences)
             )
 
-    def save_weights(self, kind: str, model: nn.Module) -> None:
+    def save_weights(self, kind: str, model: Pretrained) -> None:
         self.weights(kind).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.weights(kind), prefix=".", suffix=".tmp") as temporary:
             model.save_pretrained(temporary)
@@ -163,7 +164,8 @@ class RunFolder:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """Nested dicts of what JSON and YAML know."""
-    return json.loads(json.dumps(asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
 
 
 def from_plain(plain: dict[str, Any]) -> RunConfig:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.nn.parallel import DistributedDataParallel
 
 from vmddpm.data import DataError
 from vmddpm.diffusion import diffusion_loss, sample
+from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, ahead, inputs_at
+from vmddpm.training.checkpoints import Stateful
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.errors import TrainingError
 from vmddpm.training.interrupts import stop_requests
@@ -31,7 +33,7 @@ GIVE_UP_AFTER = 50  # steps in a row without a finite gradient
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: bool = True) -> nn.Module:
+def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bool = True) -> nn.Module:
     """Trains a network on `dataset` in `folder`, or continues the run that is there.
 
     Under `torchrun` all processes call it; they share each batch, and the first one alone touches `folder`.
@@ -69,7 +71,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
         ema.load_state_dict(network.state_dict())
         optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
         scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
-        parts = {"model": network, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+        parts: dict[str, Stateful] = {"model": network, "ema": ema, "optimizer": optimizer, "scaler": scaler}
         step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
         if saved:
             for name, part in parts.items():
@@ -81,7 +83,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
         shared = ranks.shared(network)
 
         def save() -> None:
-            if ranks.first:
+            if checkpoints is not None:  # in the first process
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
                 folder.save_weights("raw", network)
@@ -105,13 +107,14 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
                     raise DataError(f"{error}; the run is saved at step {step}") from error
                 optimizer.param_groups[0]["lr"] = rate = learning_rate_at(options, step, seconds)
                 optimizer.zero_grad(set_to_none=True)
-                loss = add_gradients(shared, scaler, inputs, step, config, ranks)
+                share = add_gradients(shared, scaler, inputs, step, config, ranks)
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
-                mine = torch.stack([loss, norm.to(loss)]).tolist()
+                mine = torch.stack([share, norm.to(share)]).tolist()
                 took = time.perf_counter() - clock
                 clock += took
-                loss, took, stopped = ranks.sum(mine[0], took if ranks.first else 0.0, stop_asked())
+                loss, took, stops = ranks.sum(mine[0], took if ranks.first else 0.0, stop_asked())
+                stopped = stops > 0
                 finite = math.isfinite(loss) and math.isfinite(mine[1])
                 if finite:
                     scaler.step(optimizer)
@@ -126,7 +129,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
                     )
                 step += 1
                 seconds += took
-                if ranks.first:
+                if report is not None:
                     report.step(step, seconds, {"loss": loss, "gradient_norm": mine[1], "learning_rate": rate,
                                                 "skipped": skipped})  # fmt: skip
                 if ranks.first and options.sample_every and step % options.sample_every == 0:
@@ -136,7 +139,7 @@ def train(config: RunConfig, dataset: Dataset, folder: RunFolder, *, progress: b
                     save()
                     clock = time.perf_counter()
             save()
-            if stopped and ranks.first:
+            if stopped and report is not None:
                 report.say(f"stopped and saved at step {step}; run the same command again to go on")
         if stopped:
             raise KeyboardInterrupt
@@ -176,8 +179,8 @@ def add_gradients(
     parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
     for part in parts:
         x0, t, noise = (values.to(device, non_blocking=True) for values in part)
-        exchanged_later = ranks.count > 1 and part is not parts[-1]
-        with network.no_sync() if exchanged_later else nullcontext():
+        last = part is parts[-1]
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = diffusion_loss(network, x0, t, noise, (options.seed, step), config.diffusion)
             loss = loss * (len(x0) / options.batch_size)
@@ -215,7 +218,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> Non
 def save_samples(model: nn.Module, config: RunConfig, folder: RunFolder, step: int) -> None:
     """The same images at every step of a run, by DDIM."""
     images = sample(
-        model, range(config.training.sample_count), (config.data.channels, *[config.data.size] * 2),
+        model, range(config.training.sample_count), (config.data.channels, config.data.size, config.data.size),
         config=config.diffusion, sampler="ddim", steps=config.training.sample_steps, seed=config.training.seed,
     )  # fmt: skip
     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")
