@@ -83,9 +83,9 @@ DType dtype(const py::handle& tensor) {
 int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
 
 [[noreturn]] void memory_is_gone(const py::handle& tensor) {
-  throw std::invalid_argument("the memory of a tensor of shape " +
-                              py::str(get(tensor, names.shape)).cast<std::string>() +
-                              " was taken from under it: its storage was resized");
+  throw std::invalid_argument("a tensor of shape " + py::str(py::tuple(get(tensor, names.shape))).cast<std::string>() +
+                              " has no memory for all of its elements: its storage was resized, or it wraps another "
+                              "tensor");
 }
 
 // Throws if the tensor's storage ends before its element `last`, counted from the tensor's first: a storage may have been

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.checks import check_count, check_dense
+from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.library import define
 
 SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
@@ -151,6 +152,12 @@ def patch_permutation(
         if generator is not None:
             raise ValueError("give seed or generator, not both")
         generator = torch.Generator().manual_seed(seed)
+    if generator is None:
+        return _draw(height, width, patch_size, None)
+    return untraced(_draw, height, width, patch_size, generator)  # a traced graph would forget the generator
+
+
+def _draw(height: int, width: int, patch_size: int, generator: torch.Generator | None) -> Tensor:
     patches = (height // patch_size) * (width // patch_size)
     order = torch.randperm(patches, generator=generator, dtype=torch.int32)
     if patch_size == 1:

@@ -57,7 +57,8 @@ class ScanInputs(NamedTuple):
         if routes < 1:
             raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
         check_states(states)
-        pixels, matrix, parameter = (batch, routes, length, channels), (batch, routes, length, states), (routes, channels)
+        pixels, matrix = (batch, routes, length, channels), (batch, routes, length, states)
+        parameter = (routes, channels)
         shapes = (
             shape if axes is _AXES_OF_ONE_IMAGE else pixels, pixels, (routes, channels, states), matrix, matrix,
             parameter, parameter, (batch, routes, channels, states), (routes, length),

@@ -44,7 +44,8 @@ class CpuBackend:
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """(B, K, checkpoints, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it."""
         lanes = extension.native.lanes(sizes.wide)
-        larger = max if type(sizes.length) is type(sizes.states) is int else torch.sym_max
+        known = type(sizes.length) is type(sizes.states) is int
+        larger: Callable[[int, int], int] = max if known else torch.sym_max
         checkpoints = larger(sizes.length - 1, 0) // larger(sizes.states, extension.native.CHUNK)
         blocks = (sizes.channels + lanes - 1) // lanes
         return sizes.batch, sizes.routes, checkpoints, blocks, sizes.states, lanes

@@ -29,6 +29,8 @@ class ReferenceBackend:
 
     def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
         y, last_state = selective_scan(inputs, options)
+        if last_state is inputs.initial_state:  # no step was taken
+            last_state = last_state.clone()
         order = None if inputs.table is None or not checkpoint else inputs.table.to(torch.int32, copy=True)
         return ScanResult(y, last_state, last_state.new_empty(0) if checkpoint else None, order)
 
@@ -80,7 +82,8 @@ def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
 def _gather(x: Tensor, table: Tensor) -> Tensor:
     """x (B, K or 1, L, D) in pixel order -> (B, K, L, D) in the order of each route."""
     routes, length = table.shape
-    index = table.long()[None, :, :, None].expand(x.shape[0], routes, length, x.shape[3])
+    # A copy: autograd keeps it, and nobody can change it until the backward.
+    index = table.to(torch.int64, copy=True)[None, :, :, None].expand(x.shape[0], routes, length, x.shape[3])
     return x.expand(-1, routes, -1, -1).gather(2, index)
 
 

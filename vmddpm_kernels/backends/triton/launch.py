@@ -39,8 +39,8 @@ def check_memory(tensors: Iterable[Tensor | None]) -> None:
         bytes_needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
         if tensor.untyped_storage().nbytes() < bytes_needed or tensor.data_ptr() == 0:
             raise ValueError(
-                f"the memory of a tensor of shape {tuple(tensor.shape)} was taken from under it: its storage has "
-                f"{tensor.untyped_storage().nbytes()} bytes and {bytes_needed} are needed"
+                f"a tensor of shape {tuple(tensor.shape)} has no memory for all of its elements: its storage was "
+                "resized, or it wraps another tensor"
             )
 
 

@@ -1,0 +1,164 @@
+"""The registered operators on any arguments, forward and backward, with tensors that change behind autograd's back
+between the two: the reference's result, or an error; never a crash, never a number that is not finite where the
+reference's is."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from fuzzing import OPTIONS, SAME, SPOILED, Maker, cross_selective_scan
+from test_fuzz import RTOL, same
+
+OPS = torch.ops.vmddpm
+ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError)
+
+
+def scan(m):
+    a = cross_selective_scan(m)
+    if m.draw(st.booleans()) and a["x"].dim() == 3:  # images of their own
+        a["x"] = m.normal(*a["delta"].shape)
+    names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "table", "delta_softplus")
+    options = {"zoh": m.draw(st.booleans()), "channel_first": m.draw(st.booleans()), "backend": "cpu"}
+    return {**{name: a[name] for name in names}, **options, "checkpoint": m.draw(st.booleans())}
+
+
+def scan_backward(m):
+    """The arguments of the backward operator, made by a forward."""
+    a = scan(m)
+    results = OPS.selective_scan_forward(*{**a, "checkpoint": True}.values())
+    y, last_state, checkpoints, order = results
+    del a["checkpoint"]
+    options = [a.pop(name) for name in ("delta_softplus", "zoh", "channel_first", "backend")]
+    a["table"] = None if a["table"] is None else order
+    return {
+        "dy": m.maybe(torch.ones_like(y)), "dlast_state": m.maybe(torch.ones_like(last_state)), **a,
+        "checkpoints": checkpoints, "delta_softplus": options[0], "zoh": options[1], "channel_first": options[2],
+        "backend": options[3],
+    }  # fmt: skip
+
+
+def copy(m):
+    batch, routes, length, channels = (m.draw(s) for s in (st.integers(0, 3), st.integers(1, 4), st.integers(0, 9), st.integers(0, 9)))
+    images = m.draw(st.sampled_from([1, routes]))
+    table = m.permutations(routes, length)
+    return {"x": m.normal(batch, images, length, channels), "table": table, "channel_first": m.draw(st.booleans()), "backend": "cpu"}
+
+
+def merge(m):
+    a = copy(m)
+    batch, _, length, channels = a.pop("x").shape
+    y = m.normal(batch, len(a["table"]), length, channels)
+    return {"y": y, "table": a["table"], "sum_routes": m.draw(st.booleans()), **a}
+
+
+OPERATORS = {
+    "selective_scan_forward": (OPS.selective_scan_forward, scan),
+    "selective_scan_backward": (OPS.selective_scan_backward, scan_backward),
+    "cross_scan": (OPS.cross_scan, copy),
+    "cross_merge": (OPS.cross_merge, merge),
+}
+
+
+def fill(value):
+    def change(t, draw):
+        t.detach().numpy().fill(value)
+
+    return change
+
+
+def other_data(t, draw):
+    t.data = torch.zeros(draw(st.sampled_from([(0,), (3,), (2, 2), (1, 4, 9), (1, 1, 1, 1), tuple(t.shape)])), dtype=t.dtype)
+
+
+# What happens to a tensor between the forward and the backward, of which autograd hears nothing.
+CHANGES = {
+    "filled": fill(1),
+    "filled with a large number": fill(99),
+    "filled with a negative number": fill(-1),
+    "of other data": other_data,
+    "without memory": lambda t, draw: t.untyped_storage().resize_(0),
+    "with less memory": lambda t, draw: t.untyped_storage().resize_(t.untyped_storage().nbytes() // 2),
+}
+
+
+def spoil(arguments, draw):
+    done = []
+    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
+        name = draw(st.sampled_from(sorted(arguments)))
+        value = arguments[name]
+        if isinstance(value, torch.Tensor):
+            pool = SAME if draw(st.booleans()) else SPOILED
+            how = draw(st.sampled_from(sorted(pool)))
+            if value.layout == torch.strided and not value.is_nested and value.dtype != torch.float8_e4m3fn:
+                arguments[name] = pool[how](value, draw)
+        else:
+            how = draw(st.sampled_from(range(len(OPTIONS))))
+            arguments[name] = OPTIONS[how]
+        done.append((name, how))
+    return done
+
+
+def run(operator, arguments, leaves, change=None):
+    """What it returns, with gradients; or the error."""
+    try:
+        results = operator(*arguments.values())
+        results = list(results) if isinstance(results, tuple | list) else [results]
+        values = [r.detach().clone() for r in results]
+        if change:
+            change()
+        differentiable = [r for r in results if r.requires_grad]
+        if differentiable and leaves:
+            weights = [torch.ones_like(r) for r in differentiable]
+            values += torch.autograd.grad(differentiable, leaves, weights, allow_unused=True, materialize_grads=True)
+        return values
+    except ERRORS as error:
+        return error
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@hypothesis.settings(
+    max_examples=hypothesis.settings.default.max_examples * 5,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(st.data())
+def test_any_operator_call(name, data):
+    operator, make = OPERATORS[name]
+    arguments = make(Maker(data.draw))
+    done = spoil(arguments, data.draw)
+    if data.draw(st.booleans()) and name != "selective_scan_backward":
+        arguments = {
+            key: value.detach().clone().requires_grad_() if isinstance(value, torch.Tensor)
+            and value.is_floating_point() and value.dtype.itemsize > 1 and value.layout == torch.strided
+            and not value.is_nested and not value.is_meta else value
+            for key, value in arguments.items()
+        }  # fmt: skip
+    leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+    reference = run(operator, {**arguments, "backend": "reference"}, leaves) if arguments["backend"] == "cpu" else None
+    tensors = [t for t in arguments.values() if type(t) is torch.Tensor and t.layout == torch.strided
+               and not t.is_nested and not t.is_meta and t.dtype.itemsize > 1 and t.numel()
+               and t.dtype not in (torch.bfloat16, torch.complex64) and not t.is_neg()]  # fmt: skip
+    change = None
+    if tensors and leaves and data.draw(st.booleans()):
+        tensor, how = data.draw(st.sampled_from(range(len(tensors)))), data.draw(st.sampled_from(sorted(CHANGES)))
+        done.append((tensor, how))
+
+        def change():
+            CHANGES[how](tensors[tensor], data.draw)
+
+    ours = run(operator, arguments, leaves, change)
+    hypothesis.event(f"{'changed' if change else 'unchanged'}, {'refused' if isinstance(ours, Exception) else 'returned'}")
+    if isinstance(reference, Exception):
+        assert isinstance(ours, Exception), f"{reference!r} but {ours} after {done}"
+    if reference is None or isinstance(reference, Exception) or isinstance(ours, Exception):
+        assert change or reference is None or isinstance(reference, Exception), f"{ours!r} after {done}"
+        return
+    dtypes = [t.dtype for t in (*arguments.values(), *ours) if isinstance(t, torch.Tensor)]
+    rtol = max(RTOL.get(dtype, 1e-9) for dtype in dtypes)
+    skipped = {"selective_scan_forward": (2, 3)}.get(name, ())  # checkpoints are the backend's own
+    for i, (a, b) in enumerate(zip(ours, reference)):
+        if i in skipped:
+            continue
+        if change:
+            assert not b.isfinite().all() or a.isfinite().all(), f"{a} but {b} after {done}"
+        else:
+            assert same(a, b, rtol), f"{a} but {b} after {done}"

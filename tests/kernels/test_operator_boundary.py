@@ -1,0 +1,222 @@
+"""The registered operators check what they are given, and the backward what was saved: nothing that does not fit
+reaches a kernel, whoever calls."""
+
+import sys
+
+import pytest
+import torch
+from test_scan_accuracy import image_problem
+
+import vmddpm_kernels as vk
+from vmddpm_kernels.scan_inputs import ScanInputs
+
+OPS = torch.ops.vmddpm
+PARAMETERS = ScanInputs._fields[:8]
+
+
+def problem(table=True):
+    """The nine inputs: two images of twelve pixels, three routes."""
+    orders = torch.stack([torch.randperm(12) for _ in range(3)]).int() if table else None
+    return ScanInputs(*image_problem(2, 3, 12, 5, 4, torch.float32), orders)
+
+
+def forward(inputs, backend, checkpoint=True):
+    return OPS.selective_scan_forward(*inputs, True, False, False, backend, checkpoint)
+
+
+def backward(inputs, backend, **changes):
+    """The backward operator after a forward, with some of its arguments changed."""
+    y, last_state, checkpoints, order = forward(inputs, backend)
+    given = {"dy": torch.ones_like(y), "dlast_state": None, **inputs._asdict(), "table": order,
+             "checkpoints": checkpoints, **changes}  # fmt: skip
+    return OPS.selective_scan_backward(*given.values(), True, False, False, backend)
+
+
+WRONG = {
+    "length": lambda t: t[..., :1, :],
+    "last axis": lambda t: torch.cat([t, t], -1),
+    "dimensions": lambda t: t[None],
+    "dtype": lambda t: t.int(),
+    "device": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_wrong_input_is_named(backend, name, how):
+    inputs = problem()
+    wrong = WRONG[how](getattr(inputs, name))
+    # If the sizes come from the wrong one, another does not fit it.
+    decides = name == "x" or (name, how) == ("A", "last axis")
+    calls = (
+        lambda: forward(inputs._replace(**{name: wrong}), backend),
+        lambda: backward(inputs, backend, **{name: wrong}),
+    )
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match=r"must|is on" if decides else rf"^{name} (.*must|is on)"):
+            call()
+
+
+@pytest.mark.parametrize("values", [-1, 12, 2**30, 0])
+def test_a_wrong_table_is_named(backend, values):
+    inputs = problem()
+    wrong = inputs.table.clone()
+    wrong[1, 3] = values if values else wrong[1, 4]
+    x, y = torch.randn(2, 1, 12, 5), torch.randn(2, 3, 12, 5)
+    for call in (
+        lambda: forward(inputs._replace(table=wrong), backend),
+        lambda: backward(inputs, backend, table=wrong),
+        lambda: OPS.cross_scan(x, wrong, False, backend),
+        lambda: OPS.cross_merge(y, wrong, True, False, backend),
+    ):
+        with pytest.raises(ValueError, match="every row of table must hold each of 0..11 exactly once"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("dy", torch.ones(2, 12, 4)),
+        ("dy", torch.ones(2, 12, 5).int()),
+        ("dlast_state", torch.ones(2, 3, 5, 3)),
+        ("checkpoints", torch.ones(7)),
+        ("checkpoints", torch.zeros(0).double()),
+    ],
+)
+def test_a_wrong_argument_of_the_backward_is_named(compiled_backend, name, wrong):
+    with pytest.raises((TypeError, ValueError), match=name):
+        backward(problem(), compiled_backend, **{name: wrong})
+
+
+def test_copies_check_their_shapes(backend):
+    x, table = torch.randn(2, 1, 12, 5), problem().table
+    with pytest.raises(ValueError, match=r"table must have shape \(K, L\) = \(3, 11\)"):
+        OPS.cross_scan(x[:, :, :11], table, False, backend)
+    with pytest.raises(ValueError, match=r"x must have shape \(B, K, L, C\) = \(2, 3, 12, 5\)"):
+        OPS.cross_scan(x.expand(-1, 2, -1, -1), table, False, backend)
+    with pytest.raises(ValueError, match=r"y must have shape \(B, K, L, C\) = \(2, 3, 12, 5\)"):
+        OPS.cross_merge(x, table, True, False, backend)
+    with pytest.raises(TypeError, match="table must be an int32 or int64 tensor"):
+        OPS.cross_merge(x, table.float(), True, False, backend)
+
+
+@pytest.mark.parametrize("name", ["abacus", ""])
+def test_an_unknown_backend_is_named(name):
+    with pytest.raises(ValueError, match=f"unknown backend '{name}'"):
+        forward(problem(), name)
+
+
+def leaves_of(inputs):
+    return ScanInputs(*(t.detach().clone().requires_grad_() for t in inputs[:8]), inputs.table)
+
+
+def differentiate(leaves, backend, change=None):
+    y, last_state = vk.cross_selective_scan(
+        *leaves[:7], leaves.table, initial_state=leaves.initial_state, return_last_state=True, backend=backend
+    )
+    if change:
+        change()
+    return torch.autograd.grad(y.square().sum() + last_state.sum(), leaves[:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("values", [6_400_000, -5, 0])
+def test_a_table_that_numpy_changes_after_the_forward(backend, dtype, values):
+    """The gradient is that of the table as it was: the backward has a copy of its own."""
+    leaves = leaves_of(problem())
+    leaves = leaves._replace(table=leaves.table.to(dtype))
+    memory = leaves.table.numpy()
+    expected = differentiate(leaves, backend)
+    found = differentiate(leaves, backend, lambda: memory.fill(values))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found))
+
+
+@pytest.mark.parametrize("values", [6_400_000, 0])
+def test_a_table_that_numpy_changes_after_the_forward_of_a_copy(backend, values):
+    table = problem().table
+    memory, before = table.numpy(), table.clone()
+    x, y = torch.randn(2, 1, 12, 5, requires_grad=True), torch.randn(2, 3, 12, 5, requires_grad=True)
+    results = OPS.cross_scan(x, table, False, backend), OPS.cross_merge(y, table, True, False, backend)
+    weights = [torch.randn_like(r) for r in results]
+    memory.fill(values)
+    assert torch.equal(
+        torch.autograd.grad(results[0], x, weights[0])[0], OPS.cross_merge(weights[0], before, True, False, backend)
+    )
+    assert torch.equal(
+        torch.autograd.grad(results[1], y, weights[1])[0],
+        OPS.cross_scan(weights[1], before, False, backend),
+    )
+
+
+def test_a_table_that_torch_changes_is_read_again(backend):
+    """In place, and in inference mode, whose tensors do not count their changes."""
+    inputs = problem()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            table = inputs.table.clone()
+            first = forward(inputs._replace(table=table), backend)[0]
+            assert torch.equal(first, forward(inputs, backend)[0])
+            table.copy_(table.flip(1))
+            assert torch.equal(
+                forward(inputs._replace(table=table), backend)[0],
+                forward(inputs._replace(table=inputs.table.flip(1)), backend)[0],
+            )
+            table[0, 0] = 99
+            with pytest.raises(ValueError, match="every row of table"):
+                forward(inputs._replace(table=table), backend)
+
+
+@pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C"])
+def test_a_saved_tensor_of_another_shape_is_named(compiled_backend, name):
+    leaves = leaves_of(problem())
+    tensor = getattr(leaves, name)
+    with pytest.raises(ValueError, match="must have shape"):
+        differentiate(leaves, compiled_backend, lambda: setattr(tensor, "data", tensor.data[..., :1].clone()))
+
+
+@pytest.mark.parametrize("size", [0, 16])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_saved_tensor_without_its_memory_is_refused(compiled_backend, name, size):
+    leaves = leaves_of(problem())
+    storage = getattr(leaves, name).untyped_storage()
+    with pytest.raises((ValueError, RuntimeError), match="has no memory for all of its elements"):
+        differentiate(leaves, compiled_backend, lambda: storage.resize_(size))
+
+
+@pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C"])
+def test_an_input_without_memory_is_refused(compiled_backend, name):
+    inputs = problem()
+    getattr(inputs, name).untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory for all of its elements"):
+        forward(inputs, compiled_backend)
+
+
+def test_every_module_is_passed_once():
+    """From the public function to the extension, forward and backward: no module is left and entered again."""
+    package = vk.__name__ + "."
+    paths = []
+
+    def record(frame, event, argument):
+        if event == "c_call" and getattr(argument, "__name__", "") in ("scan_forward", "scan_backward"):
+            modules = []
+            while frame:
+                name = frame.f_globals.get("__name__", "")
+                if name.startswith(package) and modules[-1:] != [name]:
+                    modules.append(name)
+                frame = frame.f_back
+            paths.append(modules[::-1])
+
+    leaves = leaves_of(problem())
+    sys.setprofile(record)
+    try:
+        y = vk.cross_selective_scan(*leaves[:7], leaves.table)
+        with torch.no_grad():
+            vk.cross_selective_scan(*leaves[:7], leaves.table)
+        y.backward(torch.ones_like(y))
+    finally:
+        sys.setprofile(None)
+    assert len(paths) >= 2
+    for path in paths:
+        assert len(path) == len(set(path)), path
+    assert paths[0] == [package + "cross_selective_scan", package + "ops.selective_scan", package + "backends.cpu"]
