@@ -4,12 +4,14 @@ import os
 
 import torch
 
+from vmddpm.errors import InputError
+
 
 def choose_device(name: str) -> torch.device:
     """ "auto" is a GPU if there is one; of many GPUs, "auto" and "cuda" are this process's own under `torchrun`.
 
     Raises:
-        ValueError: if torch cannot use such a device here.
+        InputError: if torch cannot use such a device here.
     """
     chosen = name
     if name == "auto":
@@ -20,4 +22,4 @@ def choose_device(name: str) -> torch.device:
         return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device is {name!r}, which torch cannot use here ({reason}); use cpu or auto") from error
+        raise InputError(f"device is {name!r}, which torch cannot use here ({reason}); use cpu or auto") from error

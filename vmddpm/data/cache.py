@@ -21,6 +21,7 @@ import numpy as np
 from vmddpm.data.config import DataConfig
 from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.errors import InputError
 from vmddpm.files import write_text
 
 # Raised when the same files and options give other images.
@@ -108,7 +109,7 @@ def load(folder: Path, key: str) -> SliceSet | None:
         slices = [SliceInfo(**entry) for entry in manifest["slices"]]
         images = ImageFile(images_path)
         if len(images) != len(slices):
-            raise ValueError(f"{len(images)} images for {len(slices)} slices")
+            raise InputError(f"{len(images)} images for {len(slices)} slices")
         return SliceSet(images, slices, manifest["skipped"], manifest["seen"])
     except Exception as error:
         # Damage can be of any kind, and the cure is the same for all.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vmddpm.data.config import DataError
+from vmddpm.errors import InputError
 
 
 class ImageWriter:
@@ -90,10 +91,10 @@ class ImageFile:
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
         if dtype != np.uint16 or len(shape) != 4:
-            raise ValueError(f"{dtype} array of shape {shape}")
+            raise InputError(f"{dtype} array of shape {shape}")
         self.shape, self._start, self._bytes = shape, start, 2 * int(np.prod(shape[1:]))
         if size != start + shape[0] * self._bytes:
-            raise ValueError(f"{size} bytes for an array of shape {shape}")
+            raise InputError(f"{size} bytes for an array of shape {shape}")
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 

@@ -21,6 +21,7 @@ from vmddpm.data.cache import SliceSet
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.image_file import ImageFile
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.errors import InputError
 from vmddpm.files import sha256, write_text
 
 FORMAT = 1
@@ -79,12 +80,12 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
         if record.get("format") != FORMAT:
             raise DataError(f"{folder}: a store of another version of vmddpm; prepare it again")
         if sha256(folder / "manifest.jsonl") != record["manifest_sha256"]:
-            raise ValueError("manifest.jsonl is not what was written")
+            raise InputError("manifest.jsonl is not what was written")
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
             slices = [StoredSlice(**json.loads(line)) for line in file]
         images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
         if not len(images) == len(slices) == record["images"]:
-            raise ValueError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
+            raise InputError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, DataError):
             raise

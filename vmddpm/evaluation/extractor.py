@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError, VmddpmError
 from vmddpm.evaluation.resize import RESIZERS, resize
 from vmddpm.files import sha256
 
@@ -25,7 +26,7 @@ RadImageNet's ResNet-50 and DINOv2 serve as well, saved by torch.jit.save, with 
 _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
 
-class ExtractorError(ValueError):
+class ExtractorError(VmddpmError, ValueError):
     """An extractor that cannot be used; the message says what to do."""
 
 
@@ -34,7 +35,7 @@ class ExtractorConfig:
     """Which network gives the features, and how images are put to it.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     path: str = ""
@@ -57,10 +58,10 @@ class ExtractorConfig:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"extractor.size is {self.size}; it must be at least 1")
+            raise InputError(f"extractor.size is {self.size}; it must be at least 1")
         for name, allowed in (("resizer", RESIZERS), ("value_range", _RANGES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"extractor.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise InputError(f"extractor.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
 
 
 class Extractor:

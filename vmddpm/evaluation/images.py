@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 
 PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise counts for little
@@ -32,7 +33,7 @@ class SampleFolder:
         limit: the first so many only.
 
     Raises:
-        ValueError: if there is no such image, or not as many.
+        InputError: if there is no such image, or not as many.
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
@@ -42,7 +43,7 @@ class SampleFolder:
         ] or [(p, None) for p in sorted(Path(path).glob("*.png")) if p.stem.isdigit()]
         if not self.places or len(self.places) < (limit or 0):
             wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
-            raise ValueError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
+            raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
                              f"draw them by vmddpm sample --out {path}")  # fmt: skip
         self.places = self.places[:limit]
 
@@ -114,7 +115,7 @@ def describe_images(
         if progress is not None:
             progress(first + len(batch))
     if not stores:
-        raise ValueError("there is no image to describe")
+        raise InputError("there is no image to describe")
     speed = rows / (time.perf_counter() - began)
     return ImageFeatures(stores["features"], stores.get("mirrored"), stores["pixels"], speed)
 

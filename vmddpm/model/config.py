@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
 
+from vmddpm.errors import InputError
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture of VM-DDPM. Each field quotes the sentence of the paper it reads, if there is one.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     image_channels: int = 1
@@ -116,7 +118,7 @@ class ModelConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError
 from vmddpm.model.pretrained import Pretrained
 
 
@@ -13,7 +14,7 @@ class UNetConfig:
     """The widths of Ho et al. (2020) at 256 x 256 without their first stage: 128 x 128 down to 8 x 8.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     image_channels: int = 1
@@ -48,7 +49,7 @@ class UNetConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"unet.{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"unet.{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @property
     def size_multiple(self) -> int:

@@ -48,7 +48,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     it was, and tables that share a folder share runs.
 
     Raises:
-        RunError, TrainingError, ValueError: as training, sampling and evaluation do.
+        RunError, TrainingError, InputError: as training, sampling and evaluation do.
     """
     extractor = load_extractor(protocol.extractor)  # missing weights are told before anything is trained
     real = describe_real(data.training, extractor, protocol.metrics, data.held_out, progress=progress)
