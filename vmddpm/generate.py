@@ -67,7 +67,7 @@ def generate(
         make_scheduler(config.diffusion, sampler, steps)  # refuses bad options before anything is written
     if ordered and config.system != "vmddpm":
         raise InputError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
-    model = folder.load_model(weights).to(choose_device(device))
+    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
     if ordered:
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":

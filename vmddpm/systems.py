@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whatever was imported first
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
+from vmddpm.devices import choose_device
 from vmddpm.training import RunConfig, RunFolder, train
 from vmddpm.training.gan_trainer import generator_config, train_gan
 from vmddpm.training.networks import build_network
@@ -35,9 +36,10 @@ class Cost:
 
 def cost(config: RunConfig) -> Cost:
     """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
-    the meta device; the scan has its formula on devices that it runs on."""
+    the meta device; the scan has its formula on devices that it runs on, such as the run's own."""
     size, channels = config.data.size, config.data.channels
-    device = torch.device("cpu" if config.system == "vmddpm" else "meta")
+    scans = config.system == "vmddpm"
+    device = choose_device(config.training.device, scans) if scans else torch.device("meta")
     with device, torch.no_grad(), FlopCounterMode(display=False) as counter:
         if config.system in GANS:
             networks = generator_config(config)

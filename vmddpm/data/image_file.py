@@ -81,14 +81,17 @@ class ImageFile:
         checksums: CRC-32 of each image, if known; every image that is read is compared with it.
 
     Raises:
-        ValueError, OSError: if it is no such file, or not whole.
+        InputError, OSError: if it is no such file, or not whole.
     """
 
     def __init__(self, path: Path, checksums: np.ndarray | None = None) -> None:
         self.path, self.checksums = path, checksums
         with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            try:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            except Exception as error:  # numpy documents no closed set
+                raise InputError(f"its header is not that of an .npy file: {error}") from error
             start, size = file.tell(), os.fstat(file.fileno()).st_size
         if dtype != np.uint16 or len(shape) != 4:
             raise InputError(f"{dtype} array of shape {shape}")

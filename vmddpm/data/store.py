@@ -60,7 +60,7 @@ def side_of(patient: str, test_share: float) -> str:
 
 
 def is_store(root: str | Path) -> bool:
-    return bool(root) and (Path(root).expanduser() / "store.json").is_file()
+    return bool(root) and (Path(os.path.expanduser(root)) / "store.json").is_file()
 
 
 def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
         images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
         if not len(images) == len(slices) == record["images"]:
             raise InputError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{folder}: the store is damaged ({error}); prepare it again") from error

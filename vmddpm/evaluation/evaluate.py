@@ -56,6 +56,8 @@ class MetricsConfig:
         for name in ("kid_subsets", "kid_subset_size", "neighbours", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"metrics.seed is {self.seed}; it must be from 0 to below 2^63")
         if not 0 < self.copy_threshold < 1:
             raise InputError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
 
@@ -97,8 +99,13 @@ def evaluate(
     """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, returns the former.
 
     Raises:
-        InputError: as in `describe_real`, of the samples.
+        InputError: as in `describe_real`, of the samples, or if they have another shape than the training images.
     """
+    if len(samples) and samples[0].shape != real.training[0].shape:
+        raise InputError(
+            f"samples have channels and pixels {tuple(samples[0].shape)}, the training images "
+            f"{tuple(real.training[0].shape)}; give samples of the same run"
+        )
     extractor.to(choose_device(config.device))
     described = _describe(samples, extractor, config, "samples", True, progress)
     gaussian = fit_gaussian(described.features, "samples")

@@ -93,7 +93,14 @@ class Extractor:
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         pixels = resize(images.to(self.device).float(), self.config.size, self.config.resizer)
-        features = self.network(_in_range(pixels, self.config.value_range), **self._options)
+        try:
+            features = self.network(_in_range(pixels, self.config.value_range), **self._options)
+        except RuntimeError as error:  # of the user's network
+            reason = str(error).strip().rpartition("\n")[2]
+            raise ExtractorError(
+                f"{self.name}: the extractor fails on {len(pixels)} images of {self.config.size} x {self.config.size} "
+                f"({reason}); set extractor.size to what it takes, or metrics.batch_size to less"
+            ) from error
         if not isinstance(features, Tensor) or features.dim() not in (2, 4):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ExtractorError(

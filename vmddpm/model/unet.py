@@ -39,6 +39,7 @@ class UNetConfig:
         for name in ("widths", "attention"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
+        self._require(self.norm_groups >= 1, "norm_groups", "at least 1")
         self._require(
             len(self.widths) >= 1 and all(w >= 1 and w % self.norm_groups == 0 for w in self.widths),
             "widths", f"one or more multiples of norm_groups, {self.norm_groups}",

@@ -55,8 +55,8 @@ def make_table(
     })  # fmt: skip
     title, make_rows = TABLES[name]
     rows: list[Row] = make_rows(protocol)
-    for chosen in (rows[0].configs[0].training.device, protocol.metrics.device):
-        choose_device(chosen)  # an unusable one is told before images are decoded
+    choose_device(rows[0].configs[0].training.device, scans=True)  # an unusable one is told before images are decoded
+    choose_device(protocol.metrics.device)
     data = _data(rows[0].configs[0].data, dataset, held_out)
     produced = produce(rows, protocol, data, out, progress=progress)
     text = write_table(title, name, protocol, data, produced, out)

@@ -16,7 +16,7 @@ from vmddpm.generate import generate
 from vmddpm.systems import Cost, cost, train_system
 from vmddpm.tables.data import TableData
 from vmddpm.tables.protocol import Protocol, Row
-from vmddpm.training import RunConfig, RunFolder
+from vmddpm.training import RunConfig, RunError, RunFolder
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
 from vmddpm.training.trainer import finished
@@ -117,7 +117,12 @@ def digest(value: Any) -> str:
 def _kept(folder: Path, make: Any) -> dict[str, Any]:
     """The evaluation that is in the folder, or a new one."""
     path = folder / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else make()
+    if not path.exists():
+        return make()
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it, and it is made again") from error
 
 
 def _say(text: str, progress: bool) -> None:

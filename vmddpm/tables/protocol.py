@@ -56,10 +56,10 @@ def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
     """
     if preset not in PRESETS:
         raise InputError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    if dataset not in DATASETS and (preset == "paper" or dataset is not None):
+        raise InputError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
     plain = _yaml("vmddpm.tables.presets", preset)
     if preset == "paper":
-        if dataset not in DATASETS:
-            raise InputError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
         plain["base"] = merged(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
     parts = {"extractor": ExtractorConfig(**plain.pop("extractor")), "metrics": MetricsConfig(**plain.pop("metrics"))}
     return Protocol(name=preset, **plain, **parts)
