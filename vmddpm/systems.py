@@ -1,5 +1,7 @@
 """Every system of the paper's tables by its name: how it is trained, and what it costs."""
 
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -36,18 +38,20 @@ class Cost:
 
 def cost(config: RunConfig) -> Cost:
     """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
-    the meta device; the scan has its formula on devices that it runs on, such as the run's own."""
+    the meta device; the scan has its formula on devices that it runs on: the CPU, or the run's own where VMDDPM_BACKEND
+    asks for kernels that may not run on a CPU."""
     size, channels = config.data.size, config.data.channels
     scans = config.system == "vmddpm"
-    device = choose_device(config.training.device, scans) if scans else torch.device("meta")
-    with device, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    own = config.training.device if os.environ.get("VMDDPM_BACKEND") else "cpu"
+    device = choose_device(own, scans=True) if scans else torch.device("meta")
+    with nullcontext() if scans else device, torch.no_grad(), FlopCounterMode(display=False) as counter:
         if config.system in GANS:
             networks = generator_config(config)
             network, discriminator = Generator(networks), build_discriminator(networks)
             inputs, judged = (torch.zeros(1, config.gan.latent_dim),), _parameters(discriminator)
         else:
-            network, judged = build_network(config), 0
-            inputs = torch.zeros(1, channels, size, size), torch.zeros(1, dtype=torch.int64)
+            network, judged = build_network(config).to(device), 0
+            inputs = torch.zeros(1, channels, size, size).to(device), torch.zeros(1, dtype=torch.int64).to(device)
         before = counter.get_total_flops()  # of starting values that are orthogonal
         network.eval()(*inputs)
     return Cost(_parameters(network), judged, counter.get_total_flops() - before)
