@@ -13,6 +13,7 @@ from vmddpm.data import DataConfig, SliceDataset, from_volumes
 from vmddpm.data.mni152 import mni152_template
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, sample
+from vmddpm.errors import InputError
 from vmddpm.evaluation import projected_frechet_distance
 from vmddpm.files import write_text, written_whole
 from vmddpm.model import VMDDPM, ModelConfig
@@ -46,9 +47,12 @@ def demo(out: Path, *, minutes: float = 6.0, count: int = 64) -> dict[str, float
 
     Raises:
         RunError: if `out` holds anything but a demo run; a demo run is continued.
+        InputError: if `minutes` or `count` cannot be.
     """
     config = demo_config(minutes)
     dataset = mni152_slices(config.data)
+    if not 2 <= count <= len(dataset) - 2:
+        raise InputError(f"images is {count}; it must be from 2 to {len(dataset) - 2}")
     slices = torch.stack([dataset[i] for i in range(len(dataset))])
     order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
     print(f"{len(slices)} slices of the MNI152 template at {config.data.size} x {config.data.size}")
@@ -75,7 +79,7 @@ def demo(out: Path, *, minutes: float = 6.0, count: int = 64) -> dict[str, float
 
 def _draw(model: nn.Module, config: RunConfig, count: int, title: str) -> Tensor:
     """`count` images (count, C, size, size) by DDIM, on the CPU."""
-    model = model.to(choose_device(config.training.device))
+    model = model.to(choose_device(config.training.device, scans=True))
     shape = (config.model.image_channels, config.data.size, config.data.size)
     with tqdm(desc=f"sampling, {title}", unit="step", dynamic_ncols=True) as bar:
 

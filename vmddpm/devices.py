@@ -4,12 +4,18 @@ import os
 
 import torch
 
+from vmddpm.errors import InputError
+from vmddpm_kernels.backends import select
 
-def choose_device(name: str) -> torch.device:
+
+def choose_device(name: str, scans: bool = False) -> torch.device:
     """ "auto" is a GPU if there is one; of many GPUs, "auto" and "cuda" are this process's own under `torchrun`.
 
+    Args:
+        scans: the network that will run there is a VM-DDPM.
+
     Raises:
-        ValueError: if torch cannot use such a device here.
+        InputError: if torch cannot use such a device here, or VMDDPM_BACKEND names kernels that cannot scan on it.
     """
     chosen = name
     if name == "auto":
@@ -17,7 +23,13 @@ def choose_device(name: str) -> torch.device:
     if chosen == "cuda":
         chosen = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        return torch.empty(0, device=chosen).device
+        probe = torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device is {name!r}, which torch cannot use here ({reason}); use cpu or auto") from error
+        raise InputError(f"device is {name!r}, which torch cannot use here ({reason}); use cpu or auto") from error
+    if scans:
+        try:
+            select(None, probe)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"VMDDPM_BACKEND in the environment: {error}") from error
+    return probe.device

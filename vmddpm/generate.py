@@ -10,6 +10,7 @@ from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, draw
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import make_scheduler, sample
+from vmddpm.errors import InputError
 from vmddpm.files import sha256
 from vmddpm.model import VMDDPM
 from vmddpm.samples import Format, Samples
@@ -48,16 +49,16 @@ def generate(
 
     Raises:
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
-        ValueError: on unusable options.
+        InputError: on unusable options.
     """
     for name, number in (("num", count), ("batch", batch_size)):
         if number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 1")
+            raise InputError(f"{name} is {number}; it must be at least 1")
     choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     folder = RunFolder(run)
     config = folder.load_config()
     if config.system in GANS:
@@ -66,8 +67,8 @@ def generate(
         steps = config.diffusion.timesteps if steps is None else steps
         make_scheduler(config.diffusion, sampler, steps)  # refuses bad options before anything is written
     if ordered and config.system != "vmddpm":
-        raise ValueError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
-    model = folder.load_model(weights).to(choose_device(device))
+        raise InputError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
+    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
     if ordered and isinstance(model, VMDDPM):
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":

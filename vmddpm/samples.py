@@ -42,7 +42,11 @@ class Samples:
         """Raises RunError if the folder holds anything else, or images that were made in another way."""
         record = self.folder / "sampling.yaml"
         if record.exists():
-            there = yaml.safe_load(record.read_text(encoding="utf-8"))
+            try:
+                there = dict(yaml.safe_load(record.read_text(encoding="utf-8")))
+            except (yaml.YAMLError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())
+                raise RunError(f"{record} cannot be read ({reason}); choose another folder") from error
             changes = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
             if changes:
                 raise RunError(
@@ -82,7 +86,7 @@ class Samples:
             return all(_png(index) in there for index in block)
         try:
             return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
-        except (ValueError, EOFError, OSError):  # cut short, or not what its name says
+        except Exception:  # cut short, or not what its name says: numpy documents no closed set
             return False
 
     def _read(self, block: range) -> np.ndarray:
@@ -103,6 +107,10 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{folder} holds no finished samples; run the `vmddpm sample` that made it again") from None
+    except ValueError as error:
+        raise RunError(
+            f"{folder / 'manifest.json'} cannot be read ({error}); run the `vmddpm sample` that made it again"
+        ) from error
     left = manifest["images"]
     if manifest["format"] == "png":
         for index in range(left):

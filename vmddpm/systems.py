@@ -1,5 +1,7 @@
 """Every system of the paper's tables by its name: how it is trained, and what it costs."""
 
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whatever was imported first
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
+from vmddpm.devices import choose_device
 from vmddpm.evaluation.images import Images
 from vmddpm.training import RunConfig, RunFolder, train
 from vmddpm.training.gan_trainer import generator_config, train_gan
@@ -35,19 +38,22 @@ class Cost:
 
 def cost(config: RunConfig) -> Cost:
     """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
-    the meta device; the scan has its formula on devices that it runs on."""
+    the meta device; the scan has its formula on devices that it runs on: the CPU, or the run's own where VMDDPM_BACKEND
+    asks for kernels that may not run on a CPU."""
     size, channels = config.data.size, config.data.channels
-    device = torch.device("cpu" if config.system == "vmddpm" else "meta")
+    scans = config.system == "vmddpm"
+    own = config.training.device if os.environ.get("VMDDPM_BACKEND") else "cpu"
+    device = choose_device(own, scans=True) if scans else torch.device("meta")
     network: nn.Module
     inputs: tuple[Tensor, ...]
-    with device, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with nullcontext() if scans else device, torch.no_grad(), FlopCounterMode(display=False) as counter:
         if config.system in GANS:
             networks = generator_config(config)
             network, discriminator = Generator(networks), build_discriminator(networks)
             inputs, judged = (torch.zeros(1, config.gan.latent_dim),), _parameters(discriminator)
         else:
-            network, judged = build_network(config), 0
-            inputs = torch.zeros(1, channels, size, size), torch.zeros(1, dtype=torch.int64)
+            network, judged = build_network(config).to(device), 0
+            inputs = torch.zeros(1, channels, size, size).to(device), torch.zeros(1, dtype=torch.int64).to(device)
         before = counter.get_total_flops()  # of starting values that are orthogonal
         network.eval()(*inputs)
     return Cost(_parameters(network), judged, counter.get_total_flops() - before)

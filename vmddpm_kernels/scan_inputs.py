@@ -1,7 +1,7 @@
 """One description of a selective scan: its tensors, its options and its sizes, for every function and backend."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -78,7 +78,12 @@ class ScanOptions:
     channel_first: bool = False   # y and dx lie in memory as (B, K, D, L) behind the same shape
 
 
-scan_options = lru_cache(ScanOptions)  # making one costs more than looking it up
+# Making one costs more than looking it up.
+_OPTIONS = {key: ScanOptions(*key) for key in product((False, True), repeat=3)}
+
+
+def scan_options(delta_softplus: bool, zoh: bool, channel_first: bool) -> ScanOptions:
+    return _OPTIONS[delta_softplus, zoh, channel_first]
 
 
 class ScanResult(NamedTuple):

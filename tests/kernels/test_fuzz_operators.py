@@ -38,10 +38,11 @@ def scan_backward(m):
 
 
 def copy(m):
-    batch, routes, length, channels = (m.draw(s) for s in (st.integers(0, 3), st.integers(1, 4), st.integers(0, 9), st.integers(0, 9)))
+    routes, (batch, length, channels) = m.draw(st.integers(1, 4)), (m.draw(st.integers(0, 9)) for _ in range(3))
     images = m.draw(st.sampled_from([1, routes]))
     table = m.permutations(routes, length)
-    return {"x": m.normal(batch, images, length, channels), "table": table, "channel_first": m.draw(st.booleans()), "backend": "cpu"}
+    x = m.normal(batch, images, length, channels)
+    return {"x": x, "table": table, "channel_first": m.draw(st.booleans()), "backend": "cpu"}
 
 
 def merge(m):
@@ -67,7 +68,8 @@ def fill(value):
 
 
 def other_data(t, draw):
-    t.data = torch.zeros(draw(st.sampled_from([(0,), (3,), (2, 2), (1, 4, 9), (1, 1, 1, 1), tuple(t.shape)])), dtype=t.dtype)
+    shapes = [(0,), (3,), (2, 2), (1, 4, 9), (1, 1, 1, 1), tuple(t.shape)]
+    t.data = torch.zeros(draw(st.sampled_from(shapes)), dtype=t.dtype)
 
 
 # What happens to a tensor between the forward and the backward, of which autograd hears nothing.
@@ -133,7 +135,12 @@ def test_any_operator_call(name, data):
             for key, value in arguments.items()
         }  # fmt: skip
     leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    reference = run(operator, {**arguments, "backend": "reference"}, leaves) if arguments["backend"] == "cpu" else None
+    reference = None
+    # A backward with nothing to differentiate multiplies by zero what the reference leaves out.
+    unlike = name == "selective_scan_backward" and any(how in ("NaN", "infinite", "large") for _, how in done)
+    if arguments["backend"] == "cpu" and "checkpoints" not in dict(done) and not unlike:
+        own = {"checkpoints": arguments["checkpoints"].new_empty(0)} if "checkpoints" in arguments else {}
+        reference = run(operator, {**arguments, **own, "backend": "reference"}, leaves)
     tensors = [t for t in arguments.values() if type(t) is torch.Tensor and t.layout == torch.strided
                and not t.is_nested and not t.is_meta and t.dtype.itemsize > 1 and t.numel()
                and t.dtype not in (torch.bfloat16, torch.complex64) and not t.is_neg()]  # fmt: skip
@@ -146,7 +153,8 @@ def test_any_operator_call(name, data):
             CHANGES[how](tensors[tensor], data.draw)
 
     ours = run(operator, arguments, leaves, change)
-    hypothesis.event(f"{'changed' if change else 'unchanged'}, {'refused' if isinstance(ours, Exception) else 'returned'}")
+    outcome = "refused" if isinstance(ours, Exception) else "returned"
+    hypothesis.event(f"{'changed' if change else 'unchanged'}, {outcome}")
     if isinstance(reference, Exception):
         assert isinstance(ours, Exception), f"{reference!r} but {ours} after {done}"
     if reference is None or isinstance(reference, Exception) or isinstance(ours, Exception):

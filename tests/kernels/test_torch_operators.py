@@ -135,12 +135,16 @@ def test_second_derivative_is_refused(compiled_backend):
         dx.square().sum().backward()
 
 
-def test_a_forward_without_checkpoints_has_no_gradient():
+def test_checkpoints_are_kept_wherever_autograd_follows():
     arguments = scan_arguments(True, torch.float32, True, gradients=True)
-    y, _, checkpoints = SelectiveScan.apply(*arguments, True, False, False, "cpu", False)
-    assert checkpoints.numel() == 0
-    with pytest.raises(RuntimeError, match="checkpoint=False"):
-        y.sum().backward()
+    grads = []
+    for call in (SelectiveScan.apply, selective_scan_forward):
+        for checkpoint in (False, True):
+            y, *_ = call(*arguments, True, False, False, "cpu", checkpoint)
+            grads.append(torch.autograd.grad(y.sum(), arguments[0])[0])
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
+    with torch.no_grad():
+        assert selective_scan_forward(*arguments, True, False, False, "cpu", False)[2].numel() == 0
 
 
 def test_fake_tensors_leave_nothing_behind():

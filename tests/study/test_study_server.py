@@ -149,6 +149,15 @@ def test_other_machines_are_let_in_with_passwords_only(tmp_path):
         serve(study.path, "0.0.0.0", 1, certificate="nowhere.pem", private_key="nowhere.pem")
     with pytest.raises(StudyError, match="belong together"):
         serve(study.path, "0.0.0.0", 1, certificate="cert.pem")
+    with pytest.raises(StudyError, match="port is 70000; it must be from 0 to 65535"):
+        serve(study.path, "127.0.0.1", 70000)
+    pem = tmp_path / "cert.pem"
+    pem.write_text("no certificate")
+    with pytest.raises(StudyError, match=r"cert\.pem must be a certificate and its key, PEM files"):
+        serve(study.path, "127.0.0.1", 1, certificate=str(pem), private_key=str(pem))
+    (study.path / "readers.json").write_text("{")
+    with pytest.raises(StudyError, match=r"readers\.json cannot be read"):
+        serve(study.path, "0.0.0.0", 1)
     assert [is_local(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
     assert [is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "hospital.example")] == [False] * 4
 

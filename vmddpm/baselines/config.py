@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import log2
 from typing import Literal
 
+from vmddpm.errors import InputError
+
 GANS = ("dcgan", "sagan", "unetgan")
 
 
@@ -12,7 +14,7 @@ class GANConfig:
     """What the generator and the discriminator are made of and how they are trained (paper section IV-A).
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     latent_dim: int = 1000
@@ -56,16 +58,16 @@ class GANConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"gan.{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"gan.{name} is {getattr(self, name)!r}; it must be {needed}")
 
 
 def multipliers(size: int) -> tuple[int, ...]:
     """Widths over base_channels after each doubling from 4 x 4 to `size`: (16, 8, 4, 2, 1) at 128, (8, 4, 2, 1) at 64.
 
     Raises:
-        ValueError: if the size cannot be reached.
+        InputError: if the size cannot be reached.
     """
     stages = round(log2(max(size, 1))) - 2
     if stages < 2 or 4 << stages != size:
-        raise ValueError(f"data.size is {size}; a GAN's must be a power of 2 of at least 16")
+        raise InputError(f"data.size is {size}; a GAN's must be a power of 2 of at least 16")
     return tuple(2**i for i in reversed(range(stages)))

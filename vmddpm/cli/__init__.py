@@ -4,13 +4,16 @@ A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its opt
 with sub-commands of its own adds them in `extend(parser, new_parser)`: jsonargparse wants the outer ones first.
 """
 
+import os
 import sys
+import traceback
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from importlib import import_module
 from typing import Any
 
 from vmddpm.cli.presets import PRESETS, with_preset_files
+from vmddpm.errors import VmddpmError
 
 __all__ = ["PRESETS", "build_parser", "main"]
 
@@ -20,6 +23,7 @@ example:
   vmddpm demo --minutes 6 --out runs/demo
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
   vmddpm sample --run runs/small --num 16 --out samples"""
+UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 
 
@@ -32,6 +36,7 @@ def build_parser() -> tuple[Any, dict[str, Any]]:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="vmddpm", formatter_class=Formatter, description=HELP)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose; may follow the command")
     commands = parser.add_subcommands(required=True)
     parsers = {}
     for name in COMMANDS:
@@ -44,24 +49,65 @@ def build_parser() -> tuple[Any, dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; an error the user can mend is one line on stderr and exit code 1."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    try:
-        parser, parsers = build_parser()
-    except ModuleNotFoundError as error:
-        cure = ("the command locks files as Linux and macOS do; run it on one of them" if error.name == "fcntl"
-                else "`pip install \".[train]\"` in the source tree brings the command's needs")  # fmt: skip
-        print(f"vmddpm: {error.name} is missing; {cure}", file=sys.stderr)
-        return 1
-    from vmddpm.training import RunError, TrainingError
+    """Runs one command and returns its exit code.
 
-    arguments = parser.parse_args(with_preset_files(sys.argv[1:] if argv is None else argv))
-    name = arguments.subcommand
+    0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
+    Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
+    """
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    words = with_preset_files(sys.argv[1:] if argv is None else argv)
     try:
-        import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
+        try:
+            _run(sorted(words, key=lambda word: word != "--traceback"))  # it goes first, the others keep their order
+        finally:
+            _flush()
     except KeyboardInterrupt:
         return 130
-    except (RunError, TrainingError, ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"vmddpm {name}: {error}", file=sys.stderr)
-        return 1
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        name = next((f"vmddpm {word}" for word in words if word in COMMANDS), "vmddpm")
+        return _report(error, name, traced="--traceback" in words)
     return 0
+
+
+def _run(words: list[str]) -> None:
+    parser, parsers = build_parser()
+    arguments = parser.parse_args(words)
+    name = arguments.subcommand
+    import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
+
+
+def _flush() -> None:
+    """Writes out what was printed while a failure still counts: at its own end Python would only complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left to be written then
+        raise
+
+
+def _report(error: Exception, name: str, *, traced: bool) -> int:
+    """Prints the error that ended the command `name`; returns the exit code."""
+    line, code = _told(error, name, "" if traced else "; to see where, add --traceback")
+    if traced or code == UNEXPECTED:
+        traceback.print_exception(error)
+    print(f"{name}: {line}", file=sys.stderr)
+    return code
+
+
+def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
+    """The line for an error, and the exit code."""
+    if isinstance(error, VmddpmError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        return f"{' '.join(str(error).split()) or type(error).__name__}{hint}", 1
+    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    package = missing.partition(".")[0]
+    if package in ("", "vmddpm", "vmddpm_kernels"):
+        return "unexpected error; please report the lines above with the output of `vmddpm info`", UNEXPECTED
+    if package == "fcntl":
+        cure = "the command locks files as Linux and macOS do; run it on one of them"
+    else:
+        cure = f"`pip install \".[{'study' if name == 'vmddpm study' else 'train'}]\"` in the source tree brings it"
+    return f"{missing} is missing; {cure}{hint}", 1

@@ -59,7 +59,7 @@ def run(parser: Any, options: Any) -> None:
 
     name = options.dataset
     chosen = options[name]
-    root = Path(chosen.root).expanduser().absolute()
+    root = Path(os.path.expanduser(chosen.root)).absolute()
     config = DataConfig(root=str(root), **chosen.data.as_dict())
     own = {option: chosen[option] for option in ("frames", "modality", "patient") if option in chosen}
     layout = layouts.folder(root, config, **own) if name == "folder" else getattr(layouts, name)(root, **own)

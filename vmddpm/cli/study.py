@@ -82,11 +82,7 @@ def extend(parser: Any, new_parser: Any) -> None:
 
 def run(parser: Any, options: Any) -> None:
     name = options.subcommand
-    try:
-        {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options[name])
-    except ModuleNotFoundError as error:
-        cure = "`pip install \".[study]\"` in the source tree brings it"
-        raise ModuleNotFoundError(f"{error.name} is missing; {cure}") from error
+    {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options[name])
 
 
 def _create(options: Any) -> None:

@@ -35,7 +35,7 @@ def run(parser: Any, options: Any) -> None:
     parts = parser.instantiate_classes(options)
     config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
-    with joined(config.training.device) as ranks:
+    with joined(config.training.device, scans=config.system == "vmddpm") as ranks:
         if ranks.first:
             folder.check(config)
         dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))

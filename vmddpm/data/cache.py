@@ -19,9 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from vmddpm.data.config import DataConfig
+from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.errors import InputError
 from vmddpm.files import write_text
 
 # Raised when the same files and options give other images.
@@ -75,10 +76,17 @@ def decode(image: np.ndarray) -> np.ndarray:
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """`config.cache_dir`, or `vmddpm` in the user's cache folder (the XDG base directory specification)."""
+    """`config.cache_dir`, or `vmddpm` in the user's cache folder (the XDG base directory specification).
+
+    Raises:
+        DataError: if neither is known.
+    """
     if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmddpm"
+        return Path(os.path.expanduser(config.cache_dir))
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmddpm"
+    except RuntimeError as error:
+        raise DataError("the user has no home folder for the cache; set cache_dir to a folder") from error
 
 
 def cache_key(config: DataConfig, files: Iterable[Path]) -> str:
@@ -116,7 +124,7 @@ def load(folder: Path, key: str) -> SliceSet | None:
         slices = [SliceInfo(**entry) for entry in manifest["slices"]]
         images = ImageFile(images_path)
         if len(images) != len(slices):
-            raise ValueError(f"{len(images)} images for {len(slices)} slices")
+            raise InputError(f"{len(images)} images for {len(slices)} slices")
         return SliceSet(images, slices, manifest["skipped"], manifest["seen"])
     except Exception as error:
         # Damage can be of any kind, and the cure is the same for all.

@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
+from vmddpm.errors import VmddpmError
+
 AXES = ("axial", "coronal", "sagittal")
 
 
-class DataError(ValueError):
+class DataError(VmddpmError, ValueError):
     """Data that cannot be used; the message names the file or option, what is wrong, and how to fix it."""
 
 

@@ -125,8 +125,7 @@ def _planes(volume: object, config: DataConfig) -> Iterator[Plane]:
 def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progress: bool) -> cache.SliceSet:
     shape = config.channels, config.size, config.size
     try:
-        with cache.CacheWriter(folder, key, shape) as writer:
-            bar = tqdm(files, "decoding", disable=not progress)
+        with cache.CacheWriter(folder, key, shape) as writer, tqdm(files, "decoding", disable=not progress) as bar:
             sources = ((str(path), read_file(path, config)) for path in bar)
             slices, skipped, seen = _collect(sources, config, writer.append, writer.cut)
             if not slices:

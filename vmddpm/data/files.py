@@ -34,7 +34,7 @@ def find_files(config: DataConfig) -> list[Path]:
     """
     if not config.root:
         raise DataError("root is empty: name the folder of images, or one image file")
-    root = Path(config.root).expanduser().absolute()
+    root = Path(os.path.expanduser(config.root)).absolute()
     if root.is_file():
         if _plainly_not_an_image(root.name):
             raise DataError(f"{root}: is no image by its name; name an image or a folder of images")

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from vmddpm.data.config import DataError
+from vmddpm.errors import InputError
 
 W = TypeVar("W", bound="ImageWriter")
 
@@ -83,20 +84,23 @@ class ImageFile:
         checksums: CRC-32 of each image, if known; every image that is read is compared with it.
 
     Raises:
-        ValueError, OSError: if it is no such file, or not whole.
+        InputError, OSError: if it is no such file, or not whole.
     """
 
     def __init__(self, path: Path, checksums: np.ndarray | None = None) -> None:
         self.path, self.checksums = path, checksums
         with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            try:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            except Exception as error:  # numpy documents no closed set
+                raise InputError(f"its header is not that of an .npy file: {error}") from error
             start, size = file.tell(), os.fstat(file.fileno()).st_size
         if dtype != np.uint16 or len(shape) != 4:
-            raise ValueError(f"{dtype} array of shape {shape}")
+            raise InputError(f"{dtype} array of shape {shape}")
         self.shape, self._start, self._bytes = shape, start, 2 * int(np.prod(shape[1:]))
         if size != start + shape[0] * self._bytes:
-            raise ValueError(f"{size} bytes for an array of shape {shape}")
+            raise InputError(f"{size} bytes for an array of shape {shape}")
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 

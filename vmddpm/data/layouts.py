@@ -78,8 +78,9 @@ def _info(path: Path) -> dict[str, int]:
     """ED and ES of an Info.cfg: the numbers of the two frames, counted from 1."""
     try:
         found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", path.read_text(encoding="utf-8"), re.MULTILINE))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); it says which frames are ED and ES") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); it says which frames are ED and ES") from error
     if set(found) != {"ED", "ES"}:
         raise DataError(f"{path}: has no lines `ED: <frame>` and `ES: <frame>`")
     return {phase: int(number) for phase, number in found.items()}
@@ -136,11 +137,14 @@ def _members(root: Path, archives: list[Path], patients: dict[str, str]) -> Iter
 def _patients_of_table(root: Path) -> dict[str, str]:
     patients = {}
     for table in sorted(root.rglob("Data_Entry_2017*.csv"))[:1]:
-        with open(table, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not {"Image Index", "Patient ID"} <= set(reader.fieldnames or ()):
-                raise DataError(f"{table}: has no columns Image Index and Patient ID")
-            patients = {row["Image Index"]: f"{int(row['Patient ID']):08d}" for row in reader}
+        try:
+            with open(table, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            patients = {row["Image Index"]: f"{int(row['Patient ID']):08d}" for row in rows}
+        except KeyError:
+            raise DataError(f"{table}: has no columns Image Index and Patient ID") from None
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise DataError(f"{table}: cannot be read ({error}); download it again") from error
     return patients
 
 
@@ -157,17 +161,28 @@ def folder(root: Path, config: DataConfig, patient: str | None = None) -> Layout
     Args:
         patient: a regular expression searched for in the path below the root; its first group is the patient.
     """
+    finder = None if patient is None else patient_pattern(patient)
     sources = []
     for path in find_files(config):
         name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
         owner = None
-        if patient is not None:
-            match = re.search(patient, name)
+        if finder is not None:
+            match = finder.search(name)
             if match is None or not match.groups():
                 raise DataError(f"{path}: patient {patient!r} finds no group in it; a pattern is like '(sub-[0-9]+)'")
             owner = match[1]
         sources.append(Source(name, owner, path))
     return Layout(sources, len(sources))
+
+
+def patient_pattern(text: str) -> re.Pattern[str]:
+    """Raises DataError unless it is a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise DataError(
+            f"patient is {text!r}, which is no regular expression ({error}); a pattern is like '(sub-[0-9]+)'"
+        ) from error
 
 
 def _folders(root: Path, pattern: str, needed: str) -> list[Path]:

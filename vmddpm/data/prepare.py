@@ -135,7 +135,7 @@ def owner_of(source: Source) -> str:
     """See `layouts.folder`."""
     try:
         found = pydicom.dcmread(source.path, specific_tags=["PatientID"], stop_before_pixels=True).get("PatientID")
-    except (pydicom.errors.InvalidDicomError, OSError):
+    except Exception:  # pydicom raises nearly every class on damaged files, which are told when they are read
         found = None
     if found:
         return f"dicom-{hashlib.sha256(str(found).encode()).hexdigest()[:16]}"

@@ -21,6 +21,7 @@ from vmddpm.data.cache import SliceSet
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.image_file import ImageFile
 from vmddpm.data.slicing import SliceInfo
+from vmddpm.errors import InputError
 from vmddpm.files import sha256, write_text
 
 FORMAT = 1
@@ -59,7 +60,7 @@ def side_of(patient: str, test_share: float) -> str:
 
 
 def is_store(root: str | Path) -> bool:
-    return bool(root) and (Path(root).expanduser() / "store.json").is_file()
+    return bool(root) and (Path(os.path.expanduser(root)) / "store.json").is_file()
 
 
 def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any]) -> None:
@@ -79,13 +80,13 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
         if record.get("format") != FORMAT:
             raise DataError(f"{folder}: a store of another version of vmddpm; prepare it again")
         if sha256(folder / "manifest.jsonl") != record["manifest_sha256"]:
-            raise ValueError("manifest.jsonl is not what was written")
+            raise InputError("manifest.jsonl is not what was written")
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
             slices = [StoredSlice(**json.loads(line)) for line in file]
         images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
         if not len(images) == len(slices) == record["images"]:
-            raise ValueError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{folder}: the store is damaged ({error}); prepare it again") from error

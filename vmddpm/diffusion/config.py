@@ -7,13 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The forward process of paper section III-A. Each field quotes the sentence it reads, if there is one.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     timesteps: int = 1000
@@ -54,7 +56,7 @@ class DiffusionConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @property
     def scheduler_options(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
+from vmddpm.errors import InputError
 from vmddpm.seeding import mix_seed
 
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
@@ -28,7 +29,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
     DDPM is the posterior's ("fixed_small"). The paper states neither; both follow Ho et al. (2020).
 
     Raises:
-        ValueError: on an unknown sampler, or steps that it cannot take.
+        InputError: on an unknown sampler, or steps that it cannot take.
     """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # here, as its import takes seconds
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -36,14 +37,14 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
     from vmddpm.diffusion.clipped_solver import ClippedDPMSolver
 
     if sampler not in SAMPLERS:
-        raise ValueError(f'sampler is {sampler!r}; it must be "ddpm", "ddim" or "dpm-solver"')
+        raise InputError(f'sampler is {sampler!r}; it must be "ddpm", "ddim" or "dpm-solver"')
     total = config.timesteps
     if sampler == "ddim":
         # With other numbers DDIMScheduler lands at noise levels that the next step does not start from.
         if steps < 1 or total % steps:
             divisors = [n for n in range(1, total + 1) if total % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - steps))
-            raise ValueError(
+            raise InputError(
                 f"steps is {steps}; with ddim it must be a divisor of the {total} steps of training, "
                 f"the nearest is {nearest}"
             )
@@ -51,7 +52,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
         ddim.set_timesteps(steps)
         return ddim
     if not 1 <= steps <= total:
-        raise ValueError(f"steps is {steps}; it must be from 1 to the {total} steps of training")
+        raise InputError(f"steps is {steps}; it must be from 1 to the {total} steps of training")
     # The schedulers' own "trailing" adds a step of -1 for some numbers, such as 61, by rounding: these are integers.
     trailing = [(total * (steps - i) + steps // 2) // steps - 1 for i in range(steps)]
     if sampler == "ddpm":
@@ -127,16 +128,16 @@ def sample(
         float32 (len(indices), C, H, W) in [-1, 1], on `device`.
 
     Raises:
-        ValueError: on an unknown sampler, unusable steps, eta, batch_size or indices, naming the way out.
+        InputError: on an unknown sampler, unusable steps, eta, batch_size or indices, naming the way out.
     """
     steps = config.timesteps if steps is None else steps
     make_scheduler(config, sampler, steps)  # refuses what cannot be done
     if not 0 <= eta <= (1 if sampler == "ddim" else 0):
-        raise ValueError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
+        raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     if any(index < 0 for index in indices):
-        raise ValueError(f"indices holds {min(indices)}; images are numbered from 0")
+        raise InputError(f"indices holds {min(indices)}; images are numbered from 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     # The noise that DDIM steps along is taken from the clipped image, so that the two still add up to x_t.
     options = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}

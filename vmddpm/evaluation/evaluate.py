@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vmddpm.devices import choose_device
+from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_floor
 from vmddpm.evaluation.images import ImageFeatures, Images, describe_images
@@ -27,7 +28,7 @@ class MetricsConfig:
     """How samples are compared with real images.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     kid_subsets: int = 100
@@ -54,9 +55,11 @@ class MetricsConfig:
     def __post_init__(self) -> None:
         for name in ("kid_subsets", "kid_subset_size", "neighbours", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
+                raise InputError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"metrics.seed is {self.seed}; it must be from 0 to below 2^63")
         if not 0 < self.copy_threshold < 1:
-            raise ValueError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
+            raise InputError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,14 @@ def describe_real(
     """Features of the training images, which the samples are compared with, and of held-out ones if there are any.
 
     Raises:
-        ValueError: if the images do not do: too few, features that are not finite, or all the same.
+        InputError: if the images do not do: too few, features that are not finite, or all the same.
     """
     extractor.to(choose_device(config.device))
     described = _describe(training, extractor, config, "real images", held_out is None, progress)
     others = None if held_out is None else _describe(held_out, extractor, config, "held-out images", True, progress)
     gaussian = fit_gaussian(described.features, "real images")
     if not gaussian.covariance.trace() > 0:
-        raise ValueError(
+        raise InputError(
             f"all {gaussian.count} real images have the same features: they are constant or copies of one image, or "
             "the extractor's value range is wrong"
         )
@@ -96,8 +99,13 @@ def evaluate(
     """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, returns the former.
 
     Raises:
-        ValueError: as in `describe_real`, of the samples.
+        InputError: as in `describe_real`, of the samples, or if they have another shape than the training images.
     """
+    if len(samples) and samples[0].shape != real.training[0].shape:
+        raise InputError(
+            f"samples have channels and pixels {tuple(samples[0].shape)}, the training images "
+            f"{tuple(real.training[0].shape)}; give samples of the same run"
+        )
     extractor.to(choose_device(config.device))
     described = _describe(samples, extractor, config, "samples", True, progress)
     gaussian = fit_gaussian(described.features, "samples")

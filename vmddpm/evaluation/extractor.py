@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError, VmddpmError
 from vmddpm.evaluation.resize import RESIZERS, resize
 from vmddpm.files import sha256
 
@@ -25,7 +26,7 @@ RadImageNet's ResNet-50 and DINOv2 serve as well, saved by torch.jit.save, with 
 _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
 
-class ExtractorError(ValueError):
+class ExtractorError(VmddpmError, ValueError):
     """An extractor that cannot be used; the message says what to do."""
 
 
@@ -34,7 +35,7 @@ class ExtractorConfig:
     """Which network gives the features, and how images are put to it.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     path: str = ""
@@ -57,10 +58,10 @@ class ExtractorConfig:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"extractor.size is {self.size}; it must be at least 1")
+            raise InputError(f"extractor.size is {self.size}; it must be at least 1")
         for name, allowed in (("resizer", RESIZERS), ("value_range", _RANGES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"extractor.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise InputError(f"extractor.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
 
 
 class Extractor:
@@ -92,7 +93,14 @@ class Extractor:
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         pixels = resize(images.to(self.device).float(), self.config.size, self.config.resizer)
-        features = self.network(_in_range(pixels, self.config.value_range), **self._options)
+        try:
+            features = self.network(_in_range(pixels, self.config.value_range), **self._options)
+        except RuntimeError as error:  # of the user's network
+            reason = str(error).strip().rpartition("\n")[2]
+            raise ExtractorError(
+                f"{self.name}: the extractor fails on {len(pixels)} images of {self.config.size} x {self.config.size} "
+                f"({reason}); set extractor.size to what it takes, or metrics.batch_size to less"
+            ) from error
         if not isinstance(features, Tensor) or features.dim() not in (2, 4):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ExtractorError(

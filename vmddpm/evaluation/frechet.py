@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
+
 CHUNK = 4096  # rows of features that are float64 at a time
 
 
@@ -24,18 +26,18 @@ def fit_gaussian(features: Tensor, name: str = "features") -> Gaussian:
     The second pass subtracts the mean before it squares, so that large means cost no digits.
 
     Raises:
-        ValueError: if there are fewer than two rows, or one that is not finite; `name` says of which set.
+        InputError: if there are fewer than two rows, or one that is not finite; `name` says of which set.
     """
     count, dimensions = features.shape
     if count < 2:
-        raise ValueError(f"{name}: a covariance needs at least 2 images, got {count}")
+        raise InputError(f"{name}: a covariance needs at least 2 images, got {count}")
     mean = torch.zeros(dimensions, dtype=torch.float64)
     for chunk in features.split(CHUNK):
         mean += chunk.double().sum(0)
     mean /= count
     if not mean.isfinite().all():
         rows = [not_finite for chunk in features.split(CHUNK) for not_finite in (~chunk.isfinite().all(1)).tolist()]
-        raise ValueError(
+        raise InputError(
             f"{name}: {sum(rows)} of {count} images have features that are NaN or infinite, the first is number "
             f"{rows.index(True)}; look at the image, or at the extractor's value range"
         )
@@ -69,10 +71,10 @@ def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
     part of the variance and the floor is itself too low.
 
     Raises:
-        ValueError: if a set has fewer than two images.
+        InputError: if a set has fewer than two images.
     """
     if min(real.count, count) < 2:
-        raise ValueError(f"the floor needs at least 2 images in each set, got {real.count} and {count}")
+        raise InputError(f"the floor needs at least 2 images in each set, got {real.count} and {count}")
     scales = torch.linalg.eigvalsh(real.covariance).clamp(min=0).sqrt()  # the distance knows no rotation
     random = np.random.default_rng(seed)
     return frechet_distance(*(_draw_fit(scales.numpy(), n, random) for n in (real.count, count)))

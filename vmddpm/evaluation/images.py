@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 
 PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise counts for little
@@ -32,31 +33,51 @@ class SampleFolder:
         limit: the first so many only.
 
     Raises:
-        ValueError: if there is no such image, or not as many.
+        InputError: if there is no such image, or not as many; on access, if an image is damaged or unlike the others.
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         blocks = sorted(Path(path).glob("images-*.npy"))
         self.places: list[tuple[Path, int | None]] = [  # the file, and the row in it
-            (block, row) for block in blocks for row in range(len(np.load(block, mmap_mode="r")))
+            (block, row) for block in blocks for row in range(len(_block(block)))
         ] or [(p, None) for p in sorted(Path(path).glob("*.png")) if p.stem.isdigit()]
         if not self.places or len(self.places) < (limit or 0):
             wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
-            raise ValueError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
+            raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
                              f"draw them by vmddpm sample --out {path}")  # fmt: skip
         self.places = self.places[:limit]
+        self._shape: tuple[int, ...] | None = None  # of the first image that was read
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, i: int) -> Tensor:
         path, row = self.places[i]
-        if row is None:
-            with Image.open(path) as image:
-                pixels = np.atleast_3d(np.array(image))
-        else:
-            pixels = np.array(np.load(path, mmap_mode="r")[row])
+        pixels = _picture(path) if row is None else np.array(_block(path)[row])
+        self._shape = self._shape or pixels.shape
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+            raise InputError(f"{path}: {pixels.dtype} of shape {pixels.shape}; samples are 8-bit, grey or RGB")
+        if pixels.shape != self._shape:
+            raise InputError(f"{path}: has shape {pixels.shape}, other samples {self._shape}; all need the same")
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _picture(path: Path) -> np.ndarray:
+    """A PNG file, uint8 (H, W, C) if it is what `vmddpm sample` writes."""
+    try:
+        with Image.open(path) as image:
+            return np.atleast_3d(np.array(image))
+    except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises on damaged files
+        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+
+
+def _block(path: Path) -> np.ndarray:
+    """A mapped block of images, uint8 (n, H, W, C) if it is what `vmddpm sample` writes."""
+    try:
+        block = np.load(path, mmap_mode="r")
+    except Exception as error:  # numpy raises classes of its parser, too, on damaged headers
+        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+    return np.atleast_1d(block)
 
 
 class ImageFeatures(NamedTuple):
@@ -114,7 +135,7 @@ def describe_images(
         if progress is not None:
             progress(first + len(batch))
     if not stores:
-        raise ValueError("there is no image to describe")
+        raise InputError("there is no image to describe")
     speed = rows / (time.perf_counter() - began)
     return ImageFeatures(stores["features"], stores.get("mirrored"), stores["pixels"], speed)
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
+
 
 class KID(NamedTuple):
     """The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; it may fall a little below 0."""
@@ -26,11 +28,11 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: in
         seed: of the subsets.
 
     Raises:
-        ValueError: if a set has fewer than four images.
+        InputError: if a set has fewer than four images.
     """
     smaller = min(len(a), len(b))
     if smaller < 4:
-        raise ValueError(f"the kernel distance needs at least 4 images in each set, got {len(a)} and {len(b)}")
+        raise InputError(f"the kernel distance needs at least 4 images in each set, got {len(a)} and {len(b)}")
     size = min(subset_size, smaller // 2)
     generator = torch.Generator().manual_seed(seed)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
 from vmddpm.evaluation.neighbours import nearest, nearest_few
 from vmddpm.files import written_whole
@@ -49,7 +50,7 @@ def find_copies(
             stand in, each compared with all others.
 
     Raises:
-        ValueError: if real images have so many duplicates that nothing else is near.
+        InputError: if real images have so many duplicates that nothing else is near.
     """
     found, ratio, reference_ratio = {}, {}, {}
     alone = held_out is None
@@ -64,7 +65,7 @@ def find_copies(
         itself = images[real.index] == torch.arange(len(real.index))[:, None]
         reference_ratio[space] = real.distance / distances[real.index].masked_fill(itself, torch.inf).amin(1)
         if not distances.amin(1).isfinite().all():
-            raise ValueError(
+            raise InputError(
                 f"a training image has {_AROUND} twins among the real images (by their {space}): nothing can be said "
                 "of copies; remove the duplicates"
             )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
+
 BLOCK = 32 * 2**20  # distances in memory at a time, 256 MiB
 CHUNK = 4096  # rows of features that are float64 at a time
 
@@ -40,10 +42,10 @@ def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False
         leave_out_self: query i is image i of the references; it is not its own neighbour.
 
     Raises:
-        ValueError: if there is no reference to choose from.
+        InputError: if there is no reference to choose from.
     """
     if len(references) < 1 + leave_out_self:
-        raise ValueError(f"the nearest of {len(references)} images does not exist; give more real images")
+        raise InputError(f"the nearest of {len(references)} images does not exist; give more real images")
     distances, indices = [], []
     for rows in _blocks(len(queries), len(references)):
         squared = _squared_distances(queries[rows], references)
@@ -77,10 +79,10 @@ def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> Precisi
     An image lies among a set if it is no farther from one of the set's images than that one's k-th nearest fellow.
 
     Raises:
-        ValueError: if a set has no more than k images.
+        InputError: if a set has no more than k images.
     """
     if min(len(real), len(synthetic)) <= k:
-        raise ValueError(
+        raise InputError(
             f"precision and recall with {k} neighbours need more than {k} images in each set, got {len(real)} and "
             f"{len(synthetic)}"
         )

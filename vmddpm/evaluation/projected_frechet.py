@@ -23,6 +23,6 @@ def projected_frechet_distance(a: Tensor, b: Tensor) -> float:
     Comparable only with itself, on the same images; it sees coarse structure and contrast, not fine texture.
 
     Raises:
-        ValueError: if a set has fewer than two images.
+        InputError: if a set has fewer than two images.
     """
     return frechet_distance(fit_gaussian(projected_features(a)), fit_gaussian(projected_features(b)))

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
 
+from vmddpm.errors import InputError
+from vmddpm_kernels.checks import MAX_STATES
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture of VM-DDPM. Each field quotes the sentence of the paper it reads, if there is one.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     image_channels: int = 1
@@ -89,8 +92,9 @@ class ModelConfig:
         for name in ("channel_multipliers", "sampling"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
-        for name in ("layers_per_stage", "d_state", "expand", "regeneration_patch_size", "norm_groups"):
+        for name in ("layers_per_stage", "expand", "regeneration_patch_size", "norm_groups"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(1 <= self.d_state <= MAX_STATES, "d_state", f"from 1 to {MAX_STATES}")
         for name in ("dt_rank", "time_embedding_dim"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, "at least 1, or None for the default")
@@ -116,7 +120,7 @@ class ModelConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @property
     def widths(self) -> tuple[int, ...]:

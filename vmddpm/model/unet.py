@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError
 from vmddpm.model.pretrained import Pretrained
 
 
@@ -13,7 +14,7 @@ class UNetConfig:
     """The widths of Ho et al. (2020) at 256 x 256 without their first stage: 128 x 128 down to 8 x 8.
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     image_channels: int = 1
@@ -38,6 +39,7 @@ class UNetConfig:
         for name in ("widths", "attention"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
+        self._require(self.norm_groups >= 1, "norm_groups", "at least 1")
         self._require(
             len(self.widths) >= 1 and all(w >= 1 and w % self.norm_groups == 0 for w in self.widths),
             "widths", f"one or more multiples of norm_groups, {self.norm_groups}",
@@ -48,7 +50,7 @@ class UNetConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"unet.{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"unet.{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @property
     def size_multiple(self) -> int:

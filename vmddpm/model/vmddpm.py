@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.regeneration import VisitOrders, order_key_tensor
@@ -64,7 +65,7 @@ class VMDDPM(
             (B, image_channels, H, W).
 
         Raises:
-            ValueError: if the shape of x or t does not fit.
+            InputError: if the shape of x or t does not fit.
         """
         time, orders = self._prepare(x, t, order_key)
         h, skips = self._encode(x, time, orders)
@@ -91,14 +92,14 @@ class VMDDPM(
     def _prepare(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None) -> tuple[Tensor, VisitOrders]:
         channels, multiple = self.config.image_channels, self.config.size_multiple
         if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+            raise InputError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if min(x.shape[2:]) < 1 or x.shape[2] % multiple or x.shape[3] % multiple:
-            raise ValueError(
+            raise InputError(
                 f"height and width must be multiples of {multiple} for sampling {self.config.sampling}, got "
                 f"{x.shape[2]} x {x.shape[3]}; pad or resize the images, or choose a smaller sampling"
             )
         if t.shape != x.shape[:1]:
-            raise ValueError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
+            raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
         key = order_key_tensor(order_key) if shuffled else None
         return self.time(t), VisitOrders(self.config, key, x.device)

@@ -15,13 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vmddpm.errors import InputError, VmddpmError
 from vmddpm.study.folder import CLASSES, Study, StudyError
 
 CONFIDENCES = ("low", "medium", "high")
 LONGEST_SECONDS = 7 * 24 * 3600
 
 
-class StaleAnswer(ValueError):
+class StaleAnswer(VmddpmError, ValueError):
     """The page that sent the answer does not know what another one has stored since."""
 
 
@@ -49,7 +50,7 @@ class Sent:
 
     @classmethod
     def parse(cls, content: Any) -> "Sent":
-        """Raises ValueError naming the field that is missing, unknown or unusable."""
+        """Raises InputError naming the field that is missing, unknown or unusable."""
         checks = {
             "position": _is_count, "revision": _is_count,
             "answer": CLASSES.__contains__, "confidence": CONFIDENCES.__contains__,
@@ -57,10 +58,10 @@ class Sent:
             "page": _is_word, "submission": _is_word,
         }  # fmt: skip
         if not isinstance(content, dict) or set(content) != set(checks):
-            raise ValueError(f"an answer has exactly the fields {', '.join(checks)}")
+            raise InputError(f"an answer has exactly the fields {', '.join(checks)}")
         for name, usable in checks.items():
             if not usable(content[name]):
-                raise ValueError(f"{name} cannot be {content[name]!r:.60}")
+                raise InputError(f"{name} cannot be {content[name]!r:.60}")
         return cls(**content)
 
 
@@ -173,7 +174,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
             if position == len(revisions):
                 revisions.append(0)
             if row["revision"] != revisions[position]:
-                raise ValueError("a line before it is missing, or it is there twice")
+                raise InputError("a line before it is missing, or it is there twice")
             revisions[position] += 1
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise StudyError(f"{path}, line {number}, is damaged ({error}); restore the file from a copy") from error

@@ -19,6 +19,7 @@ from PIL import Image
 import vmddpm
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.files import find_files
+from vmddpm.data.layouts import patient_pattern
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
 from vmddpm.files import write_text, written_whole
@@ -83,7 +84,7 @@ def create_study(
 
     Raises:
         StudyError: if there are too few images or patients, or the folder exists.
-        DataError: if images cannot be read.
+        DataError: if images cannot be read, or `patient` is no regular expression.
     """
     out = Path(out)
     if out.exists():
@@ -92,6 +93,8 @@ def create_study(
         raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
+    if options.patient is not None:
+        patient_pattern(options.patient)
     for label, config in zip(CLASSES, (real, synthetic)):  # before any file is decoded
         try:
             if not is_store(config.root):
@@ -147,12 +150,12 @@ def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> lis
     if is_store(root):
         if options.patient is not None:
             raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
-        of = {(s.source, s.axis, s.index, s.frame): s.patient for s in read_store(Path(root).expanduser())[1]}
+        of = {(s.source, s.axis, s.index, s.frame): s.patient for s in read_store(Path(os.path.expanduser(root)))[1]}
         return [of[info.path, info.axis, info.index, info.frame] for info in slices]
     known: dict[str, str | None] = {}
     for info in slices:
         if info.path not in known:
-            known[info.path] = _patient(Path(info.path), Path(root).expanduser().absolute(), options.patient)
+            known[info.path] = _patient(Path(info.path), Path(os.path.expanduser(root)).absolute(), options.patient)
     unknown = [path for path, patient in known.items() if patient is None]
     if unknown:
         warnings.warn(f"the patients of {len(unknown)} real files are not known ({unknown[0]} ...): two images may be "

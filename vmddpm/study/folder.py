@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vmddpm.errors import VmddpmError
 from vmddpm.files import written_whole
 
 SCHEMA = 1
@@ -20,7 +21,7 @@ CLASSES = ("real", "synthetic")
 T = TypeVar("T")
 
 
-class StudyError(ValueError):
+class StudyError(VmddpmError, ValueError):
     """A study that cannot be made, served or reported on; the message says why and what to do."""
 
 

@@ -23,7 +23,12 @@ def reader_code(text: str) -> str:
 def load_readers(study: Study) -> dict[str, dict[str, str]]:
     """{code: {"salt", "hash"}}; empty if readers need no password."""
     path = study.path / "readers.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise StudyError(
+            f"{path} cannot be read ({error}); restore it, or remove it and register the readers again"
+        ) from error
 
 
 def register(study: Study, codes: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import json
 import secrets
+import ssl
 import sys
 import threading
 from importlib.resources import files
@@ -26,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from vmddpm.errors import InputError
 from vmddpm.study.answers import AnswerLog, Sent, StaleAnswer
 from vmddpm.study.folder import Study, StudyError, digest, write_secret
 from vmddpm.study.readers import is_password, load_readers, reader_code
@@ -122,7 +124,7 @@ class StudyServer:
         log = self._log_of(request)
         try:
             sent = Sent.parse(await _json(request))
-        except ValueError as error:
+        except InputError as error:
             raise HTTPException(400, str(error)) from error
         try:
             await run_in_threadpool(log.add, sent)
@@ -221,7 +223,8 @@ def serve(
     """Serves a study until it is interrupted.
 
     Raises:
-        StudyError: if the study is being served already, or other machines could reach it and no reader has a password.
+        StudyError: if the study is being served already, other machines could reach it and no reader has a password, or
+            the port or the certificate cannot be used.
     """
     import uvicorn
 
@@ -234,6 +237,8 @@ def serve(
     for name in (certificate, private_key):
         if name is not None and not Path(name).is_file():
             raise StudyError(f"{name} is no file; certificate and private_key name PEM files")
+    if not 0 <= port < 2**16:
+        raise StudyError(f"port is {port}; it must be from 0 to {2**16 - 1}")
     encrypted = certificate is not None
     with open(study.path / "server.lock", "w") as lock:
         try:
@@ -246,5 +251,9 @@ def serve(
                   "server that speaks HTTPS before this one", file=sys.stderr)  # fmt: skip
         address = f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"{study.title}: {address} (Ctrl-C stops; answers are in {study.path / 'answers'})", flush=True)
-        uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, access_log=False, ws="none",
-                    lifespan="off", ssl_certfile=certificate, ssl_keyfile=private_key)  # fmt: skip
+        try:
+            uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, access_log=False,
+                        ws="none", lifespan="off", ssl_certfile=certificate, ssl_keyfile=private_key)  # fmt: skip
+        except ssl.SSLError as error:
+            raise StudyError(f"{certificate} and {private_key} must be a certificate and its key, PEM files "
+                             f"({error})") from error  # fmt: skip

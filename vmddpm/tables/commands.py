@@ -6,6 +6,7 @@ from typing import Any
 
 from vmddpm.data import DataConfig
 from vmddpm.devices import choose_device
+from vmddpm.errors import InputError
 from vmddpm.evaluation import ExtractorConfig
 from vmddpm.tables.data import TableData, mni152, of_folder
 from vmddpm.tables.paper import DATASETS
@@ -47,15 +48,15 @@ def make_table(
         device: of training and sampling.
 
     Raises:
-        ValueError, RunError, TrainingError: on unusable options, before anything is trained where that can be known.
+        InputError, RunError, TrainingError: on unusable options, before anything is trained where that can be known.
     """
     protocol = _protocol(name, preset, dataset, extractor, minutes, images, seeds, {
         "training": {"device": device} if device else {}, "data": {"root": root} if root else {},
     })  # fmt: skip
     title, make_rows = TABLES[name]
     rows: list[Row] = make_rows(protocol)
-    for chosen in (rows[0].configs[0].training.device, protocol.metrics.device):
-        choose_device(chosen)  # an unusable one is told before images are decoded
+    choose_device(rows[0].configs[0].training.device, scans=True)  # an unusable one is told before images are decoded
+    choose_device(protocol.metrics.device)
     data = _data(rows[0].configs[0].data, dataset, held_out)
     produced = produce(rows, protocol, data, out, progress=progress)
     text = write_table(title, name, protocol, data, produced, out)
@@ -71,7 +72,7 @@ def _protocol(
 ) -> Protocol:  # fmt: skip
     protocol = load_protocol(preset, dataset)
     if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
-        raise ValueError(f"seeds is {seeds}; it must be one or more numbers, each once")
+        raise InputError(f"seeds is {seeds}; it must be one or more numbers, each once")
     if extractor is not None and extractor.path:
         protocol = replace(protocol, extractor=extractor)
     if minutes is not None:
@@ -86,8 +87,8 @@ def _protocol(
 def _data(config: DataConfig, dataset: str | None, held_out: str | None) -> TableData:
     if dataset is None:
         if config.root or held_out:
-            raise ValueError("root and held-out are for the preset paper; the preset tiny brings its own images")
+            raise InputError("root and held-out are for the preset paper; the preset tiny brings its own images")
         return mni152(config)
     if not config.root:
-        raise ValueError(f"root is not given; it must be the folder of {DATASETS[dataset]}")
+        raise InputError(f"root is not given; it must be the folder of {DATASETS[dataset]}")
     return of_folder(config, held_out, DATASETS[dataset])

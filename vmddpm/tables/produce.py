@@ -16,7 +16,7 @@ from vmddpm.generate import generate
 from vmddpm.systems import Cost, cost, train_system
 from vmddpm.tables.data import TableData
 from vmddpm.tables.protocol import Protocol, Row
-from vmddpm.training import RunConfig, RunFolder
+from vmddpm.training import RunConfig, RunError, RunFolder
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
 from vmddpm.training.trainer import finished
@@ -48,7 +48,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     it was, and tables that share a folder share runs.
 
     Raises:
-        RunError, TrainingError, ValueError: as training, sampling and evaluation do.
+        RunError, TrainingError, InputError: as training, sampling and evaluation do.
     """
     extractor = load_extractor(protocol.extractor)  # missing weights are told before anything is trained
     real = describe_real(data.training, extractor, protocol.metrics, data.held_out, progress=progress)
@@ -118,7 +118,12 @@ def digest(value: Any) -> str:
 def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The evaluation that is in the folder, or a new one."""
     path = folder / "evaluation.json"
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else make()
+    if not path.exists():
+        return make()
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it, and it is made again") from error
     return result
 
 

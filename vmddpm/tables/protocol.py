@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from vmddpm.errors import InputError
 from vmddpm.evaluation import ExtractorConfig, MetricsConfig
 from vmddpm.tables.paper import DATASETS, TABLE_I, TABLE_II
 from vmddpm.training import RunConfig
@@ -51,14 +52,14 @@ def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
     """A preset; "paper" is completed by the preset of one of the paper's data sets.
 
     Raises:
-        ValueError: on an unknown preset or data set.
+        InputError: on an unknown preset or data set.
     """
     if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+        raise InputError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    if dataset not in DATASETS and (preset == "paper" or dataset is not None):
+        raise InputError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
     plain = _yaml("vmddpm.tables.presets", preset)
     if preset == "paper":
-        if dataset not in DATASETS:
-            raise ValueError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
         plain["base"] = merged(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
     extractor, metrics = ExtractorConfig(**plain.pop("extractor")), MetricsConfig(**plain.pop("metrics"))
     return Protocol(name=preset, **plain, extractor=extractor, metrics=metrics)

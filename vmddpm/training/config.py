@@ -6,6 +6,7 @@ from typing import Literal
 from vmddpm.baselines.config import GANS, GANConfig, multipliers
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
+from vmddpm.errors import InputError
 from vmddpm.model import ModelConfig
 from vmddpm.model.unet import UNetConfig
 
@@ -15,7 +16,7 @@ class TrainingConfig:
     """How the network is trained (paper section IV-A, "Implementation").
 
     Raises:
-        ValueError: naming the field, its value and what it must be.
+        InputError: naming the field, its value and what it must be.
     """
 
     steps: int = 400_000
@@ -105,7 +106,7 @@ class TrainingConfig:
 
     def _require(self, fits: bool, name: str, needed: str) -> None:
         if not fits:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,23 @@ class RunConfig:
     def __post_init__(self) -> None:
         systems = ("vmddpm", "unet", *GANS)
         if self.system not in systems:
-            raise ValueError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
+            raise InputError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
         if self.system in GANS:
             multipliers(self.data.size)  # refuses sizes that it cannot reach
             return
         name, network = ("model", self.model) if self.system == "vmddpm" else ("unet", self.unet)
         if self.data.channels != network.image_channels:
-            raise ValueError(
+            raise InputError(
                 f"data.channels is {self.data.channels} but {name}.image_channels is {network.image_channels}; "
                 "they must be equal"
             )
         if self.data.size % network.size_multiple:
             stages = f"model.sampling {self.model.sampling}" if name == "model" else f"unet.widths {self.unet.widths}"
-            raise ValueError(
+            raise InputError(
                 f"data.size is {self.data.size}; it must be a multiple of {network.size_multiple} for {stages}"
             )
         if self.diffusion.timesteps % self.training.sample_steps:
-            raise ValueError(
+            raise InputError(
                 f"training.sample_steps is {self.training.sample_steps}; it must divide "
                 f"diffusion.timesteps, {self.diffusion.timesteps}"
             )

@@ -1,9 +1,11 @@
 """What can go wrong with a run, other than a bad argument."""
 
+from vmddpm.errors import VmddpmError
 
-class RunError(RuntimeError):
+
+class RunError(VmddpmError, RuntimeError):
     """A run folder that cannot be used; the message names it, what is wrong and what to do."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(VmddpmError, RuntimeError):
     """Training cannot go on; the message says why and what to change."""

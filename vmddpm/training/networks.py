@@ -7,6 +7,7 @@ from torch import nn
 
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator
+from vmddpm.errors import InputError
 from vmddpm.model import VMDDPM
 from vmddpm.model.unet import UNet
 from vmddpm.training.config import RunConfig
@@ -15,7 +16,7 @@ from vmddpm.training.config import RunConfig
 def build_network(config: RunConfig) -> VMDDPM | UNet:
     """A new noise predictor, called as network(x, t, order_key=...), its weights from torch's global generator."""
     if config.system in GANS:
-        raise ValueError(f"system is {config.system!r}, which predicts no noise; train it by vmddpm.systems")
+        raise InputError(f"system is {config.system!r}, which predicts no noise; train it by vmddpm.systems")
     return UNet(config.unet) if config.system == "unet" else VMDDPM(config.model)
 
 

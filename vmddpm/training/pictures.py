@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vmddpm.files import written_whole
+from vmddpm.training.errors import RunError
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -41,9 +42,13 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 
 def load_png(path: Path) -> np.ndarray:
-    """uint8 (H, W, 1 or 3)."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image)
+    """uint8 (H, W, 1 or 3). Raises RunError if the file is not whole, or not there."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises on damaged files
+        raise RunError(f"{path} cannot be read ({error}); remove it and run the `vmddpm sample` that made it "
+                       "again") from error  # fmt: skip
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 

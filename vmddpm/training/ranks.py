@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vmddpm.devices import choose_device
+from vmddpm.errors import InputError
 
 T = TypeVar("T")
 
@@ -72,15 +73,22 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The processes that `torchrun` started, connected (nccl between GPUs, gloo between CPUs)."""
+def joined(device: str, scans: bool = False) -> Iterator[Ranks]:
+    """The processes that `torchrun` started, connected (nccl between GPUs, gloo between CPUs).
+
+    Args, Raises: as `choose_device`; InputError as well if they cannot be connected.
+    """
     rank, count = rank_and_count()
-    chosen = choose_device(device)
+    chosen = choose_device(device, scans)
     connect = count > 1 and not dist.is_initialized()
     if connect:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        try:
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"the {count} processes cannot be connected ({reason}); start them by torchrun") from error
     try:
         yield Ranks(rank, count, chosen)
     finally:
@@ -89,5 +97,8 @@ def joined(device: str) -> Iterator[Ranks]:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's number and how many there are, as `torchrun` tells them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process's number and how many there are, as `torchrun` tells them. Raises InputError."""
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise InputError(f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; start processes by torchrun")
+    return int(rank), int(count)

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from vmddpm.baselines.config import GANConfig
@@ -112,7 +113,7 @@ class RunFolder:
         try:
             return from_plain(yaml.safe_load(self.config_path.read_text(encoding="utf-8")))
         except (yaml.YAMLError, TypeError, AttributeError, ValueError) as error:
-            raise RunError(f"{self.config_path} cannot be read: {error}") from error
+            raise RunError(f"{self.config_path} cannot be read: {' '.join(str(error).split())}") from error
 
     def _refuse_if_different(self, config: RunConfig) -> None:
         here, asked = flat(to_plain(self.load_config())), flat(to_plain(config))
@@ -130,15 +131,27 @@ class RunFolder:
     def save_weights(self, kind: str, model: Pretrained) -> None:
         self.weights(kind).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.weights(kind), prefix=".", suffix=".tmp") as temporary:
-            model.save_pretrained(temporary)
+            try:
+                model.save_pretrained(temporary)
+            except SafetensorError as error:  # a full disk, for one
+                raise RunError(f"{self.weights(kind)} cannot be written ({error}); make room there, then run the same "
+                               "command again to go on") from error  # fmt: skip
             for file in Path(temporary).iterdir():
                 os.replace(file, self.weights(kind) / file.name)
 
     def load_model(self, kind: str) -> nn.Module:
-        """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none."""
+        """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or they are damaged."""
         if not (self.weights(kind) / "model.safetensors").exists():
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
-        return load_network(self.load_config(), self.weights(kind))
+        config = self.load_config()
+        try:
+            return load_network(config, self.weights(kind))
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # of the file, of config.json
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{self.weights(kind)} holds no {kind} weights of this run ({reason:.200}); the same `vmddpm train` "
+                "writes them again"
+            ) from error
 
     def log(self, metrics: dict[str, Any]) -> None:
         with open(self.metrics_path, "a", encoding="utf-8") as file:
@@ -149,7 +162,7 @@ class RunFolder:
         if not self.metrics_path.exists():
             return []
         lines = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:

@@ -57,7 +57,7 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
     if len(dataset) == 0:
         raise TrainingError("the data set has no image")
     with (
-        joined(options.device) as ranks,
+        joined(options.device, scans=config.system == "vmddpm") as ranks,
         folder.training(config) if ranks.first else nullcontext((None, None)) as (checkpoints, saved),
         stop_requests() as stop_asked,
     ):

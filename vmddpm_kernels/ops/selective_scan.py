@@ -9,7 +9,7 @@ from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
 from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.backends.protocol import Backend
 from vmddpm_kernels.checks import FLOATS, check_input
-from vmddpm_kernels.interception import entry, entry_below_autograd, in_forward_mode
+from vmddpm_kernels.interception import differentiated, entry, entry_below_autograd, in_forward_mode
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes, scan_options
 
@@ -26,9 +26,10 @@ def scan(inputs: ScanInputs, options: ScanOptions, backend: str | None) -> tuple
     if call is _run:
         y, last_state, *_ = BACKENDS[chosen].scan(inputs, options, checkpoint=False)
     else:
-        y, last_state, *_ = call(
-            *inputs, options.delta_softplus, options.zoh, options.channel_first, chosen, False
-        )
+        flags = options.delta_softplus, options.zoh, options.channel_first
+        # Only a transform of torch.func hides from the Function that a gradient is wanted.
+        checkpoint = call is not selective_scan_forward and differentiated(inputs)
+        y, last_state, *_ = call(*inputs, *flags, chosen, checkpoint)
     return y, last_state
 
 

@@ -1,0 +1,282 @@
+"""Errors that a user can mend are one line; faults of the program show where they are."""
+
+import ast
+import builtins
+import errno
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import vmddpm.info
+from vmddpm.cli import main
+from vmddpm.devices import choose_device
+from vmddpm.errors import InputError, VmddpmError
+from vmddpm.systems import cost
+from vmddpm.training import RunFolder
+from vmddpm.training.networks import build_network
+from vmddpm.training.ranks import joined, rank_and_count
+from vmddpm.training.run_folder import from_plain
+
+SMALL = """
+model: {base_channels: 8, channel_multipliers: [1, 2], sampling: [2, 2], norm_groups: 4, d_state: 2}
+diffusion: {timesteps: 20}
+data: {root: images, size: 16, min_foreground: 0.0}
+training: {steps: 1, batch_size: 2, sample_every: 0, sample_steps: 2, device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, good and damaged, and runs with weights, good and damaged."""
+    place = tmp_path_factory.mktemp("errors")
+    random = np.random.default_rng(0)
+    for name, size in (("images", 16), ("other", 8), ("broken", 16), ("mixed", 16)):
+        (place / name).mkdir()
+        for i in range(6):
+            Image.fromarray(random.integers(0, 255, (size, size), np.uint8)).save(place / name / f"{i:06d}.png")
+    whole = (place / "broken" / "000000.png").read_bytes()
+    (place / "broken" / "000000.png").write_bytes(whole[:-60])
+    Image.new("L", (9, 9)).save(place / "mixed" / "000003.png")
+    (place / "blocks").mkdir()
+    (place / "blocks" / "images-00000000.npy").write_bytes(b"no array")
+    (place / "small.yaml").write_text(SMALL)
+    config = from_plain(yaml.safe_load(SMALL))
+    for name in ("run", "damaged", "swapped"):
+        RunFolder(place / name).save_weights("ema", build_network(config))
+        (place / name / "config.yaml").write_text(SMALL)
+    (place / "damaged" / "weights" / "ema" / "model.safetensors").write_bytes(b"x" * 100)
+    weights = place / "swapped" / "weights" / "ema" / "config.json"
+    weights.write_text(weights.read_text().replace('"base_channels": 8', '"base_channels": 16'))
+    for name, text in (("unreadable", "model: [\n"), ("unknown", "model: {base_chanels: 8}\n")):
+        (place / name).mkdir()
+        (place / name / "config.yaml").write_text(text)
+    (place / "strange").mkdir()
+    (place / "strange" / "sampling.yaml").write_text("{")
+    (place / "no-file" / "config.yaml").mkdir(parents=True)
+    (place / "xrays").mkdir()
+    (place / "xrays" / "Data_Entry_2017.csv").write_text("Image Index,Patient ID\n00000001_000.png,x\n")
+    return place
+
+
+@pytest.fixture
+def here(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(folder)
+
+
+TRAIN = "train --config small.yaml --run new"
+EVALUATE = "evaluate --run run --out new --extractor.path random"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (f"{TRAIN} --data.root nowhere", "nowhere: no such file or folder"),
+        (f"{TRAIN} --data.root ~nobody-here/images", "~nobody-here/images: no such file or folder"),
+        (f"{TRAIN} --data.root broken", "broken/000000.png: cannot be read as an image"),
+        (f"{TRAIN} --training.steps -1", "steps is -1; it must be at least 0"),
+        (f"{TRAIN} --model.d_state 300", "d_state is 300; it must be from 1 to 256"),
+        (f"{TRAIN} --system unet --unet.norm_groups 0", "unet.norm_groups is 0; it must be at least 1"),
+        ("train --config small.yaml --run images", "images is not empty and holds no run"),
+        ("sample --run nowhere --out new", "nowhere holds no run"),
+        ("sample --run run --out new --sampler none", "sampler is 'none'"),
+        ("sample --run damaged --out new", "damaged/weights/ema holds no ema weights of this run"),
+        ("sample --run swapped --out new", "swapped/weights/ema holds no ema weights of this run"),
+        ("sample --run unreadable --out new", "unreadable/config.yaml cannot be read: while parsing"),
+        ("sample --run unknown --out new", "unknown/config.yaml cannot be read: .*base_chanels"),
+        ("sample --run run --out strange", "strange/sampling.yaml cannot be read"),
+        (f"{EVALUATE} --samples nowhere", "nowhere holds 0 numbered images"),
+        (f"{EVALUATE} --samples broken", "broken/000000.png cannot be read"),
+        (f"{EVALUATE} --samples blocks", "blocks/images-00000000.npy cannot be read"),
+        (f"{EVALUATE} --samples other", r"pixels \(1, 8, 8\), the training images \(1, 16, 16\)"),
+        (f"{EVALUATE} --samples mixed", "mixed/000003.png: has shape"),
+        (f"{EVALUATE} --samples images --metrics.seed -1", "metrics.seed is -1"),
+        ("prepare folder images --out new --patient (", r"patient is '\(', which is no regular expression"),
+        ("prepare chestxray xrays --out new", "xrays/Data_Entry_2017.csv: cannot be read"),
+        ("data check images", "images: is no store"),
+        ("study create --real images --synthetic other --out new --patient [", "no regular expression"),
+        ("study report nowhere", "nowhere/study.json does not exist"),
+        ("table1 --out new --dataset mnist", "dataset is 'mnist'"),
+        ("demo --out new --images 1", "images is 1; it must be from 2 to"),
+        ("demo --out new --minutes -1", "minutes is -1"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(command, words, capsys):
+    name = f"vmddpm {command.split()[0]}: "
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    before, _, line = error.partition(name)
+    assert not before or before.endswith("\n")
+    assert re.fullmatch(rf".*{words}.*\n", line), error
+    assert not Path("new").exists()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", [f"--traceback {TRAIN}", f"{TRAIN} --traceback"])
+def test_traceback_shows_where_an_error_of_the_user_arose(command, capsys):
+    assert main([*command.split(), "--training.steps", "-1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert "in __post_init__" in error
+    assert error.endswith("\nvmddpm train: steps is -1; it must be at least 0\n")
+
+
+def fail(monkeypatch, failure):
+    """Lets `vmddpm info` end in an error."""
+
+    def describe():
+        if isinstance(failure, BaseException):
+            raise failure
+        failure()
+
+    monkeypatch.setattr(vmddpm.info, "describe", describe)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(lambda: np.zeros(6).reshape(4), "ValueError: cannot reshape array of size 6"), (lambda: {}["a"], "KeyError: 'a'"),
+     (lambda: len(3), "TypeError: object of type 'int'"), (RuntimeError("no kernel"), "RuntimeError: no kernel"),
+     (lambda: import_module("vmddpm.lost"), "No module named 'vmddpm.lost'"), (AssertionError(), "AssertionError")],
+)  # fmt: skip
+@pytest.mark.parametrize("switch", [[], ["--traceback"]])
+def test_a_fault_of_the_program_shows_its_traceback(failure, words, switch, monkeypatch, capsys):
+    fail(monkeypatch, failure)
+    assert main(["info", *switch]) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert f"Error: {words}" in error or f"\n{words}" in error
+    assert "in describe" in error
+    assert error.endswith("\nvmddpm info: unexpected error; please report the lines above with the output of `vmddpm "
+                          "info`\n")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [(OSError(errno.ENOSPC, "No space left on device", "runs/a"), "[Errno 28] No space left on device: 'runs/a'"),
+     (PermissionError(errno.EACCES, "Permission denied", "b"), "[Errno 13] Permission denied: 'b'"),
+     (TimeoutError(), "TimeoutError"),
+     (ModuleNotFoundError("No module named 'pydicom'", name="pydicom"),
+      "pydicom is missing; `pip install \".[train]\"` in the source tree brings it")],
+)  # fmt: skip
+def test_an_error_of_the_system_is_one_line_that_names_the_switch(failure, line, monkeypatch, capsys):
+    fail(monkeypatch, failure)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == f"vmddpm info: {line}; to see where, add --traceback\n"
+    assert main(["info", "--traceback"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert error.endswith(f"\nvmddpm info: {line}\n")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_in_the_place_of_a_file_is_an_error_of_the_system(capsys):
+    assert main(["sample", "--run", "no-file", "--out", "new"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"vmddpm sample: .*no-file/config.yaml'; to see where, add --traceback\n", error)
+
+
+def test_ctrl_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
+    fail(monkeypatch, KeyboardInterrupt())
+    assert main(["info"]) == 130
+    assert not any(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("word", "unbuffered"), [("info", ""), ("info", "1"), ("--help", "")])
+def test_an_output_that_nobody_reads_ends_the_command_without_a_word(word, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "vmddpm.cli", word], stdout=writer, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": unbuffered})  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vmddpm.cli", "info"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "vmddpm info: [Errno 28] No space left on device; to see where, add --traceback\n"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [("abacus", "unknown backend 'abacus'; backend must be one"), ("cuda", "backend 'cuda' (is not available|does)")],
+)
+def test_kernels_that_cannot_be_used_are_named_before_work_begins(backend, words, monkeypatch, capsys):
+    monkeypatch.setenv("VMDDPM_BACKEND", backend)
+    for command in (TRAIN, "sample --run run --out new --device cpu", "table1 --out new --device cpu"):
+        assert main(command.split()) == 1
+        name = f"vmddpm {command.split()[0]}"
+        assert re.fullmatch(rf"{name}: VMDDPM_BACKEND in the environment: {words}.*\n", capsys.readouterr().err)
+    with pytest.raises(InputError, match="VMDDPM_BACKEND"):
+        cost(from_plain(yaml.safe_load(SMALL)))
+    assert choose_device("cpu").type == "cpu"  # of a network without scans
+    assert main(["info"]) == 0
+    assert not Path("new").exists()
+
+
+def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
+    for rank, count in (("one", "2"), ("2", "2"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", count)
+        with pytest.raises(InputError, match=r"RANK is .* start processes by torchrun"):
+            rank_and_count()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match=r"2 processes cannot be connected .* start them by torchrun"), joined("cpu"):
+        pass
+
+
+# Exceptions of Python's own that vmddpm raises, with the reason.
+ALLOWED = {
+    ("training/interrupts.py", "KeyboardInterrupt"): "a second Ctrl-C ends the command as Ctrl-C does anywhere",
+    ("training/trainer.py", "KeyboardInterrupt"): "a run that was asked to stop is saved and ends as by Ctrl-C",
+    ("training/gan_trainer.py", "KeyboardInterrupt"): "the same",
+}
+
+
+def sources():
+    root = Path(vmddpm.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_builtin_exception(node):
+    found = getattr(builtins, node.id, None) if isinstance(node, ast.Name) else None
+    return isinstance(found, type) and issubclass(found, BaseException)
+
+
+def test_every_error_that_is_raised_is_one_of_ours():
+    """A bare ValueError of vmddpm would be taken for a fault of the program."""
+    found = {}
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise):
+                raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                if is_builtin_exception(raised):
+                    found.setdefault((name, raised.id), []).append(node.lineno)
+    assert set(found) == set(ALLOWED), {place: lines for place, lines in found.items() if place not in ALLOWED}
+
+
+def test_every_exception_of_ours_has_the_one_base():
+    """Classes of our own that derive from one of Python's, by name: they name the base first."""
+    derived = [(name, node) for name, tree in sources() for node in ast.walk(tree)
+               if isinstance(node, ast.ClassDef) and any(map(is_builtin_exception, node.bases))]  # fmt: skip
+    assert len(derived) > 5
+    for name, node in derived:
+        module = import_module("vmddpm." + name.removesuffix(".py").replace("/", "."))
+        assert issubclass(getattr(module, node.name), VmddpmError), f"{name}: {node.name}"
