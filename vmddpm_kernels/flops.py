@@ -1,10 +1,14 @@
 """FLOP formulas of the operators for `torch.utils.flop_counter`. Importing this module registers them; the package does
-so itself only where the counter is imported first, as the counter imports triton.
+so itself only where the counter is imported first, as the counter imports triton. fvcore counts a model that
+torch.jit.trace records, and takes the formulas as handles:
+
+    FlopCountAnalysis(model, x).set_op_handle(**vmddpm_kernels.flops.FVCORE_HANDLES).total()
 
 An addition, a multiplication and an exponential count one each. Softplus and the copies of cross scan count nothing.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.flop_counter import register_flop_formula
@@ -48,3 +52,21 @@ def cross_scan(*args: Any, **kwargs: Any) -> int:
 def cross_merge(y: Any, table: Any, sum_routes: bool, *args: Any, **kwargs: Any) -> int:
     """(K - 1) B L C additions where the routes are summed."""
     return _size(y) - _size(y) // int(y[1]) if sum_routes else 0
+
+
+def _shapes(values: Any) -> list[Any]:
+    """Of what a traced node reads; None for what is no tensor."""
+    return [value.type().sizes() if value.isCompleteTensor() else None for value in values]
+
+
+def _traced_scan(inputs: Any, outputs: Any) -> int:
+    return selective_scan_forward(*_shapes(inputs))
+
+
+# fvcore counts nothing for additions, and VMamba's `flops()` nothing for cross scan and merge.
+FVCORE_HANDLES: dict[str, Callable[[Any, Any], int] | None] = {
+    "vmddpm::selective_scan_forward": _traced_scan,
+    "vmddpm::cross_scan": None,
+    "vmddpm::cross_merge": None,
+    "vmddpm::routes": None,
+}

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vmddpm_kernels as vk
 import vmddpm_kernels.flops
 from vmddpm_kernels.backends import BACKENDS, extension
+from vmddpm_kernels.compat.vmamba import selective_scan_fn
 from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.ops.selective_scan import SelectiveScan, selective_scan_backward, selective_scan_forward
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
@@ -89,6 +90,36 @@ def test_flops(compiled_backend):
         assert counter.get_total_flops() == 0
         vk.cross_merge(torch.zeros(batch, 4, dim, 3, 4), backend=compiled_backend)
     assert counter.get_total_flops() == 3 * batch * dim * length
+
+
+class SS2D(torch.nn.Module):
+    """Cross scan, S6 and cross merge as VMamba composes them, with a projection for all routes."""
+
+    def __init__(self):
+        super().__init__()
+        self.A, self.D = torch.nn.Parameter(-torch.rand(24, 5)), torch.nn.Parameter(torch.ones(24))
+        self.projection = torch.nn.Conv1d(6, 16, 1)
+
+    def forward(self, x):
+        batch, channels, height, width = x.shape
+        xs = vk.cross_scan.cross_scan_fn(x)                                     # (B, 4, C, L)
+        delta, B, C = self.projection(xs.flatten(0, 1)).view(batch, 4, 16, -1).split([6, 5, 5], 2)
+        y = selective_scan_fn(xs.flatten(1, 2), delta.flatten(1, 2), self.A, B, C, self.D)
+        return vk.cross_scan.cross_merge_fn(y.view(batch, 4, channels, height, width))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_flops_of_a_traced_model_are_those_of_vmamba():
+    """fvcore's count: for the scan VMamba's formula, 9 B L D N + B D L, and the products of the projection."""
+    from fvcore.nn import FlopCountAnalysis
+
+    batch, length, channels, states = 2, 12, 24, 5
+    counted = FlopCountAnalysis(SS2D(), torch.randn(batch, 6, 3, 4))
+    counted.set_op_handle(**vmddpm_kernels.flops.FVCORE_HANDLES)
+    scan = 9 * batch * length * channels * states + batch * channels * length
+    assert counted.by_operator()["selective_scan_forward"] == scan
+    assert counted.total() == scan + batch * 4 * length * 6 * 16
+    assert not any("vmddpm" in name for name in counted.unsupported_ops())
 
 
 def test_profiler_names():

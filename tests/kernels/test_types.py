@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RIGHT = """
 import torch
 from torch import Tensor
-from vmddpm_kernels import BackendStatus, backends, cross_merge, cross_scan, cross_selective_scan, routes, selective_scan
+from vmddpm_kernels import BackendStatus, backends, cross_scan, cross_selective_scan, routes, selective_scan
 from vmddpm_kernels.compat.mamba_ssm import selective_scan_fn
 
 x = torch.zeros(1, 4, 2)
