@@ -1,0 +1,65 @@
+// Jobs on sequences whose steps lie side by side. An image whose channels lie side by side instead is transposed, some
+// channels at a time, into or from a panel of planes that stays in the cache.
+#pragma once
+#include "cpu_jobs.h"
+#include "cpu_planes.h"
+
+namespace {
+
+// Between planes in a panel: whole cache lines, an odd number of them, so that planes do not compete for cache sets.
+template <typename T>
+int64_t panel_pitch(int64_t length) {
+  constexpr int64_t kValues = kCacheLine / sizeof(T);
+  return ((length + kValues - 1) / kValues | 1) * kValues;
+}
+
+template <typename T>
+void copy_planes(const Job& job) {
+  constexpr int64_t kUnit = kCacheLine / sizeof(T);
+  const int64_t length = job.walks.length, channels = job.channels, pitch = panel_pitch<T>(length);
+  const bool shared = job.from.stride[1] == 0, planes = has_planes(job.from, length, channels);
+  const int64_t images = shared ? 1 : job.routes, count = job.batch * images, bytes = pitch * sizeof(T);
+  const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, count, job.threads);
+  for_each_task(count * parts, job.threads, [&](int64_t task) {
+    const int64_t b = task / parts / images, image = task / parts % images, end = shared ? job.routes : image + 1;
+    const UnitPart part(channels, planes ? 1 : kUnit, parts, task % parts);
+    const T* from = at<const T>(job.from, b, image, 0, part.first);
+    int64_t between = job.from.stride[3];
+    if (!planes) {
+      T* const panel = panel_scratch.reserve<T>(part.count() * pitch);
+      turn(from, job.from.stride[2], length, part.count(), panel, pitch);
+      from = panel;
+      between = pitch;
+    }
+    for (int64_t c = 0; c < part.count(); ++c) {
+      walk_plane(from + c * between, job.walks, image, end, at<T>(job.to, b, 0, 0, part.first + c), job.to.stride[1],
+                 job.past_cache);
+    }
+    if (job.past_cache) finish_past_cache();
+  });
+}
+
+template <typename Acc, typename T>
+void sum_planes(const Job& job) {
+  constexpr int64_t kUnit = kCacheLine / sizeof(T);
+  const int64_t length = job.walks.length, channels = job.channels, pitch = panel_pitch<T>(length);
+  const bool planes = has_planes(job.to, length, channels);
+  const int64_t bytes = pitch * sizeof(T);
+  const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, job.batch, job.threads);
+  for_each_task(job.batch * parts, job.threads, [&](int64_t task) {
+    const int64_t b = task / parts;
+    const UnitPart part(channels, planes ? 1 : kUnit, parts, task % parts);
+    T* const to = at<T>(job.to, b, 0, 0, part.first);
+    T* const panel = planes ? to : panel_scratch.reserve<T>(part.count() * pitch);
+    const int64_t between = planes ? job.to.stride[3] : pitch;
+    for (int64_t c = 0; c < part.count(); ++c) {
+      sum_plane<Acc>(at<const T>(job.from, b, 0, 0, part.first + c), job.from.stride[1], job.walks, job.routes,
+                     panel + c * between);
+    }
+    if (planes) return;
+    using U = Bits<T>;
+    turn(reinterpret_cast<const U*>(panel), pitch, part.count(), length, reinterpret_cast<U*>(to), job.to.stride[2]);
+  });
+}
+
+}  // namespace
