@@ -5,23 +5,19 @@
 
 namespace {
 
+// What lies side by side: pixels or steps, channels, or neither.
+enum class Layout { planes, rows, other };
+
 // A copy has to[b, k, step] = from[b, k, pixel of walk k at step]. A sum has to[b, pixel] = the sum over k of
 // from[b, k, step of walk k at pixel].
 struct Job {
   int64_t batch, routes, channels;
   Walks walks;
   View from, to;
+  Layout from_layout, to_layout;
   int threads;
   bool past_cache;  // what is written does not fit into the cache
 };
-
-// Pixels or steps lie side by side. Where they and channels both do, because one of them is alone, the others matter.
-inline bool has_planes(const View& view, int64_t length, int64_t channels) {
-  return view.stride[2] == 1 && (view.stride[3] != 1 || length >= channels);
-}
-inline bool has_rows(const View& view, int64_t length, int64_t channels) {
-  return view.stride[3] == 1 && !has_planes(view, length, channels);
-}
 
 template <typename T>
 T* at(const View& view, int64_t batch, int64_t route, int64_t place, int64_t channel) {

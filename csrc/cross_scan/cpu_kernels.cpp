@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; cpu.cpp picks one at run time.
 #include "cpu.h"
+#include "cpu_lane_jobs.h"
 #include "cpu_plane_jobs.h"
 #include "cpu_row_jobs.h"
 #include "cpu_strided.h"
@@ -12,33 +13,65 @@ namespace {
 
 constexpr int64_t kCacheBytes = 16 << 20;  // larger results are written past the cache
 
+// Up to so many pixels it takes less time to go along a table, with as many channels at a time as a register has lanes,
+// than to transpose each plane for itself: for copies from plane to plane, copies of rows to planes, and sums.
+constexpr int64_t kFewToCopy = 160, kFewToTurn = 4096, kFewToSum = 1280;
+
+Layout layout_of(const View& view, const CrossScanParams& p) {
+  // Where both pixels and channels lie side by side, because there is only one of either, the others matter.
+  if (view.stride[2] == 1 && (view.stride[3] != 1 || p.length >= p.channels)) return Layout::planes;
+  return view.stride[3] == 1 ? Layout::rows : Layout::other;
+}
+
+bool wants_lanes(const Job& job, bool sum) {
+  if (job.channels < kMostSide) return false;
+  const bool turn = job.from_layout == Layout::rows;
+  return job.walks.length <= (sum ? kFewToSum : turn ? kFewToTurn : kFewToCopy);
+}
+
 // inverse[k][table[k][l]] = l.
 const int32_t* inverse_of(const CrossScanParams& p) {
-  int32_t* const inverse = inverse_scratch.reserve<int32_t>(p.routes * p.length);
+  int32_t* const inverse = table_scratch.reserve<int32_t>(p.routes * p.length);
   for (int64_t k = 0; k < p.routes; ++k) {
-    for (int64_t l = 0; l < p.length; ++l) inverse[k * p.length + p.table[k * p.length + l]] = static_cast<int32_t>(l);
+    const int32_t* const table = p.table + k * p.length;
+    for (int64_t l = 0; l < p.length; ++l) inverse[k * p.length + table[l]] = static_cast<int32_t>(l);
   }
   return inverse;
 }
 
-Job job_of(const CrossScanParams& p, const View& from, const View& to, bool undone) {
-  const int64_t bytes = p.batch * p.routes * p.length * p.channels * size_of(to.dtype);
-  const Walks walks{p.height, p.width, p.length, p.scans, p.table, p.table ? inverse_of(p) : nullptr, undone};
-  return {p.batch, p.routes, p.channels, walks, from, to, p.threads, bytes > kCacheBytes};
+// The regular walks as a table of pixels.
+const int32_t* pixels_of(const CrossScanParams& p, bool undone) {
+  int32_t* const pixels = table_scratch.reserve<int32_t>(p.routes * p.length);
+  for (int64_t k = 0; k < p.routes; ++k) {
+    steps_of_pixels(regular_walk(p.height, p.width, p.scans, k, !undone), 0, p.length, pixels + k * p.length);
+  }
+  return pixels;
 }
 
-enum class Layout { planes, rows, other };
+enum class Action { scan, put_back, sum };
 
-Layout layout_of(const View& view, const Job& job) {
-  if (has_planes(view, job.walks.length, job.channels)) return Layout::planes;
-  return has_rows(view, job.walks.length, job.channels) ? Layout::rows : Layout::other;
+Job job_of(const CrossScanParams& p, Action action) {
+  const bool scan = action == Action::scan, undone = action == Action::put_back;
+  const View &from = scan ? p.image : p.sequences, &to = scan ? p.sequences : p.image;
+  const int64_t bytes = p.batch * p.routes * p.length * p.channels * size_of(to.dtype);
+  Job job{p.batch, p.routes, p.channels, Walks(p, undone), from, to, layout_of(from, p), layout_of(to, p), p.threads,
+          bytes > kCacheBytes};
+  const Layout along = action == Action::sum ? job.from_layout : job.to_layout;
+  // Sequences of planes are walked step by step, anything else pixel by pixel.
+  const bool by_steps = along == Layout::planes && job.from_layout != Layout::other && job.to_layout != Layout::other;
+  if (p.table) {
+    (by_steps ? job.walks.pixels : job.walks.steps) = by_steps == undone ? inverse_of(p) : p.table;
+  } else if (by_steps && wants_lanes(job, action == Action::sum)) {
+    job.walks.pixels = pixels_of(p, undone);
+  }
+  return job;
 }
 
 template <typename T>
 void copy(const Job& job) {
-  const Layout from = layout_of(job.from, job), to = layout_of(job.to, job);
-  if (from == Layout::other || to == Layout::other) return copy_strided<T>(job);
-  return to == Layout::planes ? copy_planes<T>(job) : copy_rows<T>(job);
+  if (job.from_layout == Layout::other || job.to_layout == Layout::other) return copy_strided<T>(job);
+  if (job.to_layout == Layout::rows) return copy_rows<T>(job);
+  return job.walks.pixels ? copy_lanes<T>(job) : copy_planes<T>(job);
 }
 
 void copy_any(const Job& job) {
@@ -52,18 +85,18 @@ void copy_any(const Job& job) {
 
 template <typename Acc, typename T>
 void sum(const Job& job) {
-  const Layout from = layout_of(job.from, job), to = layout_of(job.to, job);
-  if (from == Layout::other || to == Layout::other) return sum_strided<Acc, T>(job);
-  return from == Layout::planes ? sum_planes<Acc, T>(job) : sum_rows<Acc, T>(job);
+  if (job.from_layout == Layout::other || job.to_layout == Layout::other) return sum_strided<Acc, T>(job);
+  if (job.from_layout == Layout::rows) return sum_rows<Acc, T>(job);
+  return job.walks.pixels ? sum_lanes<Acc, T>(job) : sum_planes<Acc, T>(job);
 }
 
 }  // namespace
 
-void cross_scan(const CrossScanParams& p) { copy_any(job_of(p, p.image, p.sequences, false)); }
+void cross_scan(const CrossScanParams& p) { copy_any(job_of(p, Action::scan)); }
 
 void cross_merge(const CrossScanParams& p) {
-  if (!p.sum) return copy_any(job_of(p, p.sequences, p.image, true));
-  const Job job = job_of(p, p.sequences, p.image, false);
+  if (!p.sum) return copy_any(job_of(p, Action::put_back));
+  const Job job = job_of(p, Action::sum);
   switch (p.sequences.dtype) {
     case DType::f64: return sum<double, double>(job);
     case DType::f32: return sum<float, float>(job);

@@ -60,6 +60,15 @@ VMDDPM_INLINE void for_each_start(int64_t n, int64_t side, Function f) {
   f(n - side);
 }
 
+// The cache line at the address will be needed soon in the first-level cache. Any address will do.
+inline void prefetch_near(const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address, 0, 3);
+#else
+  (void)address;
+#endif
+}
+
 template <typename V, typename T>
 inline V load_as(const T* from) {
   V v;

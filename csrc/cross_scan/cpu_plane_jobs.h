@@ -13,11 +13,14 @@ int64_t panel_pitch(int64_t length) {
   return ((length + kValues - 1) / kValues | 1) * kValues;
 }
 
+// The distance to the next plane of the same sequence, to ask for it while this one is worked on, or 0.
+inline int64_t plane_ahead(int64_t stride, int64_t bytes) { return bytes <= kPanelBytes ? stride : 0; }
+
 template <typename T>
 void copy_planes(const Job& job) {
   constexpr int64_t kUnit = kCacheLine / sizeof(T);
   const int64_t length = job.walks.length, channels = job.channels, pitch = panel_pitch<T>(length);
-  const bool shared = job.from.stride[1] == 0, planes = has_planes(job.from, length, channels);
+  const bool shared = job.from.stride[1] == 0, planes = job.from_layout == Layout::planes;
   const int64_t images = shared ? 1 : job.routes, count = job.batch * images, bytes = pitch * sizeof(T);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, count, job.threads);
   for_each_task(count * parts, job.threads, [&](int64_t task) {
@@ -31,9 +34,10 @@ void copy_planes(const Job& job) {
       from = panel;
       between = pitch;
     }
+    T* const strip = strip_scratch.reserve<T>(length);
     for (int64_t c = 0; c < part.count(); ++c) {
       walk_plane(from + c * between, job.walks, image, end, at<T>(job.to, b, 0, 0, part.first + c), job.to.stride[1],
-                 job.past_cache);
+                 job.past_cache, planes ? plane_ahead(between, bytes) : 0, strip);
     }
     if (job.past_cache) finish_past_cache();
   });
@@ -43,7 +47,7 @@ template <typename Acc, typename T>
 void sum_planes(const Job& job) {
   constexpr int64_t kUnit = kCacheLine / sizeof(T);
   const int64_t length = job.walks.length, channels = job.channels, pitch = panel_pitch<T>(length);
-  const bool planes = has_planes(job.to, length, channels);
+  const bool planes = job.to_layout == Layout::planes;
   const int64_t bytes = pitch * sizeof(T);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, job.batch, job.threads);
   for_each_task(job.batch * parts, job.threads, [&](int64_t task) {
@@ -52,10 +56,12 @@ void sum_planes(const Job& job) {
     T* const to = at<T>(job.to, b, 0, 0, part.first);
     T* const panel = planes ? to : panel_scratch.reserve<T>(part.count() * pitch);
     const int64_t between = planes ? job.to.stride[3] : pitch;
+    T* const strip = strip_scratch.reserve<T>(smaller(job.walks.height, kMostSide) * job.walks.width);
     for (int64_t c = 0; c < part.count(); ++c) {
       sum_plane<Acc>(at<const T>(job.from, b, 0, 0, part.first + c), job.from.stride[1], job.walks, job.routes,
-                     panel + c * between);
+                     panel + c * between, planes && job.past_cache, plane_ahead(job.from.stride[3], job.routes * bytes), strip);
     }
+    if (planes && job.past_cache) finish_past_cache();
     if (planes) return;
     using U = Bits<T>;
     turn(reinterpret_cast<const U*>(panel), pitch, part.count(), length, reinterpret_cast<U*>(to), job.to.stride[2]);

@@ -8,39 +8,25 @@ namespace {
 
 constexpr int64_t kStripBytes = 16 << 10;  // stays in the first-level cache beside what is read and written
 
-// Columns of a strip, transposed together.
+// In how many strips to transpose the columns of a plane.
 template <typename T>
 int64_t strips_of(int64_t height, int64_t width) {
   const int64_t columns = larger(kSide<T>, kStripBytes / (height * static_cast<int64_t>(sizeof(T))));
   return (width + columns - 1) / columns;
 }
 
-template <typename T>
-void gather(const T* from, const int32_t* places, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = from[places[i]];
-}
-
-constexpr int64_t kGathered = 512;  // values at a time
-
 // sequence k of `to` = the plane as walk k visits it, for first <= k < end.
 template <typename T>
 void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
-                bool past_cache) {
+                bool past_cache, int64_t ahead, T* strip) {
   const int64_t length = walks.length;
   Walk columns{};
+  bool read = false;
   for (int64_t k = first; k < end; ++k) {
     const Walk walk = walks[k];
+    read = read || !walk.columns;
     T* const sequence = to + k * route_stride;
-    if (walk.pixels && past_cache) {
-      T some[kGathered];
-      for (int64_t step = 0; step < length; step += kGathered) {
-        const int64_t steps = smaller(kGathered, length - step);
-        gather(plane, walk.pixels + step, steps, some);
-        copy_run(sequence + step, some, steps, false, true);
-      }
-    } else if (walk.pixels) {
-      gather(plane, walk.pixels, length, sequence);
-    } else if (walk.columns) {
+    if (walk.columns) {
       columns = walk;
     } else {
       copy_run(sequence, plane, length, walk.reversed, past_cache);
@@ -49,14 +35,14 @@ void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, 
   if (!columns.columns) return;
   // A strip of columns at a time is a piece of every sequence along them.
   const int64_t height = columns.height, width = columns.width, strips = strips_of<T>(height, width);
-  T* const strip = strip_scratch.reserve<T>((width + strips - 1) / strips * height);
+  if (read) ahead = 0;
   for (int64_t index = 0; index < strips; ++index) {
     const Part part(width, strips, index);
     const int64_t count = part.count();
     if (columns.from_right) {
-      turn(plane + width - part.end, width, height, count, strip + (count - 1) * height, -height);
+      turn(plane + width - part.end, width, height, count, strip + (count - 1) * height, -height, ahead);
     } else {
-      turn(plane + part.first, width, height, count, strip, height);
+      turn(plane + part.first, width, height, count, strip, height, ahead);
     }
     for (int64_t k = first; k < end; ++k) {
       const Walk walk = walks[k];
@@ -70,7 +56,7 @@ void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, 
 // An N x N square of pixels from (y, x) on, summed over the walks in their order.
 template <typename Acc, int N, typename T>
 VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, int64_t y, int64_t x,
-                              T* to, int64_t pitch) {
+                              T* to, int64_t pitch, int64_t ahead) {
   using V = Lanes<Acc, N>;
   V sum[N];
   const int64_t height = walks.height, width = walks.width, length = walks.length;
@@ -84,7 +70,10 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
       const T* const start = sequence + (walk.reversed ? length - N - first : first);
       const int64_t pitch_here = walk.reversed ? -next : next;
       VMDDPM_UNROLL
-      for (int j = 0; j < N; ++j) square[j] = widen_lanes<N>(start + j * pitch_here);
+      for (int j = 0; j < N; ++j) {
+        prefetch_near(start + j * pitch_here + ahead);
+        square[j] = widen_lanes<N>(start + j * pitch_here);
+      }
       turn_square<N>(square);
       if (walk.reversed) {
         VMDDPM_UNROLL
@@ -97,11 +86,17 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
     } else if (walk.reversed) {
       const T* const start = sequence + length - N - (y * width + x);
       VMDDPM_UNROLL
-      for (int i = 0; i < N; ++i) square[i] = reversed_lanes(widen_lanes<N>(start - i * width));
+      for (int i = 0; i < N; ++i) {
+        prefetch_near(start - i * width + ahead);
+        square[i] = reversed_lanes(widen_lanes<N>(start - i * width));
+      }
     } else {
       const T* const start = sequence + y * width + x;
       VMDDPM_UNROLL
-      for (int i = 0; i < N; ++i) square[i] = widen_lanes<N>(start + i * width);
+      for (int i = 0; i < N; ++i) {
+        prefetch_near(start + i * width + ahead);
+        square[i] = widen_lanes<N>(start + i * width);
+      }
     }
     VMDDPM_UNROLL
     for (int i = 0; i < N; ++i) sum[i] = k == 0 ? square[i] : sum[i] + square[i];
@@ -110,41 +105,35 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
   for (int i = 0; i < N; ++i) narrow_lanes<N>(to + i * pitch, sum[i]);
 }
 
+// In strips of rows, which are written as one run each.
 template <typename Acc, typename T>
-void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane) {
+void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane, bool past_cache,
+                       int64_t ahead, T* strip) {
   const int64_t height = walks.height, width = walks.width;
   with_side<Acc>(smaller(height, width), [&](auto side) {
     constexpr int N = decltype(side)::value;
+    int64_t written = 0;
     for_each_start(height, N, [&](int64_t y) {
       for_each_start(width, N, [&](int64_t x) {
-        sum_square<Acc, N>(from, route_stride, walks, routes, y, x, plane + y * width + x, width);
+        sum_square<Acc, N>(from, route_stride, walks, routes, y, x, strip + x, width, ahead);
       });
+      const auto* const rows = reinterpret_cast<const Bits<T>*>(strip + (written - y) * width);
+      copy_run(reinterpret_cast<Bits<T>*>(plane + written * width), rows, (y + N - written) * width, false, past_cache);
+      written = y + N;
     });
   });
 }
 
 // The plane is the sum of the sequences, each put back at the pixels it visits.
 template <typename Acc, typename T>
-void sum_plane(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane) {
+void sum_plane(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane, bool past_cache,
+               int64_t ahead, T* strip) {
   bool columns = false;
-  for (int64_t k = 0; k < routes && !walks.table; ++k) columns = columns || walks[k].columns;
-  if (columns) return sum_along_columns<Acc>(from, route_stride, walks, routes, plane);
-  const int64_t length = walks.length;
-  Run<T>* const runs = strip_scratch.reserve<Run<T>>(routes * (1 + kGathered));
-  if (!walks.table) {
-    for (int64_t k = 0; k < routes; ++k) runs[k] = {from + k * route_stride, walks[k].reversed};
-    return sum_runs<Acc>(runs, routes, length, plane);
-  }
-  T* const some = reinterpret_cast<T*>(runs + routes);
-  for (int64_t k = 0; k < routes; ++k) runs[k] = {some + k * kGathered, false};
-  for (int64_t pixel = 0; pixel < length; pixel += kGathered) {
-    const int64_t pixels = smaller(kGathered, length - pixel);
-    for (int64_t k = 0; k < routes; ++k) {
-      const auto* const sequence = reinterpret_cast<const Bits<T>*>(from + k * route_stride);
-      gather(sequence, walks[k].steps + pixel, pixels, reinterpret_cast<Bits<T>*>(some + k * kGathered));
-    }
-    sum_runs<Acc>(runs, routes, pixels, plane + pixel);
-  }
+  for (int64_t k = 0; k < routes; ++k) columns = columns || walks[k].columns;
+  if (columns) return sum_along_columns<Acc>(from, route_stride, walks, routes, plane, past_cache, ahead, strip);
+  Run<T> runs[4];
+  for (int64_t k = 0; k < routes; ++k) runs[k] = {from + k * route_stride, walks[k].reversed};
+  sum_runs<Acc>(runs, routes, walks.length, plane);
 }
 
 }  // namespace

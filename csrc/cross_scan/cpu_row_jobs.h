@@ -10,11 +10,19 @@ namespace {
 
 constexpr int64_t kRowPanelBytes = 32 << 10;
 
+// Rows are visited in any order, and are too short for the processor to foresee what follows: they are asked for.
+constexpr int64_t kRowsAhead = 6;
+template <typename T>
+VMDDPM_INLINE void prefetch_row(const T* row, int64_t channels) {
+  constexpr int64_t kValues = kCacheLine / sizeof(T);
+  for (int64_t c = 0; c < channels; c += kValues) prefetch_near(row + c);
+}
+
 template <typename T>
 void copy_rows(const Job& job) {
   constexpr int64_t kUnit = kCacheLine / sizeof(T);
   const int64_t length = job.walks.length, channels = job.channels;
-  const bool shared = job.from.stride[1] == 0, rows = !has_planes(job.from, length, channels);
+  const bool shared = job.from.stride[1] == 0, rows = job.from_layout == Layout::rows;
   const int64_t images = shared ? 1 : job.routes, count = job.batch * images, bytes = channels * sizeof(T);
   const int64_t parts = parts_of(length, kUnit, bytes, kRowPanelBytes, count, job.threads);
   for_each_task(count * parts, job.threads, [&](int64_t task) {
@@ -40,11 +48,26 @@ void copy_rows(const Job& job) {
   });
 }
 
+// A panel of rows as pieces of planes, some channels at a time: whole runs are written, where squares would write each
+// cache line in parts and come back to it too late.
+template <typename T>
+void write_planes(const T* panel, int64_t channels, int64_t pixels, T* to, int64_t to_pitch, bool past_cache) {
+  using U = Bits<T>;
+  U* const block = block_scratch.reserve<U>(kMostSide * pixels);
+  for (int64_t c = 0; c < channels; c += kMostSide) {
+    const int64_t count = smaller(kMostSide, channels - c);
+    turn(reinterpret_cast<const U*>(panel) + c, channels, pixels, count, block, pixels);
+    for (int64_t i = 0; i < count; ++i) {
+      copy_run(reinterpret_cast<U*>(to) + (c + i) * to_pitch, block + i * pixels, pixels, false, past_cache);
+    }
+  }
+}
+
 template <typename Acc, typename T>
 void sum_rows(const Job& job) {
   constexpr int64_t kUnit = kCacheLine / sizeof(T);
   const int64_t length = job.walks.length, channels = job.channels;
-  const bool rows = !has_planes(job.to, length, channels);
+  const bool rows = job.to_layout == Layout::rows;
   const int64_t bytes = channels * sizeof(T), routes = job.routes;
   const int64_t parts = parts_of(length, kUnit, bytes, kRowPanelBytes, job.batch, job.threads);
   for_each_task(job.batch * parts, job.threads, [&](int64_t task) {
@@ -57,12 +80,16 @@ void sum_rows(const Job& job) {
     int64_t* const steps = reinterpret_cast<int64_t*>(runs + routes);
     for (int64_t k = 0; k < routes; ++k) steps_of_pixels(job.walks[k], part.first, count, steps + k * count);
     for (int64_t i = 0; i < count; ++i) {
+      if (i + kRowsAhead < count) {
+        for (int64_t k = 0; k < routes; ++k) {
+          prefetch_row(at<const T>(job.from, b, k, steps[k * count + i + kRowsAhead], 0), channels);
+        }
+      }
       for (int64_t k = 0; k < routes; ++k) runs[k] = {at<const T>(job.from, b, k, steps[k * count + i], 0), false};
       sum_runs<Acc>(runs, routes, channels, panel + i * between);
     }
-    if (rows) return;
-    using U = Bits<T>;
-    turn(reinterpret_cast<const U*>(panel), channels, count, channels, reinterpret_cast<U*>(to), job.to.stride[3]);
+    if (!rows) write_planes(panel, channels, count, to, job.to.stride[3], job.past_cache);
+    if (job.past_cache) finish_past_cache();
   });
 }
 

@@ -33,8 +33,8 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Of a panel, of a strip or a few steps, and of a call's inverse table, which other threads read.
-thread_local Scratch panel_scratch, strip_scratch, inverse_scratch;
+// Of a panel, of a strip or a few steps, of a block of planes, and of a call's table, which other threads read.
+thread_local Scratch panel_scratch, strip_scratch, block_scratch, table_scratch;
 
 // Calls run(task) for every task below count. No team is started for one thread.
 template <typename Run>

@@ -4,9 +4,11 @@
 
 namespace {
 
-// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative.
+// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. What lies `ahead` of the values
+// that are read is asked for, if it is not 0.
 template <typename T>
-VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch) {
+VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch,
+                          int64_t ahead = 0) {
   with_side<T>(smaller(rows, columns), [&](auto side) {
     constexpr int N = decltype(side)::value;
     if constexpr (N == 1) {
@@ -20,6 +22,10 @@ VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64
           VMDDPM_UNROLL
           for (int i = 0; i < N; ++i) square[i] = load_as<Lanes<T, N>>(from + (row + i) * from_pitch + column);
           turn_square<N>(square);
+          if (ahead != 0) {
+            VMDDPM_UNROLL
+            for (int i = 0; i < N; ++i) prefetch_near(from + (row + i) * from_pitch + column + ahead);
+          }
           VMDDPM_UNROLL
           for (int i = 0; i < N; ++i) store_as(to + (column + i) * to_pitch + row, square[i]);
         });

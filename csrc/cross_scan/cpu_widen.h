@@ -44,6 +44,12 @@ inline void narrow_lanes(BFloat16* to, Lanes<float, N> v) {
 #else
 template <int N>
 inline Lanes<float, N> widen_lanes(const BFloat16* from) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return (Lanes<float, N>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  }
+#endif
   const auto bits = load_as<Lanes<uint16_t, N>>(from);
   return bit_cast<Lanes<float, N>>(__builtin_convertvector(bits, Lanes<uint32_t, N>) << 16);
 }
