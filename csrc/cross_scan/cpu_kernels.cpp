@@ -11,11 +11,12 @@ namespace vmddpm {
 namespace VMDDPM_ISA {
 namespace {
 
-constexpr int64_t kCacheBytes = 16 << 20;  // larger results are written past the cache
+constexpr int64_t kCacheBytes = 10 << 20;  // larger results are written past the cache
 
 // Up to so many pixels it takes less time to go along a table, with as many channels at a time as a register has lanes,
 // than to transpose each plane for itself: for copies from plane to plane, copies of rows to planes, and sums.
 constexpr int64_t kFewToCopy = 160, kFewToTurn = 4096, kFewToSum = 1280;
+constexpr int64_t kConflict = 1 << 10;  // planes whole multiples of it apart compete for the same cache sets
 
 Layout layout_of(const View& view, const CrossScanParams& p) {
   // Where both pixels and channels lie side by side, because there is only one of either, the others matter.
@@ -24,9 +25,11 @@ Layout layout_of(const View& view, const CrossScanParams& p) {
 }
 
 bool wants_lanes(const Job& job, bool sum) {
+  const int64_t length = job.walks.length;
   if (job.channels < kMostSide) return false;
+  if (length > kFewToCopy && length * size_of(job.to.dtype) % kConflict == 0) return false;
   const bool turn = job.from_layout == Layout::rows;
-  return job.walks.length <= (sum ? kFewToSum : turn ? kFewToTurn : kFewToCopy);
+  return length <= (sum ? kFewToSum : turn ? kFewToTurn : kFewToCopy);
 }
 
 // inverse[k][table[k][l]] = l.

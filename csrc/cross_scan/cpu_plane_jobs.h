@@ -16,6 +16,8 @@ int64_t panel_pitch(int64_t length) {
 // The distance to the next plane of the same sequence, to ask for it while this one is worked on, or 0.
 inline int64_t plane_ahead(int64_t stride, int64_t bytes) { return bytes <= kPanelBytes ? stride : 0; }
 
+constexpr int64_t kBlockBytes = 32 << 10;
+
 template <typename T>
 void copy_planes(const Job& job) {
   constexpr int64_t kUnit = kCacheLine / sizeof(T);
@@ -23,6 +25,8 @@ void copy_planes(const Job& job) {
   const bool shared = job.from.stride[1] == 0, planes = job.from_layout == Layout::planes;
   const int64_t images = shared ? 1 : job.routes, count = job.batch * images, bytes = pitch * sizeof(T);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, count, job.threads);
+  // Small planes that follow each other are put together in the cache before they are written past it.
+  const bool together = job.past_cache && job.to.stride[3] == length && bytes * (shared ? job.routes : 1) <= kBlockBytes / 4;
   for_each_task(count * parts, job.threads, [&](int64_t task) {
     const int64_t b = task / parts / images, image = task / parts % images, end = shared ? job.routes : image + 1;
     const UnitPart part(channels, planes ? 1 : kUnit, parts, task % parts);
@@ -35,9 +39,25 @@ void copy_planes(const Job& job) {
       between = pitch;
     }
     T* const strip = strip_scratch.reserve<T>(length);
-    for (int64_t c = 0; c < part.count(); ++c) {
-      walk_plane(from + c * between, job.walks, image, end, at<T>(job.to, b, 0, 0, part.first + c), job.to.stride[1],
-                 job.past_cache, planes ? plane_ahead(between, bytes) : 0, strip);
+    const int64_t ahead = planes ? plane_ahead(between, bytes) : 0;
+    T* const to = at<T>(job.to, b, image, 0, part.first);
+    if (!together) {
+      for (int64_t c = 0; c < part.count(); ++c) {
+        walk_plane(from + c * between, job.walks, image, end, to + c * job.to.stride[3], job.to.stride[1],
+                   job.past_cache, ahead, strip);
+      }
+    } else {
+      T* const block = block_scratch.reserve<T>(kBlockBytes / sizeof(T));
+      const int64_t most = kBlockBytes / (int64_t{sizeof(T)} * length * (end - image));
+      for (int64_t c = 0; c < part.count(); c += most) {
+        const int64_t count = smaller(most, part.count() - c), size = count * length;
+        for (int64_t i = 0; i < count; ++i) {
+          walk_plane(from + (c + i) * between, job.walks, image, end, block + i * length, size, false, ahead, strip);
+        }
+        for (int64_t k = image; k < end; ++k) {
+          copy_run(to + (k - image) * job.to.stride[1] + c * length, block + (k - image) * size, size, false, true);
+        }
+      }
     }
     if (job.past_cache) finish_past_cache();
   });

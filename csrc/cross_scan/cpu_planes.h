@@ -15,42 +15,55 @@ int64_t strips_of(int64_t height, int64_t width) {
   return (width + columns - 1) / columns;
 }
 
-// sequence k of `to` = the plane as walk k visits it, for first <= k < end.
+// to[step] = the pixel that a walk along columns visits at that step. Read backwards, the rows of the plane and its columns
+// both change their order.
 template <typename T>
-void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
-                bool past_cache, int64_t ahead, T* strip) {
-  const int64_t length = walks.length;
-  Walk columns{};
-  bool read = false;
-  for (int64_t k = first; k < end; ++k) {
-    const Walk walk = walks[k];
-    read = read || !walk.columns;
-    T* const sequence = to + k * route_stride;
-    if (walk.columns) {
-      columns = walk;
-    } else {
-      copy_run(sequence, plane, length, walk.reversed, past_cache);
-    }
-  }
-  if (!columns.columns) return;
-  // A strip of columns at a time is a piece of every sequence along them.
-  const int64_t height = columns.height, width = columns.width, strips = strips_of<T>(height, width);
-  if (read) ahead = 0;
+void turn_plane(const T* plane, const Walk& walk, T* to, int64_t ahead) {
+  const int64_t height = walk.height, width = walk.width, sign = walk.reversed ? -1 : 1;
+  const int64_t next = walk.from_right != walk.reversed ? -height : height;
+  turn(plane + (sign < 0 ? (height - 1) * width : 0), sign * width, height, width,
+       to + (next < 0 ? (width - 1) * height : 0), next, ahead);
+}
+
+// A strip of columns at a time, which is a piece of every sequence along them: it is transposed once, and runs can be
+// written past the cache.
+template <typename T>
+void turn_strips(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
+                 bool past_cache, int64_t ahead, T* strip) {
+  const int64_t k = walks[first].columns ? first : first + 1;  // every other walk is along columns, if any is
+  const int64_t height = walks[k].height, width = walks[k].width, strips = strips_of<T>(height, width);
   for (int64_t index = 0; index < strips; ++index) {
     const Part part(width, strips, index);
     const int64_t count = part.count();
-    if (columns.from_right) {
+    if (walks[k].from_right) {
       turn(plane + width - part.end, width, height, count, strip + (count - 1) * height, -height, ahead);
     } else {
       turn(plane + part.first, width, height, count, strip, height, ahead);
     }
-    for (int64_t k = first; k < end; ++k) {
-      const Walk walk = walks[k];
-      if (!walk.columns) continue;
-      const int64_t step = walk.reversed ? length - part.end * height : part.first * height;
-      copy_run(to + k * route_stride + step, strip, count * height, walk.reversed, past_cache);
+    for (int64_t route = k; route < end; route += 2) {
+      const bool reversed = walks[route].reversed;
+      T* const sequence = to + (route - first) * route_stride;
+      copy_run(sequence + (reversed ? (width - part.end) * height : part.first * height), strip, count * height, reversed,
+               past_cache);
     }
   }
+}
+
+// Sequence k - first of `to` = the plane as walk k visits it, for first <= k < end. What lies `ahead` of the plane is asked
+// for.
+template <typename T>
+void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
+                bool past_cache, int64_t ahead, T* strip) {
+  const bool alone = end - first == 1;
+  bool columns = false;
+  for (int64_t k = first; k < end; ++k) {
+    const Walk walk = walks[k];
+    columns = columns || walk.columns;
+    if (!walk.columns) copy_run(to + (k - first) * route_stride, plane, walks.length, walk.reversed, past_cache);
+  }
+  if (!columns) return;
+  if (alone && !past_cache) return turn_plane(plane, walks[first], to, ahead);
+  turn_strips(plane, walks, first, end, to, route_stride, past_cache, alone ? ahead : 0, strip);
 }
 
 // An N x N square of pixels from (y, x) on, summed over the walks in their order.

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kRowPanelBytes = 32 << 10;
+constexpr int64_t kRowPanelBytes = 64 << 10;
 
 // Rows are visited in any order, and are too short for the processor to foresee what follows: they are asked for.
 constexpr int64_t kRowsAhead = 6;
@@ -41,6 +41,7 @@ void copy_rows(const Job& job) {
       steps_of_pixels(job.walks[k], part.first, part.count(), steps);
       T* const to = at<T>(job.to, b, k, 0, 0);
       for (int64_t i = 0; i < part.count(); ++i) {
+        if (k == image) prefetch_row(from + (i + kRowsAhead) * between, channels);
         copy_run(to + steps[i] * job.to.stride[2], from + i * between, channels, false, job.past_cache);
       }
     }
