@@ -56,7 +56,8 @@ enum class Action { scan, put_back, sum };
 Job job_of(const CrossScanParams& p, Action action) {
   const bool scan = action == Action::scan, undone = action == Action::put_back;
   const View &from = scan ? p.image : p.sequences, &to = scan ? p.sequences : p.image;
-  const int64_t bytes = p.batch * p.routes * p.length * p.channels * size_of(to.dtype);
+  const int64_t images = p.batch * (action == Action::sum ? 1 : p.routes);
+  const int64_t bytes = images * p.length * p.channels * size_of(to.dtype);
   Job job{p.batch, p.routes, p.channels, Walks(p, undone), from, to, layout_of(from, p), layout_of(to, p), p.threads,
           bytes > kCacheBytes};
   const Layout along = action == Action::sum ? job.from_layout : job.to_layout;

@@ -1,5 +1,5 @@
-// Jobs along a table on sequences whose steps lie side by side: as many channels at a time as a register has lanes, so that
-// a pixel is one register wherever it lies, and squares of steps by channels are transposed on their way.
+// Jobs along a table on sequences whose steps lie side by side: as many channels at a time as a register has lanes, so
+// that a pixel is one register wherever it lies, and squares of steps by channels are transposed on their way.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_lines.h"

@@ -16,7 +16,7 @@ int64_t panel_pitch(int64_t length) {
 // The distance to the next plane of the same sequence, to ask for it while this one is worked on, or 0.
 inline int64_t plane_ahead(int64_t stride, int64_t bytes) { return bytes <= kPanelBytes ? stride : 0; }
 
-constexpr int64_t kBlockBytes = 32 << 10;
+constexpr int64_t kBlockBytes = 32 << 10;  // of all routes of some small planes
 
 template <typename T>
 void copy_planes(const Job& job) {
@@ -26,7 +26,8 @@ void copy_planes(const Job& job) {
   const int64_t images = shared ? 1 : job.routes, count = job.batch * images, bytes = pitch * sizeof(T);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, count, job.threads);
   // Small planes that follow each other are put together in the cache before they are written past it.
-  const bool together = job.past_cache && job.to.stride[3] == length && bytes * (shared ? job.routes : 1) <= kBlockBytes / 4;
+  const int64_t written = bytes * (shared ? job.routes : 1);
+  const bool together = job.past_cache && job.to.stride[3] == length && written <= kBlockBytes / 4;
   for_each_task(count * parts, job.threads, [&](int64_t task) {
     const int64_t b = task / parts / images, image = task / parts % images, end = shared ? job.routes : image + 1;
     const UnitPart part(channels, planes ? 1 : kUnit, parts, task % parts);
@@ -69,6 +70,7 @@ void sum_planes(const Job& job) {
   const int64_t length = job.walks.length, channels = job.channels, pitch = panel_pitch<T>(length);
   const bool planes = job.to_layout == Layout::planes;
   const int64_t bytes = pitch * sizeof(T);
+  const int64_t ahead = plane_ahead(job.from.stride[3], job.routes * bytes);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, job.batch, job.threads);
   for_each_task(job.batch * parts, job.threads, [&](int64_t task) {
     const int64_t b = task / parts;
@@ -79,7 +81,7 @@ void sum_planes(const Job& job) {
     T* const strip = strip_scratch.reserve<T>(smaller(job.walks.height, kMostSide) * job.walks.width);
     for (int64_t c = 0; c < part.count(); ++c) {
       sum_plane<Acc>(at<const T>(job.from, b, 0, 0, part.first + c), job.from.stride[1], job.walks, job.routes,
-                     panel + c * between, planes && job.past_cache, plane_ahead(job.from.stride[3], job.routes * bytes), strip);
+                     panel + c * between, planes && job.past_cache, ahead, strip);
     }
     if (planes && job.past_cache) finish_past_cache();
     if (planes) return;

@@ -15,8 +15,8 @@ int64_t strips_of(int64_t height, int64_t width) {
   return (width + columns - 1) / columns;
 }
 
-// to[step] = the pixel that a walk along columns visits at that step. Read backwards, the rows of the plane and its columns
-// both change their order.
+// to[step] = the pixel that a walk along columns visits at that step. Read backwards, the rows of the plane and its
+// columns both change their order.
 template <typename T>
 void turn_plane(const T* plane, const Walk& walk, T* to, int64_t ahead) {
   const int64_t height = walk.height, width = walk.width, sign = walk.reversed ? -1 : 1;
@@ -43,14 +43,14 @@ void turn_strips(const T* plane, const Walks& walks, int64_t first, int64_t end,
     for (int64_t route = k; route < end; route += 2) {
       const bool reversed = walks[route].reversed;
       T* const sequence = to + (route - first) * route_stride;
-      copy_run(sequence + (reversed ? (width - part.end) * height : part.first * height), strip, count * height, reversed,
-               past_cache);
+      const int64_t column = reversed ? width - part.end : part.first;
+      copy_run(sequence + column * height, strip, count * height, reversed, past_cache);
     }
   }
 }
 
-// Sequence k - first of `to` = the plane as walk k visits it, for first <= k < end. What lies `ahead` of the plane is asked
-// for.
+// Sequence k - first of `to` = the plane as walk k visits it, for first <= k < end. What lies `ahead` of the plane is
+// asked for.
 template <typename T>
 void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
                 bool past_cache, int64_t ahead, T* strip) {
@@ -68,8 +68,8 @@ void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, 
 
 // An N x N square of pixels from (y, x) on, summed over the walks in their order.
 template <typename Acc, int N, typename T>
-VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, int64_t y, int64_t x,
-                              T* to, int64_t pitch, int64_t ahead) {
+VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, int64_t y,
+                              int64_t x, T* to, int64_t pitch, int64_t ahead) {
   using V = Lanes<Acc, N>;
   V sum[N];
   const int64_t height = walks.height, width = walks.width, length = walks.length;
@@ -79,13 +79,13 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
     V square[N];
     if (walk.columns) {
       // Register j is column x + j, from y on; of a reversed walk it holds the column upside down.
-      const int64_t first = (walk.from_right ? width - 1 - x : x) * height + y, next = walk.from_right ? -height : height;
+      const int64_t first = (walk.from_right ? width - 1 - x : x) * height + y;
+      const int64_t next = walk.from_right != walk.reversed ? -height : height;
       const T* const start = sequence + (walk.reversed ? length - N - first : first);
-      const int64_t pitch_here = walk.reversed ? -next : next;
       VMDDPM_UNROLL
       for (int j = 0; j < N; ++j) {
-        prefetch_near(start + j * pitch_here + ahead);
-        square[j] = widen_lanes<N>(start + j * pitch_here);
+        prefetch_near(start + j * next + ahead);
+        square[j] = widen_lanes<N>(start + j * next);
       }
       turn_square<N>(square);
       if (walk.reversed) {
@@ -120,8 +120,8 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
 
 // In strips of rows, which are written as one run each.
 template <typename Acc, typename T>
-void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane, bool past_cache,
-                       int64_t ahead, T* strip) {
+void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane,
+                       bool past_cache, int64_t ahead, T* strip) {
   const int64_t height = walks.height, width = walks.width;
   with_side<Acc>(smaller(height, width), [&](auto side) {
     constexpr int N = decltype(side)::value;

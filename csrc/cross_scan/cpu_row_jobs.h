@@ -1,6 +1,6 @@
 // Jobs on sequences whose channels lie side by side: a pixel is a row of the image and a row of each sequence. An image
-// whose pixels lie side by side instead is transposed, some pixels at a time, into or from a panel of rows that stays in
-// the cache.
+// whose pixels lie side by side instead is transposed, some pixels at a time, into or from a panel of rows that stays
+// in the cache.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_lines.h"

@@ -10,7 +10,8 @@ constexpr int64_t kStridedTile = 64;  // pixels by channels: either side's cache
 template <typename Run>
 void for_each_tile(const Job& job, Run run) {
   const int64_t length = job.walks.length, channels = job.channels;
-  const int64_t across = (length + kStridedTile - 1) / kStridedTile, down = (channels + kStridedTile - 1) / kStridedTile;
+  const int64_t across = (length + kStridedTile - 1) / kStridedTile;
+  const int64_t down = (channels + kStridedTile - 1) / kStridedTile;
   for_each_task(job.batch * across * down, job.threads, [&](int64_t task) {
     const int64_t pixel = task / down % across * kStridedTile, channel = task % down * kStridedTile;
     run(task / down / across, pixel, smaller(kStridedTile, length - pixel), channel,

@@ -4,8 +4,8 @@
 
 namespace {
 
-// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. What lies `ahead` of the values
-// that are read is asked for, if it is not 0.
+// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. What lies `ahead` of the
+// values that are read is asked for, if it is not 0.
 template <typename T>
 VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch,
                           int64_t ahead = 0) {
@@ -13,7 +13,8 @@ VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64
     constexpr int N = decltype(side)::value;
     if constexpr (N == 1) {
       for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t column = 0; column < columns; ++column) to[column * to_pitch + row] = from[row * from_pitch + column];
+        const T* const values = from + row * from_pitch;
+        for (int64_t column = 0; column < columns; ++column) to[column * to_pitch + row] = values[column];
       }
     } else {
       for_each_start(rows, N, [&](int64_t row) {

@@ -1,4 +1,5 @@
-// The order in which one route visits the pixels of an image, and the reverse question: at which step it visits a pixel.
+// The order in which one route visits the pixels of an image, and the reverse question: at which step it visits a
+// pixel.
 #pragma once
 #include "cpu.h"
 
@@ -55,7 +56,8 @@ struct Walks {
   }
   Walk operator[](int64_t k) const {
     if (!pixels && !steps) return regular[k];
-    return {1, length, false, false, false, pixels ? pixels + k * length : nullptr, steps ? steps + k * length : nullptr};
+    const int64_t row = k * length;
+    return {1, length, false, false, false, pixels ? pixels + row : nullptr, steps ? steps + row : nullptr};
   }
 };
 

@@ -21,11 +21,12 @@ struct CrossScanParams {
 // sequences[b, k, l] = image[b, k, table[k, l]]; both of one type, any layouts; values are copied, not computed.
 void cross_scan_cpu(const CrossScanParams& params);
 
-// image[b, k, table[k, l]] = sequences[b, k, l], an exact copy, or their sum over k in the order of the routes. Both have
-// one type; half precision is summed in float and rounded once.
+// image[b, k, table[k, l]] = sequences[b, k, l], an exact copy, or their sum over k in the order of the routes. Both
+// have one type; half precision is summed in float and rounded once.
 void cross_merge_cpu(const CrossScanParams& params);
 
-// The same on a GPU, always along a table; `inverse` is a workspace of (K, L). Both throw std::runtime_error naming the kernel that could not be launched.
+// The same on a GPU, always along a table; `inverse` is a workspace of (K, L). Both throw std::runtime_error naming the
+// kernel that could not be launched.
 void cross_scan_cuda(const CrossScanParams& params, int device, void* stream);
 void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, int device, void* stream);
 
