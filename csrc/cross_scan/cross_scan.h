@@ -12,17 +12,21 @@ struct CrossScanParams {
   View sequences;
   bool sum;              // merge only: the routes are summed into one image
   int threads;
+  // Without a table (null): the four routes of VMamba over height x width = length pixels, numbered as
+  // vmddpm_kernels/routes.py numbers them.
+  int64_t height = 0, width = 0;
+  int32_t scans = 0;
 };
 
 // sequences[b, k, l] = image[b, k, table[k, l]]; both of one type, any layouts; values are copied, not computed.
 void cross_scan_cpu(const CrossScanParams& params);
 
-// image[b, k, table[k, l]] = sequences[b, k, l], or their sum over k in the order of the routes.
-// The image is float, or double for double sequences.
+// image[b, k, table[k, l]] = sequences[b, k, l], an exact copy, or their sum over k in the order of the routes. Both
+// have one type; half precision is summed in float and rounded once.
 void cross_merge_cpu(const CrossScanParams& params);
 
-// The same on a GPU, where the image of a merge has the type of the sequences, rounded once, and `inverse` is a
-// workspace of (K, L). Both throw std::runtime_error naming the kernel that could not be launched.
+// The same on a GPU, always along a table; `inverse` is a workspace of (K, L). Both throw std::runtime_error naming the
+// kernel that could not be launched.
 void cross_scan_cuda(const CrossScanParams& params, int device, void* stream);
 void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, int device, void* stream);
 
