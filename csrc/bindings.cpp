@@ -247,20 +247,32 @@ CrossScanParams cross_params(const py::handle& image, const py::handle& table, c
                              int threads) {
   const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
   CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
-                    table_of(table), view(image), view(sequences), false, threads};
+                    table_of(table), view(image), view(sequences), false, threads, 0, 0, 0};
   if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
   return p;
 }
 
-void cross_scan(const py::handle& image, const py::handle& table, const py::handle& sequences, int threads) {
-  const CrossScanParams p = cross_params(image, table, sequences, threads);
+// Without a table: the regular routes `scans` over height x width pixels.
+CrossScanParams cross_params(const py::handle& image, const py::handle& table, int64_t height, int64_t width,
+                             int32_t scans, const py::handle& sequences, int threads) {
+  CrossScanParams p = cross_params(image, table, sequences, threads);
+  p.height = height;
+  p.width = width;
+  p.scans = scans;
+  return p;
+}
+
+void cross_scan(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
+                const py::handle& sequences, int threads) {
+  const CrossScanParams p = cross_params(image, table, height, width, scans, sequences, threads);
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);
   cross_scan_cpu(p);
 }
 
-void cross_merge(const py::handle& image, const py::handle& table, const py::handle& sequences, int threads, bool sum) {
-  CrossScanParams p = cross_params(image, table, sequences, threads);
+void cross_merge(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
+                 const py::handle& sequences, int threads, bool sum) {
+  CrossScanParams p = cross_params(image, table, height, width, scans, sequences, threads);
   p.sum = sum;
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);

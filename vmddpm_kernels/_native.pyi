@@ -32,8 +32,19 @@ def scan_backward(
     grads: ScanGradients,
     threads: int,
 ) -> None: ...
-def cross_scan(image: Tensor, table: Tensor, sequences: Tensor, threads: int) -> None: ...
-def cross_merge(image: Tensor, table: Tensor, sequences: Tensor, threads: int, sum_routes: bool) -> None: ...
+def cross_scan(
+    image: Tensor, table: Tensor | None, height: int, width: int, scans: int, sequences: Tensor, threads: int
+) -> None: ...
+def cross_merge(
+    image: Tensor,
+    table: Tensor | None,
+    height: int,
+    width: int,
+    scans: int,
+    sequences: Tensor,
+    threads: int,
+    sum_routes: bool,
+) -> None: ...
 
 class GpuScanPlan:
     @property

@@ -6,7 +6,7 @@ from torch import Tensor
 from vmddpm_kernels.checks import check_flag, check_float
 from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
-from vmddpm_kernels.routes import routes
+from vmddpm_kernels.routes import route_order
 
 __all__ = [
     "CrossMerge",
@@ -59,8 +59,8 @@ def cross_scan(
     check_float("x", x)
     _check_flags(in_channel_first, out_channel_first, one_by_one)
     image, (height, width) = _image_to_routes(x, in_channel_first, one_by_one, "x")
-    table = routes(height, width, scans, permutation, device=x.device)
-    y = scan_routes(image, table, out_channel_first, backend)              # (B, 4, L, C)
+    order = route_order(height, width, scans, permutation, x.device)
+    y = scan_routes(image, order, out_channel_first, backend)              # (B, 4, L, C)
     return y.transpose(2, 3) if out_channel_first else y.transpose(1, 2)
 
 
@@ -94,8 +94,8 @@ def cross_merge(
     check_float("y", y)
     _check_flags(in_channel_first, out_channel_first, one_by_one)
     sequences, (height, width) = _image_to_routes(y, out_channel_first, True, "y")
-    table = routes(height, width, scans, permutation, device=y.device)
-    pixels = merge_routes(sequences, table, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
+    order = route_order(height, width, scans, permutation, y.device)
+    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
     if one_by_one:
         return pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
     return pixels[:, 0].transpose(1, 2) if in_channel_first else pixels[:, 0]

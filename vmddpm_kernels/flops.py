@@ -49,7 +49,9 @@ def cross_scan(*args: Any, **kwargs: Any) -> int:
 
 
 @register_flop_formula(copies.cross_merge.overloadpacket)
-def cross_merge(y: Any, table: Any, sum_routes: bool, *args: Any, **kwargs: Any) -> int:
+def cross_merge(
+    y: Any, table: Any, height: int, width: int, scans: int, sum_routes: bool, *args: Any, **kwargs: Any
+) -> int:
     """(K - 1) B L C additions where the routes are summed."""
     return _size(y) - _size(y) // int(y[1]) if sum_routes else 0
 

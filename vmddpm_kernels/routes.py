@@ -7,7 +7,7 @@ table, so the operators know one kind of order only and composed orders are one 
 
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from vmddpm_kernels.library import define
 SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
 
 
-def _scan_code(scans: int | str) -> int:
+def check_scan_code(scans: int | str) -> int:
+    """The number of a set of routes, given by number or name."""
     code = SCAN_CODES.get(scans, -1) if isinstance(scans, str) else scans
     if not isinstance(code, int) or code not in SCAN_CODES.values():
         raise ValueError(f"scans must be 0-3 or one of {sorted(SCAN_CODES)}, got {scans!r}")
@@ -46,6 +47,30 @@ def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
     else:  # the image turned by 0, 90, 180 and 270 degrees, each read row by row
         routes = [torch.rot90(row_major, quarter).flatten() for quarter in range(4)]
     return torch.stack(routes)
+
+
+class RouteOrder(NamedTuple):
+    """Which pixel each route visits at each step: a table, or the four regular routes of a number of `routes`."""
+
+    table: Tensor | None        # (K, L), rows are permutations
+    height: int = 0             # of the image, where there is no table
+    width: int = 0
+    scans: int = 0
+
+    def route_count(self) -> int:
+        return 4 if self.table is None else self.table.shape[0]
+
+    def as_table(self, device: torch.device) -> Tensor:
+        return routes(self.height, self.width, self.scans, device=device) if self.table is None else self.table
+
+
+def route_order(
+    height: int, width: int, scans: int | str, permutation: Tensor | None, device: torch.device
+) -> RouteOrder:
+    """`routes` with the same arguments, without a table where none is needed."""
+    height, width = _check_size(height, width)
+    table = None if permutation is None else routes(height, width, scans, permutation, device)
+    return RouteOrder(table, height, width, check_scan_code(scans))
 
 
 def routes(
@@ -85,7 +110,7 @@ def routes(
     wanted = torch.device(device or "cpu")
     if permutation is not None and permutation.is_meta and wanted.type != "meta":
         raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {wanted}")
-    table: Tensor = _routes(height, width, _scan_code(scans), permutation, str(wanted))
+    table: Tensor = _routes(height, width, check_scan_code(scans), permutation, str(wanted))
     return table
 
 

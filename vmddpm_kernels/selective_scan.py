@@ -132,7 +132,7 @@ def _check(
     batch, dim = u.shape[0], u.shape[2 if channel_last else 1]
     groups = [_groups(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C))]
     if groups[0] != groups[1]:
-        raise ValueError(f"C must have as many groups as B, {groups[0]}, got {groups[1]}")
+        raise ValueError(f"C must have shape {_matrix_axes(channel_last)} with G = {groups[0]} as B has, got {groups[1]}")
     check_float("A", A, u)
     if A.dim() != 2:
         raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")
@@ -150,13 +150,17 @@ def _check(
 def _groups(name: str, matrix: Tensor, u: Tensor, dim: int, channel_last: bool) -> int:
     """Of B or C as the user gives it."""
     check_float(name, matrix, u)
-    axes = "(B, L, N) or (B, L, G, N)" if channel_last else "(B, N, L) or (B, G, N, L)"
+    axes = _matrix_axes(channel_last)
     if matrix.dim() not in (3, 4):
         raise ValueError(f"{name} must have shape {axes}, got {tuple(matrix.shape)}")
     groups = 1 if matrix.dim() == 3 else matrix.shape[2 if channel_last else 1]
     if groups == 0 or dim % groups:
         raise ValueError(f"the {dim} channels of u must divide into the {groups} groups of {name} {axes}")
     return groups
+
+
+def _matrix_axes(channel_last: bool) -> str:
+    return "(B, L, N) or (B, L, G, N)" if channel_last else "(B, N, L) or (B, G, N, L)"
 
 
 def _with_groups(matrix: Tensor, channel_last: bool) -> Tensor:

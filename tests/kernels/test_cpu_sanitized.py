@@ -83,7 +83,7 @@ def test_no_report_on_the_best_instruction_set(sanitized):
 
 
 FAULTS = {
-    "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), routes(3, 4), torch.empty(1, 4, 12, 5), 1, True)",
+    "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), routes(3, 4), 0, 0, 0, torch.empty(1, 4, 12, 5), 1, True)",
     "signed integer overflow": "n.scan_plan(ScanSizes(2**60, 4, 9, 5, 1, False, False))",
 }
 

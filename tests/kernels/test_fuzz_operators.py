@@ -42,14 +42,19 @@ def copy(m):
     images = m.draw(st.sampled_from([1, routes]))
     table = m.permutations(routes, length)
     x = m.normal(batch, images, length, channels)
-    return {"x": x, "table": table, "channel_first": m.draw(st.booleans()), "backend": "cpu"}
+    sizes = {"height": 0, "width": 0, "scans": 0}
+    if routes == 4 and length and m.draw(st.booleans()):
+        height = m.draw(st.sampled_from([n for n in range(1, length + 1) if length % n == 0]))
+        table, sizes = None, {"height": height, "width": length // height, "scans": m.draw(st.integers(0, 3))}
+    return {"x": x, "table": table, **sizes, "channel_first": m.draw(st.booleans()), "backend": "cpu"}
 
 
 def merge(m):
     a = copy(m)
     batch, _, length, channels = a.pop("x").shape
-    y = m.normal(batch, len(a["table"]), length, channels)
-    return {"y": y, "table": a["table"], "sum_routes": m.draw(st.booleans()), **a}
+    y = m.normal(batch, 4 if a["table"] is None else len(a["table"]), length, channels)
+    order = {name: a.pop(name) for name in ("table", "height", "width", "scans")}
+    return {"y": y, **order, "sum_routes": m.draw(st.booleans()), **a}
 
 
 OPERATORS = {

@@ -67,8 +67,8 @@ def test_a_wrong_table_is_named(backend, values):
     for call in (
         lambda: forward(inputs._replace(table=wrong), backend),
         lambda: backward(inputs, backend, table=wrong),
-        lambda: OPS.cross_scan(x, wrong, False, backend),
-        lambda: OPS.cross_merge(y, wrong, True, False, backend),
+        lambda: OPS.cross_scan(x, wrong, 0, 0, 0, False, backend),
+        lambda: OPS.cross_merge(y, wrong, 0, 0, 0, True, False, backend),
     ):
         with pytest.raises(ValueError, match=r"every row of table must hold each of 0\.\.11 exactly once"):
             call()
@@ -92,13 +92,21 @@ def test_a_wrong_argument_of_the_backward_is_named(compiled_backend, name, wrong
 def test_copies_check_their_shapes(backend):
     x, table = torch.randn(2, 1, 12, 5), problem().table
     with pytest.raises(ValueError, match=r"table must have shape \(K, L\) = \(3, 11\)"):
-        OPS.cross_scan(x[:, :, :11], table, False, backend)
+        OPS.cross_scan(x[:, :, :11], table, 0, 0, 0, False, backend)
     with pytest.raises(ValueError, match=r"x must have shape \(B, K, L, C\) = \(2, 3, 12, 5\)"):
-        OPS.cross_scan(x.expand(-1, 2, -1, -1), table, False, backend)
+        OPS.cross_scan(x.expand(-1, 2, -1, -1), table, 0, 0, 0, False, backend)
     with pytest.raises(ValueError, match=r"y must have shape \(B, K, L, C\) = \(2, 3, 12, 5\)"):
-        OPS.cross_merge(x, table, True, False, backend)
+        OPS.cross_merge(x, table, 0, 0, 0, True, False, backend)
     with pytest.raises(TypeError, match="table must be an int32 or int64 tensor"):
-        OPS.cross_merge(x, table.float(), True, False, backend)
+        OPS.cross_merge(x, table.float(), 0, 0, 0, True, False, backend)
+    for size in ((3, 5), (12, -1), (-3, -4), (0, 12)):
+        with pytest.raises(ValueError, match="height and width must give the 12 pixels of x"):
+            OPS.cross_scan(x, None, *size, 0, False, backend)
+    for scans in (4, -1):
+        with pytest.raises(ValueError, match="scans must be 0-3"):
+            OPS.cross_scan(x, None, 3, 4, scans, False, backend)
+    with pytest.raises(ValueError, match=r"y must have shape \(B, K, L, C\) = \(2, 4, 12, 5\)"):
+        OPS.cross_merge(x.expand(-1, 3, -1, -1), None, 3, 4, 0, True, False, backend)
 
 
 @pytest.mark.parametrize("name", ["abacus", ""])
@@ -137,15 +145,16 @@ def test_a_table_that_numpy_changes_after_the_forward_of_a_copy(backend, values)
     table = problem().table
     memory, before = table.numpy(), table.clone()
     x, y = torch.randn(2, 1, 12, 5, requires_grad=True), torch.randn(2, 3, 12, 5, requires_grad=True)
-    results = OPS.cross_scan(x, table, False, backend), OPS.cross_merge(y, table, True, False, backend)
+    results = OPS.cross_scan(x, table, 0, 0, 0, False, backend), OPS.cross_merge(y, table, 0, 0, 0, True, False, backend)
     weights = [torch.randn_like(r) for r in results]
     memory.fill(values)
     assert torch.equal(
-        torch.autograd.grad(results[0], x, weights[0])[0], OPS.cross_merge(weights[0], before, True, False, backend)
+        torch.autograd.grad(results[0], x, weights[0])[0],
+        OPS.cross_merge(weights[0], before, 0, 0, 0, True, False, backend),
     )
     assert torch.equal(
         torch.autograd.grad(results[1], y, weights[1])[0],
-        OPS.cross_scan(weights[1], before, False, backend),
+        OPS.cross_scan(weights[1], before, 0, 0, 0, False, backend),
     )
 
 

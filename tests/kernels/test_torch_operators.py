@@ -51,9 +51,10 @@ def test_opcheck_of_the_scan(compiled_backend, shared, channel_first, dtype, opt
 def test_opcheck_of_the_copies(compiled_backend, channel_first):
     x, y = (torch.randn(2, k, 12, 5, dtype=torch.float16, requires_grad=True) for k in (1, 4))
     table = vk.routes(3, 4)
-    torch.library.opcheck(cross_scan, (x, table, channel_first, compiled_backend))
-    for merge in (False, True):
-        torch.library.opcheck(cross_merge, (y, table, merge, channel_first, compiled_backend))
+    for order in ((table, 0, 0, 0), (None, 3, 4, 3)):
+        torch.library.opcheck(cross_scan, (x, *order, channel_first, compiled_backend))
+        for sum_routes in (False, True):
+            torch.library.opcheck(cross_merge, (y, *order, sum_routes, channel_first, compiled_backend))
 
 
 def test_opcheck_of_routes():

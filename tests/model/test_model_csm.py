@@ -6,6 +6,7 @@ from vmddpm.model import CSM, ModelConfig
 from vmddpm.model import csm as csm_module
 from vmddpm_kernels import patch_permutation, routes
 from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.routes import RouteOrder
 
 
 def make_csm(channels=8, seed=0, **options):
@@ -104,7 +105,8 @@ def test_regeneration_is_the_same_directions_over_a_shuffled_image(patch_size):
 
 
 def identity_s6(x, delta, A, B, C, D, delta_bias, table, **options):
-    return merge_routes(scan_routes(x[:, None], table, False), table, True, False)[:, 0]
+    order = RouteOrder(table)
+    return merge_routes(scan_routes(x[:, None], order, False), order, True, False)[:, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.triton import cross_scan, selective_scan
+from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
 
 TARGETS = {
@@ -82,8 +83,8 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
 def scan_and_merge(height, width, dtype):
     table = vk.routes(height, width)
     x = torch.zeros(2, 1, height * width, 40, dtype=dtype)
-    y = BACKENDS["triton"].cross_scan(x, table, True)
-    BACKENDS["triton"].cross_merge(y, table, True, False)
+    y = BACKENDS["triton"].cross_scan(x, RouteOrder(table), True)
+    BACKENDS["triton"].cross_merge(y, RouteOrder(table), True, False)
 
 
 CASES = {

@@ -19,6 +19,7 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 
@@ -88,18 +89,21 @@ class CpuBackend:
         )  # fmt: skip
         return gradients_of(inputs, grads)
 
-    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape
-        out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
-        extension.native.cross_scan(x, int32(table), out, torch.get_num_threads())
+        out = empty((batch, order.route_count(), length, channels), channel_first, x.dtype, x.device)
+        extension.native.cross_scan(x, *_as_native(order), out, torch.get_num_threads())
         return out
 
-    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+    def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         batch, routes, length, channels = y.shape
-        dtype = torch.promote_types(y.dtype, torch.float32)
-        out = empty((batch, 1 if sum_routes else routes, length, channels), channel_first, dtype, y.device)
-        extension.native.cross_merge(out, int32(table), y, torch.get_num_threads(), sum_routes)
-        return out.to(y.dtype)
+        out = empty((batch, 1 if sum_routes else routes, length, channels), channel_first, y.dtype, y.device)
+        extension.native.cross_merge(out, *_as_native(order), y, torch.get_num_threads(), sum_routes)
+        return out
+
+
+def _as_native(order: RouteOrder) -> RouteOrder:
+    return order if order.table is None else RouteOrder(int32(order.table))
 
 
 def _image(sizes: ScanSizes, channel_first: bool, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.routes import check_table_once, private_copy
+from vmddpm_kernels.routes import RouteOrder, check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class CudaBackend:
             )  # fmt: skip
         return gradients_of(inputs, grads)
 
-    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
+        table = order.as_table(x.device)
         check_table_once(table, x.shape[2])
         batch, _, length, channels = x.shape
         out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
@@ -158,7 +159,8 @@ class CudaBackend:
             self.runtime.kernels.cross_scan(x, int32(table), out, *self.runtime.stream(x.device))
         return out
 
-    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+    def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
+        table = order.as_table(y.device)
         check_table_once(table, y.shape[2])
         batch, routes, length, channels = y.shape
         table = int32(table)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 
@@ -45,8 +46,8 @@ class Backend(Protocol):
     ) -> list[Tensor]:
         """The gradients of the first eight inputs that are given, in their shapes and dtypes."""
 
-    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
 
-    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+    def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.routes import check_table
+from vmddpm_kernels.routes import RouteOrder, check_table
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 NAME = "reference"
@@ -55,12 +55,14 @@ class ReferenceBackend:
             )
         )
 
-    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
+        table = order.as_table(x.device)
         check_table(table, x.shape[2])
         return _as_layout(_gather(x, table), channel_first)
 
-    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+    def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         """Half precision is summed in float32 and rounded once."""
+        table = order.as_table(y.device)
         check_table(table, y.shape[2])
         pixels = _gather(y, _inverse(table))
         if sum_routes:

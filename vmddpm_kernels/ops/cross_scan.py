@@ -11,73 +11,87 @@ from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.checks import FLOATS, INTEGERS, check_axes, check_shape, check_tensor
 from vmddpm_kernels.interception import entry, entry_below_autograd, in_forward_mode
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
-from vmddpm_kernels.routes import private_copy
+from vmddpm_kernels.routes import RouteOrder, check_scan_code, private_copy
+
+_ORDER = len(RouteOrder._fields)
 
 
-def scan_routes(x: Tensor, table: Tensor, channel_first: bool, backend: str | None = None) -> Tensor:
+def scan_routes(x: Tensor, order: RouteOrder, channel_first: bool, backend: str | None = None) -> Tensor:
     """x (B, K or 1, L, C) in pixel order -> (B, K, L, C): step l of route k reads pixel table[k, l].
 
     `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
     chosen = select(backend, x)
-    if chosen == reference.NAME:
-        _check("x", x, table, shared=True)
-        return by_name(chosen, x).cross_scan(x, table, channel_first)
-    result: Tensor = entry(cross_scan, CrossScan, _scan, (x, table))(x, table, channel_first, chosen)
+    call = _scan if chosen == reference.NAME else entry(cross_scan, CrossScan, _scan, (x, order.table))
+    if call is cross_scan:
+        _check("x", x, order, shared=True)
+    result: Tensor = call(x, *order, channel_first, chosen)
     return result
 
 
 def merge_routes(
-    y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool, backend: str | None = None
+    y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool, backend: str | None = None
 ) -> Tensor:
     """The adjoint of `scan_routes`: y (B, K, L, C) -> (B, 1, L, C), the sum over routes, or (B, K, L, C)."""
     chosen = select(backend, y)
-    if chosen == reference.NAME:
-        _check("y", y, table, shared=False)
-        return by_name(chosen, y).cross_merge(y, table, sum_routes, channel_first)
-    result: Tensor = entry(cross_merge, CrossMerge, _merge, (y, table))(y, table, sum_routes, channel_first, chosen)
+    call = _merge if chosen == reference.NAME else entry(cross_merge, CrossMerge, _merge, (y, order.table))
+    if call is cross_merge:
+        _check("y", y, order, shared=False)
+    result: Tensor = call(y, *order, sum_routes, channel_first, chosen)
     return result
 
 
-def _check(name: str, tensor: Tensor, table: Tensor, shared: bool) -> None:
+def _check(name: str, tensor: Tensor, order: RouteOrder, shared: bool) -> None:
     """Raise TypeError or ValueError unless shapes, dtypes and devices fit. A backend checks the table's values."""
     check_tensor(name, tensor, None, FLOATS)
     batch, images, length, channels = check_axes(name, tensor, "B, K, L, C")
-    check_tensor("table", table, tensor, INTEGERS)
-    routes = check_axes("table", table, "K, L")[0]
-    if routes < 1:
-        raise ValueError("table (K, L) must have at least one route, got K = 0")
-    check_shape("table", table, "K, L", (routes, length))
+    table, height, width, scans = order
+    if table is None:
+        check_scan_code(scans)
+        if height < 1 or width < 1 or height * width != length:
+            raise ValueError(f"height and width must give the {length} pixels of {name}, got {height} x {width}")
+    else:
+        check_tensor("table", table, tensor, INTEGERS)
+        routes = check_axes("table", table, "K, L")[0]
+        if routes < 1:
+            raise ValueError("table (K, L) must have at least one route, got K = 0")
+        check_shape("table", table, "K, L", (routes, length))
     if not (shared and images == 1):
-        check_shape(name, tensor, "B, K, L, C", (batch, routes, length, channels))
+        check_shape(name, tensor, "B, K, L, C", (batch, order.route_count(), length, channels))
 
 
-def _scan(x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
-    _check("x", x, table, shared=True)
-    return by_name(backend, x).cross_scan(x, table, channel_first)
+def _scan(x: Tensor, *args: Any) -> Tensor:
+    order, channel_first, backend = RouteOrder(*args[:_ORDER]), args[-2], args[-1]
+    _check("x", x, order, shared=True)
+    return by_name(backend, x).cross_scan(x, order, channel_first)
 
 
-def _scan_fake(x: Tensor, table: Tensor, channel_first: bool, backend: str) -> Tensor:
-    _check("x", x, table, shared=True)
+def _scan_fake(x: Tensor, *args: Any) -> Tensor:
+    order, channel_first = RouteOrder(*args[:_ORDER]), args[-2]
+    _check("x", x, order, shared=True)
     batch, _, length, channels = x.shape
-    return empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
+    return empty((batch, order.route_count(), length, channels), channel_first, x.dtype, x.device)
 
 
-def _merge(y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool, backend: str) -> Tensor:
-    _check("y", y, table, shared=False)
-    return by_name(backend, y).cross_merge(y, table, sum_routes, channel_first)
+def _merge(y: Tensor, *args: Any) -> Tensor:
+    order, (sum_routes, channel_first, backend) = RouteOrder(*args[:_ORDER]), args[_ORDER:]
+    _check("y", y, order, shared=False)
+    return by_name(backend, y).cross_merge(y, order, sum_routes, channel_first)
 
 
-def _merge_fake(y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool, backend: str) -> Tensor:
-    _check("y", y, table, shared=False)
+def _merge_fake(y: Tensor, *args: Any) -> Tensor:
+    order, (sum_routes, channel_first, _) = RouteOrder(*args[:_ORDER]), args[_ORDER:]
+    _check("y", y, order, shared=False)
     batch, routes, length, channels = y.shape
     return empty((batch, 1 if sum_routes else routes, length, channels), channel_first, y.dtype, y.device)
 
 
+# A table of visit orders, or None for the four routes numbered `scans` over height x width pixels.
+_ROUTES = "Tensor? table, SymInt height, SymInt width, int scans"
 cross_scan = define(
-    "cross_scan(Tensor x, Tensor table, bool channel_first, str backend) -> Tensor", _scan, _scan_fake
+    f"cross_scan(Tensor x, {_ROUTES}, bool channel_first, str backend) -> Tensor", _scan, _scan_fake
 )
 cross_merge = define(
-    "cross_merge(Tensor y, Tensor table, bool sum_routes, bool channel_first, str backend) -> Tensor",
+    f"cross_merge(Tensor y, {_ROUTES}, bool sum_routes, bool channel_first, str backend) -> Tensor",
     _merge,
     _merge_fake,
 )
@@ -94,19 +108,20 @@ class CrossScan(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, table, *ctx.options = inputs
-        ctx.shared = x.shape[1] == 1 and table.shape[0] > 1
-        _keep(ctx, table)
+        x, *order = inputs[: 1 + _ORDER]
+        ctx.options = inputs[1 + _ORDER :]
+        _keep(ctx, order)
+        ctx.shared = x.shape[1] == 1 and output.shape[1] > 1
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (table,) = ctx.saved_tensors
-        call = entry(cross_merge, CrossMerge, _merge, (dy, table))
-        return call(dy, table, ctx.shared, *ctx.options), None, None, None
+        order = _kept(ctx)
+        call = entry(cross_merge, CrossMerge, _merge, (dy, order.table))
+        return call(dy, *order, ctx.shared, *ctx.options), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> Any:
-        return CrossScan.apply(dx, *ctx.saved_tensors, *ctx.options)  # type: ignore[no-untyped-call]
+        return CrossScan.apply(dx, *_kept(ctx), *ctx.options)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -124,30 +139,37 @@ class CrossMerge(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, table, ctx.sum_routes, *ctx.options = inputs
-        _keep(ctx, table)
+        _, *order = inputs[: 1 + _ORDER]
+        ctx.sum_routes, *ctx.options = inputs[1 + _ORDER :]
+        _keep(ctx, order)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
-        (table,) = ctx.saved_tensors
-        call = entry(cross_scan, CrossScan, _scan, (dx, table))
-        return call(dx, table, *ctx.options), None, None, None, None
+        order = _kept(ctx)
+        call = entry(cross_scan, CrossScan, _scan, (dx, order.table))
+        return call(dx, *order, *ctx.options), *[None] * 7
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor, *_: None) -> Any:
-        return CrossMerge.apply(dy, *ctx.saved_tensors, ctx.sum_routes, *ctx.options)  # type: ignore[no-untyped-call]
+        return CrossMerge.apply(dy, *_kept(ctx), ctx.sum_routes, *ctx.options)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         return vmap_by_loop(CrossMerge, info, in_dims, *args)
 
 
-def _keep(ctx: Any, table: Tensor) -> None:
-    """Save a copy of the table, which nobody can change before the backward."""
-    table = private_copy(table)
-    ctx.save_for_backward(table)
-    if in_forward_mode():
-        ctx.save_for_forward(table)
+def _keep(ctx: Any, order: list[Any]) -> None:
+    """Save the order of the routes, with a copy of the table, which nobody can change before the backward."""
+    table, *ctx.sizes = order
+    if table is not None:
+        table = private_copy(table)
+        ctx.save_for_backward(table)
+        if in_forward_mode():
+            ctx.save_for_forward(table)
+
+
+def _kept(ctx: Any) -> RouteOrder:
+    return RouteOrder(ctx.saved_tensors[0] if ctx.saved_tensors else None, *ctx.sizes)
 
 
 differentiate(cross_scan, CrossScan, _scan)

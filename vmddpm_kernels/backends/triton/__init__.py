@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 CHUNK = 32  # steps from one checkpoint to the next
@@ -59,15 +60,15 @@ class TritonBackend:
 
         return scan_backward(dy, dlast_state, inputs, checkpoints, options)
 
-    def cross_scan(self, x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
+    def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_scan
 
-        return cross_scan(x, table, channel_first)
+        return cross_scan(x, order.as_table(x.device), channel_first)
 
-    def cross_merge(self, y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
+    def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_merge
 
-        return cross_merge(y, table, sum_routes, channel_first)
+        return cross_merge(y, order.as_table(y.device), sum_routes, channel_first)
 
 
 def _interpreted() -> bool:
