@@ -109,6 +109,11 @@ def check_count(name: str, value: Any) -> int:
     return value  # type: ignore[return-value]
 
 
+def check_optional_flag(name: str, value: object) -> bool:
+    """`check_flag`, where None is False."""
+    return value is not None and check_flag(name, value)
+
+
 def check_flag(name: str, value: object) -> bool:
     """TypeError unless True or False, or 1 or 0."""
     if not isinstance(value, int) or value not in (0, 1):

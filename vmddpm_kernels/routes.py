@@ -36,8 +36,12 @@ def _check_size(height: int, width: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
-    row_major = torch.arange(height * width, dtype=torch.int32, device=device).view(height, width)
-    rows, columns = row_major.flatten(), row_major.t().flatten()
+    return _four_routes(torch.arange(height * width, dtype=torch.int32, device=device).view(height, width), code)
+
+
+def _four_routes(image: Tensor, code: int) -> Tensor:
+    """The pixels (H, W) in the orders of the four routes, (4, L)."""
+    rows, columns = image.flatten(), image.t().flatten()
     if code == 0:
         routes = [rows, columns, rows.flip(0), columns.flip(0)]
     elif code == 1:
@@ -45,7 +49,7 @@ def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
     elif code == 2:
         routes = [rows, rows, rows.flip(0), rows.flip(0)]
     else:  # the image turned by 0, 90, 180 and 270 degrees, each read row by row
-        routes = [torch.rot90(row_major, quarter).flatten() for quarter in range(4)]
+        routes = [torch.rot90(image, quarter).flatten() for quarter in range(4)]
     return torch.stack(routes)
 
 
@@ -117,12 +121,12 @@ def routes(
 def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
     # The tensors of inference mode do not count their changes.
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-        table = _base_routes(height, width, code, device)
         if permutation is None:
-            return _mark_checked(table.clone())
+            return _mark_checked(_base_routes(height, width, code, device).clone())
         if permutation.shape[0] != height * width or not _is_checked(permutation):
             check_table(permutation[None], height * width, name="permutation")
-        return _mark_checked(permutation.to(table.device, torch.int32)[table])
+        shuffled = permutation.to(device, torch.int32).view(height, width)
+        return _mark_checked(_four_routes(shuffled, code))
 
 
 def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
@@ -198,16 +202,24 @@ def _draw(height: int, width: int, patch_size: int, generator: torch.Generator |
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
     """Raise ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
     are no values, only unless it has that length."""
-    expected = torch.arange(length, dtype=table.dtype, device=table.device)
     right_length = table.shape[-1] == length
     if right_length and table.is_meta:
         return
-    if not right_length or not bool((table.sort(dim=-1).values == expected).all()):
+    if not right_length or not _holds_permutations(table):
         raise ValueError(
             f"every row of {name} must hold each of 0..{length - 1} exactly once; "
             f"got shape {tuple(table.shape)} with values "
             + (f"from {int(table.min())} to {int(table.max())}" if table.numel() and not table.is_meta else "none")
         )
+
+
+def _holds_permutations(table: Tensor) -> bool:
+    """Read once, as a GPU is waited for."""
+    length = table.shape[-1]
+    inside = (table >= 0) & (table < length)
+    pixels = table.clamp(0, max(length - 1, 0)).long()
+    seen = torch.zeros(table.shape, dtype=torch.bool, device=table.device).scatter_(-1, pixels, True)
+    return bool((inside & seen).all())
 
 
 def _state(table: Tensor) -> tuple[Any, ...] | None:

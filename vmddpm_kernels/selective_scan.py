@@ -132,7 +132,8 @@ def _check(
     batch, dim = u.shape[0], u.shape[2 if channel_last else 1]
     groups = [_groups(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C))]
     if groups[0] != groups[1]:
-        raise ValueError(f"C must have shape {_matrix_axes(channel_last)} with G = {groups[0]} as B has, got {groups[1]}")
+        axes = _matrix_axes(channel_last)
+        raise ValueError(f"C must have shape {axes} with G = {groups[0]} as B has, got {groups[1]}")
     check_float("A", A, u)
     if A.dim() != 2:
         raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")

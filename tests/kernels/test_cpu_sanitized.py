@@ -83,7 +83,7 @@ def test_no_report_on_the_best_instruction_set(sanitized):
 
 
 FAULTS = {
-    "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), routes(3, 4), 0, 0, 0, torch.empty(1, 4, 12, 5), 1, True)",
+    "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), None, 3, 4, 0, torch.empty(1, 4, 12, 5), 1, True)",
     "signed integer overflow": "n.scan_plan(ScanSizes(2**60, 4, 9, 5, 1, False, False))",
 }
 
@@ -92,7 +92,6 @@ FAULTS = {
 def test_a_fault_is_reported(sanitized, report):
     script = f"""
 import planted_cpu, torch
-from vmddpm_kernels import routes
 from vmddpm_kernels.scan_inputs import ScanSizes
 from vmddpm_kernels.backends.extension import native as n
 {FAULTS[report]}
@@ -101,6 +100,12 @@ from vmddpm_kernels.backends.extension import native as n
     assert done.returncode != 0
     assert report in done.stderr
     assert "cpu.cpp:" in done.stderr
+
+
+@pytest.mark.slow
+def test_operators_on_any_arguments(sanitized):
+    """Forward and backward, with tensors that change in between."""
+    passes(sanitized, "address", ["test_fuzz_operators.py"], "any_operator_call", HYPOTHESIS_PROFILE="nightly")
 
 
 @pytest.mark.slow

@@ -145,7 +145,10 @@ def test_a_table_that_numpy_changes_after_the_forward_of_a_copy(backend, values)
     table = problem().table
     memory, before = table.numpy(), table.clone()
     x, y = torch.randn(2, 1, 12, 5, requires_grad=True), torch.randn(2, 3, 12, 5, requires_grad=True)
-    results = OPS.cross_scan(x, table, 0, 0, 0, False, backend), OPS.cross_merge(y, table, 0, 0, 0, True, False, backend)
+    results = (
+        OPS.cross_scan(x, table, 0, 0, 0, False, backend),
+        OPS.cross_merge(y, table, 0, 0, 0, True, False, backend),
+    )
     weights = [torch.randn_like(r) for r in results]
     memory.fill(values)
     assert torch.equal(

@@ -1,14 +1,14 @@
 """mamba_ssm's selective scan, on any device.
 
-Flags count by their truth, None as False, as there. What differs: the last state carries gradient, float64 is computed
-in float64, and delta, B and C may have dtypes of their own.
+As there, `return_last_state` counts by its truth, and None is False. What differs: the last state carries gradient,
+float64 is computed in float64, and delta, B and C may have dtypes of their own.
 """
 
 from typing import Literal, overload
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float
+from vmddpm_kernels.checks import check_float, check_optional_flag
 from vmddpm_kernels.compat.complex_scan import complex_scan
 from vmddpm_kernels.compat.groups import common_groups
 from vmddpm_kernels.selective_scan import selective_scan
@@ -109,17 +109,18 @@ def _scan(
     return_last_state: bool | None,
     backend: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
+    softplus = check_optional_flag("delta_softplus", delta_softplus)
     check_float("u", u)
     if u.dim() != 3:
         raise ValueError(f"u must have shape (B, D, L), got {tuple(u.shape)}")
     if isinstance(A, Tensor) and A.is_complex():
-        out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
+        out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, softplus)
         return (out, last_state) if return_last_state else out
     check_float("B", B, u)
     check_float("C", C, u)
     B, C = common_groups(u, B, C)
     out, last_state = selective_scan(
         u, delta, A, B, C, D, z, delta_bias,
-        delta_softplus=bool(delta_softplus), return_last_state=True, backend=backend,
+        delta_softplus=softplus, return_last_state=True, backend=backend,
     )  # fmt: skip
     return (out, last_state.to(A.dtype)) if return_last_state else out
