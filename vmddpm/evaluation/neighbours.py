@@ -90,8 +90,9 @@ def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> Precisi
 
 
 def _share_among(images: Tensor, members: Tensor, k: int) -> float:
+    # The nearest is the image itself. (topk takes a quarter of the time of kthvalue.)
     radii = torch.cat(
-        [_squared_distances(members[rows], members).kthvalue(k + 1, dim=1).values  # the nearest is the image itself
+        [_squared_distances(members[rows], members).topk(k + 1, dim=1, largest=False).values[:, -1]
          for rows in _blocks(len(members), len(members))]
     )  # fmt: skip
     inside = [
