@@ -19,6 +19,7 @@ __all__ = [
     "CrossScanF",
     "CrossScanTriton",
     "CrossScanTriton1b1",
+    "CrossScanTriton1b1F",
     "CrossScanTritonF",
     "CrossScan_Ab_1direction",
     "CrossScan_Ab_2direction",
@@ -172,6 +173,14 @@ class CrossScanTriton1b1:
     @staticmethod
     def apply(x: Tensor) -> Tensor:
         return cross_scan(x, one_by_one=True)
+
+
+class CrossScanTriton1b1F:
+    """apply(x (B, 4, C, H, W), or (B, H, W, 4, C) if not channel_first) -> (B, 4, C, L): route k reads image k."""
+
+    @staticmethod
+    def apply(x: Tensor, channel_first: bool = True) -> Tensor:
+        return cross_scan(x, in_channel_first=channel_first, one_by_one=True)
 
 
 class CrossScan_Ab_1direction:

@@ -25,6 +25,7 @@ from vmddpm_kernels.cross_scan import (
     CrossScanF,
     CrossScanTriton,
     CrossScanTriton1b1,
+    CrossScanTriton1b1F,
     CrossScanTritonF,
     cross_merge_fn,
     cross_scan_fn,
@@ -86,6 +87,9 @@ def test_classes_of_older_versions(scan, merge, code):
 def test_one_image_a_route():
     x = image(2, 3, 4, 5, True, True)
     assert torch.equal(CrossScanTriton1b1.apply(x), scan_by_definition(x, True, True, True, 0))
+    assert torch.equal(CrossScanTriton1b1F.apply(x), scan_by_definition(x, True, True, True, 0))
+    x = image(2, 3, 4, 5, False, True)
+    assert torch.equal(CrossScanTriton1b1F.apply(x, False), scan_by_definition(x, False, True, True, 0))
 
 
 def test_older_channel_last_layout():

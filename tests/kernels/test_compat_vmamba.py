@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from oracle import assert_as_accurate, relative_error, scan_loop, together
@@ -13,6 +14,7 @@ from vmddpm_kernels.compat.vmamba import (
     SelectiveScanMamba,
     SelectiveScanOflex,
     flops_selective_scan_fn,
+    flops_selective_scan_ref,
     selective_scan_flop_jit,
     selective_scan_fn,
 )
@@ -134,6 +136,24 @@ def test_count_of_operations():
     assert selective_scan_flop_jit(inputs, []) == flops_selective_scan_fn(B=2, L=3, D=5, N=7)
     with pytest.raises(ValueError, match="with_complex"):
         flops_selective_scan_fn(with_complex=True)
+
+
+def einsum_multiply_adds(equation, *shapes):
+    """As numpy counts and prints them, with four digits."""
+    said = np.einsum_path(equation, *map(np.zeros, shapes), optimize="optimal")[1]
+    return next(float(line.split(":")[-1]) / 2 for line in said.splitlines() if "Optimized FLOP" in line)
+
+
+@pytest.mark.parametrize("z", [False, True])
+def test_older_count_of_operations(z):
+    B, L, D, N = 2, 30, 24, 16
+    step = B * D * N + einsum_multiply_adds("bdn,bdn->bd", (B, D, N), (B, D, N))
+    products = einsum_multiply_adds("bdl,dn->bdln", (B, D, L), (D, N))
+    products += einsum_multiply_adds("bdl,bnl,bdl->bdln", (B, D, L), (B, N, L), (B, D, L))
+    expected = products + L * step + B * D * L * (1 + z)
+    assert flops_selective_scan_ref(B, L, D, N, with_Z=z) == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match="with_complex"):
+        flops_selective_scan_ref(with_complex=True)
 
 
 def test_errors_name_the_argument():

@@ -14,6 +14,7 @@ __all__ = [
     "SelectiveScanMamba",
     "SelectiveScanOflex",
     "flops_selective_scan_fn",
+    "flops_selective_scan_ref",
     "selective_scan_flop_jit",
     "selective_scan_fn",
 ]
@@ -162,6 +163,22 @@ def flops_selective_scan_fn(
     if with_complex:
         raise ValueError("with_complex must be False: complex states are not counted")
     return 9 * B * L * D * N + B * D * L * (bool(with_D) + bool(with_Z))
+
+
+def flops_selective_scan_ref(
+    B: int = 1,
+    L: int = 256,
+    D: int = 768,
+    N: int = 16,
+    with_D: bool = True,
+    with_Z: bool = False,
+    with_Group: bool = True,
+    with_complex: bool = False,
+) -> int:
+    """VMamba's older count, of multiply-adds: numpy's of the scan's products as einsums, without its rounding."""
+    if with_complex:
+        raise ValueError("with_complex must be False: complex states are not counted")
+    return 3 * B * D * L * N + B * D * L // 2 + B * D * L * (bool(with_D) + bool(with_Z))
 
 
 def selective_scan_flop_jit(inputs: Any, outputs: Any, backend: str = "prefixsum", verbose: bool = True) -> int:
