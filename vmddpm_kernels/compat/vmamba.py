@@ -178,7 +178,7 @@ def flops_selective_scan_ref(
     """VMamba's older count, of multiply-adds: numpy's of the scan's products as einsums, without its rounding."""
     if with_complex:
         raise ValueError("with_complex must be False: complex states are not counted")
-    return 3 * B * D * L * N + B * D * L // 2 + B * D * L * (bool(with_D) + bool(with_Z))
+    return 7 * B * D * L * N // 2 + B * D * L * (bool(with_D) + bool(with_Z))
 
 
 def selective_scan_flop_jit(inputs: Any, outputs: Any, backend: str = "prefixsum", verbose: bool = True) -> int:
