@@ -5,8 +5,8 @@ The only module that touches private names of torch. Where one is missing, every
 the public way.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -112,6 +112,17 @@ def transformed() -> bool:
         return interpreter is not None and interpreter.key() != torch._C._functorch.TransformType.Functionalize
     except AttributeError:
         return True
+
+
+@contextmanager
+def recorded_by_autograd() -> Iterator[None]:
+    """Within it autograd records what is called, even inside the kernel of an operator."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def traced() -> bool:

@@ -67,7 +67,7 @@ OPERATORS = {
 
 def fill(value):
     def change(t, draw):
-        t.detach().numpy().fill(value)
+        t.detach().numpy().fill(0 if t.is_floating_point() else value)  # a state that grows may well overflow
 
     return change
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.interception import recorded_by_autograd
 from vmddpm_kernels.routes import RouteOrder, check_table
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
@@ -42,7 +43,7 @@ class ReferenceBackend:
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:
-        with torch.enable_grad():
+        with recorded_by_autograd():
             leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)
             results = selective_scan(leaves, options)
         given = [(r, g.to(r.dtype)) for r, g in zip(results, (dy, dlast_state)) if g is not None and r.requires_grad]
