@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from fuzzing import OPTIONS, SAME, SPOILED, Maker, cross_selective_scan
+from fuzzing import OPTIONS, SAME, SPOILED, Maker, can_be_changed, cross_selective_scan
 from test_fuzz import RTOL, same
 
 OPS = torch.ops.vmddpm
@@ -96,7 +96,7 @@ def spoil(arguments, draw):
         if isinstance(value, torch.Tensor):
             pool = SAME if draw(st.booleans()) else SPOILED
             how = draw(st.sampled_from(sorted(pool)))
-            if value.layout == torch.strided and not value.is_nested and value.dtype != torch.float8_e4m3fn:
+            if can_be_changed(value):
                 arguments[name] = pool[how](value, draw)
         else:
             how = draw(st.sampled_from(range(len(OPTIONS))))
