@@ -61,7 +61,7 @@ def faster_table(data: Record) -> list[str]:
                 if "ours" in row and name.split()[0] != "ours":
                     where = [suite, case, DIRECTIONS.get(direction, direction), name]
                     compared.append((record["median"] / row["ours"]["median"], where))
-    faster = [[*where, f"{ratio:.2f}x"] for ratio, where in sorted(compared) if ratio < 1]
+    faster = [[*where, f"{ratio:.2f}x"] for ratio, where in sorted(compared) if round(ratio, 2) < 1]
     if not faster:
         return ["Faster than ours: nothing."]
     head = ["suite", "case", "", "faster than ours", "its time over ours"]
