@@ -156,6 +156,7 @@ def contest(
         if key not in last_measured:
             last_measured.clear()
             several = Contest(makers, competitors(request), case, direction, device, peers, **options)
+            several.drop_failing()
             request.getfixturevalue("monkeypatch").undo()  # what is timed is not poisoned
             measured, sets = several.measure(*PROFILES[request.config.getoption("--profile")])
             several.record(suite, results, measured, sets, work)

@@ -4,6 +4,7 @@ A contender is a function of (problem, backend, peers). It raises `Missing` wher
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
+from benchmarks import plain_routes
 from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
 from benchmarks.problem import ROUTES, Contender, Problem
 from benchmarks.rivals import Missing, Peers
@@ -85,11 +87,26 @@ def _fused(problem: Problem, backend: str, table: Tensor) -> Contender:
 
 def unfused(problem: Problem, backend: str, peers: Peers) -> Contender:
     """The same result from `cross_scan`, `selective_scan` and `cross_merge`, with four sequences in memory."""
+    return _pipeline(problem, vk.cross_scan, _scan_by(backend), vk.cross_merge)
 
+
+def plain_around_our_scan(problem: Problem, backend: str, peers: Peers) -> Contender:
+    """What one writes who has `selective_scan` alone: VMamba's formula around it."""
+
+    def cross_scan(x: Tensor, *_: Any) -> Tensor:
+        return plain_routes.cross_scan(x)
+
+    def cross_merge(ys: Tensor, *_: Any) -> Tensor:
+        return plain_routes.cross_merge(ys)
+
+    return _pipeline(problem, cross_scan, _scan_by(backend), cross_merge)
+
+
+def _scan_by(backend: str) -> Callable[..., Tensor]:
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
-        return vk.selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, backend=backend)
+        return _selective_scan(u, delta, A, B, C, D, bias, backend=backend)
 
-    return _pipeline(problem, vk.cross_scan, scan, vk.cross_merge)
+    return scan
 
 
 def vmamba(problem: Problem, backend: str, peers: Peers) -> Contender:
@@ -178,6 +195,44 @@ def mamba_ssm(problem: Problem, backend: str, peers: Peers) -> Contender:
     return _sequence(problem, lambda u, delta, A, B, C, D, bias: theirs(u, delta, A, B, C, D, None, bias, True))
 
 
+def transformers(problem: Problem, backend: str, peers: Peers) -> Contender:
+    """Its function without kernels: a step after the other."""
+    if peers.transformers is None:
+        raise Missing(peers.missing["transformers"])
+    theirs = peers.transformers
+
+    def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+        return theirs(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True).to(u.dtype)
+
+    return _sequence(problem, run)
+
+
+def mambapy_sequence(problem: Problem, backend: str, peers: Peers) -> Contender:
+    scan = mambapy_scan(peers)
+
+    def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+        in_float = (t.float() for t in (u, delta, A, B[:, None], C[:, None], D, bias))
+        return scan(*in_float, True).to(u.dtype)
+
+    return _sequence(problem, run)
+
+
+def compiled(states: str, longest: int) -> Callable[[Problem, str, Peers], Contender]:
+    """One of `plain_scans` through torch.compile, up to a length that compiles in a minute."""
+
+    def make(problem: Problem, backend: str, peers: Peers) -> Contender:
+        if problem.case.length > longest:
+            raise Missing(f"more than {longest} steps take too long to compile")
+        try:
+            from benchmarks import plain_scans
+        except ImportError as error:
+            raise Missing(f"{error}, in torch {torch.__version__}") from None
+        run = partial(plain_scans.selective_scan, getattr(plain_scans, states))
+        return _sequence(problem, torch.compile(run, dynamic=False))
+
+    return make
+
+
 def _sequence(problem: Problem, run: Callable[..., Tensor]) -> Contender:
     x, delta, A, B, C, D, bias = problem.tensors
     inputs = leaves(turned(x), turned(delta[:, 0]), A[0], turned(B[:, 0]), turned(C[:, 0]), D[0], bias[0])
@@ -193,6 +248,7 @@ IMAGES = {
     "ours": fused,
     "ours shuffled": shuffled,
     "ours unfused": unfused,
+    "plain PyTorch, our scan": plain_around_our_scan,
     "ours in Triton": in_triton(fused),
     "attention": attention,
     "VMamba": vmamba,
@@ -203,10 +259,18 @@ WITHOUT_KERNELS = {
     "parallel scan": parallel_scan,
     "mamba.py": mambapy,
 }
+COMPILED = {
+    "compiled loop": compiled("step_loop", 16),
+    "associative_scan": compiled("by_associative_scan", 64),
+    "scan": compiled("by_scan", 1024),
+}
 SEQUENCES = {
     "ours": sequence,
     "ours channel last": sequence_channel_last,
     "ours in Triton": in_triton(sequence),
     "attention": attention,
     "mamba_ssm": mamba_ssm,
+    "mamba.py": mambapy_sequence,
+    "transformers": transformers,
+    **COMPILED,
 }

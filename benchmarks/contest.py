@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.limits import Work, least_seconds
 from benchmarks.problem import Problem, relative_difference
-from benchmarks.results import Results
+from benchmarks.results import Results, ours
 from benchmarks.rivals import Missing, Peers
 from benchmarks.timing import measure_in_turn, quantile, sets_needed
 
@@ -57,6 +57,16 @@ class Contest:
             for i in range(min(2, len(found), len(expected))):  # y, and the gradient of x
                 apart = relative_difference(one.standard(found[i]), other.standard(expected[i]))
                 assert apart < SAME_WITHIN, f"{name} is {apart:.1%} from {first} in result {i}"
+
+    def drop_failing(self) -> None:
+        """Others that fail here, or compute something else, take no part: compiled code may be right at one size and
+        wrong at another."""
+        for name in [n for n, c in self.contenders.items() if not ours(n) and c.standard is not None]:
+            try:
+                self.check(name)
+            except Exception as error:  # a rival that cannot run is a line in the results, not the end of them
+                del self.contenders[name]
+                self.missing[name] = f"{type(error).__name__} in {self.case.name}: {str(error).splitlines()[0]}"
 
     def results(self, contender: Any) -> list[Tensor]:
         found = contender.call(self.direction)

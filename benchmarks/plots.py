@@ -21,6 +21,7 @@ COLORS = {
     "mamba.py": "#edae49",
     "mamba_ssm": "#66a182",
     "VMamba": "#7b4f9d",
+    "plain PyTorch, our scan": "#a26769",
 }
 
 

@@ -20,7 +20,7 @@ IN_README = ("cross_selective_scan", "without_kernels")
 
 def markdown(data: Record) -> list[str]:
     """All that a result file holds."""
-    lines = [f"## {title(data)}", "", *machine(data)]
+    lines = [f"## {title(data)}", "", *machine(data), "", *faster_table(data)]
     for suite in dict.fromkeys(t["suite"] for t in data["times"]):
         lines += ["", f"### {suite}", "", *time_table(data, suite)]
     lines += ["", "### Memory beside the inputs", "", *memory_table(data), "", "### How cost grows with length", ""]
@@ -50,6 +50,22 @@ def in_order(records: list[Record]) -> dict[tuple[str, str], dict[str, Record]]:
     for record in records:
         rows.setdefault((record["case"], record["direction"]), {})[record["contender"]] = record
     return rows
+
+
+def faster_table(data: Record) -> list[str]:
+    """All that took less time than ours, whether or not it computes the same; the fastest first."""
+    compared = []
+    for suite in dict.fromkeys(t["suite"] for t in data["times"]):
+        for (case, direction), row in in_order([t for t in data["times"] if t["suite"] == suite]).items():
+            for name, record in row.items():
+                if "ours" in row and name.split()[0] != "ours":
+                    where = [suite, case, DIRECTIONS.get(direction, direction), name]
+                    compared.append((record["median"] / row["ours"]["median"], where))
+    faster = [[*where, f"{ratio:.2f}x"] for ratio, where in sorted(compared) if round(ratio, 2) < 1]
+    if not faster:
+        return ["Faster than ours: nothing."]
+    head = ["suite", "case", "", "faster than ours", "its time over ours"]
+    return [f"Faster than ours: {len(faster)} of {len(compared)} times.", "", *table(head, faster)]
 
 
 def time_table(data: Record, suite: str) -> list[str]:

@@ -22,12 +22,13 @@ class Missing(Exception):
 
 @dataclass
 class Peers:
-    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, and what
-    is missing and why."""
+    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, the scan
+    of transformers, and what is missing and why."""
 
     vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
     mamba: Callable[..., Any] | None = None
     mambapy: Callable[..., Any] | None = None
+    transformers: Callable[..., Any] | None = None
     missing: dict[str, str] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
 
@@ -84,10 +85,18 @@ def load_mambapy(device: str) -> Callable[..., Any]:
         raise FileNotFoundError("not installed; `pip install mambapy`") from None
 
 
+def load_transformers(device: str) -> Callable[..., Any]:
+    try:
+        return importlib.import_module("transformers.models.mamba.modeling_mamba").mamba_selective_scan
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(f"{error}; `pip install transformers`") from None
+
+
 def load(device: str) -> Peers:
     """What is there, ready to call. On a CPU their own PyTorch versions."""
     peers = Peers()
-    every = (("VMamba", "vmamba", load_vmamba), ("mamba", "mamba", load_mamba), ("mamba.py", "mambapy", load_mambapy))
+    every = (("VMamba", "vmamba", load_vmamba), ("mamba", "mamba", load_mamba), ("mamba.py", "mambapy", load_mambapy),
+             ("transformers", "transformers", load_transformers))  # fmt: skip
     for name, attribute, function in every:
         try:
             setattr(peers, attribute, function(device))

@@ -1,17 +1,37 @@
-"""Cross scan and cross merge beside VMamba's and a plain copy of the four sequences."""
+"""Cross scan and cross merge, channel first and last, beside VMamba's formula in plain PyTorch, VMamba's kernels and a
+plain copy of the four sequences."""
+
+from typing import Any
 
 import torch
 
 import vmddpm_kernels as vk
+from benchmarks import plain_routes
 from benchmarks.contenders import leaves
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender
 from benchmarks.rivals import Missing
 
-QUICK = [Case(4, 64, 64, 96, 1), Case(4, 31, 33, 192, 1)]
-CASES = {"quick": QUICK, "full": [*QUICK, Case(4, 64, 64, 96, 1, torch.bfloat16), Case(1, 256, 256, 96, 1)]}
+# A large image, an odd one, a batch of one and a large batch; stages of VMamba-T at 224 x 224
+IMAGES = [(4, 64, 64, 96), (4, 31, 33, 192), (1, 32, 32, 96), (16, 16, 16, 384)]
+STAGES = [(4, 56, 56, 192), (4, 14, 14, 768), (4, 7, 7, 1536)]
+EVERY = [Case(*size, 1, dtype) for dtype in (torch.float32, torch.bfloat16) for size in (*IMAGES, *STAGES)]
+QUICK = [*(Case(*size, 1) for size in (*IMAGES, STAGES[2])), *(Case(*size, 1, torch.bfloat16) for size in STAGES[:2])]
+CASES = {"quick": QUICK, "full": [*EVERY, Case(1, 256, 256, 96, 1)]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = ("ours", "reference", "VMamba", "copy")
+CONTENDERS = ("ours", "plain PyTorch", "reference", "VMamba", "copy")
+
+
+class Copy(torch.autograd.Function):
+    """The largest tensor of a scan or merge copied once in each direction."""
+
+    @staticmethod
+    def forward(ctx: Any, t: torch.Tensor) -> torch.Tensor:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        return dy.clone()
 
 
 def draw(case, device, seed):
@@ -20,44 +40,57 @@ def draw(case, device, seed):
     return torch.randn(shape, generator=g, device=device).to(case.dtype)        # (B, 4, C, H, W)
 
 
+def draw_channel_last(case, device, seed):
+    return draw(case, device, seed).permute(0, 3, 4, 1, 2).contiguous()         # (B, H, W, 4, C)
+
+
 def same(t):
     return t
 
 
-def scan_by(run):
-    return lambda four, *_: Contender(leaves(four[:, 0]), run, four.flatten(3), same)
+def sequence(image, channel_first):
+    """Height and width made one."""
+    return (image.flatten(-2) if channel_first else image.flatten(1, 2)).contiguous()
 
 
-def merge_by(run):
-    return lambda four, *_: Contender(leaves(four), run, four[:, 0].flatten(2), same)
+def scan_by(run, channel_first):
+    routes = 1 if channel_first else 3
+    return lambda four, *_: Contender(leaves(four.select(routes, 0)), run, sequence(four, channel_first), same)
 
 
-def vmamba(index, by):
+def merge_by(run, channel_first):
+    routes = 1 if channel_first else 3
+    return lambda four, *_: Contender(leaves(four), run, sequence(four.select(routes, 0), channel_first), same)
+
+
+def vmamba(index, by, channel_first):
     def make(four, backend, peers):
         if peers.vmamba is None:
             raise Missing(peers.missing["VMamba"])
         theirs = peers.vmamba[index]
-        return by(lambda x: theirs(x, True, True, False, 0))(four)
+        return by(lambda t: theirs(t, channel_first, channel_first, False, 0), channel_first)(four)
 
     return make
 
 
 def copy(four, *_):
-    return Contender(leaves(four), lambda x: x.clone(), four, None)
+    return Contender(leaves(four), Copy.apply, four, None)
 
 
-SCANS = {
-    "ours": scan_by(vk.cross_scan),
-    "reference": scan_by(lambda x: vk.cross_scan(x, backend="reference")),
-    "VMamba": vmamba(0, scan_by),
-    "copy": copy,
-}
-MERGES = {
-    "ours": merge_by(vk.cross_merge),
-    "reference": merge_by(lambda y: vk.cross_merge(y, backend="reference")),
-    "VMamba": vmamba(2, merge_by),
-    "copy": copy,
-}
+def makers(by, operator, plain, vmamba_index, channel_first):
+    return {
+        "ours": by(lambda t: operator(t, channel_first, channel_first), channel_first),
+        "plain PyTorch": by(plain, channel_first),
+        "reference": by(lambda t: operator(t, channel_first, channel_first, backend="reference"), channel_first),
+        "VMamba": vmamba(vmamba_index, by, channel_first),
+        "copy": copy,
+    }
+
+
+SCANS = makers(scan_by, vk.cross_scan, plain_routes.cross_scan, 0, channel_first=True)
+MERGES = makers(merge_by, vk.cross_merge, plain_routes.cross_merge, 2, channel_first=True)
+SCANS_CHANNEL_LAST = makers(scan_by, vk.cross_scan, plain_routes.cross_scan_channel_last, 0, channel_first=False)
+MERGES_CHANNEL_LAST = makers(merge_by, vk.cross_merge, plain_routes.cross_merge_channel_last, 2, channel_first=False)
 
 
 def moved(case, direction):
@@ -72,3 +105,13 @@ def test_cross_scan(contest, case, direction, contender):
 
 def test_cross_merge(contest, case, direction, contender):
     contest(MERGES, case, direction, contender, draw=draw, work=lambda _: moved(case, direction))
+
+
+def test_cross_scan_channel_last(contest, case, direction, contender):
+    work = moved(case, direction)
+    contest(SCANS_CHANNEL_LAST, case, direction, contender, draw=draw_channel_last, work=lambda _: work)
+
+
+def test_cross_merge_channel_last(contest, case, direction, contender):
+    work = moved(case, direction)
+    contest(MERGES_CHANNEL_LAST, case, direction, contender, draw=draw_channel_last, work=lambda _: work)

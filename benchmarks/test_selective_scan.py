@@ -1,8 +1,10 @@
-"""The selective scan over sequences, in both layouts, beside attention and mamba_ssm's."""
+"""The selective scan over sequences, in both layouts, beside attention, the scans of others, and those that PyTorch
+compiles. Compiling is not part of the time."""
 
+import pytest
 import torch
 
-from benchmarks.contenders import SEQUENCES
+from benchmarks.contenders import COMPILED, SEQUENCES
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, Case
 
@@ -11,6 +13,7 @@ QUICK = [
     Case(4, 0, 1023, 384, 16),
     Case(1, 0, 4096, 192, 16),
     Case(4, 0, 1024, 384, 16, torch.bfloat16),
+    *(Case(64, 0, length, 1536, states) for length in (1, 4) for states in (1, 16)),
 ]
 MORE = [
     *(Case(1, 0, 65536, 192, states) for states in (1, 16)),
@@ -22,7 +25,10 @@ DIRECTIONS = (FORWARD, BOTH)
 CONTENDERS = tuple(SEQUENCES)
 
 
-def test_selective_scan(contest, case, direction, contender):
+def test_selective_scan(contest, case, direction, contender, measuring):
+    if contender in COMPILED and not measuring:
+        pytest.skip("compiling takes too long to be a check")
+
     def work(name):
         return (Work.of_attention if name == "attention" else Work.of_scan)(case, direction)
 

@@ -97,6 +97,21 @@ def test_markdown_has_the_figures():
     assert "| image N16 float32 | forward + backward | 1 | 3 |" in text
 
 
+def test_what_is_faster_than_ours_comes_first():
+    data = result_file()
+    assert "Faster than ours: nothing." in markdown(data)
+    ours = next(t for t in data["times"] if t["contender"] == "ours")
+    for name, factor in (("plain PyTorch", 0.8), ("copy", 0.5), ("ours in Triton", 0.4), ("VMamba", 1.5)):
+        data["times"].append({**ours, "contender": name, "median": factor * ours["median"]})
+    lines = markdown(data)
+    begin = lines.index("Faster than ours: 2 of 4 times.")
+    assert not any(line.startswith(("###", "|")) for line in lines[:begin])
+    assert lines[begin + 4 : begin + 6] == [
+        "| cross_selective_scan | image | forward | copy | 0.50x |",
+        "| cross_selective_scan | image | forward | plain PyTorch | 0.80x |",
+    ]
+
+
 def test_readme_changes_between_its_markers_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
