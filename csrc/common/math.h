@@ -1,14 +1,13 @@
 // exp, softplus and the zero-order-hold weight on registers of channels.
-// float: polynomials, relative error below 2e-7. double: the C library lane by lane.
+// float: polynomials, relative error below 2e-7. double: math_double.h.
 #pragma once
 #include <math.h>
 
-#include "simd.h"
+#include "math_double.h"
 
 namespace {
 
 using VecF = Vec<float>;
-using VecD = Vec<double>;
 using VecU = Vec<uint32_t>;
 
 // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -97,11 +96,6 @@ inline VecF exp_lanes(VecF x) {
 }
 #endif
 
-inline VecD exp_lanes(VecD x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
-  return x;
-}
-
 inline VecD decay_lanes(VecD v) { return exp_lanes(v); }
 inline VecD growth_lanes(VecD v) { return exp_lanes(v); }
 
@@ -112,11 +106,6 @@ inline VecF log1p_unit(VecF y) {
   const VecF even = ((y2 * -3.00658e-2f - 1.3753803e-1f) * y2 - 2.4857163e-1f) * y2 - 4.9999648e-1f;
   const VecF odd = ((y2 * 5.364826e-3f + 7.9204544e-2f) * y2 + 1.9153656e-1f) * y2 + 3.3321324e-1f;
   return (odd * y + even) * y2 + y;
-}
-
-inline VecD log1p_unit(VecD y) {
-  for (int i = 0; i < kLanes<double>; ++i) y[i] = ::log1p(y[i]);
-  return y;
 }
 
 // softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold, beyond which a float cannot tell them apart);

@@ -94,15 +94,35 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// The greater of v and low; NaN stays.
+// The greater of v and low, and the smaller of v and high; NaN stays.
 #if defined(__AVX512F__) && !defined(VMDDPM_PLAIN_VECTORS)
 inline Vec<float> at_least(Vec<float> v, float low) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(low), (__m512)v); }
+inline Vec<double> at_least(Vec<double> v, double low) {
+  return (Vec<double>)_mm512_max_pd(_mm512_set1_pd(low), (__m512d)v);
+}
+inline Vec<double> at_most(Vec<double> v, double high) {
+  return (Vec<double>)_mm512_min_pd(_mm512_set1_pd(high), (__m512d)v);
+}
 #elif defined(__AVX2__) && !defined(VMDDPM_PLAIN_VECTORS)
 inline Vec<float> at_least(Vec<float> v, float low) { return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(low), (__m256)v); }
+inline Vec<double> at_least(Vec<double> v, double low) {
+  return (Vec<double>)_mm256_max_pd(_mm256_set1_pd(low), (__m256d)v);
+}
+inline Vec<double> at_most(Vec<double> v, double high) {
+  return (Vec<double>)_mm256_min_pd(_mm256_set1_pd(high), (__m256d)v);
+}
 #else
 inline Vec<float> at_least(Vec<float> v, float low) {
   const Vec<float> least = splat(low);
   return select(v < least, least, v);
+}
+inline Vec<double> at_least(Vec<double> v, double low) {
+  const Vec<double> least = splat(low);
+  return select(v < least, least, v);
+}
+inline Vec<double> at_most(Vec<double> v, double high) {
+  const Vec<double> most = splat(high);
+  return select(most < v, most, v);
 }
 #endif
 

@@ -39,8 +39,11 @@ PixelRows<const char> bytes_of(PixelRows<Element> rows) {
 // f(an element of the inputs, an element of the result), or false for types that have no rows.
 template <typename T, typename Function>
 bool with_row_types(DType input, DType result, Function f) {
-  if (sizeof(T) == 8 || input == DType::f64 || (result != input && result != DType::f32)) return false;
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 8) {
+    if (input != DType::f64 || result != DType::f64) return false;
+    f(T(), T());
+  } else {
+    if (input == DType::f64 || (result != input && result != DType::f32)) return false;
     if (input == DType::f32) f(T(), T());
     if (input == DType::f16) result == input ? f(Half(), Half()) : f(Half(), T());
     if (input == DType::bf16) result == input ? f(BFloat16(), BFloat16()) : f(BFloat16(), T());
