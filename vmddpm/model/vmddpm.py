@@ -49,7 +49,7 @@ class VMDDPM(
         )
         nn.init.zeros_(self.projection[-1].weight)
         nn.init.zeros_(self.projection[-1].bias)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's older types
 
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The noise in x (or the velocity, as trained).
