@@ -10,7 +10,7 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint nightly gpu install clean
+.PHONY: demo test lint nightly torch-floor gpu install clean
 
 demo: install  ## train a small VM-DDPM on a real brain and draw new slices
 	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
@@ -24,9 +24,12 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-nightly: install lint  ## longer tests, more random cases, every instruction set
+nightly: install lint torch-floor  ## longer tests, more random cases, every instruction set, the oldest torch
 	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(TEST) tests/kernels/test_scan_accuracy.py || exit 1; done
 	$(TEST) -m "" --hypothesis-profile=nightly
+
+torch-floor: install  ## the packages against the types of the oldest torch that pyproject.toml allows
+	$(BIN)/python tests/torch_floor/torch_floor.py
 
 gpu:  ## on a machine with a GPU and torch: builds, tests, sanitizes and measures the CUDA kernels against their rivals
 	$(PYTHON) benchmarks/gpu/run.py

@@ -55,6 +55,7 @@ def interpreter(monkeypatch):
     inside a kernel, which takes half of its time: here it is made once a kernel."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     patch, languages = interpreter._patch_lang, set()
+    patched = getattr(interpreter, "_LangPatchScope", lambda: None)  # older ones do not undo what they patch
 
     class Executor(interpreter.GridExecutor):
         def __call__(self, *args, **kwargs):
@@ -63,7 +64,7 @@ def interpreter(monkeypatch):
 
     def patch_once(function):
         if id(function.__globals__) in languages:
-            return interpreter._LangPatchScope()
+            return patched()
         languages.add(id(function.__globals__))
         return patch(function)
 

@@ -7,6 +7,8 @@ from torch.export import Dim
 from vmddpm.model import VMDDPM, ModelConfig, SSLayer
 from vmddpm_kernels import routes
 
+# In a graph torch 2.8 rounds the gradient of SiLU in other places, torch 2.13 does not.
+ROUNDING = {"rtol": 0, "atol": 0} if torch.__version__ >= "2.13" else {"rtol": 1e-4, "atol": 1e-5}
 CONFIG = {"base_channels": 4, "norm_groups": 2, "d_state": 3, "channel_multipliers": (2,), "sampling": (4,)}
 
 
@@ -32,7 +34,7 @@ def assert_same(module, graph, *arguments):
     assert torch.equal(eager, ours)
     parameters = list(module.parameters())
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (eager, ours))):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(b, a, **ROUNDING)
 
 
 def test_one_layer():

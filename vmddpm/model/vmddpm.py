@@ -48,9 +48,9 @@ class VMDDPM(
             nn.SiLU(),
             nn.Conv2d(widths[0], config.image_channels, 3, padding=1),
         )
-        for parameter in self.projection[-1].parameters():
-            nn.init.zeros_(parameter)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+        nn.init.zeros_(self.projection[-1].weight)
+        nn.init.zeros_(self.projection[-1].bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's older types
 
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
         """The noise in x (or the velocity, as trained).
