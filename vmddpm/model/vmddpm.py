@@ -43,13 +43,10 @@ class VMDDPM(
             DecoderStage(widths[i], outputs[i], factors[i], config) for i in reversed(stages)
         )
         self.image_fusion = ImageFusion(widths[0], config) if config.image_skip else None
-        self.projection = nn.Sequential(
-            nn.GroupNorm(config.norm_groups, widths[0]),
-            nn.SiLU(),
-            nn.Conv2d(widths[0], config.image_channels, 3, padding=1),
-        )
-        nn.init.zeros_(self.projection[-1].weight)
-        nn.init.zeros_(self.projection[-1].bias)
+        last = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's older types
 
     def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
