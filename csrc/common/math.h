@@ -96,8 +96,9 @@ inline VecF exp_lanes(VecF x) {
 }
 #endif
 
-inline VecD decay_lanes(VecD v) { return exp_lanes(v); }
-inline VecD growth_lanes(VecD v) { return exp_lanes(v); }
+// Of double both take any v.
+inline VecD growth_lanes(VecD v) { return exp_lanes(at_most(v, 710.0)); }
+inline VecD decay_lanes(VecD v) { return growth_lanes(v); }
 
 // log(1 + y) for y in [0, 1]: minimax polynomial, exact to first order, so that small y keep their relative accuracy;
 // relative error 3.3e-8 before rounding.

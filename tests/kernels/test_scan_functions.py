@@ -75,8 +75,8 @@ def samples(low, high):
 CASES = {
     "exp": (exponential, Decimal.exp, (-745.0, 709.7), 2),
     "softplus": (softplus, exact_softplus, (-745.0, 40.0), 3),
-    "slope of softplus": (slope(softplus), exact_softplus_slope, (-745.0, 40.0), 3),
-    "zero-order hold": (hold, exact_hold, (-700.0, 700.0), 3),
+    "slope of softplus": (slope(softplus), exact_softplus_slope, (-745.0, 40.0), 4),
+    "zero-order hold": (hold, exact_hold, (-700.0, 700.0), 4),
     "slope of the hold": (slope(hold), exact_hold_slope, (-700.0, 700.0), 7),
 }
 
