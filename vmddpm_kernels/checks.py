@@ -102,7 +102,7 @@ def check_count(name: str, value: Any) -> int:
     tensor are tensors: they become numbers."""
     if isinstance(value, Tensor) and traced() and value.dtype == torch.int64 and value.dim() == 0:
         value = int(value)
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

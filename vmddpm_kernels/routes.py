@@ -22,7 +22,7 @@ SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
 def check_scan_code(scans: int | str) -> int:
     """The number of a set of routes, given by number or name."""
     code = SCAN_CODES.get(scans, -1) if isinstance(scans, str) else scans
-    if not isinstance(code, int) or code not in SCAN_CODES.values():
+    if not isinstance(code, int) or code not in range(len(SCAN_CODES)):
         raise ValueError(f"scans must be 0-3 or one of {sorted(SCAN_CODES)}, got {scans!r}")
     return code
 
@@ -173,7 +173,7 @@ def patch_permutation(
             "height and width must be positive multiples of patch_size, "
             f"got {height} x {width} with patch_size {patch_size}"
         )
-    if not isinstance(generator, torch.Generator | None):
+    if not isinstance(generator, (torch.Generator, type(None))):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
     if seed is not None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
@@ -205,7 +205,7 @@ def check_table(table: Tensor, length: int, name: str = "table") -> None:
     right_length = table.shape[-1] == length
     if right_length and table.is_meta:
         return
-    if not right_length or not _holds_permutations(table):
+    if not right_length or not untraced(_holds_permutations, table):
         raise ValueError(
             f"every row of {name} must hold each of 0..{length - 1} exactly once; "
             f"got shape {tuple(table.shape)} with values "

@@ -141,7 +141,7 @@ def scan_backward(
                     ddrives = put(ddrives, i, tl.sum(weighted * row_B, axis=0))
                     # Every thread has the sum over the channels. The first of each row stores it: a tile without the
                     # channels' axis would be laid out anew, through shared memory.
-                    stored = (n < STATES) & (lane == 0) & (first + i < length)
+                    stored = (n < STATES) & (lane == 0) & (first + i + 0 * lane < length)
                     at = row + n * state_stride + 0 * lane
                     tl.store(dB_sums + at, tl.sum(weighted * drive_i, axis=2, keep_dims=True), mask=stored)
                     tl.store(dC_sums + at, tl.sum(dy_i * states[i + 1], axis=2, keep_dims=True), mask=stored)
