@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vmddpm_kernels.checks import FLOATS, INTEGERS, check_axes, check_input, check_states
 
-# How the docstrings write the shapes of the inputs, and their dtypes.
+# The inputs, how the docstrings write their shapes, and their dtypes.
+_NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "table")
 _AXES = ("B, K, L, D", "B, K, L, D", "K, D, N", "B, K, L, N", "B, K, L, N", "K, D", "K, D", "B, K, D, N", "K, L")
 _AXES_OF_ONE_IMAGE = ("B, L, D", *_AXES[1:])
 _DTYPES = (*[FLOATS] * 8, INTEGERS)
@@ -48,12 +49,12 @@ class ScanInputs(NamedTuple):
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together. The
         values of the table are for a backend to check."""
-        x = self.x
+        x, delta, A, B, C, D, delta_bias, initial_state, table = self
         axes = _AXES if isinstance(x, Tensor) and x.dim() == 4 else _AXES_OF_ONE_IMAGE
         shape = check_axes("x", x, axes[0])
         batch, length, channels = shape[0], shape[-2], shape[-1]
-        routes = check_axes("delta", self.delta, axes[1])[1]
-        states = check_axes("A", self.A, axes[2])[2]
+        routes = check_axes("delta", delta, axes[1])[1]
+        states = check_axes("A", A, axes[2])[2]
         if routes < 1:
             raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
         check_states(states)
@@ -64,7 +65,8 @@ class ScanInputs(NamedTuple):
             parameter, parameter, (batch, routes, channels, states), (routes, length),
         )  # fmt: skip
         device = x.device
-        for name, tensor, letters, expected, dtypes in zip(self._fields, self, axes, shapes, _DTYPES):
+        tensors = (x, delta, A, B, C, D, delta_bias, initial_state, table)  # older compilers do not iterate over self
+        for name, tensor, letters, expected, dtypes in zip(_NAMES, tensors, axes, shapes, _DTYPES):
             if tensor is not None or name in ("B", "C"):
                 check_input(name, tensor, x, device, letters, expected, dtypes)
 
