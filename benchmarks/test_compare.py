@@ -16,7 +16,7 @@ from benchmarks.contest import Contest
 from benchmarks.gpu.machine import describe
 from benchmarks.problem import FORWARD, Case, Problem
 from benchmarks.results import Results
-from vmddpm_kernels.backends import cpu
+from vmddpm_kernels.backends.cpu import CpuBackend
 
 SHAPES = tuple(Case(2, size, size, 192, states) for size in (32, 24) for states in (1, 4, 16))
 SCANS = {"ours": fused, "attention": attention}
@@ -74,6 +74,5 @@ def test_compare(device, peers, measuring, monkeypatch):
 def compare(device, peers):
     before, after = measured(device, peers), measured(device, peers)
     assert slower(before, after) == set()
-    kernel = half_as_slow_again(cpu.selective_scan_forward)
-    with mock.patch.object(cpu, "selective_scan_forward", kernel):
+    with mock.patch.object(CpuBackend, "scan", half_as_slow_again(CpuBackend.scan)):
         assert slower(before, measured(device, peers)) == {"scan"}
