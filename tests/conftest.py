@@ -40,7 +40,9 @@ def small_disk(tmp_path):
 @pytest.fixture
 def poisoned_memory(monkeypatch):
     """torch.empty filled with NaN, so that an element a kernel forgets to write cannot pass."""
-    empty = torch.empty
+    with torch.device("cpu"):  # which remembers the functions that make tensors when it is first used
+        empty = torch.empty
+        torch.zeros(1)
 
     def poisoned(*args, **kwargs):
         tensor = empty(*args, **kwargs)
