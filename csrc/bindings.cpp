@@ -1,9 +1,8 @@
-// The only file that knows Python. It reads the fields of Python's objects by name and fills the parameters of the
-// kernels. Shapes and dtypes are not validated here: callers pass checked tensors (vmddpm_kernels/scan_inputs.py).
+// The functions of the extension: they read the fields of Python's objects by name and fill the parameters of the
+// kernels. Shapes and dtypes are not validated by them: callers pass checked tensors (vmddpm_kernels/scan_inputs.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,121 +14,14 @@
 
 #include "common/dispatch.h"
 #include "cross_scan/cross_scan.h"
+#include "python/tensors.h"
 #ifdef VMDDPM_CUDA
 #include "selective_scan/cuda.h"
 #endif
 
-namespace py = pybind11;
 using namespace vmddpm;
 
 namespace {
-
-// Names as Python compares them, by address, and torch's dtypes in the order of DType. Raw CPython calls here and below:
-// pybind11's casts are measurable on small scans.
-struct Names {
-#define VMDDPM_NAMES(X)                                                                                             \
-  X(data_ptr) X(dtype) X(stride) X(shape) X(storage_offset) X(untyped_storage) X(nbytes) X(numel)                   \
-  X(batch) X(routes) X(length) X(channels) X(states) X(wide) X(sum_routes) X(delta_softplus) X(zoh)                 \
-  X(x) X(delta) X(A) X(B) X(C) X(D) X(delta_bias) X(initial_state) X(table)                                         \
-  X(y) X(last_state) X(checkpoints) X(narrow_y)                                                                     \
-  X(dx) X(ddelta) X(dA) X(dB) X(dC) X(dD) X(ddelta_bias) X(dinitial_state) X(narrow_dx)
-#define VMDDPM_DECLARE(name) PyObject* name;
-  VMDDPM_NAMES(VMDDPM_DECLARE)
-#undef VMDDPM_DECLARE
-  std::array<PyObject*, 4> dtypes;
-} names;
-
-void learn_names() {
-#define VMDDPM_INTERN(name) names.name = PyUnicode_InternFromString(#name);
-  VMDDPM_NAMES(VMDDPM_INTERN)
-#undef VMDDPM_INTERN
-#undef VMDDPM_NAMES
-  const py::module_ torch = py::module_::import("torch");
-  const char* const dtypes[] = {"float32", "float64", "float16", "bfloat16"};
-  for (size_t i = 0; i < names.dtypes.size(); ++i) names.dtypes[i] = py::object(torch.attr(dtypes[i])).release().ptr();
-}
-
-py::object checked(PyObject* result) {
-  if (!result) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
-py::object get(const py::handle& object, PyObject* name) { return checked(PyObject_GetAttr(object.ptr(), name)); }
-
-py::object call(const py::handle& object, PyObject* method) {
-  return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
-}
-
-int64_t number(const py::handle& value) {
-  const int64_t result = PyLong_AsLongLong(value.ptr());
-  if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return result;
-}
-
-int64_t number_at(const py::tuple& tuple, size_t i) {
-  return number(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
-}
-
-bool flag(const py::handle& value) { return value.ptr() == Py_True; }
-
-DType dtype(const py::handle& tensor) {
-  const py::object type = get(tensor, names.dtype);
-  for (size_t i = 0; i < names.dtypes.size(); ++i) {
-    if (type.ptr() == names.dtypes[i]) return static_cast<DType>(i);
-  }
-  throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
-}
-
-int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
-
-[[noreturn]] void memory_is_gone(const py::handle& tensor) {
-  throw std::invalid_argument("a tensor of shape " + py::str(py::tuple(get(tensor, names.shape))).cast<std::string>() +
-                              " has no memory for all of its elements: its storage was resized, or it wraps another "
-                              "tensor");
-}
-
-// Throws if the tensor's storage ends before its element `last`, counted from the tensor's first: a storage may have been
-// resized since the tensor was saved.
-void check_storage(const py::handle& tensor, int64_t last, int64_t element_size) {
-  const int64_t needed = (number(call(tensor, names.storage_offset)) + last + 1) * element_size;
-  if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
-}
-
-// The address of a contiguous tensor; null for None and for a tensor without elements. Throws if there are elements and
-// no memory.
-void* pointer(const py::handle& tensor, int64_t element_size = 0) {
-  if (tensor.is_none()) return nullptr;
-  void* const data = PyLong_AsVoidPtr(call(tensor, names.data_ptr).ptr());
-  if (!data && number(call(tensor, names.numel)) != 0) memory_is_gone(tensor);
-  if (data && element_size) check_storage(tensor, number(call(tensor, names.numel)) - 1, element_size);
-  return data;
-}
-
-int32_t* table_of(const py::handle& tensor, bool saved = false) {
-  return static_cast<int32_t*>(pointer(tensor, saved ? sizeof(int32_t) : 0));
-}
-
-// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None. The storage of a `saved` one is
-// checked.
-View view(const py::handle& tensor, bool saved = false) {
-  View v;
-  if (tensor.is_none()) return v;
-  v.data = pointer(tensor);
-  v.dtype = dtype(tensor);
-  const py::tuple strides = call(tensor, names.stride);
-  const size_t axes = strides.size();
-  v.stride[0] = number_at(strides, 0);
-  v.stride[1] = axes == 3 ? 0 : number_at(strides, 1);
-  v.stride[2] = number_at(strides, axes - 2);
-  v.stride[3] = number_at(strides, axes - 1);
-  if (saved && v.data) {
-    const py::tuple shape = get(tensor, names.shape);
-    int64_t last = 0;
-    for (size_t i = 0; i < axes; ++i) last += (number_at(shape, i) - 1) * number_at(strides, i);
-    check_storage(tensor, last, size_of(v.dtype));
-  }
-  return v;
-}
 
 // Throws (ValueError in Python) unless every row of the table is a permutation of 0..length-1.
 void check_table(const int32_t* table, int64_t routes, int64_t length) {
@@ -367,6 +259,7 @@ PYBIND11_MODULE(_native, m) {
       .def_readonly("blocks", &ScanPlan::blocks);
   m.def("describe", &describe);
   m.attr("CHUNK") = kLeastChunk;
+  m.def("scan_sizes", &scan_sizes);
   m.def("lanes", &lanes);
   m.def("scan_plan", &scan_plan);
   m.def("scan_forward", &scan_forward);

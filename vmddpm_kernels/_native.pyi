@@ -1,5 +1,5 @@
-"""The compiled extension, built from csrc/bindings.cpp. It trusts shapes and dtypes; it checks the values of tables, on
-a CPU, and that the memory of every tensor is there."""
+"""The compiled extension, built from csrc/bindings.cpp. Its kernels trust shapes and dtypes; they check the
+values of tables, on a CPU, and that the memory of every tensor is there."""
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ class ScanPlan:
     def blocks(self) -> int: ...
 
 def describe() -> str: ...
+def scan_sizes(inputs: ScanInputs) -> ScanSizes | None:
+    """`inputs.sizes()` if `inputs.check()` would pass, else None; also None where only that can tell."""
 def lanes(wide: bool) -> int: ...
 def scan_plan(sizes: ScanSizes) -> ScanPlan: ...
 def scan_forward(

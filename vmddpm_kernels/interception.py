@@ -7,7 +7,8 @@ the public way.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from enum import Enum, auto
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,17 +65,43 @@ def _needs_autograd(tensors: Iterable[Any]) -> bool | None:
     return needs and torch.is_grad_enabled()
 
 
-def entry(operator: Call, function: Function, kernel: Call, tensors: Iterable[Any]) -> Call:
-    """What to call for `operator(*args)`: its kernel or its autograd Function at once if nobody can intercept that."""
+class Way(Enum):
+    """How an operator is called."""
+
+    KERNEL = auto()      # at once, as nothing would hear of the call
+    AUTOGRAD = auto()    # at once, by an autograd Function
+    TRANSFORM = auto()   # by an autograd Function that a transform of torch.func takes apart
+    DISPATCHER = auto()  # through PyTorch's dispatcher
+
+
+def way_in(tensors: Iterable[Any]) -> Way:
+    """How to call an operator with these tensors."""
     if torch.compiler.is_compiling():
-        return operator
+        return Way.DISPATCHER
     needs_autograd = _needs_autograd(tensors)
     if needs_autograd is None:
-        return function.apply if transformed() else operator
-    return _apply_of(function) if needs_autograd else kernel
+        return Way.TRANSFORM if transformed() else Way.DISPATCHER
+    return Way.AUTOGRAD if needs_autograd else Way.KERNEL
 
 
-def _apply_of(function: Function) -> Call:
+class Ways(NamedTuple):
+    """What to call for an operator's call; all take its arguments."""
+
+    operator: Call
+    function: Call  # `apply` of its autograd Function
+    directly: Call  # the same for calls that nobody intercepts
+    kernel: Call
+
+    def way_in(self, *tensors: Any) -> Call:
+        way = way_in(tensors)
+        if way is Way.KERNEL:
+            return self.kernel
+        if way is Way.AUTOGRAD:
+            return self.directly
+        return self.function if way is Way.TRANSFORM else self.operator
+
+
+def apply_of(function: Function) -> Call:
     """What `function.apply` does after binding its arguments to a signature, which costs more than all the rest."""
     apply: Call = getattr(super(torch.autograd.Function, function), "apply")  # noqa: B009
     return apply

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vmddpm_kernels.interception import differentiated, entry_below_autograd, transformed
+from vmddpm_kernels.interception import apply_of, differentiated, entry_below_autograd, transformed
 
 _library = torch.library.Library("vmddpm", "FRAGMENT")
 
@@ -29,6 +29,21 @@ def differentiate(operator: Any, function: type[torch.autograd.Function], kernel
         return entry_below_autograd(operator, kernel, filter(torch.is_tensor, args))(*args)
 
     _library.impl(operator._schema.name.partition("::")[2], dispatched, "Autograd")
+
+
+def directly(function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`function.apply` for calls that nobody intercepts: its forward is the kernel, at once."""
+
+    class Direct(function):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            result = kernel(*args)
+            function.setup_context(ctx, args, result)
+            return result
+
+        setup_context = staticmethod(torch.autograd.Function.setup_context)
+
+    return apply_of(Direct)
 
 
 def vmap_by_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

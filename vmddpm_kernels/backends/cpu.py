@@ -51,8 +51,9 @@ class CpuBackend:
         blocks = (sizes.channels + lanes - 1) // lanes
         return sizes.batch, sizes.routes, checkpoints, blocks, sizes.states, lanes
 
-    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
-        sizes = inputs.sizes()
+    def scan(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+    ) -> ScanResult:
         dtype, x = accumulation(sizes), inputs.x
         order = inputs.table if inputs.table is None else int32(inputs.table)
         if checkpoint and order is inputs.table and order is not None:
@@ -73,11 +74,11 @@ class CpuBackend:
         dy: Tensor | None,
         dlast_state: Tensor | None,
         inputs: ScanInputs,
+        sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:
-        sizes, delta = inputs.sizes(), inputs.delta
-        dtype = accumulation(sizes)
+        delta, dtype = inputs.delta, accumulation(sizes)
         order = None if inputs.table is None else int32(inputs.table)
         arguments = with_parameters_cast(inputs, order, dtype)
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)

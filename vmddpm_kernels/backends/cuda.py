@@ -109,9 +109,10 @@ class CudaBackend:
         chunk = self.runtime.kernels.CHUNK
         return sizes.batch, sizes.routes, (sizes.length + chunk - 1) // chunk, sizes.states, sizes.channels
 
-    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
-        sizes, x, device = inputs.sizes(), inputs.x, inputs.x.device
-        dtype = accumulation(sizes)
+    def scan(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+    ) -> ScanResult:
+        x, device, dtype = inputs.x, inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
         y = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
@@ -131,10 +132,11 @@ class CudaBackend:
         dy: Tensor | None,
         dlast_state: Tensor | None,
         inputs: ScanInputs,
+        sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:
-        sizes, x, delta, device = inputs.sizes(), inputs.x, inputs.delta, inputs.x.device
+        x, delta, device = inputs.x, inputs.delta, inputs.x.device
         dtype = accumulation(sizes)
         arguments = _fetchable(inputs, _order(inputs.table, sizes, private=False), sizes)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)

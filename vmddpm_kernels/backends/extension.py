@@ -28,6 +28,15 @@ except ImportError as error:
     )
 
 
+def checked_sizes(inputs: ScanInputs) -> ScanSizes:
+    """`inputs.sizes()` after `inputs.check()`, at a third of the cost where all is well."""
+    sizes = None if native is None else native.scan_sizes(inputs)
+    if sizes is None:
+        inputs.check()
+        return inputs.sizes()
+    return sizes
+
+
 class ScanOutputs(NamedTuple):
     """What a forward kernel fills."""
 

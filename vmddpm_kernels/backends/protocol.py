@@ -18,8 +18,8 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, and
-    are pixel order, channel last, any strides; a result with `channel_first` lies in memory as (B, K, D, L)."""
+    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, with
+    their sizes, and are pixel order, channel last, any strides; a result with `channel_first` lies in memory as (B, K, D, L)."""
 
     @property
     def devices(self) -> frozenset[str]:
@@ -33,7 +33,9 @@ class Backend(Protocol):
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """The shape of what the forward keeps for the backward; sizes may be symbols."""
 
-    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+    def scan(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+    ) -> ScanResult:
         """The forward; with `checkpoint` it also returns what the backward needs."""
 
     def scan_backward(
@@ -41,6 +43,7 @@ class Backend(Protocol):
         dy: Tensor | None,
         dlast_state: Tensor | None,
         inputs: ScanInputs,
+        sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:

@@ -28,7 +28,9 @@ class ReferenceBackend:
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         return (0,)
 
-    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+    def scan(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+    ) -> ScanResult:
         y, last_state = selective_scan(inputs, options)
         if last_state is inputs.initial_state:  # no step was taken
             last_state = last_state.clone()
@@ -40,6 +42,7 @@ class ReferenceBackend:
         dy: Tensor | None,
         dlast_state: Tensor | None,
         inputs: ScanInputs,
+        sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from vmddpm_kernels.backends import by_name, reference, select
 from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.checks import FLOATS, INTEGERS, check_axes, check_shape, check_tensor
-from vmddpm_kernels.interception import entry, entry_below_autograd, in_forward_mode
-from vmddpm_kernels.library import define, differentiate, vmap_by_loop
+from vmddpm_kernels.interception import Ways, entry_below_autograd, in_forward_mode
+from vmddpm_kernels.library import define, differentiate, directly, vmap_by_loop
 from vmddpm_kernels.routes import RouteOrder, check_scan_code, private_copy
 
 _ORDER = len(RouteOrder._fields)
@@ -21,7 +21,7 @@ def scan_routes(x: Tensor, order: RouteOrder, channel_first: bool, backend: str 
 
     `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
     chosen = select(backend, x)
-    call = _scan if chosen == reference.NAME else entry(cross_scan, CrossScan, _scan, (x, order.table))
+    call = _scan if chosen == reference.NAME else _SCAN.way_in(x, order.table)
     if call is cross_scan:
         _check("x", x, order, shared=True)
     result: Tensor = call(x, *order, channel_first, chosen)
@@ -33,7 +33,7 @@ def merge_routes(
 ) -> Tensor:
     """The adjoint of `scan_routes`: y (B, K, L, C) -> (B, 1, L, C), the sum over routes, or (B, K, L, C)."""
     chosen = select(backend, y)
-    call = _merge if chosen == reference.NAME else entry(cross_merge, CrossMerge, _merge, (y, order.table))
+    call = _merge if chosen == reference.NAME else _MERGE.way_in(y, order.table)
     if call is cross_merge:
         _check("y", y, order, shared=False)
     result: Tensor = call(y, *order, sum_routes, channel_first, chosen)
@@ -116,8 +116,7 @@ class CrossScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         order = _kept(ctx)
-        call = entry(cross_merge, CrossMerge, _merge, (dy, order.table))
-        return call(dy, *order, ctx.shared, *ctx.options), *[None] * 6
+        return _MERGE.way_in(dy, order.table)(dy, *order, ctx.shared, *ctx.options), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> Any:
@@ -146,8 +145,7 @@ class CrossMerge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         order = _kept(ctx)
-        call = entry(cross_scan, CrossScan, _scan, (dx, order.table))
-        return call(dx, *order, *ctx.options), *[None] * 7
+        return _SCAN.way_in(dx, order.table)(dx, *order, *ctx.options), *[None] * 7
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor, *_: None) -> Any:
@@ -174,3 +172,5 @@ def _kept(ctx: Any) -> RouteOrder:
 
 differentiate(cross_scan, CrossScan, _scan)
 differentiate(cross_merge, CrossMerge, _merge)
+_SCAN = Ways(cross_scan, CrossScan.apply, directly(CrossScan, _scan), _scan)
+_MERGE = Ways(cross_merge, CrossMerge.apply, directly(CrossMerge, _merge), _merge)

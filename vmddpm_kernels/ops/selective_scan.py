@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
-from vmddpm_kernels.backends.extension import empty
+from vmddpm_kernels.backends import by_name, reference, select
+from vmddpm_kernels.backends.extension import checked_sizes, empty
 from vmddpm_kernels.backends.protocol import Backend
 from vmddpm_kernels.checks import FLOATS, check_input
-from vmddpm_kernels.interception import differentiated, entry, entry_below_autograd, in_forward_mode
+from vmddpm_kernels.interception import Way, apply_of, differentiated, entry_below_autograd, in_forward_mode, way_in
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes, scan_options
 
@@ -20,29 +20,40 @@ def scan(inputs: ScanInputs, options: ScanOptions, backend: str | None) -> tuple
     """y in x's shape, summed over the routes if they share x, and the last state (B, K, D, N): what the public
     functions reduce to, differentiable."""
     chosen = select(backend, inputs.x)
-    call = _run if chosen == reference.NAME else entry(selective_scan_forward, SelectiveScan, _run, inputs)
-    if call is _run or call is selective_scan_forward:
-        inputs.check()  # before the dispatcher says in its own words what does not fit
-    if call is _run:
-        y, last_state, *_ = BACKENDS[chosen].scan(inputs, options, checkpoint=False)
+    if chosen == reference.NAME:
+        inputs.check()
+        y, last_state = reference.selective_scan(inputs, options)
+        return y, last_state
+    way = way_in(inputs)
+    if way is Way.KERNEL:
+        y, last_state, *_ = _run(inputs, options, chosen, checkpoint=False)
+    elif way is Way.AUTOGRAD:
+        y, last_state = _apply_directly(*inputs, options, chosen)
     else:
-        flags = options.delta_softplus, options.zoh, options.channel_first
+        inputs.check()  # before the dispatcher says in its own words what does not fit
+        call = SelectiveScan.apply if way is Way.TRANSFORM else selective_scan_forward
         # Only a transform of torch.func hides from the Function that a gradient is wanted.
-        checkpoint = call is not selective_scan_forward and differentiated(inputs)
-        y, last_state, *_ = call(*inputs, *flags, chosen, checkpoint)
+        checkpoint = way is Way.TRANSFORM and differentiated(inputs)
+        y, last_state, *_ = call(*inputs, *_flags(options), chosen, checkpoint)
     return y, last_state
 
 
-def _run(*args: Any) -> ScanResult:
-    """The kernel of the forward: arguments checked, and run by a backend."""
-    inputs, options, backend, checkpoint = ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2]), args[-2], args[-1]
-    inputs.check()
-    return by_name(backend, inputs.x).scan(inputs, options, checkpoint=checkpoint)
+def _flags(options: ScanOptions) -> tuple[bool, bool, bool]:
+    """The options as the schema has them."""
+    return options.delta_softplus, options.zoh, options.channel_first
+
+
+def _run(inputs: ScanInputs, options: ScanOptions, backend: str, *, checkpoint: bool) -> ScanResult:
+    """The forward: arguments checked, and run by a backend."""
+    sizes = checked_sizes(inputs)
+    return by_name(backend, inputs.x).scan(inputs, sizes, options, checkpoint=checkpoint)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_run` as the schema has it, in which nothing is an empty tensor."""
-    y, last_state, checkpoints, order = _run(*args)
+    y, last_state, checkpoints, order = _run(
+        ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2]), args[-2], checkpoint=args[-1]
+    )
     return (
         y,
         last_state,
@@ -76,34 +87,43 @@ def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
     return empty(tuple(x.shape if x.dim() == 3 else inputs.delta.shape), channel_first, x.dtype, x.device)
 
 
-def _backward_arguments(args: tuple[Any, ...]) -> tuple[Backend, Tensor | None, Tensor | None, ScanInputs, Tensor]:
-    """The backend, dy, dlast_state, the inputs and the checkpoints, checked: saved tensors may change behind
-    autograd's back."""
-    dy, dlast_state, inputs, checkpoints = args[0], args[1], ScanInputs(*args[2:-5]), args[-5]
-    inputs.check()
-    x, sizes, backend = inputs.x, inputs.sizes(), by_name(args[-1], inputs.x)
+def _run_backward(
+    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
+    backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """The backward: arguments checked, as saved tensors may change behind autograd's back, and run by a backend."""
+    sizes, chosen = checked_sizes(inputs), by_name(backend, inputs.x)
+    _check_backward(dy, dlast_state, inputs.x, sizes, checkpoints, chosen)
+    return chosen.scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)
+
+
+def _check_backward(
+    dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, sizes: ScanSizes, checkpoints: Tensor, backend: Backend
+) -> None:
+    """Raise TypeError or ValueError unless what a backward has besides the inputs fits to them."""
     batch, routes, length, channels, states, _, sum_routes = sizes
+    device = x.device
     if dy is not None:
         if sum_routes:
-            check_input("dy", dy, x, x.device, "B, L, D", (batch, length, channels), FLOATS)
+            check_input("dy", dy, x, device, "B, L, D", (batch, length, channels), FLOATS)
         else:
-            check_input("dy", dy, x, x.device, "B, K, L, D", (batch, routes, length, channels), FLOATS)
+            check_input("dy", dy, x, device, "B, K, L, D", (batch, routes, length, channels), FLOATS)
     if dlast_state is not None:
         state = (batch, routes, channels, states)
-        check_input("dlast_state", dlast_state, x, x.device, "B, K, D, N", state, FLOATS)
+        check_input("dlast_state", dlast_state, x, device, "B, K, D, N", state, FLOATS)
     kept = backend.checkpoint_shape(sizes)
-    check_input("checkpoints", checkpoints, x, x.device, "of the forward", kept, (_dtype(sizes),))
-    return backend, dy, dlast_state, inputs, checkpoints
+    check_input("checkpoints", checkpoints, x, device, "of the forward", kept, (_dtype(sizes),))
 
 
 def _backward(*args: Any) -> list[Tensor]:
-    backend, dy, dlast_state, inputs, checkpoints = _backward_arguments(args)
-    return backend.scan_backward(dy, dlast_state, inputs, checkpoints, scan_options(*args[-4:-1]))
+    return _run_backward(args[0], args[1], ScanInputs(*args[2:-5]), args[-5], scan_options(*args[-4:-1]), args[-1])
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
-    *_, inputs, _ = _backward_arguments(args)
-    channel_first, delta = args[-2], inputs.delta
+    dy, dlast_state, inputs, checkpoints = args[0], args[1], ScanInputs(*args[2:-5]), args[-5]
+    inputs.check()
+    x, delta, channel_first = inputs.x, inputs.delta, args[-2]
+    _check_backward(dy, dlast_state, x, inputs.sizes(), checkpoints, by_name(args[-1], x))
     return [
         _image_like(inputs, channel_first),
         empty(tuple(delta.shape), channel_first, delta.dtype, delta.device),
@@ -148,9 +168,9 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        *tensors, table = inputs[:_INPUTS]
         _, _, checkpoints, order = output
-        ctx.options = inputs[_INPUTS:-1]
+        ctx.options, ctx.backend, ctx.others = scan_options(*inputs[_INPUTS:-2]), inputs[-2], len(inputs) - 8
+        *tensors, table = inputs[:_INPUTS]
         ctx.save_for_backward(*tensors, None if table is None else order, checkpoints)
         if in_forward_mode():
             ctx.save_for_forward(*tensors, table)
@@ -159,20 +179,44 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        args = (dy, dlast_state, *ctx.saved_tensors)
-        call = entry(selective_scan_backward, SelectiveScanBackward, _backward, args)
-        grads = iter(call(*args, *ctx.options))
-        return (*(None if t is None else next(grads) for t in args[2:10]), *[None] * 6)
+        *tensors, checkpoints = ctx.saved_tensors
+        options, backend = ctx.options, ctx.backend
+        way = way_in((dy, dlast_state, *tensors))
+        if way is Way.KERNEL:
+            found = _run_backward(dy, dlast_state, ScanInputs(*tensors), checkpoints, options, backend)
+        else:
+            call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
+            found = call(dy, dlast_state, *tensors, checkpoints, *_flags(options), backend)
+        grads = iter(found)
+        return (*(None if t is None else next(grads) for t in tensors[:8]), *[None] * ctx.others)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None, None]:
-        inputs, options = ScanInputs(*ctx.saved_tensors), scan_options(*ctx.options[:3])
-        return *reference.selective_scan_tangent(inputs, tangents[:_INPUTS], options), None, None
+        inputs = ScanInputs(*ctx.saved_tensors)
+        return *reference.selective_scan_tangent(inputs, tangents[:_INPUTS], ctx.options), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         return vmap_by_loop(SelectiveScan, info, in_dims, *args)
 
+
+class DirectSelectiveScan(torch.autograd.Function):
+    """`SelectiveScan` for calls that nobody intercepts: what the backward needs is kept without being a result. The
+    arguments of `apply` are the inputs, the options and the backend."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        inputs, (ctx.options, ctx.backend) = ScanInputs(*args[:_INPUTS]), args[_INPUTS:]
+        y, last_state, checkpoints, order = _run(inputs, ctx.options, ctx.backend, checkpoint=True)
+        ctx.others = 3
+        ctx.save_for_backward(*args[: _INPUTS - 1], order, checkpoints)
+        ctx.set_materialize_grads(False)
+        return y, last_state
+
+    backward = staticmethod(SelectiveScan.backward)
+
+
+_apply_directly = apply_of(DirectSelectiveScan)
 
 _TWICE = "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice"
 

@@ -43,22 +43,25 @@ class TritonBackend:
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         return sizes.batch, sizes.routes, (sizes.length + CHUNK - 1) // CHUNK, sizes.states, sizes.channels
 
-    def scan(self, inputs: ScanInputs, options: ScanOptions, *, checkpoint: bool) -> ScanResult:
+    def scan(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+    ) -> ScanResult:
         from vmddpm_kernels.backends.triton.selective_scan import scan
 
-        return scan(inputs, options, self.checkpoint_shape(inputs.sizes()) if checkpoint else None)
+        return scan(inputs, sizes, options, self.checkpoint_shape(sizes) if checkpoint else None)
 
     def scan_backward(
         self,
         dy: Tensor | None,
         dlast_state: Tensor | None,
         inputs: ScanInputs,
+        sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
     ) -> list[Tensor]:
         from vmddpm_kernels.backends.triton.selective_scan import scan_backward
 
-        return scan_backward(dy, dlast_state, inputs, checkpoints, options)
+        return scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_scan

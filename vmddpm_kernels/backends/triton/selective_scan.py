@@ -31,9 +31,11 @@ class _Launch:
     """One scan as the kernels take it: parameters and matrices contiguous, in the type of the accumulation. B and C are
     small beside x and delta, which are read as they lie in memory."""
 
-    def __init__(self, inputs: ScanInputs, options: ScanOptions, *, private_table: bool) -> None:
+    def __init__(
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, private_table: bool
+    ) -> None:
         check_memory(inputs)
-        self.sizes, self.options = inputs.sizes(), options
+        self.sizes, self.options = sizes, options
         self.dtype, self.device = accumulation(self.sizes), inputs.x.device
         self.order = None
         if inputs.table is not None:
@@ -85,9 +87,11 @@ def _sizes(sizes: ScanSizes) -> tuple[int, int, int]:
     return sizes.routes, sizes.length, sizes.channels
 
 
-def scan(inputs: ScanInputs, options: ScanOptions, checkpoint_shape: tuple[int, ...] | None) -> ScanResult:
+def scan(
+    inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, checkpoint_shape: tuple[int, ...] | None
+) -> ScanResult:
     """The forward; it keeps checkpoints of this shape, if one is given."""
-    p = _Launch(inputs, options, private_table=checkpoint_shape is not None)
+    p = _Launch(inputs, sizes, options, private_table=checkpoint_shape is not None)
     return p.run_with_plan(lambda plan: _forward(p, plan, inputs, checkpoint_shape), backward=False)
 
 
@@ -108,11 +112,12 @@ def _forward(p: _Launch, plan: Plan, inputs: ScanInputs, checkpoint_shape: tuple
 
 
 def scan_backward(
-    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions
-) -> list[Tensor]:
+    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, sizes: ScanSizes, checkpoints: Tensor,
+    options: ScanOptions,
+) -> list[Tensor]:  # fmt: skip
     """The gradients of the first eight inputs that are given, in their shapes and dtypes."""
     check_memory((dy, dlast_state, checkpoints))
-    p = _Launch(inputs, options, private_table=False)
+    p = _Launch(inputs, sizes, options, private_table=False)
     dlast_state, checkpoints = cast(dlast_state, p.dtype), checkpoints.contiguous()
     grads = p.run_with_plan(lambda plan: _backward(p, plan, dy, dlast_state, checkpoints), backward=True)
     return gradients_of(inputs, grads)

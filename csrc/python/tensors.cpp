@@ -1,0 +1,81 @@
+#include "tensors.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace vmddpm {
+
+Names names;
+
+void learn_names() {
+#define VMDDPM_INTERN(name) names.name = PyUnicode_InternFromString(#name);
+  VMDDPM_NAMES(VMDDPM_INTERN)
+#undef VMDDPM_INTERN
+  const py::module_ torch = py::module_::import("torch");
+  const auto attribute = [&](const char* name) { return py::object(torch.attr(name)).release().ptr(); };
+  names.floats = {attribute("float32"), attribute("float64"), attribute("float16"), attribute("bfloat16")};
+  names.integers = {attribute("int32"), attribute("int64")};
+  names.tensors = {attribute("Tensor"), py::object(torch.attr("nn").attr("Parameter")).release().ptr()};
+  names.strided = attribute("strided");
+}
+
+namespace {
+
+DType dtype(const py::handle& tensor) {
+  const py::object type = get(tensor, names.dtype);
+  for (size_t i = 0; i < names.floats.size(); ++i) {
+    if (type.ptr() == names.floats[i]) return static_cast<DType>(i);
+  }
+  throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
+}
+
+int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+[[noreturn]] void memory_is_gone(const py::handle& tensor) {
+  throw std::invalid_argument("a tensor of shape " + py::str(py::tuple(get(tensor, names.shape))).cast<std::string>() +
+                              " has no memory for all of its elements: its storage was resized, or it wraps another "
+                              "tensor");
+}
+
+// Throws if the tensor's storage ends before its element `last`, counted from the tensor's first: a storage may have been
+// resized since the tensor was saved.
+void check_storage(const py::handle& tensor, int64_t last, int64_t element_size) {
+  const int64_t needed = (number(call(tensor, names.storage_offset)) + last + 1) * element_size;
+  if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
+}
+
+}  // namespace
+
+void* pointer(const py::handle& tensor, int64_t element_size) {
+  if (tensor.is_none()) return nullptr;
+  void* const data = PyLong_AsVoidPtr(call(tensor, names.data_ptr).ptr());
+  if (!data && number(call(tensor, names.numel)) != 0) memory_is_gone(tensor);
+  if (data && element_size) check_storage(tensor, number(call(tensor, names.numel)) - 1, element_size);
+  return data;
+}
+
+int32_t* table_of(const py::handle& tensor, bool saved) {
+  return static_cast<int32_t*>(pointer(tensor, saved ? sizeof(int32_t) : 0));
+}
+
+View view(const py::handle& tensor, bool saved) {
+  View v;
+  if (tensor.is_none()) return v;
+  v.data = pointer(tensor);
+  v.dtype = dtype(tensor);
+  const py::tuple strides = call(tensor, names.stride);
+  const size_t axes = strides.size();
+  v.stride[0] = number_at(strides, 0);
+  v.stride[1] = axes == 3 ? 0 : number_at(strides, 1);
+  v.stride[2] = number_at(strides, axes - 2);
+  v.stride[3] = number_at(strides, axes - 1);
+  if (saved && v.data) {
+    const py::tuple shape = get(tensor, names.shape);
+    int64_t last = 0;
+    for (size_t i = 0; i < axes; ++i) last += (number_at(shape, i) - 1) * number_at(strides, i);
+    check_storage(tensor, last, size_of(v.dtype));
+  }
+  return v;
+}
+
+}  // namespace vmddpm

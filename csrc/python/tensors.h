@@ -1,0 +1,74 @@
+// Python's tensors and named fields as the kernels take them. Raw CPython calls, as pybind11's casts are measurable on
+// small scans.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+#include "../common/tensor.h"
+
+namespace vmddpm {
+
+namespace py = pybind11;
+
+// Attributes as Python compares their names, by address, and the objects that they are compared with.
+struct Names {
+#define VMDDPM_NAMES(X)                                                                                             \
+  X(data_ptr) X(dtype) X(stride) X(shape) X(storage_offset) X(untyped_storage) X(nbytes) X(numel)                   \
+  X(layout) X(is_cpu) X(device)                                                                                     \
+  X(batch) X(routes) X(length) X(channels) X(states) X(wide) X(sum_routes) X(delta_softplus) X(zoh)                 \
+  X(x) X(delta) X(A) X(B) X(C) X(D) X(delta_bias) X(initial_state) X(table)                                         \
+  X(y) X(last_state) X(checkpoints) X(narrow_y)                                                                     \
+  X(dx) X(ddelta) X(dA) X(dB) X(dC) X(dD) X(ddelta_bias) X(dinitial_state) X(narrow_dx)
+#define VMDDPM_DECLARE(name) PyObject* name;
+  VMDDPM_NAMES(VMDDPM_DECLARE)
+#undef VMDDPM_DECLARE
+  std::array<PyObject*, 4> floats;   // torch's dtypes in the order of DType
+  std::array<PyObject*, 2> integers;
+  std::array<PyObject*, 2> tensors;  // the classes whose tensors are nothing but that
+  PyObject* strided;
+};
+extern Names names;
+void learn_names();
+
+inline py::object checked(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+inline py::object get(const py::handle& object, PyObject* name) {
+  return checked(PyObject_GetAttr(object.ptr(), name));
+}
+
+inline py::object call(const py::handle& object, PyObject* method) {
+  return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
+}
+
+inline int64_t number(const py::handle& value) {
+  const int64_t result = PyLong_AsLongLong(value.ptr());
+  if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return result;
+}
+
+inline int64_t number_at(const py::tuple& tuple, size_t i) {
+  return number(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
+}
+
+inline bool flag(const py::handle& value) { return value.ptr() == Py_True; }
+
+// The address of a contiguous tensor; null for None and for a tensor without elements. Throws if there are elements and
+// no memory, or, if `element_size` is given, memory for a part of them.
+void* pointer(const py::handle& tensor, int64_t element_size = 0);
+
+int32_t* table_of(const py::handle& tensor, bool saved = false);
+
+// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None. The storage of a `saved` one is
+// checked.
+View view(const py::handle& tensor, bool saved = false);
+
+// The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
+// for; None if one is not, or is not easily told to be.
+py::object scan_sizes(const py::handle& inputs);
+
+}  // namespace vmddpm
