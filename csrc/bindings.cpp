@@ -58,23 +58,43 @@ void fill_options(ScanParams& p, const py::handle& options) {
   p.zoh = flag(get(options, names.zoh));
 }
 
-// Of `saved` inputs, those of a backward, the storages are checked.
+int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+// Elements from the first of a view (B, K, L, columns) to its last.
+int64_t extent(const View& v, const ScanParams& p, int64_t columns) {
+  return (p.batch - 1) * v.stride[0] + (p.routes - 1) * v.stride[1] + (p.length - 1) * v.stride[2] +
+         (columns - 1) * v.stride[3] + 1;
+}
+
+// The inputs of a backward are `saved` ones: their storages are checked.
 ScanParams scan_params(const py::handle& inputs, const py::handle& options, const py::handle& sizes, int threads,
                        bool saved = false) {
   ScanParams p{};
   fill_sizes(p, sizes);
   fill_options(p, options);
   p.threads = threads;
-  const int64_t acc = !saved ? 0 : p.wide ? 8 : 4;
-  p.x = view(get(inputs, names.x), saved);
-  p.delta = view(get(inputs, names.delta), saved);
-  p.A = pointer(get(inputs, names.A), acc);
-  p.B = view(get(inputs, names.B), saved);
-  p.C = view(get(inputs, names.C), saved);
-  p.D = pointer(get(inputs, names.D), acc);
-  p.delta_bias = pointer(get(inputs, names.delta_bias), acc);
-  p.initial_state = pointer(get(inputs, names.initial_state), acc);
-  p.table = table_of(get(inputs, names.table), saved);
+  const auto image = [&](PyObject* name, int64_t columns) {
+    const py::object tensor = get(inputs, name);
+    const View v = view(tensor);
+    if (saved && v.data) check_storage(tensor, extent(v, p, columns), size_of(v.dtype));
+    return v;
+  };
+  const auto contiguous = [&](PyObject* name, int64_t elements, int64_t element_size) {
+    const py::object tensor = get(inputs, name);
+    void* const data = pointer(tensor);
+    if (saved && data) check_storage(tensor, elements, element_size);
+    return data;
+  };
+  const int64_t parameters = p.routes * p.channels, float_size = p.wide ? 8 : 4;
+  p.x = image(names.x, p.channels);
+  p.delta = image(names.delta, p.channels);
+  p.A = contiguous(names.A, parameters * p.states, float_size);
+  p.B = image(names.B, p.states);
+  p.C = image(names.C, p.states);
+  p.D = contiguous(names.D, parameters, float_size);
+  p.delta_bias = contiguous(names.delta_bias, parameters, float_size);
+  p.initial_state = contiguous(names.initial_state, p.batch * parameters * p.states, float_size);
+  p.table = static_cast<int32_t*>(contiguous(names.table, p.routes * p.length, sizeof(int32_t)));
   return p;
 }
 
@@ -90,7 +110,8 @@ ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, 
                            const py::handle& grads, int threads) {
   ScanGradParams g;
   g.forward = scan_params(inputs, options, sizes, threads, true);
-  g.forward.checkpoints = pointer(checkpoints, g.forward.wide ? 8 : 4);
+  g.forward.checkpoints = pointer(checkpoints);
+  if (g.forward.checkpoints) check_storage(checkpoints, number(call(checkpoints, names.numel)), g.forward.wide ? 8 : 4);
   g.dy = view(dy);
   g.dlast_state = pointer(dlast_state);
   g.dx = view(get(grads, names.dx));
@@ -139,7 +160,7 @@ CrossScanParams cross_params(const py::handle& image, const py::handle& table, c
                              int threads) {
   const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
   CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
-                    table_of(table), view(image), view(sequences), false, threads, 0, 0, 0};
+                    static_cast<int32_t*>(pointer(table)), view(image), view(sequences), false, threads, 0, 0, 0};
   if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
   return p;
 }
@@ -212,7 +233,7 @@ void cuda_merge(const py::handle& image, const py::handle& table, const py::hand
                 const py::handle& inverse, int device, uintptr_t stream) {
   CrossScanParams p = cross_params(image, table, sequences, 1);
   p.sum = sum;
-  int32_t* const inverse_table = table_of(inverse);
+  int32_t* const inverse_table = static_cast<int32_t*>(pointer(inverse));
   const py::gil_scoped_release release;
   cross_merge_cuda(p, inverse_table, device, reinterpret_cast<void*>(stream));
 }

@@ -79,5 +79,8 @@ def cross_selective_scan(
     check_axes("x", x, "B, L, D")
     inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
     options = scan_options(check_flag("delta_softplus", delta_softplus), check_discretization(discretization), False)
-    y, last_state = scan(inputs, options, backend)
-    return (y, last_state) if return_last_state else y
+    y, last_state = scan(inputs, options, backend, last_state=return_last_state)
+    if not return_last_state:
+        return y
+    assert last_state is not None
+    return y, last_state

@@ -104,7 +104,7 @@ def selective_scan(
         None if delta_bias is None else split(delta_bias, 0),
         None if initial_state is None else split(initial_state, 1),
     )
-    y, last_state = scan(inputs, options, backend)
+    y, last_state = scan(inputs, options, backend, last_state=return_last_state)
     if groups == 1:
         out = y.squeeze(1) if channel_last else y.squeeze(1).mT
     else:
@@ -112,7 +112,10 @@ def selective_scan(
     if z is not None:
         wide = torch.promote_types(out.dtype, torch.float32)
         out = (out.to(wide) * F.silu(z.to(wide))).to(out.dtype)
-    return (out, last_state.flatten(1, 2)) if return_last_state else out
+    if not return_last_state:
+        return out
+    assert last_state is not None
+    return out, last_state.flatten(1, 2)
 
 
 def _check(

@@ -61,14 +61,19 @@ bool shape_of(const py::handle& tensor, Shape& shape) {
   return true;
 }
 
-// Whether of one of the dtypes and on the device.
+// The dtype of a tensor that is on the device and of one of `dtypes`, else null. torch keeps its dtypes for ever.
 template <size_t kCount>
-bool fits(const py::handle& tensor, const Device& device, const std::array<PyObject*, kCount>& dtypes) {
-  return one_of(dtypes, get(tensor, names.dtype).ptr()) && device.holds(tensor);
+const PyObject* dtype_of(const py::handle& tensor, const Device& device, const std::array<PyObject*, kCount>& dtypes) {
+  const PyObject* const type = get(tensor, names.dtype).ptr();
+  return one_of(dtypes, type) && device.holds(tensor) ? type : nullptr;
 }
 
-bool is_double(const py::handle& tensor) {
-  return get(tensor, names.dtype).ptr() == names.floats[static_cast<size_t>(DType::f64)];
+// The same of a tensor of this shape.
+template <size_t kCount>
+const PyObject* dtype_of(const py::handle& tensor, const Shape& expected, const Device& device,
+                         const std::array<PyObject*, kCount>& dtypes) {
+  Shape shape;
+  return shape_of(tensor, shape) && shape == expected ? dtype_of(tensor, device, dtypes) : nullptr;
 }
 
 py::object as_scan_sizes(int64_t batch, int64_t routes, int64_t length, int64_t channels, int64_t states, bool wide,
@@ -81,7 +86,7 @@ py::object as_scan_sizes(int64_t batch, int64_t routes, int64_t length, int64_t 
   return checked(PyTuple_Type.tp_new(reinterpret_cast<PyTypeObject*>(type), arguments.ptr(), nullptr));
 }
 
-py::object sizes_of(const py::handle& inputs) {
+py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state) {
   const py::object x = get(inputs, names.x), delta = get(inputs, names.delta), A = get(inputs, names.A);
   Shape image, pixels, transition;
   if (!shape_of(x, image) || !shape_of(delta, pixels) || !shape_of(A, transition)) return py::none();
@@ -93,41 +98,37 @@ py::object sizes_of(const py::handle& inputs) {
   if (!(image == (sum_routes ? Shape{batch, length, channels} : pixels))) return py::none();
   if (!(transition == Shape{routes, channels, states})) return py::none();
 
+  const PyObject* const float64 = names.floats[static_cast<size_t>(DType::f64)];
   const Device device(x);
   const Shape matrix{batch, routes, length, states}, parameter{routes, channels}, state{batch, routes, channels, states};
-  const struct {
-    PyObject* name;
-    const Shape& shape;
-    bool optional;
-  } others[] = {{names.B, matrix, false},         {names.C, matrix, false},
-                {names.D, parameter, true},       {names.delta_bias, parameter, true},
-                {names.initial_state, state, true}};
   bool wide = false;
-  for (const py::object& tensor : {x, delta, A}) {
-    if (!fits(tensor, device, names.floats)) return py::none();
-    wide = wide || is_double(tensor);
+  for (const py::object* tensor : {&x, &delta, &A}) {
+    const PyObject* const type = dtype_of(*tensor, device, names.floats);
+    if (!type) return py::none();
+    wide = wide || type == float64;
   }
-  for (const auto& [name, expected, optional] : others) {
-    const py::object tensor = get(inputs, name);
-    if (optional && tensor.is_none()) continue;
-    Shape shape;
-    if (!shape_of(tensor, shape) || !(shape == expected) || !fits(tensor, device, names.floats)) return py::none();
-    wide = wide || (!optional && is_double(tensor));
+  for (PyObject* const name : {names.B, names.C}) {
+    const PyObject* const type = dtype_of(get(inputs, name), matrix, device, names.floats);
+    if (!type) return py::none();
+    wide = wide || type == float64;
   }
+  const auto fits = [&](const py::handle& tensor, const Shape& shape) {
+    return tensor.is_none() || dtype_of(tensor, shape, device, names.floats);
+  };
   const py::object table = get(inputs, names.table);
-  if (!table.is_none()) {
-    Shape shape;
-    if (!shape_of(table, shape) || !(shape == Shape{routes, length})) return py::none();
-    if (!fits(table, device, names.integers)) return py::none();
+  if (!fits(get(inputs, names.D), parameter) || !fits(get(inputs, names.delta_bias), parameter) ||
+      !fits(get(inputs, names.initial_state), state) || !fits(dy, image) || !fits(dlast_state, state) ||
+      !(table.is_none() || dtype_of(table, {routes, length}, device, names.integers))) {
+    return py::none();
   }
   return as_scan_sizes(batch, routes, length, channels, states, wide, sum_routes);
 }
 
 }  // namespace
 
-py::object scan_sizes(const py::handle& inputs) {
+py::object scan_sizes(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state) {
   try {
-    return sizes_of(inputs);
+    return sizes_of(inputs, dy, dlast_state);
   } catch (const py::error_already_set&) {
     return py::none();  // a tensor that will not say
   }

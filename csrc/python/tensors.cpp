@@ -29,36 +29,22 @@ DType dtype(const py::handle& tensor) {
   throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
 }
 
-int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
-
 [[noreturn]] void memory_is_gone(const py::handle& tensor) {
   throw std::invalid_argument("a tensor of shape " + py::str(py::tuple(get(tensor, names.shape))).cast<std::string>() +
                               " has no memory for all of its elements: its storage was resized, or it wraps another "
                               "tensor");
 }
 
-// Throws if the tensor's storage ends before its element `last`, counted from the tensor's first: a storage may have been
-// resized since the tensor was saved.
-void check_storage(const py::handle& tensor, int64_t last, int64_t element_size) {
-  const int64_t needed = (number(call(tensor, names.storage_offset)) + last + 1) * element_size;
-  if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
-}
-
 }  // namespace
 
-void* pointer(const py::handle& tensor, int64_t element_size) {
+void* pointer(const py::handle& tensor) {
   if (tensor.is_none()) return nullptr;
   void* const data = PyLong_AsVoidPtr(call(tensor, names.data_ptr).ptr());
   if (!data && number(call(tensor, names.numel)) != 0) memory_is_gone(tensor);
-  if (data && element_size) check_storage(tensor, number(call(tensor, names.numel)) - 1, element_size);
   return data;
 }
 
-int32_t* table_of(const py::handle& tensor, bool saved) {
-  return static_cast<int32_t*>(pointer(tensor, saved ? sizeof(int32_t) : 0));
-}
-
-View view(const py::handle& tensor, bool saved) {
+View view(const py::handle& tensor) {
   View v;
   if (tensor.is_none()) return v;
   v.data = pointer(tensor);
@@ -69,13 +55,12 @@ View view(const py::handle& tensor, bool saved) {
   v.stride[1] = axes == 3 ? 0 : number_at(strides, 1);
   v.stride[2] = number_at(strides, axes - 2);
   v.stride[3] = number_at(strides, axes - 1);
-  if (saved && v.data) {
-    const py::tuple shape = get(tensor, names.shape);
-    int64_t last = 0;
-    for (size_t i = 0; i < axes; ++i) last += (number_at(shape, i) - 1) * number_at(strides, i);
-    check_storage(tensor, last, size_of(v.dtype));
-  }
   return v;
+}
+
+void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size) {
+  const int64_t needed = (number(call(tensor, names.storage_offset)) + elements) * element_size;
+  if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
 }
 
 }  // namespace vmddpm

@@ -58,17 +58,18 @@ inline int64_t number_at(const py::tuple& tuple, size_t i) {
 inline bool flag(const py::handle& value) { return value.ptr() == Py_True; }
 
 // The address of a contiguous tensor; null for None and for a tensor without elements. Throws if there are elements and
-// no memory, or, if `element_size` is given, memory for a part of them.
-void* pointer(const py::handle& tensor, int64_t element_size = 0);
+// no memory.
+void* pointer(const py::handle& tensor);
 
-int32_t* table_of(const py::handle& tensor, bool saved = false);
+// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None.
+View view(const py::handle& tensor);
 
-// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None. The storage of a `saved` one is
-// checked.
-View view(const py::handle& tensor, bool saved = false);
+// Throws if the tensor's storage ends before `elements` of them, counted from the tensor's first: it may have been
+// resized since the tensor was saved.
+void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size);
 
 // The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
-// for; None if one is not, or is not easily told to be.
-py::object scan_sizes(const py::handle& inputs);
+// for, and the gradients of its results, tensors or None, fit to them; None if one does not, or is not easily told to.
+py::object scan_sizes(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state);
 
 }  // namespace vmddpm

@@ -39,7 +39,7 @@ def test_choice_on_a_gpu(monkeypatch):
     works = {"cuda": True, "triton": True}
     for name in works:
         monkeypatch.setattr(BACKENDS[name], "status", lambda name=name: BackendStatus(works[name], ""))
-    nvidia, intel = (SimpleNamespace(device=SimpleNamespace(type=name)) for name in ("cuda", "xpu"))
+    nvidia, intel = (SimpleNamespace(is_cpu=False, device=SimpleNamespace(type=name)) for name in ("cuda", "xpu"))
     assert [select(None, x) for x in (nvidia, intel)] == ["cuda", "triton"]
     assert select("triton", nvidia) == "triton"
     works["cuda"] = False

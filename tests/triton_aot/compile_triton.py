@@ -75,9 +75,9 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
     B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
     A = torch.zeros(routes, channels, states, dtype=accumulate)
     inputs, options = ScanInputs(x, delta, A, B, C, *parameters), ScanOptions(zoh=zoh)
-    y, _, checkpoints, _ = BACKENDS["triton"].scan(inputs, options, checkpoint=backward)
+    y, _, checkpoints, _ = BACKENDS["triton"].scan(inputs, inputs.sizes(), options, checkpoint=backward)
     if backward:
-        BACKENDS["triton"].scan_backward(y, None, inputs, checkpoints, options)
+        BACKENDS["triton"].scan_backward(y, None, inputs, inputs.sizes(), checkpoints, options)
 
 
 def scan_and_merge(height, width, dtype):

@@ -20,6 +20,11 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+# os.environ itself takes a microsecond to say that a variable is not set.
+_ENVIRONMENT = getattr(os.environ, "_data", os.environ)
+_VARIABLE = os.environ.encodekey("VMDDPM_BACKEND") if _ENVIRONMENT is not os.environ else "VMDDPM_BACKEND"
+
+
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, best first, with its state in this process."""
     return {name: backend.status() for name, backend in BACKENDS.items()}
@@ -32,14 +37,18 @@ def select(name: str | None, x: Tensor) -> str:
         ValueError: on an unknown name, or a backend that cannot take x's device.
         RuntimeError: on a backend that was not built, with the way to build it.
     """
-    if not name and "VMDDPM_BACKEND" in os.environ:  # get() of a variable that is not set costs a microsecond
+    if not name and _VARIABLE in _ENVIRONMENT:
         name = os.environ["VMDDPM_BACKEND"]
-    return _named(name, x.device.type) if name else _best(x.device.type)
+    return _named(name, _device_type(x)) if name else _best(_device_type(x))
 
 
 def by_name(name: str, x: Tensor) -> Backend:
     """The backend of this name, which must run on x's device. Raises as `select`."""
-    return BACKENDS[_named(name, x.device.type)]
+    return BACKENDS[_named(name, _device_type(x))]
+
+
+def _device_type(x: Tensor) -> str:
+    return "cpu" if x.is_cpu else x.device.type  # which makes a string
 
 
 def _best(device: str) -> str:

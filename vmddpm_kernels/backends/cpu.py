@@ -44,20 +44,22 @@ class CpuBackend:
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """(B, K, checkpoints, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it."""
-        lanes = extension.native.lanes(sizes.wide)
-        known = type(sizes.length) is type(sizes.states) is int
-        larger: Callable[[int, int], int] = max if known else torch.sym_max
-        checkpoints = larger(sizes.length - 1, 0) // larger(sizes.states, extension.native.CHUNK)
-        blocks = (sizes.channels + lanes - 1) // lanes
-        return sizes.batch, sizes.routes, checkpoints, blocks, sizes.states, lanes
+        batch, routes, length, channels, states, wide, _ = sizes
+        lanes, chunk = extension.native.lanes(wide), extension.native.CHUNK
+        known = type(length) is type(states) is int
+        if known and length > 0 and states <= chunk:
+            checkpoints = (length - 1) // chunk
+        else:
+            larger: Callable[[int, int], int] = max if known else torch.sym_max
+            checkpoints = larger(length - 1, 0) // larger(states, chunk)
+        return batch, routes, checkpoints, (channels + lanes - 1) // lanes, states, lanes
 
     def scan(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
     ) -> ScanResult:
         dtype, x = accumulation(sizes), inputs.x
-        order = inputs.table if inputs.table is None else int32(inputs.table)
-        if checkpoint and order is inputs.table and order is not None:
-            order = order.clone()
+        table = inputs.table
+        order = table if table is None else int32(table)
         y, narrow_y = _image(sizes, options.channel_first, x)
         last_state = torch.empty(sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype)
         checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype) if checkpoint else None
@@ -65,9 +67,11 @@ class CpuBackend:
             with_parameters_cast(inputs, order, dtype), options, sizes,
             ScanOutputs(y, last_state, checkpoints, narrow_y), torch.get_num_threads(),
         )  # fmt: skip
-        return ScanResult(
-            y if narrow_y is None else narrow_y, last_state, checkpoints, order if checkpoint else None
-        )
+        if not checkpoint:
+            order = None
+        elif order is not None and order is table:
+            order = order.clone()
+        return ScanResult(y if narrow_y is None else narrow_y, last_state, checkpoints, order)
 
     def scan_backward(
         self,
@@ -77,18 +81,17 @@ class CpuBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
-    ) -> list[Tensor]:
-        delta, dtype = inputs.delta, accumulation(sizes)
-        order = None if inputs.table is None else int32(inputs.table)
-        arguments = with_parameters_cast(inputs, order, dtype)
+    ) -> list[Tensor | None]:
+        table, dtype = inputs.table, accumulation(sizes)
+        arguments = with_parameters_cast(inputs, None if table is None else int32(table), dtype)
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)
-        ddelta = empty(sizes[:4], options.channel_first, delta.dtype, delta.device)
+        ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
         grads = empty_gradients(arguments, sizes, sizes.batch, 1, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
             arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads,
             torch.get_num_threads(),
         )  # fmt: skip
-        return gradients_of(inputs, grads)
+        return gradients_of(inputs, grads, partial=sizes.batch != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape
@@ -109,8 +112,8 @@ def _as_native(order: RouteOrder) -> RouteOrder:
 
 def _image(sizes: ScanSizes, channel_first: bool, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """y or dx as the kernels sum it, and if x's dtype is narrower, the tensor that the last route rounds the sum to."""
-    shape, dtype = image_shape(sizes), accumulation(sizes)
+    shape = image_shape(sizes)
     image = empty(shape, channel_first, x.dtype, x.device)
-    if sizes.sum_routes and x.dtype != dtype:
-        return empty(shape, channel_first, dtype, x.device), image
+    if sizes.sum_routes and x.dtype is not accumulation(sizes):
+        return empty(shape, channel_first, accumulation(sizes), x.device), image
     return image, None

@@ -135,7 +135,7 @@ class CudaBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         x, delta, device = inputs.x, inputs.delta, inputs.x.device
         dtype = accumulation(sizes)
         arguments = _fetchable(inputs, _order(inputs.table, sizes, private=False), sizes)
@@ -150,7 +150,7 @@ class CudaBackend:
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
                 *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
             )  # fmt: skip
-        return gradients_of(inputs, grads)
+        return gradients_of(inputs, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         table = order.as_table(x.device)

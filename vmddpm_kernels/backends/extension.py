@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from vmddpm_kernels.checks import FLOATS, check_input
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanSizes
 
 if TYPE_CHECKING:
@@ -28,13 +29,27 @@ except ImportError as error:
     )
 
 
-def checked_sizes(inputs: ScanInputs) -> ScanSizes:
-    """`inputs.sizes()` after `inputs.check()`, at a third of the cost where all is well."""
-    sizes = None if native is None else native.scan_sizes(inputs)
+def checked_sizes(
+    inputs: ScanInputs, dy: Tensor | None = None, dlast_state: Tensor | None = None
+) -> ScanSizes:
+    """`inputs.sizes()` after `inputs.check()` and `check_results`, at a third of the cost where all is well."""
+    sizes = None if native is None else native.scan_sizes(inputs, dy, dlast_state)
     if sizes is None:
         inputs.check()
-        return inputs.sizes()
+        sizes = inputs.sizes()
+        check_results(inputs, sizes, dy, dlast_state)
     return sizes
+
+
+def check_results(inputs: ScanInputs, sizes: ScanSizes, dy: Tensor | None, dlast_state: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless the gradients of a scan's results fit to its inputs."""
+    x = inputs.x
+    if dy is not None:
+        axes = "B, L, D" if sizes.sum_routes else "B, K, L, D"
+        check_input("dy", dy, x, x.device, axes, image_shape(sizes), FLOATS)
+    if dlast_state is not None:
+        state = (sizes.batch, sizes.routes, sizes.channels, sizes.states)
+        check_input("dlast_state", dlast_state, x, x.device, "B, K, D, N", state, FLOATS)
 
 
 class ScanOutputs(NamedTuple):
@@ -89,7 +104,13 @@ def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
 def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.dtype) -> ScanInputs:
     """The inputs with A, D, delta_bias and initial_state contiguous in the type of the accumulation, and this table."""
     x, delta, A, B, C, D, delta_bias, initial_state, given = inputs
-    if table is given and all(t is None or _is_cast(t, dtype) for t in (A, D, delta_bias, initial_state)):
+    if (
+        table is given
+        and _is_cast(A, dtype)
+        and (D is None or _is_cast(D, dtype))
+        and (delta_bias is None or _is_cast(delta_bias, dtype))
+        and (initial_state is None or _is_cast(initial_state, dtype))
+    ):
         return inputs
     return ScanInputs(
         x, delta, cast_given(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype), table
@@ -126,31 +147,37 @@ def empty_gradients(
 ) -> ScanGradients:  # fmt: skip
     """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
     one of partial sums over groups of channels where `groups` > 1."""
-    A, D, delta_bias, initial_state = inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state
-    matrix = (*((groups,) if groups != 1 else ()), *sizes[:3], sizes.states)
-
-    def partial(parameter: Tensor) -> Tensor:
-        return torch.empty_like(parameter) if pieces == 1 else parameter.new_empty((pieces, *parameter.shape))
-
+    _, _, A, _, _, D, delta_bias, initial_state, _ = inputs
+    batch, routes, length, _, states, _, _ = sizes
+    matrix = (batch, routes, length, states) if groups == 1 else (groups, batch, routes, length, states)
+    dB = torch.empty(matrix, dtype=A.dtype, device=A.device)
     return ScanGradients(
         dx,
         ddelta,
-        partial(A),
-        torch.empty(matrix, dtype=A.dtype, device=A.device),
-        torch.empty(matrix, dtype=A.dtype, device=A.device),
-        None if D is None else partial(D),
-        None if delta_bias is None else partial(delta_bias),
+        _partial(A, pieces),
+        dB,
+        torch.empty_like(dB),
+        None if D is None else _partial(D, pieces),
+        None if delta_bias is None else _partial(delta_bias, pieces),
         None if initial_state is None else torch.empty_like(initial_state),
         narrow_dx,
     )
 
 
-def gradients_of(inputs: ScanInputs, grads: ScanGradients) -> list[Tensor]:
-    """The gradients that are not None, in the shape and dtype of the inputs. torch adds up partial sums here, in a
-    fixed order."""
-    dx = grads.dx if grads.narrow_dx is None else grads.narrow_dx
+def _partial(parameter: Tensor, pieces: int) -> Tensor:
+    return torch.empty_like(parameter) if pieces == 1 else parameter.new_empty((pieces, *parameter.shape))
+
+
+def gradients_of(inputs: ScanInputs, grads: ScanGradients, *, partial: bool) -> list[Tensor | None]:
+    """The gradients of the first eight inputs in their shapes and dtypes, None for None. torch adds up `partial` sums
+    here, in a fixed order."""
+    dx, *others, narrow_dx = grads
     return [
-        rounded(g.sum(0) if g.dim() > t.dim() else g, t.dtype)
-        for g, t in zip((dx, *grads[1:8]), inputs)
-        if g is not None and t is not None
+        g if g is None or (not partial and g.dtype is t.dtype) else _summed(g, t)  # type: ignore[union-attr]
+        for g, t in zip((dx if narrow_dx is None else narrow_dx, *others), inputs)
     ]
+
+
+def _summed(grad: Tensor, like: Tensor | None) -> Tensor:
+    assert like is not None
+    return rounded(grad.sum(0) if grad.dim() > like.dim() else grad, like.dtype)

@@ -18,8 +18,9 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, with
-    their sizes, and are pixel order, channel last, any strides; a result with `channel_first` lies in memory as (B, K, D, L)."""
+    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, and
+    are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in memory as
+    (B, K, D, L)."""
 
     @property
     def devices(self) -> frozenset[str]:
@@ -46,8 +47,8 @@ class Backend(Protocol):
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
-    ) -> list[Tensor]:
-        """The gradients of the first eight inputs that are given, in their shapes and dtypes."""
+    ) -> list[Tensor | None]:
+        """The gradients of the first eight inputs in their shapes and dtypes, None for None."""
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""

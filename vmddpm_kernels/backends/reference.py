@@ -45,19 +45,20 @@ class ReferenceBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         with recorded_by_autograd():
             leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)
             results = selective_scan(leaves, options)
         given = [(r, g.to(r.dtype)) for r, g in zip(results, (dy, dlast_state)) if g is not None and r.requires_grad]
         present = [t for t in leaves[:8] if t is not None]
         if not given:
-            return [torch.zeros_like(t) for t in present]
-        return list(
+            return [t if t is None else torch.zeros_like(t) for t in leaves[:8]]
+        grads = iter(
             torch.autograd.grad(
                 [r for r, _ in given], present, [g for _, g in given], allow_unused=True, materialize_grads=True
             )
         )
+        return [t if t is None else next(grads) for t in leaves[:8]]
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         table = order.as_table(x.device)

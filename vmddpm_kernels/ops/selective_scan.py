@@ -5,37 +5,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import by_name, reference, select
-from vmddpm_kernels.backends.extension import checked_sizes, empty
+from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
+from vmddpm_kernels.backends.extension import accumulation, check_results, checked_sizes, empty
 from vmddpm_kernels.backends.protocol import Backend
-from vmddpm_kernels.checks import FLOATS, check_input
+from vmddpm_kernels.checks import check_input
 from vmddpm_kernels.interception import Way, apply_of, differentiated, entry_below_autograd, in_forward_mode, way_in
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
-from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes, scan_options
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes, scan_options
 
 _INPUTS = len(ScanInputs._fields)
 
 
-def scan(inputs: ScanInputs, options: ScanOptions, backend: str | None) -> tuple[Tensor, Tensor]:
-    """y in x's shape, summed over the routes if they share x, and the last state (B, K, D, N): what the public
-    functions reduce to, differentiable."""
+def scan(
+    inputs: ScanInputs, options: ScanOptions, backend: str | None, *, last_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y in x's shape, summed over the routes if they share x, and the last state (B, K, D, N) if wanted: what the
+    public functions reduce to, differentiable."""
     chosen = select(backend, inputs.x)
-    if chosen == reference.NAME:
+    if chosen == reference.NAME:  # PyTorch's own operators: compilers follow them
         inputs.check()
-        y, last_state = reference.selective_scan(inputs, options)
-        return y, last_state
+        y, state, *_ = BACKENDS[chosen].scan(inputs, inputs.sizes(), options, checkpoint=False)
+        return y, state
     way = way_in(inputs)
     if way is Way.KERNEL:
-        y, last_state, *_ = _run(inputs, options, chosen, checkpoint=False)
+        y, state, *_ = BACKENDS[chosen].scan(inputs, checked_sizes(inputs), options, checkpoint=False)
     elif way is Way.AUTOGRAD:
-        y, last_state = _apply_directly(*inputs, options, chosen)
+        y, state = _apply_directly(*inputs, options, chosen, last_state)
     else:
         inputs.check()  # before the dispatcher says in its own words what does not fit
         call = SelectiveScan.apply if way is Way.TRANSFORM else selective_scan_forward
         # Only a transform of torch.func hides from the Function that a gradient is wanted.
         checkpoint = way is Way.TRANSFORM and differentiated(inputs)
-        y, last_state, *_ = call(*inputs, *_flags(options), chosen, checkpoint)
-    return y, last_state
+        y, state, *_ = call(*inputs, *_flags(options), chosen, checkpoint)
+    return y, state
 
 
 def _flags(options: ScanOptions) -> tuple[bool, bool, bool]:
@@ -43,17 +45,11 @@ def _flags(options: ScanOptions) -> tuple[bool, bool, bool]:
     return options.delta_softplus, options.zoh, options.channel_first
 
 
-def _run(inputs: ScanInputs, options: ScanOptions, backend: str, *, checkpoint: bool) -> ScanResult:
-    """The forward: arguments checked, and run by a backend."""
-    sizes = checked_sizes(inputs)
-    return by_name(backend, inputs.x).scan(inputs, sizes, options, checkpoint=checkpoint)
-
-
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_run` as the schema has it, in which nothing is an empty tensor."""
-    y, last_state, checkpoints, order = _run(
-        ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2]), args[-2], checkpoint=args[-1]
-    )
+    """The forward on checked arguments, as the schema has it, in which nothing is an empty tensor."""
+    inputs, options = ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2])
+    sizes, backend = checked_sizes(inputs), by_name(args[-2], inputs.x)
+    y, last_state, checkpoints, order = backend.scan(inputs, sizes, options, checkpoint=args[-1])
     return (
         y,
         last_state,
@@ -70,15 +66,10 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = (0,) if inputs.table is None or not checkpoint else inputs.table.shape
     return (
         _image_like(inputs, channel_first),
-        x.new_empty((sizes.batch, sizes.routes, sizes.channels, sizes.states), dtype=_dtype(sizes)),
-        x.new_empty(checkpoints, dtype=_dtype(sizes)),
+        x.new_empty((sizes.batch, sizes.routes, sizes.channels, sizes.states), dtype=accumulation(sizes)),
+        x.new_empty(checkpoints, dtype=accumulation(sizes)),
         x.new_empty(order, dtype=torch.int32),
     )
-
-
-def _dtype(sizes: ScanSizes) -> torch.dtype:
-    """Of the accumulation."""
-    return torch.float64 if sizes.wide else torch.float32
 
 
 def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
@@ -90,40 +81,31 @@ def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
 def _run_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
     backend: str,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor | None]:  # fmt: skip
     """The backward: arguments checked, as saved tensors may change behind autograd's back, and run by a backend."""
-    sizes, chosen = checked_sizes(inputs), by_name(backend, inputs.x)
-    _check_backward(dy, dlast_state, inputs.x, sizes, checkpoints, chosen)
+    sizes, chosen = checked_sizes(inputs, dy, dlast_state), by_name(backend, inputs.x)
+    _check_checkpoints(checkpoints, inputs.x, sizes, chosen)
     return chosen.scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)
 
 
-def _check_backward(
-    dy: Tensor | None, dlast_state: Tensor | None, x: Tensor, sizes: ScanSizes, checkpoints: Tensor, backend: Backend
-) -> None:
-    """Raise TypeError or ValueError unless what a backward has besides the inputs fits to them."""
-    batch, routes, length, channels, states, _, sum_routes = sizes
-    device = x.device
-    if dy is not None:
-        if sum_routes:
-            check_input("dy", dy, x, device, "B, L, D", (batch, length, channels), FLOATS)
-        else:
-            check_input("dy", dy, x, device, "B, K, L, D", (batch, routes, length, channels), FLOATS)
-    if dlast_state is not None:
-        state = (batch, routes, channels, states)
-        check_input("dlast_state", dlast_state, x, device, "B, K, D, N", state, FLOATS)
+def _check_checkpoints(checkpoints: Tensor, x: Tensor, sizes: ScanSizes, backend: Backend) -> None:
     kept = backend.checkpoint_shape(sizes)
-    check_input("checkpoints", checkpoints, x, device, "of the forward", kept, (_dtype(sizes),))
+    check_input("checkpoints", checkpoints, x, x.device, "of the forward", kept, (accumulation(sizes),))
 
 
 def _backward(*args: Any) -> list[Tensor]:
-    return _run_backward(args[0], args[1], ScanInputs(*args[2:-5]), args[-5], scan_options(*args[-4:-1]), args[-1])
+    inputs, options = ScanInputs(*args[2:-5]), scan_options(*args[-4:-1])
+    grads = _run_backward(args[0], args[1], inputs, args[-5], options, args[-1])
+    return [g for g in grads if g is not None]
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
     dy, dlast_state, inputs, checkpoints = args[0], args[1], ScanInputs(*args[2:-5]), args[-5]
     inputs.check()
     x, delta, channel_first = inputs.x, inputs.delta, args[-2]
-    _check_backward(dy, dlast_state, x, inputs.sizes(), checkpoints, by_name(args[-1], x))
+    sizes = inputs.sizes()
+    check_results(inputs, sizes, dy, dlast_state)
+    _check_checkpoints(checkpoints, x, sizes, by_name(args[-1], x))
     return [
         _image_like(inputs, channel_first),
         empty(tuple(delta.shape), channel_first, delta.dtype, delta.device),
@@ -153,6 +135,19 @@ selective_scan_backward = define(
 )
 
 
+def _gradients(
+    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
+    backend: str, *, plain: bool = False,
+) -> list[Tensor | None]:  # fmt: skip
+    """Of the first eight inputs, None for None. `plain` inputs are known to intercept nothing."""
+    way = way_in((dy, dlast_state) if plain and not torch.is_grad_enabled() else (dy, dlast_state, *inputs))
+    if way is Way.KERNEL:
+        return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend)
+    call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
+    grads = iter(call(dy, dlast_state, *inputs, checkpoints, *_flags(options), backend))
+    return [t if t is None else next(grads) for t in inputs[:8]]
+
+
 class SelectiveScan(torch.autograd.Function):
     """`selective_scan_forward` with its derivative, in reverse and forward mode: deterministic gradients, second
     derivatives raise. The arguments and results of `apply` are those of the operator."""
@@ -169,7 +164,7 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         _, _, checkpoints, order = output
-        ctx.options, ctx.backend, ctx.others = scan_options(*inputs[_INPUTS:-2]), inputs[-2], len(inputs) - 8
+        ctx.options = scan_options(*inputs[_INPUTS:-2]), inputs[-2]
         *tensors, table = inputs[:_INPUTS]
         ctx.save_for_backward(*tensors, None if table is None else order, checkpoints)
         if in_forward_mode():
@@ -180,20 +175,13 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
-        options, backend = ctx.options, ctx.backend
-        way = way_in((dy, dlast_state, *tensors))
-        if way is Way.KERNEL:
-            found = _run_backward(dy, dlast_state, ScanInputs(*tensors), checkpoints, options, backend)
-        else:
-            call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
-            found = call(dy, dlast_state, *tensors, checkpoints, *_flags(options), backend)
-        grads = iter(found)
-        return (*(None if t is None else next(grads) for t in tensors[:8]), *[None] * ctx.others)
+        inputs = ScanInputs(*tensors)
+        return *_gradients(dy, dlast_state, inputs, checkpoints, *ctx.options), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None, None]:
         inputs = ScanInputs(*ctx.saved_tensors)
-        return *reference.selective_scan_tangent(inputs, tangents[:_INPUTS], ctx.options), None, None
+        return *reference.selective_scan_tangent(inputs, tangents[:_INPUTS], ctx.options[0]), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -202,18 +190,23 @@ class SelectiveScan(torch.autograd.Function):
 
 class DirectSelectiveScan(torch.autograd.Function):
     """`SelectiveScan` for calls that nobody intercepts: what the backward needs is kept without being a result. The
-    arguments of `apply` are the inputs, the options and the backend."""
+    arguments of `apply` are the inputs, the options, the backend and whether the last state is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        inputs, (ctx.options, ctx.backend) = ScanInputs(*args[:_INPUTS]), args[_INPUTS:]
-        y, last_state, checkpoints, order = _run(inputs, ctx.options, ctx.backend, checkpoint=True)
-        ctx.others = 3
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None]:
+        inputs, (options, backend, wanted) = ScanInputs(*args[:_INPUTS]), args[_INPUTS:]
+        ctx.options = options, backend
+        sizes = checked_sizes(inputs)
+        y, last_state, checkpoints, order = BACKENDS[backend].scan(inputs, sizes, options, checkpoint=True)
         ctx.save_for_backward(*args[: _INPUTS - 1], order, checkpoints)
         ctx.set_materialize_grads(False)
-        return y, last_state
+        return y, last_state if wanted else None
 
-    backward = staticmethod(SelectiveScan.backward)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, checkpoints = ctx.saved_tensors
+        grads = _gradients(dy, dlast_state, ScanInputs(*tensors), checkpoints, *ctx.options, plain=True)
+        return *grads, None, None, None, None
 
 
 _apply_directly = apply_of(DirectSelectiveScan)

@@ -58,7 +58,7 @@ class TritonBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         from vmddpm_kernels.backends.triton.selective_scan import scan_backward
 
         return scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)

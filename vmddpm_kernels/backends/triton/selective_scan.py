@@ -114,13 +114,13 @@ def _forward(p: _Launch, plan: Plan, inputs: ScanInputs, checkpoint_shape: tuple
 def scan_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, sizes: ScanSizes, checkpoints: Tensor,
     options: ScanOptions,
-) -> list[Tensor]:  # fmt: skip
-    """The gradients of the first eight inputs that are given, in their shapes and dtypes."""
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of the first eight inputs in their shapes and dtypes, None for None."""
     check_memory((dy, dlast_state, checkpoints))
     p = _Launch(inputs, sizes, options, private_table=False)
     dlast_state, checkpoints = cast(dlast_state, p.dtype), checkpoints.contiguous()
     grads = p.run_with_plan(lambda plan: _backward(p, plan, dy, dlast_state, checkpoints), backward=True)
-    return gradients_of(inputs, grads)
+    return gradients_of(inputs, grads, partial=True)
 
 
 def _backward(
