@@ -92,6 +92,6 @@ class ScanResult(NamedTuple):
     """What a backend's forward returns."""
 
     y: Tensor                     # x's shape and dtype
-    last_state: Tensor            # (B, K, D, N), float32 or float64
+    last_state: Tensor | None     # (B, K, D, N), float32 or float64, if wanted
     checkpoints: Tensor | None    # the states the backward starts from, if asked for
     order: Tensor | None          # a private int32 copy of the table for the backward, if asked for

@@ -262,7 +262,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& ta
       if (g.dinitial_state) store_states<T>(g.dinitial_state, row, columns, N, w.dh + local * N);
       V* dA = w.A + local * N;  // A has served
       for (int64_t n = 0; n < N; ++n) dA[n] = w.dA[local * N + n].total;
-      store_states<T>(g.dA, row, columns, N, dA);
+      if (g.dA) store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
       if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
     }

@@ -155,7 +155,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, c
       }
       for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
     }
-    for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+    for (int64_t block = task.block_begin; p.last_state && block < task.block_end; ++block) {
       const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
       store_states<T>(p.last_state, row, columns, N, w.h + (block - task.block_begin) * N);
     }

@@ -24,7 +24,7 @@ struct ScanParams {
 
   View y;                      // any type; Acc if sum_routes
   View narrow_y;               // on a CPU, if sum_routes: where y goes, rounded; data null if y is the result itself
-  void* last_state;            // Acc (B, K, D, N)
+  void* last_state;            // Acc (B, K, D, N); on a CPU null if not wanted
   void* checkpoints;           // Acc (B, K, chunks - 1, blocks, N, lanes) of the ScanPlan, or null: states between chunks
 };
 
@@ -36,7 +36,7 @@ struct ScanGradParams {
   View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
-  void* dA;                    // Acc (B, K, D, N): to be summed over the batch
+  void* dA;                    // Acc (B, K, D, N), to be summed over the batch; on a CPU null if not wanted
   void* dD;                    // Acc (B, K, D) or null
   void* ddelta_bias;           // Acc (B, K, D) or null
   void* dinitial_state;        // Acc (B, K, D, N) or null

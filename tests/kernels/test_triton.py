@@ -160,6 +160,7 @@ def test_same_bits_every_time():
 def test_checkpoints_have_the_shape_that_was_said(length, wide):
     x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)
     inputs = ScanInputs(x, delta, A, B, C, D, bias)
-    checkpoints = BACKENDS["triton"].scan(inputs, inputs.sizes(), ScanOptions(), checkpoint=True).checkpoints
+    result = BACKENDS["triton"].scan(inputs, inputs.sizes(), ScanOptions(), last_state=True, checkpoint=True)
+    checkpoints = result.checkpoints
     assert tuple(checkpoints.shape) == BACKENDS["triton"].checkpoint_shape(inputs.sizes())
     assert checkpoints.dtype == (FLOAT64 if wide else FLOAT32)

@@ -75,9 +75,10 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
     B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
     A = torch.zeros(routes, channels, states, dtype=accumulate)
     inputs, options = ScanInputs(x, delta, A, B, C, *parameters), ScanOptions(zoh=zoh)
-    y, _, checkpoints, _ = BACKENDS["triton"].scan(inputs, inputs.sizes(), options, checkpoint=backward)
+    backend, sizes = BACKENDS["triton"], inputs.sizes()
+    y, _, checkpoints, _ = backend.scan(inputs, sizes, options, last_state=True, checkpoint=backward)
     if backward:
-        BACKENDS["triton"].scan_backward(y, None, inputs, inputs.sizes(), checkpoints, options)
+        backend.scan_backward(y, None, inputs, sizes, checkpoints, options, (True,) * 8)
 
 
 def scan_and_merge(height, width, dtype):

@@ -1,6 +1,6 @@
 """The C++ kernels of csrc/, on the processor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -55,23 +55,24 @@ class CpuBackend:
         return batch, routes, checkpoints, (channels + lanes - 1) // lanes, states, lanes
 
     def scan(
-        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
         dtype, x = accumulation(sizes), inputs.x
         table = inputs.table
         order = table if table is None else int32(table)
         y, narrow_y = _image(sizes, options.channel_first, x)
-        last_state = torch.empty(sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype)
+        batch, routes, _, channels, states, _, _ = sizes
+        state = torch.empty(batch, routes, channels, states, dtype=dtype) if last_state else None
         checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype) if checkpoint else None
         extension.native.scan_forward(
             with_parameters_cast(inputs, order, dtype), options, sizes,
-            ScanOutputs(y, last_state, checkpoints, narrow_y), torch.get_num_threads(),
+            ScanOutputs(y, state, checkpoints, narrow_y), torch.get_num_threads(),
         )  # fmt: skip
         if not checkpoint:
             order = None
         elif order is not None and order is table:
             order = order.clone()
-        return ScanResult(y if narrow_y is None else narrow_y, last_state, checkpoints, order)
+        return ScanResult(y if narrow_y is None else narrow_y, state, checkpoints, order)
 
     def scan_backward(
         self,
@@ -81,12 +82,13 @@ class CpuBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
+        needed: Sequence[bool],
     ) -> list[Tensor | None]:
         table, dtype = inputs.table, accumulation(sizes)
         arguments = with_parameters_cast(inputs, None if table is None else int32(table), dtype)
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)
         ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
-        grads = empty_gradients(arguments, sizes, sizes.batch, 1, dx, ddelta, narrow_dx)
+        grads = empty_gradients(arguments, sizes, sizes.batch, 1, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
             arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads,
             torch.get_num_threads(),

@@ -1,6 +1,7 @@
 """The CUDA kernels of csrc/. Nothing here waits for the GPU, and all memory comes from torch, so that every call can be
 captured in a CUDA graph."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,22 +111,22 @@ class CudaBackend:
         return sizes.batch, sizes.routes, (sizes.length + chunk - 1) // chunk, sizes.states, sizes.channels
 
     def scan(
-        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
         x, device, dtype = inputs.x, inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
         y = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
-        last_state = torch.empty(
+        state = torch.empty(
             sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
         )
         checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype, device=device) if checkpoint else None
         with self.runtime.current(device):
             self.runtime.kernels.scan_forward(
-                _fetchable(inputs, order, sizes), options, sizes, ScanOutputs(y, last_state, checkpoints), plan,
+                _fetchable(inputs, order, sizes), options, sizes, ScanOutputs(y, state, checkpoints), plan,
                 *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
             )  # fmt: skip
-        return ScanResult(rounded(y, x.dtype), last_state, checkpoints, order if checkpoint else None)
+        return ScanResult(rounded(y, x.dtype), state, checkpoints, order if checkpoint else None)
 
     def scan_backward(
         self,
@@ -135,6 +136,7 @@ class CudaBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
+        needed: Sequence[bool],
     ) -> list[Tensor | None]:
         x, delta, device = inputs.x, inputs.delta, inputs.x.device
         dtype = accumulation(sizes)
@@ -142,7 +144,7 @@ class CudaBackend:
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
         dx = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
         ddelta = empty(sizes[:4], options.channel_first, _result_dtype(sizes, plan, delta.dtype), device)
-        grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, dx, ddelta)
+        grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, (True,) * 8, dx, ddelta)
         if dy is not None and sizes.wide:
             dy = dy.double()
         with self.runtime.current(device):

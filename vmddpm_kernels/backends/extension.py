@@ -56,17 +56,17 @@ class ScanOutputs(NamedTuple):
     """What a forward kernel fills."""
 
     y: Tensor
-    last_state: Tensor
+    last_state: Tensor | None
     checkpoints: Tensor | None
     narrow_y: Tensor | None = None  # on a CPU: what the last route rounds the sum y to
 
 
 class ScanGradients(NamedTuple):
-    """What a backward kernel fills; None for an input that is None."""
+    """What a backward kernel fills; None for an input that is None, or whose gradient is not needed."""
 
     dx: Tensor
     ddelta: Tensor
-    dA: Tensor
+    dA: Tensor | None
     dB: Tensor
     dC: Tensor
     dD: Tensor | None
@@ -142,7 +142,7 @@ def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
 
 
 def empty_gradients(
-    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, dx: Tensor, ddelta: Tensor,
+    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor, ddelta: Tensor,
     narrow_dx: Tensor | None = None,
 ) -> ScanGradients:  # fmt: skip
     """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
@@ -154,12 +154,12 @@ def empty_gradients(
     return ScanGradients(
         dx,
         ddelta,
-        _partial(A, pieces),
+        _partial(A, pieces) if needed[2] else None,
         dB,
         torch.empty_like(dB),
-        None if D is None else _partial(D, pieces),
-        None if delta_bias is None else _partial(delta_bias, pieces),
-        None if initial_state is None else torch.empty_like(initial_state),
+        None if D is None or not needed[5] else _partial(D, pieces),
+        None if delta_bias is None or not needed[6] else _partial(delta_bias, pieces),
+        None if initial_state is None or not needed[7] else torch.empty_like(initial_state),
         narrow_dx,
     )
 

@@ -1,5 +1,6 @@
 """What a backend is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,9 +36,10 @@ class Backend(Protocol):
         """The shape of what the forward keeps for the backward; sizes may be symbols."""
 
     def scan(
-        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
-        """The forward; with `checkpoint` it also returns what the backward needs."""
+        """The forward; with `checkpoint` it also returns what the backward needs. Without `last_state` it may leave
+        that out."""
 
     def scan_backward(
         self,
@@ -47,8 +49,10 @@ class Backend(Protocol):
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
+        needed: Sequence[bool],
     ) -> list[Tensor | None]:
-        """The gradients of the first eight inputs in their shapes and dtypes, None for None."""
+        """The gradients of the first eight inputs in their shapes and dtypes, None for None. Those that are not
+        `needed` may be left out."""
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""

@@ -29,13 +29,13 @@ class ReferenceBackend:
         return (0,)
 
     def scan(
-        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
-        y, last_state = selective_scan(inputs, options)
-        if last_state is inputs.initial_state:  # no step was taken
-            last_state = last_state.clone()
+        y, state = selective_scan(inputs, options)
+        if state is inputs.initial_state:  # no step was taken
+            state = state.clone()
         order = None if inputs.table is None or not checkpoint else inputs.table.to(torch.int32, copy=True)
-        return ScanResult(y, last_state, last_state.new_empty(0) if checkpoint else None, order)
+        return ScanResult(y, state, state.new_empty(0) if checkpoint else None, order)
 
     def scan_backward(
         self,
@@ -45,6 +45,7 @@ class ReferenceBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
+        needed: Sequence[bool],
     ) -> list[Tensor | None]:
         with recorded_by_autograd():
             leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)

@@ -1,5 +1,6 @@
 """The selective scan as an operator: `torch.ops.vmddpm.selective_scan_forward` and `selective_scan_backward`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ def scan(
     chosen = select(backend, inputs.x)
     if chosen == reference.NAME:  # PyTorch's own operators: compilers follow them
         inputs.check()
-        y, state, *_ = BACKENDS[chosen].scan(inputs, inputs.sizes(), options, checkpoint=False)
+        y, state, *_ = BACKENDS[chosen].scan(inputs, inputs.sizes(), options, last_state=last_state, checkpoint=False)
         return y, state
     way = way_in(inputs)
     if way is Way.KERNEL:
-        y, state, *_ = BACKENDS[chosen].scan(inputs, checked_sizes(inputs), options, checkpoint=False)
+        sizes = checked_sizes(inputs)
+        y, state, *_ = BACKENDS[chosen].scan(inputs, sizes, options, last_state=last_state, checkpoint=False)
     elif way is Way.AUTOGRAD:
         y, state = _apply_directly(*inputs, options, chosen, last_state)
     else:
@@ -49,7 +51,8 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The forward on checked arguments, as the schema has it, in which nothing is an empty tensor."""
     inputs, options = ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2])
     sizes, backend = checked_sizes(inputs), by_name(args[-2], inputs.x)
-    y, last_state, checkpoints, order = backend.scan(inputs, sizes, options, checkpoint=args[-1])
+    y, last_state, checkpoints, order = backend.scan(inputs, sizes, options, last_state=True, checkpoint=args[-1])
+    assert last_state is not None
     return (
         y,
         last_state,
@@ -80,12 +83,12 @@ def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
 
 def _run_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
-    backend: str,
+    backend: str, needed: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     """The backward: arguments checked, as saved tensors may change behind autograd's back, and run by a backend."""
     sizes, chosen = checked_sizes(inputs, dy, dlast_state), by_name(backend, inputs.x)
     _check_checkpoints(checkpoints, inputs.x, sizes, chosen)
-    return chosen.scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)
+    return chosen.scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options, needed)
 
 
 def _check_checkpoints(checkpoints: Tensor, x: Tensor, sizes: ScanSizes, backend: Backend) -> None:
@@ -95,7 +98,7 @@ def _check_checkpoints(checkpoints: Tensor, x: Tensor, sizes: ScanSizes, backend
 
 def _backward(*args: Any) -> list[Tensor]:
     inputs, options = ScanInputs(*args[2:-5]), scan_options(*args[-4:-1])
-    grads = _run_backward(args[0], args[1], inputs, args[-5], options, args[-1])
+    grads = _run_backward(args[0], args[1], inputs, args[-5], options, args[-1], (True,) * 8)
     return [g for g in grads if g is not None]
 
 
@@ -136,13 +139,13 @@ selective_scan_backward = define(
 
 
 def _gradients(
-    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
-    backend: str, *, plain: bool = False,
+    dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, needed: Sequence[bool],
+    options: ScanOptions, backend: str, *, plain: bool = False,
 ) -> list[Tensor | None]:  # fmt: skip
     """Of the first eight inputs, None for None. `plain` inputs are known to intercept nothing."""
     way = way_in((dy, dlast_state) if plain and not torch.is_grad_enabled() else (dy, dlast_state, *inputs))
     if way is Way.KERNEL:
-        return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend)
+        return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend, needed)
     call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
     grads = iter(call(dy, dlast_state, *inputs, checkpoints, *_flags(options), backend))
     return [t if t is None else next(grads) for t in inputs[:8]]
@@ -176,7 +179,7 @@ class SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
         inputs = ScanInputs(*tensors)
-        return *_gradients(dy, dlast_state, inputs, checkpoints, *ctx.options), *[None] * 6
+        return *_gradients(dy, dlast_state, inputs, checkpoints, ctx.needs_input_grad, *ctx.options), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None, None]:
@@ -197,7 +200,9 @@ class DirectSelectiveScan(torch.autograd.Function):
         inputs, (options, backend, wanted) = ScanInputs(*args[:_INPUTS]), args[_INPUTS:]
         ctx.options = options, backend
         sizes = checked_sizes(inputs)
-        y, last_state, checkpoints, order = BACKENDS[backend].scan(inputs, sizes, options, checkpoint=True)
+        y, last_state, checkpoints, order = BACKENDS[backend].scan(
+            inputs, sizes, options, last_state=wanted, checkpoint=True
+        )
         ctx.save_for_backward(*args[: _INPUTS - 1], order, checkpoints)
         ctx.set_materialize_grads(False)
         return y, last_state if wanted else None
@@ -205,7 +210,8 @@ class DirectSelectiveScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
-        grads = _gradients(dy, dlast_state, ScanInputs(*tensors), checkpoints, *ctx.options, plain=True)
+        inputs, needed = ScanInputs(*tensors), ctx.needs_input_grad
+        grads = _gradients(dy, dlast_state, inputs, checkpoints, needed, *ctx.options, plain=True)
         return *grads, None, None, None, None
 
 

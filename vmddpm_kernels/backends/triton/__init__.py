@@ -4,6 +4,7 @@ Nothing here imports Triton before an operator is first used."""
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -44,7 +45,7 @@ class TritonBackend:
         return sizes.batch, sizes.routes, (sizes.length + CHUNK - 1) // CHUNK, sizes.states, sizes.channels
 
     def scan(
-        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, checkpoint: bool
+        self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
         from vmddpm_kernels.backends.triton.selective_scan import scan
 
@@ -58,6 +59,7 @@ class TritonBackend:
         sizes: ScanSizes,
         checkpoints: Tensor,
         options: ScanOptions,
+        needed: Sequence[bool],
     ) -> list[Tensor | None]:
         from vmddpm_kernels.backends.triton.selective_scan import scan_backward
 
