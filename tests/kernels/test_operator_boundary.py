@@ -8,6 +8,7 @@ import torch
 from test_scan_accuracy import image_problem
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.backends.extension import native
 from vmddpm_kernels.scan_inputs import ScanInputs
 
 OPS = torch.ops.vmddpm
@@ -56,6 +57,25 @@ def test_a_wrong_input_is_named(backend, name, how):
     for call in calls:
         with pytest.raises((TypeError, ValueError), match=r"must|is on" if decides else rf"^{name} (.*must|is on)"):
             call()
+
+
+def test_the_extension_takes_what_python_takes():
+    """What it does not take goes to Python's check, which says what is wrong."""
+    for inputs in (problem(), problem(table=False), problem()._replace(D=None, table=torch.arange(12).expand(3, 12))):
+        assert native.scan_sizes(inputs, None, None) == inputs.sizes()
+        y, last_state, *_ = forward(inputs, "cpu")
+        assert native.scan_sizes(inputs, y, last_state) == inputs.sizes()
+        assert native.scan_sizes(inputs, last_state, y) is None
+    wide = problem()._replace(A=problem().A.double())
+    assert native.scan_sizes(wide, None, None) == wide.sizes() and wide.sizes().wide
+    apart = problem()._replace(x=torch.randn(2, 3, 12, 5))
+    assert native.scan_sizes(apart, None, None) == apart.sizes() and not apart.sizes().sum_routes
+    for name, value in problem()._asdict().items():
+        for wrong in (*(change(value) for change in WRONG.values() if name != "table"), "a string", 3, object()):
+            assert native.scan_sizes(problem()._replace(**{name: wrong}), None, None) is None
+    for states in (0, 257):
+        inputs = ScanInputs(*image_problem(1, 2, 3, 2, states, torch.float32))
+        assert native.scan_sizes(inputs, None, None) is None
 
 
 @pytest.mark.parametrize("values", [-1, 12, 2**30, 0])

@@ -12,6 +12,7 @@ from oracle import relative_error
 from test_scan_accuracy import image_problem, run
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.scan_inputs import ScanInputs
 
 
 def operator(*t, **options):
@@ -163,6 +164,20 @@ def test_only_some_gradients_are_asked_for():
     _, last = vk.cross_selective_scan(x, delta, A, B, C, initial_state=h0, return_last_state=True)
     last.sum().backward()  # y takes no part
     assert torch.isfinite(h0.grad).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_gradient_does_not_depend_on_the_others(backend, batch):
+    """What nobody asks for may be left out, and changes no bit of what is."""
+    tensors = image_problem(batch, 2, 70, 5, 3, torch.float32)
+
+    def gradients(*wanted):
+        leaves = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+        results = [r for r in operator(*leaves, backend=backend) if r.requires_grad]  # no last state depends on C
+        return torch.autograd.grad(results, [leaves[i] for i in wanted], [torch.ones_like(r) for r in results])
+
+    for i, grad in enumerate(gradients(*range(8))):
+        assert torch.equal(gradients(i)[0], grad), ScanInputs._fields[i]
 
 
 def test_mixed_precision_inputs():
