@@ -34,7 +34,7 @@ bool wants_lanes(const Job& job, bool sum) {
 
 // inverse[k][table[k][l]] = l.
 const int32_t* inverse_of(const CrossScanParams& p) {
-  int32_t* const inverse = table_scratch.reserve<int32_t>(p.routes * p.length);
+  int32_t* const inverse = table_workspace.reserve<int32_t>(p.routes * p.length);
   for (int64_t k = 0; k < p.routes; ++k) {
     const int32_t* const table = p.table + k * p.length;
     for (int64_t l = 0; l < p.length; ++l) inverse[k * p.length + table[l]] = static_cast<int32_t>(l);
@@ -44,7 +44,7 @@ const int32_t* inverse_of(const CrossScanParams& p) {
 
 // The regular walks as a table of pixels.
 const int32_t* pixels_of(const CrossScanParams& p, bool undone) {
-  int32_t* const pixels = table_scratch.reserve<int32_t>(p.routes * p.length);
+  int32_t* const pixels = table_workspace.reserve<int32_t>(p.routes * p.length);
   for (int64_t k = 0; k < p.routes; ++k) {
     steps_of_pixels(regular_walk(p.height, p.width, p.scans, k, !undone), 0, p.length, pixels + k * p.length);
   }

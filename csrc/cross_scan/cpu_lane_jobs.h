@@ -45,12 +45,12 @@ void copy_lanes(const Job& job) {
         const T* from = at<const T>(job.from, b, image, 0, first + c);
         int64_t from_pitch = job.from.stride[2];
         if (planes) {
-          T* const panel = panel_scratch.reserve<T>(length * N);
+          T* const panel = panel_workspace.reserve<T>(length * N);
           turn(from, job.from.stride[3], N, length, panel, N, N * job.from.stride[3]);
           from = panel;
           from_pitch = N;
         }
-        T* const block = together ? strip_scratch.reserve<T>(length * N) : nullptr;
+        T* const block = together ? strip_workspace.reserve<T>(length * N) : nullptr;
         for (int64_t k = image; k < (shared ? job.routes : image + 1); ++k) {
           T* const to = at<T>(job.to, b, k, 0, first + c);
           gather_lanes<N>(from, from_pitch, job.walks[k].pixels, length, together ? block : to, pitch);
@@ -96,7 +96,7 @@ void sum_lanes(const Job& job) {
     constexpr int N = decltype(side)::value;
     using V = Lanes<Acc, N>;
     for_each_lanes(job, 1, N, [&](int64_t b, int64_t, int64_t first, int64_t channels) {
-      Acc* const sums = panel_scratch.reserve<Acc>(length * N);
+      Acc* const sums = panel_workspace.reserve<Acc>(length * N);
       for_each_start(channels, N, [&](int64_t c) {
         for (int64_t k = 0; k < job.routes; ++k) {
           const T* const from = at<const T>(job.from, b, k, 0, first + c);

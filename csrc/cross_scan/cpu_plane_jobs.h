@@ -34,12 +34,12 @@ void copy_planes(const Job& job) {
     const T* from = at<const T>(job.from, b, image, 0, part.first);
     int64_t between = job.from.stride[3];
     if (!planes) {
-      T* const panel = panel_scratch.reserve<T>(part.count() * pitch);
+      T* const panel = panel_workspace.reserve<T>(part.count() * pitch);
       turn(from, job.from.stride[2], length, part.count(), panel, pitch);
       from = panel;
       between = pitch;
     }
-    T* const strip = strip_scratch.reserve<T>(length);
+    T* const strip = strip_workspace.reserve<T>(length);
     const int64_t ahead = planes ? plane_ahead(between, bytes) : 0;
     T* const to = at<T>(job.to, b, image, 0, part.first);
     if (!together) {
@@ -48,7 +48,7 @@ void copy_planes(const Job& job) {
                    job.past_cache, ahead, strip);
       }
     } else {
-      T* const block = block_scratch.reserve<T>(kBlockBytes / sizeof(T));
+      T* const block = block_workspace.reserve<T>(kBlockBytes / sizeof(T));
       const int64_t most = kBlockBytes / (int64_t{sizeof(T)} * length * (end - image));
       for (int64_t c = 0; c < part.count(); c += most) {
         const int64_t count = smaller(most, part.count() - c), size = count * length;
@@ -76,9 +76,9 @@ void sum_planes(const Job& job) {
     const int64_t b = task / parts;
     const UnitPart part(channels, planes ? 1 : kUnit, parts, task % parts);
     T* const to = at<T>(job.to, b, 0, 0, part.first);
-    T* const panel = planes ? to : panel_scratch.reserve<T>(part.count() * pitch);
+    T* const panel = planes ? to : panel_workspace.reserve<T>(part.count() * pitch);
     const int64_t between = planes ? job.to.stride[3] : pitch;
-    T* const strip = strip_scratch.reserve<T>(smaller(job.walks.height, kMostSide) * job.walks.width);
+    T* const strip = strip_workspace.reserve<T>(smaller(job.walks.height, kMostSide) * job.walks.width);
     for (int64_t c = 0; c < part.count(); ++c) {
       sum_plane<Acc>(at<const T>(job.from, b, 0, 0, part.first + c), job.from.stride[1], job.walks, job.routes,
                      panel + c * between, planes && job.past_cache, ahead, strip);

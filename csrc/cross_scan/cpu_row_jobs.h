@@ -31,12 +31,12 @@ void copy_rows(const Job& job) {
     const T* from = at<const T>(job.from, b, image, part.first, 0);
     int64_t between = job.from.stride[2];
     if (!rows) {
-      T* const panel = panel_scratch.reserve<T>(part.count() * channels);
+      T* const panel = panel_workspace.reserve<T>(part.count() * channels);
       turn(from, job.from.stride[3], channels, part.count(), panel, channels);
       from = panel;
       between = channels;
     }
-    int64_t* const steps = strip_scratch.reserve<int64_t>(part.count());
+    int64_t* const steps = strip_workspace.reserve<int64_t>(part.count());
     for (int64_t k = image; k < end; ++k) {
       steps_of_pixels(job.walks[k], part.first, part.count(), steps);
       T* const to = at<T>(job.to, b, k, 0, 0);
@@ -54,7 +54,7 @@ void copy_rows(const Job& job) {
 template <typename T>
 void write_planes(const T* panel, int64_t channels, int64_t pixels, T* to, int64_t to_pitch, bool past_cache) {
   using U = Bits<T>;
-  U* const block = block_scratch.reserve<U>(kMostSide * pixels);
+  U* const block = block_workspace.reserve<U>(kMostSide * pixels);
   for (int64_t c = 0; c < channels; c += kMostSide) {
     const int64_t count = smaller(kMostSide, channels - c);
     turn(reinterpret_cast<const U*>(panel) + c, channels, pixels, count, block, pixels);
@@ -75,9 +75,9 @@ void sum_rows(const Job& job) {
     const int64_t b = task / parts;
     const UnitPart part(length, kUnit, parts, task % parts);
     T* const to = at<T>(job.to, b, 0, part.first, 0);
-    T* const panel = rows ? to : panel_scratch.reserve<T>(part.count() * channels);
+    T* const panel = rows ? to : panel_workspace.reserve<T>(part.count() * channels);
     const int64_t between = rows ? job.to.stride[2] : channels, count = part.count();
-    Run<T>* const runs = strip_scratch.reserve<Run<T>>(routes * (1 + count));
+    Run<T>* const runs = strip_workspace.reserve<Run<T>>(routes * (1 + count));
     int64_t* const steps = reinterpret_cast<int64_t*>(runs + routes);
     for (int64_t k = 0; k < routes; ++k) steps_of_pixels(job.walks[k], part.first, count, steps + k * count);
     for (int64_t i = 0; i < count; ++i) {

@@ -1,9 +1,8 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
 #include "cpu.h"
 
-#include <new>
-
 #include "../common/pages.h"
+#include "../common/workspace.h"
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
@@ -45,31 +44,6 @@ ScanPlan scan_plan(const ScanParams& p) {
 
 namespace {
 
-// A thread's workspace, kept from call to call: pages that are touched for the first time cost more than the work on
-// them.
-class Workspace {
- public:
-  ~Workspace() { release(); }
-  char* reserve(int64_t bytes) {
-    if (bytes > size_) {
-      release();
-      start_ = static_cast<char*>(::operator new(static_cast<size_t>(bytes), kAlignment));
-      size_ = bytes;
-    }
-    return start_;
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  void release() {
-    ::operator delete(start_, kAlignment);
-    start_ = nullptr;
-    size_ = 0;
-  }
-  char* start_ = nullptr;
-  int64_t size_ = 0;
-};
-
 thread_local Workspace workspace;
 
 int threads_of(const ScanParams& p, int64_t states_a_thread) {
@@ -85,7 +59,7 @@ void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks
   Buffers(count, p, plan, tasks);
 #pragma omp parallel num_threads(team) if (team > 1)
   {
-    Arena arena(workspace.reserve(count.bytes()));
+    Arena arena(workspace.reserve<char>(count.bytes()));
     const Buffers buffers(arena, p, plan, tasks);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t index = 0; index < tasks.count; ++index) run(task_at(p, plan, tasks, index), buffers);
@@ -139,7 +113,7 @@ void backward(const ScanGradParams& g) {
   const bool apart = tasks.splits != 1;  // no task has all groups of a sequence
   if (apart) {
     const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
-    T* start = reinterpret_cast<T*>(memory.reserve(bytes));
+    T* start = memory.reserve<T>(2 * plan.groups * count);
     prefer_large_pages(start, bytes);
     parts = {start, start + plan.groups * count, count};
   }

@@ -67,9 +67,11 @@ def test_the_extension_takes_what_python_takes():
         assert native.scan_sizes(inputs, y, last_state) == inputs.sizes()
         assert native.scan_sizes(inputs, last_state, y) is None
     wide = problem()._replace(A=problem().A.double())
-    assert native.scan_sizes(wide, None, None) == wide.sizes() and wide.sizes().wide
+    assert native.scan_sizes(wide, None, None) == wide.sizes()
+    assert wide.sizes().wide
     apart = problem()._replace(x=torch.randn(2, 3, 12, 5))
-    assert native.scan_sizes(apart, None, None) == apart.sizes() and not apart.sizes().sum_routes
+    assert native.scan_sizes(apart, None, None) == apart.sizes()
+    assert not apart.sizes().sum_routes
     for name, value in problem()._asdict().items():
         for wrong in (*(change(value) for change in WRONG.values() if name != "table"), "a string", 3, object()):
             assert native.scan_sizes(problem()._replace(**{name: wrong}), None, None) is None
