@@ -1,0 +1,51 @@
+"""Limits on what a file may unpack to, checked by its header: a small file can claim terabytes."""
+
+import math
+from collections.abc import Sequence
+
+from vmddpm.data.config import DataConfig, DataError
+
+# Deflate, the compression of gzip, PNG and most TIFF files, makes at most so many bytes of one.
+DEFLATE_RATIO = 1032
+BYTES_A_VOXEL = 8
+
+
+def check_pixels(shape: Sequence[int], config: DataConfig) -> None:
+    """Raises DataError if a picture of that height and width is larger than `max_pixels`."""
+    if math.prod(shape) > config.max_pixels:
+        raise DataError(
+            f"says that it has {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; if that "
+            "is true, and memory suffices, raise max_pixels"
+        )
+
+
+def check_voxels(shape: Sequence[int], config: DataConfig) -> None:
+    """Raises DataError if so many values, which are in memory together, are more than `max_voxels`."""
+    if math.prod(shape) > config.max_voxels:
+        raise DataError(
+            f"says that it has {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; if that "
+            "is true, and memory suffices, raise max_voxels"
+        )
+
+
+def check_unpacked(count: int, config: DataConfig) -> None:
+    """Raises DataError if so many unpacked bytes are more than any file within `max_voxels` needs."""
+    if count > BYTES_A_VOXEL * config.max_voxels:
+        raise DataError(f"unpacks to more than {BYTES_A_VOXEL} bytes for each of max_voxels {config.max_voxels:,}")
+
+
+def check_member(count: int, size: int, config: DataConfig) -> None:
+    """Raises DataError if the archive has more members than `max_members`, or one that is larger than a picture is."""
+    if count > config.max_members:
+        raise DataError(f"holds more than max_members {config.max_members:,} files; if that is right, raise max_members")
+    if size > BYTES_A_VOXEL * config.max_pixels:
+        raise DataError(
+            f"holds a file of {size:,} bytes, more than {BYTES_A_VOXEL} for each of max_pixels {config.max_pixels:,}; if "
+            "that is right, raise max_pixels"
+        )
+
+
+def check_stored(needed: int, stored: int, *, compressed: bool) -> None:
+    """Raises DataError if a file of `stored` bytes cannot hold the `needed` bytes that its header promises."""
+    if needed > stored * (DEFLATE_RATIO if compressed else 1):
+        raise DataError(f"is damaged or cut short: its header promises {needed:,} bytes, and the file has {stored:,}")
