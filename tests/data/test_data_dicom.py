@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
+from made import item, linear, make_dicom, read
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from pydicom.uid import JPEGLSLossless
 
-from vmddpm.data import DataConfig, DataError, SliceDataset
+from vmddpm.data import DataError
 
 
 def sample(name):
@@ -23,35 +24,6 @@ def sample(name):
 CT = sample("CT_small.dcm")
 FOLDER = sample("MR_small.dcm").rsplit("/", 1)[0] + "/dicomdirtests"
 CR = f"{FOLDER}/77654033/CR1/6154"
-
-
-def read(tmp_path, root, **options):
-    options = {"min_foreground": 0, **options}
-    return SliceDataset(DataConfig(root=str(root), cache_dir=str(tmp_path / "cache"), **options))
-
-
-def make_dicom(path, stored, **attributes):
-    """An image of uint16 (H, W) or (F, H, W) with more attributes, saved at `path`."""
-    dataset = Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid(entropy_srcs=["image"])
-    dataset.set_pixel_data(np.asarray(stored, np.uint16), "MONOCHROME2", 16)
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def item(**attributes):
-    dataset = Dataset()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def linear(values, low, high):
-    return np.clip((values - low) / (high - low), 0, 1) * 2 - 1
 
 
 def test_a_real_ct_file_is_in_hounsfield_units(tmp_path):

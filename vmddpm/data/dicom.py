@@ -1,6 +1,7 @@
 """DICOM files: frames in the units, the window and the polarity that the standard gives them."""
 
 import math
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -55,7 +56,9 @@ def read_dicom(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             that needs another decoder; the message names the attribute and the way out.
     """
     _check_deflated(file, config)
-    dataset = pydicom.dcmread(file, force=True)
+    with warnings.catch_warnings():  # pydicom's are about what is mended or told here
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(file, force=True)
     _require_picture(dataset)
     _require_wanted(dataset, config)
     frames = _check_size(dataset, config)
@@ -195,7 +198,9 @@ def _stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarra
     if compressed:
         _require_decoder(syntax)
     try:
-        stored = dataset.pixel_array
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = dataset.pixel_array
     except (RuntimeError, NotImplementedError) as error:
         if not compressed:
             raise

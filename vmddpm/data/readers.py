@@ -69,6 +69,8 @@ def kind_of(file: BinaryIO, name: str) -> str:
     kind = KINDS.get(suffix)
     if head[:4] in TIFF and kind == "an image":
         return "TIFF"
+    if suffix == ".img":
+        raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
     if head[128:] == b"DICM":
         if kind not in (None, "DICOM"):
             raise DataError(f"is a DICOM file with the suffix {suffix}; rename it to .dcm")
@@ -76,7 +78,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
     if kind is not None:
         return kind
     # Archives name DICOM files by a number or a UID, which ends in a dot and a number.
-    if head[:2] == GZIP or not suffix or re.fullmatch(r"\.\d+", suffix):
+    if not suffix or re.fullmatch(r"\.\d+", suffix):
         return "DICOM"
     raise DataError(
         f"has the suffix {suffix}, which is none of {' '.join(sorted(KINDS))}, and is not DICOM by content; convert it"

@@ -45,7 +45,7 @@ def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             if page.subfiletype & (REDUCED | MASK):
                 continue
             _check(page, stored, config)
-            for pixels in _pictures(tiff, page, config):
+            for pixels in _pictures(tiff, page):
                 yield _plane(page, pixels, config, frame)
                 frame += 1
         if not frame:
@@ -66,23 +66,25 @@ def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
         check_stored(needed, stored, compressed=page.compression != NONE)
 
 
-def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: DataConfig) -> Iterator[np.ndarray]:
+def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
     """(H, W, samples) of a page, or of each slice of the stack behind it."""
-    series = tiff.series[0] if tiff.is_imagej and len(tiff.pages) == 1 else None
-    if series is not None and series.size > page.size:  # ImageJ writes large stacks behind a single page
-        check_voxels(series.shape, config)
-        check_stored(series.nbytes, tiff.filehandle.size, compressed=False)
-        stack = series.asarray().reshape(-1, *page.shaped[1:])
-        yield from (_samples_last(one) for one in stack)
+    images = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej and len(tiff.pages) == 1 else 1
+    if images > 1:  # ImageJ writes large stacks behind a single page
+        if page.compression != NONE or len(page.dataoffsets) != 1:
+            raise DataError(f"says that it has {images} images, but not where they are; save it again in ImageJ")
+        start, size = page.dataoffsets[0], page.nbytes
+        check_stored(start + images * size, tiff.filehandle.size, compressed=False)
+        for number in range(images):
+            tiff.filehandle.seek(start + number * size)
+            array = np.frombuffer(tiff.filehandle.read(size), page.dtype.newbyteorder(tiff.byteorder))
+            yield from _samples_last(array.reshape(page.shaped))
         return
     array = page.asarray().reshape(page.shaped)  # (separate samples, depth, height, width, joint samples)
     yield from _samples_last(array)
 
 
 def _samples_last(array: np.ndarray) -> np.ndarray:
-    """(S, D, H, W, 1) or (1, D, H, W, S) -> (D, H, W, S); without the first axis too."""
-    if array.ndim == 4:
-        return np.asarray(array[0])
+    """(S, D, H, W, 1) or (1, D, H, W, S) -> (D, H, W, S)."""
     return np.moveaxis(array, 0, -1)[..., 0, :] if array.shape[0] > 1 else np.asarray(array[0])
 
 
@@ -105,8 +107,6 @@ def _plane(page: tifffile.TiffPage, pixels: np.ndarray, config: DataConfig, fram
         values = _colours(page, values, depth)
     turn = TURNS.get(page.tags.valueof(274, 1))
     values = turn(values) if turn else values
-    if values.ndim == 3 and depth is None:
-        raise DataError(f"is in colour with samples of {dtype}; convert them to 8 or 16 bits")
     return picture_plane(values, depth, config, frame, inverted=page.photometric == WHITE_IS_ZERO)
 
 
@@ -114,12 +114,13 @@ def _colours(page: tifffile.TiffPage, values: np.ndarray, depth: float | None) -
     """(H, W) or (H, W, 3) of all the samples of a page, extra ones among them."""
     main = 3 if page.photometric in (RGB, YCBCR) else 1
     extra = tuple(int(kind) for kind in page.extrasamples)
-    if values.shape[2] < main or values.shape[2] > main + max(len(extra), 1):
+    alpha = extra in ((ALPHA,), (ASSOCIATED_ALPHA,))
+    if values.shape[2] != main and not (values.shape[2] == main + 1 and (alpha or main == 3)):
         raise DataError(
             f"has {values.shape[2]} samples a pixel (277) where its PhotometricInterpretation (262) has {main}; "
             "convert it to one page for each channel"
         )
     colours = values[..., :main]
-    if extra[:1] == (ALPHA,) and values.shape[2] > main and depth is not None:
+    if extra == (ALPHA,) and values.shape[2] > main and depth is not None:
         colours = over_black(colours, values[..., main], depth)
     return colours if main == 3 else colours[..., 0]
