@@ -18,7 +18,7 @@ from vmddpm.data.slicing import Plane, volume_planes
 
 CIFTI_INTENTS = range(3000, 3100)
 # In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
-DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
+DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -66,12 +66,13 @@ def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
             break
     else:
         raise DataError("is no NIfTI file: its header has neither 348 nor 540 bytes")
+    endianness = "<" if order == "little" else ">"
     content = file.read(kind.template_dtype.itemsize)
     if len(content) < kind.template_dtype.itemsize:
         raise DataError("is cut short within its header")
-    header = kind(content, check=False)
+    header = kind(content, endianness, check=False)
     if kind is nib.Nifti1Header and bytes(header["magic"])[:2] not in (b"n+", b"ni"):
-        return nib.Spm99AnalyzeHeader(content, check=False)
+        return nib.Spm99AnalyzeHeader(content, endianness, check=False)
     return header
 
 
@@ -82,13 +83,16 @@ def _nifti_image(
     if intent in CIFTI_INTENTS:
         raise DataError("holds no volume of voxels (a CIFTI surface file)")
     shape = _shape(header)
-    dtype = header.get_data_dtype()
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, nib.spatialimages.HeaderDataError):
+        raise DataError(f"datatype is {int(header['datatype'])}, which is none of NIfTI's") from None
+    if dtype.itemsize == 0 or dtype.hasobject:
+        raise DataError(f"datatype is {int(header['datatype'])}, which says nothing of the voxels")
+    if not 0 <= float(header["vox_offset"]) < 2**40:
+        raise DataError(f"vox_offset is {float(header['vox_offset']):g}; the header is damaged")
     offset = int(header["vox_offset"])
     slope, intercept = _scaling(header)
-    if not 0 <= offset < 2**40:
-        raise DataError(f"vox_offset is {offset}; the header is damaged")
-    if dtype.itemsize == 0 or dtype.hasobject:
-        raise DataError(f"datatype is {int(header['datatype'])}, which is none of NIfTI's")
     check_pixels(shape[:2], config)
     check_voxels(shape[:3], config)
     stored = os.fstat(packed.fileno()).st_size
@@ -160,7 +164,7 @@ def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     with _unpacked(file) as unpacked:
         header = nib.freesurfer.mghformat.MGHHeader.from_fileobj(unpacked, check=False)
         header.check_fix(error_level=40)
-        shape = tuple(header.get_data_shape())
+        shape = tuple(int(length) for length in header.get_data_shape())
         check_pixels(shape[:2], config)
         check_voxels(shape[:3], config)
         needed = header.get_data_offset() + int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
