@@ -20,7 +20,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from vmddpm.data import DataConfig, DataError
+from vmddpm.cli import main
+from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import summary
 
@@ -345,6 +346,31 @@ def test_modality_series_and_image_type_choose(tmp_path):
         assert sum(remark.kind == "class" for remark in dataset.remarks) == 4 - len(names)
     with pytest.raises(DataError, match=r"(?s)no image is left of 4 files:.*left out: 3 files, not of modality US"):
         read(tmp_path, folder, modality="US")
+
+
+@pytest.mark.parametrize("normalize", ["auto", "full"])
+def test_a_series_may_share_its_normalisation(tmp_path, normalize):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(4):  # two series of two slices, the second slice of each ten times as bright
+        make_dicom(folder / f"{number}.dcm", RAMP // (1 if number % 2 else 10), SeriesInstanceUID=f"1.2.{number // 2}",
+                   RescaleSlope=number // 2 + 1, RescaleIntercept=-7)  # fmt: skip
+    np.save(folder / "x.npy", RAMP)
+    (folder / "damaged.dcm").write_bytes(b"rubbish" * 100)
+    options = {"normalize": normalize, "normalize_by": "series", "size": 64, "on_error": "skip"}
+    with pytest.warns(UserWarning, match="could not be read"):
+        dataset = read(tmp_path, folder, **options)
+    both = np.stack([RAMP // 10, RAMP]).astype(float)
+    limits = np.percentile(both, (0.5, 99.5)) if normalize == "auto" else (both.min(), both.max())
+    for number in range(4):
+        np.testing.assert_allclose(dataset[number][0].numpy(), linear(both, *limits)[number % 2], atol=4e-5)
+    arguments = ["prepare", "folder", folder, "--out", tmp_path / "store", "--processes", 2, "--data.size", 64,
+                 "--data.min_foreground", 0, "--data.on_error", "skip", "--data.normalize_by", "series",
+                 "--data.normalize", normalize]  # fmt: skip
+    assert main([*map(str, arguments)]) == 0
+    with pytest.warns(UserWarning, match="could not be read"):
+        store = SliceDataset(DataConfig(root=str(tmp_path / "store"), size=64))
+    assert all((store[i] == dataset[i]).all() for i in range(5))
 
 
 def test_video_and_unknown_compression_are_named(tmp_path):

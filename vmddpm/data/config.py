@@ -53,6 +53,8 @@ class DataConfig:
             if there is a window, given here or in the file, else "full" where there is a bit depth, else
             "percentile"; so MR volumes go by percentiles, CT files by their window, photographs by their full
             range.
+        normalize_by: "file", or "series": DICOM files of one series that have no window share their percentiles, or
+            their smallest and largest value.
         percentiles: the lower and upper percentile, of the finite voxels of a volume.
         window: (centre, width) in the units of the rescaled values, such as (40, 400) in Hounsfield units for
             soft tissue in CT. It is used for every file.
@@ -82,6 +84,7 @@ class DataConfig:
     axes: list[str] = field(default_factory=lambda: ["axial"])
     frames: str | int = "all"
     normalize: str = "auto"
+    normalize_by: str = "file"
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
     min_foreground: float = 0.1
@@ -115,6 +118,7 @@ class DataConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         modes = ("auto", "percentile", "window", "full")
         _require(self.normalize in modes, "normalize", self.normalize, f"one of {', '.join(modes)}")
+        _require(self.normalize_by in ("file", "series"), "normalize_by", self.normalize_by, '"file" or "series"')
         _require(
             len(self.percentiles) == 2 and 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
             "percentiles",

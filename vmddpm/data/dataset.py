@@ -17,6 +17,7 @@ from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.files import find
 from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
+from vmddpm.data.series import series_ranges
 from vmddpm.data.slicing import Plane, SliceInfo, volume_planes
 from vmddpm.data.store import is_store, open_store
 from vmddpm.data.tally import Tally
@@ -132,7 +133,8 @@ def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progre
     shape = config.channels, config.size, config.size
     try:
         with cache.CacheWriter(folder, key, shape) as writer, tqdm(files, "decoding", disable=not progress) as bar:
-            sources = ((str(path), read_file(path, config)) for path in bar)
+            ranges = series_ranges(files, config)
+            sources = ((str(path), read_file(path, config, ranges)) for path in bar)
             slices, remarks, seen = _collect(sources, config, writer.append, writer.cut)
             if not slices:
                 raise DataError(_nothing_left(config.root, config, remarks, seen))

@@ -3,10 +3,10 @@
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import pydicom
@@ -41,34 +41,60 @@ FRAME_KEYWORDS = (
     "VOILUTSequence", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+# Black and white by Series Instance UID.
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
-def read_dicom(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
+def read_dicom(file: BinaryIO, config: DataConfig, ranges: Ranges | None = None) -> Iterator[Plane]:
     """The frames of a DICOM file, with modality rescale, VOI window or table, and polarity applied.
 
     MONOCHROME1 is inverted after the VOI step (PS3.3 C.7.6.3.1.2). Pixels with the padding value are background.
     Colour is RGB whatever its encoding, and is shown over its full bit depth.
+
+    Args:
+        ranges: what is black and white in files without a window, by series; of other series, each file has its own.
 
     Raises:
         Excluded: if the object is no picture by its SOP class, or not of the modality, series or image type asked for.
         DataError: if the file is not DICOM, contradicts itself, is larger than the limits, or is compressed in a way
             that needs another decoder; the message names the attribute and the way out.
     """
+    dataset, stored, notes = _decoded(file, config)
+    if _photometric(dataset) == "PALETTE COLOR":
+        yield from _colour_planes(dataset, *_palette_colours(dataset, stored), config, notes)
+    elif stored.ndim == 4:
+        yield from _colour_planes(dataset, stored, 2**dataset.BitsStored - 1, config, notes)
+    else:
+        series = (ranges or {}).get(text_of(dataset, "SeriesInstanceUID"))
+        yield from _grey_planes(dataset, stored, config, notes, series)
+
+
+def series_uid(file: BinaryIO) -> str | None:
+    """The Series Instance UID of a DICOM file; None if it has none."""
+    header = pydicom.dcmread(file, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True, force=True)
+    return text_of(header, "SeriesInstanceUID") or None
+
+
+def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
+    """All pixels of a grey DICOM file (F, H, W) in the modality's units, NaN where they are padding; None in colour.
+    Raises as `read_dicom`."""
+    dataset, stored, _ = _decoded(file, config)
+    if stored.ndim == 4 or _photometric(dataset) == "PALETTE COLOR":
+        return None
+    padding = _padding(dataset, stored)
+    return np.stack([_rescaled(dataset, _of_frame(dataset, n), one, padding)[0] for n, one in enumerate(stored)])
+
+
+def _decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
+    """The data set, its pixels as they are stored, and a note."""
     _check_deflated(file, config)
     with warnings.catch_warnings():  # pydicom's are about what is mended or told here
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(file, force=True)
     _require_picture(dataset)
     _require_wanted(dataset, config)
-    frames = _check_size(dataset, config)
-    stored, notes = _stored_frames(dataset, frames)
-    if _photometric(dataset) == "PALETTE COLOR":
-        yield from _colour_planes(dataset, *_palette_colours(dataset, stored), config, notes)
-    elif stored.ndim == 4:
-        yield from _colour_planes(dataset, stored, 2**dataset.BitsStored - 1, config, notes)
-    else:
-        yield from _grey_planes(dataset, stored, config, notes)
+    return dataset, *_stored_frames(dataset, _check_size(dataset, config))
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
@@ -318,13 +344,16 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
     return _Table(words[:count].astype(np.uint16), first, bits)
 
 
-def _grey_planes(dataset: pydicom.FileDataset, stored: np.ndarray, config: DataConfig, note: str) -> Iterator[Plane]:
+def _grey_planes(
+    dataset: pydicom.FileDataset, stored: np.ndarray, config: DataConfig, note: str, series: tuple[float, float] | None
+) -> Iterator[Plane]:
     inverted = _photometric(dataset) == "MONOCHROME1"
     attributes = [_of_frame(dataset, frame) for frame in range(len(stored))]
     padding = _padding(dataset, stored)
     little_endian = dataset.original_encoding[1] is not False
     asks = config.normalize in ("auto", "window") and config.window is None  # the file about a window of its own
-    whole: tuple[float, float] | None = None  # the range of all frames; they are rescaled once more where it is needed
+    # The range of all frames, which are rescaled once more where it is needed. A window is the same for all anyway.
+    whole = None if config.window is not None else series
     for frame, own in enumerate(attributes):
         values, least = _rescaled(dataset, own, stored[frame], padding)
         voi = _voi(own, values, least, little_endian) if asks else _Voi(None)

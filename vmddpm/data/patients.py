@@ -28,20 +28,25 @@ def patient_of(path: Path, name: str, config: DataConfig) -> str:
 
 
 def dicom_patient(path: Path, config: DataConfig) -> str | None:
-    """A hash of the Patient ID of a DICOM file, blanks around it apart, or of its Study Instance UID; None if it has
-    neither, is no DICOM file, or is damaged, which is told when it is read."""
+    """A hash of `dicom_identity`."""
+    identity = dicom_identity(path, config)
+    if identity is None:
+        return None
+    return f"dicom-{hashlib.sha256(identity.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def dicom_identity(path: Path, config: DataConfig) -> str | None:
+    """The Patient ID of a DICOM file, blanks around it apart, or its Study Instance UID; None if it has neither, is no
+    DICOM file, or is damaged, which is told when it is read."""
     try:
         with open_regular(path) as file:
             if kind_of(file, path.name) != "DICOM":
                 return None
             found = pydicom.dcmread(inflated(file, config), specific_tags=["PatientID", "StudyInstanceUID"],
                                     stop_before_pixels=True, force=True)  # fmt: skip
-        identity = text_of(found, "PatientID") or text_of(found, "StudyInstanceUID")
+        return text_of(found, "PatientID") or text_of(found, "StudyInstanceUID") or None
     except Exception:  # pydicom raises nearly every class on damaged files
         return None
-    if not identity:
-        return None
-    return f"dicom-{hashlib.sha256(identity.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

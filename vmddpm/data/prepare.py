@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from vmddpm.data.cache import encode
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom import Ranges
 from vmddpm.data.files import open_regular
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
 from vmddpm.data.patients import look_alikes, patient_of
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
+from vmddpm.data.series import series_ranges
 from vmddpm.data.store import StoredSlice, side_of, write_records
 from vmddpm.data.tally import Tally
 
@@ -77,7 +79,9 @@ def prepare_store(
             ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
         ):
-            for done in in_order(partial(prepared, config=config), layout.sources, processes):
+            paths = [source.path for source in layout.sources] if isinstance(layout.sources, list) else []
+            ranges = series_ranges(paths, config, lambda work, items: in_order(work, items, processes))
+            for done in in_order(partial(prepared, config=config, ranges=ranges), layout.sources, processes):
                 bar.update()
                 remarks += done.remarks
                 if config.on_error == "fail" and (failed := [r for r in done.remarks if r.kind == "error"]):
@@ -122,7 +126,7 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
         )
 
 
-def prepared(source: Source, config: DataConfig) -> Prepared:
+def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
     """One file, decoded; runs in a process of its own and depends on nothing else."""
     images: list[np.ndarray] = []
     slices: list[StoredSlice] = []
@@ -130,7 +134,7 @@ def prepared(source: Source, config: DataConfig) -> Prepared:
     try:
         if source.content is None:
             digest = _sha256(source.path)
-            planes = read_file(source.path, config)
+            planes = read_file(source.path, config, ranges)
         else:
             digest = hashlib.sha256(source.content).hexdigest()
             planes = read_content(source.content, source.name, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.dicom import read_dicom
+from vmddpm.data.dicom import Ranges, read_dicom
 from vmddpm.data.files import GZIP, open_regular
 from vmddpm.data.limits import check_unpacked
 from vmddpm.data.pictures import read_array, read_picture
@@ -32,21 +32,24 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def read_file(path: Path, config: DataConfig) -> Iterator[Plane]:
+def read_file(path: Path, config: DataConfig, ranges: Ranges | None = None) -> Iterator[Plane]:
     """The planes of one file, by the reader that its name and its content ask for.
+
+    Args:
+        ranges: see `read_dicom`.
 
     Raises:
         Excluded: if it is no picture, or a filter of the configuration leaves it out.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
     with open_regular(path) as file, _named(kind := kind_of(file, path.name), str(path)):
-        yield from _planes(file, kind, config, path)
+        yield from _planes(file, kind, config, path, ranges)
 
 
 def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
     """The planes of a picture that is in memory. Raises DataError as `read_file`."""
     file = BytesIO(content)
-    with _named(kind := kind_of(file, name), "<_io.BytesIO"):
+    with _named(kind := kind_of(file, name), name):
         if kind != "an image":
             raise DataError(f"is {kind} inside an archive; unpack the archive")
         yield from _planes(file, kind, config, Path(name))
@@ -64,8 +67,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
         raise DataError("is empty")
     if head.startswith(LFS):
         raise DataError("is a git-LFS pointer, not the file itself; fetch that by `git lfs pull`")
-    bare = re.sub(r"\.gz$", "", name.lower())
-    suffix = Path(bare).suffix
+    suffix = Path(_bare(name)).suffix
     kind = KINDS.get(suffix)
     if head[:4] in TIFF and kind == "an image":
         return "TIFF"
@@ -85,11 +87,22 @@ def kind_of(file: BinaryIO, name: str) -> str:
     )
 
 
-def _planes(file: BinaryIO, kind: str, config: DataConfig, path: Path) -> Iterator[Plane]:
+def is_volume(path: Path) -> bool:
+    """Whether a file is a volume by its name, not a picture nor DICOM."""
+    return KINDS.get(Path(_bare(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"\.gz$", "", name.lower())
+
+
+def _planes(
+    file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None
+) -> Iterator[Plane]:
     if kind != "DICOM" and (config.modality or config.series or config.image_type):
         raise Excluded("no DICOM file, which modality, series and image_type choose from")
     if kind == "DICOM":
-        yield from read_dicom(inflated(file, config), config)
+        yield from read_dicom(inflated(file, config), config, ranges)
     elif kind == "NIfTI":
         pair = re.search(r"\.hdr(\.gz)?$", path.name, re.IGNORECASE)
         yield from read_nifti(file, config, path if pair else None)
@@ -127,5 +140,5 @@ def _named(kind: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         # The libraries raise nearly every class of exception on damaged files.
-        reason = " ".join(str(error).replace(path, "the file").split())
+        reason = re.sub(r"<_io\.[^>]*>", "the file", " ".join(str(error).replace(path, "the file").split()))
         raise DataError(f"cannot be read as {kind}: {reason or type(error).__name__}") from error
