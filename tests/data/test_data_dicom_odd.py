@@ -1,5 +1,5 @@
-"""DICOM files as archives hold them: attributes that are empty, of the wrong representation or against the standard. Each
-is made from arithmetic, and read right or refused by a sentence that names the attribute."""
+"""DICOM files as archives hold them: attributes that are empty, of the wrong representation or against the standard.
+Each is made from arithmetic, and read right or refused by a sentence that names the attribute."""
 
 import gzip
 import struct
@@ -76,7 +76,9 @@ def test_an_empty_window_function_is_linear(tmp_path, function):
 
 
 def test_a_window_narrower_than_a_step_is_read_as_exact(tmp_path):
-    path = make_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=0.5, WindowWidth=0.9, RescaleSlope=0.001, RescaleIntercept=0)
+    path = make_dicom(
+        tmp_path / "a.dcm", RAMP, WindowCenter=0.5, WindowWidth=0.9, RescaleSlope=0.001, RescaleIntercept=0
+    )
     dataset = read(tmp_path, path, size=64)
     np.testing.assert_allclose(dataset[0][0].numpy(), linear(RAMP / 1000, 0.05, 0.95), atol=2e-5)
     assert any("Window Width (0028,1051) is below 1" in line for line in summary(dataset.remarks))
@@ -235,7 +237,9 @@ def test_an_intercept_without_a_slope_counts(tmp_path):
     np.testing.assert_allclose(image(tmp_path, path, window=(0, 2000)), linear(RAMP - 1000.0, -1000, 1000), atol=4e-5)
 
 
-@pytest.mark.parametrize(("value", "words"), [("steep", "is 'steep', no number"), ("0", "is 0, which makes all pixels")])
+@pytest.mark.parametrize(
+    ("value", "words"), [("steep", "is 'steep', no number"), ("0", "is 0, which makes all pixels")]
+)
 def test_a_slope_that_is_none_is_named(tmp_path, value, words):
     path = raw(make_dicom(tmp_path / "a.dcm", RAMP, RescaleIntercept=0), "DS", "RescaleSlope", value)
     with pytest.raises(DataError, match=rf"Rescale Slope \(0028,1053\) {words}.*; correct it in the file"):
@@ -332,7 +336,11 @@ def test_modality_series_and_image_type_choose(tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
     for number, (modality, series, kind) in enumerate(
-        [("MR", "T2 FLAIR ax", ["ORIGINAL", "PRIMARY", "M"]), ("MR", "T1", ["DERIVED", "SECONDARY"]), ("CT", "", ["ORIGINAL"])]
+        [
+            ("MR", "T2 FLAIR ax", ["ORIGINAL", "PRIMARY", "M"]),
+            ("MR", "T1", ["DERIVED", "SECONDARY"]),
+            ("CT", "", ["ORIGINAL"]),
+        ]
     ):
         make_dicom(folder / f"{number}.dcm", RAMP, Modality=modality, SeriesDescription=series, ImageType=kind)
     (folder / "x.npy").write_bytes(b"")
@@ -385,7 +393,9 @@ def test_video_and_unknown_compression_are_named(tmp_path):
     pydicom.filewriter.write_file_meta_info(buffer, meta)
     start = 144 + struct.unpack("<I", content[140:144])[0]
     path.write_bytes(content[:128] + b"DICM" + buffer.getvalue() + content[start:])
-    with pytest.raises(DataError, match=r"compressed as MPEG-4 .* which is not read; convert the file, a video to frames"):
+    with pytest.raises(
+        DataError, match=r"compressed as MPEG-4 .* which is not read; convert the file, a video to frames"
+    ):
         list(read_file(path, DataConfig()))
 
 
@@ -408,5 +418,3 @@ def test_floating_point_pixels_and_their_padding(tmp_path):
     inside = values[RAMP >= 300]
     expected = np.where(RAMP < 300, -1, linear(values, *np.percentile(inside, (0.5, 99.5))))
     np.testing.assert_allclose(image(tmp_path, path), expected, atol=4e-5)
-
-

@@ -58,6 +58,7 @@ def scans(tmp_path):
 @pytest.fixture(autouse=True)
 def not_for_ever():
     """A reader that waits for a pipe is stopped."""
+
     def stop(*_):
         raise TimeoutError("a reader waits")
 
@@ -102,7 +103,10 @@ def test_pipes_in_place_of_what_a_data_set_needs_are_named(tmp_path, capsys):
         os.mkfifo(root / name)
         code, _, error = call(capsys, "prepare", "chestxray", root, "--out", tmp_path / "b", *SMALL)
         assert code == 1
-        assert f"{name}: is a named pipe, no file; remove it" in error or f"{name}: cannot be read (is a named pipe" in error
+        assert (
+            f"{name}: is a named pipe, no file; remove it" in error
+            or f"{name}: cannot be read (is a named pipe" in error
+        )
     root = trees.chestxray(tmp_path / "unpacked", [1, 1], 0, size=64)
     (one, _) = sorted(root.rglob("*.png"))
     one.unlink()
@@ -119,8 +123,8 @@ def test_names_that_are_no_text(scans, tmp_path):
     shutil.copy(scans / "p1" / "a.png", folder + b"/sc\xe4n.png")
     with open(folder + b"/dam\xe4ged.png", "wb") as file:
         file.write(b"rubbish")
-    command = [sys.executable, "-m", "vmddpm.cli", "prepare", "folder", str(scans), "--out", str(tmp_path / "store"), *SMALL,
-               "--data.on_error", "skip", "--test-share", "0.5"]  # fmt: skip
+    command = [sys.executable, "-m", "vmddpm.cli", "prepare", "folder", str(scans), "--out", str(tmp_path / "store"),
+               *SMALL, "--data.on_error", "skip", "--test-share", "0.5"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -183,8 +187,8 @@ def test_a_disc_is_read_without_options(tmp_path, capsys):
 
 def test_the_straightened_twin_is_the_scan(tmp_path):
     voxels = np.random.default_rng(0).random((8, 8, 2)).astype(np.float32)
-    names = ["ct.nii.gz", "ct_Tilt_1.nii.gz", "eq.nii", "eq_Eq_1.nii.gz", "both.nii", "both_Tilt.nii", "both_Tilt_Eq_1.nii",
-             "alone_Tilt_1.nii", "T1.nii", "T1_Eqv.nii"]  # fmt: skip
+    names = ["ct.nii.gz", "ct_Tilt_1.nii.gz", "eq.nii", "eq_Eq_1.nii.gz", "both.nii", "both_Tilt.nii",
+             "both_Tilt_Eq_1.nii", "alone_Tilt_1.nii", "T1.nii", "T1_Eqv.nii"]  # fmt: skip
     for name in names:
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / name)
     found = find(DataConfig(root=str(tmp_path)))
@@ -219,7 +223,11 @@ def test_patients_of_dicom_files(tmp_path):
     bare.write_bytes(bare.read_bytes()[132:])
     assert patient(bare) == one
     study = named("e.dcm", PatientID="", StudyInstanceUID="1.2.3.4")
-    assert study == named("f.dcm", StudyInstanceUID="1.2.3.4") != named("g.dcm", PatientID="  ", StudyInstanceUID="1.2.3.5")
+    assert (
+        study
+        == named("f.dcm", StudyInstanceUID="1.2.3.4")
+        != named("g.dcm", PatientID="  ", StudyInstanceUID="1.2.3.5")
+    )
     assert named("h.dcm") is None
     (tmp_path / "i.dcm").write_bytes(b"rubbish" * 100)
     assert patient(tmp_path / "i.dcm") is None
@@ -231,15 +239,17 @@ def test_slices_in_a_flat_folder_are_warned_of_and_found(tmp_path, capsys):
     for p in range(6):
         for n in range(3):
             picture(scans / f"patient{p}_slice{n:02d}.png", 10 * p + n)
-    code, _, error = call(capsys, "prepare", "folder", scans, "--out", tmp_path / "store", *SMALL, "--test-share", "0.5")
+    code, _, error = call(
+        capsys, "prepare", "folder", scans, "--out", tmp_path / "store", *SMALL, "--test-share", "0.5"
+    )
     assert code == 0
     assert "warning: 18 files in the folder itself are each taken for a patient of their own" in error
     assert "patient0_slice00.png and patient0_slice01.png look like one patient's" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
     assert "files whose names look like one patient's, on both sides: " in text
-    code, _, error = call(capsys, "prepare", "folder", scans, "--out", tmp_path / "named", *SMALL, "--test-share", "0.5",
-                          "--patient", "(patient[0-9]+)")  # fmt: skip
+    named = ("--out", tmp_path / "named", "--patient", "(patient[0-9]+)")
+    code, _, error = call(capsys, "prepare", "folder", scans, *named, *SMALL, "--test-share", "0.5")
     assert code == 0
     assert "warning" not in error
     assert call(capsys, "data", "check", tmp_path / "named")[0] == 0
@@ -259,7 +269,8 @@ def test_names_that_look_like_one_patients(names, groups):
 @pytest.mark.parametrize(("names", "ending", "patients", "paper"), [
     (["HGG/Brats17_2013_10_1", "LGG/Brats17_TCIA_1"], "_flair", ["Brats17_2013_10", "Brats17_TCIA"], False),
     (["HGG/BraTS19_CBICA_AAB_1", "LGG/BraTS19_2013_0_1"], "_flair", ["BraTS19_CBICA_AAB", "BraTS19_2013_0"], False),
-    (["BraTS20_Training_001", "BraTS20_Training_002"], "_flair", ["BraTS20_Training_001", "BraTS20_Training_002"], False),
+    (["BraTS20_Training_001", "BraTS20_Training_002"], "_flair", ["BraTS20_Training_001", "BraTS20_Training_002"],
+     False),
     (["BraTS2021_00000", "BraTS2021_00002"], "_flair", ["BraTS2021_00000", "BraTS2021_00002"], False),
     (["BraTS-GLI-00003-000", "BraTS-GLI-00003-001"], "-t2f", ["BraTS-GLI-00003"] * 2, False),
     (["BraTS-MEN-00004-000", "BraTS-SSA-00002-000"], "-t2f", ["BraTS-MEN-00004", "BraTS-SSA-00002"], False),
@@ -306,7 +317,11 @@ def test_the_official_split_of_chestxray(tmp_path, capsys):
 def test_byte_order_marks(tmp_path, capsys):
     root = trees.chestxray(tmp_path / "nih", [1, 1], 1, size=64)
     table = root / "Data_Entry_2017.csv"
-    rows = table.read_text().replace("Finding Labels", "Labels").replace("_000.png,No Finding,000,2,", "_000.png,No Finding,000,1,")
+    rows = (
+        table.read_text()
+        .replace("Finding Labels", "Labels")
+        .replace("_000.png,No Finding,000,2,", "_000.png,No Finding,000,1,")
+    )
     table.write_text("\ufeff" + rows, encoding="utf-8")
     code, _, error = call(capsys, "prepare", "chestxray", root, "--out", tmp_path / "store", *SMALL)
     assert code == 0, error

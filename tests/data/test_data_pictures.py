@@ -48,9 +48,8 @@ def test_twelve_bits_in_sixteen_are_seen_and_told(tmp_path):
     assert (found.black, found.white) == (0, 4095)
     tally = Tally("a.png", DataConfig(size=32))
     assert len(list(tally.kept([found]))) == 1
-    assert summary(tally.remarks()) == [
-        "note: 1 slices of 1 files, 16-bit file whose values fit into 12 bits: read as 0 ... 4095, not 0 ... 65535 (a.png)"
-    ]
+    how = "16-bit file whose values fit into 12 bits: read as 0 ... 4095, not 0 ... 65535"
+    assert summary(tally.remarks()) == [f"note: 1 slices of 1 files, {how} (a.png)"]
 
 
 @pytest.mark.parametrize("options", [{"normalize": "percentile"}, {"window": (2000, 100)}])
@@ -67,7 +66,9 @@ def test_sixteen_bits_stay_sixteen(tmp_path, top):
     assert (plane(tmp_path / "a.png").white, plane(tmp_path / "a.png").note) == (65535, "")
 
 
-@pytest.mark.parametrize(("bits", "shift", "white"), [(14, 2, 16383), (12, 0, 4095), (10, 0, 4095), (14, 4, 65535), (16, 0, 65535)])
+@pytest.mark.parametrize(
+    ("bits", "shift", "white"), [(14, 2, 16383), (12, 0, 4095), (10, 0, 4095), (14, 4, 65535), (16, 0, 65535)]
+)
 def test_significant_bits_of_a_png(tmp_path, bits, shift, white):
     """Values up to 2^sBIT - 1 were stored as they were; larger ones were scaled up, as the PNG standard asks."""
     found = plane(png(tmp_path / "a.png", RAMP << shift, 0, [bits]))
@@ -163,7 +164,9 @@ def test_a_tiff_file_under_another_pictures_name_is_read_as_tiff(tmp_path):
 def test_sizes_are_checked_by_the_header(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 100_000
-    with pytest.raises(DataError, match=r"has 20000 x 20000 pixels, more than max_pixels 134,217,728; .* raise max_pixels"):
+    with pytest.raises(
+        DataError, match=r"has 20000 x 20000 pixels, more than max_pixels 134,217,728; .* raise max_pixels"
+    ):
         planes(tmp_path / "a.png")
     Image.new("L", (2000, 2000)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match="more than max_pixels 1,000,000"):

@@ -99,7 +99,8 @@ def test_the_orientation_is_that_of_the_picture(tmp_path, orientation, suffix):
 def test_pages_stacks_thumbnails_and_masks(tmp_path):
     stack = np.stack([RAMP.astype(np.uint16) * 16, RAMP.T[::-1].astype(np.uint16) * 16, RAMP.astype(np.uint16) * 8])
     for name, options in (
-        ("pages.tif", {}), ("imagej.tif", {"imagej": True}), ("big.tif", {"bigtiff": True}), ("motorola.tif", {"byteorder": ">"}),
+        ("pages.tif", {}), ("imagej.tif", {"imagej": True}), ("big.tif", {"bigtiff": True}),
+        ("motorola.tif", {"byteorder": ">"}),
         ("sgi.tif", {"volumetric": True, "tile": (16, 16, 16)}), ("ome.ome.tif", {}),
     ):  # fmt: skip
         found = planes(write(tmp_path, stack, name, photometric="minisblack", **options))
@@ -127,7 +128,9 @@ def test_an_imagej_stack_behind_one_page(tmp_path):
     for tag, kind, value in tags:
         count = len(text) if tag == 270 else 1
         value = start if tag == 270 else start + len(text) + len(text) % 2 if tag == 273 else value
-        body += struct.pack(">HHI", tag, kind, count) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        body += struct.pack(">HHI", tag, kind, count) + (
+            struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
+        )
     content = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + body + struct.pack(">I", 0) + text + b"\0" * (len(text) % 2)
     (tmp_path / "a.tif").write_bytes(content + stack.tobytes())
     found = planes(tmp_path / "a.tif")
@@ -169,10 +172,18 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("array", "options", "words"),
     [
-        (np.zeros((8, 8, 4), np.uint8), {"photometric": "separated"}, r"PhotometricInterpretation \(262\) is SEPARATED"),
+        (
+            np.zeros((8, 8, 4), np.uint8),
+            {"photometric": "separated"},
+            r"PhotometricInterpretation \(262\) is SEPARATED",
+        ),
         (np.zeros((8, 8, 3), np.uint8), {"photometric": "cielab"}, r"PhotometricInterpretation \(262\) is CIELAB"),
         (np.zeros((8, 8), np.complex64), {}, r"SampleFormat \(339\) 6 with 64 bits is not read"),
-        (np.zeros((4, 8, 8), np.uint8), {"photometric": "minisblack", "planarconfig": "separate"}, "has 4 samples a pixel"),
+        (
+            np.zeros((4, 8, 8), np.uint8),
+            {"photometric": "minisblack", "planarconfig": "separate"},
+            "has 4 samples a pixel",
+        ),
     ],
 )
 def test_what_is_no_grey_or_rgb_picture_is_named(tmp_path, array, options, words):

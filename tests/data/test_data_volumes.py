@@ -15,8 +15,9 @@ from vmddpm.data.tally import Tally
 VOXELS = np.random.default_rng(0).integers(-1000, 3000, (12, 10, 3), np.int16)
 # Where the header of NIfTI-1 keeps what: format and offset.
 FIELDS = {
-    "dim": ("<8h", 40), "pixdim": ("<8f", 76), "vox_offset": ("<f", 108), "scl_slope": ("<f", 112), "scl_inter": ("<f", 116),
-    "codes": ("<hh", 252), "quaternion": ("<3f", 256), "offset": ("<3f", 268), "sform": ("<12f", 280), "datatype": ("<h", 70),
+    "dim": ("<8h", 40), "datatype": ("<h", 70), "pixdim": ("<8f", 76), "vox_offset": ("<f", 108),
+    "scl_slope": ("<f", 112), "scl_inter": ("<f", 116), "codes": ("<hh", 252), "quaternion": ("<3f", 256),
+    "sform": ("<12f", 280),
 }  # fmt: skip
 STRAIGHT = (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
 
@@ -79,7 +80,14 @@ def test_the_sign_of_the_third_axis(tmp_path, sign):
 
 @pytest.mark.parametrize(
     ("slope", "intercept", "expected"),
-    [(2, 5, (2, 5)), (0, 5, (1, 0)), (np.nan, 5, (1, 0)), (np.inf, 5, (1, 0)), (2, np.nan, (2, 0)), (2, np.inf, (2, 0))],
+    [
+        (2, 5, (2, 5)),
+        (0, 5, (1, 0)),
+        (np.nan, 5, (1, 0)),
+        (np.inf, 5, (1, 0)),
+        (2, np.nan, (2, 0)),
+        (2, np.inf, (2, 0)),
+    ],
 )
 def test_slopes_and_intercepts_that_are_not_finite_are_none(tmp_path, slope, intercept, expected):
     path = nifti(tmp_path / "a.nii", scl_slope=(slope,), scl_inter=(intercept,))
@@ -156,7 +164,9 @@ def test_pairs_of_header_and_voxels_are_one_volume(tmp_path, kind, suffix):
         if suffix:
             (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
             (tmp_path / name).unlink()
-    expected = nib.as_closest_canonical(kind(VOXELS, affine) if "Nifti" in kind.__name__ else nib.load(tmp_path / f"a.hdr{suffix}"))
+    expected = nib.as_closest_canonical(
+        kind(VOXELS, affine) if "Nifti" in kind.__name__ else nib.load(tmp_path / f"a.hdr{suffix}")
+    )
     assert_shown(planes(tmp_path / f"a.hdr{suffix}"), np.asarray(expected.dataobj))
     (tmp_path / f"a.img{suffix}").unlink()
     with pytest.raises(DataError, match=r"is a header without its a\.img"):
@@ -169,7 +179,9 @@ def test_freesurfer_volumes(tmp_path, name):
     image = nib.MGHImage(VOXELS.astype(np.int32), turned)
     image.to_filename(tmp_path / name)
     assert_shown(planes(tmp_path / name), np.asarray(nib.as_closest_canonical(image).dataobj))
-    content = bytearray((tmp_path / name).read_bytes() if name == "a.mgh" else gzip.decompress((tmp_path / name).read_bytes()))
+    content = bytearray(
+        (tmp_path / name).read_bytes() if name == "a.mgh" else gzip.decompress((tmp_path / name).read_bytes())
+    )
     content[4:16] = struct.pack(">3i", 10000, 10000, 10000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="more than max_voxels"):
@@ -205,7 +217,10 @@ def test_metaimage_and_nrrd_of_other_shapes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.mha", "ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\nElementDataFile = /etc/passwd\n"),
+        (
+            "a.mha",
+            "ObjectType = Image\nNDims = 2\nDimSize = 4 4\nElementType = MET_UCHAR\nElementDataFile = /etc/passwd\n",
+        ),
         ("a.nrrd", "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\nencoding: raw\ndata file: /etc/passwd\n\n"),
         ("a.nrrd", "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 4 4\nencoding: raw\ndatafile: LIST\n/etc/passwd\n\n"),
     ],
@@ -217,7 +232,9 @@ def test_a_header_cannot_name_other_files(tmp_path, name, text):
         planes(tmp_path / name)
 
 
-@pytest.mark.parametrize("array", [VOXELS[..., 0], VOXELS[..., 0] > 0, VOXELS[..., 0] / 7, VOXELS[..., 0].astype(np.uint8)])
+@pytest.mark.parametrize(
+    "array", [VOXELS[..., 0], VOXELS[..., 0] > 0, VOXELS[..., 0] / 7, VOXELS[..., 0].astype(np.uint8)]
+)
 def test_arrays_of_one_slice(tmp_path, array):
     np.save(tmp_path / "a.npy", array)
     (found,) = planes(tmp_path / "a.npy")
@@ -228,7 +245,11 @@ def test_arrays_of_one_slice(tmp_path, array):
 
 
 def test_arrays_of_several_slices_and_of_colour(tmp_path):
-    for array, count in ((np.moveaxis(VOXELS, 2, 0).copy(), 3), (np.abs(VOXELS).astype(np.uint8), 1), (np.asfortranarray(VOXELS[..., 0]), 1)):
+    for array, count in (
+        (np.moveaxis(VOXELS, 2, 0).copy(), 3),
+        (np.abs(VOXELS).astype(np.uint8), 1),
+        (np.asfortranarray(VOXELS[..., 0]), 1),
+    ):
         np.save(tmp_path / "a.npy", array)
         found = planes(tmp_path / "a.npy")
         assert len(found) == count

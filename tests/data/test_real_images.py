@@ -1,5 +1,5 @@
-"""Every image that pydicom, pydicom-data, nibabel, dipy, nilearn and scikit-image ship, against another library's reading:
-SimpleITK (which reads DICOM by GDCM), nibabel and imagecodecs."""
+"""Every image that pydicom, pydicom-data, nibabel, dipy, nilearn and scikit-image ship, against another library's
+reading: SimpleITK (which reads DICOM by GDCM), nibabel and imagecodecs."""
 
 import gzip
 import logging
@@ -130,7 +130,9 @@ def agree(ours, theirs, path, kind):
             return f"frame {number} is {a.shape}, not {b.shape}"
         known = np.isfinite(a) & np.isfinite(b)
         # float32 holds 24 bits; Pillow rounds what it lays over black.
-        allowed = 2e-6 * max(1, np.abs(b[known]).max(initial=0)) + (1 if kind == "an image" and path.suffix == ".png" else 0)
+        allowed = 2e-6 * max(1, np.abs(b[known]).max(initial=0)) + (
+            1 if kind == "an image" and path.suffix == ".png" else 0
+        )
         if lossy:  # decoders of JPEG round differently, and so do conversions from luminance and chrominance
             allowed = 5
             if (mean := np.abs(a - b)[known].mean()) > 0.5:

@@ -50,13 +50,17 @@ def open_regular(path: Path) -> BinaryIO:
         DataError: if it is no regular file, or cannot be opened.
     """
     try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        file = open(path, "rb", opener=_never_waits)  # noqa: SIM115
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
         file.close()
         raise DataError(f"is {_kind(mode)}, no file; remove it")
     return file
+
+
+def _never_waits(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _kind(mode: int) -> str:

@@ -58,7 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {},
 }
 MODALITIES = ("flair", "t1", "t1ce", "t2")
-# BraTS by year: the folders of its scans, and what is no part of the patient in their names. 2023 renamed the modalities.
+# The folders of BraTS's scans, year by year; a number of the scan is no part of the patient.
 BRATS = re.compile(
     r"(?P<patient>Brats1[78]_.+?|BraTS(?:19|20)_.+?|BraTS2021_\d+|BraTS-[A-Z]+-\d+)(?:_\d|-\d{3})?"
 )

@@ -14,8 +14,8 @@ def check_pixels(shape: Sequence[int], config: DataConfig) -> None:
     """Raises DataError if a picture of that height and width is larger than `max_pixels`."""
     if math.prod(shape) > config.max_pixels:
         raise DataError(
-            f"says that it has {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; if that "
-            "is true, and memory suffices, raise max_pixels"
+            f"says that it has {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; "
+            "if that is true, and memory suffices, raise max_pixels"
         )
 
 
@@ -23,8 +23,8 @@ def check_voxels(shape: Sequence[int], config: DataConfig) -> None:
     """Raises DataError if so many values, which are in memory together, are more than `max_voxels`."""
     if math.prod(shape) > config.max_voxels:
         raise DataError(
-            f"says that it has {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; if that "
-            "is true, and memory suffices, raise max_voxels"
+            f"says that it has {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; "
+            "if that is true, and memory suffices, raise max_voxels"
         )
 
 
@@ -37,11 +37,13 @@ def check_unpacked(count: int, config: DataConfig) -> None:
 def check_member(count: int, size: int, config: DataConfig) -> None:
     """Raises DataError if the archive has more members than `max_members`, or one that is larger than a picture is."""
     if count > config.max_members:
-        raise DataError(f"holds more than max_members {config.max_members:,} files; if that is right, raise max_members")
+        raise DataError(
+            f"holds more than max_members {config.max_members:,} files; if that is right, raise max_members"
+        )
     if size > BYTES_A_VOXEL * config.max_pixels:
         raise DataError(
-            f"holds a file of {size:,} bytes, more than {BYTES_A_VOXEL} for each of max_pixels {config.max_pixels:,}; if "
-            "that is right, raise max_pixels"
+            f"holds a file of {size:,} bytes, more than {BYTES_A_VOXEL} for each of max_pixels {config.max_pixels:,}; "
+            "if that is right, raise max_pixels"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 
 from vmddpm.data.config import DataConfig
-from vmddpm.data.dicom import text_of
+from vmddpm.data.dicom_attributes import text_of
 from vmddpm.data.files import open_regular
 from vmddpm.data.readers import inflated, kind_of
 

@@ -158,5 +158,3 @@ def read_array(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     depth = {"b": 1, "u": np.iinfo(dtype).max if dtype.kind == "u" and dtype.itemsize < 4 else None}.get(dtype.kind)
     for frame, pixels in enumerate(array[None] if colour or array.ndim == 2 else array):
         yield picture_plane(pixels.astype(np.float64 if dtype.itemsize > 2 else np.float32), depth, config, frame)
-
-

@@ -96,9 +96,7 @@ def _bare(name: str) -> str:
     return re.sub(r"\.gz$", "", name.lower())
 
 
-def _planes(
-    file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None
-) -> Iterator[Plane]:
+def _planes(file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None) -> Iterator[Plane]:
     if kind != "DICOM" and (config.modality or config.series or config.image_type):
         raise Excluded("no DICOM file, which modality, series and image_type choose from")
     if kind == "DICOM":

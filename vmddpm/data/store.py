@@ -2,7 +2,7 @@
 
     images.npy        uint16 (N, C, S, S), 0 for -1 and 65535 for 1
     manifest.jsonl    a line an image: the file it comes from, patient, side of the split, slice, window, checksums
-    store.json        how it was made, what was left out and why, the counts, and the SHA-256 of the manifest; written last
+    store.json        how it was made, what was left out and why, counts, the SHA-256 of the manifest; written last
 
 `images.npy` can be opened by anyone: `np.load("images.npy", mmap_mode="r")`.
 """

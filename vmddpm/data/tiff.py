@@ -76,6 +76,7 @@ def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.n
         check_stored(start + images * size, tiff.filehandle.size, compressed=False)
         for number in range(images):
             tiff.filehandle.seek(start + number * size)
+            assert page.dtype is not None  # checked before
             array = np.frombuffer(tiff.filehandle.read(size), page.dtype.newbyteorder(tiff.byteorder))
             yield from _samples_last(array.reshape(page.shaped))
         return

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -45,7 +45,7 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     """The file, or what is in it, by its first two bytes."""
     compressed = file.read(2) == GZIP
     file.seek(0)
-    return gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[return-value]
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
 
 def _partner(header: Path) -> Path:
@@ -61,7 +61,7 @@ def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
     file.seek(0)
     kinds: dict[int, type[nib.analyze.AnalyzeHeader]] = {540: nib.Nifti2Header, 348: nib.Nifti1Header}
     for order in ("little", "big"):
-        kind = kinds.get(int.from_bytes(size, order))  # type: ignore[arg-type]
+        kind = kinds.get(int.from_bytes(size, order))
         if kind is not None:
             break
     else:
@@ -115,7 +115,7 @@ def _shape(header: nib.analyze.AnalyzeHeader) -> tuple[int, ...]:
 def _scaling(header: nib.analyze.AnalyzeHeader) -> tuple[float, float]:
     """Slope and intercept; one that is not finite, or a slope of 0, means none."""
     if not isinstance(header, nib.Nifti1Header):
-        slope = float(header["scl_slope"]) if "scl_slope" in header.keys() else 1.0
+        slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
         return (slope if np.isfinite(slope) and slope else 1.0), 0.0
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
@@ -181,7 +181,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
         import SimpleITK as sitk
     except ModuleNotFoundError:
         raise DataError(
-            f"{path.suffix} files are read by SimpleITK, which is missing; `pip install \".[itk]\"` in the source tree "
+            f'{path.suffix} files are read by SimpleITK, which is missing; `pip install ".[itk]"` in the source tree '
             "brings it"
         ) from None
     if DETACHED.search(file.read(1 << 16).split(b"\n\n")[0] if path.suffix.lower() == ".nrrd" else _meta_header(file)):

@@ -53,7 +53,8 @@ class CreateOptions:
             synthetic images have no such likeness.
         patient: regular expression whose first group, found in a real file's path below its folder, is the patient,
             such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the Patient
-            ID of a DICOM file (without one, its study), the folder of a volume (or the file, if it lies at the top); else it is not known.
+            ID of a DICOM file (without one, its study), the folder of a volume (or the file, if it lies at the top);
+            else it is not known.
         title: shown on the page.
         instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
     """

@@ -1,0 +1,118 @@
+"""The pixels of a DICOM file as they are stored: decoded, and put where their values are."""
+
+import warnings
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom_attributes import integer_of, named
+from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+def check_deflated(file: BinaryIO, config: DataConfig) -> None:
+    """pydicom inflates a deflated data set whole: whether it is too large is found out before."""
+    head = file.read(1024)
+    file.seek(0)
+    if head[128:132] != b"DICM" or DEFLATED not in head:
+        return
+    meta_length = int.from_bytes(head[140:144], "little")
+    file.seek(144 + meta_length)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    length, pending = 0, b""
+    while block := pending or file.read(1 << 20):
+        length += len(inflate.decompress(block, 1 << 24))
+        check_unpacked(length, config)
+        pending = inflate.unconsumed_tail
+        if inflate.eof:
+            break
+    file.seek(0)
+
+
+def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
+    """The number of frames."""
+    rows, columns = integer_of(dataset, "Rows"), integer_of(dataset, "Columns")
+    frames = integer_of(dataset, "NumberOfFrames", 1) or 1
+    if min(rows, columns) < 1:
+        raise DataError(f"{named('Rows')} is {rows} and {named('Columns')} is {columns}: there is no pixel")
+    if frames < 0:
+        raise DataError(f"{named('NumberOfFrames')} is {frames}; correct it in the file")
+    check_pixels((rows, columns), config)
+    check_voxels((frames, rows, columns, integer_of(dataset, "SamplesPerPixel", 1)), config)
+    return frames
+
+
+def stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarray, str]:
+    """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and what was odd about them."""
+    samples = integer_of(dataset, "SamplesPerPixel", 1)
+    if samples not in (1, 3):
+        raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        # Without file meta information, data are in the standard's default syntax.
+        little_endian = dataset.original_encoding[1]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+    shift = _value_shift(dataset)
+    compressed = syntax is not None and syntax.is_compressed
+    if shift and compressed and syntax != RLELossless:
+        raise DataError(
+            f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
+            "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
+        )
+    dataset.BitsStored = dataset.BitsStored + shift  # pydicom drops what lies above them
+    if compressed:
+        _require_decoder(syntax)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = dataset.pixel_array
+    except (RuntimeError, NotImplementedError) as error:
+        if not compressed:
+            raise
+        raise DataError(
+            f"its {syntax.name} pixels are damaged, or of a kind that no decoder here reads "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    dataset.BitsStored = dataset.BitsStored - shift
+    if shift:
+        stored = stored >> shift
+    stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
+    note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
+    return stored[:frames], note if len(stored) > frames else ""
+
+
+def _value_shift(dataset: pydicom.Dataset) -> int:
+    """How many bits below its values a pixel has: 0, but in files whose values are in the upper bits (PS3.5, 8.1.1)."""
+    if "PixelData" not in dataset:
+        dataset.BitsStored = integer_of(dataset, "BitsAllocated", 32)
+        return 0
+    allocated = integer_of(dataset, "BitsAllocated")
+    bits = integer_of(dataset, "BitsStored", allocated)
+    high = integer_of(dataset, "HighBit", bits - 1)
+    if not 1 <= bits <= high + 1 <= allocated:
+        raise DataError(
+            f"{named('BitsAllocated')} {allocated}, {named('BitsStored')} {bits} and {named('HighBit')} {high} "
+            "contradict each other; correct them in the file"
+        )
+    dataset.BitsStored, dataset.HighBit = bits, high
+    return high + 1 - bits
+
+
+def _require_decoder(syntax: UID) -> None:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DataError(
+            f"its pixels are compressed as {syntax.name}, which is not read; convert the file, a video to frames"
+        ) from None
+    if not decoder.is_available:
+        raise DataError(
+            f"its pixels are compressed as {syntax.name}, for which no decoder is installed; `pip install "
+            "\".[dicom]\"` in the source tree brings one"
+        )
