@@ -202,3 +202,17 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path):
         planes(path)
     with pytest.raises(DataError, match="is damaged or cut short: its header promises 3,600,000,000 bytes"):
         planes(path, max_pixels=10**10, max_voxels=10**10)
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}, {"compression": "zlib"}])
+def test_pages_that_are_cut_off_are_missed(tmp_path, options):
+    order = {"bigtiff": "bigtiff" in options, "byteorder": options.get("byteorder")}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **order) as tiff:
+        for _ in range(3):
+            tiff.write(RAMP.astype(np.uint16), metadata=None, compression=options.get("compression"))
+    assert len(planes(tmp_path / "a.tif")) == 3
+    content = (tmp_path / "a.tif").read_bytes()
+    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
+        (tmp_path / "a.tif").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(DataError):
+            planes(tmp_path / "a.tif")

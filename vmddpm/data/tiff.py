@@ -1,5 +1,6 @@
 """TIFF files, by tifffile: pages of every sample type and layout."""
 
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -48,8 +49,21 @@ def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             for pixels in _pictures(tiff, page):
                 yield _plane(page, pixels, config, frame)
                 frame += 1
+        _require_last(tiff)
         if not frame:
             raise DataError("holds thumbnails and masks only, by the tag NewSubfileType (254) of its pages")
+
+
+def _require_last(tiff: tifffile.TiffFile) -> None:
+    """tifffile ends at a page that it cannot read: what follows the last one it gives must be nothing."""
+    file, form = tiff.filehandle, tiff.tiff
+    last = tiff.pages[-1].offset
+    file.seek(last)
+    (count,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(last + form.tagnosize + count * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    if following:
+        raise DataError(f"is damaged or cut short: what follows its page {len(tiff.pages)} is no page")
 
 
 def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
