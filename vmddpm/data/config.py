@@ -65,6 +65,7 @@ class DataConfig:
             skipped files ("skip"), which is shown once as a warning.
         max_pixels: a larger picture or slice is refused by its header, before it is decoded.
         max_voxels: the same for what is in memory at once: a 3-D frame of a NIfTI volume, all of a DICOM file.
+            Reading so many takes about 4 GiB.
         max_members: an archive of more members is refused.
         cache_dir: folder of the decoded slices; by default `vmddpm` in $XDG_CACHE_HOME or ~/.cache.
 
@@ -89,8 +90,8 @@ class DataConfig:
     window: tuple[float, float] | None = None
     min_foreground: float = 0.1
     on_error: str = "fail"
-    max_pixels: int = 2**27
-    max_voxels: int = 2**29
+    max_pixels: int = 2**26
+    max_voxels: int = 400_000_000
     max_members: int = 1_000_000
     cache_dir: str | None = None
 

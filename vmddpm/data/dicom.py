@@ -61,8 +61,14 @@ def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
     dataset, stored, _ = _decoded(file, config)
     if stored.ndim == 4 or photometric_of(dataset) == "PALETTE COLOR":
         return None
-    padding = padding_of(dataset, stored)
-    return np.stack([rescaled(dataset, of_frame(dataset, n), one, padding)[0] for n, one in enumerate(stored)])
+    return _all_values(dataset, stored)
+
+
+def _all_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
+    values, padding = np.empty(stored.shape, np.float32), padding_of(dataset, stored)
+    for frame, pixels in enumerate(stored):
+        values[frame] = rescaled(dataset, of_frame(dataset, frame), pixels, padding)[0]
+    return values
 
 
 def _decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
@@ -116,22 +122,21 @@ def _grey_planes(
     dataset: pydicom.FileDataset, stored: np.ndarray, config: DataConfig, note: str, series: tuple[float, float] | None
 ) -> Iterator[Plane]:
     inverted = photometric_of(dataset) == "MONOCHROME1"
-    attributes = [of_frame(dataset, frame) for frame in range(len(stored))]
     padding = padding_of(dataset, stored)
     little_endian = dataset.original_encoding[1] is not False
     asks = config.normalize in ("auto", "window") and config.window is None  # the file about a window of its own
     # The range of all frames, which are rescaled once more where it is needed. A window is the same for all anyway.
     whole = None if config.window is not None else series
-    for frame, own in enumerate(attributes):
-        values, least = rescaled(dataset, own, stored[frame], padding)
+    for frame, pixels in enumerate(stored):
+        own = of_frame(dataset, frame)
+        values, least = rescaled(dataset, own, pixels, padding)
         voi = voi_of(own, values, least, little_endian) if asks else Voi(None)
         mode = choose_mode(config, has_window=voi.shown is not None, has_depth=False, why=voi.note)
         if voi.shown is not None:
             values, black, white = voi.shown
         else:
             if whole is None:
-                everything = [rescaled(dataset, *pair, padding)[0] for pair in zip(attributes, stored)]
-                whole = display_range(np.stack(everything), mode, config)
+                whole = display_range(_all_values(dataset, stored), mode, config)
             black, white = whole
         limits = (white, black) if inverted else (black, white)
         notes = "; ".join(filter(None, (note, voi.note)))

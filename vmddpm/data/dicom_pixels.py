@@ -114,5 +114,5 @@ def _require_decoder(syntax: UID) -> None:
     if not decoder.is_available:
         raise DataError(
             f"its pixels are compressed as {syntax.name}, for which no decoder is installed; `pip install "
-            "\".[dicom]\"` in the source tree brings one"
+            '".[dicom]"` in the source tree brings one'
         )

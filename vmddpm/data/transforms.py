@@ -53,7 +53,7 @@ def display_range(
     if not finite.size:
         return 0.0, 0.0
     if mode == "percentile":
-        black, white = np.percentile(finite, config.percentiles)
+        black, white = np.percentile(finite, config.percentiles, overwrite_input=True)  # a copy of our own
         # A volume that is nearly all background has equal percentiles, but still an image in it.
         if black < white:
             return float(black), float(white)
