@@ -345,7 +345,7 @@ def test_what_is_left_out_is_told_kept_and_told_again(tmp_path, capsys):
     (scans / "p3" / "c.png").write_bytes(b"rubbish")
     (scans / "notes.txt").write_text("notes")
     lines = [
-        "skipped: p3/c.png: cannot be read as an image: cannot identify image file",
+        "skipped: p3/c.png: cannot be read as an image: it is damaged",
         "left out: 1 files, no images by their names (notes.txt)",
         "left out: 1 files, no picture by its SOP class, RT Dose Storage (p2/dose.dcm)",
         "left out: 2 slices of 1 files, foreground below min_foreground 0.5 (p2/b.nii.gz)",

@@ -1,7 +1,9 @@
 """Volume files with odd headers, and of other formats than NIfTI: against arrays, nibabel and SimpleITK."""
 
 import gzip
+import os
 import struct
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -184,7 +186,7 @@ def test_freesurfer_volumes(tmp_path, name):
     )
     content[4:16] = struct.pack(">3i", 10000, 10000, 10000)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match="more than max_voxels"):
+    with pytest.raises(DataError, match="10000 x 10000 pixels, more than max_pixels"):
         planes(tmp_path / name)
 
 
@@ -230,6 +232,14 @@ def test_a_header_cannot_name_other_files(tmp_path, name, text):
     (tmp_path / name).write_text(text + "0" * 100)
     with pytest.raises(DataError, match="its voxels lie in another file; convert it to one file"):
         planes(tmp_path / name)
+
+
+def test_a_name_that_is_no_text_is_said_to_be_none(tmp_path):
+    pytest.importorskip("SimpleITK")
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sc\xe4n.mha"))
+    path.write_bytes(b"ObjectType = Image\nElementDataFile = LOCAL\n")
+    with pytest.raises(DataError, match="has a name that is not UTF-8, which SimpleITK cannot open; rename it"):
+        planes(path)
 
 
 @pytest.mark.parametrize(

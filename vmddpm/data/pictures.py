@@ -1,11 +1,10 @@
 """Pictures: PNG, JPEG, BMP, PGM, WebP, JPEG 2000 and GIF by Pillow, arrays by NumPy."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.limits import check_pixels, check_stored, check_voxels
@@ -64,10 +63,10 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     """
     head = file.read(33)
     file.seek(0)
-    if head.startswith(PNG) and head[24] == 16 and head[25] & (PNG_COLOUR | PNG_ALPHA):
+    if head.startswith(PNG) and len(head) == 33 and head[24] == 16 and head[25] & (PNG_COLOUR | PNG_ALPHA):
         yield _deep_png(file, head, config)  # which Pillow would cut to 8 bits
         return
-    with _any_size(), Image.open(file) as image:
+    with _opened(file) as image:
         check_pixels(image.size[::-1], config)
         for frame in range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1):
             image.seek(frame)
@@ -78,12 +77,13 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             yield picture_plane(pixels, depth, config, frame, significant=significant)
 
 
-@contextmanager
-def _any_size() -> Iterator[None]:
+def _opened(file: BinaryIO) -> Image.Image:
     """Pillow's own limit is left to ours, which has a name in the configuration."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        yield
+        return Image.open(file)
+    except UnidentifiedImageError:
+        raise DataError("cannot be read as an image: it is damaged, or no picture that Pillow knows") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

@@ -186,6 +186,10 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
         ) from None
     if DETACHED.search(file.read(1 << 16).split(b"\n\n")[0] if path.suffix.lower() == ".nrrd" else _meta_header(file)):
         raise DataError("its voxels lie in another file; convert it to one file, such as by SimpleITK.WriteImage")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError("has a name that is not UTF-8, which SimpleITK cannot open; rename it") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
