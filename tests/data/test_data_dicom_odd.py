@@ -156,6 +156,23 @@ def with_table(path, kind, descriptor, data, vr):
     return path
 
 
+@pytest.mark.parametrize(("signed", "padding"), [(1, -32768), (0, 63536)])
+def test_padding_beyond_the_stored_bits_is_padding(tmp_path, signed, padding):
+    """Twelve bits stored, and a padding value of sixteen: its lower bits are those of an ordinary value."""
+    inside = RAMP.astype(np.int32) // 2 - (1000 if signed else 0)
+    words = np.where(RAMP < 300, padding, inside).astype(np.int32).astype(np.uint16)
+    path = make_dicom(tmp_path / "a.dcm", words, BitsStored=12, HighBit=11, PixelRepresentation=signed)
+    raw(path, "SS" if signed else "US", "PixelPaddingValue", padding)
+    shown = linear(inside.astype(float), *np.percentile(inside[RAMP >= 300], (0.5, 99.5)))
+    np.testing.assert_allclose(image(tmp_path, path), np.where(RAMP < 300, -1, shown), atol=2e-5)
+
+
+def test_a_high_bit_that_the_values_deny_is_named(tmp_path):
+    path = make_dicom(tmp_path / "a.dcm", RAMP | 1, BitsStored=12, HighBit=12)
+    with pytest.raises(DataError, match=r"High Bit \(0028,0102\) is 12 .* values are in the lower bits; set it to 11"):
+        image(tmp_path, path)
+
+
 @pytest.mark.parametrize("vr", ["US", "SS"])
 @pytest.mark.parametrize("packing", ["words", "values"])
 def test_a_modality_table_whose_first_value_is_negative(tmp_path, vr, packing):

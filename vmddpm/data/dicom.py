@@ -111,7 +111,7 @@ def _colour_planes(
     dataset: pydicom.FileDataset, stored: np.ndarray, depth: int, config: DataConfig, note: str
 ) -> Iterator[Plane]:
     if stored.dtype.kind == "i":
-        raise DataError(f"{named('PixelRepresentation')} says that its colours are signed; they must not be")
+        raise DataError(f"{named('PixelRepresentation')} is 1, which makes its colours signed; set it to 0 in the file")
     mode = choose_mode(config, has_window=False, has_depth=True)
     black, white = display_range(stored, mode, config, depth)
     for frame, pixels in enumerate(stored):

@@ -55,5 +55,12 @@ def integer_of(dataset: pydicom.Dataset, keyword: str, default: int | None = Non
     return default
 
 
+def as_pixel(value: float, signed: bool) -> float:
+    """A value that stands for a pixel and was written with either of the representations US and SS: which one counts is
+    that of the pixels."""
+    value %= 2**16
+    return value - 2**16 if signed and value >= 2**15 else value
+
+
 def photometric_of(dataset: pydicom.Dataset) -> str:
     return text_of(dataset, "PhotometricInterpretation").upper()

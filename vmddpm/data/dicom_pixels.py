@@ -10,7 +10,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.dicom_attributes import integer_of, named
+from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of
 from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -65,7 +65,9 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarray
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
             "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
         )
-    dataset.BitsStored = dataset.BitsStored + shift  # pydicom drops what lies above them
+    bits = dataset.BitsStored
+    # pydicom drops what lies above the stored bits, which must not happen to a padding value that is there.
+    dataset.BitsStored = bits + shift if shift or _holds_padding(dataset) else dataset.BitsAllocated
     if compressed:
         _require_decoder(syntax)
     try:
@@ -79,8 +81,9 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarray
             f"its {syntax.name} pixels are damaged, or of a kind that no decoder here reads "
             f"({' '.join(str(error).split())})"
         ) from error
-    dataset.BitsStored = dataset.BitsStored - shift
+    dataset.BitsStored = bits
     if shift:
+        _require_upper(dataset, stored, shift)
         stored = stored >> shift
     stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
     note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
@@ -102,6 +105,27 @@ def _value_shift(dataset: pydicom.Dataset) -> int:
         )
     dataset.BitsStored, dataset.HighBit = bits, high
     return high + 1 - bits
+
+
+def _holds_padding(dataset: pydicom.Dataset) -> bool:
+    """Whether the padding value is one that the stored bits can hold, or there is none."""
+    try:
+        padding = numbers_of(dataset, "PixelPaddingValue")[:1]
+    except ValueError:  # which is told when the padding is looked for
+        return True
+    signed = bool(dataset.get("PixelRepresentation"))
+    top = 2 ** (int(dataset.BitsStored) - signed)
+    return all(-top * signed <= as_pixel(value, signed) < top for value in padding)
+
+
+def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> None:
+    """Raises DataError if HighBit says that values are in the upper bits, and they are in the lower ones."""
+    top = 2 ** (dataset.BitsStored - (stored.dtype.kind == "i"))
+    if (stored & (2**shift - 1)).any() and stored.max() < top and stored.min() >= -top:
+        raise DataError(
+            f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored, but the values are in the "
+            f"lower bits; set it to {dataset.BitsStored - 1} in the file"
+        )
 
 
 def _require_decoder(syntax: UID) -> None:

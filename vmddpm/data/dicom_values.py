@@ -8,7 +8,7 @@ import pydicom
 from pydicom.pixels.processing import apply_color_lut
 
 from vmddpm.data.config import DataError
-from vmddpm.data.dicom_attributes import named, numbers_of, text_of
+from vmddpm.data.dicom_attributes import as_pixel, named, numbers_of, text_of
 
 # Where enhanced multi-frame objects keep what others have at the top level.
 FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -44,10 +44,7 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
     except ValueError:
         raise DataError(f"{named(descriptor)} is {item.get(descriptor)!r}, not three numbers") from None
     count = count % 2**16 or 2**16
-    if first < 0 and not signed:
-        first %= 2**16
-    if first >= 2**15 and signed:
-        first -= 2**16
+    first = int(as_pixel(first, signed))
     if not 8 <= bits <= 16:
         raise DataError(f"{named(descriptor)} says {bits} bits an entry; 8 to 16 are allowed")
     value = item.get(data)
@@ -94,10 +91,7 @@ def padding_of(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[float, flo
         return None
     values = [end[0] for end in ends if end]
     if stored.dtype.kind != "f":
-        # Their sign is that of the pixels, whichever of US and SS they were written with (C.7.5.1.1.2).
-        values = [value % 2**16 for value in values]
-        if stored.dtype.kind == "i":
-            values = [value - 2**16 if value >= 2**15 else value for value in values]
+        values = [as_pixel(value, stored.dtype.kind == "i") for value in values]  # C.7.5.1.1.2
     return min(values), max(values)
 
 
@@ -163,7 +157,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
     if width <= 0:
         return Voi(None, f"{named('WindowWidth')} is {width:g}, not above 0: the window is left aside")
     if function == "SIGMOID":
-        return Voi((1 / (1 + np.exp(-4 * (values - centre) / width)), 0.0, 1.0))
+        return Voi((np.tanh(2 * (values - centre) / width), -1.0, 1.0))  # 1 / (1 + exp(-4 ...)), which may overflow
     if function == "LINEAR" and width == 1:  # a step
         step = np.where(np.isnan(values), values, (values > centre - 0.5).astype(np.float32))
         return Voi((step, 0.0, 1.0))

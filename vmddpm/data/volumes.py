@@ -19,6 +19,8 @@ from vmddpm.data.slicing import Plane, volume_planes
 CIFTI_INTENTS = range(3000, 3100)
 # In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
 DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
+META_END = re.compile(rb"^\s*ElementDataFile[^\n]*\n?", re.MULTILINE)
+NRRD_END = re.compile(rb"\r?\n\r?\n")
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -92,7 +94,7 @@ def _nifti_image(
     if not 0 <= float(header["vox_offset"]) < 2**40:
         raise DataError(f"vox_offset is {float(header['vox_offset']):g}; the header is damaged")
     offset = int(header["vox_offset"])
-    slope, intercept = _scaling(header)
+    slope, intercept = _scaling(header) if dtype.names is None else (1.0, 0.0)
     check_pixels(shape[:2], config)
     check_voxels(shape[:3], config)
     stored = os.fstat(packed.fileno()).st_size
@@ -184,7 +186,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
             f'{path.suffix} files are read by SimpleITK, which is missing; `pip install ".[itk]"` in the source tree '
             "brings it"
         ) from None
-    if DETACHED.search(file.read(1 << 16).split(b"\n\n")[0] if path.suffix.lower() == ".nrrd" else _meta_header(file)):
+    if DETACHED.search(_text_header(file, NRRD_END if path.suffix.lower() == ".nrrd" else META_END)):
         raise DataError("its voxels lie in another file; convert it to one file, such as by SimpleITK.WriteImage")
     try:
         str(path).encode()
@@ -211,9 +213,9 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
 
 
-def _meta_header(file: BinaryIO) -> bytes:
+def _text_header(file: BinaryIO, end: re.Pattern[bytes]) -> bytes:
     head = file.read(1 << 16)
-    end = re.search(rb"^\s*ElementDataFile[^\n]*\n?", head, re.MULTILINE)
-    if end is None:
-        raise DataError("has no ElementDataFile in its header; it is damaged, or no MetaImage file")
-    return head[: end.end()]
+    found = end.search(head)
+    if found is None:
+        raise DataError("has no end of its header in its first 64 KiB; it is damaged, or of another format")
+    return head[: found.end()]
