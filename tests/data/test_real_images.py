@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
 from vmddpm.data import DataConfig, DataError
@@ -194,3 +195,33 @@ def test_every_real_image_is_read_as_another_library_reads_it_or_refused_clearly
         print(f"\n{package}: {len(files)} files: " + ", ".join(f"{count} {what}" for what, count in table.items()))
     assert not told, "\n".join(told)
     assert table["equal"]
+
+
+@pytest.mark.slow
+def test_the_window_of_every_real_file_is_pydicoms():
+    """Our black and white against pydicom's tables, windows and output range, of the files that have a window."""
+    compared = 0
+    for package in ("pydicom", "data_store"):
+        for path in files_of(package)[1]:
+            try:
+                planes = list(read_file(path, DataConfig(normalize="window")))
+                data = pydicom.dcmread(path, force=True)
+                values = apply_modality_lut(data.pixel_array, data)
+                shown = apply_voi_lut(np.rint(values).astype(int) if "VOILUTSequence" in data else values, data)
+            except (DataError, AttributeError, ValueError, RuntimeError, NotImplementedError):
+                continue
+            if len(planes) != 1:
+                continue
+            (one,) = planes
+            low, high = sorted((one.black, one.white))
+            ours = np.clip((one.pixels - low) / (high - low), 0, 1)
+            known = np.isfinite(ours)
+            if table := data.get("VOILUTSequence"):
+                least, most = 0, 2 ** table[0].LUTDescriptor[2] - 1
+            else:
+                ends = apply_windowing(np.array([-1e30, 1e30]), data)
+                least, most = ends.min(), ends.max()
+            theirs = (shown - least) / (most - least)
+            np.testing.assert_allclose(ours[known], theirs[known], atol=2e-5, err_msg=str(path))
+            compared += 1
+    assert compared > 20
