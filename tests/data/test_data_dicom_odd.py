@@ -3,6 +3,7 @@ Each is made from arithmetic, and read right or refused by a sentence that names
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -421,6 +422,21 @@ def test_values_in_the_upper_bits_of_compressed_pixels_are_refused(tmp_path):
     dataset.BitsStored, dataset.HighBit = 12, 15
     dataset.save_as(tmp_path / "a.dcm")
     with pytest.raises(DataError, match=r"High Bit \(0028,0102\) is 15 with 12 bits stored .* decompress the file"):
+        image(tmp_path, tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(
+    ("name", "marker", "at"),
+    [("MR_small_jp2klossless.dcm", b"\xff\x4f\xff\x51", 8), ("SC_rgb_jpeg.dcm", b"\xff\xc0", 5)],
+)
+def test_a_compressed_stream_cannot_be_larger_than_the_limit(tmp_path, name, marker, at):
+    """Rows and Columns are those of a small picture; the stream, which decoders believe, says otherwise."""
+    content = bytearray(Path(get_testdata_file(name, download=False)).read_bytes())
+    start = content.index(marker) + at
+    width = 4 if at == 8 else 2
+    content[start : start + 2 * width] = (60000).to_bytes(width, "big") * 2
+    (tmp_path / "a.dcm").write_bytes(content)
+    with pytest.raises(DataError, match="says that it has 60000 x 60000 pixels, more than max_pixels"):
         image(tmp_path, tmp_path / "a.dcm")
 
 

@@ -176,6 +176,16 @@ def test_sizes_are_checked_by_the_header(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_a_jpeg_2000_stream_cannot_be_larger_than_its_box_says(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "a.jp2")
+    content = bytearray((tmp_path / "a.jp2").read_bytes())
+    start = content.index(b"\xff\x4f\xff\x51") + 8
+    content[start : start + 8] = (60000).to_bytes(4, "big") * 2
+    (tmp_path / "a.jp2").write_bytes(content)
+    with pytest.raises(DataError, match="says that it has 60000 x 60000 pixels, more than max_pixels"):
+        planes(tmp_path / "a.jp2")
+
+
 def test_pictures_in_memory(tmp_path):
     content = io.BytesIO()
     Image.fromarray(COLOURS).save(content, "png")

@@ -204,6 +204,19 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path):
         planes(path, max_pixels=10**10, max_voxels=10**10)
 
 
+@pytest.mark.parametrize(
+    ("compression", "marker", "at"), [("jpeg", b"\xff\xc0", 5), ("jpeg2000", b"\xff\x4f\xff\x51", 8)]
+)
+def test_a_compressed_stream_cannot_be_larger_than_the_limit(tmp_path, compression, marker, at):
+    path = write(tmp_path, (RAMP // 16).astype(np.uint8), compression=compression)
+    content = bytearray(path.read_bytes())
+    start, width = content.index(marker) + at, 4 if at == 8 else 2
+    content[start : start + 2 * width] = (60000).to_bytes(width, "big") * 2
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="says that it has 60000 x 60000 pixels, more than max_pixels"):
+        planes(path)
+
+
 @pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}, {"compression": "zlib"}])
 def test_pages_that_are_cut_off_are_missed(tmp_path, options):
     order = {"bigtiff": "bigtiff" in options, "byteorder": options.get("byteorder")}

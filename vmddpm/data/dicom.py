@@ -79,7 +79,7 @@ def _decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, n
         dataset = pydicom.dcmread(file, force=True)
     _require_picture(dataset)
     _require_wanted(dataset, config)
-    return dataset, *stored_frames(dataset, check_size(dataset, config))
+    return dataset, *stored_frames(dataset, check_size(dataset, config), config)
 
 
 def _require_picture(dataset: pydicom.FileDataset) -> None:

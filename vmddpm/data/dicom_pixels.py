@@ -6,12 +6,13 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of
-from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
+from vmddpm.data.limits import check_codestream, check_pixels, check_unpacked, check_voxels
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
@@ -48,7 +49,7 @@ def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
     return frames
 
 
-def stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarray, str]:
+def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig) -> tuple[np.ndarray, str]:
     """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and what was odd about them."""
     samples = integer_of(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
@@ -70,6 +71,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int) -> tuple[np.ndarray
     dataset.BitsStored = bits + shift if shift or _holds_padding(dataset) else dataset.BitsAllocated
     if compressed:
         _require_decoder(syntax)
+        _check_streams(dataset, frames, config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -126,6 +128,16 @@ def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> 
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored, but the values are in the "
             f"lower bits; set it to {dataset.BitsStored - 1} in the file"
         )
+
+
+def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
+    try:
+        for content in generate_frames(dataset.PixelData, number_of_frames=frames):
+            check_codestream(content, config)
+    except DataError:
+        raise
+    except Exception:  # of a damaged encapsulation, which the decoder tells
+        return
 
 
 def _require_decoder(syntax: UID) -> None:

@@ -7,11 +7,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_codestream, check_pixels, check_stored, check_voxels
 from vmddpm.data.slicing import Plane
 from vmddpm.data.transforms import choose_mode, display_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
+JPEG_2000_BOX = b"jP  "
+STREAM_HEADER = 1 << 16  # bytes of a JPEG 2000 file within which its stream begins
 PNG_COLOUR = 2  # the bit of a PNG's colour type
 PNG_ALPHA = 4
 # Formats whose further frames are pictures of their own; those of others are previews.
@@ -66,6 +68,9 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     if head.startswith(PNG) and len(head) == 33 and head[24] == 16 and head[25] & (PNG_COLOUR | PNG_ALPHA):
         yield _deep_png(file, head, config)  # which Pillow would cut to 8 bits
         return
+    if head[4:8] == JPEG_2000_BOX:
+        check_codestream(file.read(STREAM_HEADER), config)
+        file.seek(0)
     with _opened(file) as image:
         check_pixels(image.size[::-1], config)
         for frame in range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1):

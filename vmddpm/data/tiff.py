@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_codestream, check_pixels, check_stored, check_voxels
 from vmddpm.data.pictures import over_black, picture_plane
 from vmddpm.data.slicing import Plane
 
@@ -16,6 +16,7 @@ REDUCED, MASK = 1, 4  # of tag 254, NewSubfileType
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 ASSOCIATED_ALPHA, ALPHA = 1, 2  # of tag 338, ExtraSamples
 NONE, DEFLATES = 1, (8, 32946, 5)  # of tag 259, Compression; LZW packs no better than deflate
+STREAM_HEADER = 1 << 16  # bytes of a stream within which its size is said
 # Tag 274: where row 0 and column 0 of the stored pixels are in the picture.
 TURNS = {
     2: lambda p: p[:, ::-1],
@@ -46,6 +47,7 @@ def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             if page.subfiletype & (REDUCED | MASK):
                 continue
             _check(page, stored, config)
+            _check_streams(tiff, page, config)
             for pixels in _pictures(tiff, page):
                 yield _plane(page, pixels, config, frame)
                 frame += 1
@@ -78,6 +80,15 @@ def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
     if page.compression == NONE or page.compression in DEFLATES:
         needed = page.imagedepth * page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8
         check_stored(needed, stored, compressed=page.compression != NONE)
+
+
+def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: DataConfig) -> None:
+    """Of strips and tiles that are JPEG or JPEG 2000 streams, with sizes of their own."""
+    if page.compression == NONE or page.compression in DEFLATES:
+        return
+    for offset, count in zip(page.dataoffsets, page.databytecounts):
+        tiff.filehandle.seek(offset)
+        check_codestream(tiff.filehandle.read(min(count, STREAM_HEADER)), config)
 
 
 def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
