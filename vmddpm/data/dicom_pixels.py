@@ -61,14 +61,18 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed
-    if shift and compressed and syntax != RLELossless:
+    as_words = not compressed or syntax == RLELossless  # whose pixels are words of BitsAllocated, not of a stream
+    if shift and not as_words:
         raise DataError(
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
             "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
         )
     bits = dataset.BitsStored
     # pydicom drops what lies above the stored bits, which must not happen to a padding value that is there.
-    dataset.BitsStored = bits + shift if shift or _holds_padding(dataset) else dataset.BitsAllocated
+    if shift:
+        dataset.BitsStored = bits + shift
+    elif as_words and not _holds_padding(dataset):
+        dataset.BitsStored = dataset.BitsAllocated
     if compressed:
         _require_decoder(syntax)
         _check_streams(dataset, frames, config)
