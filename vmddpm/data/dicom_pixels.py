@@ -11,7 +11,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of
+from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
 from vmddpm.data.limits import check_codestream, check_pixels, check_unpacked, check_voxels
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -76,6 +76,8 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     if compressed:
         _require_decoder(syntax)
         _check_streams(dataset, frames, config)
+    else:
+        _require_whole(dataset, frames, samples)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,6 +134,17 @@ def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> 
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored, but the values are in the "
             f"lower bits; set it to {dataset.BitsStored - 1} in the file"
         )
+
+
+def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
+    """Raises DataError if there are fewer pixels than the attributes say."""
+    pixels = frames * int(dataset.Rows) * int(dataset.Columns) * samples
+    if photometric_of(dataset) == "YBR_FULL_422":  # two pixels share their chrominances
+        pixels = pixels * 2 // 3
+    needed = pixels * integer_of(dataset, "BitsAllocated", 0) // 8
+    held = len(dataset.get("PixelData") or b"")
+    if "PixelData" in dataset and held < needed:
+        raise DataError(f"is cut short: it has {held:,} bytes of pixels and needs {needed:,}; fetch the file again")
 
 
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
