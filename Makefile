@@ -8,6 +8,8 @@ MINUTES ?= 10
 BIN := .venv/bin
 # A test process a core, each with one thread of its own.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
+# Packages that bring medical images, which the nightly tests read beside those of the packages that are needed anyway.
+SAMPLES := pydicom-data dipy scikit-image
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: demo test lint nightly torch-floor gpu install clean
@@ -24,9 +26,13 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-nightly: install lint torch-floor  ## longer tests, more random cases, every instruction set, the oldest torch
+nightly: install lint torch-floor .venv/samples  ## longer tests, more random cases, every instruction set, the oldest torch
 	for isa in baseline avx2; do VMDDPM_CPU_ISA=$$isa $(TEST) tests/kernels/test_scan_accuracy.py || exit 1; done
 	$(TEST) -m "" --hypothesis-profile=nightly
+
+.venv/samples: .venv/installed
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt $(SAMPLES)
+	touch $@
 
 torch-floor: install  ## the packages against the types of the oldest torch that pyproject.toml allows
 	$(BIN)/python tests/torch_floor/torch_floor.py

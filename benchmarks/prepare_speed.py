@@ -50,9 +50,10 @@ def main() -> None:
         if not root.exists():
             build_tree(root, options.images)
         for processes in options.processes:
-            layout = layouts.chestxray(root)
+            config = DataConfig(root=str(root), min_foreground=0.0)
+            layout = layouts.chestxray(root, config)
             began = time.perf_counter()
-            made = prepare_store(layout, DataConfig(root=str(root), min_foreground=0.0), Path(folder) / str(processes),
+            made = prepare_store(layout, config, Path(folder) / str(processes),
                                  made_from={"dataset": "chestxray"}, processes=processes, progress=False)  # fmt: skip
             seconds = time.perf_counter() - began
             memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

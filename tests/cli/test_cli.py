@@ -213,9 +213,9 @@ def test_paper_presets_choose_the_right_files(tmp_path):
         assert count is None or len(dataset) == count
 
 
-@pytest.mark.parametrize("name", ["acdc", "brats2018", "chestxray"])
-def test_prepare_and_train_choose_the_same_slices(name):
-    preset = yaml.safe_load((files("vmddpm.presets") / f"paper-{name}.yaml").read_text())
+@pytest.mark.parametrize(("name", "preset"), [("acdc", "acdc"), ("brats", "brats2018"), ("chestxray", "chestxray")])
+def test_prepare_and_train_choose_the_same_slices(name, preset):
+    preset = yaml.safe_load((files("vmddpm.presets") / f"paper-{preset}.yaml").read_text())
     assert OPTIONS[name].items() <= preset["data"].items()
 
 

@@ -30,9 +30,9 @@ def decoded(monkeypatch):
     names = []
     original = dataset.read_file
 
-    def counted(path, config):
+    def counted(path, *arguments):
         names.append(path.name)
-        return original(path, config)
+        return original(path, *arguments)
 
     monkeypatch.setattr(dataset, "read_file", counted)
     return names

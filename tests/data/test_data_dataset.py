@@ -68,7 +68,7 @@ def test_nothing_but_broken_files_is_an_error_even_when_skipping(tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.nii"):
         (tmp_path / "images" / name).write_bytes(b"rubbish")
-    with pytest.raises(DataError, match=r"all of the 2 files were skipped:\n  .*a\.png: .*\n  .*b\.nii: "):
+    with pytest.raises(DataError, match=r"no image is left of 2 files:\n  .*a\.png: .*\n  .*b\.nii: "):
         read(tmp_path / "images", on_error="skip")
 
 

@@ -91,15 +91,15 @@ def test_acdc_cine_and_what_may_be_missing(acdc, tmp_path, capsys):
 def test_brats2018(tmp_path, capsys):
     names = ["Brats18_2013_10_1", "Brats18_CBICA_AAB_1", "Brats18_CBICA_AAB_2"]
     root = trees.brats2018(tmp_path / "MICCAI_BraTS_2018_Data_Training", names)
-    text = prepare(capsys, "brats2018", tmp_path, "--out", tmp_path / "flair", *SMALL)
+    text = prepare(capsys, "brats", tmp_path, "--out", tmp_path / "flair", *SMALL)
     assert "the paper has 6,528" in text
     slices = read_store(tmp_path / "flair")[1]
     assert {info.source.rsplit("_")[-1] for info in slices} == {"flair.nii.gz"}
     assert {info.patient for info in slices} == {"Brats18_2013_10", "Brats18_CBICA_AAB"}  # two scans of one patient
     assert {info.axis for info in slices} == {"axial"}
-    prepare(capsys, "brats2018", root, "--out", tmp_path / "t2", "--modality", "t2", "--data.size", 64)
+    prepare(capsys, "brats", root, "--out", tmp_path / "t2", "--modality", "t2", "--data.size", 64)
     assert {info.source.rsplit("_")[-1] for info in read_store(tmp_path / "t2")[1]} == {"t2.nii.gz"}
-    assert "is not BraTS 2018's training folder" in refused(capsys, "brats2018", root / "HGG" / names[0], "--out", "x")
+    assert "is not BraTS's training folder" in refused(capsys, "brats", root / "HGG" / names[0], "--out", "x")
 
 
 @pytest.mark.parametrize("archives", [0, 3])

@@ -4,6 +4,7 @@ A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its opt
 with sub-commands of its own adds them in `extend(parser, new_parser)`: jsonargparse wants the outer ones first.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = with_preset_files(sys.argv[1:] if argv is None else argv)
     try:
         try:

@@ -9,7 +9,8 @@ HELP = """Look into a store made by `vmddpm prepare`.
 example:
   vmddpm data check stores/brats"""
 CHECK = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
-there twice, exactly or nearly, under two patients' names. Exit code 1 if anything is found.
+there twice, exactly or nearly, under two patients' names. What `prepare` left out is told again. Exit code 1 if
+anything is found.
 
 example:
   vmddpm data check stores/brats"""
@@ -30,11 +31,14 @@ def extend(parser: Any, new_parser: Any) -> None:
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import DataError
     from vmddpm.data.check import check_store
+    from vmddpm.data.remarks import summary
 
     found, slices = check_store(Path(options.check.store))
     sides = {side: {info.patient for info in slices if info.split == side} for side in ("train", "test")}
     print(f"{len(slices):,} images of {len(sides['train']):,} patients in train and {len(sides['test']):,} in test; "
           f"{found.blank:,} images of one value")  # fmt: skip
+
+    print(*summary(found.remarks), sep="\n", end="\n" if found.remarks else "")
 
     def place(i: int) -> str:
         return f"{slices[i].source} ({slices[i].axis} {slices[i].index}, frame {slices[i].frame}, {slices[i].split})"
@@ -42,6 +46,7 @@ def run(parser: Any, options: Any) -> None:
     lists = {
         "damaged images": found.damaged,
         "patients on both sides": found.shared_patients,
+        "files whose names look like one patient's, on both sides": found.look_alikes,
         "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
         "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
     }

@@ -7,15 +7,15 @@ from typing import Any
 SUMMARY = "read a data set once, into a store"
 DATASETS = {  # what it is, and an example's arguments
     "acdc": ("ACDC: cardiac MR, the end-diastolic and end-systolic frames", "ACDC --out stores/acdc"),
-    "brats2018": (
-        "BraTS 2018: brain MR, one modality",
+    "brats": (
+        "BraTS 2017 to 2023: brain MR, one modality",
         "MICCAI_BraTS_2018_Data_Training --out stores/brats --modality flair --test-share 0.1",
     ),
     "chestxray": (
         "ChestX-ray14: archives or unpacked images, the first 34,999", "ChestX-ray14 --out stores/chestxray"
     ),
     "folder": (
-        "any folder of NIfTI, DICOM, PNG, JPEG or TIFF files",
+        "any folder of medical images or pictures",
         "scans --out stores/mine --patient '(sub-[0-9]+)' --data.size 64",
     ),
 }  # fmt: skip
@@ -43,8 +43,11 @@ def extend(parser: Any, new_parser: Any) -> None:
         one.add_argument("--test-share", type=float, default=0.0, help="share of the patients, about, on the test side")
         if name == "acdc":
             one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es", help="two frames, or all")
-        if name == "brats2018":
+        if name == "brats":
             one.add_argument("--modality", choices=MODALITIES, default="flair", help="which of the four")
+        if name == "chestxray":
+            one.add_argument("--official-split", action="store_true",
+                             help="sides by the owners' train_val_list.txt and test_list.txt")  # fmt: skip
         if name == "folder":
             one.add_argument("--patient", type=str, default=None,
                              help="regular expression whose first group, in a file's path, is the patient")  # fmt: skip
@@ -54,21 +57,23 @@ def extend(parser: Any, new_parser: Any) -> None:
 
 
 def run(parser: Any, options: Any) -> None:
-    from vmddpm.data import DataConfig, layouts
+    from vmddpm.data import DataConfig, DataError, layouts
     from vmddpm.data.prepare import prepare_store
+    from vmddpm.data.remarks import summary
 
     name = options.dataset
     chosen = options[name]
     root = Path(os.path.expanduser(chosen.root)).absolute()
     config = DataConfig(root=str(root), **chosen.data.as_dict())
-    own = {option: chosen[option] for option in ("frames", "modality", "patient") if option in chosen}
-    layout = layouts.folder(root, config, **own) if name == "folder" else getattr(layouts, name)(root, **own)
+    own = {option: chosen[option] for option in ("frames", "modality", "patient", "official_split") if option in chosen}
+    if own.get("official_split") and chosen.test_share:
+        raise DataError("the official split says which side an image is on; leave test-share out")
+    layout = getattr(layouts, name)(root, config, **own)
     made = prepare_store(layout, config, Path(chosen.out), made_from={"dataset": name, **own},
                          test_share=chosen.test_share, processes=chosen.processes)  # fmt: skip
     paper = f"; the paper has {layout.paper:,}" if layout.paper else ""
     print(f"{made['images']:,} images of {made['seen']:,} slices read{paper}")
     for side, (images, patients) in made["sides"].items():
         print(f"{side}: {images:,} images of {patients:,} patients")
-    for failure in made["skipped"]:
-        print(f"skipped: {failure}")
+    print(*summary(made["remarks"]), sep="\n", end="\n" if made["remarks"] else "")
     print(f"{made['images'] / made['seconds']:.1f} images/s; the store is {chosen.out}")

@@ -28,6 +28,7 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
+    from vmddpm.data.remarks import summary
     from vmddpm.systems import cost, train_system
     from vmddpm.training import RunConfig, RunFolder
     from vmddpm.training.ranks import joined
@@ -42,6 +43,7 @@ def run(parser: Any, options: Any) -> None:
         if ranks.first:
             print(f"{config.system}: {cost(config)}")
             print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
+            print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
         train_system(config, dataset, folder)
         if ranks.first:
             print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")

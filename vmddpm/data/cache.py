@@ -21,17 +21,21 @@ import numpy as np
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.image_file import ImageFile, ImageWriter
+from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
 from vmddpm.files import write_text
 
 # Raised when the same files and options give other images.
-FORMAT = 1
+FORMAT = 2
 # A decoder that is installed later can read a file that had to be skipped before.
 DECODERS = (
     "nibabel",
     "pydicom",
     "pillow",
+    "tifffile",
+    "imagecodecs",
+    "SimpleITK",
     "pylibjpeg",
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
@@ -55,13 +59,13 @@ class SliceSet:
     Attributes:
         images: N of uint16 (C, S, S), 0 for -1 and 65535 for 1.
         slices: N of them.
-        skipped: "path: reason" of each file that could not be read.
+        remarks: what was left out, and what the readers had to decide.
         seen: number of slices that were read, with those left out as empty.
     """
 
     images: EncodedImages
     slices: list[SliceInfo]
-    skipped: list[str]
+    remarks: list[Remark]
     seen: int
 
 
@@ -125,7 +129,8 @@ def load(folder: Path, key: str) -> SliceSet | None:
         images = ImageFile(images_path)
         if len(images) != len(slices):
             raise InputError(f"{len(images)} images for {len(slices)} slices")
-        return SliceSet(images, slices, manifest["skipped"], manifest["seen"])
+        remarks = [Remark(**entry) for entry in manifest["remarks"]]
+        return SliceSet(images, slices, remarks, manifest["seen"])
     except Exception as error:
         # Damage can be of any kind, and the cure is the same for all.
         warnings.warn(f"{images_path}: the cache is damaged and is built again ({error})", stacklevel=2)
@@ -145,9 +150,13 @@ class CacheWriter(ImageWriter):
     def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
         super().__init__(folder / f"{key}.npy", shape)
 
-    def commit_entry(self, slices: list[SliceInfo], skipped: list[str], seen: int) -> SliceSet:
+    def commit_entry(self, slices: list[SliceInfo], remarks: list[Remark], seen: int) -> SliceSet:
         """Puts the entry in its place."""
         images = self.commit()
-        entry = {"slices": [asdict(info) for info in slices], "skipped": skipped, "seen": seen}
+        entry = {
+            "slices": [asdict(info) for info in slices],
+            "remarks": [asdict(remark) for remark in remarks],
+            "seen": seen,
+        }
         write_text(self.path.with_suffix(".json"), json.dumps(entry))
-        return SliceSet(images, slices, skipped, seen)
+        return SliceSet(images, slices, remarks, seen)

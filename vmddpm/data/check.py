@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from vmddpm.data.config import DataError
 from vmddpm.data.image_file import ImageFile
-from vmddpm.data.store import StoredSlice, read_store
+from vmddpm.data.patients import look_alikes
+from vmddpm.data.remarks import Remark
+from vmddpm.data.store import StoredSlice, read_store, remarks_of
 
 # A difference hash (Krawetz, 2013) has 64 bits; of two hashes of unlike images about half differ.
 NEAR_BITS = 4
@@ -29,6 +31,8 @@ class Findings:
     Attributes:
         damaged: images that are not what was written, with the reason.
         shared_patients: patients on both sides of the split.
+        look_alikes: files of nobody known whose names look like those of one patient, on both sides of the split.
+        remarks: what was left out of the store.
         exact: images with the very same pixels, of two patients; images of one value alone are left out.
         near: images of two patients that are almost the same.
         blank: number of images of one value.
@@ -36,6 +40,8 @@ class Findings:
 
     damaged: list[str] = field(default_factory=list)
     shared_patients: list[str] = field(default_factory=list)
+    look_alikes: list[str] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
     exact: list[tuple[int, int]] = field(default_factory=list)
     near: list[tuple[int, int]] = field(default_factory=list)
     blank: int = 0
@@ -47,12 +53,16 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     Raises:
         DataError: if the store cannot be read at all.
     """
-    images, slices, _ = read_store(folder)
-    found = Findings()
+    images, slices, record = read_store(folder)
+    found = Findings(remarks=remarks_of(record))
     sides = defaultdict(set)
     for info in slices:
         sides[info.patient].add(info.split)
     found.shared_patients = sorted(patient for patient, both in sides.items() if len(both) > 1)
+    unknown = {info.source: info.split for info in slices if info.patient == info.source}
+    groups = look_alikes(unknown)
+    if len(groups) > 1:  # a single group may be pictures of many patients with one number each
+        found.look_alikes = [f"{group[0]} ... {group[-1]}" for group in groups if len({unknown[n] for n in group}) > 1]
 
     hashes, contents, places = [], defaultdict(list), []
     for i in tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True):

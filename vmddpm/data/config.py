@@ -22,12 +22,18 @@ class DataConfig:
     Attributes:
         root: a store made by `vmddpm prepare`, whose own options then hold (`size` and `channels` must be the same,
             `split` and `limit` choose from it); or a folder, searched recursively in sorted order (hidden files and
-            folders are left out, links are followed), or one file. Files are NIfTI (.nii, .nii.gz), DICOM (.dcm,
-            .dicom, .ima, and files of any other name with DICOM content) or PNG, JPEG and TIFF.
+            folders are left out, links are followed), or one file. Files are NIfTI and Analyze (.nii, .hdr with
+            .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, by the extra [itk]), DICOM (.dcm,
+            .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG, TIFF, BMP, PGM, WebP,
+            JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
         split: which side of a store, "train", "test" or "all". Other folders have no sides: all is "train".
         pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`: "we use
             6528 2D brain images under a single modality". Which modality is not said; the pattern chooses it,
             and also keeps label maps out.
+        modality: shell pattern for the Modality of DICOM files, such as `MR`; what does not match is left out, and so
+            are files that are not DICOM. The same holds for the next two.
+        series: shell pattern for the Series Description, or the Series Instance UID.
+        image_type: shell pattern for the Image Type, whose values are joined by backslashes: `ORIGINAL\\PRIMARY*`.
         limit: keep the first so many slices only: "We use the first 34,999 images for experiments". Read as
             the first in the sorted order of the paths. Null keeps all.
         size: side of the images in pixels: "we uniformly scaled the image center to 128 × 128 resolution".
@@ -36,15 +42,19 @@ class DataConfig:
         channels: 1, or 3. Colour becomes grey by luminance, grey becomes colour by repetition.
         axes: which slices of a NIfTI volume, of axial, coronal and sagittal: "The 2D axial slices were then
             separated to form a training dataset". DICOM and raster images are taken as they were stored.
-        frames: "all" frames of a 4-D NIfTI volume, or the "first" only: "1798 2D cardiac MRIs images from
-            3DMR scans" does not say which phases of the heart were used.
+        frames: "all" frames of a 4-D volume, the "first" only, or the one of a number, counted from 0, such as one
+            modality of several along the last axis: "1798 2D cardiac MRIs images from 3DMR scans" does not say which
+            phases of the heart were used.
         normalize: how intensities are mapped to [-1, 1]: "regular normalization". "percentile" maps the two
             `percentiles` of each volume (a 3-D frame, or a DICOM or raster file); "window" maps `window`, or
             the file's own first VOI window or VOI table; "full" maps the whole range of the bit depth of a
-            raster or colour image, and the smallest to the largest value of anything else. "auto" is "window"
+            raster or colour image (12 bits where a 16-bit file uses no more), and the smallest to the largest value
+            of anything else. "auto" is "window"
             if there is a window, given here or in the file, else "full" where there is a bit depth, else
             "percentile"; so MR volumes go by percentiles, CT files by their window, photographs by their full
             range.
+        normalize_by: "file", or "series": DICOM files of one series that have no window share their percentiles, or
+            their smallest and largest value.
         percentiles: the lower and upper percentile, of the finite voxels of a volume.
         window: (centre, width) in the units of the rescaled values, such as (40, 400) in Hounsfield units for
             soft tissue in CT. It is used for every file.
@@ -53,6 +63,10 @@ class DataConfig:
             foreground when it is above 5 % of the normalised range.
         on_error: a file that cannot be read makes the data set "fail" with its name, or is put on a list of
             skipped files ("skip"), which is shown once as a warning.
+        max_pixels: a larger picture or slice is refused by its header, before it is decoded.
+        max_voxels: the same for what is in memory at once: a 3-D frame of a NIfTI volume, all of a DICOM file.
+            Reading so many takes about 4 GiB.
+        max_members: an archive of more members is refused.
         cache_dir: folder of the decoded slices; by default `vmddpm` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
@@ -62,16 +76,23 @@ class DataConfig:
     root: str = ""
     split: str = "train"
     pattern: str = "*"
+    modality: str | None = None
+    series: str | None = None
+    image_type: str | None = None
     limit: int | None = None
     size: int = 128
     channels: int = 1
     axes: list[str] = field(default_factory=lambda: ["axial"])
-    frames: str = "all"
+    frames: str | int = "all"
     normalize: str = "auto"
+    normalize_by: str = "file"
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
     min_foreground: float = 0.1
     on_error: str = "fail"
+    max_pixels: int = 2**26
+    max_voxels: int = 400_000_000
+    max_members: int = 1_000_000
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,9 +109,17 @@ class DataConfig:
             self.axes,
             f"a list of one or more of {', '.join(AXES)}, each once",
         )
-        _require(self.frames in ("all", "first"), "frames", self.frames, '"all" or "first"')
+        _require(
+            self.frames in ("all", "first") or str(self.frames).isdecimal(),
+            "frames",
+            self.frames,
+            '"all", "first", or a number from 0',
+        )
+        for name in ("max_pixels", "max_voxels", "max_members"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         modes = ("auto", "percentile", "window", "full")
         _require(self.normalize in modes, "normalize", self.normalize, f"one of {', '.join(modes)}")
+        _require(self.normalize_by in ("file", "series"), "normalize_by", self.normalize_by, '"file" or "series"')
         _require(
             len(self.percentiles) == 2 and 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
             "percentiles",

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from vmddpm.data import cache
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.files import find_files
+from vmddpm.data.files import find
 from vmddpm.data.readers import read_file
-from vmddpm.data.slicing import Plane, SliceInfo, foreground_share, volume_planes
+from vmddpm.data.remarks import Excluded, Remark, listed, summary
+from vmddpm.data.series import series_ranges
+from vmddpm.data.slicing import Plane, SliceInfo, volume_planes
 from vmddpm.data.store import is_store, open_store
-from vmddpm.data.transforms import prepare
-
-LISTED_FILES = 20
+from vmddpm.data.tally import Tally
 
 
 class SliceDataset(Dataset[Tensor]):
@@ -36,6 +36,8 @@ class SliceDataset(Dataset[Tensor]):
     Attributes:
         config: as given.
         slices: where each image comes from.
+        remarks: what was left out, with counts and reasons, and what the readers had to decide; `remarks.summary` puts
+            it into lines.
         skipped: "path: reason" of each file that could not be read (`on_error: skip`).
         seen: number of slices that were read, with those left out by `min_foreground`.
 
@@ -50,16 +52,21 @@ class SliceDataset(Dataset[Tensor]):
             return
         if config.split == "test":
             raise DataError(f"{config.root}: has no test side; `vmddpm prepare` makes stores that have one")
-        files = find_files(config)
-        folder, key = cache.cache_folder(config), cache.cache_key(config, files)
-        self._take(config, cache.load(folder, key) or _build(config, files, folder, key, progress))
+        found = find(config)
+        folder, key = cache.cache_folder(config), cache.cache_key(config, found.files)
+        slices = cache.load(folder, key) or _build(config, found.files, folder, key, progress)
+        self._take(config, replace(slices, remarks=found.left_out + slices.remarks))
 
     def _take(self, config: DataConfig, found: cache.SliceSet) -> None:
         self.config, self._images = config, found.images
-        self.slices, self.skipped, self.seen = found.slices, found.skipped, found.seen
+        self.slices, self.remarks, self.seen = found.slices, found.remarks, found.seen
         if self.skipped:
             heading = f"{len(self.skipped)} files could not be read and were skipped:"
-            warnings.warn(_listed(heading, self.skipped), stacklevel=3)
+            warnings.warn(listed(heading, self.skipped), stacklevel=3)
+
+    @property
+    def skipped(self) -> list[str]:
+        return [f"{remark.source}: {remark.reason}" for remark in self.remarks if remark.kind == "error"]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -108,11 +115,11 @@ def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) ->
         del images[count:]
 
     sources = ((f"volume {n}", _planes(volume, config)) for n, volume in enumerate(volumes))
-    slices, skipped, seen = _collect(sources, config, images.append, cut)
+    slices, remarks, seen = _collect(sources, config, images.append, cut)
     if not slices:
-        raise DataError(_nothing_left("the volumes in memory", config, skipped, seen))
+        raise DataError(_nothing_left("the volumes in memory", config, remarks, seen))
     dataset = SliceDataset.__new__(SliceDataset)
-    dataset._take(config, cache.SliceSet(np.stack(images), slices, skipped, seen))
+    dataset._take(config, cache.SliceSet(np.stack(images), slices, remarks, seen))
     return dataset
 
 
@@ -126,11 +133,12 @@ def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progre
     shape = config.channels, config.size, config.size
     try:
         with cache.CacheWriter(folder, key, shape) as writer, tqdm(files, "decoding", disable=not progress) as bar:
-            sources = ((str(path), read_file(path, config)) for path in bar)
-            slices, skipped, seen = _collect(sources, config, writer.append, writer.cut)
+            ranges = series_ranges(files, config)
+            sources = ((str(path), read_file(path, config, ranges)) for path in bar)
+            slices, remarks, seen = _collect(sources, config, writer.append, writer.cut)
             if not slices:
-                raise DataError(_nothing_left(config.root, config, skipped, seen))
-            return writer.commit_entry(slices, skipped, seen)
+                raise DataError(_nothing_left(config.root, config, remarks, seen))
+            return writer.commit_entry(slices, remarks, seen)
     except OSError as error:
         raise DataError(
             f"{folder}: the cache cannot be written ({error.strerror}); make room there, or change cache_dir"
@@ -142,7 +150,7 @@ def _collect(
     config: DataConfig,
     append: Callable[[np.ndarray], None],
     cut: Callable[[int], None],
-) -> tuple[list[SliceInfo], list[str], int]:
+) -> tuple[list[SliceInfo], list[Remark], int]:
     """Prepares the planes of each named source and appends those with enough foreground.
 
     Args:
@@ -150,44 +158,38 @@ def _collect(
         cut: drops all but the first so many images: a source that fails half-way is taken back as a whole.
 
     Returns:
-        (slices, skipped, seen) as in `SliceSet`.
+        (slices, remarks, seen) as in `SliceSet`.
     """
     slices: list[SliceInfo] = []
-    skipped: list[str] = []
+    remarks: list[Remark] = []
     seen = 0
     for name, planes in sources:
-        kept_before, seen_before = len(slices), seen
+        kept_before, tally = len(slices), Tally(name, config)
         try:
-            for plane in planes:
-                image = prepare(plane.pixels, plane.black, plane.white, config, plane.spacing)
-                seen += 1
-                if foreground_share(image) >= config.min_foreground:
-                    append(cache.encode(image))
-                    slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame))
-                    if len(slices) == config.limit:
-                        return slices, skipped, seen
+            for plane, image in tally.kept(planes):
+                append(cache.encode(image))
+                slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame))
+                if len(slices) == config.limit:
+                    return slices, remarks + tally.remarks(), seen + tally.seen
         except DataError as error:
-            reason = f"{name}: {error}"
-            if config.on_error == "fail":
-                raise DataError(f"{reason}. Repair or remove it, or set on_error to skip") from error
+            excluded = isinstance(error, Excluded)
+            if config.on_error == "fail" and not excluded:
+                raise DataError(f"{name}: {error}. Repair or remove it, or set on_error to skip") from error
             cut(kept_before)
             del slices[kept_before:]
-            seen = seen_before
-            skipped.append(reason)
-    return slices, skipped, seen
+            remarks.append(Remark(name, "class" if excluded else "error", str(error)))
+        else:
+            seen += tally.seen
+            remarks += tally.remarks()
+    return slices, remarks, seen
 
 
-def _nothing_left(where: str, config: DataConfig, skipped: list[str], seen: int) -> str:
+def _nothing_left(where: str, config: DataConfig, remarks: list[Remark], seen: int) -> str:
     if seen:
         return (
             f"{where}: none of the {seen} slices seen has {config.min_foreground:g} of its pixels in the "
             "foreground; lower min_foreground (0 keeps every slice), or change normalize"
         )
-    if skipped:
-        return _listed(f"{where}: no image is left, all of the {len(skipped)} files were skipped:", skipped)
+    if remarks:
+        return listed(f"{where}: no image is left of {len(remarks)} files:", summary(remarks))
     return f"{where}: there is nothing to read"
-
-
-def _listed(heading: str, lines: list[str]) -> str:
-    more = [f"... and {len(lines) - LISTED_FILES} more"] if len(lines) > LISTED_FILES else []
-    return "\n  ".join([heading, *lines[:LISTED_FILES], *more])

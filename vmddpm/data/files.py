@@ -1,16 +1,24 @@
 """Which files of a folder the data set reads."""
 
 import os
+import re
+import stat
+from collections import defaultdict
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.remarks import Remark
 
-# Only what is plainly not an image may be passed over without a word; any other name is read or reported.
+GZIP = b"\x1f\x8b"
+# Only what is plainly not an image is left out by its name; any other name is read or refused.
 NOT_IMAGES = tuple(
     """
     .txt .text .md .rst .pdf .doc .docx .rtf .csv .tsv .xls .xlsx .ods .json .jsonl .xml .yaml .yml .toml
     .ini .cfg .html .htm .css .js .log .py .pyc .ipynb .m .r .c .h .cpp .sh .bat .bval .bvec .sha256 .md5
+    .inf .dll .ico .jar .so .dylib .lnk .chm .hlp .msi .cab .swf .class
     .db .sqlite .exe .zip .tar .tar.gz .tgz .tar.bz2 .tar.xz .7z .rar .pkl .pt .pth .ckpt .safetensors .onnx
     """.split()  # noqa: SIM905
 )
@@ -20,14 +28,59 @@ NOT_IMAGE_NAMES = frozenset(
     Makefile Dockerfile
     """.split()  # noqa: SIM905
 )
+# dcm2niix writes a series of a tilted gantry, or of slices at unequal distances, a second time, put straight.
+TWIN = re.compile(r"(?P<of>.+?)(?P<straight>(?:_Tilt|_Eq)+)(?:_\d+)?(?P<suffix>\.nii(?:\.gz)?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attributes:
+    files: absolute paths, in sorted order.
+    left_out: what lies beside them and is not read, by reason.
+    """
+
+    files: list[Path]
+    left_out: list[Remark]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read, and never waits: a pipe or a device would hang the reader for ever.
+
+    Raises:
+        DataError: if it is no regular file, or cannot be opened.
+    """
+    try:
+        file = open(path, "rb", opener=_never_waits)  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"is {_kind(mode)}, no file; remove it")
+    return file
+
+
+def _never_waits(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 
 
 def find_files(config: DataConfig) -> list[Path]:
+    """The files of `find`, without what is left out."""
+    return find(config).files
+
+
+def find(config: DataConfig) -> Found:
     """The files that `config.root` and `config.pattern` name, in sorted order, as absolute paths.
 
-    Files that are plainly not images by their name (text, tables, archives, README ...) and hidden ones are
-    left out; whether the others are images is for the readers to find out, so that nothing is passed over
-    silently.
+    Left out are hidden files, files that are plainly not images by their names (text, tables, archives, README ...),
+    what is no regular file, all but DICOM beside a DICOMDIR, as viewers on a disc, and the crooked of two twins that
+    dcm2niix writes. Whether the others are images is for the readers to find out.
 
     Raises:
         DataError: if root is empty or does not exist, a folder cannot be listed, or no file is left.
@@ -38,11 +91,20 @@ def find_files(config: DataConfig) -> list[Path]:
     if root.is_file():
         if _plainly_not_an_image(root.name):
             raise DataError(f"{root}: is no image by its name; name an image or a folder of images")
-        return [root]
+        return Found([_header_of(root) or root], [])
     if not root.is_dir():
+        if root.exists():
+            raise DataError(f"{root}: is {_kind(root.stat().st_mode)}; name an image or a folder of images")
         raise DataError(f"{root}: no such file or folder; name an image or a folder of images")
     everything = _walk(root)
-    images = [path for path in everything if not _plainly_not_an_image(path.name)]
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    images = []
+    discs = {path.parent for path in everything if path.name.upper() == "DICOMDIR"}
+    for path in everything:
+        if reason := _why_not(path, discs):
+            left_out[reason].append(path)
+        elif _header_of(path) is None:
+            images.append(path)
     if not images:
         raise DataError(
             f"{root}: holds no NIfTI, DICOM, PNG, JPEG or TIFF file ({len(everything)} other files); "
@@ -51,7 +113,59 @@ def find_files(config: DataConfig) -> list[Path]:
     matching = [path for path in images if fnmatchcase(path.relative_to(root).as_posix(), config.pattern)]
     if not matching:
         raise DataError(f"{root}: none of its {len(images)} files matches pattern {config.pattern!r}")
-    return matching
+    twins = _crooked_twins(matching)
+    left_out["another file has the same scan put straight by dcm2niix"] += [p for p in matching if p in twins]
+    remarks = [
+        Remark(paths[0].relative_to(root).as_posix(), "name", reason, files=len(paths))
+        for reason, paths in left_out.items() if paths
+    ]  # fmt: skip
+    return Found([path for path in matching if path not in twins], remarks)
+
+
+def _why_not(path: Path, discs: set[Path]) -> str | None:
+    """Why a file is not read; None if it is."""
+    if _plainly_not_an_image(path.name):
+        return "no images by their names"
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # which the reader tells
+        return None
+    if not stat.S_ISREG(mode):
+        return f"{_kind(mode)}, no file"
+    if path.name.upper() == "DICOMDIR":
+        return "the index of a DICOM disc"
+    if discs and not discs.isdisjoint(path.parents):
+        try:
+            with open_regular(path) as file:
+                if file.read(132)[128:] != b"DICM":
+                    return "not DICOM, on a DICOM disc"
+        except DataError:
+            return None
+    return None
+
+
+def _header_of(path: Path) -> Path | None:
+    """The header of a pair of files of which `path` holds the voxels."""
+    if match := re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.IGNORECASE):
+        for suffix in (".hdr", ".hdr.gz", ".HDR", ".HDR.GZ"):
+            if (header := path.with_name(match[1] + suffix)).exists():
+                return header
+    return None
+
+
+def _crooked_twins(paths: list[Path]) -> set[Path]:
+    """The files of which another one is the same scan, put straight."""
+    present, twins = set(paths), set()
+    for path in paths:
+        if match := TWIN.fullmatch(path.name):
+            # Of a, a_Tilt and a_Tilt_Eq the last is kept.
+            names = [match["of"]] + ([match["of"] + "_Tilt"] if match["straight"].lower() == "_tilt_eq" else [])
+            for name in names:
+                for number in ("", "_1"):
+                    for suffix in (".nii", ".nii.gz"):
+                        if (twin := path.with_name(f"{name}{number}{suffix}")) in present and twin != path:
+                            twins.add(twin)
+    return twins
 
 
 def _walk(root: Path) -> list[Path]:

@@ -3,13 +3,16 @@
 import csv
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.files import find_files
+from vmddpm.data.files import find, open_regular
+from vmddpm.data.limits import check_member
+from vmddpm.data.remarks import Remark
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Source:
         patient: whose it is; None if a DICOM file is to be asked.
         path: the file; of an archive, the archive.
         content: the bytes of a file out of an archive, None of any other.
+        side: "train" or "test" where the data set's owners say so.
     """
 
     name: str
     patient: str | None
     path: Path
     content: bytes | None = None
+    side: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,25 +40,32 @@ class Layout:
     sources: the files in the order of the store.
     files: how many, None if an archive has to be read to know.
     options: fields of DataConfig that this data set is read with, unless the user says otherwise.
-    paper: images in the paper, None for a folder that is not of the paper.
+    paper: images in the paper, None for a data set that is not the paper's.
+    left_out: what lies beside the files and is not read.
     """
 
     sources: Iterable[Source]
     files: int | None
     paper: int | None = None
+    left_out: tuple[Remark, ...] = ()
 
 
 # What the data sets are read with, unless the user says otherwise; the same as the presets of `vmddpm train`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "acdc": {"min_foreground": 0.0},
-    "brats2018": {"min_foreground": 0.2},
+    "brats": {"min_foreground": 0.2},
     "chestxray": {"min_foreground": 0.0, "limit": 34_999},
     "folder": {},
 }
 MODALITIES = ("flair", "t1", "t1ce", "t2")
+# The folders of BraTS's scans, year by year; a number of the scan is no part of the patient.
+BRATS = re.compile(
+    r"(?P<patient>Brats1[78]_.+?|BraTS(?:19|20)_.+?|BraTS2021_\d+|BraTS-[A-Z]+-\d+)(?:_\d|-\d{3})?"
+)
+MODALITIES_2023 = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"}
 
 
-def acdc(root: Path, frames: str = "ed-es") -> Layout:
+def acdc(root: Path, config: DataConfig, frames: str = "ed-es") -> Layout:
     """ACDC (Bernard et al., 2018): patient001/ ... with Info.cfg, patient001_4d.nii.gz and patient001_frame01.nii.gz.
 
     "1798 2D cardiac MRIs images from 3DMR scans" (IV-A) does not say which: the end-diastolic and end-systolic frames
@@ -77,60 +89,108 @@ def acdc(root: Path, frames: str = "ed-es") -> Layout:
 def _info(path: Path) -> dict[str, int]:
     """ED and ES of an Info.cfg: the numbers of the two frames, counted from 1."""
     try:
-        found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", path.read_text(encoding="utf-8"), re.MULTILINE))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); it says which frames are ED and ES") from error
+        found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", _text(path), re.MULTILINE))
+    except (DataError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it says which frames are ED and ES") from error
     if set(found) != {"ED", "ES"}:
         raise DataError(f"{path}: has no lines `ED: <frame>` and `ES: <frame>`")
     return {phase: int(number) for phase, number in found.items()}
 
 
-def brats2018(root: Path, modality: str = "flair") -> Layout:
-    """BraTS 2018 (Menze et al., 2015): HGG/ and LGG/, with Brats18_..._1/Brats18_..._1_flair.nii.gz and so on.
+def _text(path: Path) -> str:
+    """A text file, with or without a byte-order mark. Raises DataError or ValueError."""
+    with open_regular(path) as file:
+        return file.read().decode("utf-8-sig")
 
-    "6528 2D brain images under a single modality" (IV-A) does not say which one.
+
+def brats(root: Path, config: DataConfig, modality: str = "flair") -> Layout:
+    """BraTS (Menze et al., 2015) as it was given out from 2017 to 2023: a folder for each scan, in HGG/ and LGG/ until
+    2019, with Brats18_..._1_flair.nii.gz, BraTS20_Training_001_flair.nii.gz, BraTS-GLI-00000-000-t2f.nii.gz and so on.
+
+    "6528 2D brain images under a single modality" (IV-A, of 2018) does not say which one.
     """
-    inside = root / "MICCAI_BraTS_2018_Data_Training"
-    root = inside if inside.is_dir() else root
-    folders = [folder for grade in ("HGG", "LGG") if (root / grade).is_dir()
-               for folder in _folders(root / grade, r"Brats18_.+", "a folder of BraTS patients")]  # fmt: skip
-    folders = folders or _folders(root, r"Brats18_.+", "BraTS 2018's training folder, with HGG and LGG")
+    containers = [root, *(path for path in _folders_in(root) if "training" in path.name.lower())]
+    scans = [
+        (container, folder, match["patient"]) for container in containers
+        for place in (container, container / "HGG", container / "LGG")
+        for folder in _folders_in(place) if (match := BRATS.fullmatch(folder.name))
+    ]  # fmt: skip
+    if not scans:
+        raise DataError(f"{root}: is not BraTS's training folder, with HGG and LGG or with a folder for each scan")
     sources = []
-    for folder in folders:
-        patient = re.sub(r"_\d$", "", folder.name)  # the last number counts a patient's scans
-        sources.append(_source(root, _nifti(folder, f"{folder.name}_{modality}"), patient))
-    return Layout(sources, len(sources), 6528)
+    for container, folder, patient in scans:
+        ending = f"-{MODALITIES_2023[modality]}" if folder.name.startswith("BraTS-") else f"_{modality}"
+        sources.append(_source(container, _nifti(folder, f"{folder.name}{ending}"), patient))
+    paper = all(folder.name.startswith("Brats18_") for _, folder, _ in scans)
+    return Layout(sources, len(sources), 6528 if paper else None)
 
 
-def chestxray(root: Path) -> Layout:
+def _folders_in(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> Layout:
     """ChestX-ray14 (Wang et al., 2017): images_001.tar.gz ..., or the 00000001_000.png ... unpacked from them.
 
     "the first 34,999 images" (IV-A) are those of the first four archives. The number in front is the patient; where
     Data_Entry_2017.csv is there, its column "Patient ID" decides.
+
+    Args:
+        official_split: the sides of the split are those of the owners' train_val_list.txt and test_list.txt.
     """
     patients = _patients_of_table(root)
+    sides = _official_sides(root) if official_split else None
     images = {path.name: path for path in root.rglob("*.png") if re.fullmatch(r"\d{8}_\d{3}\.png", path.name)}
     if images:
-        sources = [_source(root, images[name], _xray_patient(name, patients)) for name in sorted(images)]
+        sources = [replace(_source(root, images[name], _xray_patient(name, patients)), side=_side(name, sides))
+                   for name in sorted(images)]  # fmt: skip
         return Layout(sources, len(sources), 34_999)
     archives = sorted(root.rglob("images_*.tar.gz"))
     if not archives:
         raise DataError(f"{root}: holds neither images_001.tar.gz and so on, nor 00000001_000.png and so on")
-    return Layout(_members(root, archives, patients), None, 34_999)
+    return Layout(_members(root, archives, patients, sides, config), None, 34_999)
 
 
-def _members(root: Path, archives: list[Path], patients: dict[str, str]) -> Iterator[Source]:
+def _official_sides(root: Path) -> dict[str, str]:
+    sides: dict[str, str] = {}
+    for name, side in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
+        found = sorted(root.rglob(name))
+        if not found:
+            raise DataError(f"{root}: holds no {name}, which the official split needs; download it beside the images")
+        try:
+            names = _text(found[0]).split()
+        except ValueError as error:
+            raise DataError(f"{found[0]}: cannot be read ({error}); download it again") from error
+        if both := sides.keys() & set(names):
+            raise DataError(f"{found[0]}: {min(both)} is in train_val_list.txt too; download both again")
+        sides.update(dict.fromkeys(names, side))
+    return sides
+
+
+def _side(name: str, sides: dict[str, str] | None) -> str | None:
+    if sides is None:
+        return None
+    if name not in sides:
+        raise DataError(f"{name} is in neither train_val_list.txt nor test_list.txt; download both again")
+    return sides[name]
+
+
+def _members(
+    root: Path, archives: list[Path], patients: dict[str, str], sides: dict[str, str] | None, config: DataConfig
+) -> Iterator[Source]:
     for archive in archives:
         try:
-            with tarfile.open(archive, "r|gz") as stream:  # from front to back: one member is in memory
-                for member in stream:
+            with open_regular(archive) as file, tarfile.open(fileobj=file, mode="r|gz") as stream:
+                # From front to back: one member is in memory.
+                for count, member in enumerate(stream, 1):
+                    check_member(count, member.size, config)
                     name = member.name.rsplit("/")[-1]
-                    if member.isfile() and name.endswith(".png") and (file := stream.extractfile(member)):
-                        content = file.read()
+                    if member.isfile() and name.endswith(".png") and (content := stream.extractfile(member)):
                         place = f"{archive.relative_to(root).as_posix()}/{member.name}"
-                        yield Source(place, _xray_patient(name, patients), archive, content)
-        except (tarfile.TarError, EOFError, OSError) as error:
+                        yield Source(place, _xray_patient(name, patients), archive, content.read(), _side(name, sides))
+        except DataError as error:
+            raise DataError(f"{archive}: {error}") from error
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(f"{archive}: the archive is damaged ({error}); download it again") from error
 
 
@@ -138,12 +198,11 @@ def _patients_of_table(root: Path) -> dict[str, str]:
     patients = {}
     for table in sorted(root.rglob("Data_Entry_2017*.csv"))[:1]:
         try:
-            with open(table, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            patients = {row["Image Index"]: f"{int(row['Patient ID']):08d}" for row in rows}
+            rows = list(csv.DictReader(_text(table).splitlines()))
+            patients = {row["Image Index"].strip(): f"{int(row['Patient ID']):08d}" for row in rows}
         except KeyError:
             raise DataError(f"{table}: has no columns Image Index and Patient ID") from None
-        except (OSError, ValueError, TypeError, csv.Error) as error:
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(f"{table}: cannot be read ({error}); download it again") from error
     return patients
 
@@ -155,24 +214,24 @@ def _xray_patient(name: str, patients: dict[str, str]) -> str:
 def folder(root: Path, config: DataConfig, patient: str | None = None) -> Layout:
     """Any folder that `vmddpm train` reads.
 
-    A DICOM file belongs to its Patient ID, written down as a hash; any other to the first folder of its path below the
-    root, or to itself if it lies in the root.
+    Whose a file is: see `patients.patient_of`.
 
     Args:
         patient: a regular expression searched for in the path below the root; its first group is the patient.
     """
     finder = None if patient is None else patient_pattern(patient)
     sources = []
-    for path in find_files(config):
+    found = find(config)
+    for path in found.files:
         name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
         owner = None
         if finder is not None:
             match = finder.search(name)
-            if match is None or not match.groups():
+            if match is None or not match.groups() or match[1] is None:
                 raise DataError(f"{path}: patient {patient!r} finds no group in it; a pattern is like '(sub-[0-9]+)'")
-            owner = match[1]
+            owner = match[1].strip()
         sources.append(Source(name, owner, path))
-    return Layout(sources, len(sources))
+    return Layout(sources, len(sources), left_out=tuple(found.left_out))
 
 
 def patient_pattern(text: str) -> re.Pattern[str]:

@@ -6,30 +6,33 @@ import multiprocessing
 import signal
 import sys
 import time
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pydicom
 import torch
 from tqdm import tqdm
 
 from vmddpm.data.cache import encode
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom import Ranges
+from vmddpm.data.files import open_regular
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
+from vmddpm.data.patients import look_alikes, patient_of
 from vmddpm.data.readers import read_content, read_file
-from vmddpm.data.slicing import foreground_share
+from vmddpm.data.remarks import Excluded, Remark, listed, summary
+from vmddpm.data.series import series_ranges
 from vmddpm.data.store import StoredSlice, side_of, write_records
-from vmddpm.data.transforms import prepare
-from vmddpm.files import sha256
+from vmddpm.data.tally import Tally
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,12 +41,12 @@ AHEAD = 4  # files in work for each process
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one file: encoded images with their lines of the manifest, or why there is none."""
+    """What became of one file: encoded images with their lines of the manifest, and what there is to say."""
 
     images: list[np.ndarray]
     slices: list[StoredSlice]
     seen: int
-    failure: str | None = None
+    remarks: list[Remark]
 
 
 def prepare_store(
@@ -69,77 +72,91 @@ def prepare_store(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; choose another folder, or remove it")
     slices: list[StoredSlice] = []
-    skipped: list[str] = []
+    remarks = list(layout.left_out)
     began, seen = time.perf_counter(), 0
     try:
         with (
             ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
         ):
-            for done in in_order(partial(prepared, config=config), layout.sources, processes):
+            paths = [source.path for source in layout.sources] if isinstance(layout.sources, list) else []
+            ranges = series_ranges(paths, config, lambda work, items: in_order(work, items, processes))
+            for done in in_order(partial(prepared, config=config, ranges=ranges), layout.sources, processes):
                 bar.update()
-                if done.failure is not None:
-                    if config.on_error == "fail":
-                        raise DataError(f"{done.failure}. Repair or remove it, or set on_error to skip")
-                    skipped.append(done.failure)
+                remarks += done.remarks
+                if config.on_error == "fail" and (failed := [r for r in done.remarks if r.kind == "error"]):
+                    raise DataError(
+                        f"{failed[0].source}: {failed[0].reason}. Repair or remove it, or set on_error to skip"
+                    )
                 left = None if config.limit is None else config.limit - len(slices)
                 seen += done.seen
                 for image, info in list(zip(done.images, done.slices))[:left]:
                     writer.append(image)
-                    slices.append(StoredSlice(**{**asdict(info), "split": side_of(info.patient, test_share)}))
+                    slices.append(replace(info, split=info.split or side_of(info.patient, test_share)))
                 if len(slices) == config.limit:
                     break
                 bar.set_postfix(images=len(slices), refresh=False)
+            _warn_of_look_alikes(slices)
             if not slices:
-                why = f"; the first of {len(skipped)} failures: {skipped[0]}" if skipped else "; lower min_foreground"
-                raise DataError(f"none of the {seen} slices is left{why}")
+                hint = "; lower min_foreground" if seen else ""
+                raise DataError(listed(f"none of the {seen} slices is left{hint}", summary(remarks)))
             writer.commit()
             options = asdict(config)
             for name in ("root", "cache_dir", "split"):  # where it was is no part of what it is
                 del options[name]
-            made = {**made_from, "options": options, "test_share": test_share, "seen": seen, "skipped": skipped}
+            made = {**made_from, "options": options, "test_share": test_share, "seen": seen,
+                    "remarks": [asdict(remark) for remark in remarks]}  # fmt: skip
             write_records(out, slices, made)
     except OSError as error:
         raise DataError(f"{out}: the store cannot be written ({error.strerror or error}); make room there") from error
     sides = {side: [info for info in slices if info.split == side] for side in ("train", "test")}
     counts = {side: (len(infos), len({info.patient for info in infos})) for side, infos in sides.items()}
-    return {**made, "images": len(slices), "sides": counts, "seconds": time.perf_counter() - began}
+    return {**made, "remarks": remarks, "images": len(slices), "sides": counts, "seconds": time.perf_counter() - began}
 
 
-def prepared(source: Source, config: DataConfig) -> Prepared:
+def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
+    groups = look_alikes({info.source: None for info in slices if info.patient == info.source})
+    if groups:
+        count = sum(len(group) for group in groups)
+        warnings.warn(
+            f"{count} files in the folder itself are each taken for a patient of their own, but names such as "
+            f"{groups[0][0]} and {groups[0][1]} look like one patient's: two sides of a split may share that patient; "
+            "--patient finds the patient in the path",
+            stacklevel=3,
+        )
+
+
+def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
     """One file, decoded; runs in a process of its own and depends on nothing else."""
     images: list[np.ndarray] = []
     slices: list[StoredSlice] = []
-    seen = 0
+    tally = Tally(source.name, config)
     try:
-        patient = source.patient or owner_of(source)
         if source.content is None:
-            digest, planes = sha256(source.path), read_file(source.path, config)
+            digest = _sha256(source.path)
+            planes = read_file(source.path, config, ranges)
         else:
-            digest, planes = hashlib.sha256(source.content).hexdigest(), read_content(source.content, config)
-        for plane in planes:
-            image = prepare(plane.pixels, plane.black, plane.white, config, plane.spacing)
-            seen += 1
-            if foreground_share(image) >= config.min_foreground:
-                images.append(encode(image))
-                slices.append(StoredSlice(source=source.name, patient=patient, split="",
-                                          axis=plane.axis, index=plane.index, frame=plane.frame,
-                                          black=float(plane.black), white=float(plane.white),
-                                          crc32=zlib.crc32(images[-1].tobytes()), source_sha256=digest))  # fmt: skip
+            digest = hashlib.sha256(source.content).hexdigest()
+            planes = read_content(source.content, source.name, config)
+        patient = source.patient or patient_of(source.path, source.name, config)
+        for plane, image in tally.kept(planes):
+            images.append(encode(image))
+            slices.append(StoredSlice(source=source.name, patient=patient, split=source.side or "",
+                                      axis=plane.axis, index=plane.index, frame=plane.frame,
+                                      black=float(plane.black), white=float(plane.white),
+                                      crc32=zlib.crc32(images[-1].tobytes()), source_sha256=digest))  # fmt: skip
     except (DataError, OSError) as error:
-        return Prepared([], [], 0, f"{source.name}: {error}")
-    return Prepared(images, slices, seen)
+        kind = "class" if isinstance(error, Excluded) else "error"
+        return Prepared([], [], 0, [Remark(source.name, kind, str(error))])
+    return Prepared(images, slices, tally.seen, tally.remarks())
 
 
-def owner_of(source: Source) -> str:
-    """See `layouts.folder`."""
-    try:
-        found = pydicom.dcmread(source.path, specific_tags=["PatientID"], stop_before_pixels=True).get("PatientID")
-    except Exception:  # pydicom raises nearly every class on damaged files, which are told when they are read
-        found = None
-    if found:
-        return f"dicom-{hashlib.sha256(str(found).encode()).hexdigest()[:16]}"
-    return source.name.split("/")[0]
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iterator[B]:

@@ -1,44 +1,133 @@
-"""From a file to its planes: one thin reader over nibabel, pydicom and Pillow each."""
+"""From a file to its planes: by its name and its first bytes, to the reader of its kind."""
 
+import gzip
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-
-import nibabel as nib
-import numpy as np
-import pydicom
-from PIL import Image, ImageOps
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from typing import BinaryIO
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.slicing import Plane, volume_planes
-from vmddpm.data.transforms import choose_mode, display_range
+from vmddpm.data.dicom import Ranges, read_dicom
+from vmddpm.data.files import GZIP, open_regular
+from vmddpm.data.limits import check_unpacked
+from vmddpm.data.pictures import read_array, read_picture
+from vmddpm.data.remarks import Excluded
+from vmddpm.data.slicing import Plane
+from vmddpm.data.tiff import read_tiff
+from vmddpm.data.volumes import read_itk, read_mgh, read_nifti
 
-PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# Where enhanced multi-frame objects keep what others have at the top level.
-FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
-WHITE_IS_ZERO = 0
-TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+SUFFIXES = {
+    "DICOM": (".dcm", ".dicom", ".ima"),
+    "NIfTI": (".nii", ".hdr"),
+    "FreeSurfer": (".mgh", ".mgz"),
+    "ITK": (".mha", ".nrrd"),
+    "NumPy": (".npy",),
+    "an image": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".pnm", ".ppm", ".webp", ".jp2", ".j2k",
+                 ".gif"),
+}  # fmt: skip
+KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def read_file(path: Path, config: DataConfig) -> Iterator[Plane]:
-    """The planes of one file, by the reader that its name, or else its content, asks for.
+def read_file(path: Path, config: DataConfig, ranges: Ranges | None = None) -> Iterator[Plane]:
+    """The planes of one file, by the reader that its name and its content ask for.
+
+    Args:
+        ranges: see `read_dicom`.
 
     Raises:
+        Excluded: if it is no picture, or a filter of the configuration leaves it out.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
-    kind, reader = _reader_for(path)
-    with _named(kind, str(path)):
-        yield from reader(path, config)
+    with open_regular(path) as file, _named(kind := kind_of(file, path.name), str(path)):
+        yield from _planes(file, kind, config, path, ranges)
 
 
-def read_content(content: bytes, config: DataConfig) -> Iterator[Plane]:
-    """The planes of a PNG, JPEG or TIFF file that is in memory. Raises DataError as `read_file`."""
-    with _named("an image", "<_io.BytesIO"):
-        yield from read_raster(BytesIO(content), config)
+def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
+    """The planes of a picture that is in memory. Raises DataError as `read_file`."""
+    file = BytesIO(content)
+    with _named(kind := kind_of(file, name), name):
+        if kind != "an image":
+            raise DataError(f"is {kind} inside an archive; unpack the archive")
+        yield from _planes(file, kind, config, Path(name))
+
+
+def kind_of(file: BinaryIO, name: str) -> str:
+    """Which reader a file asks for: a key of SUFFIXES, or "TIFF". The file is left at its start.
+
+    Raises:
+        DataError: if no reader takes it, or its content is of another kind than its name.
+    """
+    head = file.read(132)
+    file.seek(0)
+    if not head:
+        raise DataError("is empty")
+    if head.startswith(LFS):
+        raise DataError("is a git-LFS pointer, not the file itself; fetch that by `git lfs pull`")
+    suffix = Path(_bare(name)).suffix
+    kind = KINDS.get(suffix)
+    if head[:4] in TIFF and kind == "an image":
+        return "TIFF"
+    if suffix == ".img":
+        raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
+    if head[128:] == b"DICM":
+        if kind not in (None, "DICOM"):
+            raise DataError(f"is a DICOM file with the suffix {suffix}; rename it to .dcm")
+        return "DICOM"
+    if kind is not None:
+        return kind
+    # Archives name DICOM files by a number or a UID, which ends in a dot and a number.
+    if not suffix or re.fullmatch(r"\.\d+", suffix):
+        return "DICOM"
+    raise DataError(
+        f"has the suffix {suffix}, which is none of {' '.join(sorted(KINDS))}, and is not DICOM by content; convert it"
+    )
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file is a volume by its name, not a picture nor DICOM."""
+    return KINDS.get(Path(_bare(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"\.gz$", "", name.lower())
+
+
+def _planes(file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None) -> Iterator[Plane]:
+    if kind != "DICOM" and (config.modality or config.series or config.image_type):
+        raise Excluded("no DICOM file, which modality, series and image_type choose from")
+    if kind == "DICOM":
+        yield from read_dicom(inflated(file, config), config, ranges)
+    elif kind == "NIfTI":
+        pair = re.search(r"\.hdr(\.gz)?$", path.name, re.IGNORECASE)
+        yield from read_nifti(file, config, path if pair else None)
+    elif kind == "FreeSurfer":
+        yield from read_mgh(file, config)
+    elif kind == "ITK":
+        yield from read_itk(file, config, path)
+    elif kind == "NumPy":
+        yield from read_array(file, config)
+    elif kind == "TIFF":
+        yield from read_tiff(file, config)
+    else:
+        yield from read_picture(file, config)
+
+
+def inflated(file: BinaryIO, config: DataConfig) -> BinaryIO:
+    """A DICOM file, unpacked in memory if it is compressed by gzip."""
+    compressed = file.read(2) == GZIP
+    file.seek(0)
+    if not compressed:
+        return file
+    with gzip.GzipFile(fileobj=file) as unpacked:
+        content = bytearray()
+        while block := unpacked.read(1 << 20):
+            content += block
+            check_unpacked(len(content), config)
+    return BytesIO(content)
 
 
 @contextmanager
@@ -48,206 +137,6 @@ def _named(kind: str, path: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        # The three libraries raise nearly every class of exception on damaged files.
-        reason = " ".join(str(error).replace(path, "the file").split())
+        # The libraries raise nearly every class of exception on damaged files.
+        reason = re.sub(r"<_io\.[^>]*>", "the file", " ".join(str(error).replace(path, "the file").split()))
         raise DataError(f"cannot be read as {kind}: {reason or type(error).__name__}") from error
-
-
-def _reader_for(path: Path) -> tuple[str, Callable[[Path, DataConfig], Iterator[Plane]]]:
-    name = path.name.lower()
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError as error:
-        raise DataError(f"cannot be opened: {error.strerror}") from error
-    if not head:
-        raise DataError("is empty")
-    if name.endswith((".nii", ".nii.gz")):
-        return "NIfTI", read_nifti
-    if name.endswith((".png", ".jpg", ".jpeg", ".tif", ".tiff")):
-        return "an image", read_raster
-    # Archives name DICOM files by a number or a UID, which ends in a dot and a number.
-    nameless = not path.suffix or re.fullmatch(r"\.\d+", path.suffix)
-    if head[128:] == b"DICM" or name.endswith((".dcm", ".dicom", ".ima")) or nameless:
-        return "DICOM", read_dicom
-    raise DataError(
-        f"has the suffix {path.suffix}, which is none of .nii .nii.gz .dcm .png .jpg .jpeg .tif .tiff, "
-        "and is not DICOM by content; convert it"
-    )
-
-
-def read_nifti(path: Path, config: DataConfig) -> Iterator[Plane]:
-    """The slices of a NIfTI volume: `slicing.volume_planes`."""
-    # The open file lets a compressed series be read once from front to back, frame by frame.
-    image = nib.load(path, keep_file_open=True)
-    if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise DataError("holds no volume of voxels (a CIFTI surface file?)")
-    yield from volume_planes(image, config)
-
-
-def read_dicom(path: Path, config: DataConfig) -> Iterator[Plane]:
-    """The frames of a DICOM file, with modality rescale, VOI window or table, and polarity applied.
-
-    MONOCHROME1 is inverted after the VOI step (PS3.3 C.7.6.3.1.2); pydicom leaves that to its caller. Pixels
-    with the padding value are background. Colour is RGB whatever its encoding, and is shown over its full bit
-    depth.
-
-    Raises:
-        DataError: if the file is not DICOM, holds no pixels, or is compressed in a way that needs another
-            decoder.
-    """
-    dataset = pydicom.dcmread(path, force=True)
-    _require_pixels(dataset)
-    stored, depth = _stored_frames(dataset)
-    if depth is None:
-        yield from _grey_planes(dataset, stored, config)
-    else:
-        yield from _colour_planes(dataset, stored, depth, config)
-
-
-def _colour_planes(
-    dataset: pydicom.FileDataset, stored: np.ndarray, depth: int, config: DataConfig
-) -> Iterator[Plane]:
-    mode = choose_mode(config, has_window=False, has_depth=True)
-    black, white = display_range(stored, mode, config, depth)
-    for frame, pixels in enumerate(stored):
-        yield Plane(pixels.astype(np.float32), black, white, _spacing(dataset), frame=frame)
-
-
-def _grey_planes(dataset: pydicom.FileDataset, stored: np.ndarray, config: DataConfig) -> Iterator[Plane]:
-    frames: Iterable[np.ndarray] = (_rescaled(dataset, pixels, frame) for frame, pixels in enumerate(stored))
-    _promote_frame(dataset, 0)
-    mode = choose_mode(config, _has_voi(dataset), has_depth=False)
-    own_window = mode == "window" and config.window is None
-    if not own_window:
-        frames = list(frames)
-        black, white = display_range(np.stack(frames), mode, config)
-    for frame, values in enumerate(frames):
-        if own_window:
-            values, black, white = _voi(dataset, values)
-        limits = (white, black) if dataset.PhotometricInterpretation == "MONOCHROME1" else (black, white)
-        yield Plane(values.astype(np.float32), *limits, _spacing(dataset), frame=frame)
-
-
-def _require_pixels(dataset: pydicom.FileDataset) -> None:
-    if any(keyword in dataset for keyword in PIXEL_KEYWORDS):
-        return
-    if dataset.preamble is None and "SOPClassUID" not in dataset:
-        raise DataError("is not a DICOM file: it has neither the DICOM mark nor pixel data")
-    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    kind = uid.name if uid else "of no stated class"
-    raise DataError(f"is not an image: a DICOM file ({kind}) without pixel data")
-
-
-def _stored_frames(dataset: pydicom.FileDataset) -> tuple[np.ndarray, int | None]:
-    """The decoded pixels (F, H, W) and None, or (F, H, W, 3) and the largest value if they are in colour."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        # Without file meta information, data are in the standard's default syntax.
-        little_endian = dataset.original_encoding[1]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
-    try:
-        stored = dataset.pixel_array
-    except (RuntimeError, NotImplementedError) as error:
-        if syntax is None or not syntax.is_compressed:
-            raise
-        raise DataError(
-            f"its {syntax.name} pixels cannot be decoded; if the file is whole, `pip install pylibjpeg "
-            f"pylibjpeg-libjpeg pylibjpeg-openjpeg` adds a decoder ({' '.join(str(error).split())})"
-        ) from error
-    depth = None
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
-        depth = np.iinfo(stored.dtype).max
-    elif dataset.get("SamplesPerPixel", 1) > 1:
-        depth = 2**dataset.BitsStored - 1
-        if stored.shape[-1] != 3:
-            raise DataError(f"has {stored.shape[-1]} values a pixel; 1 (grey) or 3 (colour) are needed")
-    image_axes = 2 if depth is None else 3
-    return stored.reshape(-1, *stored.shape[-image_axes:]), depth
-
-
-def _promote_frame(dataset: pydicom.FileDataset, frame: int) -> None:
-    """Puts the attributes of a frame of an enhanced object where single-frame objects have them."""
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for groups in (*shared[:1], *per_frame[frame : frame + 1]):
-        for macro in FRAME_MACROS:
-            for item in groups.get(macro) or []:
-                dataset.update(item)
-
-
-def _rescaled(dataset: pydicom.FileDataset, stored: np.ndarray, frame: int) -> np.ndarray:
-    """A frame in its modality's units, NaN where it is padding."""
-    _promote_frame(dataset, frame)
-    values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:
-        low, high = sorted((padding, dataset.get("PixelPaddingRangeLimit", padding)))
-        values = np.where((stored >= low) & (stored <= high), np.float32(np.nan), values)
-    return values
-
-
-def _voi_table(dataset: pydicom.FileDataset) -> pydicom.Dataset | None:
-    items: Sequence[pydicom.Dataset] = dataset.get("VOILUTSequence") or []
-    for item in items[:1]:
-        if "LUTDescriptor" in item and "LUTData" in item:
-            return item
-    return None
-
-
-def _has_voi(dataset: pydicom.FileDataset) -> bool:
-    window = dataset.get("WindowCenter"), dataset.get("WindowWidth")
-    return None not in window or _voi_table(dataset) is not None
-
-
-def _voi(dataset: pydicom.FileDataset, values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Values after the first VOI table or window, and the smallest and largest value the step can give."""
-    table = _voi_table(dataset)
-    if table is None:
-        low, high = apply_windowing(np.array([-np.inf, np.inf]), dataset)
-        return apply_windowing(values, dataset), float(low), float(high)
-    padding = np.isnan(values)
-    shown = apply_voi(np.rint(np.where(padding, 0, values)).astype(np.int64), dataset)
-    return np.where(padding, np.nan, shown), 0.0, 2.0 ** table.LUTDescriptor[2] - 1
-
-
-def _spacing(dataset: pydicom.FileDataset) -> tuple[float, float]:
-    """Height and width of a pixel; only their ratio matters, so a file without either has square pixels."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
-        sizes = dataset.get(keyword)
-        if sizes and len(sizes) == 2 and min(sizes) > 0:
-            return float(sizes[0]), float(sizes[1])
-    return 1.0, 1.0
-
-
-def read_raster(path: Path | BytesIO, config: DataConfig) -> Iterator[Plane]:
-    """A PNG or JPEG image, or the pages of a TIFF file.
-
-    8 and 16 bits a pixel stay what they are (16-bit colour is 8 bits, as Pillow reads it); the EXIF
-    orientation is applied; palettes become colour; transparent pixels are laid over black.
-    """
-    with Image.open(path) as image:
-        for page in range(getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
-            image.seek(page)
-            tags = getattr(image, "tag_v2", {})
-            bits = tags.get(TIFF_BITS, (16,))[0]
-            # Pillow inverts white-is-zero pixels of 8 bits, but not of 16.
-            inverted = image.mode.startswith("I;16") and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
-            pixels, depth = _raster_pixels(ImageOps.exif_transpose(image), bits)
-            mode = choose_mode(config, has_window=False, has_depth=depth is not None)
-            black, white = display_range(pixels, mode, config, depth)
-            yield Plane(pixels, *((white, black) if inverted else (black, white)), frame=page)
-
-
-def _raster_pixels(image: Image.Image, bits: int) -> tuple[np.ndarray, int | None]:
-    """float32 (H, W) or (H, W, 3), and the largest value of their bit depth (None for 32-bit pixels)."""
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.float32), 2**bits - 1
-    if image.mode in ("I", "F"):
-        return np.asarray(image).astype(np.float32), None
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), coloured)
-    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    return np.asarray(image).astype(np.float32), 255

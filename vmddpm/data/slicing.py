@@ -1,7 +1,8 @@
 """From a volume to its slices, the way up they are shown in papers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -36,10 +37,11 @@ class Plane:
     """One slice before cropping: float32 pixels (H, W) or (H, W, 3), and how to show them.
 
     Attributes:
-        pixels: row 0 is the top; values in the file's own units.
+        pixels: row 0 is the top; values in the file's own units. float64 where float32 would round them.
         black, white: the values shown black and white; black is the larger in an inverted image.
         spacing: millimetres from row to row and from column to column.
         axis, index, frame: as in `SliceInfo`.
+        note: what the reader had to decide, for the report.
     """
 
     pixels: np.ndarray
@@ -49,6 +51,7 @@ class Plane:
     axis: str = "stored"
     index: int = 0
     frame: int = 0
+    note: str = ""
 
 
 def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> Iterator[Plane]:
@@ -60,36 +63,63 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
     Intensities have the file's slope applied; each 3-D frame is normalised by itself.
 
     Args:
-        image: 2-D to 4-D, real-valued; further axes must have length 1. One frame is in memory at a time.
+        image: 2-D to 4-D, real-valued or of 8-bit colours (fields R, G, B); further axes must have length 1. One frame
+            is in memory at a time.
 
     Raises:
-        DataError: on other shapes, complex or colour voxels.
+        DataError: on other shapes or voxels, and a frame that is asked for and not there.
     """
-    if image.get_data_dtype().kind not in "biuf":
-        raise DataError(f"has {image.get_data_dtype()} voxels; real numbers are needed, convert it first")
-    if 0 in image.shape:
-        raise DataError(f"is empty, of shape {image.shape}")
-    if image.ndim > 4:
-        image = nib.squeeze_image(image)
-    if not 2 <= image.ndim <= 4:
+    dtype, shape = image.get_data_dtype(), image.shape
+    if dtype.kind not in "biuf" and not _is_colour(dtype):
+        raise DataError(f"has {dtype} voxels; real numbers or 8-bit colours are needed, convert it first")
+    if 0 in shape:
+        raise DataError(f"is empty, of shape {shape}")
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if not 2 <= len(shape) <= 4:
         raise DataError(f"has shape {image.shape}; a volume has 3 axes, or 4 with time")
-    for frame in range(image.shape[3] if image.ndim == 4 and config.frames == "all" else 1):
-        yield from _frame_planes(image.slicer[..., frame] if image.ndim == 4 else image, frame, config)
+    orientation = nib.io_orientation(image.affine)
+    if np.isnan(orientation).any():
+        raise DataError("its affine does not say how it lies: an axis has no length, or is not finite")
+    beyond = (0,) * (image.ndim - 4)  # further axes of length 1
+    for frame in _frames_of(shape[3] if len(shape) == 4 else 1, config):
+        voxels = image.dataobj[(..., frame, *beyond)] if image.ndim > 3 else image.dataobj
+        yield from _frame_planes(np.asarray(voxels), image.affine, orientation, frame, config)
 
 
-def _frame_planes(image: nib.spatialimages.SpatialImage, frame: int, config: DataConfig) -> Iterator[Plane]:
-    if image.ndim == 2:
-        image = nib.Nifti1Image(np.asarray(image.dataobj, np.float32)[..., None], image.affine)
-    canonical = nib.as_closest_canonical(image)
-    voxels = np.asarray(canonical.dataobj, np.float32)  # (right, anterior, superior)
-    sizes = nib.affines.voxel_sizes(canonical.affine)
-    mode = choose_mode(config, has_window=False, has_depth=False)
-    black, white = display_range(voxels, mode, config)
+def _is_colour(dtype: np.dtype[Any]) -> bool:
+    return dtype.names is not None and dtype.names[:3] == ("R", "G", "B") and dtype["R"] == np.uint8
+
+
+def _frames_of(count: int, config: DataConfig) -> Iterable[int]:
+    if count == 1 or config.frames == "all":
+        return range(count)
+    frame = 0 if config.frames == "first" else int(config.frames)
+    if frame >= count:
+        raise DataError(f"has {count} frames, counted from 0; frames is {frame}")
+    return [frame]
+
+
+def _frame_planes(
+    stored: np.ndarray, affine: np.ndarray, orientation: np.ndarray, frame: int, config: DataConfig
+) -> Iterator[Plane]:
+    if stored.ndim == 2:
+        stored = stored[..., None]
+    colour = stored.dtype.names is not None
+    if colour:
+        stored = np.stack([stored[name] for name in ("R", "G", "B")], -1)
+    # float32 voxels, first axis to the right, second to anterior, third to superior
+    voxels = nib.apply_orientation(np.asarray(stored, np.float32), orientation)
+    sizes = np.empty(3)
+    sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
+    depth = 255 if colour else None
+    mode = choose_mode(config, has_window=False, has_depth=colour)
+    black, white = display_range(voxels, mode, config, depth)
     for axis in config.axes:
         across, up = (i for i in range(3) if i != THROUGH[axis])
         for index, plane in enumerate(np.moveaxis(voxels, THROUGH[axis], 0)):
             # Superior or anterior comes first down the rows, right or anterior first along the columns.
-            pixels = plane[::-1, ::-1].T
+            pixels = np.swapaxes(plane[::-1, ::-1], 0, 1)
             yield Plane(pixels, black, white, (float(sizes[up]), float(sizes[across])), axis, index, frame)
 
 

@@ -2,7 +2,7 @@
 
     images.npy        uint16 (N, C, S, S), 0 for -1 and 65535 for 1
     manifest.jsonl    a line an image: the file it comes from, patient, side of the split, slice, window, checksums
-    store.json        how it was made, the counts, and the SHA-256 of the manifest; written last
+    store.json        how it was made, what was left out and why, counts, the SHA-256 of the manifest; written last
 
 `images.npy` can be opened by anyone: `np.load("images.npy", mmap_mode="r")`.
 """
@@ -20,11 +20,12 @@ import numpy as np
 from vmddpm.data.cache import SliceSet
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.image_file import ImageFile
+from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
 from vmddpm.files import sha256, write_text
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class StoredSlice:
 
 def side_of(patient: str, test_share: float) -> str:
     """A patient's side of the split follows from the name alone: it stays when other patients come or go."""
-    place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+    place = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     return "test" if place < test_share else "train"
 
 
@@ -125,4 +126,9 @@ def open_store(config: DataConfig) -> SliceSet:
         raise DataError(f"{folder}: there is no image on its {config.split} side")
     chosen = [slices[i] for i in places]
     infos = [SliceInfo(info.source, info.axis, info.index, info.frame) for info in chosen]
-    return SliceSet(Chosen(images, places), infos, record["skipped"], record["seen"])
+    return SliceSet(Chosen(images, places), infos, remarks_of(record), record["seen"])
+
+
+def remarks_of(record: dict[str, Any]) -> list[Remark]:
+    """What a store.json says about what was left out."""
+    return [Remark(**entry) for entry in record["remarks"]]

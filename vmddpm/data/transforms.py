@@ -11,12 +11,13 @@ from vmddpm.data.config import DataConfig, DataError
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def choose_mode(config: DataConfig, has_window: bool, has_depth: bool) -> str:
+def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str = "") -> str:
     """What `normalize` means for a file: "window", "full" or "percentile".
 
     Args:
         has_window: the file brings a window of its own.
         has_depth: the range of its values is that of a bit depth.
+        why: what is wrong with the window of a file that has one which cannot be used.
 
     Raises:
         DataError: if a window is asked for and there is none.
@@ -26,7 +27,7 @@ def choose_mode(config: DataConfig, has_window: bool, has_depth: bool) -> str:
             return "window"
         return "full" if has_depth else "percentile"
     if config.normalize == "window" and not (config.window or has_window):
-        raise DataError("has no window of its own; set window to (centre, width), or change normalize")
+        raise DataError(f"{why or 'has no window of its own'}; set window to (centre, width), or change normalize")
     return config.normalize
 
 
@@ -52,7 +53,7 @@ def display_range(
     if not finite.size:
         return 0.0, 0.0
     if mode == "percentile":
-        black, white = np.percentile(finite, config.percentiles)
+        black, white = np.percentile(finite, config.percentiles, overwrite_input=True)  # a copy of our own
         # A volume that is nearly all background has equal percentiles, but still an image in it.
         if black < white:
             return float(black), float(white)

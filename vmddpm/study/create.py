@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from PIL import Image
 
 import vmddpm
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.files import find_files
 from vmddpm.data.layouts import patient_pattern
+from vmddpm.data.patients import dicom_identity
+from vmddpm.data.readers import is_volume
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
 from vmddpm.files import write_text, written_whole
@@ -51,8 +52,9 @@ class CreateOptions:
         slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
             synthetic images have no such likeness.
         patient: regular expression whose first group, found in a real file's path below its folder, is the patient,
-            such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the PatientID
-            of a DICOM file, the folder of a NIfTI file (or the file, if it lies at the top); else it is not known.
+            such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the Patient
+            ID of a DICOM file (without one, its study), the folder of a volume (or the file, if it lies at the top);
+            else it is not known.
         title: shown on the page.
         instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
     """
@@ -170,12 +172,9 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
         if match is None or not match.groups() or match[1] is None:
             raise StudyError(f"patient {pattern!r} finds no patient in {relative}")
         return match[1]
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if is_volume(path):
         return str(relative.parent if relative.parent != Path(".") else relative)
-    if path.name.lower().endswith((".png", ".jpg", ".jpeg", ".tif", ".tiff")):
-        return None
-    header = pydicom.dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True, force=True)
-    return str(header.get("PatientID") or "") or None
+    return dicom_identity(path, DataConfig())
 
 
 def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int) -> list[int]:

@@ -1,0 +1,37 @@
+"""DICOM files of arrays, and what they should be read as."""
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from vmddpm.data import DataConfig, SliceDataset
+
+
+def read(tmp_path, root, **options):
+    options = {"min_foreground": 0, **options}
+    return SliceDataset(DataConfig(root=str(root), cache_dir=str(tmp_path / "cache"), **options))
+
+
+def make_dicom(path, stored, **attributes):
+    """An image of uint16 (H, W) or (F, H, W) with more attributes, saved at `path`."""
+    dataset = Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid(entropy_srcs=["image"])
+    dataset.set_pixel_data(np.asarray(stored, np.uint16), "MONOCHROME2", 16)
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def item(**attributes):
+    dataset = Dataset()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def linear(values, low, high):
+    return np.clip((values - low) / (high - low), 0, 1) * 2 - 1

@@ -1,0 +1,143 @@
+"""DICOM files: frames in the units, the window and the polarity that the standard gives them."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+import pydicom
+from pydicom.uid import UID, RTDoseStorage, SegmentationStorage
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom_attributes import named, photometric_of, text_of
+from vmddpm.data.dicom_pixels import check_deflated, check_size, stored_frames
+from vmddpm.data.dicom_values import Voi, of_frame, padding_of, palette_colours, rescaled, spacing_of, voi_of
+from vmddpm.data.remarks import Excluded
+from vmddpm.data.slicing import Plane
+from vmddpm.data.transforms import choose_mode, display_range
+
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, which pydicom 3.0 does not know
+# Objects with pixel data that are results of an analysis, not pictures of a patient.
+NO_PICTURES = frozenset({SegmentationStorage, LABEL_MAP, RTDoseStorage})
+# Black and white by Series Instance UID.
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]
+
+
+def read_dicom(file: BinaryIO, config: DataConfig, ranges: Ranges | None = None) -> Iterator[Plane]:
+    """The frames of a DICOM file, with modality rescale, VOI window or table, and polarity applied.
+
+    MONOCHROME1 is inverted after the VOI step (PS3.3 C.7.6.3.1.2). Pixels with the padding value are background.
+    Colour is RGB whatever its encoding, and is shown over its full bit depth.
+
+    Args:
+        ranges: what is black and white in files without a window, by series; of other series, each file has its own.
+
+    Raises:
+        Excluded: if the object is no picture by its SOP class, or not of the modality, series or image type asked for.
+        DataError: if the file is not DICOM, contradicts itself, is larger than the limits, or is compressed in a way
+            that needs another decoder; the message names the attribute and the way out.
+    """
+    dataset, stored, notes = _decoded(file, config)
+    if photometric_of(dataset) == "PALETTE COLOR":
+        yield from _colour_planes(dataset, *palette_colours(dataset, stored), config, notes)
+    elif stored.ndim == 4:
+        yield from _colour_planes(dataset, stored, 2**dataset.BitsStored - 1, config, notes)
+    else:
+        series = (ranges or {}).get(text_of(dataset, "SeriesInstanceUID"))
+        yield from _grey_planes(dataset, stored, config, notes, series)
+
+
+def series_uid(file: BinaryIO) -> str | None:
+    """The Series Instance UID of a DICOM file; None if it has none."""
+    header = pydicom.dcmread(file, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True, force=True)
+    return text_of(header, "SeriesInstanceUID") or None
+
+
+def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
+    """All pixels of a grey DICOM file (F, H, W) in the modality's units, NaN where they are padding; None in colour.
+    Raises as `read_dicom`."""
+    dataset, stored, _ = _decoded(file, config)
+    if stored.ndim == 4 or photometric_of(dataset) == "PALETTE COLOR":
+        return None
+    return _all_values(dataset, stored)
+
+
+def _all_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
+    values, padding = np.empty(stored.shape, np.float32), padding_of(dataset, stored)
+    for frame, pixels in enumerate(stored):
+        values[frame] = rescaled(dataset, of_frame(dataset, frame), pixels, padding)[0]
+    return values
+
+
+def _decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
+    """The data set, its pixels as they are stored, and a note."""
+    check_deflated(file, config)
+    with warnings.catch_warnings():  # pydicom's are about what is mended or told here
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(file, force=True)
+    _require_picture(dataset)
+    _require_wanted(dataset, config)
+    return dataset, *stored_frames(dataset, check_size(dataset, config), config)
+
+
+def _require_picture(dataset: pydicom.FileDataset) -> None:
+    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    name = UID(str(uid)).name if uid else "of no stated class"
+    if uid in NO_PICTURES:
+        raise Excluded(f"no picture by its SOP class, {name}")
+    if any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        return
+    if not uid and dataset.preamble is None:
+        raise DataError("is not a DICOM file: it has neither the DICOM mark nor pixel data")
+    if "Image Storage" in name:
+        raise DataError(f"is an image by its SOP class, {name}, but holds no pixel data; fetch the whole object again")
+    raise Excluded(f"no picture by its SOP class, {name}")
+
+
+def _require_wanted(dataset: pydicom.Dataset, config: DataConfig) -> None:
+    for option, keywords in (
+        ("modality", ("Modality",)),
+        ("series", ("SeriesDescription", "SeriesInstanceUID")),
+        ("image_type", ("ImageType",)),
+    ):
+        pattern = getattr(config, option)
+        if pattern is not None and not any(fnmatchcase(text_of(dataset, keyword), pattern) for keyword in keywords):
+            raise Excluded(f"not of {option} {pattern}")
+
+
+def _colour_planes(
+    dataset: pydicom.FileDataset, stored: np.ndarray, depth: int, config: DataConfig, note: str
+) -> Iterator[Plane]:
+    if stored.dtype.kind == "i":
+        raise DataError(f"{named('PixelRepresentation')} is 1, which makes its colours signed; set it to 0 in the file")
+    mode = choose_mode(config, has_window=False, has_depth=True)
+    black, white = display_range(stored, mode, config, depth)
+    for frame, pixels in enumerate(stored):
+        yield Plane(pixels.astype(np.float32), black, white, spacing_of(dataset), frame=frame, note=note)
+
+
+def _grey_planes(
+    dataset: pydicom.FileDataset, stored: np.ndarray, config: DataConfig, note: str, series: tuple[float, float] | None
+) -> Iterator[Plane]:
+    inverted = photometric_of(dataset) == "MONOCHROME1"
+    padding = padding_of(dataset, stored)
+    little_endian = dataset.original_encoding[1] is not False
+    asks = config.normalize in ("auto", "window") and config.window is None  # the file about a window of its own
+    # The range of all frames, which are rescaled once more where it is needed. A window is the same for all anyway.
+    whole = None if config.window is not None else series
+    for frame, pixels in enumerate(stored):
+        own = of_frame(dataset, frame)
+        values, least = rescaled(dataset, own, pixels, padding)
+        voi = voi_of(own, values, least, little_endian) if asks else Voi(None)
+        mode = choose_mode(config, has_window=voi.shown is not None, has_depth=False, why=voi.note)
+        if voi.shown is not None:
+            values, black, white = voi.shown
+        else:
+            if whole is None:
+                whole = display_range(_all_values(dataset, stored), mode, config)
+            black, white = whole
+        limits = (white, black) if inverted else (black, white)
+        notes = "; ".join(filter(None, (note, voi.note)))
+        yield Plane(values.astype(np.float32), *limits, spacing_of(own), frame=frame, note=notes)

@@ -1,0 +1,66 @@
+"""Attributes of a DICOM data set: their values, and their names in messages."""
+
+import math
+
+import pydicom
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+
+from vmddpm.data.config import DataError
+
+
+def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
+    """An attribute as text without the blanks around it; empty if it is missing or empty."""
+    value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        return "\\".join(str(part).strip() for part in value)
+    return "" if value is None else str(value).strip()
+
+
+def named(keyword: str) -> str:
+    """An attribute as messages show it: Window Width (0028,1051)."""
+    tag = Tag(tag_for_keyword(keyword) or 0)
+    return f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
+
+
+def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
+    """The values of an attribute; none if it is missing or empty.
+
+    Raises:
+        ValueError: if a value is no finite number; the message names the attribute.
+    """
+    try:
+        value = dataset.get(keyword)
+        parts = list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
+        numbers = [float(part) for part in parts if part is not None and part != ""]
+    except (ValueError, TypeError, OverflowError):
+        raw = dataset.get_item(keyword)
+        raise ValueError(f"{named(keyword)} is {getattr(raw, 'value', raw)!r}, no number") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{named(keyword)} is {numbers}, not finite")
+    return numbers
+
+
+def integer_of(dataset: pydicom.Dataset, keyword: str, default: int | None = None) -> int:
+    """Raises DataError, naming the attribute, if there is none and no default, or it is no number."""
+    try:
+        numbers = numbers_of(dataset, keyword)
+    except ValueError as error:
+        raise DataError(f"{error}; correct it in the file") from None
+    if numbers:
+        return int(numbers[0])
+    if default is None:
+        raise DataError(f"{named(keyword)} is missing or empty; the pixels cannot be read without it")
+    return default
+
+
+def as_pixel(value: float, signed: bool) -> float:
+    """A value that stands for a pixel and was written with either of the representations US and SS: which one counts is
+    that of the pixels."""
+    value %= 2**16
+    return value - 2**16 if signed and value >= 2**15 else value
+
+
+def photometric_of(dataset: pydicom.Dataset) -> str:
+    return text_of(dataset, "PhotometricInterpretation").upper()

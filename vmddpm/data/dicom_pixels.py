@@ -1,0 +1,171 @@
+"""The pixels of a DICOM file as they are stored: decoded, and put where their values are."""
+
+import warnings
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
+from vmddpm.data.limits import check_codestream, check_pixels, check_unpacked, check_voxels
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+def check_deflated(file: BinaryIO, config: DataConfig) -> None:
+    """pydicom inflates a deflated data set whole: whether it is too large is found out before."""
+    head = file.read(1024)
+    file.seek(0)
+    if head[128:132] != b"DICM" or DEFLATED not in head:
+        return
+    meta_length = int.from_bytes(head[140:144], "little")
+    file.seek(144 + meta_length)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    length, pending = 0, b""
+    while block := pending or file.read(1 << 20):
+        length += len(inflate.decompress(block, 1 << 24))
+        check_unpacked(length, config)
+        pending = inflate.unconsumed_tail
+        if inflate.eof:
+            break
+    file.seek(0)
+
+
+def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
+    """The number of frames."""
+    rows, columns = integer_of(dataset, "Rows"), integer_of(dataset, "Columns")
+    frames = integer_of(dataset, "NumberOfFrames", 1) or 1
+    if min(rows, columns) < 1:
+        raise DataError(f"{named('Rows')} is {rows} and {named('Columns')} is {columns}: there is no pixel")
+    if frames < 0:
+        raise DataError(f"{named('NumberOfFrames')} is {frames}; correct it in the file")
+    check_pixels((rows, columns), config)
+    check_voxels((frames, rows, columns, integer_of(dataset, "SamplesPerPixel", 1)), config)
+    return frames
+
+
+def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig) -> tuple[np.ndarray, str]:
+    """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and what was odd about them."""
+    samples = integer_of(dataset, "SamplesPerPixel", 1)
+    if samples not in (1, 3):
+        raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        # Without file meta information, data are in the standard's default syntax.
+        little_endian = dataset.original_encoding[1]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+    shift = _value_shift(dataset)
+    compressed = syntax is not None and syntax.is_compressed
+    as_words = not compressed or syntax == RLELossless  # whose pixels are words of BitsAllocated, not of a stream
+    if shift and not as_words:
+        raise DataError(
+            f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
+            "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
+        )
+    bits = dataset.BitsStored
+    # pydicom drops what lies above the stored bits, which must not happen to a padding value that is there.
+    if shift:
+        dataset.BitsStored = bits + shift
+    elif as_words and not _holds_padding(dataset):
+        dataset.BitsStored = dataset.BitsAllocated
+    if compressed:
+        _require_decoder(syntax)
+        _check_streams(dataset, frames, config)
+    else:
+        _require_whole(dataset, frames, samples)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = dataset.pixel_array
+    except (RuntimeError, NotImplementedError) as error:
+        if not compressed:
+            raise
+        raise DataError(
+            f"its {syntax.name} pixels are damaged, or of a kind that no decoder here reads "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    dataset.BitsStored = bits
+    if shift:
+        _require_upper(dataset, stored, shift)
+        stored = stored >> shift
+    stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
+    note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
+    return stored[:frames], note if len(stored) > frames else ""
+
+
+def _value_shift(dataset: pydicom.Dataset) -> int:
+    """How many bits below its values a pixel has: 0, but in files whose values are in the upper bits (PS3.5, 8.1.1)."""
+    if "PixelData" not in dataset:
+        dataset.BitsStored = integer_of(dataset, "BitsAllocated", 32)
+        return 0
+    allocated = integer_of(dataset, "BitsAllocated")
+    bits = integer_of(dataset, "BitsStored", allocated)
+    high = integer_of(dataset, "HighBit", bits - 1)
+    if not 1 <= bits <= high + 1 <= allocated:
+        raise DataError(
+            f"{named('BitsAllocated')} {allocated}, {named('BitsStored')} {bits} and {named('HighBit')} {high} "
+            "contradict each other; correct them in the file"
+        )
+    dataset.BitsStored, dataset.HighBit = bits, high
+    return high + 1 - bits
+
+
+def _holds_padding(dataset: pydicom.Dataset) -> bool:
+    """Whether the padding value is one that the stored bits can hold, or there is none."""
+    try:
+        padding = numbers_of(dataset, "PixelPaddingValue")[:1]
+    except ValueError:  # which is told when the padding is looked for
+        return True
+    signed = bool(dataset.get("PixelRepresentation"))
+    top = 2 ** (int(dataset.BitsStored) - signed)
+    return all(-top * signed <= as_pixel(value, signed) < top for value in padding)
+
+
+def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> None:
+    """Raises DataError if HighBit says that values are in the upper bits, and they are in the lower ones."""
+    top = 2 ** (dataset.BitsStored - (stored.dtype.kind == "i"))
+    if (stored & (2**shift - 1)).any() and stored.max() < top and stored.min() >= -top:
+        raise DataError(
+            f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored, but the values are in the "
+            f"lower bits; set it to {dataset.BitsStored - 1} in the file"
+        )
+
+
+def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
+    """Raises DataError if there are fewer pixels than the attributes say."""
+    pixels = frames * int(dataset.Rows) * int(dataset.Columns) * samples
+    if photometric_of(dataset) == "YBR_FULL_422":  # two pixels share their chrominances
+        pixels = pixels * 2 // 3
+    needed = pixels * integer_of(dataset, "BitsAllocated", 0) // 8
+    held = len(dataset.get("PixelData") or b"")
+    if "PixelData" in dataset and held < needed:
+        raise DataError(f"is cut short: it has {held:,} bytes of pixels and needs {needed:,}; fetch the file again")
+
+
+def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
+    try:
+        for content in generate_frames(dataset.PixelData, number_of_frames=frames):
+            check_codestream(content, config)
+    except DataError:
+        raise
+    except Exception:  # of a damaged encapsulation, which the decoder tells
+        return
+
+
+def _require_decoder(syntax: UID) -> None:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DataError(
+            f"its pixels are compressed as {syntax.name}, which is not read; convert the file, a video to frames"
+        ) from None
+    if not decoder.is_available:
+        raise DataError(
+            f"its pixels are compressed as {syntax.name}, for which no decoder is installed; `pip install "
+            '".[dicom]"` in the source tree brings one'
+        )

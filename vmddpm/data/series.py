@@ -1,0 +1,65 @@
+"""One normalisation for all files of a DICOM series, whose slices lie in a file each."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom import Ranges, modality_values, series_uid
+from vmddpm.data.files import open_regular
+from vmddpm.data.limits import check_voxels
+from vmddpm.data.readers import inflated, kind_of
+from vmddpm.data.transforms import display_range
+
+
+def series_ranges(
+    paths: Iterable[Path], config: DataConfig, in_order: Callable[[Any, Iterable[Any]], Iterator[Any]] = map
+) -> Ranges:
+    """What is black and white in each series, by its UID, where `normalize_by` asks for it; empty otherwise.
+
+    Every file is decoded once here, and once more when its slices are read. One series is in memory at a time.
+
+    Args:
+        in_order: as the builtin `map`; may work in several processes.
+
+    Raises:
+        DataError: if a series has more values than `max_voxels`.
+    """
+    if config.normalize_by == "file":
+        return {}
+    paths, series = list(paths), defaultdict(list)
+    for path, uid in zip(paths, in_order(partial(_uid, config=config), paths)):
+        if uid:
+            series[uid].append(path)
+    found = in_order(partial(_range, config=config), series.values())
+    return {uid: limits for uid, limits in zip(series, found) if limits is not None}
+
+
+def _uid(path: Path, config: DataConfig) -> str | None:
+    try:
+        with open_regular(path) as file:
+            return series_uid(inflated(file, config)) if kind_of(file, path.name) == "DICOM" else None
+    except Exception:  # of damage; it is told when the file is read
+        return None
+
+
+def _range(paths: list[Path], config: DataConfig) -> tuple[float, float] | None:
+    values: list[np.ndarray] = []
+    for path in paths:
+        try:
+            with open_regular(path) as file:
+                found = modality_values(inflated(file, config), config)
+        except Exception:  # as above
+            continue
+        if found is not None:
+            values.append(found.ravel())
+            try:
+                check_voxels([sum(map(len, values))], config)
+            except DataError as error:
+                raise DataError(f"{path}: its series {error}; or set normalize_by to file") from error
+    mode = "full" if config.normalize == "full" else "percentile"
+    return display_range(np.concatenate(values), mode, config) if values else None

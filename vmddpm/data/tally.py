@@ -1,0 +1,46 @@
+"""One file's planes, prepared and counted: nothing is dropped in silence."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from vmddpm.data.config import DataConfig
+from vmddpm.data.remarks import Remark
+from vmddpm.data.slicing import Plane, foreground_share
+from vmddpm.data.transforms import prepare
+
+
+class Tally:
+    """Prepares the planes of one file and counts what becomes of them.
+
+    Args:
+        source: the file's name in remarks.
+
+    Attributes:
+        seen: number of planes so far.
+    """
+
+    def __init__(self, source: str, config: DataConfig) -> None:
+        self.source, self.config, self.seen = source, config, 0
+        self._dark = 0
+        self._notes: dict[str, int] = defaultdict(int)
+
+    def kept(self, planes: Iterable[Plane]) -> Iterator[tuple[Plane, np.ndarray]]:
+        """Planes with enough foreground, and the float32 images (channels, size, size) made of them."""
+        for plane in planes:
+            image = prepare(plane.pixels, plane.black, plane.white, self.config, plane.spacing)
+            self.seen += 1
+            if plane.note:
+                self._notes[plane.note] += 1
+            if foreground_share(image) >= self.config.min_foreground:
+                yield plane, image
+            else:
+                self._dark += 1
+
+    def remarks(self) -> list[Remark]:
+        found = [Remark(self.source, "note", note, count) for note, count in self._notes.items()]
+        if self._dark:
+            reason = f"foreground below min_foreground {self.config.min_foreground:g}"
+            found.append(Remark(self.source, "foreground", reason, self._dark))
+        return found

@@ -1,0 +1,221 @@
+"""Volume files: NIfTI, Analyze and FreeSurfer by nibabel, MetaImage and NRRD by SimpleITK."""
+
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.files import GZIP, open_regular
+from vmddpm.data.limits import check_pixels, check_stored, check_voxels
+from vmddpm.data.slicing import Plane, volume_planes
+
+CIFTI_INTENTS = range(3000, 3100)
+# In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
+DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
+META_END = re.compile(rb"^\s*ElementDataFile[^\n]*\n?", re.MULTILINE)
+NRRD_END = re.compile(rb"\r?\n\r?\n")
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> Iterator[Plane]:
+    """The slices of a NIfTI-1 or NIfTI-2 volume, compressed or not whatever its name says: `slicing.volume_planes`.
+
+    Args:
+        path: of the header of a pair of files, .hdr and .img, NIfTI or Analyze.
+
+    Raises:
+        DataError: if it is damaged, or holds no volume.
+    """
+    with _unpacked(file) as header_file:
+        header = _header(header_file)
+        if path is None:
+            yield from volume_planes(_nifti_image(header, header_file, file, config), config)
+            return
+    partner = _partner(path)
+    with open_regular(partner) as packed, _unpacked(packed) as voxels:
+        yield from volume_planes(_nifti_image(header, voxels, packed, config), config)
+
+
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    """The file, or what is in it, by its first two bytes."""
+    compressed = file.read(2) == GZIP
+    file.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
+
+
+def _partner(header: Path) -> Path:
+    stem = re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.IGNORECASE)
+    for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
+        if (partner := header.with_name(stem + suffix)).exists():
+            return partner
+    raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
+
+
+def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
+    size = file.read(4)
+    file.seek(0)
+    kinds: dict[int, type[nib.analyze.AnalyzeHeader]] = {540: nib.Nifti2Header, 348: nib.Nifti1Header}
+    for order in ("little", "big"):
+        kind = kinds.get(int.from_bytes(size, order))
+        if kind is not None:
+            break
+    else:
+        raise DataError("is no NIfTI file: its header has neither 348 nor 540 bytes")
+    endianness = "<" if order == "little" else ">"
+    content = file.read(kind.template_dtype.itemsize)
+    if len(content) < kind.template_dtype.itemsize:
+        raise DataError("is cut short within its header")
+    header = kind(content, endianness, check=False)
+    if kind is nib.Nifti1Header and bytes(header["magic"])[:2] not in (b"n+", b"ni"):
+        return nib.Spm99AnalyzeHeader(content, endianness, check=False)
+    return header
+
+
+def _nifti_image(
+    header: nib.analyze.AnalyzeHeader, voxels: BinaryIO, packed: BinaryIO, config: DataConfig
+) -> nib.spatialimages.SpatialImage:
+    intent = int(header["intent_code"]) if isinstance(header, nib.Nifti1Header) else 0
+    if intent in CIFTI_INTENTS:
+        raise DataError("holds no volume of voxels (a CIFTI surface file)")
+    shape = _shape(header)
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, nib.spatialimages.HeaderDataError):
+        raise DataError(f"datatype is {int(header['datatype'])}, which is none of NIfTI's") from None
+    if dtype.itemsize == 0 or dtype.hasobject:
+        raise DataError(f"datatype is {int(header['datatype'])}, which says nothing of the voxels")
+    if not 0 <= float(header["vox_offset"]) < 2**40:
+        raise DataError(f"vox_offset is {float(header['vox_offset']):g}; the header is damaged")
+    offset = int(header["vox_offset"])
+    slope, intercept = _scaling(header) if dtype.names is None else (1.0, 0.0)
+    check_pixels(shape[:2], config)
+    check_voxels(shape[:3], config)
+    stored = os.fstat(packed.fileno()).st_size
+    needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    check_stored(needed, stored, compressed=voxels is not packed)
+    proxy = ArrayProxy(voxels, (shape, dtype, offset, slope, intercept), mmap=False)
+    return nib.Nifti1Image(proxy, _affine(header, shape))
+
+
+def _shape(header: nib.analyze.AnalyzeHeader) -> tuple[int, ...]:
+    """The axes; as the format's own library does, an axis but the first that has no length is given length 1."""
+    dim = [int(length) for length in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise DataError(f"dim[0] is {dim[0]}, not from 1 to 7 axes; the header is damaged")
+    if dim[1] < 1:
+        raise DataError(f"is empty: dim[1] is {dim[1]}")
+    return (dim[1], *(max(length, 1) for length in dim[2 : dim[0] + 1]))
+
+
+def _scaling(header: nib.analyze.AnalyzeHeader) -> tuple[float, float]:
+    """Slope and intercept; one that is not finite, or a slope of 0, means none."""
+    if not isinstance(header, nib.Nifti1Header):
+        slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
+        return (slope if np.isfinite(slope) and slope else 1.0), 0.0
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:
+        return 1.0, 0.0
+    return slope, intercept if np.isfinite(intercept) else 0.0
+
+
+def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.ndarray:
+    """Voxel to millimetres: the sform if it says something, else the qform, else the voxel sizes alone."""
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    sizes[~np.isfinite(sizes) | (sizes == 0)] = 1
+    header["pixdim"][1:4] = sizes
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the sign of the third axis
+    if isinstance(header, nib.Nifti1Header):
+        if header["sform_code"] > 0 and _usable(sform := np.asarray(header.get_sform())):
+            return sform
+        if header["qform_code"] > 0:
+            quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
+            square = float(quaternion @ quaternion)
+            if square > 1:  # rounding: the format's own library makes it a unit quaternion
+                quaternion /= square**0.5
+                for axis, value in zip("bcd", quaternion):
+                    header[f"quatern_{axis}"] = value
+            if np.isfinite(square) and _usable(qform := np.asarray(header.get_qform())):
+                return qform
+        if header["sform_code"] > 0 or header["qform_code"] > 0:
+            raise DataError("neither its sform nor its qform says how it lies: rows of zeros, or not finite")
+    padded = np.ones(3)
+    padded[: min(len(shape), 3)] = shape[:3]
+    # Without a position nibabel, as SPM, takes the first axis to run to the patient's left.
+    scales = sizes * (-1 if getattr(header, "default_x_flip", True) else 1, 1, 1)
+    affine = np.diag([*scales, 1.0])
+    affine[:3, 3] = -(padded - 1) / 2 * scales
+    return affine
+
+
+def _usable(affine: np.ndarray) -> bool:
+    columns = affine[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    # The lengths apart, a determinant of nearly 0 means two axes along one line.
+    return bool(np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(columns / lengths)) > 1e-3)
+
+
+def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
+    """The slices of a FreeSurfer volume, .mgh or .mgz."""
+    with _unpacked(file) as unpacked:
+        header = nib.freesurfer.mghformat.MGHHeader.from_fileobj(unpacked, check=False)
+        header.check_fix(error_level=40)
+        shape = tuple(int(length) for length in header.get_data_shape())
+        check_pixels(shape[:2], config)
+        check_voxels(shape[:3], config)
+        needed = header.get_data_offset() + int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
+        check_stored(needed, os.fstat(file.fileno()).st_size, compressed=unpacked is not file)
+        affine = header.get_affine()
+        if not _usable(affine):
+            raise DataError("its Mdc and delta do not say how it lies")
+        yield from volume_planes(nib.Nifti1Image(ArrayProxy(unpacked, header, mmap=False), affine), config)
+
+
+def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
+    """The slices of a MetaImage (.mha) or NRRD (.nrrd) volume, of one file each."""
+    try:
+        import SimpleITK as sitk
+    except ModuleNotFoundError:
+        raise DataError(
+            f'{path.suffix} files are read by SimpleITK, which is missing; `pip install ".[itk]"` in the source tree '
+            "brings it"
+        ) from None
+    if DETACHED.search(_text_header(file, NRRD_END if path.suffix.lower() == ".nrrd" else META_END)):
+        raise DataError("its voxels lie in another file; convert it to one file, such as by SimpleITK.WriteImage")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError("has a name that is not UTF-8, which SimpleITK cannot open; rename it") from None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    check_pixels(size[:2], config)
+    check_voxels((*size, components), config)  # SimpleITK reads all frames together
+    check_stored(int(np.prod(size, dtype=object)) * components, os.fstat(file.fileno()).st_size, compressed=True)
+    image = reader.Execute()
+    voxels = sitk.GetArrayFromImage(image)
+    if components == 3 and voxels.dtype == np.uint8:
+        voxels = voxels.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    elif components != 1:
+        raise DataError(f"has {components} values of {voxels.dtype} a voxel; 1, or 3 of 8 bits, are needed")
+    dimensions = min(image.GetDimension(), 3)
+    affine = np.eye(4)
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:dimensions, :dimensions]
+    affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
+    affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
+    yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
+
+
+def _text_header(file: BinaryIO, end: re.Pattern[bytes]) -> bytes:
+    head = file.read(1 << 16)
+    found = end.search(head)
+    if found is None:
+        raise DataError("has no end of its header in its first 64 KiB; it is damaged, or of another format")
+    return head[: found.end()]
