@@ -20,9 +20,10 @@ inline bool rows_in_vectors(const View& view, int64_t channels, int64_t bytes) {
   return view.stride[3] == 1 && all * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-// Shared memory of the plane kernels: a tile of some such size leaves several blocks to a multiprocessor; a tile may be
-// larger where a smaller one would cut sectors; and what a block does at least where there are blocks enough.
-constexpr int64_t kTileBytes = 48 * 1024, kLeastTileBytes = 8 * 1024;
+// Shared memory of the plane kernels: a tile of kTileBytes leaves several blocks to a multiprocessor; it may take all there
+// is where a smaller one would cut sectors, and if even that is too little, kCutBytes, as larger tiles cut fewer.
+// kLeastTileBytes is what a block moves at least where there are blocks enough.
+constexpr int64_t kTileBytes = 48 * 1024, kCutBytes = 96 * 1024, kLeastTileBytes = 8 * 1024;
 constexpr int64_t kMostTileElements = 60000;  // see Divisor
 constexpr int64_t kBlocksEach = 2;            // of a multiprocessor, before blocks get larger
 
@@ -32,8 +33,9 @@ struct PlanePlan {
   int threads;
 };
 
-// Rows of a tile begin an odd number of elements apart, more than they are long: lanes along a column meet few banks
-// twice, and those along a row neither. Channels begin half the banks apart from every eighth on.
+// Rows of a tile begin an odd number of elements apart, and more than they are long, so that neither lanes along a column
+// nor lanes along a row meet the same banks all the time. Channels begin 4 elements behind a multiple of 8: the vectors of
+// a pixel's sector go to different banks.
 inline int64_t tile_pitch(int64_t width) { return width + (width % 2 == 0 ? 1 : 2); }
 inline int64_t tile_plane(int64_t height, int64_t width) { return ceil_div(height * tile_pitch(width) + 4, 8) * 8 - 4; }
 
@@ -48,25 +50,34 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   const auto fits = [&](int64_t most) {
     return channels * tile_plane(height, width) * kept <= most && channels * height * width <= kMostTileElements;
   };
-  // Cuts that leave whole sectors cost nothing.
+  const auto blocks = [&](int64_t group) {
+    return images * ceil_div(c.channels, group) * ceil_div(c.height, height) * ceil_div(c.width, width);
+  };
+  const auto too_few = [&](int64_t group) { return blocks(group) < kBlocksEach * limits.multiprocessors; };
+  // Cuts between sectors cost nothing.
   const bool rows_whole = c.width * bytes % kSectorBytes == 0, columns_whole = c.height * bytes % kSectorBytes == 0;
   const auto most = [&](int64_t other) {
     return larger(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
   };
-  if (!fits(kTileBytes) && columns_whole && larger(sector, most(width)) < height) height = most(width);
+  if (!fits(kTileBytes) && columns_whole && most(width) < height) height = most(width);
   if (!fits(kTileBytes) && rows_whole && most(height) < width) width = most(height);
   if (!fits(limits.shared_bytes)) {  // squares, whose cuts go through sectors
+    const int64_t all = smaller(kCutBytes, limits.shared_bytes);
     int64_t side = sector;
-    while (channels * tile_plane(2 * side, 2 * side) * kept <= kTileBytes) side *= 2;
+    while (channels * tile_plane(2 * side, 2 * side) * kept <= all) side *= 2;
     height = smaller(c.height, side);
     width = smaller(c.width, side);
   }
   const auto tile_bytes = [&] { return channels * height * width * bytes; };
-  const auto blocks = [&](int64_t group) {
-    return images * ceil_div(c.channels, group) * ceil_div(c.height, height) * ceil_div(c.width, width);
+  const auto halve = [&](int64_t& size, bool between_sectors) {
+    while (between_sectors && size > sector && too_few(channels) && tile_bytes() > kLeastTileBytes / 2) {
+      size = ceil_div(size, 2 * sector) * sector;
+    }
   };
+  halve(height, columns_whole);
+  halve(width, rows_whole);
   while (2 * tile_bytes() <= kLeastTileBytes && 2 * channels <= round_down(c.channels + sector - 1, sector) &&
-         (tile_bytes() % kSectorBytes != 0 || blocks(2 * channels) >= kBlocksEach * limits.multiprocessors)) {
+         (tile_bytes() % kSectorBytes != 0 || !too_few(2 * channels))) {
     channels *= 2;
   }
   a.tile_channels = static_cast<int32_t>(channels);

@@ -73,21 +73,11 @@ template <int n, typename T, typename Use>
 VMDDPM_DEVICE void read_pixels(const T* image, const View& view, int width, const Tile& tile, Use use) {
   const PixelParts<const T, n> parts(image, view, width, tile);
 #pragma unroll 1
-  for (int index = thread(); index < parts.count(); index += kVectorsAhead * threads()) {
-    Elements<T, n> values[kVectorsAhead];
+  for (int i = thread(); i < parts.count(); i += threads()) {
+    const Elements<T, n> values = read_elements<n>(parts.memory(i));
+    const int at = parts.at(i);
 #pragma unroll
-    for (int k = 0; k < kVectorsAhead; ++k) {
-      const int i = index + k * threads();
-      if (i < parts.count()) values[k] = read_part<T, n>({parts.memory(i), 0, 0}, n, 1);
-    }
-#pragma unroll
-    for (int k = 0; k < kVectorsAhead; ++k) {
-      const int i = index + k * threads();
-      if (i >= parts.count()) break;
-      const int at = parts.at(i);
-#pragma unroll
-      for (int j = 0; j < n; ++j) use(at + j * tile.plane, values[k].at[j]);
-    }
+    for (int j = 0; j < n; ++j) use(at + j * tile.plane, values.at[j]);
   }
 }
 
@@ -100,7 +90,7 @@ VMDDPM_DEVICE void write_pixels(T* image, const View& view, int width, const Til
     Elements<T, n> values;
 #pragma unroll
     for (int j = 0; j < n; ++j) values.at[j] = value(at + j * tile.plane);
-    write_part<T, n>({parts.memory(i), 0, 0}, n, 1, values);
+    write_elements<n>(parts.memory(i), values);
   }
 }
 

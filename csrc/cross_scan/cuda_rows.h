@@ -36,7 +36,7 @@ struct RowBlock {
   VMDDPM_DEVICE Passage line() const { return {1, pixels, pixel, pixels, 0, 0, 1}; }
 };
 
-// Calls use(pixel in the tile, channel in the tile, place of the part) for each part of n channels.
+// Calls use(pixel in the tile, channel in the tile) for each part of n channels.
 template <int n, typename Use>
 VMDDPM_DEVICE void for_each_part(const RowBlock<n>& at, Use use) {
   const int per_pixel = (at.channels + n - 1) / n;
@@ -48,13 +48,13 @@ VMDDPM_DEVICE void for_each_part(const RowBlock<n>& at, Use use) {
   }
 }
 
-template <typename T, int n>
+template <typename T>
 VMDDPM_DEVICE T* part_of(const View& view, int64_t batch, int64_t route, int64_t pixel, int64_t channel) {
   return static_cast<T*>(view.data) + origin(view, batch, route, channel) + pixel * view.stride[2];
 }
 
 template <typename Bits, int n, bool turned>
-VMDDPM_KERNEL(kRowThreads, 4) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
+VMDDPM_KERNEL(kRowThreads, 3) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
   Bits* const tile = reinterpret_cast<Bits*>(shared());
   const RowBlock<n> at(a);
   if constexpr (turned) {
@@ -71,18 +71,17 @@ VMDDPM_KERNEL(kRowThreads, 4) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
 #pragma unroll
       for (int j = 0; j < n; ++j) values.at[j] = read_shared(tile + (channel_in_tile + j) * a.pitch + pixel_in_tile);
     } else {
-      values = read_part<Bits, n>({part_of<const Bits, n>(a.image, at.batch, at.image, pixel, channel), 0, 0}, n, 1);
+      values = read_elements<n>(part_of<const Bits>(a.image, at.batch, at.image, pixel, channel));
     }
     const int h = static_cast<int>(pixel) / a.width, w = static_cast<int>(pixel) - h * a.width;
     for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
-      write_part<Bits, n>({part_of<Bits, n>(a.sequences, at.batch, route, step_of(a, route, h, w), channel), 0, 0}, n, 1,
-                          values);
+      write_elements<n>(part_of<Bits>(a.sequences, at.batch, route, step_of(a, route, h, w), channel), values);
     }
   });
 }
 
 template <typename Acc, typename Element, int n, bool turned>
-VMDDPM_KERNEL(kRowThreads, 4) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
+VMDDPM_KERNEL(kRowThreads, 3) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
   Element* const tile = reinterpret_cast<Element*>(shared());
   const RowBlock<n> at(a);
   for_each_part(at, [&](int pixel_in_tile, int channel_in_tile) {
@@ -91,8 +90,8 @@ VMDDPM_KERNEL(kRowThreads, 4) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
     Acc sums[n];
 #pragma unroll 4
     for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
-      const Elements<Element, n> values = read_part<Element, n>(
-          {part_of<const Element, n>(a.sequences, at.batch, route, step_of(a, route, h, w), channel), 0, 0}, n, 1);
+      const Elements<Element, n> values =
+          read_elements<n>(part_of<const Element>(a.sequences, at.batch, route, step_of(a, route, h, w), channel));
 #pragma unroll
       for (int j = 0; j < n; ++j) {
         Acc sum = widen(values.at[j]);
@@ -107,7 +106,7 @@ VMDDPM_KERNEL(kRowThreads, 4) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
 #pragma unroll
       for (int j = 0; j < n; ++j) write_shared(tile + (channel_in_tile + j) * a.pitch + pixel_in_tile, rounded.at[j]);
     } else {
-      write_part<Element, n>({part_of<Element, n>(a.image, at.batch, at.image, pixel, channel), 0, 0}, n, 1, rounded);
+      write_elements<n>(part_of<Element>(a.image, at.batch, at.image, pixel, channel), rounded);
     }
   });
   if constexpr (turned) {

@@ -7,7 +7,6 @@ namespace vmddpm {
 namespace gpu {
 
 constexpr int kSectorBytes = 32;
-constexpr int kVectorsAhead = 4;        // that a thread reads before it uses the first
 constexpr int kLongRunBytes = 1024;   // of which the ends, element by element, are few
 
 template <typename T>
@@ -49,14 +48,16 @@ struct Part {
   T* start;   // of the run
   int base;   // elements of the runs before
   int first;
+  VMDDPM_DEVICE int begin() const { return first < 0 ? 0 : first; }
+  VMDDPM_DEVICE int end(int n, int size) const { return first + n < size ? first + n : size; }
 };
 
-// The parts of runs, n elements each.
+// The parts of runs, n elements each; whole sectors of them, so that runs begin and end between the sectors of a warp.
 template <typename T, int n>
 class Parts {
  public:
   VMDDPM_DEVICE explicit Parts(const Runs<T>& runs)
-      : runs_(runs), each_((runs.size + (runs.step == 1 ? kLead - 1 : 0) + n - 1) / n), per_run_(each_), per_line_(runs.lines) {}
+      : runs_(runs), each_((runs.size + 2 * kLead - 2) / kLead * kLead / n), per_run_(each_), per_line_(runs.lines) {}
   VMDDPM_DEVICE int count() const { return runs_.count * each_; }
   VMDDPM_DEVICE Part<T> operator[](int index) const {
     const int run = per_run_(index), channel = per_line_(run);
@@ -72,45 +73,34 @@ class Parts {
   Divisor per_run_, per_line_;
 };
 
+// n elements, 16 bytes or one, side by side in memory.
 template <typename T, int n>
 struct Elements {
   T at[n];
 };
 
-template <typename T, int n>
-VMDDPM_DEVICE Elements<T, n> read_part(const Part<const T>& part, int size, int64_t step) {
+template <int n, typename T>
+VMDDPM_DEVICE Elements<T, n> read_elements(const T* from) {
   Elements<T, n> values;
   if constexpr (n > 1) {
-    if (part.first >= 0 && part.first + n <= size) {
-      const Vector<T> vector = read_vector(part.start + part.first);
+    const Vector<T> vector = read_vector(from);
 #pragma unroll
-      for (int j = 0; j < n; ++j) values.at[j] = vector.at[j];
-      return values;
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < n; ++j) {
-    const int i = part.first + j;
-    if (i >= 0 && i < size) values.at[j] = read(part.start + i * step);
+    for (int j = 0; j < n; ++j) values.at[j] = vector.at[j];
+  } else {
+    values.at[0] = read(from);
   }
   return values;
 }
 
-template <typename T, int n>
-VMDDPM_DEVICE void write_part(const Part<T>& part, int size, int64_t step, const Elements<T, n>& values) {
+template <int n, typename T>
+VMDDPM_DEVICE void write_elements(T* to, const Elements<T, n>& values) {
   if constexpr (n > 1) {
-    if (part.first >= 0 && part.first + n <= size) {
-      Vector<T> vector;
+    Vector<T> vector;
 #pragma unroll
-      for (int j = 0; j < n; ++j) vector.at[j] = values.at[j];
-      write_vector(part.start + part.first, vector);
-      return;
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < n; ++j) {
-    const int i = part.first + j;
-    if (i >= 0 && i < size) write(part.start + i * step, values.at[j]);
+    for (int j = 0; j < n; ++j) vector.at[j] = values.at[j];
+    write_vector(to, vector);
+  } else {
+    write(to, values.at[0]);
   }
 }
 
@@ -118,25 +108,23 @@ template <int n, typename T, typename Use>
 VMDDPM_DEVICE void read_parts(const Runs<const T>& runs, Cursor cursor, Use use) {
   const Parts<const T, n> parts(runs);
 #pragma unroll 1
-  for (int index = thread(); index < parts.count(); index += kVectorsAhead * threads()) {
-    Elements<T, n> values[kVectorsAhead];
+  for (int index = thread(); index < parts.count(); index += threads()) {
+    const Part<const T> part = parts[index];
+    const bool whole = part.first >= 0 && part.first + n <= runs.size;
+    if constexpr (n == 1) {
+      const T value = read_if(whole, part.start + part.first * runs.step);
+      cursor.go_to(part.base + part.first);
+      if (whole) use(cursor.at(), value);
+    } else if (whole) {
+      const Elements<T, n> values = read_elements<n>(part.start + part.first);
+      cursor.go_to(part.base + part.first);
 #pragma unroll
-    for (int k = 0; k < kVectorsAhead; ++k) {
-      const int i = index + k * threads();
-      if (i < parts.count()) values[k] = read_part<T, n>(parts[i], runs.size, runs.step);
-    }
-#pragma unroll
-    for (int k = 0; k < kVectorsAhead; ++k) {
-      const int i = index + k * threads();
-      if (i >= parts.count()) break;
-      const Part<const T> part = parts[i];
-      const int skipped = part.first < 0 ? -part.first : 0;
-      cursor.go_to(part.base + part.first + skipped);
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        if (j < skipped || part.first + j >= runs.size) continue;
-        use(cursor.at(), values[k].at[j]);
-        cursor.next();
+      for (int j = 0; j < n; ++j, cursor.next()) use(cursor.at(), values.at[j]);
+    } else {
+#pragma unroll 1
+      for (int i = part.begin(); i < part.end(n, runs.size); ++i) {
+        cursor.go_to(part.base + i);
+        use(cursor.at(), read(part.start + i));
       }
     }
   }
@@ -155,16 +143,23 @@ VMDDPM_DEVICE void write_parts(const Runs<T>& runs, Cursor cursor, Value value) 
 #pragma unroll 1
   for (int index = thread(); index < parts.count(); index += threads()) {
     const Part<T> part = parts[index];
-    const int skipped = part.first < 0 ? -part.first : 0;
-    Elements<T, n> values;
-    cursor.go_to(part.base + part.first + skipped);
+    const bool whole = part.first >= 0 && part.first + n <= runs.size;
+    if constexpr (n == 1) {
+      cursor.go_to(part.base + part.first);
+      write_if(whole, part.start + part.first * runs.step, whole ? value(cursor.at()) : T());
+    } else if (whole) {
+      Elements<T, n> values;
+      cursor.go_to(part.base + part.first);
 #pragma unroll
-    for (int j = 0; j < n; ++j) {
-      if (j < skipped || part.first + j >= runs.size) continue;
-      values.at[j] = value(cursor.at());
-      cursor.next();
+      for (int j = 0; j < n; ++j, cursor.next()) values.at[j] = value(cursor.at());
+      write_elements<n>(part.start + part.first, values);
+    } else {
+#pragma unroll 1
+      for (int i = part.begin(); i < part.end(n, runs.size); ++i) {
+        cursor.go_to(part.base + i);
+        write(part.start + i, value(cursor.at()));
+      }
     }
-    write_part<T, n>(part, runs.size, runs.step, values);
   }
 }
 

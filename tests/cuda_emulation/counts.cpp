@@ -39,6 +39,7 @@ void Counts::note(Access kind, const void* address, int bytes, Site site, int th
   std::vector<Together>& warp = here.of_warps[static_cast<size_t>(thread / kLanes)];
   if (warp.size() <= time) warp.resize(time + 1);
   std::vector<uintptr_t>& units = warp[time].units;
+  if (bytes == 0) return;
   const uintptr_t first = reinterpret_cast<uintptr_t>(address) - (is_shared(kind) ? reinterpret_cast<uintptr_t>(shared) : 0);
   const uintptr_t size = is_shared(kind) ? kWord : kSector;
   for (uintptr_t unit = first / size; unit <= (first + static_cast<uintptr_t>(bytes) - 1) / size; ++unit) {

@@ -32,8 +32,8 @@ void wait_copies(int pending, Site site);
 
 enum class Access { read, write, read_shared, write_shared };
 
-// Notes an access of the running thread, if accesses are counted (counts.h). An address that is no multiple of the
-// size, which a GPU refuses, ends the launch.
+// Notes an access of the running thread, if accesses are counted (counts.h); one of no bytes is its lane's absence from
+// an access of its warp. An address that is no multiple of the size, which a GPU refuses, ends the launch.
 void count(Access kind, const void* address, int bytes, Site site);
 
 // Zero of the same sign for a subnormal, as .ftz instructions read and write it.

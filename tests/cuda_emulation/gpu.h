@@ -73,6 +73,18 @@ VMDDPM_DEVICE void write(T* to, T value, VMDDPM_CALLER) {
 }
 
 template <typename T>
+VMDDPM_DEVICE T read_if(bool wanted, const T* from, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::read, from, wanted ? sizeof(T) : 0, {file, line});
+  return wanted ? *from : T();
+}
+
+template <typename T>
+VMDDPM_DEVICE void write_if(bool wanted, T* to, T value, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::write, to, wanted ? sizeof(T) : 0, {file, line});
+  if (wanted) *to = value;
+}
+
+template <typename T>
 VMDDPM_DEVICE Vector<T> read_vector(const T* from, VMDDPM_CALLER) {
   emulation::count(emulation::Access::read, from, 16, {file, line});
   return *reinterpret_cast<const Vector<T>*>(from);

@@ -193,7 +193,7 @@ void exchange(void* values, int count, int size, int mask, Site site) {
 }
 
 void count(Access kind, const void* address, int bytes, Site site) {
-  if (reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
+  if (bytes > 0 && reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
     fail(site, "an access of %d bytes at %p, which is no multiple of it", bytes, address);
   }
   if (counts.on()) counts.note(kind, address, bytes, site, here.thread, here.shared);

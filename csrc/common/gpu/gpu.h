@@ -79,6 +79,15 @@ VMDDPM_DEVICE T read(const T* from) { return *from; }
 template <typename T>
 VMDDPM_DEVICE void write(T* to, T value) { *to = value; }
 
+// The same for the lanes of a warp for which `wanted` is true; others read nothing of use.
+template <typename T>
+VMDDPM_DEVICE T read_if(bool wanted, const T* from) { return wanted ? *from : T(); }
+
+template <typename T>
+VMDDPM_DEVICE void write_if(bool wanted, T* to, T value) {
+  if (wanted) *to = value;
+}
+
 template <typename T>
 VMDDPM_DEVICE Vector<T> read_vector(const T* from) {
   const uint4 words = *reinterpret_cast<const uint4*>(from);
