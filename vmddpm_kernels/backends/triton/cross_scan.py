@@ -10,14 +10,19 @@ from torch import Tensor
 from vmddpm_kernels.backends.extension import empty, int32
 from vmddpm_kernels.backends.triton import planes, rows
 from vmddpm_kernels.backends.triton.gather import gather_along_routes
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, warp_size
 from vmddpm_kernels.routes import RouteOrder, check_table_once
 
-STEPS, CHANNELS = 32, 32        # of a tile along a table: whole sectors on either side, whichever axis is contiguous
-PIXELS = 64                     # of a tile of rows
-TILE_BYTES = 32 * 1024          # of a tile of planes
+STEPS, CHANNELS = 32, 32  # of a tile along a table: whole sectors on either side, whichever axis is contiguous there
+PIXELS = 64               # of a tile of rows
 SECTOR_BYTES, VECTOR_BYTES = 32, 16
-SIDE = {1: 64, 2: 32, 4: 32, 8: 32}  # of a tile that is no whole image, by bytes of an element; 1: of single channels
+
+# Of a tile of planes, by bytes of an element: the numbers it holds, of which more than the first only where a smaller tile
+# would cut sectors; and height and width where it is no whole image, of single channels and of sectors of channels.
+NUMBERS = {2: (8192, 16384), 4: (8192,), 8: (4096,)}
+SIDES_ALONE = {2: (64, 128), 4: (64, 128), 8: (64, 64)}
+SIDES = {2: (16, 32), 4: (32, 32), 8: (32, 32)}
+PER_THREAD = 16           # numbers
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -48,51 +53,57 @@ def _side(tensor: Tensor, shared: bool = False) -> _Side:
     return _Side(tensor, (b, 0 if shared else k, l, d))
 
 
-def _layout(side: _Side, group: int, length: int, whole: bool) -> Any:
-    """How a kernel of planes goes through the memory, `group` channels at a time."""
+class _Tile(NamedTuple):
+    group: int    # channels
+    height: int
+    width: int
+    numbers: int  # that a program holds, a power of two, of which these are some
+
+    def is_whole(self, order: RouteOrder) -> bool:
+        return (self.height, self.width) == (order.height, order.width)
+
+
+def _tile(order: RouteOrder, channels: int, size: int, rows: bool) -> _Tile:
+    """As many channels of a whole image as a tile holds, in whole sectors where a side is in rows; or else a part of an
+    image. `size` is in bytes of an element."""
+    sector = SECTOR_BYTES // size
+    cuts_sectors = order.height % sector > 0 or order.width % sector > 0
+    for numbers in NUMBERS[size] if rows and cuts_sectors else NUMBERS[size][:1]:
+        fit = numbers // (order.height * order.width)
+        if fit >= sector:
+            fit -= fit % sector
+        if fit >= (min(sector, channels) if rows else 1):
+            return _Tile(min(fit, channels), order.height, order.width, numbers)
+    height, width = (SIDES if rows else SIDES_ALONE)[size]
+    return _Tile(sector if rows else 1, min(height, order.height), min(width, order.width), NUMBERS[size][0])
+
+
+def _layout(side: _Side, tile: _Tile, order: RouteOrder) -> Any:
+    """How a kernel of planes goes through the memory."""
     _, _, l, d = side.strides  # noqa: E741
-    channels = side.tensor.shape[3]
+    channels, length = side.tensor.shape[3], order.height * order.width
     if side.in_rows and d == 1:
-        return planes.ROWS_VECTORS if side.aligned(l, group, channels) else planes.ROWS
-    if whole and l == 1 and d == length:
-        return planes.FLAT_VECTORS if side.aligned(group * length, channels * length) else planes.FLAT
+        return planes.ROWS_VECTORS if side.aligned(l, tile.group, channels) else planes.ROWS
+    if tile.is_whole(order) and l == 1 and d == length:
+        if side.aligned(tile.group * length, channels * length):
+            return planes.FLAT_VECTORS
+        if tile.group * length + SECTOR_BYTES // side.tensor.element_size() <= tile.numbers:  # it begins with its sector
+            return planes.FLAT
     return planes.STRIDED
 
 
-class _Tile(NamedTuple):
-    group: int
-    height: int
-    width: int
-
-
-def _tile(order: RouteOrder, channels: int, element_size: int, rows: bool) -> _Tile:
-    """As many channels of a whole image as a tile holds, in whole sectors where a side is in rows; or else a part of an
-    image."""
-    numbers, sector = TILE_BYTES // element_size, SECTOR_BYTES // element_size
-    fit = (numbers - sector) // (order.height * order.width)  # beside what lies before the first in its sector
-    if order.height * order.width * sector == numbers:
-        fit = sector
-    if fit >= sector:
-        fit -= fit % sector
-    if fit >= (min(sector, channels) if rows else 1):
-        return _Tile(min(fit, channels), order.height, order.width)
-    side = SIDE[element_size if rows else 1]
-    return _Tile(sector if rows else 1, min(side, order.height), min(side, order.width))
-
-
 def _launch_planes(kernel: Any, image: _Side, sequences: _Side, order: RouteOrder, images: int, **types: Any) -> None:
-    batch, _, length, channels = sequences.tensor.shape
+    batch, _, _, channels = sequences.tensor.shape
     size = sequences.tensor.element_size()
     tile = _tile(order, channels, size, image.in_rows or sequences.in_rows)
-    whole = (tile.height, tile.width) == (order.height, order.width)
-    layouts = [_layout(side, tile.group, length, whole) for side in (image, sequences)]
+    layouts = [_layout(side, tile, order).value for side in (image, sequences)]
     programs = batch * images * -(-channels // tile.group)
     programs *= -(-order.height // tile.height) * -(-order.width // tile.width)
     launch(
         kernel, programs, image.tensor.device,
         image.tensor, *image.strides, image.lead(), sequences.tensor, *sequences.strides, sequences.lead(),
-        images, order.scans, order.height, order.width, channels, *tile, *layouts,
-        TILE_BYTES // size, VECTOR_BYTES // size, **types, num_warps=TILE_BYTES // size // 1024,
+        images, order.scans, order.height, order.width, channels, tile.group, tile.height, tile.width, *layouts,
+        tile.numbers, VECTOR_BYTES // size, **types, num_warps=tile.numbers // PER_THREAD // warp_size(),
     )  # fmt: skip
 
 
@@ -123,10 +134,14 @@ def _launch_gather(image: _Side, out: _Side, table: Tensor, merge: bool, accumul
     )  # fmt: skip
 
 
-def _small(order: RouteOrder, channels: int, element_size: int) -> bool:
-    """Whether a tile of planes holds whole sectors of channels of a whole image."""
-    tile = _tile(order, channels, element_size, True)
-    return (tile.height, tile.width) == (order.height, order.width)
+def _in_rows(image: _Side, sequences: _Side, order: RouteOrder) -> bool:
+    """Whether the kernels of rows do it, rather than those of planes: of an image in planes they cut sectors, where it is
+    small many."""
+    channels, size = sequences.tensor.shape[3], sequences.tensor.element_size()
+    if not sequences.in_rows or image.in_rows:
+        return sequences.in_rows
+    tile = _tile(order, channels, size, True)
+    return tile.numbers > NUMBERS[size][0] or not tile.is_whole(order)
 
 
 def _as_bits(tensor: Tensor) -> Tensor:
@@ -152,7 +167,7 @@ def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
             _launch_rows(rows.scan_rows, image, sequences, order, _inverse(table), images)
         else:
             _launch_gather(image, sequences, table, False, tl.int32)
-    elif sequences.in_rows and (image.in_rows or not _small(order, channels, x.element_size())):
+    elif _in_rows(image, sequences, order):
         _launch_rows(rows.scan_rows, image, sequences, order, None, images)
     else:
         _launch_planes(planes.scan_planes, image, sequences, order, images)
@@ -178,11 +193,9 @@ def cross_merge(y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: b
         inverse = _inverse(int32(order.table))
         if sequences.in_rows:
             _launch_rows(rows.merge_rows, image, sequences, order, inverse, images, ACCUMULATE=accumulate)
-        elif sum_routes:
-            _launch_gather(sequences, image, inverse, True, accumulate)
         else:
-            _launch_gather(sequences, image, inverse, False, accumulate)
-    elif sequences.in_rows and (image.in_rows or not _small(order, channels, y.element_size())):
+            _launch_gather(sequences, image, inverse, sum_routes, accumulate)
+    elif _in_rows(image, sequences, order):
         _launch_rows(rows.merge_rows, image, sequences, order, None, images, ACCUMULATE=accumulate)
     else:
         _launch_planes(planes.merge_planes, image, sequences, order, images, ACCUMULATE=accumulate)

@@ -19,7 +19,7 @@ import triton.language as tl
 from vmddpm_kernels.backends.triton.launch import kernel
 from vmddpm_kernels.backends.triton.walk import regular_walk
 
-STRIDED, FLAT, FLAT_VECTORS, ROWS, ROWS_VECTORS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+STRIDED, FLAT, FLAT_VECTORS, ROWS, ROWS_VECTORS = map(tl.constexpr, range(5))
 
 
 @triton.jit
@@ -30,13 +30,21 @@ def swizzled(index, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def quotient(number, by):
+    """number // by of numbers below 2^16, by a product with 2^32 / by rounded up."""
+    factor = (4294967295 // by.to(tl.int64) + 1).to(tl.uint32)
+    return tl.where(by == 1, number, tl.umulhi(number.to(tl.uint32), factor).to(tl.int32))
+
+
+@triton.jit
 def parts_of(index, pixels, group, LAYOUT: tl.constexpr):
     """The place among the pixels of a tile, and the channel, of a number of it."""
+    index = tl.maximum(index, 0)
     if LAYOUT >= ROWS:
-        place = index // group
+        place = quotient(index, group)
         return place, index - place * group
     else:  # noqa: RET505 - Triton compiles one of two branches
-        channel = index // pixels
+        channel = quotient(index, pixels)
         return index - channel * pixels, channel
 
 
@@ -60,10 +68,19 @@ def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.conste
 
 
 @triton.jit
-def constant_in_vectors(mask, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
+def inside_of(index, place, pixels, channel, count, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
+    """Which numbers of a tile there are."""
+    inside = (index >= 0) & (place < pixels) & (channel < count)
     if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:
-        mask = tl.max_constancy(mask, VECTOR)
-    return mask
+        inside = tl.max_constancy(inside, VECTOR)  # here, as the compiler forgets it for an argument
+    return inside
+
+
+@triton.jit
+def numbers_of(route, N: tl.constexpr):
+    """0, 1, ... N - 1. The compiler does not know that they are the same for every route: what follows from them it
+    computes for each, instead of before the loop over routes to keep it in registers, of which there are too few."""
+    return (tl.arange(0, N) + (route >> 40)).to(tl.int32)
 
 
 @triton.jit
@@ -119,29 +136,29 @@ def scan_planes(
     lead = lead_of(offset, image_lead, IMAGE, 2 * VECTOR)
     index = swizzled(tl.arange(0, N), VECTOR) - lead
     place, c = parts_of(index, pixels, group, IMAGE)
-    h = place // across
+    h = quotient(place, across)
     pixel = (top + h) * width + left + place - h * across
-    inside = constant_in_vectors((index >= 0) & (place < pixels) & (c < count), IMAGE, VECTOR)
+    inside = inside_of(index, place, pixels, c, count, IMAGE, VECTOR)
     tile = tl.load(memory_of(image + offset, index, pixel, c, image_l, image_d, IMAGE, VECTOR), mask=inside, other=0)
     for k in range(first_image, tl.where(images == 1, 4, first_image + 1)):
         offset = batch * out_b + k * out_k + channel * out_d
-        out_index = tl.arange(0, N) - lead_of(offset, out_lead, OUT, 2 * VECTOR)
+        out_index = numbers_of(k, N) - lead_of(offset, out_lead, OUT, 2 * VECTOR)
         place, c = parts_of(out_index, pixels, group, OUT)
         columns, lines_back, line_back = regular_walk(scans, k)
         size, lines, whole, first, first_line = line_of(
             columns, lines_back, line_back, height, width, top, left, rows, across
         )
-        line = place // size
+        line = quotient(place, size)
         place_in_line = place - line * size
         step = (first_line + line) * whole + first + place_in_line
         line = tl.where(lines_back, lines - 1 - line, line)
         place_in_line = tl.where(line_back, size - 1 - place_in_line, place_in_line)
         found = tl.where(columns, place_in_line * across + line, line * across + place_in_line)
-        inside = (out_index >= 0) & (place < pixels) & (c < count)
+        inside = inside_of(out_index, place, pixels, c, count, OUT, VECTOR)
         source = tl.where(inside, index_of(found, c, pixels, group, IMAGE) + lead, 0)
         value = tl.gather(tile, swizzled(source, VECTOR), 0)
         at = memory_of(out + offset, out_index, step, c, out_l, out_d, OUT, VECTOR)
-        tl.store(at, value, mask=constant_in_vectors(inside, OUT, VECTOR))
+        tl.store(at, value, mask=inside)
 
 
 @kernel
@@ -158,30 +175,34 @@ def merge_planes(
     )
     pixels = rows * across
     image_offset = batch * image_b + first_image * image_k + channel * image_d
-    index = tl.arange(0, N) - lead_of(image_offset, image_lead, IMAGE, 2 * VECTOR)
-    image_place, c = parts_of(index, pixels, group, IMAGE)
-    h = image_place // across
-    w = image_place - h * across
-    inside = (index >= 0) & (image_place < pixels) & (c < count)
+    image_lead = lead_of(image_offset, image_lead, IMAGE, 2 * VECTOR)
     total = tl.zeros([N], ACCUMULATE)
     for k in range(first_image, tl.where(images == 1, 4, first_image + 1)):
         offset = batch * y_b + k * y_k + channel * y_d
         lead = lead_of(offset, y_lead, Y, 2 * VECTOR)
-        y_index = swizzled(tl.arange(0, N), VECTOR) - lead
+        y_index = swizzled(numbers_of(k, N), VECTOR) - lead
         place, y_c = parts_of(y_index, pixels, group, Y)
         columns, lines_back, line_back = regular_walk(scans, k)
         size, lines, whole, first, first_line = line_of(
             columns, lines_back, line_back, height, width, top, left, rows, across
         )
-        line = place // size
+        line = quotient(place, size)
         step = (first_line + line) * whole + first + place - line * size
-        there = constant_in_vectors((y_index >= 0) & (place < pixels) & (y_c < count), Y, VECTOR)
+        there = inside_of(y_index, place, pixels, y_c, count, Y, VECTOR)
         tile = tl.load(memory_of(y + offset, y_index, step, y_c, y_l, y_d, Y, VECTOR), mask=there, other=0)
+        index = numbers_of(k, N) - image_lead
+        place, c = parts_of(index, pixels, group, IMAGE)
+        inside = inside_of(index, place, pixels, c, count, IMAGE, VECTOR)
+        h = quotient(place, across)
+        w = place - h * across
         line, place = tl.where(columns, w, h), tl.where(columns, h, w)
         line = tl.where(lines_back, lines - 1 - line, line)
         place = tl.where(line_back, size - 1 - place, place)
         source = tl.where(inside, index_of(line * size + place, c, pixels, group, Y) + lead, 0)
         total += tl.gather(tile, swizzled(source, VECTOR), 0).to(ACCUMULATE)
-    pixel = (top + h) * width + left + w
+    index = tl.arange(0, N) - image_lead
+    place, c = parts_of(index, pixels, group, IMAGE)
+    h = quotient(place, across)
+    pixel = (top + h) * width + left + place - h * across
     at = memory_of(image + image_offset, index, pixel, c, image_l, image_d, IMAGE, VECTOR)
-    tl.store(at, total, mask=constant_in_vectors(inside, IMAGE, VECTOR))
+    tl.store(at, total, mask=inside_of(index, place, pixels, c, count, IMAGE, VECTOR))
