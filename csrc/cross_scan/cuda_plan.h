@@ -34,10 +34,13 @@ struct PlanePlan {
 };
 
 // Rows of a tile begin an odd number of elements apart, and more than they are long, so that neither lanes along a column
-// nor lanes along a row meet the same banks all the time. Channels begin 4 elements behind a multiple of 8: the vectors of
-// a pixel's sector go to different banks.
+// nor lanes along a row meet the same banks all the time. Channels are so far apart that the two vectors of a pixel's sector
+// go to different halves of the banks: vector * plane * kept is 64 bytes more than a multiple of 128.
 inline int64_t tile_pitch(int64_t width) { return width + (width % 2 == 0 ? 1 : 2); }
-inline int64_t tile_plane(int64_t height, int64_t width) { return ceil_div(height * tile_pitch(width) + 4, 8) * 8 - 4; }
+inline int64_t tile_plane(int64_t height, int64_t width, int64_t bytes, int64_t kept) {
+  const int64_t half = 4 * bytes / kept;
+  return ceil_div(height * tile_pitch(width) + half, 2 * half) * 2 * half - half;
+}
 
 // bytes: of an element in memory; kept: of one in shared memory.
 inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kept, GpuLimits limits) {
@@ -47,8 +50,9 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   a.image_in_rows = !along_steps(c.image);
   const int64_t sector = kSectorBytes / bytes, images = c.batch * (c.shared_image ? 1 : c.routes);
   int64_t channels = a.image_in_rows ? smaller(sector, c.channels) : 1, height = c.height, width = c.width;
+  const auto plane = [&](int64_t rows, int64_t columns) { return tile_plane(rows, columns, bytes, kept); };
   const auto fits = [&](int64_t most) {
-    return channels * tile_plane(height, width) * kept <= most && channels * height * width <= kMostTileElements;
+    return channels * plane(height, width) * kept <= most && channels * height * width <= kMostTileElements;
   };
   const auto blocks = [&](int64_t group) {
     return images * ceil_div(c.channels, group) * ceil_div(c.height, height) * ceil_div(c.width, width);
@@ -64,7 +68,7 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   if (!fits(limits.shared_bytes)) {  // squares, whose cuts go through sectors
     const int64_t all = smaller(kCutBytes, limits.shared_bytes);
     int64_t side = sector;
-    while (channels * tile_plane(2 * side, 2 * side) * kept <= all) side *= 2;
+    while (channels * plane(2 * side, 2 * side) * kept <= all) side *= 2;
     height = smaller(c.height, side);
     width = smaller(c.width, side);
   }
@@ -87,7 +91,7 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   a.across = static_cast<int32_t>(ceil_div(c.width, width));
   a.groups = ceil_div(c.channels, channels);
   a.pitch = static_cast<int32_t>(tile_pitch(width));
-  a.plane = static_cast<int32_t>(tile_plane(height, width));
+  a.plane = static_cast<int32_t>(plane(height, width));
   a.image_in_vectors = a.image_in_rows && rows_in_vectors(c.image, c.channels | channels, bytes);
   plan.blocks = blocks(channels);
   plan.shared_bytes = channels * a.plane * kept;

@@ -1,6 +1,7 @@
 """Cross scan and merge against VMamba's definition, element by element."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,6 +13,14 @@ import vmddpm_kernels as vk
 LAYOUTS = list(itertools.product([True, False], [True, False]))
 
 
+@cache
+def destinations(code, height, width):
+    """(4, L): the step at which each route visits each pixel."""
+    pixels = itertools.product(range(height), range(width))
+    steps = [[route_destination(code, k, h, w, height, width) for k in range(4)] for h, w in pixels]
+    return np.array(steps).T
+
+
 def scan_by_definition(x, in_first, out_first, one_by_one, code):
     x = x.numpy()
     if one_by_one:
@@ -21,8 +30,8 @@ def scan_by_definition(x, in_first, out_first, one_by_one, code):
         images = np.stack([image] * 4, axis=1)
     batch, _, channels, height, width = images.shape
     out = np.full((batch, 4, channels, height * width), np.nan, dtype=x.dtype)
-    for k, h, w in itertools.product(range(4), range(height), range(width)):
-        out[:, k, :, route_destination(code, k, h, w, height, width)] = images[:, k, :, h, w]
+    for k, steps in enumerate(destinations(code, height, width)):
+        out[:, k][..., steps] = images[:, k].reshape(batch, channels, -1)
     return torch.from_numpy(out if out_first else np.ascontiguousarray(out.transpose(0, 3, 1, 2)))
 
 
@@ -32,8 +41,8 @@ def merge_by_definition(y, in_first, out_first, one_by_one, code):
     batch, _, channels, height, width = y.shape
     flat = y.reshape(batch, 4, channels, height * width)
     images = np.full((batch, 4, channels, height * width), np.nan, dtype=y.dtype)
-    for k, h, w in itertools.product(range(4), range(height), range(width)):
-        images[:, k, :, h * width + w] = flat[:, k, :, route_destination(code, k, h, w, height, width)]
+    for k, steps in enumerate(destinations(code, height, width)):
+        images[:, k] = flat[:, k][..., steps]
     if one_by_one:
         return torch.from_numpy(images if in_first else np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     merged = images.sum(1)
@@ -64,6 +73,47 @@ def test_equals_definition(backend, height, width, in_first, out_first, scans, o
     merged = vk.cross_merge(y, *layout, backend=backend)
     assert merged.is_contiguous()
     assert torch.equal(merged, merge_by_definition(y, *layout))
+
+
+# Channels that make whole vectors, and that do not; several tiles of an image, of its channels and of pixels; planes that
+# begin anywhere in 16 bytes.
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
+@pytest.mark.parametrize("sizes", [(1, 20, 31, 33), (2, 16, 8, 24), (2, 17, 7, 7), (1, 5, 38, 34)])
+def test_larger_images(backend, sizes, in_first, out_first, strided):
+    """Every scan code once and one image for each route once, with the dtypes in turn."""
+    batch, channels, height, width = sizes
+    for turn, one_by_one in enumerate([False, False, True, False]):
+        layout = (in_first, out_first, one_by_one, turn)
+        dtype = [torch.float32, torch.float16, torch.bfloat16, torch.float64][turn]
+        x = image(batch, channels, height, width, in_first, one_by_one).to(dtype)
+        y = image(batch, channels, height, width, out_first, True).to(dtype)
+        expected_y, expected_x = scan_by_definition(x.double(), *layout), merge_by_definition(y.double(), *layout)
+        if strided:
+            x, y = window(x), window(y)
+        assert torch.equal(vk.cross_scan(x, *layout, backend=backend), expected_y.to(dtype))
+        assert torch.equal(vk.cross_merge(y, *layout, backend=backend), expected_x.to(dtype))
+
+
+def window(t):
+    """The same values within a larger tensor, with gaps on every axis."""
+    larger = torch.full([n + 3 for n in t.shape], torch.nan, dtype=t.dtype)
+    inner = larger[tuple(slice(1, n + 1) for n in t.shape)]
+    inner.copy_(t)
+    return inner
+
+
+@pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
+def test_memory_between_vectors(backend, in_first, out_first):
+    """Tensors without gaps that begin at an address which is no multiple of 16, nor of a sector."""
+    for sizes in ((1, 16, 8, 24), (1, 20, 31, 33)):
+        layout = (in_first, out_first, False, 0)
+        for dtype in (torch.float32, torch.bfloat16):
+            x, y = image(*sizes, in_first, False).to(dtype), image(*sizes, out_first, True).to(dtype)
+            expected_y, expected_x = scan_by_definition(x.double(), *layout), merge_by_definition(y.double(), *layout)
+            x, y = (torch.empty(t.numel() + 3, dtype=dtype)[3:].view(t.shape).copy_(t) for t in (x, y))
+            assert torch.equal(vk.cross_scan(x, *layout, backend=backend), expected_y.to(dtype))
+            assert torch.equal(vk.cross_merge(y, *layout, backend=backend), expected_x.to(dtype))
 
 
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)

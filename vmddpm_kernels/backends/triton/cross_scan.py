@@ -17,8 +17,8 @@ STEPS, CHANNELS = 32, 32  # of a tile along a table: whole sectors on either sid
 PIXELS = 64               # of a tile of rows
 SECTOR_BYTES, VECTOR_BYTES = 32, 16
 
-# Of a tile of planes, by bytes of an element: the numbers it holds, of which more than the first only where a smaller tile
-# would cut sectors; and height and width where it is no whole image, of single channels and of sectors of channels.
+# Of a tile of planes, by bytes of an element: the numbers it holds, more than the first only where a smaller tile would
+# cut sectors; and height and width where it is no whole image, of single channels and of sectors of channels.
 NUMBERS = {2: (8192, 16384), 4: (8192,), 8: (4096,)}
 SIDES_ALONE = {2: (64, 128), 4: (64, 128), 8: (64, 64)}
 SIDES = {2: (16, 32), 4: (32, 32), 8: (32, 32)}
@@ -49,7 +49,7 @@ class _Side(NamedTuple):
 
 
 def _side(tensor: Tensor, shared: bool = False) -> _Side:
-    b, k, l, d = tensor.stride()  # noqa: E741
+    b, k, l, d = tensor.stride()
     return _Side(tensor, (b, 0 if shared else k, l, d))
 
 
@@ -80,14 +80,15 @@ def _tile(order: RouteOrder, channels: int, size: int, rows: bool) -> _Tile:
 
 def _layout(side: _Side, tile: _Tile, order: RouteOrder) -> Any:
     """How a kernel of planes goes through the memory."""
-    _, _, l, d = side.strides  # noqa: E741
+    _, _, l, d = side.strides
     channels, length = side.tensor.shape[3], order.height * order.width
     if side.in_rows and d == 1:
         return planes.ROWS_VECTORS if side.aligned(l, tile.group, channels) else planes.ROWS
     if tile.is_whole(order) and l == 1 and d == length:
         if side.aligned(tile.group * length, channels * length):
             return planes.FLAT_VECTORS
-        if tile.group * length + SECTOR_BYTES // side.tensor.element_size() <= tile.numbers:  # it begins with its sector
+        # The tile begins with the sector.
+        if tile.group * length + SECTOR_BYTES // side.tensor.element_size() <= tile.numbers:
             return planes.FLAT
     return planes.STRIDED
 
@@ -115,13 +116,14 @@ def _launch_rows(
     kernel: Any, image: _Side, sequences: _Side, order: RouteOrder, inverse: Tensor | None, images: int, **types: Any
 ) -> None:
     batch, routes, length, channels = sequences.tensor.shape
+    vector = VECTOR_BYTES // sequences.tensor.element_size()
     in_rows = [side for side in (image, sequences) if _unit(side) == 1]
     aligned = all(side.aligned(side.strides[2], channels) for side in in_rows)
     launch(
         kernel, batch * images * -(-channels // CHANNELS) * -(-length // PIXELS), image.tensor.device,
         image.tensor, *image.strides, sequences.tensor, *sequences.strides, inverse, images, routes, order.scans,
-        order.height, order.width, length, channels, _unit(image), _unit(sequences),
-        VECTOR_BYTES // sequences.tensor.element_size() if aligned else 1, PIXELS, CHANNELS, **types, num_warps=4,
+        order.height, order.width, length, channels, _unit(image), _unit(sequences), vector if aligned else 1,
+        PIXELS, CHANNELS, **types, num_warps=4,
     )  # fmt: skip
 
 
@@ -135,8 +137,8 @@ def _launch_gather(image: _Side, out: _Side, table: Tensor, merge: bool, accumul
 
 
 def _in_rows(image: _Side, sequences: _Side, order: RouteOrder) -> bool:
-    """Whether the kernels of rows do it, rather than those of planes: of an image in planes they cut sectors, where it is
-    small many."""
+    """Whether the kernels of rows do it, rather than those of planes: of an image in planes they cut sectors, and of a
+    small one too many."""
     channels, size = sequences.tensor.shape[3], sequences.tensor.element_size()
     if not sequences.in_rows or image.in_rows:
         return sequences.in_rows

@@ -56,13 +56,13 @@ def index_of(place, channel, pixels, group, LAYOUT: tl.constexpr):
 @triton.jit
 def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
     """Where numbers of a tile are: in the order `index` of the memory, at these steps or pixels and channels."""
-    if LAYOUT == FLAT or LAYOUT == FLAT_VECTORS:
+    if LAYOUT == FLAT or LAYOUT == FLAT_VECTORS:  # noqa: SIM109 - constants of Triton are in no tuple
         at = start + index
     elif LAYOUT >= ROWS:
         at = start + step.to(tl.int64) * stride_l + channel
     else:
         at = start + step.to(tl.int64) * stride_l + channel.to(tl.int64) * stride_d
-    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:
+    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:  # noqa: SIM109
         at = tl.max_contiguous(tl.multiple_of(at, 16), VECTOR)
     return at
 
@@ -71,21 +71,21 @@ def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.conste
 def inside_of(index, place, pixels, channel, count, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
     """Which numbers of a tile there are."""
     inside = (index >= 0) & (place < pixels) & (channel < count)
-    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:
+    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:  # noqa: SIM109
         inside = tl.max_constancy(inside, VECTOR)  # here, as the compiler forgets it for an argument
     return inside
 
 
 @triton.jit
 def numbers_of(route, N: tl.constexpr):
-    """0, 1, ... N - 1. The compiler does not know that they are the same for every route: what follows from them it
-    computes for each, instead of before the loop over routes to keep it in registers, of which there are too few."""
+    """0, 1, ... N - 1. The compiler does not know that they are the same for every route, and computes what follows
+    from them for each, instead of before the loop over the routes to keep it in registers, which are too few."""
     return (tl.arange(0, N) + (route >> 40)).to(tl.int32)
 
 
 @triton.jit
 def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
-    """Numbers between the start of a sector and a tile that begins `offset` numbers behind one that has `lead` of them."""
+    """Numbers between the start of a sector and a tile, which begins `offset` numbers behind one that has `lead`."""
     if LAYOUT == FLAT:
         return ((offset + lead) % SECTOR).to(tl.int32)
     else:  # noqa: RET505

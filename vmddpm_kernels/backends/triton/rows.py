@@ -1,5 +1,5 @@
-"""Cross scan and cross merge where the channels of the sequences lie side by side, in any order of the pixels: a program
-reads a tile [PIXELS, CHANNELS] of the image once and writes it to all routes, or sums it up from all routes."""
+"""Cross scan and cross merge where the channels of the sequences lie side by side, in any order of the pixels: a
+program reads a tile [PIXELS, CHANNELS] of the image once and writes it to all routes, or sums it up from them."""
 # mypy: ignore-errors
 
 import triton
@@ -11,8 +11,8 @@ from vmddpm_kernels.backends.triton.walk import step_of
 
 @triton.jit
 def memory_of(start, row, stride_l, d, stride_d, UNIT: tl.constexpr, VECTOR: tl.constexpr):
-    """[PIXELS, CHANNELS] places. The channels lie side by side if UNIT is 1, the pixels if it is 0, neither if it is -1;
-    VECTOR of them are aligned to its bytes."""
+    """[PIXELS, CHANNELS] places. The channels lie side by side if UNIT is 1, the pixels if 0, neither if -1.
+    VECTOR channels are 16 aligned bytes, or it is 1."""
     row, d = row.to(tl.int64), d.to(tl.int64)
     if UNIT == 1:
         at = start + row[:, None] * stride_l + d[None, :]
