@@ -75,45 +75,48 @@ def test_equals_definition(backend, height, width, in_first, out_first, scans, o
     assert torch.equal(merged, merge_by_definition(y, *layout))
 
 
-# Channels that make whole vectors, and that do not; several tiles of an image, of its channels and of pixels; planes that
-# begin anywhere in 16 bytes.
-@pytest.mark.parametrize("strided", [False, True])
+# Channels that make whole vectors, and that do not; several tiles of an image, of its channels and of pixels; planes
+# that begin anywhere in 16 bytes.
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 @pytest.mark.parametrize("sizes", [(1, 20, 31, 33), (2, 16, 8, 24), (2, 17, 7, 7), (1, 5, 38, 34)])
-def test_larger_images(backend, sizes, in_first, out_first, strided):
-    """Every scan code once and one image for each route once, with the dtypes in turn."""
-    batch, channels, height, width = sizes
-    for turn, one_by_one in enumerate([False, False, True, False]):
-        layout = (in_first, out_first, one_by_one, turn)
-        dtype = [torch.float32, torch.float16, torch.bfloat16, torch.float64][turn]
-        x = image(batch, channels, height, width, in_first, one_by_one).to(dtype)
-        y = image(batch, channels, height, width, out_first, True).to(dtype)
-        expected_y, expected_x = scan_by_definition(x.double(), *layout), merge_by_definition(y.double(), *layout)
-        if strided:
-            x, y = window(x), window(y)
-        assert torch.equal(vk.cross_scan(x, *layout, backend=backend), expected_y.to(dtype))
-        assert torch.equal(vk.cross_merge(y, *layout, backend=backend), expected_x.to(dtype))
+def test_larger_images(backend, sizes, in_first, out_first):
+    """One image for all routes, and one for each; in memory without gaps, with gaps between channels or images, and
+    between pixels."""
+    cases = [
+        (torch.float32, False, 0, lambda t, _: t),
+        (torch.bfloat16, True, 3, lambda t, _: t),
+        (torch.float16, False, 2, lambda t, first: window(t, pixels=(-2, -1) if first else (1, 2))),
+        (torch.float64, False, 0, lambda t, _: torch.stack([t, torch.full_like(t, torch.nan)], dim=-1)[..., 0]),
+    ]
+    for dtype, one_by_one, scans, arranged in cases if sizes[0] == 2 else cases[:2]:
+        layout = (in_first, out_first, one_by_one, scans)
+        x, y = image(*sizes, in_first, one_by_one), image(*sizes, out_first, True)
+        for function, tensor, first, expected in (
+            (vk.cross_scan, x, in_first, scan_by_definition(x, *layout)),
+            (vk.cross_merge, y, out_first, merge_by_definition(y, *layout)),
+        ):
+            got = function(arranged(tensor.to(dtype), first), *layout, backend=backend)
+            assert torch.equal(got, expected.to(dtype))
 
 
-def window(t):
-    """The same values within a larger tensor, with gaps on every axis."""
-    larger = torch.full([n + 3 for n in t.shape], torch.nan, dtype=t.dtype)
-    inner = larger[tuple(slice(1, n + 1) for n in t.shape)]
-    inner.copy_(t)
-    return inner
+def window(t, pixels):
+    """The same values within a larger tensor, with gaps on every axis but those of the pixels."""
+    whole = [axis % t.dim() for axis in pixels]
+    larger = torch.full([n if i in whole else n + 3 for i, n in enumerate(t.shape)], torch.nan, dtype=t.dtype)
+    inner = larger[tuple(slice(None) if i in whole else slice(1, n + 1) for i, n in enumerate(t.shape))]
+    return inner.copy_(t)
 
 
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 def test_memory_between_vectors(backend, in_first, out_first):
     """Tensors without gaps that begin at an address which is no multiple of 16, nor of a sector."""
-    for sizes in ((1, 16, 8, 24), (1, 20, 31, 33)):
-        layout = (in_first, out_first, False, 0)
-        for dtype in (torch.float32, torch.bfloat16):
-            x, y = image(*sizes, in_first, False).to(dtype), image(*sizes, out_first, True).to(dtype)
-            expected_y, expected_x = scan_by_definition(x.double(), *layout), merge_by_definition(y.double(), *layout)
-            x, y = (torch.empty(t.numel() + 3, dtype=dtype)[3:].view(t.shape).copy_(t) for t in (x, y))
-            assert torch.equal(vk.cross_scan(x, *layout, backend=backend), expected_y.to(dtype))
-            assert torch.equal(vk.cross_merge(y, *layout, backend=backend), expected_x.to(dtype))
+    layout = (in_first, out_first, False, 0)
+    for sizes, dtype in (((1, 16, 8, 24), torch.float32), ((1, 16, 31, 33), torch.bfloat16)):
+        x, y = image(*sizes, in_first, False), image(*sizes, out_first, True)
+        expected_y, expected_x = scan_by_definition(x, *layout), merge_by_definition(y, *layout)
+        x, y = (torch.empty(t.numel() + 3, dtype=dtype)[3:].view(t.shape).copy_(t) for t in (x, y))
+        assert torch.equal(vk.cross_scan(x, *layout, backend=backend), expected_y.to(dtype))
+        assert torch.equal(vk.cross_merge(y, *layout, backend=backend), expected_x.to(dtype))
 
 
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
