@@ -161,10 +161,10 @@ def test_cross_scan_of_tiles(layouts, monkeypatch):
     """Images that no tile holds whole, as if larger ones than here took a program seconds."""
     from vmddpm_kernels.backends.triton import cross_scan
 
-    monkeypatch.setattr(cross_scan, "NUMBERS", {2: (256, 512), 4: (256,), 8: (256,)})
-    monkeypatch.setattr(cross_scan, "SIDES_ALONE", {2: (16, 16), 4: (8, 32), 8: (8, 16)})
-    monkeypatch.setattr(cross_scan, "SIDES", {2: (4, 4), 4: (4, 8), 8: (8, 8)})
-    for dtype, scans in ((FLOAT32, 0), (FLOAT16, 3), (FLOAT64, 3)):
+    monkeypatch.setattr(cross_scan, "NUMBERS", {2: (256, 512), 4: (256,)})
+    monkeypatch.setattr(cross_scan, "SIDES_ALONE", {2: (16, 16), 4: (8, 32)})
+    monkeypatch.setattr(cross_scan, "SIDES", {2: (4, 4), 4: (4, 8)})
+    for dtype, scans in ((FLOAT32, 0), (FLOAT16, 3)):
         x = torch.randint(-50, 50, (1, 6, 19, 15) if layouts[0] else (1, 19, 15, 6)).to(dtype)
         y = torch.randint(-50, 50, (1, 4, 6, 19, 15) if layouts[1] else (1, 19, 15, 4, 6)).to(dtype)
         for function, tensor in ((vk.cross_scan, x), (vk.cross_merge, y)):

@@ -71,8 +71,8 @@ struct alignas(16) Vector {
   T at[kCount];
 };
 
-// Elements of global memory, and vectors of them at addresses that are multiples of 16 bytes. The emulation counts what
-// goes through these, and through those of shared memory below.
+// Elements of global memory, and vectors of them at addresses that are multiples of 16 bytes; a kernel does not write what
+// it reads as vectors. The emulation counts what goes through these, and through those of shared memory below.
 template <typename T>
 VMDDPM_DEVICE T read(const T* from) { return *from; }
 
@@ -90,7 +90,7 @@ VMDDPM_DEVICE void write_if(bool wanted, T* to, T value) {
 
 template <typename T>
 VMDDPM_DEVICE Vector<T> read_vector(const T* from) {
-  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
   Vector<T> vector;
   memcpy(&vector, &words, 16);
   return vector;
@@ -100,7 +100,9 @@ template <typename T>
 VMDDPM_DEVICE void write_vector(T* to, const Vector<T>& vector) {
   uint4 words;
   memcpy(&words, &vector, 16);
-  *reinterpret_cast<uint4*>(to) = words;
+  // An assignment the compiler takes apart where it likes.
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
 }
 
 template <typename T>
