@@ -8,7 +8,6 @@ from compile import ARCHITECTURES, Unavailable, build, cuda_sources, kernel_name
 from control_flow import parse
 from sass import BUDGET, Kernel, budgets, find_nvdisasm, kernels, table
 
-
 # Kernels of cross scan along the regular routes, and of rows along any.
 COPIES = {"scan_planes", "merge_planes", "scan_rows", "merge_rows"}
 
@@ -68,7 +67,7 @@ def test_copies_are_within_their_registers():
 
 
 def test_copies_move_sixteen_bytes(disassembled):
-    """Every kernel of cross scan on vectors, and those that choose between vectors and elements, reads and writes so."""
+    """Every kernel of cross scan on vectors, and those that choose between them and elements, read and write so."""
     for kernel in disassembled:
         name = kernel.name.partition("<")[0]
         in_vectors = re.search(r", (2|4|8), (true|false)>", kernel.name) or name in ("scan_planes", "merge_planes")
@@ -76,7 +75,7 @@ def test_copies_move_sixteen_bytes(disassembled):
             continue
         opcodes = [instruction.opcode for instruction in kernel.instructions]
         for access in ("LDG", "STG"):
-            assert any(code.startswith(f"{access}.E.128") for code in opcodes), f"{kernel.name}: no {access} of 16 bytes"
+            assert any(code.startswith(f"{access}.E.128") for code in opcodes), f"no {access}.128 in {kernel.name}"
 
 
 @pytest.mark.parametrize("budget", budgets(), ids=str)

@@ -162,6 +162,17 @@ def test_special_values_are_copied(backend):
     assert torch.equal(vk.cross_scan(x, backend=backend)[0, 0, 0].view(torch.int32), bits)
 
 
+def test_special_values_are_put_back(backend):
+    """Payloads of NaN, which no conversion leaves alone, and what is too small for a normal number."""
+    if backend == "reference":
+        pytest.skip("torch.gather has one NaN in half precision")
+    bits = torch.tensor([0x7C01, -0x03FE, 0x7FC1, 0x7C00, 1, -0x8000], dtype=torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        y = bits.view(dtype).repeat(4).view(1, 4, 1, 2, 3)
+        images = vk.cross_merge(y, one_by_one=True, scans="unidi", backend=backend)
+        assert torch.equal(images.view(torch.int16), y.flatten(3).view(torch.int16))
+
+
 def test_bad_shapes():
     for function, tensor, words in [
         (vk.cross_scan, torch.zeros(2, 3, 4), r"x must have shape \(B, C, H, W\)"),
