@@ -174,14 +174,15 @@ VMDDPM_KERNEL(kThreads, 1) moving(VMDDPM_ARGUMENTS(Arrays) a) {
   write_shared(kept + t, vector.at[0] + apart + half);                      // every bank once
   barrier();
   const float same = read_shared(kept + t / kWarp), far = read_shared(kept + 2 * t % kThreads);  // one word; two of a bank
-  write(a.out + block() * kThreads + t, same + far);
-  write_if(t == 0, a.out, same);
+  float* const out = a.out + block() * 3 * kThreads;
+  write(out + t, same + far);
+  write_if(t == 0, out + kThreads, same);
   Vector<float> result = {};
-  if (t < 2) write_vector(a.out + kThreads * 2 + 4 * t, result);
+  if (t < 2) write_vector(out + 2 * kThreads + 4 * t, result);
 }
 
 bool moves() {
-  alignas(32) static float in[8 * kThreads], out[3 * kThreads];
+  alignas(32) static float in[8 * kThreads], out[2 * 3 * kThreads];
   launch_here(&moving, 2, Arrays{in, out, 0});
   return true;
 }
