@@ -155,23 +155,13 @@ void scan_backward(const py::handle& inputs, const py::handle& options, const py
   cpu_kernels().scan_backward(g);
 }
 
-// image (B, K or 1, L, C), sequences (B, K, L, C)
-CrossScanParams cross_params(const py::handle& image, const py::handle& table, const py::handle& sequences,
-                             int threads) {
-  const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
-  CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
-                    static_cast<int32_t*>(pointer(table)), view(image), view(sequences), false, threads, 0, 0, 0};
-  if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
-  return p;
-}
-
-// Without a table: the regular routes `scans` over height x width pixels.
+// image (B, K or 1, L, C), sequences (B, K, L, C); without a table the regular routes `scans` over height x width pixels.
 CrossScanParams cross_params(const py::handle& image, const py::handle& table, int64_t height, int64_t width,
                              int32_t scans, const py::handle& sequences, int threads) {
-  CrossScanParams p = cross_params(image, table, sequences, threads);
-  p.height = height;
-  p.width = width;
-  p.scans = scans;
+  const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
+  CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
+                    static_cast<int32_t*>(pointer(table)), view(image), view(sequences), false, threads, height, width, scans};
+  if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
   return p;
 }
 
@@ -222,20 +212,23 @@ void cuda_backward(const py::handle& inputs, const py::handle& options, const py
   cuda_scan_backward(g, plan, work, device, reinterpret_cast<void*>(stream));
 }
 
-void cuda_scan(const py::handle& image, const py::handle& table, const py::handle& sequences, int device,
+void cuda_scan(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
+               const py::handle& sequences, const py::handle& inverse, std::pair<int64_t, int64_t> limits, int device,
                uintptr_t stream) {
-  const CrossScanParams p = cross_params(image, table, sequences, 1);
+  const CrossScanParams p = cross_params(image, table, height, width, scans, sequences, 1);
+  int32_t* const inverse_table = static_cast<int32_t*>(pointer(inverse));
   const py::gil_scoped_release release;
-  cross_scan_cuda(p, device, reinterpret_cast<void*>(stream));
+  cross_scan_cuda(p, inverse_table, {limits.first, limits.second}, device, reinterpret_cast<void*>(stream));
 }
 
-void cuda_merge(const py::handle& image, const py::handle& table, const py::handle& sequences, bool sum,
-                const py::handle& inverse, int device, uintptr_t stream) {
-  CrossScanParams p = cross_params(image, table, sequences, 1);
+void cuda_merge(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
+                const py::handle& sequences, bool sum, const py::handle& inverse, std::pair<int64_t, int64_t> limits,
+                int device, uintptr_t stream) {
+  CrossScanParams p = cross_params(image, table, height, width, scans, sequences, 1);
   p.sum = sum;
   int32_t* const inverse_table = static_cast<int32_t*>(pointer(inverse));
   const py::gil_scoped_release release;
-  cross_merge_cuda(p, inverse_table, device, reinterpret_cast<void*>(stream));
+  cross_merge_cuda(p, inverse_table, {limits.first, limits.second}, device, reinterpret_cast<void*>(stream));
 }
 
 void define_cuda(py::module_ m) {

@@ -102,14 +102,30 @@ class CudaKernels:
         device: int,
         stream: int,
     ) -> None: ...
-    def cross_scan(self, image: Tensor, table: Tensor, sequences: Tensor, device: int, stream: int) -> None: ...
+    def cross_scan(
+        self,
+        image: Tensor,
+        table: Tensor | None,
+        height: int,
+        width: int,
+        scans: int,
+        sequences: Tensor,
+        inverse: Tensor | None,
+        limits: tuple[int, int],
+        device: int,
+        stream: int,
+    ) -> None: ...
     def cross_merge(
         self,
         image: Tensor,
-        table: Tensor,
+        table: Tensor | None,
+        height: int,
+        width: int,
+        scans: int,
         sequences: Tensor,
         sum_routes: bool,
-        inverse: Tensor,
+        inverse: Tensor | None,
+        limits: tuple[int, int],
         device: int,
         stream: int,
     ) -> None: ...

@@ -1,6 +1,7 @@
 // Cross scan and cross merge: an image read along K routes, and its adjoint. Views are (B, K, L, C), in pixel order on
 // the image side and in the order of the routes on the other.
 #pragma once
+#include "../common/limits.h"
 #include "../common/tensor.h"
 
 namespace vmddpm {
@@ -25,9 +26,9 @@ void cross_scan_cpu(const CrossScanParams& params);
 // have one type; half precision is summed in float and rounded once.
 void cross_merge_cpu(const CrossScanParams& params);
 
-// The same on a GPU, always along a table; `inverse` is a workspace of (K, L). Both throw std::runtime_error naming the
-// kernel that could not be launched.
-void cross_scan_cuda(const CrossScanParams& params, int device, void* stream);
-void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, int device, void* stream);
+// The same on a GPU; `inverse` is a workspace of (K, L) beside a table. Both throw std::runtime_error naming the kernel
+// that could not be launched.
+void cross_scan_cuda(const CrossScanParams& params, int32_t* inverse, GpuLimits limits, int device, void* stream);
+void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, GpuLimits limits, int device, void* stream);
 
 }  // namespace vmddpm

@@ -4,15 +4,10 @@
 // channels, so that B and C are the same for all of it and come as broadcasts from shared memory, and any visit order
 // reads whole rows. A block is `tiles` warps of channels times `slices` warps of states.
 #pragma once
+#include "../common/limits.h"
 #include "params.h"
 
 namespace vmddpm {
-
-// What a plan depends on beside the sizes of the problem.
-struct GpuLimits {
-  int64_t multiprocessors;
-  int64_t shared_bytes;  // of one block
-};
 
 struct GpuScanPlan {
   int32_t states_per_thread;  // S

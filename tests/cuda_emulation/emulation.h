@@ -30,6 +30,12 @@ void start_copy(void* to, const void* from, int bytes, int valid, Site site);
 void commit_copies();
 void wait_copies(int pending, Site site);
 
+enum class Access { read, write, read_shared, write_shared };
+
+// Notes an access of the running thread, if accesses are counted (counts.h); one of no bytes is its lane's absence from
+// an access of its warp. An address that is no multiple of the size, which a GPU refuses, ends the launch.
+void count(Access kind, const void* address, int bytes, Site site);
+
 // Zero of the same sign for a subnormal, as .ftz instructions read and write it.
 inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
 

@@ -54,6 +54,60 @@ VMDDPM_DEVICE int opaque(int value) {
 
 VMDDPM_DEVICE char* shared() { return emulation::here.shared; }
 
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int kCount = 16 / sizeof(T);
+  T at[kCount];
+};
+
+template <typename T>
+VMDDPM_DEVICE T read(const T* from, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::read, from, sizeof(T), {file, line});
+  return *from;
+}
+
+template <typename T>
+VMDDPM_DEVICE void write(T* to, T value, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::write, to, sizeof(T), {file, line});
+  *to = value;
+}
+
+template <typename T>
+VMDDPM_DEVICE T read_if(bool wanted, const T* from, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::read, from, wanted ? sizeof(T) : 0, {file, line});
+  return wanted ? *from : T();
+}
+
+template <typename T>
+VMDDPM_DEVICE void write_if(bool wanted, T* to, T value, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::write, to, wanted ? sizeof(T) : 0, {file, line});
+  if (wanted) *to = value;
+}
+
+template <typename T>
+VMDDPM_DEVICE Vector<T> read_vector(const T* from, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::read, from, 16, {file, line});
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+
+template <typename T>
+VMDDPM_DEVICE void write_vector(T* to, const Vector<T>& vector, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::write, to, 16, {file, line});
+  *reinterpret_cast<Vector<T>*>(to) = vector;
+}
+
+template <typename T>
+VMDDPM_DEVICE T read_shared(const T* from, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::read_shared, from, sizeof(T), {file, line});
+  return *from;
+}
+
+template <typename T>
+VMDDPM_DEVICE void write_shared(T* to, T value, VMDDPM_CALLER) {
+  emulation::count(emulation::Access::write_shared, to, sizeof(T), {file, line});
+  *to = value;
+}
+
 VMDDPM_DEVICE void barrier(VMDDPM_CALLER) { emulation::barrier({file, line}); }
 
 template <int n, typename T>

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "counts.h"
 #include "sanitizers.h"
 #include "scheduler.h"
 
@@ -124,6 +125,7 @@ void run_block(int64_t block) {
     release(&ended);
     take_identity(identity);
   }
+  if (counts.on()) counts.end_block();
   if (!now.between_blocks) acquire(&ended);
   for (int i = 0; i < now.threads && own_stacks(); ++i) std::free(scheduler.threads[i].fiber.stack);
   std::free(shared);
@@ -172,9 +174,11 @@ void launch(const char* name, void (*run)(const void*), const void* arguments, i
   now = {name,         run,             arguments,                      threads,
          shared_bytes, order_setting(), races_between_blocks_setting(), current_identity()};
   failed = false;
+  counts.start(setting("VMDDPM_EMULATION_COUNTS"));
   release(&started);
   for (int64_t block = 0; block < blocks && !failed; ++block) run_block(block);
   acquire(&ended);
+  if (counts.on() && !failed) counts.finish(name, blocks);
   if (!failed) return;
   forget_identities();
   throw std::runtime_error(failure);
@@ -186,6 +190,13 @@ void exchange(void* values, int count, int size, int mask, Site site) {
   if (mask < 0 || mask >= kLanes) fail(site, "an exchange with mask %d", mask);
   scheduler.threads[here.thread].swap = {static_cast<char*>(values), count, size, mask};
   scheduler.stop(Stop::exchange, site);
+}
+
+void count(Access kind, const void* address, int bytes, Site site) {
+  if (bytes > 0 && reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
+    fail(site, "an access of %d bytes at %p, which is no multiple of it", bytes, address);
+  }
+  if (counts.on()) counts.note(kind, address, bytes, site, here.thread, here.shared);
 }
 
 void start_copy(void* to, const void* from, int bytes, int valid, Site site) {

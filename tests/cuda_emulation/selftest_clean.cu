@@ -164,6 +164,29 @@ bool conversions() {
          widen(Half{0xfbff}) == -65504.0f && widen(BFloat16{0x3f80}) == 1.0f && widen(BFloat16{1}) == 0x1p-133f;
 }
 
+// What test_emulation.py knows the numbers of.
+VMDDPM_KERNEL(kThreads, 1) moving(VMDDPM_ARGUMENTS(Arrays) a) {
+  const int t = thread();
+  float* const kept = shared_floats();
+  const Vector<float> vector = read_vector(a.in + 4 * t);                   // 512 bytes a warp
+  const float apart = read(a.in + 8 * t);                                   // a sector each
+  const float half = read_if(t % 2 == 0, a.in + 1 + t);                     // half of the lanes, from within a sector
+  write_shared(kept + t, vector.at[0] + apart + half);                      // every bank once
+  barrier();
+  const float same = read_shared(kept + t / kWarp), far = read_shared(kept + 2 * t % kThreads);  // one word; two of a bank
+  float* const out = a.out + block() * 3 * kThreads;
+  write(out + t, same + far);
+  write_if(t == 0, out + kThreads, same);
+  Vector<float> result = {};
+  if (t < 2) write_vector(out + 2 * kThreads + 4 * t, result);
+}
+
+bool moves() {
+  alignas(32) static float in[8 * kThreads], out[2 * 3 * kThreads];
+  launch_here(&moving, 2, Arrays{in, out, 0});
+  return true;
+}
+
 bool special_functions() {
   const float inf = std::numeric_limits<float>::infinity();
   return exp2_unit(0.0f) == 1.0f && exp2_unit(-126.0f) == 0x1p-126f && exp2_unit(-126.5f) == 0.0f &&
@@ -177,7 +200,7 @@ bool special_functions() {
 const std::vector<Case> clean = {
     {"barriers", &barriers}, {"many_blocks", &many_blocks}, {"exchanges", &exchanges},
     {"copies", &copies},     {"launches", &launches},       {"conversions", &conversions},
-    {"special_functions", &special_functions},
+    {"special_functions", &special_functions},              {"moves", &moves},
 };
 
 }  // namespace selftest

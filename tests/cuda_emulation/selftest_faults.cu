@@ -99,6 +99,8 @@ FAULT(copy_misaligned) {
   wait_copies<0>();
 }
 
+FAULT(vector_misaligned) { a.out[thread()] = read_vector(a.in + 4 * (thread() / 4) + 2).at[0]; }
+
 FAULT(copy_outside) {
   copy_async<4>(shared_floats() + thread() + 1, a.in + thread(), 4);
   commit_copies();
@@ -248,7 +250,7 @@ const std::vector<Case> faults = {
     CASE(missing_barrier),         CASE(missing_barrier_behind),  CASE(missing_second_barrier),
     CASE(exchange_for_barrier),    CASE(missing_wait),            CASE(wait_for_older_only),
     CASE(wait_without_commit),     CASE(missing_barrier_after_wait), CASE(copy_never_waited_for),
-    CASE(copy_misaligned),         CASE(copy_outside),            CASE(copy_source_written),
+    CASE(copy_misaligned),         CASE(vector_misaligned),       CASE(copy_outside),            CASE(copy_source_written),
     CASE(copy_target_written),     CASE(copy_beyond_source),      CASE(unwritten_shared),
     CASE(shared_overrun),          CASE(global_overrun),          CASE(barrier_of_half_a_warp),
     CASE(barrier_of_one_warp),     CASE(barrier_on_both_sides),   CASE(exchange_of_half_a_warp),

@@ -4,6 +4,7 @@
 //                                   block run from one barrier or exchange to the next
 //   VMDDPM_EMULATION_SHARED_LIMIT   bytes of shared memory that a block may have; 232448, an H100's
 //   VMDDPM_EMULATION_RACES          threads (the default) or blocks: whose races ThreadSanitizer looks for (launch.cpp)
+//   VMDDPM_EMULATION_COUNTS         a file: every launch appends to it what it has moved (counts.h)
 #pragma once
 #include <cstdint>
 #include <cstdlib>

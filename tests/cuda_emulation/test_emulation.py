@@ -1,5 +1,6 @@
 """The emulation that runs the CUDA kernels on a CPU: it computes what a GPU would, and catches what a GPU would not."""
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ REFUSALS = {
     "exchange_against_barrier": r"deadlock: .*exchange .*, but thread 1 waits at the barrier",
     "copy_never_waited_for": r"ends without having waited for the copy",
     "copy_misaligned": r"both addresses must be multiples of 8",
+    "vector_misaligned": r"an access of 16 bytes at .*, which is no multiple of it",
     "copy_outside": r"a copy to bytes 256 to 259 of the block's 256 bytes of shared memory",
     "copy_source_written": r"the source of the copy .* was written before it was complete",
     "copy_target_written": r"the target of the copy .* was written before it was complete",
@@ -137,6 +139,23 @@ def test_shared_limit_is_a_setting():
     result = build.run("none", [built("none"), "barriers"], {"VMDDPM_EMULATION_SHARED_LIMIT": "4095"})
     assert result.returncode == REFUSED
     assert "4096 bytes of shared memory: a block may have 4095" in result.stdout
+
+
+def test_what_a_launch_moves_is_counted(tmp_path):
+    """Two blocks of two warps each. Of a warp, the lanes' accesses together: sectors once, and the passes of banks."""
+    file = tmp_path / "counts"
+    assert_passes(build.run("none", [built("none"), "moves"], {"VMDDPM_EMULATION_COUNTS": str(file)}))
+    (counts,) = map(json.loads, file.read_text().splitlines())
+    assert counts["kernel"] == "selftest"
+    assert counts["blocks"] == 2
+    warps = 4
+    assert counts["read_bytes"] == warps * (512 + 128 + 64)
+    assert counts["read_sectors"] == warps * (16 + 32 + 4)
+    assert counts["write_bytes"] == warps * 128 + 2 * (4 + 32)
+    assert counts["write_sectors"] == warps * 4 + 2 * (1 + 1)
+    assert counts["read_shared_passes"] == warps * (1 + 2)
+    assert counts["read_shared_least"] == warps * (1 + 1)
+    assert counts["write_shared_passes"] == counts["write_shared_least"] == warps
 
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compile import SOURCES, Unavailable, build, find_nvcc, kernel_name, resources
-from control_flow import Function, Loop, parse
+from control_flow import Function, Instruction, Loop, parse
 
 BUDGET = SOURCES / "BUDGET.md"
 
@@ -67,6 +67,10 @@ class Kernel:
         self.name = kernel_name(function.name)
         self.ex2 = next((value for pattern, value in EX2_PER_STEP_STATE.items() if fnmatch(self.name, pattern)), 1)
         self._passes, self._function = passes, function
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        return self._function.instructions
 
     @property
     def local_memory(self) -> list[str]:

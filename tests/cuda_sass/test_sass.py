@@ -6,7 +6,10 @@ import textwrap
 import pytest
 from compile import ARCHITECTURES, Unavailable, build, cuda_sources, kernel_name, parse_log, resources, supported
 from control_flow import parse
-from sass import Kernel, budgets, find_nvdisasm, kernels, table
+from sass import BUDGET, Kernel, budgets, find_nvdisasm, kernels, table
+
+# Kernels of cross scan along the regular routes, and of rows along any.
+COPIES = {"scan_planes", "merge_planes", "scan_rows", "merge_rows"}
 
 
 def compiled_resources(architecture):
@@ -50,6 +53,29 @@ def test_kernels_stay_in_registers(architecture):
 def test_no_local_memory_in_the_machine_code(disassembled):
     using = [f"{kernel.name}: {', '.join(kernel.local_memory)}" for kernel in disassembled if kernel.local_memory]
     assert not using, "\n".join(using)
+
+
+def test_copies_are_within_their_registers():
+    """csrc/BUDGET.md says how many each kernel of cross scan may take."""
+    rows = re.findall(r"^\| `(\w+)<\*>` \| (\d+) \| (\d+) \|", BUDGET.read_text(), flags=re.MULTILINE)
+    limits = {kernel: {80: int(on_80), 90: int(on_90)} for kernel, on_80, on_90 in rows}
+    for architecture in (80, 90):
+        entries = [entry for entry in compiled_resources(architecture) if entry.name.partition("<")[0] in COPIES]
+        assert {entry.name.partition("<")[0] for entry in entries} == set(limits) == COPIES
+        over = [e for e in entries if e.registers > limits[e.name.partition("<")[0]][architecture]]
+        assert not over, "\n".join(f"{entry.name} on sm_{architecture}: {entry.registers} registers" for entry in over)
+
+
+def test_copies_move_sixteen_bytes(disassembled):
+    """Every kernel of cross scan on vectors, and those that choose between them and elements, read and write so."""
+    for kernel in disassembled:
+        name = kernel.name.partition("<")[0]
+        in_vectors = re.search(r", (2|4|8), (true|false)>", kernel.name) or name in ("scan_planes", "merge_planes")
+        if name not in COPIES or not in_vectors:
+            continue
+        opcodes = [instruction.opcode for instruction in kernel.instructions]
+        for access in ("LDG", "STG"):
+            assert any(code.startswith(f"{access}.E.128") for code in opcodes), f"no {access}.128 in {kernel.name}"
 
 
 @pytest.mark.parametrize("budget", budgets(), ids=str)

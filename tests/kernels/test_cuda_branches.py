@@ -111,6 +111,33 @@ def test_cross_scan_and_merge(layouts, permuted, monkeypatch, emulated_native):
             assert torch.equal(ours, function(tensor, *layouts, permutation=permutation, backend="reference"))
 
 
+# Whole vectors; runs that begin anywhere in a sector, whole images and several channels at a time; a single row or
+# column; channels that make no vectors.
+@pytest.mark.parametrize("sizes", [(2, 16, 8, 16), (1, 20, 9, 11), (1, 16, 17, 33), (1, 17, 1, 19), (1, 8, 40, 1)])
+@pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True), (False, False)])
+def test_regular_routes(layouts, sizes, monkeypatch, emulated_native):
+    """On a GPU that is filled and on one that is not, with shared memory for whole images and without."""
+    batch, channels, height, width = sizes
+    for multiprocessors, shared_bytes in ((FILLED, 227 * 1024), (EMPTY, 20 * 1024)):
+        use_emulation(monkeypatch, emulated_native, multiprocessors, shared_bytes)
+        for dtype in (torch.float16, torch.float32, torch.float64):
+            for scans in (0, 3):
+                check_copies(layouts, scans, False, batch, channels, height, width, dtype)
+        check_copies(layouts, 2, True, batch, channels, height, width, torch.bfloat16)
+
+
+def check_copies(layouts, scans, one_by_one, batch, channels, height, width, dtype, **options):
+    def random(first, apart):
+        shape = (batch, *apart, channels, height, width) if first else (batch, height, width, *apart, channels)
+        return torch.randint(-50, 50, shape).to(dtype)
+
+    x = random(layouts[0], (4,) if one_by_one else ())
+    y = random(layouts[1], (4,))
+    for function, tensor in ((vk.cross_scan, x), (vk.cross_merge, y)):
+        ours = function(tensor, *layouts, one_by_one, scans, backend="cuda", **options)
+        assert torch.equal(ours, function(tensor, *layouts, one_by_one, scans, backend="reference", **options))
+
+
 def test_small_shared_memory(monkeypatch, emulated_native):
     """Blocks get narrower on GPUs with less shared memory, down to the least there is."""
     tensors = image_problem(1, 2, 40, 64, 16, torch.float32)

@@ -156,6 +156,24 @@ def test_same_bits_every_time():
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True), (False, False)])
+def test_cross_scan_of_tiles(layouts, monkeypatch):
+    """Images that no tile holds whole, as if larger ones than here took a program seconds."""
+    from vmddpm_kernels.backends.triton import cross_scan
+
+    monkeypatch.setattr(cross_scan, "NUMBERS", {2: (256, 512), 4: (256,)})
+    monkeypatch.setattr(cross_scan, "SIDES_ALONE", {2: (16, 16), 4: (8, 32)})
+    monkeypatch.setattr(cross_scan, "SIDES", {2: (4, 4), 4: (4, 8)})
+    for dtype, scans in ((FLOAT32, 0), (FLOAT16, 3)):
+        x = torch.randint(-50, 50, (1, 6, 19, 15) if layouts[0] else (1, 19, 15, 6)).to(dtype)
+        y = torch.randint(-50, 50, (1, 4, 6, 19, 15) if layouts[1] else (1, 19, 15, 4, 6)).to(dtype)
+        for function, tensor in ((vk.cross_scan, x), (vk.cross_merge, y)):
+            ours, expected = (
+                function(tensor, *layouts, scans=scans, backend=backend) for backend in ("triton", "reference")
+            )
+            assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize(("length", "wide"), [(0, False), (1, False), (33, True)])
 def test_checkpoints_have_the_shape_that_was_said(length, wide):
     x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import BACKENDS
+from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.backends.triton import cross_scan, selective_scan
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
@@ -81,17 +82,26 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
         backend.scan_backward(y, None, inputs, sizes, checkpoints, options, (True,) * 8)
 
 
-def scan_and_merge(height, width, dtype):
-    table = vk.routes(height, width)
-    x = torch.zeros(2, 1, height * width, 40, dtype=dtype)
-    y = BACKENDS["triton"].cross_scan(x, RouteOrder(table), True)
-    BACKENDS["triton"].cross_merge(y, RouteOrder(table), True, False)
+def scan_and_merge(height, width, dtype, layouts=((False, True),), table=None, channels=96):
+    """For each pair of layouts, channel first or not, of an image and of its sequences."""
+    order = RouteOrder(table, height, width)
+    for image_first, sequences_first in layouts:
+        x = empty((2, 1, height * width, channels), image_first, dtype, torch.device("cpu"))
+        y = BACKENDS["triton"].cross_scan(x, order, sequences_first)
+        BACKENDS["triton"].cross_merge(y, order, True, image_first)
+
+
+def every_layout(height, width, dtype, channels=96):
+    scan_and_merge(height, width, dtype, [(True, True), (True, False), (False, True), (False, False)], None, channels)
+
+
+def along_table(dtype):
+    scan_and_merge(3, 5, dtype, table=vk.routes(3, 5, permutation=vk.patch_permutation(3, 5, seed=0)))
 
 
 CASES = {
     "N=16 bfloat16": lambda: scan(2, 3, 5, 40, 16, torch.bfloat16),
     "N=16 bfloat16, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.bfloat16, backward=False),
-    "bfloat16": lambda: scan_and_merge(3, 5, torch.bfloat16),
     **{
         f"N={n} float32{', zoh' * zoh}": lambda n=n, zoh=zoh: scan(2, 3, 5, 40, n, torch.float32, zoh)
         for n in (1, 4, 8, 16, 64, 256)
@@ -100,28 +110,48 @@ CASES = {
     "N=16 float16": lambda: scan(2, 3, 5, 40, 16, torch.float16),
     "N=16 float32, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.float32, backward=False),
     "N=16 float64": lambda: scan(2, 3, 5, 40, 16, torch.float64),
-    "float32": lambda: scan_and_merge(3, 5, torch.float32),
-    "float64": lambda: scan_and_merge(3, 5, torch.float64),
+    **{
+        f"{str(dtype).removeprefix('torch.')}{kind}": lambda run=run, dtype=dtype: run(dtype)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for kind, run in {
+            "": lambda dtype: every_layout(16, 16, dtype),
+            ", unaligned": lambda dtype: every_layout(15, 17, dtype, channels=97),
+            ", large": lambda dtype: every_layout(160, 160, dtype),
+            ", table": along_table,
+        }.items()
+    },
+    # What only images of 513 to 1024 pixels need, of sequences in planes that begin anywhere in a sector.
+    "bfloat16, wide": lambda: scan_and_merge(31, 33, torch.bfloat16),
 }
 
 
 def numbers(compiled, said):
-    """Registers of a thread, bytes of shared memory of a block, bytes that spill. On AMD, registers that spill."""
+    """Registers of a thread, bytes of shared memory of a block, bytes that spill, and bytes of the widest load from
+    global memory and of the widest store. On AMD, registers that spill."""
     if "amdgcn" in compiled.asm:
         counts = {key: int(n) for key, n in re.findall(r"\.(\w+_count): +(\d+)", compiled.asm["amdgcn"])}
-        registers, spilled = counts["vgpr_count"], counts["vgpr_spill_count"]
+        registers, spilled, accesses = counts["vgpr_count"], counts["vgpr_spill_count"], []
     else:
         registers = int(re.search(r"Used (\d+) registers", said).group(1))
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
-    return {"registers": registers, "shared": compiled.metadata.shared, "spilled": spilled}
+        accesses = re.findall(r"(ld|st)\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
+    widest = [
+        max((int(count or 1) * int(bits) // 8 for kind, count, bits in accesses if kind == wanted), default=0)
+        for wanted in ("ld", "st")
+    ]
+    return {"registers": registers, "shared": compiled.metadata.shared, "spilled": spilled, "widest": widest}
 
 
 def resources(target, *cases):
-    launched, rows = [], []
+    """A kernel that several cases use is listed with the first."""
+    launched, rows, seen = [], [], set()
     compile_only(target, launched)
     for case in cases or CASES:
         CASES[case]()
         for kernel, compiled, said in launched:
+            if id(compiled) in seen:
+                continue
+            seen.add(id(compiled))
             warps = compiled.metadata.num_warps
             rows.append({"kernel": kernel.__name__, "case": case, "warps": warps, **numbers(compiled, said)})
         launched.clear()
@@ -136,7 +166,7 @@ def sizes():
     shapes += [(17, 16), (28, 28), (31, 33), (32, 32), (48, 20), (56, 56), (63, 65), (64, 64)]
     for height, width in shapes:
         scan(2, height, width, 40, 16, torch.float32)
-        scan_and_merge(height, width, torch.float32)
+        scan_and_merge(height, width, torch.float32, [(False, True), (False, False)], channels=40)
         kernels |= {kernel for kernel, _, _ in launched}
         counts.append(sum(len(kernel.device_caches[0][0]) for kernel in kernels))
     return {"sizes": len(shapes), "compilations": counts}

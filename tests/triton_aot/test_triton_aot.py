@@ -10,8 +10,9 @@ import pytest
 
 PROGRAM = Path(__file__).parent / "compile_triton.py"
 # Of every kernel the variant that matters most; all of them in the nightly run.
-CASES = ["N=16 bfloat16", "N=16 bfloat16, filled", "bfloat16"]
-MORE_ON_SM_90 = ["N=1 float32", "N=4 float32", "N=8 float32", "N=16 float32", "N=16 float32, zoh", "N=256 float32"]
+CASES = ["N=16 bfloat16", "N=16 bfloat16, filled", "bfloat16", "bfloat16, table"]
+MORE_ON_SM_90 = ["float32", "bfloat16, unaligned"]
+MORE_ON_SM_90 += ["N=1 float32", "N=4 float32", "N=8 float32", "N=16 float32", "N=16 float32, zoh", "N=256 float32"]
 
 
 def compiled(tmp_path, *arguments):
@@ -35,7 +36,10 @@ def print_table(target, rows):
 def test_compiles(target, tmp_path):
     rows = compiled(tmp_path, "resources", target, *CASES)
     print_table(target, rows)
-    assert {row["kernel"] for row in rows} == {"scan_forward", "scan_backward", "gather_along_routes"}
+    copies = {"scan_planes", "merge_planes", "scan_rows", "merge_rows"}
+    assert {row["kernel"] for row in rows} == {"scan_forward", "scan_backward", "gather_along_routes", *copies}
+    if target != "gfx942":
+        assert all(row["widest"] == [16, 16] for row in rows if row["kernel"] in copies), "no accesses of 16 bytes"
 
 
 def test_nothing_spills(tmp_path):
@@ -56,4 +60,6 @@ def test_an_image_size_compiles_nothing(tmp_path):
     counts = compiled(tmp_path, "sizes")
     print(f"\nkernels compiled after each of {counts['sizes']} image sizes: {counts['compilations']}")
     assert counts["sizes"] == 20
-    assert set(counts["compilations"]) == {4}  # forward, backward, scan, merge
+    # Forward and backward; scan and merge to planes and to rows; the copies to and from planes for more than one pixel,
+    # and for images larger than a tile.
+    assert counts["compilations"] == [6] + [8] * 16 + [10] * 3

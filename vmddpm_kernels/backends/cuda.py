@@ -155,24 +155,33 @@ class CudaBackend:
         return gradients_of(inputs, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
-        table = order.as_table(x.device)
-        check_table_once(table, x.shape[2])
         batch, _, length, channels = x.shape
-        out = empty((batch, table.shape[0], length, channels), channel_first, x.dtype, x.device)
+        order, inverse = _checked(order, length)
+        out = empty((batch, order.route_count(), length, channels), channel_first, x.dtype, x.device)
         with self.runtime.current(x.device):
-            self.runtime.kernels.cross_scan(x, int32(table), out, *self.runtime.stream(x.device))
+            self.runtime.kernels.cross_scan(
+                x, *order, out, inverse, self.runtime.limits(x.device), *self.runtime.stream(x.device)
+            )
         return out
 
     def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
-        table = order.as_table(y.device)
-        check_table_once(table, y.shape[2])
         batch, routes, length, channels = y.shape
-        table = int32(table)
-        inverse = torch.empty_like(table)
+        order, inverse = _checked(order, length)
         out = empty((batch, 1 if sum_routes else routes, length, channels), channel_first, y.dtype, y.device)
         with self.runtime.current(y.device):
-            self.runtime.kernels.cross_merge(out, table, y, sum_routes, inverse, *self.runtime.stream(y.device))
+            self.runtime.kernels.cross_merge(
+                out, *order, y, sum_routes, inverse, self.runtime.limits(y.device), *self.runtime.stream(y.device)
+            )
         return out
+
+
+def _checked(order: RouteOrder, length: int) -> tuple[RouteOrder, Tensor | None]:
+    """The order with its table checked, contiguous and int32, and memory for the table's inverse."""
+    if order.table is None:
+        return order, None
+    check_table_once(order.table, length)
+    table = int32(order.table)
+    return order._replace(table=table), torch.empty_like(table)
 
 
 def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor | None:

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -62,6 +63,53 @@ VMDDPM_DEVICE char* shared() {
   extern __shared__ uint4 memory[];
   return reinterpret_cast<char*>(memory);
 }
+
+// 16 bytes, what a thread moves at once at most.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int kCount = 16 / sizeof(T);
+  T at[kCount];
+};
+
+// Elements of global memory, and vectors of them at addresses that are multiples of 16 bytes; a kernel does not write what
+// it reads as vectors. The emulation counts what goes through these, and through those of shared memory below.
+template <typename T>
+VMDDPM_DEVICE T read(const T* from) { return *from; }
+
+template <typename T>
+VMDDPM_DEVICE void write(T* to, T value) { *to = value; }
+
+// The same for the lanes of a warp for which `wanted` is true; others read nothing of use.
+template <typename T>
+VMDDPM_DEVICE T read_if(bool wanted, const T* from) { return wanted ? *from : T(); }
+
+template <typename T>
+VMDDPM_DEVICE void write_if(bool wanted, T* to, T value) {
+  if (wanted) *to = value;
+}
+
+template <typename T>
+VMDDPM_DEVICE Vector<T> read_vector(const T* from) {
+  const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+  Vector<T> vector;
+  memcpy(&vector, &words, 16);
+  return vector;
+}
+
+template <typename T>
+VMDDPM_DEVICE void write_vector(T* to, const Vector<T>& vector) {
+  uint4 words;
+  memcpy(&words, &vector, 16);
+  // An assignment the compiler takes apart where it likes.
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
+template <typename T>
+VMDDPM_DEVICE T read_shared(const T* from) { return *from; }
+
+template <typename T>
+VMDDPM_DEVICE void write_shared(T* to, T value) { *to = value; }
 
 // Every thread of the block arrives, and what each wrote to memory the others see.
 VMDDPM_DEVICE void barrier() { __syncthreads(); }

@@ -68,12 +68,12 @@ class TritonBackend:
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_scan
 
-        return cross_scan(x, order.as_table(x.device), channel_first)
+        return cross_scan(x, order, channel_first)
 
     def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_merge
 
-        return cross_merge(y, order.as_table(y.device), sum_routes, channel_first)
+        return cross_merge(y, order, sum_routes, channel_first)
 
 
 def _interpreted() -> bool:

@@ -1,45 +1,204 @@
-"""Cross scan and cross merge through Triton: what the kernel is given, and the memory that it fills."""
+"""Cross scan and cross merge through Triton: which kernel serves which memory, what it is given, and the memory that it
+fills. All kernels are compiled for kinds of memory, never for a size of image."""
+
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from vmddpm_kernels.backends.extension import empty, int32
+from vmddpm_kernels.backends.triton import planes, rows
 from vmddpm_kernels.backends.triton.gather import gather_along_routes
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch
-from vmddpm_kernels.routes import check_table_once
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, warp_size
+from vmddpm_kernels.routes import RouteOrder, check_table_once
 
-STEPS, CHANNELS = 32, 32  # of a tile: whole sectors of memory on either side, whichever axis is contiguous there
+STEPS, CHANNELS = 32, 32  # of a tile along a table: whole sectors on either side, whichever axis is contiguous there
+PIXELS = 64               # of a tile of rows
+SECTOR_BYTES, VECTOR_BYTES = 32, 16
+
+# Of a tile of planes, by bytes of an element: the numbers it holds, more than the first only where a smaller tile would
+# cut sectors; and height and width where it is no whole image, of single channels and of sectors of channels.
+NUMBERS = {2: (8192, 16384), 4: (8192,), 8: (4096,)}
+SIDES_ALONE = {2: (64, 128), 4: (64, 128), 8: (64, 64)}
+SIDES = {2: (16, 32), 4: (32, 32), 8: (32, 32)}
+PER_THREAD = 16           # numbers
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _gather(image: Tensor, table: Tensor, merge: bool, channel_first: bool) -> Tensor:
-    """image (B, K or 1, L, C) -> (B, K, L, C), or (B, 1, L, C) if `merge`."""
-    check_memory((image,))
-    batch, images, length, channels = image.shape
-    routes, wide = table.shape[0], torch.promote_types(image.dtype, torch.float32)
-    accumulate = tl.float64 if wide == torch.float64 else tl.float32
-    # Triton's interpreter cuts digits off where a GPU rounds to bfloat16: there torch does it.
-    dtype = wide if merge and INTERPRETED else image.dtype
-    out = empty((batch, 1 if merge else routes, length, channels), channel_first, dtype, image.device)
-    image_strides = (image.stride(0), 0 if images == 1 else image.stride(1), image.stride(2), image.stride(3))
-    sequences = batch * (1 if merge else routes)
+class _Side(NamedTuple):
+    """An image or sequences (B, K, L, C), with stride 0 where the routes share one image."""
+
+    tensor: Tensor
+    strides: tuple[int, int, int, int]
+
+    @property
+    def in_rows(self) -> bool:
+        return self.strides[3] <= self.strides[2]
+
+    def aligned(self, *elements: int) -> bool:
+        """Whether these many elements, and what lies between images, are whole vectors that begin as vectors do."""
+        size = self.tensor.element_size()
+        distances = (*self.strides[:2], *elements)
+        return self.tensor.data_ptr() % VECTOR_BYTES == 0 and all(n * size % VECTOR_BYTES == 0 for n in distances)
+
+    def lead(self) -> int:
+        """Elements from the start of a sector to the first one."""
+        return self.tensor.data_ptr() % SECTOR_BYTES // self.tensor.element_size()
+
+
+def _side(tensor: Tensor, shared: bool = False) -> _Side:
+    b, k, l, d = tensor.stride()
+    return _Side(tensor, (b, 0 if shared else k, l, d))
+
+
+class _Tile(NamedTuple):
+    group: int    # channels
+    height: int
+    width: int
+    numbers: int  # that a program holds, a power of two, of which these are some
+
+    def is_whole(self, order: RouteOrder) -> bool:
+        return (self.height, self.width) == (order.height, order.width)
+
+
+def _tile(order: RouteOrder, channels: int, size: int, rows: bool) -> _Tile:
+    """As many channels of a whole image as a tile holds, in whole sectors where a side is in rows; or else a part of an
+    image. `size` is in bytes of an element."""
+    sector = SECTOR_BYTES // size
+    cuts_sectors = order.height % sector > 0 or order.width % sector > 0
+    for numbers in NUMBERS[size] if rows and cuts_sectors else NUMBERS[size][:1]:
+        fit = numbers // (order.height * order.width)
+        if fit >= sector:
+            fit -= fit % sector
+        if fit >= (min(sector, channels) if rows else 1):
+            return _Tile(min(fit, channels), order.height, order.width, numbers)
+    height, width = (SIDES if rows else SIDES_ALONE)[size]
+    return _Tile(sector if rows else 1, min(height, order.height), min(width, order.width), NUMBERS[size][0])
+
+
+def _layout(side: _Side, tile: _Tile, order: RouteOrder) -> Any:
+    """How a kernel of planes goes through the memory."""
+    _, _, l, d = side.strides
+    channels, length = side.tensor.shape[3], order.height * order.width
+    if side.in_rows and d == 1:
+        return planes.ROWS_VECTORS if side.aligned(l, tile.group, channels) else planes.ROWS
+    if tile.is_whole(order) and l == 1 and d == length:
+        if side.aligned(tile.group * length, channels * length):
+            return planes.FLAT_VECTORS
+        # The tile begins with the sector.
+        if tile.group * length + SECTOR_BYTES // side.tensor.element_size() <= tile.numbers:
+            return planes.FLAT
+    return planes.STRIDED
+
+
+def _launch_planes(kernel: Any, image: _Side, sequences: _Side, order: RouteOrder, images: int, **types: Any) -> None:
+    batch, _, _, channels = sequences.tensor.shape
+    size = sequences.tensor.element_size()
+    tile = _tile(order, channels, size, image.in_rows or sequences.in_rows)
+    layouts = [_layout(side, tile, order).value for side in (image, sequences)]
+    programs = batch * images * -(-channels // tile.group)
+    programs *= -(-order.height // tile.height) * -(-order.width // tile.width)
     launch(
-        gather_along_routes, sequences * -(-length // STEPS) * -(-channels // CHANNELS), image.device,
-        image, *image_strides, out, *out.stride(), table, routes, length, channels,
+        kernel, programs, image.tensor.device,
+        image.tensor, *image.strides, image.lead(), sequences.tensor, *sequences.strides, sequences.lead(),
+        images, order.scans, order.height, order.width, channels, tile.group, tile.height, tile.width, *layouts,
+        tile.numbers, VECTOR_BYTES // size, **types, num_warps=tile.numbers // PER_THREAD // warp_size(),
+    )  # fmt: skip
+
+
+def _unit(side: _Side) -> int:
+    return 1 if side.strides[3] == 1 else 0 if side.strides[2] == 1 else -1
+
+
+def _launch_rows(
+    kernel: Any, image: _Side, sequences: _Side, order: RouteOrder, inverse: Tensor | None, images: int, **types: Any
+) -> None:
+    batch, routes, length, channels = sequences.tensor.shape
+    vector = VECTOR_BYTES // sequences.tensor.element_size()
+    in_rows = [side for side in (image, sequences) if _unit(side) == 1]
+    aligned = all(side.aligned(side.strides[2], channels) for side in in_rows)
+    launch(
+        kernel, batch * images * -(-channels // CHANNELS) * -(-length // PIXELS), image.tensor.device,
+        image.tensor, *image.strides, sequences.tensor, *sequences.strides, inverse, images, routes, order.scans,
+        order.height, order.width, length, channels, _unit(image), _unit(sequences), vector if aligned else 1,
+        PIXELS, CHANNELS, **types, num_warps=4,
+    )  # fmt: skip
+
+
+def _launch_gather(image: _Side, out: _Side, table: Tensor, merge: bool, accumulate: Any) -> None:
+    batch, sequences, length, channels = out.tensor.shape
+    launch(
+        gather_along_routes, batch * sequences * -(-length // STEPS) * -(-channels // CHANNELS), image.tensor.device,
+        image.tensor, *image.strides, out.tensor, *out.strides, table, table.shape[0], length, channels,
         MERGE=merge, ACCUMULATE=accumulate, STEPS=STEPS, CHANNELS=CHANNELS, num_warps=4,
     )  # fmt: skip
-    return out.to(image.dtype)
 
 
-def cross_scan(x: Tensor, table: Tensor, channel_first: bool) -> Tensor:
-    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
-    check_table_once(table, x.shape[2])
-    return _gather(x, int32(table), False, channel_first)
+def _in_rows(image: _Side, sequences: _Side, order: RouteOrder) -> bool:
+    """Whether the kernels of rows do it, rather than those of planes: of an image in planes they cut sectors, and of a
+    small one too many."""
+    channels, size = sequences.tensor.shape[3], sequences.tensor.element_size()
+    if not sequences.in_rows or image.in_rows:
+        return sequences.in_rows
+    tile = _tile(order, channels, size, True)
+    return tile.numbers > NUMBERS[size][0] or not tile.is_whole(order)
 
 
-def cross_merge(y: Tensor, table: Tensor, sum_routes: bool, channel_first: bool) -> Tensor:
-    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""
-    check_table_once(table, y.shape[2])
+def _as_bits(tensor: Tensor) -> Tensor:
+    return tensor.view(_BITS[tensor.element_size()])
+
+
+def _inverse(table: Tensor) -> Tensor:
     steps = torch.arange(table.shape[1], dtype=torch.int32, device=table.device).expand_as(table)
-    inverse = torch.empty(table.shape, dtype=torch.int32, device=table.device).scatter_(1, table.long(), steps)
-    return _gather(y, inverse, sum_routes, channel_first)
+    return torch.empty(table.shape, dtype=torch.int32, device=table.device).scatter_(1, table.long(), steps)
+
+
+def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
+    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
+    check_memory((x,))
+    batch, images, length, channels = x.shape
+    routes = order.route_count()
+    out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
+    image, sequences = _side(_as_bits(x), images == 1), _side(_as_bits(out))
+    if order.table is not None:
+        check_table_once(order.table, length)
+        table = int32(order.table)
+        if sequences.in_rows:
+            _launch_rows(rows.scan_rows, image, sequences, order, _inverse(table), images)
+        else:
+            _launch_gather(image, sequences, table, False, tl.int32)
+    elif _in_rows(image, sequences, order):
+        _launch_rows(rows.scan_rows, image, sequences, order, None, images)
+    else:
+        _launch_planes(planes.scan_planes, image, sequences, order, images)
+    return out
+
+
+def cross_merge(y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
+    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""
+    check_memory((y,))
+    batch, routes, length, channels = y.shape
+    images = 1 if sum_routes else routes
+    wide = torch.promote_types(y.dtype, torch.float32)
+    # Triton's interpreter cuts digits off where a GPU rounds to bfloat16: there torch does it.
+    dtype = wide if sum_routes and INTERPRETED else y.dtype
+    out = empty((batch, images, length, channels), channel_first, dtype, y.device)
+    image, sequences = _side(out, sum_routes), _side(y)
+    accumulate = tl.float64 if wide == torch.float64 else tl.float32
+    if not sum_routes:
+        image, sequences = _side(_as_bits(out)), _side(_as_bits(y))
+        accumulate = {2: tl.int16, 4: tl.int32, 8: tl.int64}[y.element_size()]
+    if order.table is not None:
+        check_table_once(order.table, length)
+        inverse = _inverse(int32(order.table))
+        if sequences.in_rows:
+            _launch_rows(rows.merge_rows, image, sequences, order, inverse, images, ACCUMULATE=accumulate)
+        else:
+            _launch_gather(sequences, image, inverse, sum_routes, accumulate)
+    elif _in_rows(image, sequences, order):
+        _launch_rows(rows.merge_rows, image, sequences, order, None, images, ACCUMULATE=accumulate)
+    else:
+        _launch_planes(planes.merge_planes, image, sequences, order, images, ACCUMULATE=accumulate)
+    return out.to(y.dtype)

@@ -1,0 +1,208 @@
+"""Cross scan and cross merge along the regular routes where the steps of the sequences lie side by side, or an image is
+small: a program takes a tile of an image, whole if it fits, for some channels, reads it once and gathers it from shared
+memory in the order of each route; the merge gathers each route in the order of the pixels, and sums in registers.
+
+A tile is N numbers in the order of the memory that it is read from or written to, so that a warp's numbers are
+neighbours there. LAYOUT says what the memory is like:
+
+    STRIDED        any strides; channel after channel
+    FLAT           channels that follow each other without a gap, read from the start of a sector of 32 bytes
+    FLAT_VECTORS   the same, in whole 16 bytes
+    ROWS           the channels of a pixel lie side by side; pixel after pixel
+    ROWS_VECTORS   the same, in whole 16 bytes
+"""
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from vmddpm_kernels.backends.triton.launch import kernel
+from vmddpm_kernels.backends.triton.walk import regular_walk
+
+STRIDED, FLAT, FLAT_VECTORS, ROWS, ROWS_VECTORS = map(tl.constexpr, range(5))
+
+
+@triton.jit
+def swizzled(index, VECTOR: tl.constexpr):
+    """Another order within each 64 numbers, in vectors: numbers at the distance of a power of two, as those of a column
+    often are, come to lie in different banks of shared memory. It undoes itself."""
+    return index ^ ((((index >> 6) ^ (index >> 9)) & 7) * VECTOR)
+
+
+@triton.jit
+def quotient(number, by):
+    """number // by of numbers below 2^16, by a product with 2^32 / by rounded up."""
+    factor = (4294967295 // by.to(tl.int64) + 1).to(tl.uint32)
+    return tl.where(by == 1, number, tl.umulhi(number.to(tl.uint32), factor).to(tl.int32))
+
+
+@triton.jit
+def parts_of(index, pixels, group, LAYOUT: tl.constexpr):
+    """The place among the pixels of a tile, and the channel, of a number of it."""
+    index = tl.maximum(index, 0)
+    if LAYOUT >= ROWS:
+        place = quotient(index, group)
+        return place, index - place * group
+    else:  # noqa: RET505 - Triton compiles one of two branches
+        channel = quotient(index, pixels)
+        return index - channel * pixels, channel
+
+
+@triton.jit
+def index_of(place, channel, pixels, group, LAYOUT: tl.constexpr):
+    return place * group + channel if LAYOUT >= ROWS else channel * pixels + place
+
+
+@triton.jit
+def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
+    """Where numbers of a tile are: in the order `index` of the memory, at these steps or pixels and channels."""
+    if LAYOUT == FLAT or LAYOUT == FLAT_VECTORS:  # noqa: SIM109 - constants of Triton are in no tuple
+        at = start + index
+    elif LAYOUT >= ROWS:
+        at = start + step.to(tl.int64) * stride_l + channel
+    else:
+        at = start + step.to(tl.int64) * stride_l + channel.to(tl.int64) * stride_d
+    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:  # noqa: SIM109
+        at = tl.max_contiguous(tl.multiple_of(at, 16), VECTOR)
+    return at
+
+
+@triton.jit
+def inside_of(index, place, pixels, channel, count, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
+    """Which numbers of a tile there are."""
+    inside = (index >= 0) & (place < pixels) & (channel < count)
+    if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:  # noqa: SIM109
+        inside = tl.max_constancy(inside, VECTOR)  # here, as the compiler forgets it for an argument
+    return inside
+
+
+@triton.jit
+def numbers_of(route, N: tl.constexpr):
+    """0, 1, ... N - 1. The compiler does not know that they are the same for every route, and computes what follows
+    from them for each, instead of before the loop over the routes to keep it in registers, which are too few."""
+    return (tl.arange(0, N) + (route >> 40)).to(tl.int32)
+
+
+@triton.jit
+def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
+    """Numbers between the start of a sector and a tile, which begins `offset` numbers behind one that has `lead`."""
+    if LAYOUT == FLAT:
+        return ((offset + lead) % SECTOR).to(tl.int32)
+    else:  # noqa: RET505
+        return 0
+
+
+@triton.jit
+def block_of(images, channels, group, height, width, tile_height, tile_width):
+    """A program's batch and image, its first channel and how many, and its tile: top, left, height, width."""
+    program = tl.program_id(0).to(tl.int64)
+    groups = tl.cdiv(channels, group)
+    channel = program % groups * group
+    program = program // groups
+    across, down = tl.cdiv(width, tile_width), tl.cdiv(height, tile_height)
+    left, top = (program % across).to(tl.int32) * tile_width, (program // across % down).to(tl.int32) * tile_height
+    program = program // across // down
+    count = tl.minimum(channels - channel, group).to(tl.int32)
+    rows, columns = tl.minimum(height - top, tile_height), tl.minimum(width - left, tile_width)
+    return program // images, program % images, channel, count, top, left, rows, columns
+
+
+@triton.jit
+def line_of(columns, lines_back, line_back, height, width, top, left, rows, across):
+    """Of a route through a tile of rows x across pixels: how long its lines are there and how many, its first step in a
+    line of the image, and the first of these lines."""
+    size, lines = tl.where(columns, rows, across), tl.where(columns, across, rows)
+    whole, all_lines = tl.where(columns, height, width), tl.where(columns, width, height)
+    before, lines_before = tl.where(columns, top, left), tl.where(columns, left, top)
+    first = tl.where(line_back, whole - before - size, before)
+    first_line = tl.where(lines_back, all_lines - lines_before - lines, lines_before)
+    return size, lines, whole, first, first_line
+
+
+@kernel
+def scan_planes(
+    image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64, image_lead: tl.int32,
+    out, out_b: tl.int64, out_k: tl.int64, out_l: tl.int64, out_d: tl.int64, out_lead: tl.int32,
+    images: tl.int32, scans: tl.int32, height: tl.int32, width: tl.int32, channels: tl.int64,
+    group: tl.int32, tile_height: tl.int32, tile_width: tl.int32,
+    IMAGE: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """out[b, k, step] = image[b, k, pixel], with one image for all four routes if `images` is 1."""
+    batch, first_image, channel, count, top, left, rows, across = block_of(
+        images, channels, group, height, width, tile_height, tile_width
+    )
+    pixels = rows * across
+    offset = batch * image_b + first_image * image_k + channel * image_d
+    lead = lead_of(offset, image_lead, IMAGE, 2 * VECTOR)
+    index = swizzled(tl.arange(0, N), VECTOR) - lead
+    place, c = parts_of(index, pixels, group, IMAGE)
+    h = quotient(place, across)
+    pixel = (top + h) * width + left + place - h * across
+    inside = inside_of(index, place, pixels, c, count, IMAGE, VECTOR)
+    tile = tl.load(memory_of(image + offset, index, pixel, c, image_l, image_d, IMAGE, VECTOR), mask=inside, other=0)
+    for k in range(first_image, tl.where(images == 1, 4, first_image + 1)):
+        offset = batch * out_b + k * out_k + channel * out_d
+        out_index = numbers_of(k, N) - lead_of(offset, out_lead, OUT, 2 * VECTOR)
+        place, c = parts_of(out_index, pixels, group, OUT)
+        columns, lines_back, line_back = regular_walk(scans, k)
+        size, lines, whole, first, first_line = line_of(
+            columns, lines_back, line_back, height, width, top, left, rows, across
+        )
+        line = quotient(place, size)
+        place_in_line = place - line * size
+        step = (first_line + line) * whole + first + place_in_line
+        line = tl.where(lines_back, lines - 1 - line, line)
+        place_in_line = tl.where(line_back, size - 1 - place_in_line, place_in_line)
+        found = tl.where(columns, place_in_line * across + line, line * across + place_in_line)
+        inside = inside_of(out_index, place, pixels, c, count, OUT, VECTOR)
+        source = tl.where(inside, index_of(found, c, pixels, group, IMAGE) + lead, 0)
+        value = tl.gather(tile, swizzled(source, VECTOR), 0)
+        at = memory_of(out + offset, out_index, step, c, out_l, out_d, OUT, VECTOR)
+        tl.store(at, value, mask=inside)
+
+
+@kernel
+def merge_planes(
+    image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64, image_lead: tl.int32,
+    y, y_b: tl.int64, y_k: tl.int64, y_l: tl.int64, y_d: tl.int64, y_lead: tl.int32,
+    images: tl.int32, scans: tl.int32, height: tl.int32, width: tl.int32, channels: tl.int64,
+    group: tl.int32, tile_height: tl.int32, tile_width: tl.int32,
+    IMAGE: tl.constexpr, Y: tl.constexpr, N: tl.constexpr, VECTOR: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """image[b, k, pixel] = y[b, k, step], or their sum over the routes in order if `images` is 1."""
+    batch, first_image, channel, count, top, left, rows, across = block_of(
+        images, channels, group, height, width, tile_height, tile_width
+    )
+    pixels = rows * across
+    image_offset = batch * image_b + first_image * image_k + channel * image_d
+    image_lead = lead_of(image_offset, image_lead, IMAGE, 2 * VECTOR)
+    total = tl.zeros([N], ACCUMULATE)
+    for k in range(first_image, tl.where(images == 1, 4, first_image + 1)):
+        offset = batch * y_b + k * y_k + channel * y_d
+        lead = lead_of(offset, y_lead, Y, 2 * VECTOR)
+        y_index = swizzled(numbers_of(k, N), VECTOR) - lead
+        place, y_c = parts_of(y_index, pixels, group, Y)
+        columns, lines_back, line_back = regular_walk(scans, k)
+        size, lines, whole, first, first_line = line_of(
+            columns, lines_back, line_back, height, width, top, left, rows, across
+        )
+        line = quotient(place, size)
+        step = (first_line + line) * whole + first + place - line * size
+        there = inside_of(y_index, place, pixels, y_c, count, Y, VECTOR)
+        tile = tl.load(memory_of(y + offset, y_index, step, y_c, y_l, y_d, Y, VECTOR), mask=there, other=0)
+        index = numbers_of(k, N) - image_lead
+        place, c = parts_of(index, pixels, group, IMAGE)
+        inside = inside_of(index, place, pixels, c, count, IMAGE, VECTOR)
+        h = quotient(place, across)
+        w = place - h * across
+        line, place = tl.where(columns, w, h), tl.where(columns, h, w)
+        line = tl.where(lines_back, lines - 1 - line, line)
+        place = tl.where(line_back, size - 1 - place, place)
+        source = tl.where(inside, index_of(line * size + place, c, pixels, group, Y) + lead, 0)
+        total += tl.gather(tile, swizzled(source, VECTOR), 0).to(ACCUMULATE)
+    index = tl.arange(0, N) - image_lead
+    place, c = parts_of(index, pixels, group, IMAGE)
+    h = quotient(place, across)
+    pixel = (top + h) * width + left + place - h * across
+    at = memory_of(image + image_offset, index, pixel, c, image_l, image_d, IMAGE, VECTOR)
+    tl.store(at, total, mask=inside_of(index, place, pixels, c, count, IMAGE, VECTOR))
