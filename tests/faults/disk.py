@@ -1,7 +1,7 @@
 """What may be found in a folder after a power cut, by what POSIX promises and no more.
 
-A file's bytes are safe after fsync of the file, a name after fsync of its folder. Of what was not synced anything may be
-lost or kept, each name and each file's bytes on their own.
+A file's bytes are safe after fsync of the file, a name after fsync of its folder. Of what was not synced anything may
+be lost or kept, each name and each file's bytes on their own.
 """
 
 import os

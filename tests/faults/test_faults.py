@@ -1,4 +1,4 @@
-"""Kills and power cuts at every system call that changes a file: nothing that was confirmed is lost, nothing is mixed."""
+"""Kills and power cuts at every system call that changes a file: nothing confirmed is lost, nothing is mixed."""
 
 import pickle
 import shutil
@@ -34,7 +34,7 @@ def checked(work, folder, confirmed, what):
 
 @pytest.mark.parametrize("work", SOME)
 def test_nothing_is_lost_or_mixed(work, tmp_path):
-    """One run, stopped at each call; what a kill or a power cut would leave there is put into a folder and looked at."""
+    """One run, stopped at each call: what a kill or a power cut would leave is put into a folder and looked at."""
     torch.set_num_threads(1)  # a fork has no pool of threads
     folder = tmp_path / "folder"
     folder.mkdir()

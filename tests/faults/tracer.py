@@ -1,7 +1,7 @@
 """Stops a function before each of its system calls that changes a folder: where a kill or a power cut may fall.
 
-The function runs in a fork of this process, under ptrace; a seccomp filter picks the calls, so that everything else runs
-at full speed. x86-64 Linux only.
+The function runs in a fork of this process, under ptrace; a seccomp filter picks the calls, so that everything else
+runs at full speed. x86-64 Linux only.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def traced(
 
     Args:
         work: calls confirm(word) for what it would tell its user is done.
-        stop: is given the words confirmed so far; returns a signal to send, or None. After SIGKILL the call is not made.
+        stop: is given the words confirmed so far; returns a signal to send, or None. After SIGKILL the call is not
+            made.
 
     Returns:
         The exit status, or minus the signal that ended the process.
@@ -90,18 +92,14 @@ def traced(
                 continue
             event, number = status >> 16, os.WSTOPSIG(status)
             if event == _SECCOMP_STOP and (call := _call(process, folder)):
-                try:
+                with suppress(BlockingIOError):
                     confirmed += os.read(reading, 1 << 16).decode()
-                except BlockingIOError:
-                    pass
                 sent = stop(call, confirmed.split())
                 if sent:
                     os.kill(child, sent)
             passed_on = 0 if event or number in (signal.SIGTRAP, signal.SIGSTOP) else number
-            try:
+            with suppress(ProcessLookupError):  # it was killed
                 _ptrace(_CONT, process, passed_on)
-            except ProcessLookupError:  # it was killed
-                pass
     finally:
         os.close(reading)
 

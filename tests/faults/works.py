@@ -98,8 +98,10 @@ def check_weights(folder, confirmed):
         run.check_weights(kind)
         config = json.loads((run.weights(kind) / "config.json").read_text())
         found = load_file(run.weights(kind) / "model.safetensors")
-        same = [number for number in range(4) if config["base_channels"] == network(number).config.base_channels
-                and all(torch.equal(found[name], value) for name, value in network(number).state_dict().items())]  # fmt: skip
+        same = [
+            number for number in range(4) if config["base_channels"] == network(number).config.base_channels
+            and all(torch.equal(found[name], value) for name, value in network(number).state_dict().items())
+        ]  # fmt: skip
         assert len(same) == 1
         assert same[0] >= max(0, newest([word for word in confirmed if word.startswith(kind)]))
         assert {path.name for path in run.weights(kind).iterdir()} == {"README.md", "config.json", "model.safetensors"}
@@ -238,14 +240,14 @@ def check_store(folder, confirmed):
 
 def secrets(folder, confirm):
     from vmddpm.study.readers import register
-    from vmddpm.study.server import ended_sessions, session_secret
+    from vmddpm.study.sessions import EndedSessions, session_secret
 
     study = Study.open(folder / "study")
     secret = session_secret(study)
     confirm(f"{secret}:0")
     for number, reader in enumerate(("anna", "ben"), 1):
         confirm(f"{register(study, [reader])[reader]}:{number}")
-    sessions = ended_sessions(study)
+    sessions = EndedSessions(study)
     for number in range(3, 6):
         sessions.end(f"{number:032x}")
         confirm(f"{number:032x}:{number}")
@@ -253,10 +255,10 @@ def secrets(folder, confirm):
 
 def check_secrets(folder, confirmed):
     from vmddpm.study.readers import is_password
-    from vmddpm.study.server import ended_sessions, session_secret
+    from vmddpm.study.sessions import EndedSessions, session_secret
 
     study = Study.open(folder / "study")
-    sessions = ended_sessions(study)
+    sessions = EndedSessions(study)
     for word in confirmed:
         text, number = word.split(":")
         if number == "0":
@@ -281,4 +283,5 @@ WORKS = [
     Work("blocks of samples, png", *blocks("png")),
     Work("answer log", begin_study, answer, check_answers),
     Work("prepared store", begin_pictures, prepare, check_store),
+    Work("passwords, sessions and their key", begin_study, secrets, check_secrets),
 ]  # fmt: skip

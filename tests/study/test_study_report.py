@@ -128,7 +128,7 @@ def test_unfinished_readers_and_absent_ones(study, tmp_path):
     assert "| doctor1, doctor2, doctor3 | 30 |" in report_on(copy, 0.1, tmp_path / "out")
     lines = copy.log("doctor1").read_text()
     copy.log("doctor1").write_text(lines.replace(copy.order("doctor1")[3], "0" * 16))
-    with pytest.raises(StudyError, match="not in this study"):
+    with pytest.raises(StudyError, match="belongs to another study"):
         report_on(copy, 0.1, tmp_path / "out")
 
 
