@@ -63,13 +63,19 @@ class Samples:
         return [block for block in self.blocks if not self._is_whole(block, there)]
 
     def write(self, block: range, pixels: np.ndarray) -> None:
-        """pixels: uint8 (len(block), H, W, C)."""
-        if self.form == "png":
-            for index, image in zip(block, pixels):
-                save_png(image, self.folder / _png(index))
-        else:
-            with written_whole(self.folder / _npy(block)) as temporary:
-                np.save(temporary, pixels)
+        """pixels: uint8 (len(block), H, W, C). Raises RunError if they cannot be written."""
+        try:
+            if self.form == "png":
+                for index, image in zip(block, pixels):
+                    save_png(image, self.folder / _png(index))
+            else:
+                with written_whole(self.folder / _npy(block)) as temporary:
+                    np.save(temporary, pixels)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: images {block.start} to {block.stop - 1} cannot be written "
+                f"({error.strerror or error}); make room there, then run the same command again to go on"
+            ) from error
 
     def finish(self) -> None:
         """When no block is missing: the manifest and the grid."""

@@ -47,8 +47,9 @@ def test_nothing_is_lost_or_mixed(work, tmp_path):
         for what, tree in disk.before(call):
             states.setdefault(pickle.dumps((sorted(tree.items()), confirmed)), (f"{what}, {where}", tree, confirmed))
 
-    assert traced(lambda confirm: work.work(folder, confirm), folder, stop) == 0
-    checked(work, folder, ["never:-1"], "at the end")
+    status, confirmed = traced(lambda confirm: work.work(folder, confirm), folder, stop)
+    assert status == 0
+    checked(work, folder, confirmed, "at the end")
     for number, (what, tree, confirmed) in enumerate(states.values()):
         write_tree(tree, tmp_path / str(number))
         checked(work, tmp_path / str(number), confirmed, what)
@@ -64,17 +65,16 @@ def test_real_kills(work, number, tmp_path):
     torch.set_num_threads(1)
     at, status = 0, -number
     while status == -number:
-        folder, said, count = tmp_path / str(at), [], 0
+        folder, count = tmp_path / str(at), 0
         folder.mkdir()
         work.begin(folder)
 
-        def stop(call, confirmed, at=at, said=said):
+        def stop(call, confirmed, at=at):
             nonlocal count
             count += 1
-            said[:] = confirmed
             return number if count == at + 1 else None
 
-        status = traced(lambda confirm, folder=folder: work.work(folder, confirm), folder, stop)
+        status, said = traced(lambda confirm, folder=folder: work.work(folder, confirm), folder, stop)
         assert status in (0, -number)
         checked(work, folder, said, f"{number.name} before call {at + 1}")
         shutil.rmtree(folder)

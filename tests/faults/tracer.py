@@ -54,14 +54,14 @@ def works() -> bool:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     try:
-        return traced(lambda confirm: None, Path("/nowhere"), lambda call, confirmed: None) == 0
+        return traced(lambda confirm: None, Path("/nowhere"), lambda call, confirmed: None) == (0, [])
     except OSError:
         return False
 
 
 def traced(
     work: Callable[[Callable[[str], None]], object], folder: Path, stop: Callable[[Call, list[str]], int | None]
-) -> int:
+) -> tuple[int, list[str]]:
     """Runs work(confirm) and calls stop(call, confirmed) before each call that changes something below `folder`.
 
     Args:
@@ -70,7 +70,7 @@ def traced(
             made.
 
     Returns:
-        The exit status, or minus the signal that ended the process.
+        The exit status, or minus the signal that ended the process, and all the words that were confirmed.
     """
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
@@ -88,7 +88,9 @@ def traced(
             process, status = os.waitpid(-1, _ALL_CHILDREN)
             if not os.WIFSTOPPED(status):
                 if process == child:
-                    return os.waitstatus_to_exitcode(status)
+                    with suppress(BlockingIOError):
+                        confirmed += os.read(reading, 1 << 16).decode()
+                    return os.waitstatus_to_exitcode(status), confirmed.split()
                 continue
             event, number = status >> 16, os.WSTOPSIG(status)
             if event == _SECCOMP_STOP and (call := _call(process, folder)):
