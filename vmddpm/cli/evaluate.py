@@ -5,7 +5,8 @@ from typing import Any
 
 SUMMARY = "compare samples with real images"
 HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
-recall, and copies of training images. The result is evaluation.json and closest.png in --out.
+recall, and copies of training images. The result is evaluation.json and closest.png in --out. The extractor's file is a
+program that runs with your rights; take it from whom you would take a program.
 
 example:
   vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
