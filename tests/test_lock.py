@@ -1,10 +1,9 @@
 """requirements.lock is what constraints.txt and pyproject.toml ask for: all of it, once, each file with its hash."""
 
 import re
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import requires
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -51,11 +50,7 @@ def test_nothing_that_is_needed_is_missing():
         if (name, extras) in seen or name == "torch":
             return
         seen.add((name, extras))
-        try:
-            wanted = requires(name) or []
-        except PackageNotFoundError:
-            return pytest.fail(f"{name} is not installed")
-        for requirement in map(Requirement, wanted):
+        for requirement in map(Requirement, requires(name) or []):
             if any(requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
                 walk(canonicalize_name(requirement.name), tuple(sorted(requirement.extras)))
 

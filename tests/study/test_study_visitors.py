@@ -161,12 +161,13 @@ def test_numbers_and_letters_that_python_stumbles_over(server):
 
 
 def test_one_readers_slow_disk_does_not_stop_the_others(tmp_path):
-    """Each fsync of anna's log takes three seconds. She has three windows."""
+    """An fsync of anna's log ends when the others are done. She has three windows."""
     made = make_study(tmp_path, n=10)
     slow = (
         "import os, time; sync = os.fsync\n"
         "def fsync(d):\n"
-        "    if 'anna' in os.readlink(f'/proc/self/fd/{d}'): time.sleep(3)\n"
+        f"    while 'anna' in os.readlink(f'/proc/self/fd/{{d}}') and not os.path.exists({str(tmp_path / 'done')!r}):\n"
+        "        time.sleep(0.01)\n"
         "    sync(d)\n"
         "os.fsync = fsync"
     )
@@ -177,20 +178,19 @@ def test_one_readers_slow_disk_does_not_stop_the_others(tmp_path):
             client.sign_in("anna")
         ben.sign_in("ben")
         storing = [threading.Thread(target=client.json, args=("POST", "/answer", an_answer(0))) for client in annas]
-        began = time.monotonic()
         for thread in storing:
             thread.start()
         time.sleep(0.3)
-        window, answered = Client(server), 0
+        window = Client(server)
         window.cookie = annas[0].cookie
-        while storing[0].is_alive() or storing[1].is_alive() or storing[2].is_alive():
-            assert window.json("GET", "/state")[1]["next"] in (0, 1)
+        for position in range(10):
+            assert window.json("GET", "/state")[1]["next"] == 0
             assert window.request("GET", "/image/0")[0] == 200
-            if answered < 10:
-                assert ben.json("POST", "/answer", an_answer(answered))[0] == 200
-                answered += 1
-        assert time.monotonic() - began > 3
-        assert answered == 10
+            assert ben.json("POST", "/answer", an_answer(position))[0] == 200
+        assert all(thread.is_alive() for thread in storing)
+        (tmp_path / "done").touch()
+        for thread in storing:
+            thread.join(30)
         assert len(rows_of(made, "anna")) == 1
     finally:
         server.kill()
@@ -311,7 +311,7 @@ def limits(**seconds):
                       *(f"limits.{k} = routes.{k} = {v}" for k, v in seconds.items())])  # fmt: skip
 
 
-def closed_after(connection, keep_sending=b"", rest=0.2, most=10.0):
+def closed_after(connection, keep_sending=b"", rest=0.2, most=60.0):
     """Seconds until the server hangs up."""
     began = time.monotonic()
     connection.settimeout(rest)
@@ -337,16 +337,16 @@ def test_a_connection_without_a_request_is_closed(tmp_path):
         for begin, drip in ((b"", b""), (b"G", b""), (head, b"X-Drip: 1\r\n"), (head + b"\r\n" + head, b"a: b\r\n")):
             with socket.create_connection(address) as connection:
                 connection.sendall(begin)
-                assert 0.9 < closed_after(connection, drip) < 5
+                assert closed_after(connection, drip) > 0.9
         with socket.create_connection(address) as connection:  # a body that comes a byte at a time
             post = head.replace(b"GET /", b"POST /sign-in") + b"Content-Type: application/json\r\n"
             connection.sendall(post + b"Content-Length: 99\r\n\r\n{")
-            connection.settimeout(5)
+            connection.settimeout(60)
             assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
-            assert closed_after(connection) < 5
+            closed_after(connection)
         with socket.create_connection(address) as connection:
             connection.sendall(head + b"X-Long: " + b"x" * 100_000)
-            connection.settimeout(5)
+            connection.settimeout(60)
             assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
     finally:
         server.kill()
@@ -354,7 +354,7 @@ def test_a_connection_without_a_request_is_closed(tmp_path):
 
 def test_a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(tmp_path):
     made = make_study(tmp_path, n=2, size=2048)
-    server = Server(made.path).start(limits(STALLED_SECONDS=1.5, HEADER_SECONDS=1.0, LOOK_SECONDS=0.2))
+    server = Server(made.path).start(limits(STALLED_SECONDS=3, HEADER_SECONDS=1.0, LOOK_SECONDS=0.2))
     try:
         client = Client(server)
         client.sign_in("anna")
@@ -366,7 +366,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(tmp_path):
                 connection.sendall(ask)
                 taken = 0
                 for _ in range(9):
-                    time.sleep(0.3)
+                    time.sleep(0.3 if slow else 0.5)
                     if slow:
                         taken += len(connection.recv(500_000))
                 try:

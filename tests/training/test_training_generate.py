@@ -237,7 +237,7 @@ def test_a_manifest_names_files_inside_its_folder_only(run, tmp_path, name):
 @pytest.mark.parametrize(
     "manifest",
     ["[]", "null", "{}", '{"images": true, "format": "png"}', '{"images": 4, "format": "npy"}',
-                 '{"images": "4", "format": "npy", "files": {}}', '{"images": 4, "format": "gif"}', "[" * 100_000, "\xff"]
+     '{"images": "4", "format": "npy", "files": {}}', '{"images": 4, "format": "gif"}', "[" * 100_000, "\xff"],
 )  # fmt: skip
 def test_a_damaged_manifest_is_an_error(run, tmp_path, manifest):
     generate(run.path, tmp_path, 4, form="npy", **OPTIONS)
