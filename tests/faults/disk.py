@@ -18,12 +18,13 @@ MIXTURES = 2
 
 @dataclass
 class Disk:
-    """Follows a folder from one system call to the next.
+    """Follows a folder from one system call to the next. Files and folders are numbered as they come: the system gives
+    the inode of a removed one to the next, while its name may be on the disk still.
 
     Attributes:
         root: the folder; what is in it at first is on the disk.
-        contents: bytes of each file as they are on the disk, by inode.
-        names: {name: inode} of each folder as they are on the disk, by inode.
+        contents: bytes of each file as they are on the disk, by its number.
+        names: {name: number} of each folder as they are on the disk, by its number.
     """
 
     root: Path
@@ -31,66 +32,71 @@ class Disk:
     names: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.now_contents, self.now_names = self._look()
+        self.dice, self.count, self.numbers = random.Random(0), 0, {}
+        self._look()
         self.contents, self.names = dict(self.now_contents), {k: dict(v) for k, v in self.now_names.items()}
-        self.dice = random.Random(0)
 
-    def _look(self) -> tuple[dict[int, bytes], dict[int, dict[str, int]]]:
-        contents, names = {}, {}
+    def _look(self) -> None:
+        """What is in the folder now."""
+        before, self.numbers = self.numbers, {}
+        self.now_contents: dict[int, bytes] = {}
+        self.now_names: dict[int, dict[str, int]] = {}
         for folder, _, _ in os.walk(self.root):
-            entries = names[os.stat(folder).st_ino] = {}
+            entries = self.now_names[self._number(os.stat(folder).st_ino, before)] = {}
             for entry in os.scandir(folder):
-                entries[entry.name] = entry.inode()
+                entries[entry.name] = number = self._number(entry.inode(), before)
                 if entry.is_file(follow_symlinks=False):
-                    contents[entry.inode()] = Path(entry.path).read_bytes()
-        return contents, names
+                    self.now_contents[number] = Path(entry.path).read_bytes()
+
+    def _number(self, inode: int, before: dict[int, int]) -> int:
+        if inode not in self.numbers:
+            self.count += 1
+            self.numbers[inode] = before.get(inode, self.count)
+        return self.numbers[inode]
 
     def before(self, call: Call) -> Iterator[tuple[str, Tree]]:
         """What a kill and what a power cut before the call would leave, and a kill in the middle of a write; each with
         a word for it."""
-        contents, names = self._look()
-        for known in (self.contents, self.names):  # an inode that was given away begins anew
-            for inode in [i for i in known if i not in self.now_contents and i not in self.now_names]:
-                if inode in contents or inode in names:
-                    del known[inode]
-        self.now_contents, self.now_names = contents, names
+        self._look()
+        contents, names = self.now_contents, self.now_names
         yield "killed", self._tree(names, contents)
         if len(call.content) > 1:
-            inode, half = os.stat(call.paths[0]).st_ino, call.content[: len(call.content) // 2]
-            old = contents[inode].ljust(call.offset, b"\0")
+            number, half = self.numbers[os.stat(call.paths[0]).st_ino], call.content[: len(call.content) // 2]
+            old = contents[number].ljust(call.offset, b"\0")
             torn = old[: call.offset] + half + old[call.offset + len(half) :]
-            yield "killed in the middle of a write", self._tree(names, {**contents, inode: torn})
+            yield "killed in the middle of a write", self._tree(names, {**contents, number: torn})
         yield "power cut, nothing more on the disk", self._tree(self.names, self.contents)
         yield "power cut, names on the disk", self._tree(names, self.contents)
         yield "power cut, contents on the disk", self._tree(self.names, {**self.contents, **contents})
         for _ in range(MIXTURES):
             yield "power cut, some of both on the disk", self._mixture()
         if call.name in ("fsync", "fdatasync"):
-            inode = os.stat(call.paths[0]).st_ino
-            if inode in names:
-                self.names[inode] = dict(names[inode])
+            number = self.numbers[os.stat(call.paths[0]).st_ino]
+            if number in names:
+                self.names[number] = dict(names[number])
             else:
-                self.contents[inode] = contents[inode]
+                self.contents[number] = contents[number]
 
     def _mixture(self) -> Tree:
         names: dict[int, dict[str, int]] = {}
         for folder in {**self.names, **self.now_names}:
             old, new = self.names.get(folder, {}), self.now_names.get(folder, {})
             chosen = {name: self.dice.choice([old.get(name), new.get(name)]) for name in {**old, **new}}
-            names[folder] = {name: inode for name, inode in chosen.items() if inode is not None}
+            names[folder] = {name: number for name, number in chosen.items() if number is not None}
         contents = {}
-        for inode in {**self.contents, **self.now_contents}:
-            old_bytes, new_bytes = self.contents.get(inode, b""), self.now_contents.get(inode, b"")
+        for number in {**self.contents, **self.now_contents}:
+            old_bytes = self.contents.get(number, b"")
+            new_bytes = self.now_contents.get(number, old_bytes)  # without a name now, its bytes are as they were
             part = new_bytes[: self.dice.randint(len(old_bytes), max(len(old_bytes), len(new_bytes)))]
-            contents[inode] = self.dice.choice([old_bytes, new_bytes, part])
+            contents[number] = self.dice.choice([old_bytes, new_bytes, part])
         return self._tree(names, contents)
 
     def _tree(self, names: dict[int, dict[str, int]], contents: dict[int, bytes]) -> Tree:
         tree: Tree = {}
         folders = {**self.names, **self.now_names}
 
-        def walk(inode: int, path: str) -> None:
-            for name, entry in names.get(inode, {}).items():
+        def walk(number: int, path: str) -> None:
+            for name, entry in names.get(number, {}).items():
                 below = f"{path}{name}"
                 if entry in folders:
                     tree[below] = None
@@ -98,7 +104,7 @@ class Disk:
                 else:
                     tree[below] = contents.get(entry, b"")
 
-        walk(os.stat(self.root).st_ino, "")
+        walk(self.numbers[os.stat(self.root).st_ino], "")
         return tree
 
 

@@ -157,11 +157,11 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    train_to(tmp_path, 1)
     told = r"is being trained by process .*; wait .*if that has ended, remove .*held"
     with RunFolder(tmp_path / "run").training(run_config(2)), pytest.raises(RunError, match=told):
         train_to(tmp_path, 2)
-    train_to(tmp_path, 2)
+    with RunFolder(tmp_path / "run").training(run_config(2)):
+        assert (tmp_path / "run" / "lock.held").exists()
     assert not (tmp_path / "run" / "lock.held").exists()
     begin_study(tmp_path)
     served = []
@@ -175,9 +175,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not works(), reason="processes cannot be traced here")
 def test_a_run_that_is_asked_to_stop_while_it_writes_a_checkpoint_finishes_it(tmp_path):
-    """SIGTERM at each fourth call of a checkpoint and of the weights: the run saves, and ends as by Ctrl-C."""
+    """SIGTERM at a call of the checkpoint and at one of the weights: the run saves, and ends as by Ctrl-C."""
     torch.set_num_threads(1)
-    for at in range(0, 60, 15):
+    for at in (3, 18):
         folder, count = tmp_path / str(at), 0
         folder.mkdir()
         train_to(folder, 1)
@@ -195,6 +195,6 @@ def test_a_run_that_is_asked_to_stop_while_it_writes_a_checkpoint_finishes_it(tm
                 confirm("stopped")
 
         assert traced(work, folder, stop) == (0, ["stopped"])
-        assert 2 <= Checkpoints(folder / "run" / "checkpoints").newest()["step"] < 10
+        assert 2 <= Checkpoints(folder / "run" / "checkpoints").newest()["step"] < 30
         assert RunFolder(folder / "run").load_model("raw")
         assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name]

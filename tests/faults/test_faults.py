@@ -59,7 +59,7 @@ def test_nothing_is_lost_or_mixed(work, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("work", WORKS, ids=name)
+@pytest.mark.parametrize("work", [work for work in WORKS if work.name not in MINUTES], ids=name)
 def test_real_kills(work, number, tmp_path):
     """As many runs as there are calls, each killed before one more of them."""
     torch.set_num_threads(1)

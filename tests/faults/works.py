@@ -111,7 +111,7 @@ def check_weights(folder, confirmed):
 
 
 def run_config(steps):
-    options = {"batch_size": 2, "steps": steps, "log_every": 1, "checkpoint_every": 1, "sample_every": 0,
+    options = {"batch_size": 2, "steps": steps, "log_every": 1, "checkpoint_every": 9, "sample_every": 0,
                "sample_steps": 1, "device": "cpu"}  # fmt: skip
     return RunConfig(ModelConfig(base_channels=8, **MODEL), DiffusionConfig(timesteps=20), DataConfig(size=8),
                      TrainingConfig(**options))  # fmt: skip

@@ -49,6 +49,8 @@ def test_a_row_has_everything_and_is_on_the_disk_when_add_returns(study, monkeyp
     assert row["time"].endswith("+00:00")
     log.add(sent(1))
     assert synced[2:] == [(str(path), path.stat().st_size)]
+    AnswerLog(study, "anna").add(sent(2))  # whoever began the file may have been killed before its name was on the disk
+    assert [name for name, _ in synced[3:]] == [str(path), str(path.parent)]
 
 
 def test_going_back_adds_a_revision_and_the_last_one_counts(study):
