@@ -46,7 +46,8 @@ class Checkpoints:
         partial = temporary_name(self.folder / f"step-{step:08d}.pt")
         try:
             make_folder(self.folder)
-            torch.save({"schema": SCHEMA, "step": step, **state}, partial)
+            with open(partial, "wb") as file:  # given a path, torch writes its name beside each tensor
+                torch.save({"schema": SCHEMA, "step": step, **state}, file)
             path = self.folder / f"step-{step:08d}-{sha256(partial)[:32]}.pt"
             put_in_place(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
