@@ -36,9 +36,8 @@ def test_every_file_has_a_hash_and_every_version_is_the_constraints():
             assert str(Requirement(requirement).specifier).startswith("==")
     for wanted in constraints():
         name = canonicalize_name(wanted.name)
-        if name == "torch":
-            assert name not in found
-        else:
+        assert name != "torch" or name not in found
+        if name in found:  # the packages whose images the nightly tests read are not
             assert [str(Requirement(line).specifier) for line, _ in found[name]] == [str(wanted.specifier)]
 
 
