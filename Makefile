@@ -10,9 +10,9 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 # Packages that bring medical images, which the nightly tests read beside those of the packages that are needed anyway.
 SAMPLES := pydicom-data dipy scikit-image
-SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt requirements.lock $(shell find csrc -type f)
 
-.PHONY: demo test lint nightly torch-floor gpu install clean
+.PHONY: demo test lint nightly torch-floor gpu install lock clean
 
 demo: install  ## train a small VM-DDPM on a real brain and draw new slices
 	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
@@ -42,12 +42,23 @@ gpu:  ## on a machine with a GPU and torch: builds, tests, sanitizes and measure
 
 install: .venv/installed
 
-# torch comes first, from its own line of the constraints, so that nothing else chooses its version.
+# torch comes first, from its own line of the constraints: which of its builds it is depends on the machine and on
+# PIP_ARGS, so that it and what it alone brings have no hash. Everything else is a file that requirements.lock knows.
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
+
+lock:  ## after a change of constraints.txt or of the dependencies: writes requirements.lock anew
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet $(PIP_ARGS) uv
+	echo 'torch ; python_version < "3"' > build/lock/without-torch.txt
+	build/lock/bin/uv pip compile pyproject.toml --extra dev -c constraints.txt --overrides build/lock/without-torch.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade -o build/lock/hashes
+	{ sed '/^[^#]/,$$d' requirements.lock; cat build/lock/hashes; } > build/lock/new
+	mv build/lock/new requirements.lock
 
 clean:
 	rm -rf .venv build *.egg-info vmddpm_kernels/_native*.so

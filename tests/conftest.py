@@ -34,7 +34,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)  # a test that failed may hold files open there
 
 
 @pytest.fixture

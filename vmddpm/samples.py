@@ -8,6 +8,8 @@
 """
 
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +20,10 @@ import yaml
 from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
+from vmddpm.training.run_folder import RunFolder
 
 IN_GRID = 64
+_AGAIN = "run the `vmddpm sample` that made it again"
 Format = Literal["png", "npy"]
 
 
@@ -42,11 +46,7 @@ class Samples:
         """Raises RunError if the folder holds anything else, or images that were made in another way."""
         record = self.folder / "sampling.yaml"
         if record.exists():
-            try:
-                there = dict(yaml.safe_load(record.read_text(encoding="utf-8")))
-            except (yaml.YAMLError, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split())
-                raise RunError(f"{record} cannot be read ({reason}); choose another folder") from error
+            there = _made_with(self.folder)
             changes = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
             if changes:
                 raise RunError(
@@ -63,17 +63,23 @@ class Samples:
         return [block for block in self.blocks if not self._is_whole(block, there)]
 
     def write(self, block: range, pixels: np.ndarray) -> None:
-        """pixels: uint8 (len(block), H, W, C)."""
-        if self.form == "png":
-            for index, image in zip(block, pixels):
-                save_png(image, self.folder / _png(index))
-        else:
-            with written_whole(self.folder / _npy(block)) as temporary:
-                np.save(temporary, pixels)
+        """pixels: uint8 (len(block), H, W, C). Raises RunError if they cannot be written."""
+        try:
+            if self.form == "png":
+                for index, image in zip(block, pixels):
+                    save_png(image, self.folder / _png(index))
+            else:
+                with written_whole(self.folder / _npy(block)) as temporary:
+                    np.save(temporary, pixels)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: images {block.start} to {block.stop - 1} cannot be written "
+                f"({error.strerror or error}); make room there, then run the same command again to go on"
+            ) from error
 
     def finish(self) -> None:
         """When no block is missing: the manifest and the grid."""
-        remove_leftovers(self.folder)
+        remove_leftovers(self.folder, shared=True)
         first = np.concatenate([self._read(block) for block in self.blocks[: 1 + IN_GRID // len(self.blocks[0])]])
         save_png(tiled(first[:IN_GRID]), self.folder / "grid.png")
         manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.form}
@@ -103,24 +109,80 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         RunError: if images are missing, or a block is not what was written.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{folder} holds no finished samples; run the `vmddpm sample` that made it again") from None
-    except ValueError as error:
-        raise RunError(
-            f"{folder / 'manifest.json'} cannot be read ({error}); run the `vmddpm sample` that made it again"
-        ) from error
-    left = manifest["images"]
-    if manifest["format"] == "png":
+    left, files = _manifest(folder)
+    if files is None:
         for index in range(left):
             yield load_png(folder / _png(index))[None]
-    for name, digest in manifest.get("files", {}).items():
-        if not (folder / name).exists() or sha256(folder / name) != digest:
-            raise RunError(f"{folder / name} is damaged; remove it and run the `vmddpm sample` that made it again")
-        block = np.load(folder / name)[:left]  # an earlier call may have made more
+        return
+    for name, digest in files.items():
+        try:
+            whole = sha256(folder / name) == digest
+            block = np.load(folder / name)[:left] if whole else np.empty(0)  # an earlier call may have made more
+        except (OSError, ValueError, IndexError) as error:
+            raise RunError(f"{folder / name} cannot be read ({error}); {_AGAIN}") from error
+        if block.ndim != 4:
+            raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
         left -= len(block)
         yield block
+    if left:
+        raise RunError(f"{folder / 'manifest.json'} names {left} images fewer than it counts; {_AGAIN}")
+
+
+def check_drawn(folder: str | Path, run: RunFolder) -> None:
+    """What an evaluation needs to be one of a run: samples that are finished and undamaged, and a run whose weights and
+    configuration belong together. Images that `vmddpm sample` did not draw are not looked at.
+
+    Warns if they were drawn from other weights than the run has now.
+
+    Raises:
+        RunError: naming what is not whole.
+    """
+    folder = Path(folder)
+    if not (folder / "sampling.yaml").exists():
+        return
+    made_with = _made_with(folder)
+    _, files = _manifest(folder)
+    for name, digest in (files or {}).items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
+    kind = made_with.get("weights")
+    if kind in ("ema", "raw") and run.has_weights(kind):
+        run.check_weights(kind)
+        if sha256(run.weights(kind) / "model.safetensors") != made_with.get("weights_sha256"):
+            warnings.warn(f"{folder}: these samples were drawn from other {kind} weights than {run.path} has now",
+                          stacklevel=2)  # fmt: skip
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    record = folder / "sampling.yaml"
+    try:
+        return dict(yaml.safe_load(record.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{record} cannot be read ({' '.join(str(error).split())}); choose another folder") from error
+
+
+def _manifest(folder: Path) -> tuple[int, dict[str, str] | None]:
+    """The number of images, and the SHA-256 of each file of blocks; None where each image is a PNG file."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no finished samples; {_AGAIN}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+    known = manifest if isinstance(manifest, dict) else {}
+    count, form, files = known.get("images"), known.get("format"), known.get("files")
+    if type(count) is not int or count < 1 or form not in ("png", "npy"):
+        raise RunError(f"{path} does not say how many images there are, and in which format; {_AGAIN}")
+    if form == "png":
+        return count, None
+    if not isinstance(files, dict) or not files:
+        raise RunError(f"{path} names no files; {_AGAIN}")
+    for name, digest in files.items():
+        # The name is one that was given here: none leads out of the folder.
+        if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
+            raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
+    return count, files
 
 
 def _png(index: int) -> str:

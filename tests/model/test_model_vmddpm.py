@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
+from vmddpm.errors import InputError
 from vmddpm.model import VMDDPM, ModelConfig
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
@@ -201,3 +203,37 @@ def test_a_file_without_some_weights_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"Missing key.*layers\.2\."):
         VMDDPM.from_pretrained(tmp_path, config=ModelConfig(**SMALL, layers_per_stage=3))
+
+
+def test_a_name_that_is_no_folder_does_not_reach_for_a_hub(tmp_path, monkeypatch):
+    """Unless it is asked to."""
+    asked = []
+
+    def download(**options):
+        asked.append(options["repo_id"])
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
+    for name in ("someone/vmddpm", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"is no folder; name one .* or say from_hub=True"):
+            VMDDPM.from_pretrained(name)
+    assert asked == []
+    with pytest.raises(ConnectionError):
+        VMDDPM.from_pretrained("someone/vmddpm", from_hub=True)
+    assert asked == ["someone/vmddpm"]
+
+
+def test_weights_and_a_configuration_that_do_not_belong_together_are_told_apart(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "regeneration": False}))  # the same tensors
+    with pytest.raises(InputError, match=r"config\.json is not the configuration that model\.safetensors was written"):
+        VMDDPM.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        VMDDPM.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")  # another program's have no copy of the configuration
+    assert VMDDPM.from_pretrained(tmp_path).config == model.config

@@ -56,18 +56,18 @@ def free_port():
 class Server:
     """`serve` in a process; a context manager, and can be killed and started again on the same port."""
 
-    def __init__(self, path, port=None):
-        self.path, self.port = Path(path), port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}/"
+    def __init__(self, path, port=None, host="127.0.0.1"):
+        self.path, self.port, self.host = Path(path), port or free_port(), host
+        self.url = f"http://{host}:{self.port}/"
 
     def start(self, before="pass"):
         """before: Python that the process runs first."""
-        code = f"{before}\nfrom vmddpm.study.server import serve; serve({str(self.path)!r}, '127.0.0.1', {self.port})"
+        code = f"{before}\nfrom vmddpm.study.server import serve; serve({str(self.path)!r}, {self.host!r}, {self.port})"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection((self.host, self.port), timeout=1).close()
                 return self
             except OSError:
                 assert self.process.poll() is None, "the server has stopped"
@@ -88,16 +88,21 @@ class Server:
 class Client:
     """A reader's browser as far as HTTP goes: one connection, cookies, and the state the server told last."""
 
-    def __init__(self, server):
-        self.server, self.cookie, self.connection = server, None, None
+    def __init__(self, server, source=None):
+        """source: the address that it asks from, one of this machine's."""
+        self.server, self.source, self.cookie, self.connection = server, source, None, None
 
     def request(self, method, path, content=None, headers=None):
         """(status, headers, body); the path goes out exactly as it is written. content: bytes, or sent as JSON."""
         if self.connection is None:
-            self.connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+            source = self.source and (self.source, 0)
+            self.connection = http.client.HTTPConnection(
+                self.server.host, self.server.port, timeout=30, source_address=source
+            )
         body = content if isinstance(content, bytes) or content is None else json.dumps(content).encode()
         try:
-            sent = {**({"Cookie": self.cookie} if self.cookie else {}), **(headers or {})}
+            sent = {**({"Cookie": self.cookie} if self.cookie else {}), "Content-Type": "application/json",
+                    **(headers or {})}  # fmt: skip
             self.connection.request(method, path, body=body, headers=sent)
             response = self.connection.getresponse()
             given = response.read()

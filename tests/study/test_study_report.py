@@ -11,7 +11,7 @@ from PIL import Image
 from study_helpers import an_answer, make_study, write_images
 
 from vmddpm.cli import main
-from vmddpm.study import StudyError
+from vmddpm.study import Study, StudyError
 from vmddpm.study.answers import AnswerLog, Sent
 from vmddpm.study.folder import load_key
 from vmddpm.study.report import report_on, report_on_counts
@@ -128,7 +128,7 @@ def test_unfinished_readers_and_absent_ones(study, tmp_path):
     assert "| doctor1, doctor2, doctor3 | 30 |" in report_on(copy, 0.1, tmp_path / "out")
     lines = copy.log("doctor1").read_text()
     copy.log("doctor1").write_text(lines.replace(copy.order("doctor1")[3], "0" * 16))
-    with pytest.raises(StudyError, match="not in this study"):
+    with pytest.raises(StudyError, match="belongs to another study"):
         report_on(copy, 0.1, tmp_path / "out")
 
 
@@ -172,3 +172,42 @@ def test_the_commands_a_hospital_types(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert "0.56136" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_copied_log_is_no_further_reader(study, tmp_path):
+    """The report checks what `serve` checks."""
+    copy = Study.open(shutil.copytree(study.path, tmp_path / "study"))
+    shutil.copy(copy.log("doctor1"), copy.log("doctor1 (copy)"))
+    with pytest.raises(StudyError, match=r"answers of 'doctor1': it is a copy of another reader's log; move it away"):
+        report_on(copy, 0.1, tmp_path / "out")
+    copy.log("doctor1 (copy)").rename(copy.log("doctor3"))
+    with pytest.raises(StudyError, match=r"doctor3\.jsonl has answers of 'doctor1'"):
+        report_on(copy, 0.1, tmp_path / "out")
+    renamed = copy.log("doctor1").read_text().replace('"reader": "doctor1"', '"reader": "doctor3"')
+    copy.log("doctor3").write_text(renamed)
+    with pytest.raises(StudyError, match=r"doctor3\.jsonl belongs to another study: its images come in another order"):
+        report_on(copy, 0.1, tmp_path / "out")
+    copy.log("doctor3").unlink()
+    report_on(copy, 0.1, tmp_path / "out")
+
+
+def test_answers_in_another_order_than_the_studys_are_refused(study, tmp_path):
+    copy = Study.open(shutil.copytree(study.path, tmp_path / "study"))
+    first, second = copy.order("doctor2")[:2]
+    text = copy.log("doctor2").read_text()
+    copy.log("doctor2").write_text(text.replace(first, "x").replace(second, first).replace("x", second))
+    with pytest.raises(StudyError, match="images come in another order"):
+        report_on(copy, 0.1, tmp_path / "out")
+
+
+def test_a_missing_key_is_a_sentence(study, tmp_path, capsys):
+    copy = Study.open(shutil.copytree(study.path, tmp_path / "study"))
+    for content in (None, "{}", '{"schema": 1}', '{"schema": 1, "images": [{"name": "a"}]}', "[" * 100_000):
+        (copy.path / "key.json").unlink(missing_ok=True)
+        if content is not None:
+            (copy.path / "key.json").write_text(content)
+        assert main(["study", "report", str(copy.path)]) == 1
+        told = capsys.readouterr().err
+        assert "key" in told
+        assert "Traceback" not in told
+        assert len(told.splitlines()) == 1

@@ -1,7 +1,9 @@
 """`vmddpm sample`: files from a run, the same ones every time."""
 
+import json
 import shutil
 import socket
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +13,9 @@ from PIL import Image
 from test_training_run import config
 
 from vmddpm.diffusion import sample
+from vmddpm.files import sha256
 from vmddpm.generate import generate
-from vmddpm.samples import read_samples
+from vmddpm.samples import check_drawn, read_samples
 from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.pictures import grid, to_uint8
 
@@ -180,3 +183,72 @@ def test_levels():
     """-1 is black, 1 is white, in between to the nearest of 256 levels."""
     levels = to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 1, 5))
     assert levels.flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_sample_and_evaluate_check_that_weights_and_configuration_belong_together(run, tmp_path):
+    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_drawn(tmp_path / "out", copy)
+    config = copy.weights("ema") / "config.json"
+    config.write_text(config.read_text().replace('"regeneration": true', '"regeneration": false'))
+    for use in (lambda: generate(copy.path, tmp_path / "new", 4, **OPTIONS),
+                lambda: check_drawn(tmp_path / "out", copy)):  # fmt: skip
+        with pytest.raises(RunError, match=r"holds no ema weights of this run .*config\.json is not the configuration"):
+            use()
+    shutil.rmtree(copy.weights("ema"))
+    shutil.copytree(copy.weights("raw"), copy.weights("ema"))
+    with pytest.warns(UserWarning, match="drawn from other ema weights than"):
+        check_drawn(tmp_path / "out", copy)
+
+
+def test_an_evaluation_is_of_samples_that_are_finished_and_undamaged(run, tmp_path):
+    generate(run.path, tmp_path, 8, form="npy", **OPTIONS)
+    whole = (tmp_path / "images-00000004.npy").read_bytes()
+    (tmp_path / "images-00000004.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"images-00000004\.npy is damaged; remove it"):
+        check_drawn(tmp_path, run)
+    (tmp_path / "images-00000004.npy").write_bytes(whole)
+    (tmp_path / "manifest.json").rename(tmp_path / "manifest.bak")
+    with pytest.raises(RunError, match="holds no finished samples"):
+        check_drawn(tmp_path, run)
+    (tmp_path / "loose").mkdir()
+    check_drawn(tmp_path / "loose", run)  # not drawn by this program
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.npy", "/etc/hostname", "images-1.npy", "images-00000000.npy/../x.npy", ""]
+)
+def test_a_manifest_names_files_inside_its_folder_only(run, tmp_path, name):
+    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    path = tmp_path / "out" / "manifest.json"
+    np.save(tmp_path / "outside.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    manifest = json.loads(path.read_text())
+    place = tmp_path / "out" / name
+    digest = sha256(place) if place.is_file() else "0" * 64
+    path.write_text(json.dumps({**manifest, "files": {name: digest}}))
+    with pytest.raises(RunError, match="which is no file of samples"):
+        list(read_samples(tmp_path / "out"))
+    with pytest.raises(RunError, match="which is no file of samples"):
+        check_drawn(tmp_path / "out", run)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["[]", "null", "{}", '{"images": true, "format": "png"}', '{"images": 4, "format": "npy"}',
+     '{"images": "4", "format": "npy", "files": {}}', '{"images": 4, "format": "gif"}', "[" * 100_000, "\xff"],
+)  # fmt: skip
+def test_a_damaged_manifest_is_an_error(run, tmp_path, manifest):
+    generate(run.path, tmp_path, 4, form="npy", **OPTIONS)
+    (tmp_path / "manifest.json").write_text(manifest, encoding="latin1")
+    with pytest.raises(RunError, match=r"manifest\.json .*run the `vmddpm sample` that made it again"):
+        list(read_samples(tmp_path))
+
+
+def test_a_manifest_that_counts_more_than_it_names_is_an_error(run, tmp_path):
+    generate(run.path, tmp_path, 4, form="npy", **OPTIONS)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"images": 4', '"images": 5'))
+    with pytest.raises(RunError, match="names 1 images fewer than it counts"):
+        list(read_samples(tmp_path))

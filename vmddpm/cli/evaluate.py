@@ -5,7 +5,8 @@ from typing import Any
 
 SUMMARY = "compare samples with real images"
 HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
-recall, and copies of training images. The result is evaluation.json and closest.png in --out.
+recall, and copies of training images. The result is evaluation.json and closest.png in --out. The extractor's file is a
+program that runs with your rights; take it from whom you would take a program.
 
 example:
   vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
@@ -33,13 +34,15 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data import DataError, SliceDataset, held_out_images
     from vmddpm.devices import choose_device
     from vmddpm.evaluation import SampleFolder, describe_real, describe_result, evaluate, load_extractor
+    from vmddpm.samples import check_drawn
     from vmddpm.training import RunFolder
 
     parts = parser.instantiate_classes(options)
     choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
     extractor = load_extractor(parts.extractor)
-    samples = SampleFolder(parts.samples, parts.num)
-    data = RunFolder(parts.run).load_config().data
+    samples, folder = SampleFolder(parts.samples, parts.num), RunFolder(parts.run)
+    data = folder.load_config().data
+    check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data
     if not data.root:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "

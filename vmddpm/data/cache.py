@@ -24,7 +24,7 @@ from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
-from vmddpm.files import write_text
+from vmddpm.files import flush, write_text
 
 # Raised when the same files and options give other images.
 FORMAT = 2
@@ -153,6 +153,7 @@ class CacheWriter(ImageWriter):
     def commit_entry(self, slices: list[SliceInfo], remarks: list[Remark], seen: int) -> SliceSet:
         """Puts the entry in its place."""
         images = self.commit()
+        flush(self.path.parent)  # its name, before that of the entry
         entry = {
             "slices": [asdict(info) for info in slices],
             "remarks": [asdict(remark) for remark in remarks],

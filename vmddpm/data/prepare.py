@@ -33,6 +33,7 @@ from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges
 from vmddpm.data.store import StoredSlice, side_of, write_records
 from vmddpm.data.tally import Tally
+from vmddpm.files import make_folder
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -75,6 +76,7 @@ def prepare_store(
     remarks = list(layout.left_out)
     began, seen = time.perf_counter(), 0
     try:
+        make_folder(out)
         with (
             ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -83,15 +83,28 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
         if sha256(folder / "manifest.jsonl") != record["manifest_sha256"]:
             raise InputError("manifest.jsonl is not what was written")
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
-            slices = [StoredSlice(**json.loads(line)) for line in file]
+            slices = [_stored_slice(json.loads(line)) for line in file]
         images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
         if not len(images) == len(slices) == record["images"]:
             raise InputError(f"images.npy holds {len(images)} images, the manifest {len(slices)}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{folder}: the store is damaged ({error}); prepare it again") from error
     return images, slices, record
+
+
+def _stored_slice(line: dict[str, Any]) -> StoredSlice:
+    """A line of the manifest. Raises InputError or TypeError if it is none, or names a file outside the folder."""
+    info = StoredSlice(**line)
+    kinds: dict[Any, Any] = {int: int, float: (int, float), str: str}
+    wrong = [field.name for field in fields(info) if not isinstance(getattr(info, field.name), kinds[field.type])]
+    if wrong:
+        raise InputError(f"{wrong[0]} cannot be {getattr(info, wrong[0])!r:.60}")
+    source = PurePosixPath(info.source)
+    if source.is_absolute() or ".." in source.parts:
+        raise InputError(f"source {info.source!r:.80} is no file below the folder that was prepared")
+    return info
 
 
 class Chosen:

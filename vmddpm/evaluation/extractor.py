@@ -21,7 +21,8 @@ HOW_TO_GET_ONE = f"""fetch Inception-v3 as the original FID has it (96 MB), put 
   curl -LO {INCEPTION_URL}
   --extractor.path inception-2015-12-05.pt
 RadImageNet's ResNet-50 and DINOv2 serve as well, saved by torch.jit.save, with their own value range and size;
---extractor.path random needs no file and gives a distance that is no FID (docs/evaluation.md)"""
+--extractor.path random needs no file and gives a distance that is no FID (docs/evaluation.md).
+Such a file is a program that runs with your rights: take it from whom you would take a program"""
 
 _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
@@ -40,11 +41,12 @@ class ExtractorConfig:
 
     path: str = ""
     """A TorchScript file, such as NVIDIA's inception-2015-12-05.pt; or weights for `module`; or "random", for fixed
-    random convolutions, whose distances are no FID."""
+    random convolutions, whose distances are no FID. A TorchScript file is a program, and it runs: take it from whom you
+    would take a program. Weights are data."""
 
     module: str | None = None
     """package.module:function, which makes the network without arguments; `path` then holds its state_dict
-    (.safetensors, or of torch.save). Null for TorchScript."""
+    (.safetensors, or of torch.save). Null for TorchScript. The module is imported, which runs it."""
 
     resizer: Literal["tf1", "bilinear", "bicubic", "none"] = "tf1"
     """"tf1" is TensorFlow 1's bilinear, that of the original FID; "bilinear" and "bicubic" are antialiased, as in

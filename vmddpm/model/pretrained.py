@@ -1,10 +1,23 @@
-"""Networks as folders: model.safetensors, config.json and README.md, a card that says what they are."""
+"""Networks as folders: model.safetensors, config.json and README.md, a card that says what they are.
 
+model.safetensors has a copy of the configuration in its header, so that weights and a config.json that do not belong
+together are told apart.
+"""
+
+import json
 import os
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from safetensors import safe_open
+from safetensors.torch import save_model
+
+from vmddpm.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CARD = """\
 ---
@@ -32,13 +45,54 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
         return super().generate_model_card(*args, **names, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        config: Any = self._hub_mixin_config
+        plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+        metadata = {"format": "pt", "config": json.dumps(plain)}
+        save_model(cast(Any, self), str(save_directory / "model.safetensors"), metadata)
         mask = os.umask(0o077)  # safetensors lets the owner alone read its files; the umask is known by setting it
         os.umask(mask)
         (save_directory / "model.safetensors").chmod(0o666 & ~mask)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, from_hub: bool = False, **kwargs: Any
+    ) -> "Self":
+        """The network of a folder; a name that is no folder is asked of Hugging Face's hub if `from_hub` says so.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or with `from_hub` the name of a repository on the hub.
+            from_hub: whether anything may be fetched from the network.
+            kwargs: those of `huggingface_hub.PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            InputError: if there is no such folder, or its weights and its config.json do not belong together.
+
+        Example:
+            >>> VMDDPM.from_pretrained("runs/brats/weights/ema")  # doctest: +SKIP
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not from_hub:
+            check_unit(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Pretrained":
         # The mixin's own default leaves weights that a file lacks at random values, without a word.
         network: Pretrained = super()._from_pretrained(strict=strict, **kwargs)
         return network
+
+
+def check_unit(folder: Path) -> None:
+    """Raises InputError if the folder holds no network, or weights and a configuration of two networks."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one that save_pretrained wrote, or say from_hub=True to fetch a "
+                         "network of that name from Hugging Face's hub")  # fmt: skip
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}; it is not what save_pretrained wrote")
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
+        embedded = (file.metadata() or {}).get("config")  # files of other programs, and older ones, have none
+    beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if embedded is not None and json.loads(embedded) != beside:
+        raise InputError(f"{folder}: config.json is not the configuration that model.safetensors was written with; "
+                         "restore the two together")  # fmt: skip

@@ -6,20 +6,22 @@ because the acknowledgement was lost, is recognised, and one from a page that ha
 """
 
 import json
-import math
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from vmddpm.errors import InputError, VmddpmError
+from vmddpm.files import flush
 from vmddpm.study.folder import CLASSES, Study, StudyError
 
 CONFIDENCES = ("low", "medium", "high")
 LONGEST_SECONDS = 7 * 24 * 3600
+MOST = 10**6  # images of a study, and answers to one
 
 
 class StaleAnswer(VmddpmError, ValueError):
@@ -54,7 +56,7 @@ class Sent:
         checks = {
             "position": _is_count, "revision": _is_count,
             "answer": CLASSES.__contains__, "confidence": CONFIDENCES.__contains__,
-            "seconds": lambda x: type(x) in (int, float) and math.isfinite(x) and 0 <= x <= LONGEST_SECONDS,
+            "seconds": lambda x: type(x) in (int, float) and 0 <= x <= LONGEST_SECONDS,  # which NaN is not
             "page": _is_word, "submission": _is_word,
         }  # fmt: skip
         if not isinstance(content, dict) or set(content) != set(checks):
@@ -66,7 +68,7 @@ class Sent:
 
 
 def _is_count(x: Any) -> bool:
-    return type(x) is int and x >= 0
+    return type(x) is int and 0 <= x < MOST
 
 
 def _is_word(x: Any) -> bool:
@@ -83,29 +85,26 @@ class AnswerLog:
     def __init__(self, study: Study, reader: str) -> None:
         self._path, self._reader, self._order = study.log(reader), reader, study.order(reader)
         self._lock = threading.Lock()
-        rows, whole = read_log(self._path)
-        if self._path.exists() and whole < self._path.stat().st_size:
-            # The end of a line that was being written when the power went; nobody was told that it was stored.
-            os.truncate(self._path, whole)
+        # What follows the last whole line was being written when the power went; nobody was told that it was stored.
+        rows, self._end = read_log(self._path)
+        check_rows(self._path, rows, reader, self._order)
+        if self._path.exists() and self._end < self._path.stat().st_size:
+            os.truncate(self._path, self._end)
+        self._flushed = False  # whether the file's name is known to be on the disk
         self._submissions: set[str] = set()
         self._answers: list[list[dict[str, Any]]] = []  # by position, then revision
+        self._state: dict[str, Any] = {"reader": reader, "total": len(self._order), "next": 0, "previous": None}
         for row in rows:
-            if self._order[row["position"]] != row["image"]:
-                raise StudyError(f"{self._path} belongs to another study: its images come in another order")
             self._take(row)
 
     def state(self) -> dict[str, Any]:
-        """What a page needs to go on: how many images are done, and the last answer, which may be changed."""
-        with self._lock:
-            following, previous = len(self._answers), None
-            if following:
-                last = self._answers[-1]
-                previous = {"revision": len(last), "answer": last[-1]["answer"], "confidence": last[-1]["confidence"]}
-            return {"reader": self._reader, "total": len(self._order), "next": following, "previous": previous}
+        """What a page needs to go on: how many images are done, and the last answer, which may be changed. Waits for
+        nobody, whatever is being stored."""
+        return self._state
 
     def image(self, position: int) -> str | None:
         """The image at that place; None past the one after the next, which a page may load ahead."""
-        reachable = min(len(self._answers) + 2, len(self._order))
+        reachable = min(self._state["next"] + 2, len(self._order))
         return self._order[position] if position < reachable else None
 
     def add(self, sent: Sent) -> None:
@@ -126,7 +125,9 @@ class AnswerLog:
                 raise StaleAnswer(f"image {sent.position + 1} was answered in another window")
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             row = {"reader": self._reader, "image": self._order[sent.position], **vars(sent), "time": now}
-            _append(self._path, (json.dumps(row) + "\n").encode())
+            line = (json.dumps(row) + "\n").encode()
+            self._end = append_line(self._path, line, self._end, flush_folder=not self._flushed)
+            self._flushed = True
             self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
@@ -134,26 +135,48 @@ class AnswerLog:
             self._answers.append([])
         self._answers[row["position"]].append(row)
         self._submissions.add(row["submission"])
+        last = self._answers[-1]
+        previous = {"revision": len(last), "answer": last[-1]["answer"], "confidence": last[-1]["confidence"]}
+        self._state = {**self._state, "next": len(self._answers), "previous": previous}
 
 
-def _append(path: Path, line: bytes) -> None:
-    new = not path.exists()
+def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int:
+    """Adds a line to a log; it is on the disk when this returns.
+
+    Args:
+        line: with its end.
+        end: bytes of the log that are known; what follows is of an attempt that failed, and is taken back.
+        flush_folder: whether the file's name may not be on the disk yet.
+
+    Returns:
+        The bytes that are known now.
+
+    Raises:
+        OSError: if it could not be stored.
+        StudyError: if the log has become shorter.
+    """
     with open(path, "ab", buffering=0) as file:
-        before = file.tell()
+        if file.tell() < end:
+            raise StudyError(f"{path} was cut short by another program; restore it from a copy, and start again")
+        if file.tell() > end:
+            file.truncate(end)
         try:
             rest = line
             while rest:
                 rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
+            if flush_folder:
+                flush(path.parent)
         except OSError:
-            os.ftruncate(file.fileno(), before)
+            with suppress(OSError):  # of a disk that has become read-only; the next attempt takes it back
+                file.truncate(end)
             raise
-    if new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    return end + len(line)
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a log, without their ends and without what was cut short."""
+    return content.split(b"\n")[:-1]
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -163,10 +186,9 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         StudyError: naming the line, if a whole line is not an answer, or answers are missing before it.
     """
     content = path.read_bytes() if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
     rows: list[dict[str, Any]] = []
     revisions: list[int] = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(whole_lines(content), 1):
         try:
             row = json.loads(line)
             position = row["position"]
@@ -176,13 +198,31 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
             if row["revision"] != revisions[position]:
                 raise InputError("a line before it is missing, or it is there twice")
             revisions[position] += 1
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            if not all(isinstance(row[name], str) for name in ("reader", "image", "time")):
+                raise InputError("reader, image and time are texts")
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise StudyError(f"{path}, line {number}, is damaged ({error}); restore the file from a copy") from error
         rows.append(row)
-    return rows, whole
+    return rows, content.rfind(b"\n") + 1
 
 
-def final_answers(path: Path) -> list[dict[str, Any]]:
-    """The row that counts for each image, in the order they were shown; `revision` says how often it was changed."""
-    last = {row["position"]: row for row in read_log(path)[0]}
+def check_rows(path: Path, rows: list[dict[str, Any]], reader: str, order: list[str]) -> None:
+    """Raises StudyError if the rows of a log are another reader's, or of images that are not shown in this order."""
+    for row in rows:
+        if row["reader"] != reader:
+            raise StudyError(f"{path} has answers of {row['reader']!r:.40}: it is a copy of another reader's log; move "
+                             "it away")  # fmt: skip
+        if row["position"] >= len(order) or order[row["position"]] != row["image"]:
+            raise StudyError(f"{path} belongs to another study: its images come in another order; move it away")
+
+
+def final_answers(study: Study, reader: str) -> list[dict[str, Any]]:
+    """The row that counts for each image, in the order they were shown; `revision` says how often it was changed.
+
+    Raises:
+        StudyError: if the log is damaged, or that of another reader or study.
+    """
+    rows, _ = read_log(study.log(reader))
+    check_rows(study.log(reader), rows, reader, study.order(reader))
+    last = {row["position"]: row for row in rows}
     return [last[position] for position in sorted(last)]

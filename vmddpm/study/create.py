@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from vmddpm.data.patients import dicom_identity
 from vmddpm.data.readers import is_volume
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
-from vmddpm.files import write_text, written_whole
+from vmddpm.files import folder_written_whole, write_text, written_whole
 from vmddpm.study.blinding import differences
 from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
 
@@ -194,13 +193,9 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
 
 
 def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        (part / "answers").mkdir(parents=True)
+    with folder_written_whole(out, 0o700) as part:  # nobody but its owner enters
+        (part / "answers").mkdir()
         for name in public["images"]:
             encode_png(images[name], part / "images" / f"{name}.png")
         write_secret(part / "key.json", json.dumps(key, indent=1))
         write_text(part / "study.json", json.dumps(public, indent=1))
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -7,6 +7,7 @@ image is which. Serving works without it, so it can lie elsewhere until the repo
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,12 @@ class Study:
         """Raises StudyError if there is no study of this version in the folder, or an image of it is missing."""
         path = Path(path)
         known = _load(path / "study.json", "`vmddpm study create` makes a study")
-        study = cls(path, known["title"], known["instructions"], known["images"], known["shuffle"])
+        texts, images = [known.get(name) for name in ("title", "instructions", "shuffle")], known.get("images")
+        # The names are those that were made up for the images: none leads out of the folder.
+        named = isinstance(images, list) and all(isinstance(x, str) and re.fullmatch("[0-9a-f]{16}", x) for x in images)
+        if not (named and images and images == sorted(set(images)) and all(isinstance(text, str) for text in texts)):
+            raise StudyError(f"{path / 'study.json'} is not as `vmddpm study create` wrote it; restore it")
+        study = cls(path, known["title"], known["instructions"], images, known["shuffle"])
         missing = [name for name in study.images if not study.image(name).exists()]
         if missing:
             raise StudyError(f"{study.image(missing[0])} is missing, one of {len(missing)}; restore the study's folder")
@@ -91,8 +97,14 @@ def load_key(study: Study, path: Path | None = None) -> dict[str, str]:
         StudyError: if the key is not there, or is that of another study.
     """
     path = path or study.path / "key.json"
-    images = _load(path, "--key names the key, wherever it is")["images"]
-    classes = {image["name"]: image["class"] for image in images}
+    images = _load(path, "--key names the key, wherever it is").get("images")
+    try:
+        classes = {str(image["name"]): str(image["class"]) for image in images or ()}
+    except (TypeError, KeyError) as error:
+        raise StudyError(f"{path} does not say which image is which ({error} is missing or unusable); restore it, or "
+                         "name the study's own key by --key") from error  # fmt: skip
+    if not set(classes.values()) <= set(CLASSES):
+        raise StudyError(f"{path} has classes other than {' and '.join(CLASSES)}; restore it")
     if sorted(classes) != study.images:
         raise StudyError(f"{path} is the key of another study: its images are not those of {study.path}")
     return classes
@@ -103,7 +115,7 @@ def _load(path: Path, advice: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path} does not exist; {advice}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"{path} cannot be read ({error}); restore it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise StudyError(f"{path} was not written by this version of this program")

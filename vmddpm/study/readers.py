@@ -5,7 +5,9 @@ import hmac
 import json
 import re
 import secrets
+from typing import Any
 
+from vmddpm.errors import InputError
 from vmddpm.study.folder import Study, StudyError, write_secret
 
 # No two that look alike on paper. Twelve of them are 59 bits: no one guesses that over a network.
@@ -24,11 +26,23 @@ def load_readers(study: Study) -> dict[str, dict[str, str]]:
     """{code: {"salt", "hash"}}; empty if readers need no password."""
     path = study.path / "readers.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        readers = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(readers, dict) and all(map(_is_account, readers.values()))):
+            raise InputError("it is not a list of readers with salts and hashes")
+        return readers
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(
             f"{path} cannot be read ({error}); restore it, or remove it and register the readers again"
         ) from error
+
+
+def _is_account(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    salt, hashed = entry.get("salt"), entry.get("hash")
+    return isinstance(salt, str) and salt.isascii() and bool(salt) and isinstance(hashed, str) and hashed.isascii()
 
 
 def register(study: Study, codes: list[str]) -> dict[str, str]:
@@ -44,7 +58,7 @@ def register(study: Study, codes: list[str]) -> dict[str, str]:
 
 
 def is_password(study: Study, code: str, password: str) -> bool:
-    """Takes the same time for a code that is not registered."""
+    """Takes the same time for a code that is not registered. password: text that UTF-8 can hold."""
     entry = load_readers(study).get(code, {"salt": "", "hash": ""})
     return hmac.compare_digest(_hash(password.strip().lower(), entry["salt"]), entry["hash"])
 

@@ -28,13 +28,10 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
         StudyError: if there are no answers, a log is damaged, or the key is missing or another study's.
     """
     classes = load_key(study, key)
-    answers = {reader: final_answers(study.log(reader)) for reader in study.readers_with_answers()}
+    answers = {reader: final_answers(study, reader) for reader in study.readers_with_answers()}
     answers = {reader: rows for reader, rows in answers.items() if rows}
     if not answers:
         raise StudyError(f"{study.path} has no answers yet")
-    for reader, given in answers.items():
-        if any(row["image"] not in classes for row in given):
-            raise StudyError(f"{study.log(reader)} has answers to images that are not in this study; move it away")
     rows = [
         summary(reader, name, _count([row for row in given if row["confidence"] in levels], classes), margin)
         for name, levels in SETS.items()

@@ -5,7 +5,6 @@
 A file gets this name, in one rename, when it is on the disk to its last byte. Loading runs no code that is in it.
 """
 
-import os
 import re
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vmddpm.files import flush, sha256
+from vmddpm.files import make_folder, put_in_place, sha256, temporary_name
 from vmddpm.training.errors import RunError
 
 SCHEMA = 2
@@ -44,14 +43,13 @@ class Checkpoints:
         Raises:
             RunError: if it cannot be written whole; those before it are as they were.
         """
-        partial = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
+        partial = temporary_name(self.folder / f"step-{step:08d}.pt")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"schema": SCHEMA, "step": step, **state}, partial)
-            flush(partial)
+            make_folder(self.folder)
+            with open(partial, "wb") as file:  # given a path, torch writes its name beside each tensor
+                torch.save({"schema": SCHEMA, "step": step, **state}, file)
             path = self.folder / f"step-{step:08d}-{sha256(partial)[:32]}.pt"
-            os.replace(partial, path)
-            flush(self.folder)
+            put_in_place(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             before = self.paths()
             intact = f"the last one, {before[-1].name}, is intact" if before else "there is none before it"

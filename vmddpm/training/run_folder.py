@@ -9,15 +9,11 @@
     lock             who is training here
 """
 
-import fcntl
 import json
-import os
-import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -27,9 +23,9 @@ from torch import nn
 from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
-from vmddpm.files import remove_leftovers, write_text
+from vmddpm.files import LockedError, folder_written_whole, lock, make_folder, remove_leftovers, write_text
 from vmddpm.model import ModelConfig
-from vmddpm.model.pretrained import Pretrained
+from vmddpm.model.pretrained import Pretrained, check_unit
 from vmddpm.model.unet import UNetConfig
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.config import RunConfig, TrainingConfig
@@ -42,6 +38,9 @@ MAY_CHANGE = {"data.root", "data.cache_dir"} | {
     for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
                  "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
+
+
+LOCKS = ("lock", "lock.held")
 
 
 class RunFolder:
@@ -60,7 +59,7 @@ class RunFolder:
         """Raises RunError if the folder holds something else than a run of this configuration; writes nothing."""
         if self.config_path.exists():
             self._refuse_if_different(config)
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name != "lock" for p in self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name not in LOCKS for p in self.path.iterdir())):
             raise RunError(f"{self.path} is not empty and holds no run; choose another folder, or empty it")
         if (self.path / "checkpoint.pt").exists():
             raise RunError(f"{self.path} is a run of an older version of vmddpm; continue it with that version")
@@ -90,20 +89,15 @@ class RunFolder:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """The system frees the lock of a process that ends, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+        make_folder(self.path)
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
+                stack.enter_context(lock(self.path / "lock"))
+            except LockedError as error:
                 raise RunError(
-                    f"{self.path} is being trained by {file.read() or 'another process'}; "
-                    "wait for its end, or choose another folder"
+                    f"{self.path} is being trained by {error.holder}; wait for its end, or choose another "
+                    f"folder{error.advice}"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
             yield
 
     def load_config(self) -> RunConfig:
@@ -129,23 +123,34 @@ class RunFolder:
             )
 
     def save_weights(self, kind: str, model: Pretrained) -> None:
-        self.weights(kind).mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.weights(kind), prefix=".", suffix=".tmp") as temporary:
+        """Weights and their configuration take the place of those before as one folder."""
+        with folder_written_whole(self.weights(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
             except SafetensorError as error:  # a full disk, for one
                 raise RunError(f"{self.weights(kind)} cannot be written ({error}); make room there, then run the same "
                                "command again to go on") from error  # fmt: skip
-            for file in Path(temporary).iterdir():
-                os.replace(file, self.weights(kind) / file.name)
 
     def load_model(self, kind: str) -> nn.Module:
         """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or they are damaged."""
-        if not (self.weights(kind) / "model.safetensors").exists():
+        if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
-        try:
+        with self._reading(kind):
             return load_network(config, self.weights(kind))
+
+    def has_weights(self, kind: str) -> bool:
+        return (self.weights(kind) / "model.safetensors").exists()
+
+    def check_weights(self, kind: str) -> None:
+        """Raises RunError if there are no such weights, or they and their configuration do not belong together."""
+        with self._reading(kind):
+            check_unit(self.weights(kind))
+
+    @contextmanager
+    def _reading(self, kind: str) -> Iterator[None]:
+        try:
+            yield
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # of the file, of config.json
             reason = " ".join(str(error).split())
             raise RunError(
@@ -164,9 +169,11 @@ class RunFolder:
         lines = []
         for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                found = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                lines.append(found)
         return lines
 
     def _cut_metrics(self, step: int) -> None:

@@ -25,7 +25,8 @@ class Refusal extends Error {
 // A response, or a Refusal. A server that is away or cannot store is asked again until it can: `content` carries what
 // makes a second arrival of the same answer harmless.
 async function ask(path, content) {
-  const options = content && { method: "POST", body: JSON.stringify(content) };
+  const headers = { "Content-Type": "application/json" };
+  const options = content && { method: "POST", headers, body: JSON.stringify(content) };
   for (let pause = 500; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
     let trouble;
     try {

@@ -1,0 +1,82 @@
+"""Kills and power cuts at every system call that changes a file: nothing confirmed is lost, nothing is mixed."""
+
+import pickle
+import shutil
+import signal
+import warnings
+
+import pytest
+import torch
+from disk import Disk, write_tree
+from tracer import traced, works
+from works import WORKS
+
+pytestmark = pytest.mark.skipif(not works(), reason="processes cannot be traced here")
+
+
+def name(work):
+    return work.name.replace(" ", "-")
+
+
+MINUTES = ["a continued run"]
+SOME = [pytest.param(w, marks=pytest.mark.slow if w.name in MINUTES else (), id=name(w)) for w in WORKS]
+
+
+def checked(work, folder, confirmed, what):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            work.check(folder, confirmed)
+    except BaseException as error:
+        there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        raise AssertionError(f"{work.name}: {what}, {confirmed} was confirmed; there is {there}") from error
+
+
+@pytest.mark.parametrize("work", SOME)
+def test_nothing_is_lost_or_mixed(work, tmp_path):
+    """One run, stopped at each call: what a kill or a power cut would leave is put into a folder and looked at."""
+    torch.set_num_threads(1)  # a fork has no pool of threads
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    work.begin(folder)
+    disk, states, calls = Disk(folder), {}, []
+
+    def stop(call, confirmed):
+        calls.append(call.name)
+        where = f"before call {len(calls)}, {call.name} of {', '.join(path.name for path in call.paths)}"
+        for what, tree in disk.before(call):
+            states.setdefault(pickle.dumps((sorted(tree.items()), confirmed)), (f"{what}, {where}", tree, confirmed))
+
+    status, confirmed = traced(lambda confirm: work.work(folder, confirm), folder, stop)
+    assert status == 0
+    checked(work, folder, confirmed, "at the end")
+    for number, (what, tree, confirmed) in enumerate(states.values()):
+        write_tree(tree, tmp_path / str(number))
+        checked(work, tmp_path / str(number), confirmed, what)
+        shutil.rmtree(tmp_path / str(number))
+    print(f"| {work.name} | {len(calls)} | {len(states)} |")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("work", [work for work in WORKS if work.name not in MINUTES], ids=name)
+def test_real_kills(work, number, tmp_path):
+    """As many runs as there are calls, each killed before one more of them."""
+    torch.set_num_threads(1)
+    at, status = 0, -number
+    while status == -number:
+        folder, count = tmp_path / str(at), 0
+        folder.mkdir()
+        work.begin(folder)
+
+        def stop(call, confirmed, at=at):
+            nonlocal count
+            count += 1
+            return number if count == at + 1 else None
+
+        status, said = traced(lambda confirm, folder=folder: work.work(folder, confirm), folder, stop)
+        assert status in (0, -number)
+        checked(work, folder, said, f"{number.name} before call {at + 1}")
+        shutil.rmtree(folder)
+        at += 1
+    print(f"| {work.name} | {number.name} | {at - 1} |")

@@ -1,0 +1,59 @@
+"""requirements.lock is what constraints.txt and pyproject.toml ask for: all of it, once, each file with its hash."""
+
+import re
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+
+def locked():
+    """{name: the requirement's lines as pip reads them}; a name may be there for several versions of Python."""
+    text = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+    found = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
+            found.setdefault(canonicalize_name(Requirement(requirement).name), []).append((requirement, hashes))
+    return found
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_every_file_has_a_hash_and_every_version_is_the_constraints():
+    found = locked()
+    assert len(found) > 100
+    for lines in found.values():
+        for requirement, hashes in lines:
+            assert hashes, requirement
+            assert all(re.fullmatch("sha256:[0-9a-f]{64}", text) for text in hashes)
+            assert str(Requirement(requirement).specifier).startswith("==")
+    for wanted in constraints():
+        name = canonicalize_name(wanted.name)
+        assert name != "torch" or name not in found
+        if name in found:  # the packages whose images the nightly tests read are not
+            assert [str(Requirement(line).specifier) for line, _ in found[name]] == [str(wanted.specifier)]
+
+
+def test_nothing_that_is_needed_is_missing():
+    """Everything that the packages ask for, of what is installed here; torch and what it brings aside."""
+    found, seen = locked(), set()
+
+    def walk(name, extras):
+        if (name, extras) in seen or name == "torch":
+            return
+        seen.add((name, extras))
+        for requirement in map(Requirement, requires(name) or []):
+            if any(requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                walk(canonicalize_name(requirement.name), tuple(sorted(requirement.extras)))
+
+    walk("vmddpm", ("dev",))
+    needed = {name for name, _ in seen} - {"vmddpm"}
+    assert needed - set(found) == set()
+    assert len(needed) > 80

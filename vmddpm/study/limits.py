@@ -1,0 +1,135 @@
+"""What one visitor may take from the others: guesses of passwords, hashes at a time, connections, time."""
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vmddpm.errors import VmddpmError
+
+FREE_GUESSES, LONGEST_DELAY, FORGOTTEN = 5, 30.0, 600.0  # wrong sign-ins of an address; seconds
+ADDRESSES = 10_000  # whose wrong sign-ins are remembered
+WAITING_HASHES = 20
+CONNECTIONS, CONNECTIONS_OF_ADDRESS = 512, 256
+HEADER_BYTES, HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS = 16_384, 10.0, 10.0, 30.0
+LOOK_SECONDS = 1.0  # between looks at a connection
+SEND_BYTES = 1 << 18  # that the system keeps of a response: what is taken of more than that is seen
+
+
+class Busy(VmddpmError):
+    """Sign-ins are not to be tried now.
+
+    Attributes:
+        seconds: after which they may be.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too many sign-ins; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Guesses:
+    """Delays an address that signs in wrongly: the sixth time within ten minutes for a second, then twice as long each
+    time, up to half a minute. Neighbours of an IPv6 network of 64 bits are one address.
+
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._wrong: dict[str, tuple[int, float]] = {}  # address -> how often, and when last; the latest is last
+
+    def check(self, address: str) -> None:
+        """Raises Busy."""
+        count, last = self._wrong.get(network_of(address), (0, 0.0))
+        left = last + self._delay(count) - self._clock()
+        if count and left > 0:
+            raise Busy(left)
+
+    def wrong(self, address: str) -> None:
+        key, now = network_of(address), self._clock()
+        count, last = self._wrong.pop(key, (0, now))
+        self._wrong[key] = (count + 1 if now - last < FORGOTTEN else 1, now)
+        if len(self._wrong) > ADDRESSES:
+            del self._wrong[next(iter(self._wrong))]
+
+    @staticmethod
+    def _delay(count: int) -> float:
+        return min(2.0 ** min(count - FREE_GUESSES, 60), LONGEST_DELAY) if count > FREE_GUESSES else 0.0
+
+
+def network_of(address: str) -> str:
+    """What counts as one visitor."""
+    try:
+        known = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(known, ipaddress.IPv6Address):
+        if known.ipv4_mapped:
+            return str(known.ipv4_mapped)
+        return str(ipaddress.ip_network((known, 64), strict=False))
+    return str(known)
+
+
+class Hashing:
+    """One thread that hashes passwords, one after another: a hash takes 16 MiB and a core for some 50 ms."""
+
+    def __init__(self) -> None:
+        self._thread, self._waiting = ThreadPoolExecutor(1, "hashing"), 0
+
+    async def run(self, work: Callable[..., bool], *arguments: Any) -> bool:
+        """work(*arguments). Raises Busy if too many wait already."""
+        if self._waiting >= WAITING_HASHES:
+            raise Busy(1.0)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        finally:
+            self._waiting -= 1
+
+
+class LimitedProtocol(H11Protocol):
+    """Closes a connection whose next request does not come in time, or whose client takes no more of a response, and
+    those of an address that has too many."""
+
+    of_address: ClassVar[Counter[str]] = Counter()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._address = network_of(self.client[0] if self.client else "")
+        self.of_address[self._address] += 1
+        self._since = self._moved = self.loop.time()  # no request since; bytes of a response left last
+        self._left = 0
+        self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        if self.of_address[self._address] > CONNECTIONS_OF_ADDRESS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        self.of_address[self._address] -= 1
+        if not self.of_address[self._address]:
+            del self.of_address[self._address]
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def _look(self) -> None:
+        now, left = self.loop.time(), self.transport.get_write_buffer_size()
+        if left == 0 or left < self._left:
+            self._moved = now
+        self._left = left
+        idle = self.cycle is None or self.cycle.response_complete
+        if now - self._moved > STALLED_SECONDS or (idle and not left and now - self._since > HEADER_SECONDS):
+            self.transport.abort()
+        else:
+            self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
