@@ -1,0 +1,173 @@
+"""Compiles kernels translated from PTX and launches them on the emulated GPU, on tensors of the CPU."""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from ptx import Kernel
+from torch import Tensor
+from ptx_to_cpp import translate
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.append(str(HERE.parent / "cuda_emulation"))
+
+import emulation_build
+
+BUILD = ROOT / "build" / "ptx"
+MODES = ("plain", "count", "faults")
+_DEFINITIONS = {"plain": [], "count": ["-DPTX_COUNT"], "faults": ["-DPTX_FAULTS"]}
+TAG_SHIFT = 48
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The memory of a tensor that a kernel is given: from its first to beyond its last byte."""
+
+    name: str
+    begin: int
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "Argument":
+        begin = tensor.data_ptr()
+        if tensor.numel() == 0:
+            return cls(name, begin, begin, begin)
+        extents = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())]
+        low = begin + sum(min(0, e) for e in extents) * tensor.element_size()
+        high = begin + (sum(max(0, e) for e in extents) + 1) * tensor.element_size()
+        return cls(name, begin, low, high)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What warps executed in a launch."""
+
+    blocks: list[int]            # executions of each basic block
+    bytes: tuple[list[int], list[int]]    # loaded and stored in global memory, by line of the PTX
+    sectors: tuple[list[int], list[int]]  # of 32 bytes, once for all lanes of a warp
+
+
+class Launcher:
+    """One kernel, compiled."""
+
+    def __init__(self, kernel: Kernel, file: str, mode: str = "plain") -> None:
+        self.kernel, self.mode = kernel, mode
+        self.library = ctypes.CDLL(str(_compiled(translate(kernel, file), mode)))
+        self.library.ptx_launch.restype = ctypes.c_char_p
+
+    def plant(self, kind: int, line: int) -> None:
+        self.library.ptx_plant(kind, line)
+
+    def launch(
+        self, name: str, parameters: bytes, arguments: Sequence[Argument], blocks: int, threads: int,
+        shared_bytes: int, chosen: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        """`parameters` hold pointers that carry the numbers of the arguments (`tagged`). `chosen` blocks run, or all."""
+        ranges = (ctypes.c_uint64 * (2 * len(arguments) + 1))(*(x for a in arguments for x in (a.low, a.high)))
+        numbers = None if chosen is None else (ctypes.c_int64 * len(chosen))(*chosen)
+        held = (ctypes.c_uint64 * ((len(parameters) + 7) // 8 + 2))()
+        # Parameters begin at a multiple of 16 bytes.
+        begin = (ctypes.addressof(held) + 15) // 16 * 16
+        ctypes.memmove(begin, parameters, len(parameters))
+        problem = self.library.ptx_launch(
+            name.encode(), ctypes.c_void_p(begin), ctypes.c_int64(len(parameters)), ranges,
+            ctypes.c_int64(len(arguments)), numbers, ctypes.c_int64(blocks if chosen is None else len(chosen)), threads,
+            ctypes.c_int64(shared_bytes + self.kernel.static_shared),
+        )  # fmt: skip
+        if problem:
+            names = ", ".join(f"{i} = {a.name}" for i, a in enumerate(arguments))
+            raise RuntimeError(f"{problem.decode()} (arguments: {names})")
+
+    def counts(self) -> Counts:
+        """Of the latest launch."""
+
+        def read(function: str, size: int, *which: int) -> list[int]:
+            call = getattr(self.library, function)
+            call.restype = ctypes.POINTER(ctypes.c_int64)
+            return call(*which)[:size]
+
+        lines = max((i.line for i in self.kernel.instructions), default=0) + 1
+        by_line = [tuple(read(f, lines, w) for w in (0, 1)) for f in ("ptx_line_bytes", "ptx_line_sectors")]
+        return Counts(read("ptx_block_counts", len(self.kernel.blocks)), *by_line)
+
+
+def tagged(parameters: bytes, arguments: Sequence[Argument]) -> bytes:
+    """Every pointer among the 8-byte words that points into an argument gets its number. One that begins an argument
+    belongs to it, any other to the first that it lies in."""
+    words = list(struct.unpack(f"<{len(parameters) // 8}Q", parameters[: len(parameters) // 8 * 8]))
+    for i, word in enumerate(words):
+        begins = [n for n, a in enumerate(arguments) if word == a.begin]
+        inside = [n for n, a in enumerate(arguments) if a.low <= word < a.high]
+        if word and (begins or inside):
+            # Of two that begin at one place, an empty one and another, the larger.
+            number = max(begins, key=lambda n: arguments[n].high - arguments[n].low) if begins else inside[0]
+            words[i] = word | (number + 1) << TAG_SHIFT
+    return struct.pack(f"<{len(words)}Q", *words) + parameters[len(words) * 8 :]
+
+
+def arguments_of(*named: tuple[str, object]) -> list[Argument]:
+    """The tensors among the values and in named tuples of them."""
+    found = []
+    for name, value in named:
+        if isinstance(value, Tensor):
+            found.append(Argument.of(name, value))
+        elif hasattr(value, "_asdict"):
+            found += arguments_of(*value._asdict().items())
+    return found
+
+
+@cache
+def _emulator() -> Path:
+    return emulation_build.build("none", "emulator_archive")
+
+
+@cache
+def _has_fma() -> bool:
+    """Whether this CPU has the instruction; the C library's function does the same, ten times slower."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool(re.search(r"\bfma\b", info.read_text()))
+
+
+@cache
+def _headers() -> str:
+    folders = (HERE, HERE.parent / "cuda_emulation")
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cpp"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _compiled(source: str, mode: str) -> Path:
+    compiler = os.environ.get("CXX", "g++")
+    options = ["-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fvisibility=hidden", *_DEFINITIONS[mode]]
+    options += ["-mfma"] if _has_fma() else []
+    name = hashlib.sha256("\n".join([source, _headers(), compiler, *options]).encode()).hexdigest()[:24]
+    library = BUILD / f"{name}.so"
+    if library.exists():
+        return library
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            text, partial = BUILD / f"{name}.cpp", BUILD / f"{name}.partial.so"
+            text.write_text(source)
+            includes = [f"-I{HERE}", f"-I{HERE.parent / 'cuda_emulation'}"]
+            files = [str(text), str(HERE / "machine.cpp"), str(_emulator())]
+            command = [compiler, *options, *includes, "-shared", *files, "-o", str(partial)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+            partial.replace(library)
+            text.unlink()
+    (BUILD / f"{name}.lock").unlink(missing_ok=True)
+    return library
