@@ -88,7 +88,7 @@ def cuda_sources() -> list[Path]:
 
 
 def build(architectures: Iterable[int] | None = None, sources: Iterable[Path] | None = None) -> list[Cubin]:
-    """A cubin and its PTX, both with line numbers, of every source for every architecture, all those of nvcc by default."""
+    """A cubin and its PTX, with line numbers, of every source for every architecture: by default all those of nvcc."""
     chosen = supported() if architectures is None else tuple(architectures)
     files = cuda_sources() if sources is None else list(sources)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -153,8 +153,8 @@ def _cubin(source: Path, architecture: int) -> Cubin:
     said = _run([*assembler, str(partial_ptx), "-o", str(partial)])
     for written, file in zip(partials, files):
         os.replace(written, file)
-    # The log comes last and stands for all of them. It is as old as the start, so that a file which was edited during the
-    # compilation counts as newer.
+    # The log comes last and stands for all of them. It is as old as the start, so that a file which was edited during
+    # the compilation counts as newer.
     partial_log = Path(f"{cubin.log}.{os.getpid()}")
     partial_log.write_text(f"{signature}\n{said}")
     os.utime(partial_log, (started, started))

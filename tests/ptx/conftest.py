@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass")]
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass"))
 
 import compile as nvcc
 import emulation_build

@@ -5,9 +5,8 @@
 
 import ctypes
 import re
-import sys
 import subprocess
-from contextlib import nullcontext
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ptx_launcher import HERE, Argument, Counts, Launcher, arguments_of, tagged
 from ptx import Kernel, parse
+from ptx_launcher import HERE, Argument, Counts, Launcher, arguments_of, tagged
 
-sys.path += [str(HERE.parent / "cuda_emulation"), str(HERE.parent / "cuda_sass")]
+sys.path.append(str(HERE.parent / "cuda_sass"))
 
 import compile as nvcc
 from emulated import EMPTY, SHARED_BYTES, EmulatedBackend, EmulatedRuntime
@@ -144,7 +143,7 @@ def _symbols(path: Path) -> _Symbols:
     lines = subprocess.run(["nm", str(path)], check=True, capture_output=True, text=True).stdout.splitlines()
     fields = [line.split() for line in lines]
     places = [(int(f[0], 16), f[2]) for f in fields if len(f) == 3 and f[1] in "tTwW"]
-    return _Symbols({place: name for place, name in places}, {name: place for place, name in places})
+    return _Symbols(dict(places), {name: place for place, name in places})
 
 
 def use_ptx(

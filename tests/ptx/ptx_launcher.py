@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
 from ptx import Kernel
-from torch import Tensor
 from ptx_to_cpp import translate
+from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path.append(str(HERE.parent / "cuda_emulation"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda_emulation"))
 
 import emulation_build
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "ptx"
 MODES = ("plain", "count", "faults")
 _DEFINITIONS = {"plain": [], "count": ["-DPTX_COUNT"], "faults": ["-DPTX_FAULTS"]}
@@ -74,7 +73,7 @@ class Launcher:
         self, name: str, parameters: bytes, arguments: Sequence[Argument], blocks: int, threads: int,
         shared_bytes: int, chosen: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        """`parameters` hold pointers that carry the numbers of the arguments (`tagged`). `chosen` blocks run, or all."""
+        """Pointers among the parameters carry the numbers of the arguments (`tagged`). `chosen` blocks run, or all."""
         ranges = (ctypes.c_uint64 * (2 * len(arguments) + 1))(*(x for a in arguments for x in (a.low, a.high)))
         numbers = None if chosen is None else (ctypes.c_int64 * len(chosen))(*chosen)
         held = (ctypes.c_uint64 * ((len(parameters) + 7) // 8 + 2))()

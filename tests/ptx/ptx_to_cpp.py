@@ -66,9 +66,9 @@ class Translator:
             return self._arithmetic(i, kinds) if kinds else getattr(self, f"_{i.base}")(i)
         except (Unsupported, KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             what = f"{i.opcode} {', '.join(i.operands)}"
-            known = isinstance(error, Unsupported) and str(error)
+            which = f": {error}" if isinstance(error, Unsupported) and str(error) else ""
             raise Unsupported(
-                f"{self.kernel.name}: line {i.line}: the instruction `{what}` is not known" + (f": {known}" if known else "")
+                f"{self.kernel.name}: line {i.line}: the instruction `{what}` is not known{which}"
             ) from error
 
     # Operands
@@ -160,7 +160,8 @@ class Translator:
         for n, register in enumerate(registers):
             loaded = f"load<{_TYPES[type]}>(m + {n * size})"
             loads.append(self.put(register, f"({wide}){loaded}" if type[0] in "us" else loaded))
-        return f"{{ const char* m = {self._memory(i, space, i.operands[1], count * size, 'false')}; {' '.join(loads)} }}"
+        memory = self._memory(i, space, i.operands[1], count * size, "false")
+        return f"{{ const char* m = {memory}; {' '.join(loads)} }}"
 
     def _st(self, i: Instruction) -> str:
         space, count, type = self._access(i)
@@ -209,8 +210,6 @@ class Translator:
             return "emulation::commit_copies();"
         if i.opcode == "cp.async.wait_group":
             return f"emulation::wait_copies({i.operands[0]} + (FAULT(kWait, {i.line}) ? 1 : 0), {self._site(i)});"
-        if i.opcode == "cp.async.wait_all":
-            return f"emulation::commit_copies(); emulation::wait_copies(FAULT(kWait, {i.line}) ? 1 : 0, {self._site(i)});"
         if not re.fullmatch(r"cp\.async\.(ca|cg)\.shared\.global(\.L2::\w+)?", i.opcode):
             raise Unsupported("")
         to, source, size, *valid = i.operands
@@ -294,7 +293,8 @@ class Translator:
     def _selp(self, i: Instruction) -> str:
         type = i.opcode.removeprefix("selp.")
         to, first, second, predicate = i.operands
-        return self.put(to, f"({self.value(predicate, 'pred')} ? {self.value(first, type)} : {self.value(second, type)})")
+        a, b = self.value(first, type), self.value(second, type)
+        return self.put(to, f"({self.value(predicate, 'pred')} ? {a} : {b})")
 
     def _arithmetic(self, i: Instruction, kinds: dict[str, str]) -> str:
         """By the kind of the type: a template over the operands {0}, {1}, {2}, the type's name {c}, its unsigned name

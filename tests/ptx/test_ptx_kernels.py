@@ -1,5 +1,7 @@
 """nvcc's PTX of the CUDA kernels, and Triton's of its own, executed: the operators against float64 loops."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import require_nvcc
@@ -93,8 +95,8 @@ def test_random_scans(backend, architecture, dtype, zoh, run_ptx, monkeypatch):
         monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)
         run_ptx(backend, architecture, case.multiprocessors)
         tensors = case.tensors()
-        results["ours"].append(run(tensors, lambda *t: case.operator(backend, *t)))
-        results["reference"].append(run(tensors, lambda *t: case.operator("reference", *t)))
+        results["ours"].append(run(tensors, partial(case.operator, backend)))
+        results["reference"].append(run(tensors, partial(case.operator, "reference")))
         results["exact"].append(run([t.double() for t in tensors], case.loop))
         for name, value, expected in zip(RESULTS, results["ours"][-1], results["exact"][-1]):
             unit = torch.finfo(value.dtype if name == "last_state" else dtype).eps

@@ -52,7 +52,8 @@ def compiled(request, folder):
     ptx = result.asm["ptx"]
     # What follows from the text alone is found again by it.
     name = f"{request['kernel']}-{hashlib.sha256(ptx.encode()).hexdigest()[:20]}"
-    for suffix, data in (("ptx", ptx.encode()), ("cubin", result.asm["cubin"]), ("json", json.dumps(metadata).encode())):
+    contents = {"ptx": ptx.encode(), "cubin": result.asm["cubin"], "json": json.dumps(metadata).encode()}
+    for suffix, data in contents.items():
         partial = folder / f"{name}.{suffix}.{os.getpid()}"
         partial.write_bytes(data)
         partial.replace(folder / f"{name}.{suffix}")

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 import torch
-from ptx_launcher import BUILD, HERE, ROOT, TAG_SHIFT, Argument, Counts, Launcher
 from ptx import parse
+from ptx_launcher import BUILD, HERE, ROOT, TAG_SHIFT, Argument, Counts, Launcher
 from torch import Tensor
 
 ARCHITECTURES = (80, 90)
