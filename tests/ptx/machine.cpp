@@ -20,7 +20,7 @@ namespace {
 std::string message;
 
 // Of the blocks that the latest launch counted.
-std::vector<int64_t> block_counts, line_bytes[2], line_sectors[2];
+std::vector<int64_t> block_counts, thread_counts, line_bytes[2], line_sectors[2];
 
 long long signed_distance(uint64_t a, uint64_t b) { return static_cast<long long>(a - b); }
 
@@ -80,6 +80,7 @@ int64_t visit(Visits& visits) {
 
 // A warp executes a block as often as that of its lanes which does so most often from one meeting to the next.
 void count_block(int block) {
+  ++thread_counts[static_cast<size_t>(block)];
   const int64_t count = visit(lane_visits[emulation::here.thread % emulation::kLanes][static_cast<size_t>(block)]);
   Visits& warp = warp_visits[static_cast<size_t>(block)];
   if (warp.stretch == emulation::stretch && warp.count >= count) return;
@@ -134,6 +135,7 @@ EXPORTED const char* ptx_launch(const char* name, const void* parameters, int64_
   ptx::chosen_blocks = chosen;
 #if defined(PTX_COUNT)
   ptx::block_counts.assign(static_cast<size_t>(ptx::kBlocks), 0);
+  ptx::thread_counts.assign(static_cast<size_t>(ptx::kBlocks), 0);
   ptx::warp_visits.assign(static_cast<size_t>(ptx::kBlocks), {});
   for (auto& visits : ptx::lane_visits) visits.assign(static_cast<size_t>(ptx::kBlocks), {});
   for (auto& visits : ptx::line_visits) visits.assign(static_cast<size_t>(ptx::kLines), {});
@@ -168,8 +170,9 @@ EXPORTED void ptx_plant(int kind, int line) {
   ptx::planted_line = line;
 }
 
-// Of the latest launch: how often warps executed each basic block; for each line of the PTX the bytes that its lanes
+// Of the latest launch: how often warps, and threads, executed each basic block; for each line of the PTX the bytes that its lanes
 // loaded, the sectors that its warps loaded, and both for stores.
 EXPORTED const int64_t* ptx_block_counts() { return ptx::block_counts.data(); }
+EXPORTED const int64_t* ptx_thread_counts() { return ptx::thread_counts.data(); }
 EXPORTED const int64_t* ptx_line_bytes(int writes) { return ptx::line_bytes[writes].data(); }
 EXPORTED const int64_t* ptx_line_sectors(int writes) { return ptx::line_sectors[writes].data(); }

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# Where an instruction comes from: file number and line, and where that was inlined, innermost first.
-Location = tuple[tuple[int, int], ...]
+# Where an instruction comes from: file and line, and where that was inlined, innermost first.
+Location = tuple[tuple[str, int], ...]
 
 
 class Unsupported(Exception):
@@ -86,6 +86,8 @@ _STATEMENT = re.compile(
 def parse(text: str) -> list[Kernel]:
     """Every kernel of a PTX module, in the order of their definitions."""
     code = re.sub(r"//[^\n]*", "", text)
+    numbered = re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)
+    files = {int(number): name.rpartition("/")[2] for number, name in numbered}
     kernels = []
     for entry in _ENTRY.finditer(code):
         end = _closing_brace(code, entry.end())
@@ -93,7 +95,8 @@ def parse(text: str) -> list[Kernel]:
         body = code[entry.end():end]
         shared, static = _shared_arrays(body, code)
         kernel = Kernel(entry[1], _parameters(entry[2] or ""), int(threads[1]) if threads else 1024, shared, static)
-        _read_body(kernel, _SHARED.sub(lambda m: " " * len(m[0]), body), code.count("\n", 0, entry.end()) + 1)
+        body = _SHARED.sub(lambda m: " " * len(m[0]), body)
+        _read_body(kernel, body, code.count("\n", 0, entry.end()) + 1, files)
         kernels.append(kernel)
     return kernels
 
@@ -148,8 +151,9 @@ def _operands(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)
 
 
-def _read_body(kernel: Kernel, body: str, line: int) -> None:
+def _read_body(kernel: Kernel, body: str, line: int, files: dict[int, str]) -> None:
     location: Location = ()
+    known: dict[tuple[str, ...], Location] = {}
     scopes: list[dict[str, str]] = [{}]
     number_of_scopes, at = 0, 0
     block = Block()
@@ -180,7 +184,7 @@ def _read_body(kernel: Kernel, body: str, line: int) -> None:
         elif statement["close"]:
             scopes.pop()
         elif statement["location"]:
-            location = _location(statement["location"])
+            location = _location(statement["location"], files, known)
         elif statement["type"]:
             for name in (n.strip() for n in statement["names"].split(",")):
                 many = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name)
@@ -200,12 +204,11 @@ def _read_body(kernel: Kernel, body: str, line: int) -> None:
     kernel.blocks = [block for block in kernel.blocks if block.instructions or block.labels]
 
 
-def _location(text: str) -> Location:
-    """`.loc FILE LINE COLUMN[, function_name NAME, inlined_at FILE LINE COLUMN]`."""
-    places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s+\d+", text)
-    return tuple((int(file), int(line)) for file, line in places)
-
-
-def file_names(text: str) -> dict[int, str]:
-    """The files that locations number."""
-    return {int(number): name for number, name in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
+def _location(text: str, files: dict[int, str], known: dict[tuple[str, ...], Location]) -> Location:
+    """`.loc FILE LINE COLUMN[, function_name NAME, inlined_at FILE LINE COLUMN]`. The place of the call is that of an
+    earlier .loc, which may itself be inlined."""
+    place, *caller = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s+(\d+)", text)
+    outer = [known.get(c, ((files.get(int(c[0]), c[0]), int(c[1])),)) for c in caller]
+    location = ((files.get(int(place[0]), place[0]), int(place[1])), *(outer[0] if outer else ()))
+    known[place] = location
+    return location

@@ -54,6 +54,7 @@ class Counts:
     """What warps executed in a launch."""
 
     blocks: list[int]            # executions of each basic block
+    threads: list[int]           # by single threads
     bytes: tuple[list[int], list[int]]    # loaded and stored in global memory, by line of the PTX
     sectors: tuple[list[int], list[int]]  # of 32 bytes, once for all lanes of a warp
 
@@ -99,7 +100,8 @@ class Launcher:
 
         lines = max((i.line for i in self.kernel.instructions), default=0) + 1
         by_line = [tuple(read(f, lines, w) for w in (0, 1)) for f in ("ptx_line_bytes", "ptx_line_sectors")]
-        return Counts(read("ptx_block_counts", len(self.kernel.blocks)), *by_line)
+        blocks = len(self.kernel.blocks)
+        return Counts(read("ptx_block_counts", blocks), read("ptx_thread_counts", blocks), *by_line)
 
 
 def tagged(parameters: bytes, arguments: Sequence[Argument]) -> bytes:
