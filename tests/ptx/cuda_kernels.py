@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ptx import Kernel, parse
-from ptx_launcher import HERE, Argument, Counts, Launcher, arguments_of, tagged
+from ptx_launcher import HERE, Argument, Counts, Launcher, arguments_of, sample, tagged
 
 sys.path.append(str(HERE.parent / "cuda_sass"))
 
@@ -74,8 +74,8 @@ class PtxKernels:
     native: ModuleType
     path: Path
     architecture: int
-    mode: str = "plain"
-    most_blocks: int | None = None     # of a launch that are counted
+    mode: str = "plain"                # or count, faults, or record: launches are noted and not run
+    most_blocks: int | None = None     # of a launch that run
     launched: list[Launched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,17 +119,16 @@ class PtxKernels:
         return None
 
     def _run(self, symbol: str, name: bytes, parameters: bytes, blocks: int, threads: int, shared: int) -> None:
-        chosen = None
-        if self.most_blocks is not None and blocks > self.most_blocks:
-            chosen = [i * (blocks - 1) // max(1, self.most_blocks - 1) for i in range(self.most_blocks)]
-        one = launcher(symbol, self.architecture, self.mode)
-        one.launch(
-            name.decode(), tagged(parameters, self._arguments), self._arguments, blocks, threads, shared, chosen
-        )
         found = Launched(symbol, self.architecture, blocks, threads, shared)
+        self.launched.append(found)
+        if self.mode == "record":
+            return
+        one = launcher(symbol, self.architecture, self.mode)
+        chosen = sample(blocks, self.most_blocks)
+        arguments = self._arguments
+        one.launch(name.decode(), tagged(parameters, arguments), arguments, blocks, threads, shared, chosen)
         if self.mode == "count":
             found.counts, found.counted_blocks = one.counts(), len(chosen) if chosen else blocks
-        self.launched.append(found)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,13 @@ def tagged(parameters: bytes, arguments: Sequence[Argument]) -> bytes:
     return struct.pack(f"<{len(words)}Q", *words) + parameters[len(words) * 8 :]
 
 
+def sample(blocks: int, most: int | None) -> list[int] | None:
+    """So many blocks of a grid, spread over it with its first and its last; None for all."""
+    if most is None or blocks <= most:
+        return None
+    return [i * (blocks - 1) // max(1, most - 1) for i in range(most)]
+
+
 def arguments_of(*named: tuple[str, object]) -> list[Argument]:
     """The tensors among the values and in named tuples of them."""
     found = []
@@ -151,6 +158,8 @@ def _headers() -> str:
 def _compiled(source: str, mode: str) -> Path:
     compiler = os.environ.get("CXX", "g++")
     options = ["-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fvisibility=hidden", *_DEFINITIONS[mode]]
+    # Functions as long as these take less memory to compile without what is left out.
+    options += ["-fno-tree-pre", "-fno-tree-fre", "-fno-tree-dominator-opts"]
     options += ["-mfma"] if _has_fma() else []
     name = hashlib.sha256("\n".join([source, _headers(), compiler, *options]).encode()).hexdigest()[:24]
     library = BUILD / f"{name}.so"

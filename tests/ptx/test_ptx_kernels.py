@@ -57,7 +57,7 @@ def test_cross_scan_and_merge(backend, run_ptx):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_cross_scan_and_merge_of_every_dtype(backend, architecture, dtype, run_ptx):
@@ -83,27 +83,28 @@ CASES = {"cuda": 50, "triton": 20}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zoh", [False, True])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_random_scans(backend, architecture, dtype, zoh, run_ptx, monkeypatch):
-    """Outputs and gradients of many problems together by the rule of accuracy, of each by a few units."""
+    """Outputs and gradients of many problems together, by the rule of accuracy: of one, a single sum that happens to
+    cancel may decide. A wrong case among them is far beyond it."""
     states = (1, 2, 4, 5, 16, 33) if backend == "triton" else STATES
+    cases = [Case.random(seed, dtype, zoh, states) for seed in range(CASES[backend])]
     results = {name: [] for name in ("ours", "reference", "exact")}
-    for seed in range(CASES[backend]):
-        case = Case.random(seed, dtype, zoh, states)
+    for case in cases:
         monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)
         run_ptx(backend, architecture, case.multiprocessors)
         tensors = case.tensors()
         results["ours"].append(run(tensors, partial(case.operator, backend)))
         results["reference"].append(run(tensors, partial(case.operator, "reference")))
         results["exact"].append(run([t.double() for t in tensors], case.loop))
-        for name, value, expected in zip(RESULTS, results["ours"][-1], results["exact"][-1]):
-            unit = torch.finfo(value.dtype if name == "last_state" else dtype).eps
-            assert relative_error(value, expected) <= 8 * unit, f"{name} of {case}"
     for i, name in enumerate(RESULTS):
-        ours, reference, exact = (torch.cat([r[i].flatten() for r in results[k]]) for k in results)
-        assert_as_accurate(ours, reference, exact, ours.dtype if name == "last_state" else dtype, name)
+        ours, reference, exact = ([r[i] for r in results[k]] for k in results)
+        worst = max(range(len(cases)), key=lambda n, ours=ours, exact=exact: relative_error(ours[n], exact[n]))
+        together = [torch.cat([t.flatten() for t in some]) for some in (ours, reference, exact)]
+        of = together[0].dtype if name == "last_state" else dtype
+        assert_as_accurate(*together, of, f"{name}, most of all of {cases[worst]}")
 
 
 def test_an_unknown_instruction_is_named():

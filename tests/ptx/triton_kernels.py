@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from ptx import parse
-from ptx_launcher import BUILD, HERE, ROOT, TAG_SHIFT, Argument, Counts, Launcher
+from ptx_launcher import BUILD, HERE, ROOT, TAG_SHIFT, Argument, Counts, Launcher, sample
 from torch import Tensor
 
 ARCHITECTURES = (80, 90)
@@ -114,9 +114,7 @@ class TritonPtx:
         tensors = [Argument.of(n, values[n]) for n, t in one.signature.items() if isinstance(values.get(n), Tensor)]
         packed = _packed(one.signature, values, tensors)
         packed += b"\0" * (one.launcher.kernel.parameter_bytes - len(packed))  # scratch memory, which no kernel uses
-        chosen = None
-        if self.most_blocks is not None and programs > self.most_blocks:
-            chosen = [i * (programs - 1) // max(1, self.most_blocks - 1) for i in range(self.most_blocks)]
+        chosen = sample(programs, self.most_blocks)
         threads = 32 * one.warps
         one.launcher.launch(function.__name__, packed, tensors, programs, threads, one.shared, chosen)
         found = Launched(one, function.__name__, self.architecture, programs, threads, one.shared)
