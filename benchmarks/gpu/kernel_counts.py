@@ -106,7 +106,7 @@ def recorded(shape: Shape, dtype: str, gpu: Gpu) -> list[Launch]:
 
 
 def counted(
-    shape: Shape, dtype: str, backend: str = "cuda", gpu: Gpu = ASSUMED.gpus[90], most_blocks: int = 2,
+    shape: Shape, dtype: str, backend: str = "cuda", gpu: Gpu = ASSUMED.gpus[90], most_blocks: int = 16,
     directions: tuple[str, ...] = DIRECTIONS,
 ) -> list[Launch]:  # fmt: skip
     """The same, with what they execute; of each launch so many blocks run."""

@@ -76,6 +76,7 @@ class PtxKernels:
     architecture: int
     mode: str = "plain"                # or count, faults, or record: launches are noted and not run
     most_blocks: int | None = None     # of a launch that run
+    modes: dict[str, str] = field(default_factory=dict)  # of single kernels
     launched: list[Launched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,13 +122,14 @@ class PtxKernels:
     def _run(self, symbol: str, name: bytes, parameters: bytes, blocks: int, threads: int, shared: int) -> None:
         found = Launched(symbol, self.architecture, blocks, threads, shared)
         self.launched.append(found)
-        if self.mode == "record":
+        mode = self.modes.get(symbol, self.mode)
+        if mode == "record":
             return
-        one = launcher(symbol, self.architecture, self.mode)
+        one = launcher(symbol, self.architecture, mode)
         chosen = sample(blocks, self.most_blocks)
         arguments = self._arguments
         one.launch(name.decode(), tagged(parameters, arguments), arguments, blocks, threads, shared, chosen)
-        if self.mode == "count":
+        if mode == "count":
             found.counts, found.counted_blocks = one.counts(), len(chosen) if chosen else blocks
 
 

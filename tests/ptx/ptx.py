@@ -184,7 +184,7 @@ def _read_body(kernel: Kernel, body: str, line: int, files: dict[int, str]) -> N
         elif statement["close"]:
             scopes.pop()
         elif statement["location"]:
-            location = _location(statement["location"], files, known)
+            location = _location(statement["location"], files, known) or location
         elif statement["type"]:
             for name in (n.strip() for n in statement["names"].split(",")):
                 many = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name)
@@ -206,9 +206,9 @@ def _read_body(kernel: Kernel, body: str, line: int, files: dict[int, str]) -> N
 
 def _location(text: str, files: dict[int, str], known: dict[tuple[str, ...], Location]) -> Location:
     """`.loc FILE LINE COLUMN[, function_name NAME, inlined_at FILE LINE COLUMN]`. The place of the call is that of an
-    earlier .loc, which may itself be inlined."""
+    earlier .loc, which may itself be inlined. Nothing for line 0: what follows belongs to no line of its own."""
     place, *caller = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s+(\d+)", text)
     outer = [known.get(c, ((files.get(int(c[0]), c[0]), int(c[1])),)) for c in caller]
     location = ((files.get(int(place[0]), place[0]), int(place[1])), *(outer[0] if outer else ()))
     known[place] = location
-    return location
+    return location if place[1] != "0" else ()

@@ -119,10 +119,10 @@ def tagged(parameters: bytes, arguments: Sequence[Argument]) -> bytes:
 
 
 def sample(blocks: int, most: int | None) -> list[int] | None:
-    """So many blocks of a grid, spread over it with its first and its last; None for all."""
+    """So many blocks of a grid; None for all. The golden ratio spreads them over it, whatever repeats there."""
     if most is None or blocks <= most:
         return None
-    return [i * (blocks - 1) // max(1, most - 1) for i in range(most)]
+    return sorted({int((i + 0.5) * 0.6180339887498949 % 1 * blocks) for i in range(most)})
 
 
 def arguments_of(*named: tuple[str, object]) -> list[Argument]:

@@ -34,6 +34,11 @@ ANCHORS = {
     "commit": (r"cp\.async\.commit", r"LDGDEPBAR"),
     "wait": (r"cp\.async\.wait", r"DEPBAR"),
     "shuffle": (r"shfl\.", r"SHFL"),
+    "reciprocal": (r"rcp\.approx\.ftz\.f32", r"MUFU\.RCP\b"),
+    "maximum": (r"(min|max)\.f32", r"FMNMX"),
+    # A division is a piece of code that begins with a conversion, one of 64 bits a call of a subroutine.
+    "division": (r"(div|rem)\.[su]32", r"I2F"),
+    "long division": (r"(div|rem)\.[su]64", r"CALL"),
     "from half": (r"cvt\.f32\.f16", r"HADD2\.F32"),
     "to half": (r"cvt\.rn\.f16\.f32", r"F2FP\.F16|F2F\.F16"),
     "to bfloat16": (r"cvt\.rn\.bf16\.f32", r"F2FP\.BF16"),
@@ -201,9 +206,9 @@ class _Flow:
 
     def extremes(self, costs: _Costs, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The executions of the blocks by threads with the least and the most of sum(weights * executions), where the
-        flow agrees as well as the best does, within a thousandth of the anchors' executions."""
+        flow agrees as well as the best does."""
         problem = self._problem(costs)
-        slack = 1e-3 * sum(anchor.count for anchor in costs.anchors) / self._scale
+        slack = 1e-6 * sum(anchor.count for anchor in costs.anchors) / self._scale
         problem["A_ub"] = vstack([problem["A_ub"], csr_matrix(problem["c"])])
         problem["b_ub"] = np.append(problem["b_ub"], self._best + slack)
         cost = np.zeros(len(problem["c"]))
