@@ -8,6 +8,7 @@ FMA and EX2."""
 
 import json
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Assumptions:
     def efficiency(self, warps: float) -> float:
         """Between the points by straight lines, from none at no warps."""
         points = [(0.0, 0.0), *self.issue_efficiency]
-        for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if warps <= x1:
                 return y0 + (y1 - y0) * (warps - x0) / (x1 - x0)
         return points[-1][1]

@@ -19,8 +19,7 @@ from benchmarks.gpu.assumptions import ASSUMED, Gpu
 
 # Triton reads this when it is imported: here another process compiles its kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-_TESTS = Path(__file__).resolve().parents[2] / "tests"
-sys.path.extend(str(_TESTS / folder) for folder in ("ptx", "cuda_emulation", "cuda_sass"))
+sys.path.extend(str(Path(__file__).resolve().parents[2] / "tests" / f) for f in ("ptx", "cuda_emulation", "cuda_sass"))
 
 import cuda_kernels
 import emulation_build

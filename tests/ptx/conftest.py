@@ -5,8 +5,8 @@ import pytest
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass"))
 
-import compile as nvcc
 import emulation_build
+from ptx_tools import require_nvcc
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +36,3 @@ def run_ptx(monkeypatch, request):
         return cuda_kernels.use_ptx(monkeypatch, native, architecture, multiprocessors, **options)
 
     return use
-
-
-def require_nvcc(architecture):
-    try:
-        if architecture not in nvcc.supported():
-            pytest.skip(f"this nvcc does not know sm_{architecture}")
-    except nvcc.Unavailable as reason:
-        pytest.skip(str(reason))

@@ -7,7 +7,7 @@ A kernel is compiled once with every fault in it, of which one at a time is swit
     guard     a predicate is inverted
     offset    an address in shared or global memory is off by 4 bytes
 
-    python tests/ptx/ptx_faults.py [--seed 0] [--each 10] [PATTERN ...]    the kernels whose names have a pattern in them
+    python tests/ptx/ptx_faults.py [--seed 0] [--each 10] [PATTERN ...]    kernels whose names have a pattern in them
 """
 
 import argparse
@@ -37,6 +37,7 @@ import vmddpm_kernels as vk
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
 ORDERS = ("forward", "reverse", "random:1")
 ARCHITECTURE = 90
+SAME_BOTH_WAYS = "a division by 32 bits or by 64: both give the same"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def why_not(fault: Fault, kernel: Kernel, executed: set[int]) -> str:
         return "none of the problems executes it"
     if fault.kind == "guard":
         # Of a 64-bit division nvcc makes two, of which the 32-bit one is chosen where the operands allow it.
-        return "both ways give the same" if _chooses_division(fault, kernel) else "the branch makes no difference here"
+        return SAME_BOTH_WAYS if _chooses_division(fault, kernel) else "the branch makes no difference here"
     return {
         "barrier": "another barrier, or the order of the warps here, does as well",
         "wait": "a later wait completes the copies in time",

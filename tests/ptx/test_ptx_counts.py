@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import require_nvcc
+from ptx_tools import require_nvcc
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

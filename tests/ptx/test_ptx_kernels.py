@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import require_nvcc
 from oracle import assert_as_accurate, relative_error
 from ptx import parse
 from ptx_cases import RESULTS, STATES, Case
 from ptx_to_cpp import translate
+from ptx_tools import require_nvcc
 from test_scan_accuracy import run
 
 import vmddpm_kernels as vk

@@ -78,7 +78,7 @@ def test_floats():
 
 
 def test_matrices_in_shared_memory_keep_the_layout_of_the_lanes():
-    """Lane t holds the halves 2 t and 2 t + 1 of a matrix of 8 by 8, row by row; read transposed, those of its column."""
+    """Lane t holds halves 2 t and 2 t + 1 of a matrix of 8 by 8, row by row; read transposed, those of its column."""
     body = """
         and.b32 %r3, %r0, 7;
         shl.b32 %r3, %r3, 4;
@@ -121,7 +121,7 @@ def test_is_refused(body, words):
 def test_an_argument_does_not_reach_into_its_neighbour():
     """Both lie in one tensor, side by side."""
     whole = torch.zeros(64, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match=r"bytes 128 to 131 of argument 0, which has 128 \(arguments: 0 = t0, 1 = t1\)"):
+    with pytest.raises(RuntimeError, match=r"128 to 131 of argument 0, which has 128 \(arguments: 0 = t0, 1 = t1\)"):
         launched(f"{OWN_ELEMENT}st.global.u32 [%rd1+128], %r0;", whole[:32], whole[32:])
 
 
