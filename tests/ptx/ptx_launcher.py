@@ -156,28 +156,39 @@ def _headers() -> str:
 
 
 def _compiled(source: str, mode: str) -> Path:
-    compiler = os.environ.get("CXX", "g++")
-    options = ["-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fvisibility=hidden", *_DEFINITIONS[mode]]
+    """The library of a kernel's C++."""
     # Functions as long as these take less memory to compile without what is left out.
-    options += ["-fno-tree-pre", "-fno-tree-fre", "-fno-tree-dominator-opts"]
-    options += ["-mfma"] if _has_fma() else []
-    name = hashlib.sha256("\n".join([source, _headers(), compiler, *options]).encode()).hexdigest()[:24]
-    library = BUILD / f"{name}.so"
-    if library.exists():
-        return library
+    options = ("-O1", "-fno-tree-pre", "-fno-tree-fre", "-fno-tree-dominator-opts")
+    return _built(source, mode, options, "so", (str(_machine(mode)), str(_emulator())))
+
+
+@cache
+def _machine(mode: str) -> Path:
+    """machine.cpp, which is the same for all kernels."""
+    return _built((HERE / "machine.cpp").read_text(), mode, ("-O2",), "o", ())
+
+
+def _built(source: str, mode: str, options: tuple[str, ...], suffix: str, objects: tuple[str, ...]) -> Path:
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, "-std=c++17", "-fPIC", "-w", "-ffp-contract=off", "-fvisibility=hidden", *options]
+    command += [*_DEFINITIONS[mode], *(["-mfma"] if _has_fma() else [])]
+    name = hashlib.sha256("\n".join([source, _headers(), *command, suffix]).encode()).hexdigest()[:24]
+    built = BUILD / f"{name}.{suffix}"
+    if built.exists():
+        return built
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            text, partial = BUILD / f"{name}.cpp", BUILD / f"{name}.partial.so"
+        if not built.exists():
+            text, partial = BUILD / f"{name}.cpp", BUILD / f"{name}.partial.{suffix}"
             text.write_text(source)
+            kind = "-shared" if suffix == "so" else "-c"
             includes = [f"-I{HERE}", f"-I{HERE.parent / 'cuda_emulation'}"]
-            files = [str(text), str(HERE / "machine.cpp"), str(_emulator())]
-            command = [compiler, *options, *includes, "-shared", *files, "-o", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            whole = [*command, *includes, kind, str(text), *objects, "-o", str(partial)]
+            done = subprocess.run(whole, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
-            partial.replace(library)
+                raise RuntimeError(f"{' '.join(whole)}\n{done.stderr[-4000:]}")
+            partial.replace(built)
             text.unlink()
     (BUILD / f"{name}.lock").unlink(missing_ok=True)
-    return library
+    return built
