@@ -132,10 +132,11 @@ def _native() -> Any:
 
 def _run(found: Any, backend: str, shape: Shape, dtype: str, directions: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     inputs, options = _inputs(shape, DTYPES[dtype]), ScanOptions(delta_softplus=True)
-    y, _, checkpoints, order = BACKENDS[backend].scan(inputs, options, checkpoint="backward" in directions)
+    sizes, runs = inputs.sizes(), BACKENDS[backend]
+    y, _, checkpoints, order = runs.scan(inputs, sizes, options, checkpoint="backward" in directions)
     seen = len(found.launched)
     if "backward" in directions:
-        BACKENDS[backend].scan_backward(torch.randn_like(y), None, inputs._replace(table=order), checkpoints, options)
+        runs.scan_backward(torch.randn_like(y), None, inputs._replace(table=order), sizes, checkpoints, options)
     for i, one in enumerate(found.launched):
         direction = "forward" if i < seen else "backward"
         if direction in directions:

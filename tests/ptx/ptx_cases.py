@@ -26,6 +26,7 @@ class Case:
     summed: bool
     table: bool
     channel_last: bool
+    offset: bool  # tensors begin and have rows where no 16 bytes do
     multiprocessors: int
     order: str
     seed: int
@@ -37,7 +38,7 @@ class Case:
         L = r.choice(LENGTHS) if N <= 16 else r.choice(LENGTHS[:9])
         sizes = r.choice((1, 1, 2, 3)), r.choice((1, 2, 4)), L, r.choice(CHANNELS), N
         order = r.choice(("forward", "reverse", f"random:{seed}"))
-        flags = [r.random() < 0.5 for _ in range(3)]
+        flags = [*(r.random() < 0.5 for _ in range(3)), r.random() < 0.25]
         return cls(sizes, dtype, zoh, r.random() < 0.75, *flags, r.choice((0, 132)), order, seed)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -62,7 +63,10 @@ class Case:
         }  # fmt: skip
         x, delta, A, B, C, D, bias, h0 = tensors
         K = self.sizes[1]
+        x, delta, B, C = (_offset(t) if self.offset else t for t in (x, delta, B, C))
         if self.summed:
+            if not self.channel_last:
+                x, delta = (t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (x, delta))
             return vk.cross_selective_scan(x, delta, A, B, C, D, bias, self._table(), initial_state=h0, **options)
 
         def sequences(t: torch.Tensor) -> torch.Tensor:  # (B, K, L, C) -> (B, L, K C) or (B, K C, L)
@@ -80,3 +84,8 @@ class Case:
     def loop(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         table = self._table() if self.summed else None
         return scan_loop(*tensors, table=table, softplus=self.softplus, zoh=self.zoh, merge=self.summed)
+
+
+def _offset(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, where each row of the last axis has an element before it."""
+    return torch.cat([tensor[..., :1], tensor], -1)[..., 1:]

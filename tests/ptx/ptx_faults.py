@@ -11,6 +11,7 @@ A kernel is compiled once with every fault in it, of which one at a time is swit
 """
 
 import argparse
+import itertools
 import os
 import random
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import cuda_kernels
 import emulation_build
@@ -94,8 +96,8 @@ def problems() -> Iterator[Problem]:
     for sizes, dtype in shapes:
         for zoh in (False, True):
             for multiprocessors in (0, 132):
-                for summed, channel_last in ((True, True), (False, True), (False, False)):
-                    case = Case(sizes, dtype, zoh, not channel_last or summed, summed, summed, channel_last,
+                for summed, last, offset in itertools.product((True, False), (True, False), (True, False)):
+                    case = Case(sizes, dtype, zoh, last or not summed, summed, summed and not offset, last, offset,
                                 multiprocessors, "forward", 3)  # fmt: skip
                     yield Problem(str(case), dtype, multiprocessors, lambda case=case: _scan(case))
     for dtype in (float32, float64, bfloat16, float16):
