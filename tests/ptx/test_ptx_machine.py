@@ -98,6 +98,16 @@ def test_shared_memory_is_nan_until_it_is_written():
     assert values.isnan().all()
 
 
+def test_arrays_in_shared_memory_have_places_of_their_own():
+    """Those with a size come first, the one without begins at 16 bytes after them."""
+    arrays = ".shared .align 4 .b8 one[20];\n.shared .align 8 .b8 two[8];\n.extern .shared .align 16 .b8 rest[];\n"
+    body = "mov.u32 %r2, one; mov.u32 %r3, two; mov.u32 %r4, rest; shl.b32 %r3, %r3, 8; shl.b32 %r4, %r4, 16;"
+    places = computed(f"{body} or.b32 %r1, %r2, %r3; or.b32 %r1, %r1, %r4;", declarations=arrays)
+    assert set(places.tolist()) == {0 | 24 << 8 | 32 << 16}
+    with pytest.raises(RuntimeError, match="shared memory: bytes 96 to 99 of 96"):
+        computed(f"{body} mov.u32 %r2, rest; ld.shared.b32 %r1, [%r2+64];", declarations=arrays, shared=64)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
