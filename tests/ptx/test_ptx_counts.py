@@ -1,6 +1,7 @@
 """What the kernels of csrc/ execute: the machine code's counts where they can be known, and csrc/BUDGET.md."""
 
 import re
+import struct
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -11,36 +12,41 @@ from ptx_tools import require_nvcc
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import vmddpm_kernels as vk
 from benchmarks.gpu.count import figures
 from benchmarks.gpu.kernel_counts import DIRECTIONS, Shape, counted
 
 BUDGET = Path(__file__).parents[2] / "csrc" / "BUDGET.md"
 
 
-def test_a_kernel_without_branches_is_counted_exactly(run_ptx):
-    """Of invert_table every thread that has an element runs the same straight piece of code; here all have."""
-    import cuda_kernels
+def test_a_kernel_without_branches_is_counted_exactly():
+    """Each warp executes every instruction of the machine code once, as far as the end."""
+    require_nvcc(90)
+    import compile as nvcc
+    from ptx import parse
+    from ptx_launcher import Launcher, arguments_of, tagged
     from sass_counts import functions, join
 
-    kernels = run_ptx("cuda", 90, mode="count")
-    vk.cross_merge(torch.randn(1, 16, 16, 4, 3), False, False, backend="cuda")
-    (launched,) = (one for one in kernels.launched if "invert_table" in one.name)
-    kernel, _ = cuda_kernels.kernels(90)[launched.name]
-    cubin = next(c for c in cuda_kernels.nvcc.build([90]) if c.source.name == "cross_scan.cu")
-    function = functions(cubin.path)[kernel.name]
-    executed = join(kernel, launched.counts, function, launched.blocks * launched.threads)
-    # The one branch is for a division of 64 bits, which these sizes do not need.
-    long_division = next(b for b in function.blocks if any(i.base == "CALL" for i in b.instructions))
-    blocks = [block for block in function.blocks if block is not long_division]
-    straight = [i for block in blocks for i in block.instructions if i.base != "NOP"]
-    count = next(n for n, i in enumerate(straight) if i.base == "EXIT" and not i.predicated) + 1
-    warps = launched.blocks * launched.threads // 32
-    assert warps == 4 * 256 // 32
+    (cubin,) = nvcc.build([90], [Path(__file__).with_name("straight.cu")])
+    (kernel,) = parse(cubin.ptx.read_text())
+    launcher = Launcher(kernel, "straight.cu", "count")
+    given, out = torch.rand(3 * 64) / 9, torch.empty(3 * 64)
+    arguments = arguments_of(("out", out), ("in", given))
+    pointers = tagged(struct.pack("<2Q", out.data_ptr(), given.data_ptr()), arguments)
+    launcher.launch("straight", pointers, arguments, blocks=3, threads=64, shared_bytes=0)
+    expected = given.view(3, 64)[:, torch.arange(64) ^ 33].flatten()
+    for _ in range(5):
+        expected = expected * expected + torch.exp2(expected)
+    torch.testing.assert_close(out, expected)
+
+    (function,) = functions(cubin.path).values()
+    executed = join(kernel, launcher.counts(), function, 3 * 64)
+    straight = [i for i in function.instructions if i.base != "NOP"]
+    count = next(n for n, i in enumerate(straight) if i.base == "EXIT") + 1
     assert executed.residual == 0
-    assert executed.low == pytest.approx(executed.high, rel=1e-4)
-    assert executed.total == pytest.approx(warps * count, rel=1e-4)
-    assert executed.opcodes["STG"] == pytest.approx(warps)
+    assert executed.low == pytest.approx(executed.high, rel=1e-9)
+    assert executed.total == pytest.approx(6 * count, rel=1e-9)
+    every_warp = {opcode: round(n) for opcode, n in executed.opcodes.items()}
+    assert [every_warp[o] for o in ("MUFU.EX2", "BAR", "LDG", "STG", "LDS", "STS")] == [5 * 6, 6, 6, 6, 6, 6]
 
 
 def budget():
