@@ -28,8 +28,6 @@ import sass
 import sass_counts
 
 import vmddpm_kernels as vk
-from vmddpm_kernels.backends import BACKENDS
-from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 DIRECTIONS = ("forward", "backward")
@@ -131,20 +129,21 @@ def _native() -> Any:
 
 
 def _run(found: Any, backend: str, shape: Shape, dtype: str, directions: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    inputs, options = _inputs(shape, DTYPES[dtype]), ScanOptions(delta_softplus=True)
-    sizes, runs = inputs.sizes(), BACKENDS[backend]
-    y, _, checkpoints, order = runs.scan(inputs, sizes, options, checkpoint="backward" in directions)
+    tensors, table = _inputs(shape, DTYPES[dtype])
+    leaves = [tensor.detach().requires_grad_("backward" in directions) for tensor in tensors]
+    y = vk.cross_selective_scan(*leaves, table, delta_softplus=True, backend=backend)
     seen = len(found.launched)
     if "backward" in directions:
-        runs.scan_backward(torch.randn_like(y), None, inputs._replace(table=order), sizes, checkpoints, options)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
     for i, one in enumerate(found.launched):
         direction = "forward" if i < seen else "backward"
         if direction in directions:
             yield direction, one
 
 
-def _inputs(shape: Shape, dtype: torch.dtype) -> ScanInputs:
-    """Images alike, so that the largest batch takes little memory."""
+def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """x, delta, A, B, C, D and the bias of delta, and the table. Images are alike, so that the largest batch takes
+    little memory."""
     B, K, D, L, N = shape.batch, shape.routes, shape.channels, shape.length, shape.states
     generator = torch.Generator().manual_seed(0)
 
@@ -153,15 +152,12 @@ def _inputs(shape: Shape, dtype: torch.dtype) -> ScanInputs:
 
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     x = normal(1, L, D).to(dtype).expand(B, L, D)
-    delta, matrices = normal(1, K, L, D).to(dtype), normal(2, 1, K, L, N).to(dtype)
+    delta, matrices = normal(1, K, L, D).to(dtype).expand(B, K, L, D), normal(2, 1, K, L, N).to(dtype)
     A = -torch.rand(K, D, N, generator=generator).to(parameters) - 0.1
+    B_and_C = [matrix.expand(B, K, L, N).contiguous() for matrix in matrices]
     height = max(d for d in range(1, int(L**0.5) + 1) if L % d == 0)
     table = vk.routes(height, L // height)[:K] if K > 1 else None
-    return ScanInputs(
-        x=x if K > 1 else x[:, None], delta=delta.expand(B, K, L, D), A=A,
-        B=matrices[0].expand(B, K, L, N).contiguous(), C=matrices[1].expand(B, K, L, N).contiguous(),
-        D=normal(K, D).to(parameters), delta_bias=normal(K, D).to(parameters), initial_state=None, table=table,
-    )  # fmt: skip
+    return [x, delta, A, *B_and_C, normal(K, D).to(parameters), normal(K, D).to(parameters)], table
 
 
 def _costs(direction: str, one: Any) -> Launch:
