@@ -24,6 +24,14 @@ extern Position here;
 void launch(const char* name, void (*run)(const void*), const void* arguments, int64_t blocks, int threads,
             int64_t shared_bytes);
 
+// Counts the stretches that warps run from one stop to the next.
+extern uint64_t stretch;
+
+// Runs a launch in the kernel's place, if it is set; tests/ptx sets it. Returns null, or what went wrong.
+using Substitute = const char* (*)(const char* name, const void* kernel, const void* arguments, int64_t argument_bytes,
+                                   int64_t blocks, int threads, int64_t shared_bytes);
+extern Substitute substitute;
+
 void barrier(Site site);
 void exchange(void* values, int count, int size, int mask, Site site);
 void start_copy(void* to, const void* from, int bytes, int valid, Site site);

@@ -55,6 +55,7 @@ def build(
         "_native": f"_native{sysconfig.get_config_var('EXT_SUFFIX')}",
         "selftest": "selftest",
         "selftest_library": "libselftest_library.so",
+        "emulator_archive": "libemulator_archive.a",
     }
     return folder / files[target]
 

@@ -31,6 +31,13 @@ inline void use_device(int) {}
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes,
             void* /*stream*/, Params params) {
+  if (emulation::substitute) {
+    const void* address = reinterpret_cast<const void*>(kernel);
+    if (blocks == 0) return;
+    const char* problem = emulation::substitute(name, address, &params, sizeof params, blocks, threads, shared_bytes);
+    if (problem) throw std::runtime_error(problem);
+    return;
+  }
   struct Bound {
     void (*kernel)(Params);
     const Params& params;

@@ -20,6 +20,7 @@ namespace vmddpm {
 namespace emulation {
 
 Position here;
+Substitute substitute = nullptr;
 
 namespace {
 
@@ -209,3 +210,8 @@ void wait_copies(int pending, Site site) { scheduler.copies[here.thread].wait(pe
 
 }  // namespace emulation
 }  // namespace vmddpm
+
+extern "C" __attribute__((visibility("default"))) void vmddpm_emulation_substitute(
+    vmddpm::emulation::Substitute substitute) {
+  vmddpm::emulation::substitute = substitute;
+}

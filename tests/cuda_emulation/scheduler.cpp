@@ -8,6 +8,7 @@ namespace vmddpm {
 namespace emulation {
 
 Scheduler scheduler;
+uint64_t stretch = 0;
 
 namespace {
 
@@ -58,6 +59,7 @@ void Scheduler::start_block(int threads_of_block, Order order, uint64_t block, b
     restart(w);
   }
   choose_warp();
+  ++stretch;
 }
 
 void Scheduler::run() {
@@ -89,6 +91,7 @@ Fiber& Scheduler::next_fiber() {
     const bool goes_on = settle(warp_) || runnable_ != 0 || settle_block();
     if (!goes_on) return host;
     choose_warp();
+    ++stretch;
   }
   Warp& warp = warp_state_[warp_];
   here.thread = warp_ * kLanes + warp.order[warp.next++];

@@ -56,6 +56,7 @@ class Cubin:
     architecture: int
     path: Path
     log: Path
+    ptx: Path  # what the cubin was made of
 
 
 @cache
@@ -65,6 +66,14 @@ def find_nvcc() -> str:
         if candidate and (found := shutil.which(candidate)):
             return found
     raise Unavailable("no nvcc in CUDACXX, on PATH or in /usr/local/cuda*/bin")
+
+
+@cache
+def find_ptxas() -> str:
+    beside = Path(find_nvcc()).resolve().parent
+    if found := shutil.which("ptxas", path=str(beside)) or shutil.which("ptxas"):
+        return found
+    raise Unavailable(f"no ptxas in {beside} or on PATH (it comes with nvcc)")
 
 
 @cache
@@ -79,7 +88,7 @@ def cuda_sources() -> list[Path]:
 
 
 def build(architectures: Iterable[int] | None = None, sources: Iterable[Path] | None = None) -> list[Cubin]:
-    """A cubin of every source for every architecture, all those of nvcc by default."""
+    """A cubin and its PTX, with line numbers, of every source for every architecture: by default all those of nvcc."""
     chosen = supported() if architectures is None else tuple(architectures)
     files = cuda_sources() if sources is None else list(sources)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -127,34 +136,41 @@ def kernel_name(mangled: str) -> str:
 def _cubin(source: Path, architecture: int) -> Cubin:
     base = BUILD / source.relative_to(SOURCES) if source.is_relative_to(SOURCES) else BUILD / "other" / source.name
     stem = base.with_suffix(f".sm_{architecture}")
-    cubin = Cubin(source, architecture, Path(f"{stem}.cubin"), Path(f"{stem}.log"))
+    cubin = Cubin(source, architecture, Path(f"{stem}.cubin"), Path(f"{stem}.log"), Path(f"{stem}.ptx"))
     dependencies = Path(f"{stem}.d")
     include = f"-I{SOURCES / 'common' / 'gpu'}"
-    command = [find_nvcc(), *FLAGS, include, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", str(source)]
-    signature = shlex.join(command)
+    command = [find_nvcc(), *FLAGS, include, f"-arch=sm_{architecture}", "-lineinfo", "-ptx", str(source)]
+    assembler = [find_ptxas(), "-v", "-lineinfo", f"-arch=sm_{architecture}"]
+    signature = f"{shlex.join(command)} && {shlex.join(assembler)}"
     if _fresh(cubin, dependencies, signature):
         return cubin
     cubin.path.parent.mkdir(parents=True, exist_ok=True)
     # Named after the process, so that two runs at the same time do not write into each other's files.
-    partial, partial_dependencies = (Path(f"{path}.{os.getpid()}") for path in (cubin.path, dependencies))
+    files = (cubin.path, cubin.ptx, dependencies)
+    partial, partial_ptx, partial_dependencies = partials = [Path(f"{path}.{os.getpid()}") for path in files]
     started = time.time()
-    outputs = ["-MD", "-MF", str(partial_dependencies), "-o", str(partial)]
-    done = subprocess.run([*command, *outputs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{signature}\n{done.stdout}")
-    os.replace(partial_dependencies, dependencies)
-    os.replace(partial, cubin.path)
-    # The log comes last and stands for all three. It is as old as the start, so that a file which was edited during the
-    # compilation counts as newer.
+    _run([*command, "-MD", "-MF", str(partial_dependencies), "-o", str(partial_ptx)])
+    said = _run([*assembler, str(partial_ptx), "-o", str(partial)])
+    for written, file in zip(partials, files):
+        os.replace(written, file)
+    # The log comes last and stands for all of them. It is as old as the start, so that a file which was edited during
+    # the compilation counts as newer.
     partial_log = Path(f"{cubin.log}.{os.getpid()}")
-    partial_log.write_text(f"{signature}\n{done.stdout}")
+    partial_log.write_text(f"{signature}\n{said}")
     os.utime(partial_log, (started, started))
     os.replace(partial_log, cubin.log)
     return cubin
 
 
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}")
+    return done.stdout
+
+
 def _fresh(cubin: Cubin, dependencies: Path, signature: str) -> bool:
-    if not all(path.exists() for path in (cubin.path, cubin.log, dependencies)):
+    if not all(path.exists() for path in (cubin.path, cubin.ptx, cubin.log, dependencies)):
         return False
     if cubin.log.read_text().partition("\n")[0] != signature:
         return False

@@ -1,4 +1,4 @@
-"""Functions, basic blocks and loops of a disassembly in the format of `nvdisasm -c`."""
+"""Functions, basic blocks and loops of a disassembly in the format of `nvdisasm -c`, with -gi or without."""
 
 import re
 from collections import defaultdict
@@ -14,6 +14,8 @@ JUMPS = {"BRA", "JMP", "BRX", "JMX", "BRXU", "JMXU"}
 class Instruction:
     address: int
     text: str
+    # (file, line) it comes from, and where that was inlined, innermost first; of `nvdisasm -gi`, else empty.
+    location: tuple[tuple[str, int], ...] = ()
 
     @cached_property
     def predicated(self) -> bool:
@@ -60,10 +62,16 @@ class Function:
         names = re.findall(r"\.L_[\w.$]+", instruction.text)
         return [self._block_at[self._labels[name]] for name in names]
 
+    def called(self, instruction: Instruction) -> int | None:
+        """The first block of the subroutine that the instruction calls."""
+        name = re.search(r"\$[\w.$]+", instruction.text) if instruction.base == "CALL" else None
+        return self._block_at[self._labels[name[0]]] if name else None
+
     def _link(self) -> None:
         """A BSYNC goes to the label that the BSSY of its barrier register named, so walks carry those labels along."""
         seen: set[tuple[int, frozenset]] = set()
-        pending: list[tuple[int, frozenset]] = [(0, frozenset())]
+        entries = {0} | {self.called(i) for i in self.instructions} - {None}
+        pending: list[tuple[int, frozenset]] = [(entry, frozenset()) for entry in sorted(entries)]
         while pending:
             number, barriers = state = pending.pop()
             if state in seen or number >= len(self.blocks):
@@ -159,11 +167,16 @@ def parse(disassembly: str) -> list[Function]:
         if not name:
             continue
         instructions, labels, waiting = [], {}, []
+        location, chain = (), []
         for line in section.splitlines():
-            if label := re.match(r"(\.L_[\w.$]+):", line):
+            if label := re.match(r"(\.L_[\w.$]+|\$[\w.$]+):", line):
                 waiting.append(label[1])
+            elif place := re.match(r"\s*//## File \"([^\"]*)\", line (\d+)", line):
+                chain.append((place[1].rpartition("/")[2], int(place[2])))
             elif code := re.match(r"\s+/\*([0-9a-f]+)\*/\s+(.*?)\s*;", line):
-                instruction = Instruction(int(code[1], 16), code[2])
+                if chain:
+                    location, chain = tuple(chain), []
+                instruction = Instruction(int(code[1], 16), code[2], location)
                 labels.update(dict.fromkeys(waiting, instruction.address))
                 waiting.clear()
                 instructions.append(instruction)

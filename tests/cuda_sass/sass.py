@@ -1,4 +1,5 @@
-"""Counts the instructions of the recurrence loops of the CUDA kernels, per (step, state), in their disassembly.
+"""Counts the instructions of the recurrence loops of the CUDA kernels, per (step, state), in their disassembly. What is
+around the loops costs more than they do: `python -m benchmarks.gpu.count` has the whole.
 
 python tests/cuda_sass/sass.py [--arch 90] [--every-loop] [FILE.cu ...]
 """
@@ -6,7 +7,6 @@ python tests/cuda_sass/sass.py [--arch 90] [--every-loop] [FILE.cu ...]
 import argparse
 import contextlib
 import importlib.util
-import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
-from compile import SOURCES, Unavailable, build, find_nvcc, kernel_name, resources
+from compile import Unavailable, build, find_nvcc, kernel_name, resources
 from control_flow import Function, Instruction, Loop, parse
 
-BUDGET = SOURCES / "BUDGET.md"
+# Walks over the steps of each kernel; one of any other.
+PASSES = {"scan_backward": 2}
 
 # Instructions by their opcode up to the first dot, under the heading of their column.
 COLUMNS = {
@@ -43,21 +44,6 @@ class Counts:
     ex2: int
     instructions: int
     by_column: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Budget:
-    kernel: str
-    arguments: str
-    passes: int
-    limit: float
-
-    def covers(self, name: str) -> bool:
-        kernel, _, arguments = name.partition("<")
-        return kernel == self.kernel and fnmatch(arguments.removesuffix(">"), self.arguments)
-
-    def __str__(self) -> str:
-        return f"{self.kernel}<{self.arguments}>"
 
 
 class Kernel:
@@ -126,12 +112,6 @@ def _count(function: Function, loop: Loop) -> Counts:
     return Counts(address, ex2, len(found), by_column)
 
 
-def budgets() -> list[Budget]:
-    """The rows of the table in csrc/BUDGET.md: kernel, template arguments, passes, limit."""
-    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (\d+) \| ([\d.]+) \|", BUDGET.read_text(), flags=re.MULTILINE)
-    return [Budget(kernel, arguments, int(passes), float(limit)) for kernel, arguments, passes, limit in rows]
-
-
 def find_nvdisasm() -> str:
     folders = []
     with contextlib.suppress(Unavailable):
@@ -146,7 +126,6 @@ def find_nvdisasm() -> str:
 
 
 def kernels(architecture: int, sources: list[Path] | None = None) -> list[Kernel]:
-    passes = {budget.kernel: budget.passes for budget in budgets()}
     found = []
     for cubin in build([architecture], sources):
         entries = {entry.mangled for entry in resources(cubin)}
@@ -154,13 +133,13 @@ def kernels(architecture: int, sources: list[Path] | None = None) -> list[Kernel
         for function in parse(subprocess.run(command, check=True, capture_output=True, text=True).stdout):
             if function.name in entries:
                 name = kernel_name(function.name).partition("<")[0]
-                found.append(Kernel(function, passes.get(name, 1)))
+                found.append(Kernel(function, PASSES.get(name, 1)))
     return sorted(found, key=lambda kernel: kernel.name)
 
 
 def table(found: list[Kernel], every_loop: bool = False) -> str:
-    """A line for each loop that counts, with the number of its EX2, and their total, which is what a budget limits."""
-    headings, limits = ["all", *COLUMNS], budgets()
+    """A line for each loop that counts, with the number of its EX2, and their total."""
+    headings = ["all", *COLUMNS]
     width = max((len(kernel.name) for kernel in found), default=0)
 
     def line(name: str, loop: str, ex2: str, figures: dict[str, float], note: str = "") -> str:
@@ -172,8 +151,7 @@ def table(found: list[Kernel], every_loop: bool = False) -> str:
             counts, mark = kernel.loops[loop], "" if loop in kernel.counted else " (not counted)"
             lines.append(line(kernel.name, f"{counts.header:#x}", str(counts.ex2), kernel.figures(loop), mark))
         if kernel.loops:
-            limit = next((f"  of {budget.limit:g}" for budget in limits if budget.covers(kernel.name)), "")
-            lines.append(line("", "total", "", kernel.total(), limit if kernel.complete else "  a pass was not found"))
+            lines.append(line("", "total", "", kernel.total(), "" if kernel.complete else "  a pass was not found"))
     without = [kernel.name for kernel in found if not kernel.loops]
     return "\n".join([*lines, *([f"without EX2: {', '.join(without)}"] if without else [])])
 

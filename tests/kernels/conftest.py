@@ -7,9 +7,11 @@ import pytest
 from vmddpm_kernels import backends
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda_emulation"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "ptx"))
 
 import emulation_build as build
 from emulated import EMPTY, FILLED, use_emulation
+from ptx_tools import require_nvcc
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +32,34 @@ def emulated_gpu(request, monkeypatch, emulated_native):
     use_emulation(monkeypatch, emulated_native, request.param)
 
 
-@pytest.fixture(params=["cpu", "cuda", "triton", "reference"])
+PTX = ("cuda-ptx", "triton-ptx")  # each kernel takes seconds to compile: tests/ptx has a selection for every run
+
+
+@pytest.fixture(
+    params=["cpu", "cuda", "triton", "reference", *(pytest.param(name, marks=pytest.mark.slow) for name in PTX)]
+)
 def backend(request, monkeypatch):
-    """Every backend, `cuda` on an emulated GPU, `triton` under its interpreter."""
-    if request.param == "cuda":
-        use_emulation(monkeypatch, request.getfixturevalue("emulated_native"))
-    if request.param == "triton":
+    """Every backend, `cuda` on an emulated GPU, `triton` under its interpreter, and both from their PTX for sm_90."""
+    name, _, ptx = request.param.partition("-")
+    if name == "triton":
         request.getfixturevalue("interpreter")
-    status = backends()[request.param]
+    if name == "cuda":
+        native = request.getfixturevalue("emulated_native")
+        if ptx:
+            require_nvcc(90)
+            import cuda_kernels
+
+            cuda_kernels.use_ptx(monkeypatch, native, 90)
+        else:
+            use_emulation(monkeypatch, native)
+    elif ptx:
+        import triton_kernels
+
+        triton_kernels.use_ptx(monkeypatch, 90)
+    status = backends()[name]
     if not status.active:
-        pytest.fail(f"backend {request.param} must work where the tests run: {status.detail}")
-    return request.param
+        pytest.fail(f"backend {name} must work where the tests run: {status.detail}")
+    return name
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -1,0 +1,74 @@
+"""Everything that a GPU executes for a scan, counted without one.
+
+    python -m benchmarks.gpu.count 16,4,192,1024,16 [SHAPE ...] [--dtype bfloat16] [--backend cuda] [--sm 90]
+
+A shape is B,K,D,L,N: images along K > 1 routes, which are summed, or plain sequences. The kernels run from their PTX, a
+few blocks of each launch, and every instruction of a warp is counted; the machine code's follow from them
+(tests/ptx/sass_counts.py), between the bounds that are printed. Figures are instructions of a warp per (step, state) of
+32 lanes; bytes are those that go between a multiprocessor and the rest of memory, per (step, channel)."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from benchmarks.gpu.assumptions import ASSUMED
+from benchmarks.gpu.kernel_counts import DIRECTIONS, Launch, Shape, arguments, counted
+
+# Under the heading of their column: the machine code's opcodes.
+COLUMNS = {
+    "EX2": ("MUFU.EX2",), "MUFU": ("MUFU.EX2", "MUFU"), "LDS": ("LDS", "LDSM"), "STS": ("STS", "STSM"),
+    "LDG": ("LDG", "LDGSTS"), "STG": ("STG",), "SHFL": ("SHFL",), "BAR": ("BAR",),
+}  # fmt: skip
+
+
+def rows(shape: Shape, launches: Iterable[Launch]) -> list[tuple[str, int, dict[str, float]]]:
+    """For each kernel of each direction, and for each direction as a whole: a name, launches, and figures."""
+    found = []
+    launches = list(launches)
+    for direction in DIRECTIONS:
+        own = [launch for launch in launches if launch.direction == direction]
+        for kernel in dict.fromkeys(launch.kernel for launch in own):
+            some = [launch for launch in own if launch.kernel == kernel]
+            found.append((f"  {kernel}", len(some), figures(shape, some)))
+        if own:
+            found.append((direction, len(own), figures(shape, own)))
+    return found
+
+
+def figures(shape: Shape, launches: list[Launch]) -> dict[str, float]:
+    """Instructions per (step, state); bytes per (step, channel)."""
+    opcodes: Counter[str] = sum((launch.opcodes or Counter() for launch in launches), Counter())
+    pairs, steps = shape.warp_pairs, 32 * shape.warp_pairs / shape.states
+    table = {
+        "all": sum(launch.instructions for launch in launches) / pairs,
+        "low": sum(launch.low or 0 for launch in launches) / pairs,
+        "high": sum(launch.high or 0 for launch in launches) / pairs,
+        "PTX": sum(launch.ptx or 0 for launch in launches) / pairs,
+    }
+    table |= {heading: sum(opcodes[o] for o in names) / pairs for heading, names in COLUMNS.items()}
+    table["B read"] = sum(launch.bytes_read or 0 for launch in launches) / steps
+    table["B written"] = sum(launch.bytes_written or 0 for launch in launches) / steps
+    return table
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument("--sm", type=int, default=90, choices=sorted(ASSUMED.gpus), help="architecture")
+    parser.add_argument("--forward", action="store_true", help="the forward alone, without checkpoints")
+    parser.add_argument("--blocks", type=int, default=16, help="of each launch that run, spread over the grid")
+    options = parser.parse_args()
+    directions = ("forward",) if options.forward else DIRECTIONS
+    gpu = ASSUMED.gpus[options.sm]
+    for shape in options.shapes:
+        launches = counted(shape, options.dtype, options.backend, gpu, options.blocks, directions)
+        table = rows(shape, launches)
+        print(f"{shape} {options.dtype}, {options.backend}, sm_{options.sm}, {gpu.multiprocessors} multiprocessors")
+        headings = list(table[0][2])
+        print(f"{'':46}{'launches':>9}" + "".join(f"{h:>10}" for h in headings))
+        for name, number, values in table:
+            print(f"{name[:46]:46}{number:9}" + "".join(f"{values[h]:10.2f}" for h in headings))
+        print(f"{'instructions of anchors that no flow explains':46}{max(one.residual or 0 for one in launches):9.1%}")
+
+
+if __name__ == "__main__":
+    main()

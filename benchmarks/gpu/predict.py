@@ -1,0 +1,121 @@
+"""Predicted milliseconds of a scan on a GPU, and what bounds it, before anything has run on one.
+
+    python -m benchmarks.gpu.predict 16,4,192,1024,16 [SHAPE ...] [--dtype bfloat16] [--sm 90] [--assumptions FILE.json]
+
+A shape is B,K,D,L,N. Of each launch the instructions, EX2 and bytes are counted (count.py), the resident warps follow
+from registers and shared memory (occupancy.py), and assumptions.py says how fast a GPU is with them. A launch takes as
+long as the slowest of
+
+    issue       its instructions, at the share of the issue slots that its resident warps can use; blocks come in
+                rounds, of which the last may be short
+    EX2         its MUFU instructions at the rate of their unit
+    memory      its bytes
+
+and a launch more than that takes a little on top. What takes most of the time is named: `occupancy` instead of
+`issue` where more resident warps would save a fifth of it. Peers' instructions are data (peers_counts.json), their
+times the same model at the issue efficiency that stands there; nothing is charged for their barriers. Ratios above 1
+say that ours is faster. This is a model: trust a ratio to about a third."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu.assumptions import SCHEDULERS, Assumptions, Gpu, load
+from benchmarks.gpu.kernel_counts import DIRECTIONS, Launch, Shape, arguments, counted
+from benchmarks.gpu.occupancy import residency
+
+PEERS = Path(__file__).with_name("peers_counts.json")
+
+
+@dataclass(frozen=True)
+class Time:
+    milliseconds: float
+    bound: str
+
+
+def launch_time(launch: Launch, gpu: Gpu, assumed: Assumptions) -> tuple[float, str]:
+    """Seconds without the launch itself, and what bounds them."""
+    cycle = 1e-9 / gpu.clock_ghz
+    warps = launch.blocks * -(-launch.threads // 32)
+    per_warp = launch.instructions / warps
+    mufu = sum(n for opcode, n in (launch.opcodes or {}).items() if opcode.startswith("MUFU"))
+    resident = residency(gpu, launch.threads, launch.registers, launch.shared_bytes).blocks
+    issue, full_speed, left = 0.0, 0.0, -(-launch.blocks // gpu.multiprocessors)  # blocks of the busiest multiprocessor
+    while left > 0:
+        blocks = min(left, resident)
+        on_scheduler = blocks * -(-launch.threads // 32) / SCHEDULERS
+        slots = max(1.0, on_scheduler) * per_warp
+        issue += slots * cycle / assumed.efficiency(max(1.0, on_scheduler))
+        full_speed += slots * cycle / assumed.issue_efficiency[-1][1]
+        left -= blocks
+    busiest = -(-launch.blocks // gpu.multiprocessors) / launch.blocks
+    exp2 = mufu * busiest / SCHEDULERS * assumed.exp2_cycles * cycle
+    moved = (launch.bytes_read or 0) + (launch.bytes_written or 0)
+    memory = moved / (gpu.bytes_per_second * assumed.memory_efficiency)
+    seconds, bound = max((issue, "issue"), (exp2, "EX2"), (memory, "memory"))
+    if bound == "issue" and max(full_speed, exp2, memory) < 0.8 * issue:
+        bound = "occupancy"
+    return seconds, bound
+
+
+def predict(launches: Iterable[Launch], gpu: Gpu, assumed: Assumptions) -> Time:
+    """Of launches one after another."""
+    by_bound: Counter[str] = Counter()
+    for launch in launches:
+        seconds, bound = launch_time(launch, gpu, assumed)
+        by_bound[bound] += 1e3 * seconds
+        by_bound["launches"] += 1e-3 * assumed.launch_microseconds
+    return Time(sum(by_bound.values()), max(by_bound, key=lambda bound: by_bound[bound]))
+
+
+def peer_times(shape: Shape, gpu: Gpu) -> dict[str, dict[str, float]]:
+    """Milliseconds of each peer that has counts of this length and number of states: forward, and both directions."""
+    found: dict[str, dict[str, float]] = {}
+    length = str(shape.length)
+    for peer in json.loads(PEERS.read_text())["peers"]:
+        if peer["states"] != shape.states or length not in peer["issue_efficiency"]:
+            continue
+        slots_a_second = gpu.multiprocessors * SCHEDULERS * gpu.clock_ghz * 1e9 * peer["issue_efficiency"][length]
+        milliseconds = 1e3 * shape.warp_pairs / slots_a_second
+        found[f"{peer['name']} {peer['version']}"] = {
+            direction: peer[direction][length] * milliseconds
+            for direction in ("forward", "both")
+            if length in peer[direction]
+        }
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--sm", type=int, default=90, help="architecture of the GPU, one of assumptions.py")
+    parser.add_argument("--assumptions", type=Path, help="a JSON file that replaces some of assumptions.py")
+    options = parser.parse_args()
+    try:
+        assumed = load(options.assumptions)
+        gpu = assumed.gpus[options.sm]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyError:
+        parser.error(f"--sm {options.sm}: choose {', '.join(map(str, assumed.gpus))}")
+    print(f"{gpu.name}, {options.dtype}, milliseconds; f is forward with checkpoints, f+b with the backward")
+    print(f"{'shape':22}{'f':>8}{'f+b':>8}  bound by (f, b)            against (ratio f, f+b)")
+    for shape in options.shapes:
+        launches = counted(shape, options.dtype, gpu=gpu)
+        times = {d: predict((one for one in launches if one.direction == d), gpu, assumed) for d in DIRECTIONS}
+        forward, both = times["forward"].milliseconds, sum(time.milliseconds for time in times.values())
+        bounds = f"{times['forward'].bound}, {times['backward'].bound}"
+        against = "; ".join(
+            f"{name}: {', '.join(_ratio(peer, key, ours) for key, ours in (('forward', forward), ('both', both)))}"
+            for name, peer in peer_times(shape, gpu).items()
+        )
+        print(f"{shape!s:22}{forward:8.2f}{both:8.2f}  {bounds:26} {against}", flush=True)
+
+
+def _ratio(peer: dict[str, float], key: str, ours: float) -> str:
+    return f"{peer[key] / ours:.2f}" if key in peer else "-"
+
+
+if __name__ == "__main__":
+    main()
