@@ -8,6 +8,7 @@ from what another one is writing.
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import platform
@@ -190,8 +191,6 @@ def lock(path: Path) -> Iterator[None]:
         LockedError: if another process holds it.
         OSError: if the file cannot be written.
     """
-    import fcntl
-
     with open(path, "a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

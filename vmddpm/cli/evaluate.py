@@ -37,7 +37,7 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.samples import check_drawn
     from vmddpm.training import RunFolder
 
-    parts = parser.instantiate_classes(options)
+    parts = parser.instantiate(options)
     choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
     extractor = load_extractor(parts.extractor)
     samples, folder = SampleFolder(parts.samples, parts.num), RunFolder(parts.run)

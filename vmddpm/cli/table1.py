@@ -41,7 +41,7 @@ def with_options(parser: Any) -> Any:
 def make(name: str, parser: Any, options: Any) -> None:
     from vmddpm.tables.commands import make_table
 
-    parts = parser.instantiate_classes(options)
+    parts = parser.instantiate(options)
     make_table(
         name, Path(parts.out), preset=parts.preset, dataset=parts.dataset, root=parts.root, held_out=parts.held_out,
         extractor=parts.extractor, minutes=parts.minutes, images=parts.images, seeds=parts.seeds, device=parts.device,

@@ -33,7 +33,7 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.training import RunConfig, RunFolder
     from vmddpm.training.ranks import joined
 
-    parts = parser.instantiate_classes(options)
+    parts = parser.instantiate(options)
     config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
     with joined(config.training.device, scans=config.system == "vmddpm") as ranks:

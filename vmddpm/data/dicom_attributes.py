@@ -28,7 +28,7 @@ def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
     """The values of an attribute; none if it is missing or empty.
 
     Raises:
-        ValueError: if a value is no finite number; the message names the attribute.
+        DataError: if a value is no finite number; the message names the attribute.
     """
     try:
         value = dataset.get(keyword)
@@ -36,9 +36,9 @@ def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
         numbers = [float(part) for part in parts if part is not None and part != ""]
     except (ValueError, TypeError, OverflowError):
         raw = dataset.get_item(keyword)
-        raise ValueError(f"{named(keyword)} is {getattr(raw, 'value', raw)!r}, no number") from None
+        raise DataError(f"{named(keyword)} is {getattr(raw, 'value', raw)!r}, no number") from None
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{named(keyword)} is {numbers}, not finite")
+        raise DataError(f"{named(keyword)} is {numbers}, not finite")
     return numbers
 
 
@@ -46,7 +46,7 @@ def integer_of(dataset: pydicom.Dataset, keyword: str, default: int | None = Non
     """Raises DataError, naming the attribute, if there is none and no default, or it is no number."""
     try:
         numbers = numbers_of(dataset, keyword)
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"{error}; correct it in the file") from None
     if numbers:
         return int(numbers[0])

@@ -57,6 +57,7 @@ def summary(remarks: Iterable[Remark]) -> list[str]:
 
 
 def listed(heading: str, lines: list[str]) -> str:
-    """The heading with the first lines below it."""
+    """The heading with the first lines below it. Bytes of a file's name that are no text are shown as escapes, as in
+    every message that may be written to a file."""
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n  ".join([heading, *lines[:LISTED], *more])
+    return "\n  ".join([heading, *lines[:LISTED], *more]).encode(errors="backslashreplace").decode()
