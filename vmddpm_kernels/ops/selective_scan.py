@@ -10,7 +10,15 @@ from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
 from vmddpm_kernels.backends.extension import accumulation, check_results, checked_sizes, empty
 from vmddpm_kernels.backends.protocol import Backend
 from vmddpm_kernels.checks import check_input
-from vmddpm_kernels.interception import Way, apply_of, differentiated, entry_below_autograd, in_forward_mode, refuse_batched, way_in
+from vmddpm_kernels.interception import (
+    Way,
+    apply_of,
+    differentiated,
+    entry_below_autograd,
+    in_forward_mode,
+    refuse_batched,
+    way_in,
+)
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes, scan_options
 
