@@ -60,30 +60,36 @@ void fill_options(ScanParams& p, const py::handle& options) {
 
 int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
 
-// Elements from the first of a view (B, K, L, columns) to its last.
-int64_t extent(const View& v, const ScanParams& p, int64_t columns) {
-  return (p.batch - 1) * v.stride[0] + (p.routes - 1) * v.stride[1] + (p.length - 1) * v.stride[2] +
-         (columns - 1) * v.stride[3] + 1;
+// Throws unless the storage of a tensor (B, K or 1, L, C) reaches to its last element.
+void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
+                      int64_t columns) {
+  if (!v.data) return;
+  const int64_t last = (batch - 1) * v.stride[0] + (routes - 1) * v.stride[1] + (length - 1) * v.stride[2] +
+                       (columns - 1) * v.stride[3];
+  check_storage(tensor, last + 1, size_of(v.dtype));
 }
 
-// The inputs of a backward are `saved` ones: their storages are checked.
-ScanParams scan_params(const py::handle& inputs, const py::handle& options, const py::handle& sizes, int threads,
-                       bool saved = false) {
+View stored_view(const py::handle& tensor, const ScanParams& p, int64_t columns) {
+  const View v = view(tensor);
+  check_storage_of(v, tensor, p.batch, p.routes, p.length, columns);
+  return v;
+}
+
+// A contiguous tensor whose storage is there.
+void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size) {
+  void* const data = pointer(tensor);
+  if (data) check_storage(tensor, elements, element_size);
+  return data;
+}
+
+ScanParams scan_params(const py::handle& inputs, const py::handle& options, const py::handle& sizes, int threads) {
   ScanParams p{};
   fill_sizes(p, sizes);
   fill_options(p, options);
   p.threads = threads;
-  const auto image = [&](PyObject* name, int64_t columns) {
-    const py::object tensor = get(inputs, name);
-    const View v = view(tensor);
-    if (saved && v.data) check_storage(tensor, extent(v, p, columns), size_of(v.dtype));
-    return v;
-  };
+  const auto image = [&](PyObject* name, int64_t columns) { return stored_view(get(inputs, name), p, columns); };
   const auto contiguous = [&](PyObject* name, int64_t elements, int64_t element_size) {
-    const py::object tensor = get(inputs, name);
-    void* const data = pointer(tensor);
-    if (saved && data) check_storage(tensor, elements, element_size);
-    return data;
+    return stored_pointer(get(inputs, name), elements, element_size);
   };
   const int64_t parameters = p.routes * p.channels, float_size = p.wide ? 8 : 4;
   p.x = image(names.x, p.channels);
@@ -109,11 +115,12 @@ ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, 
                            const py::handle& dy, const py::handle& dlast_state, const py::handle& checkpoints,
                            const py::handle& grads, int threads) {
   ScanGradParams g;
-  g.forward = scan_params(inputs, options, sizes, threads, true);
-  g.forward.checkpoints = pointer(checkpoints);
-  if (g.forward.checkpoints) check_storage(checkpoints, number(call(checkpoints, names.numel)), g.forward.wide ? 8 : 4);
-  g.dy = view(dy);
-  g.dlast_state = pointer(dlast_state);
+  g.forward = scan_params(inputs, options, sizes, threads);
+  const ScanParams& p = g.forward;
+  const int64_t float_size = p.wide ? 8 : 4;
+  g.forward.checkpoints = stored_pointer(checkpoints, number(call(checkpoints, names.numel)), float_size);
+  g.dy = stored_view(dy, p, p.channels);
+  g.dlast_state = stored_pointer(dlast_state, p.batch * p.routes * p.channels * p.states, float_size);
   g.dx = view(get(grads, names.dx));
   g.ddelta = view(get(grads, names.ddelta));
   g.dA = pointer(get(grads, names.dA));
@@ -160,8 +167,11 @@ CrossScanParams cross_params(const py::handle& image, const py::handle& table, i
                              int32_t scans, const py::handle& sequences, int threads) {
   const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
   CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
-                    static_cast<int32_t*>(pointer(table)), view(image), view(sequences), false, threads, height, width, scans};
+                    nullptr, view(image), view(sequences), false, threads, height, width, scans};
   if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
+  p.table = static_cast<int32_t*>(stored_pointer(table, p.routes * p.length, sizeof(int32_t)));
+  check_storage_of(p.image, image, p.batch, p.routes, p.length, p.channels);
+  check_storage_of(p.sequences, sequences, p.batch, p.routes, p.length, p.channels);
   return p;
 }
 

@@ -75,11 +75,11 @@ def check_input(
     """`check_tensor` and `check_shape`, at little cost where all is well."""
     if (
         (type(tensor) is not Tensor and (not isinstance(tensor, Tensor) or _is_distributed(tensor)))
+        or tensor.is_nested  # first: such a tensor has no shape to tell
         or tensor.shape != shape
         or tensor.dtype not in dtypes
         or tensor.device != device
         or tensor.layout is not torch.strided
-        or tensor.is_nested
     ):
         check_tensor(name, tensor, x, dtypes)
         check_shape(name, tensor, axes, shape)

@@ -107,6 +107,18 @@ def apply_of(function: Function) -> Call:
     return apply
 
 
+_is_batched: Call = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda _: False)
+
+
+def refuse_batched(*grads: Tensor | None) -> None:
+    """Raise RuntimeError on gradients that `is_grads_batched` has put into one tensor, which looks like any other."""
+    if any(grad is not None and _is_batched(grad) for grad in grads):
+        raise RuntimeError(
+            "the compiled operators take one gradient at a time: leave is_grads_batched, vectorize and "
+            "check_batched_grad out, use torch.func.vmap, or pass backend='reference'"
+        )
+
+
 def entry_below_autograd(operator: Call, kernel: Call, tensors: Iterable[Any]) -> Call:
     """What to call for `operator(*args)` inside its own autograd Function."""
 

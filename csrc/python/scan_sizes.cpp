@@ -78,12 +78,10 @@ const PyObject* dtype_of(const py::handle& tensor, const Shape& expected, const 
 
 py::object as_scan_sizes(int64_t batch, int64_t routes, int64_t length, int64_t channels, int64_t states, bool wide,
                          bool sum_routes) {
-  static PyObject* const type =
-      py::object(py::module_::import("vmddpm_kernels.scan_inputs").attr("ScanSizes")).release().ptr();
   const py::tuple fields = py::make_tuple(batch, routes, length, channels, states, wide, sum_routes);
   const py::tuple arguments = checked(PyTuple_Pack(1, fields.ptr()));
   // What ScanSizes(*fields) comes to, without its function in Python.
-  return checked(PyTuple_Type.tp_new(reinterpret_cast<PyTypeObject*>(type), arguments.ptr(), nullptr));
+  return checked(PyTuple_Type.tp_new(names.scan_sizes, arguments.ptr(), nullptr));
 }
 
 py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state) {

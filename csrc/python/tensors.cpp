@@ -17,6 +17,8 @@ void learn_names() {
   names.integers = {attribute("int32"), attribute("int64")};
   names.tensors = {attribute("Tensor"), py::object(torch.attr("nn").attr("Parameter")).release().ptr()};
   names.strided = attribute("strided");
+  const py::module_ descriptions = py::module_::import("vmddpm_kernels.scan_inputs");
+  names.scan_sizes = reinterpret_cast<PyTypeObject*>(py::object(descriptions.attr("ScanSizes")).release().ptr());
 }
 
 namespace {

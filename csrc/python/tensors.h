@@ -28,6 +28,7 @@ struct Names {
   std::array<PyObject*, 2> integers;
   std::array<PyObject*, 2> tensors;  // the classes whose tensors are nothing but that
   PyObject* strided;
+  PyTypeObject* scan_sizes;
 };
 extern Names names;
 void learn_names();

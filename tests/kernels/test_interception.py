@@ -1,5 +1,7 @@
 """Whatever can intercept a call of an operator hears of it: one test for each kind."""
 
+import subprocess
+import sys
 from typing import ClassVar
 
 import pytest
@@ -339,3 +341,72 @@ def test_a_torch_that_cannot_tell(monkeypatch, compiled_backend):
 def test_missing_private_names_are_noticed(monkeypatch, name):
     monkeypatch.delattr(torch._C, name)
     assert not interception._can_tell()
+
+
+def small_scan(**options):
+    torch.manual_seed(0)
+    shapes = (1, 6, 2), (1, 4, 6, 2), (4, 2, 3), (1, 4, 6, 3), (1, 4, 6, 3)
+    tensors = [torch.randn(shape) for shape in shapes]
+    tensors[2] = -tensors[2].abs()
+    return tensors, lambda *t: vk.cross_selective_scan(*t, table=vk.routes(2, 3), **options)
+
+
+def test_a_saved_tensor_may_become_one_whose_memory_is_not_its_value(backend):
+    """B becomes a view that is yet to be negated, of which autograd hears nothing."""
+    gradients = []
+    for view in (lambda t: t, lambda t: torch._neg_view(-t)):
+        tensors, scan = small_scan(backend=backend)
+        tensors[0].requires_grad_()
+        tensors[3] = torch.nn.Parameter(tensors[3])
+        y = scan(*tensors)
+        tensors[3].data = view(tensors[3].detach().flip(2).contiguous())
+        gradients += torch.autograd.grad(y.sum(), tensors[0])
+    assert torch.equal(*gradients)
+
+
+def test_a_hook_may_return_a_tensor_whose_memory_is_not_its_value(backend):
+    gradients = []
+    for unpack in (lambda t: t, lambda t: torch._neg_view(-t) if t.is_floating_point() else t):
+        tensors, scan = small_scan(backend=backend)
+        leaves = [t.requires_grad_() for t in tensors]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            y = scan(*leaves)
+        gradients.append(torch.autograd.grad(y.sum(), leaves))
+    for plain, hooked in zip(*gradients):
+        assert torch.equal(plain, hooked)
+
+
+@pytest.mark.parametrize("call", ["scan", "cross_scan"])
+def test_batched_gradients_are_refused_by_name(call):
+    (x, *others), scan = small_scan()
+    x = (x if call == "scan" else x.view(1, 2, 2, 3)).requires_grad_()
+    y = scan(x, *others) if call == "scan" else vk.cross_scan(x)
+    with pytest.raises(RuntimeError, match="one gradient at a time: leave is_grads_batched"):
+        torch.autograd.grad(y, x, torch.randn(3, *y.shape), is_grads_batched=True)
+
+
+def test_the_gradient_of_a_vmap(backend):
+    (x, *others), scan = small_scan(backend=backend)
+    xs = torch.stack([x, 2 * x])
+    together = torch.func.grad(lambda xs: torch.func.vmap(lambda x: scan(x, *others))(xs).square().sum())(xs)
+    for x, gradient in zip(xs, together):
+        alone = torch.func.grad(lambda x: scan(x, *others).square().sum())(x)
+        torch.testing.assert_close(gradient, alone)
+
+
+def test_first_calls_of_two_threads_behind_an_import_hook():
+    program = (
+        "import builtins, threading, time, torch, vmddpm_kernels as vk\n"
+        "real = builtins.__import__\n"
+        "def slow(*args, **kwargs):\n"
+        "    time.sleep(0.01)\n"
+        "    return real(*args, **kwargs)\n"
+        "builtins.__import__ = slow\n"
+        "def call():\n"
+        "    r = torch.randn\n"
+        "    vk.cross_selective_scan(r(1, 6, 2), r(1, 4, 6, 2), -r(4, 2, 3).abs(), r(1, 4, 6, 3), r(1, 4, 6, 3))\n"
+        "threads = [threading.Thread(target=call) for _ in range(2)]\n"
+        "[t.start() for t in threads]\n"
+        "[t.join() for t in threads]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -267,3 +267,37 @@ def test_the_backward_is_that_of_the_reference_under_a_profiler(backend):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
         assert a.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["B", "D", "initial_state"])
+def test_a_nested_tensor_is_named(name):
+    inputs = problem()
+    nested = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(2, 3)])
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one"):
+        forward(inputs._replace(**{name: nested}), "cpu")
+
+
+@pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "dy", "dlast_state"])
+def test_memory_that_ends_too_soon_is_refused(name):
+    """Of a tensor whose storage was resized, in the forward and in the backward."""
+    inputs = problem()
+    y, last_state, checkpoints, order = forward(inputs, "cpu")
+    given = {"dy": torch.ones_like(y), "dlast_state": torch.ones_like(last_state), **inputs._asdict(), "table": order}
+    storage = given[name].untyped_storage()
+    storage.resize_(storage.nbytes() - 4)
+    with pytest.raises(ValueError, match="no memory for all of its elements"):
+        OPS.selective_scan_backward(*given.values(), checkpoints, True, False, False, "cpu")
+    if name in PARAMETERS:
+        with pytest.raises(ValueError, match="no memory for all of its elements"):
+            forward(inputs, "cpu")
+
+
+@pytest.mark.parametrize("name", ["tensor", "table"])
+@pytest.mark.parametrize("operator", ["cross_scan", "cross_merge"])
+def test_memory_of_a_copy_that_ends_too_soon_is_refused(operator, name):
+    tensor, table = torch.randn(2, 3, 12, 5), problem().table
+    storage = {"tensor": tensor, "table": table}[name].untyped_storage()
+    storage.resize_(storage.nbytes() - 4)
+    options = (False, "cpu") if operator == "cross_scan" else (True, False, "cpu")
+    with pytest.raises(ValueError, match="no memory for all of its elements"):
+        getattr(OPS, operator)(tensor, table, 0, 0, 0, *options)

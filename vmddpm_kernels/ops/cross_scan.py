@@ -9,7 +9,7 @@ from torch import Tensor
 from vmddpm_kernels.backends import by_name, reference, select
 from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.checks import FLOATS, INTEGERS, check_axes, check_shape, check_tensor
-from vmddpm_kernels.interception import Ways, entry_below_autograd, in_forward_mode
+from vmddpm_kernels.interception import Ways, entry_below_autograd, in_forward_mode, refuse_batched
 from vmddpm_kernels.library import define, differentiate, directly, vmap_by_loop
 from vmddpm_kernels.routes import RouteOrder, check_scan_code, private_copy
 
@@ -115,6 +115,7 @@ class CrossScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(dy)
         order = _kept(ctx)
         return _MERGE.way_in(dy, order.table)(dy, *order, ctx.shared, *ctx.options), *[None] * 6
 
@@ -144,6 +145,7 @@ class CrossMerge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(dx)
         order = _kept(ctx)
         return _SCAN.way_in(dx, order.table)(dx, *order, *ctx.options), *[None] * 7
 

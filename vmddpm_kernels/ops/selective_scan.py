@@ -10,7 +10,15 @@ from vmddpm_kernels.backends import BACKENDS, by_name, reference, select
 from vmddpm_kernels.backends.extension import accumulation, check_results, checked_sizes, empty
 from vmddpm_kernels.backends.protocol import Backend
 from vmddpm_kernels.checks import check_input
-from vmddpm_kernels.interception import Way, apply_of, differentiated, entry_below_autograd, in_forward_mode, way_in
+from vmddpm_kernels.interception import (
+    Way,
+    apply_of,
+    differentiated,
+    entry_below_autograd,
+    in_forward_mode,
+    refuse_batched,
+    way_in,
+)
 from vmddpm_kernels.library import define, differentiate, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes, scan_options
 
@@ -140,10 +148,11 @@ selective_scan_backward = define(
 
 def _gradients(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, needed: Sequence[bool],
-    options: ScanOptions, backend: str, *, plain: bool = False,
+    options: ScanOptions, backend: str,
 ) -> list[Tensor | None]:  # fmt: skip
-    """Of the first eight inputs, None for None. `plain` inputs are known to intercept nothing."""
-    way = way_in((dy, dlast_state) if plain and not torch.is_grad_enabled() else (dy, dlast_state, *inputs))
+    """Of the first eight inputs, None for None. Saved tensors may come back as others than they went."""
+    refuse_batched(dy, dlast_state)
+    way = way_in((dy, dlast_state, *inputs, checkpoints))
     if way is Way.KERNEL:
         return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend, needed)
     call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
@@ -188,7 +197,8 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(SelectiveScan, info, in_dims, *args)
+        # Whether a gradient is wanted below is hidden here: each element keeps what one needs.
+        return vmap_by_loop(SelectiveScan, info, in_dims, *args[:-1], True)
 
 
 class DirectSelectiveScan(torch.autograd.Function):
@@ -211,7 +221,7 @@ class DirectSelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
         inputs, needed = ScanInputs(*tensors), ctx.needs_input_grad
-        grads = _gradients(dy, dlast_state, inputs, checkpoints, needed, *ctx.options, plain=True)
+        grads = _gradients(dy, dlast_state, inputs, checkpoints, needed, *ctx.options)
         return *grads, None, None, None, None
 
 
