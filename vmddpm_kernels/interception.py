@@ -56,13 +56,14 @@ def _needs_autograd(tensors: Iterable[Any]) -> bool | None:
     """Whether autograd is to follow a call with these tensors; None if the call can be intercepted."""
     if not _CAN_TELL or _listening():
         return None
-    needs = False
+    watched, needs = torch.is_grad_enabled(), False
     for tensor in tensors:
         if tensor is not None:
             if type(tensor) not in _TENSORS or tensor.is_neg() or tensor._is_zerotensor():
                 return None
-            needs = needs or tensor.requires_grad
-    return needs and torch.is_grad_enabled()
+            if watched and not needs:
+                needs = tensor.requires_grad
+    return needs
 
 
 class Way(Enum):
@@ -112,11 +113,12 @@ _is_batched: Call = getattr(getattr(torch._C, "_functorch", None), "is_legacy_ba
 
 def refuse_batched(*grads: Tensor | None) -> None:
     """Raise RuntimeError on gradients that `is_grads_batched` has put into one tensor, which looks like any other."""
-    if any(grad is not None and _is_batched(grad) for grad in grads):
-        raise RuntimeError(
-            "the compiled operators take one gradient at a time: leave is_grads_batched, vectorize and "
-            "check_batched_grad out, use torch.func.vmap, or pass backend='reference'"
-        )
+    for grad in grads:
+        if grad is not None and _is_batched(grad):
+            raise RuntimeError(
+                "the compiled operators take one gradient at a time: leave is_grads_batched, vectorize and "
+                "check_batched_grad out, use torch.func.vmap, or pass backend='reference'"
+            )
 
 
 def entry_below_autograd(operator: Call, kernel: Call, tensors: Iterable[Any]) -> Call:

@@ -93,7 +93,7 @@ class CpuBackend:
             arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads,
             torch.get_num_threads(),
         )  # fmt: skip
-        return gradients_of(inputs, grads, partial=sizes.batch != 1)
+        return gradients_of(inputs, arguments, grads, partial=sizes.batch != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape

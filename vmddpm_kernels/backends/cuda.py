@@ -152,7 +152,7 @@ class CudaBackend:
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
                 *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
             )  # fmt: skip
-        return gradients_of(inputs, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
+        return gradients_of(inputs, arguments, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape

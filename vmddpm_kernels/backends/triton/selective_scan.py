@@ -120,7 +120,7 @@ def scan_backward(
     p = _Launch(inputs, sizes, options, private_table=False)
     dlast_state, checkpoints = cast(dlast_state, p.dtype), checkpoints.contiguous()
     grads = p.run_with_plan(lambda plan: _backward(p, plan, dy, dlast_state, checkpoints), backward=True)
-    return gradients_of(inputs, grads, partial=True)
+    return gradients_of(inputs, p.inputs, grads, partial=True)
 
 
 def _backward(
