@@ -12,7 +12,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELos
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
-from vmddpm.data.limits import check_codestream, check_pixels, check_unpacked, check_voxels
+from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
@@ -150,7 +150,13 @@ def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
     try:
         for content in generate_frames(dataset.PixelData, number_of_frames=frames):
-            check_codestream(content, config)
+            size = check_codestream(content, config)
+            if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
+                raise DataError(
+                    f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but a stream of "
+                    f"its pixels has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
+                )
+            check_ended(content)
     except DataError:
         raise
     except Exception:  # of a damaged encapsulation, which the decoder tells
