@@ -184,7 +184,7 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path):
             r"PhotometricInterpretation \(262\) is SEPARATED",
         ),
         (np.zeros((8, 8, 3), np.uint8), {"photometric": "cielab"}, r"PhotometricInterpretation \(262\) is CIELAB"),
-        (np.zeros((8, 8, 3), np.uint8), {"photometric": "ycbcr"}, r"\(262\) is YCBCR without JPEG .*; convert it to RGB"),
+        (np.zeros((8, 8, 3), np.uint8), {"photometric": "ycbcr"}, r"\(262\) is YCBCR without JPEG"),
         (np.zeros((8, 8), np.complex64), {}, r"SampleFormat \(339\) 6 with 64 bits is not read"),
         (
             np.zeros((4, 8, 8), np.uint8),

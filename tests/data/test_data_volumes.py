@@ -144,6 +144,15 @@ def test_colour_voxels_are_in_colour(tmp_path, kind):
     np.testing.assert_array_equal(side.pixels, np.flip(colours[0, ..., :3].swapaxes(0, 1), (0, 1)))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_small_differences_on_a_large_offset_are_kept(tmp_path, dtype):
+    voxels = (10**9 + VOXELS.astype(int)).astype(dtype)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+    assert_shown(planes(tmp_path / "a.nii"), voxels)
+    nib.save(nib.Nifti1Image(VOXELS.astype(dtype), np.eye(4)), tmp_path / "b.nii")
+    assert planes(tmp_path / "b.nii")[0].pixels.dtype == np.float32
+
+
 def test_one_frame_of_several(tmp_path):
     series = np.stack([VOXELS, VOXELS * 2, VOXELS * 3], 3)
     nib.save(nib.Nifti1Image(series, np.eye(4)), tmp_path / "a.nii.gz")

@@ -12,6 +12,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELos
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
+from vmddpm.data.dicom_values import padding_of
 from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -90,6 +91,8 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
             f"({' '.join(str(error).split())})"
         ) from error
     dataset.BitsStored = bits
+    if samples == 1 and not shift and stored.dtype.kind != "f":
+        stored = _values_of_stored_bits(dataset, stored, as_words)
     if shift:
         _require_upper(dataset, stored, shift)
         stored = stored >> shift
@@ -124,6 +127,26 @@ def _holds_padding(dataset: pydicom.Dataset) -> bool:
     signed = bool(dataset.get("PixelRepresentation"))
     top = 2 ** (int(dataset.BitsStored) - signed)
     return all(-top * signed <= as_pixel(value, signed) < top for value in padding)
+
+
+def _values_of_stored_bits(dataset: pydicom.Dataset, stored: np.ndarray, as_words: bool) -> np.ndarray:
+    """The values that the stored bits make, of pixels that were read with all their bits; padding keeps them all."""
+    unused, signed = 8 * stored.itemsize - int(dataset.BitsStored), stored.dtype.kind == "i"
+    if unused <= 0 or (as_words and _holds_padding(dataset)) or not (as_words or signed):
+        return stored
+    padding = padding_of(dataset, stored)
+    inside = np.ones(stored.shape, bool) if padding is None else (stored < padding[0]) | (stored > padding[1])
+    values = stored[inside]
+    if not as_words:
+        # Some writers leave the sign out of the upper bits, which shows in values that are too large. Lossy streams
+        # may exceed the stored bits a little, which is right.
+        top = 2 ** int(dataset.BitsStored)
+        if not values.size or values.min() < 0 or not top // 2 <= values.max() < top:
+            return stored
+    values = (values << unused) >> unused  # of signed pixels, with the sign
+    stored = stored.copy()
+    stored[inside] = values
+    return stored
 
 
 def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> None:
