@@ -161,10 +161,10 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
 
 
 def _bits_of(table: _Table) -> tuple[int, str]:
-    """The bits of a VOI table's entries: its descriptor's, unless the entries exceed them, or are of 12 bits in 16, which
-    would be all but black (as in `pictures.picture_plane`). The second is a note."""
+    """The bits of a VOI table's entries: its descriptor's, unless the entries exceed them, or have 12 of 16 bits, which
+    would be all but black, as in `pictures.picture_plane`. The second is a note."""
     needed = int(table.entries.max()).bit_length()
-    if needed == 0 or needed <= table.bits and (table.bits < 16 or needed > 12):
+    if needed == 0 or (needed <= table.bits and (table.bits < 16 or needed > 12)):
         return table.bits, ""
     said = f"{named('LUTDescriptor')} says {table.bits} bits an entry, but the VOI table's entries have {needed}"
     return needed, f"{said}: read as 0 ... {2**needed - 1}"
