@@ -208,6 +208,16 @@ def test_voxels_beside_their_header_are_no_file_of_their_own(tmp_path):
         SliceDataset(DataConfig(root=str(tmp_path / "lonely.img"), cache_dir=str(tmp_path / "cache")))
 
 
+def test_a_folder_goes_by_its_own_name_before_those_of_links(tmp_path):
+    for name in ("real_b", "real_a/sub", "real_c"):
+        picture(tmp_path / "scans" / name / "x.png")
+    picture(tmp_path / "outside" / "x.png")
+    for link, target in (("a", "real_b"), ("z", "real_c"), ("m", "../outside"), ("l", "../outside"), ("up", "..")):
+        (tmp_path / "scans" / link).symlink_to(tmp_path / "scans" / target)
+    found = find(DataConfig(root=str(tmp_path / "scans"))).files
+    assert [path.relative_to(tmp_path / "scans").as_posix() for path in found] == ["l/x.png", "real_a/sub/x.png", "real_b/x.png", "real_c/x.png"]
+
+
 def patient(path):
     return dicom_patient(path, DataConfig())
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vmddpm.data.cache import encode
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom import Ranges
-from vmddpm.data.files import open_regular
+from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
 from vmddpm.data.patients import joined, look_alikes, patient_of, same_subjects
@@ -176,10 +176,12 @@ def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
 
 
 def _sha256(path: Path) -> str:
+    """Of a file; of a pair of header and voxels, of one after the other."""
     digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in parts_of(path):
+        with open_regular(part) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,7 +15,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.files import GZIP, open_regular
+from vmddpm.data.files import GZIP, open_regular, voxels_of
 from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.slicing import Plane, volume_planes
 
@@ -39,11 +40,25 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
     with _unpacked(file) as header_file:
         header = _header(header_file)
         if path is None:
+            least = getattr(header, "single_vox_offset", 348)
+            if not least <= float(header["vox_offset"]):
+                raise DataError(
+                    f"vox_offset is {float(header['vox_offset']):g}, within the header; in one file it is {least} or "
+                    "more: correct it, or write the file again"
+                )
             yield from volume_planes(_nifti_image(header, header_file, file, config), config)
             return
-    partner = _partner(path)
+    stem = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    partner = voxels_of(path)
+    if partner is None:
+        raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
+    matrix = path.with_name(f"{stem}.mat")
+    note = ""
+    if not isinstance(header, nib.Nifti1Header) and matrix.exists():  # SPM's, which only MATLAB files hold
+        note = "an Analyze volume with a .mat file, which says how it lies and is not read; convert it to NIfTI"
     with open_regular(partner) as packed, _unpacked(packed) as voxels:
-        yield from volume_planes(_nifti_image(header, voxels, packed, config), config)
+        for plane in volume_planes(_nifti_image(header, voxels, packed, config), config):
+            yield replace(plane, note=note)
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
@@ -51,14 +66,6 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     compressed = file.read(2) == GZIP
     file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
-
-
-def _partner(header: Path) -> Path:
-    stem = re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.IGNORECASE)
-    for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
-        if (partner := header.with_name(stem + suffix)).exists():
-            return partner
-    raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
 
 
 def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
