@@ -4,7 +4,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from made import make_encapsulated
+from made import make_dicom, make_encapsulated
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from vmddpm.data import DataConfig, DataError
@@ -74,3 +74,33 @@ def test_voxels_that_do_not_unpack_are_refused(tmp_path, name):
         with pytest.raises(DataError, match="is damaged") as raised:
             planes(tmp_path / name)
         assert ".cxx" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"PhotometricInterpretation": ""}, r"\(0028,0004\) is missing or empty, .* set it to MONOCHROME2"),
+        ({"PhotometricInterpretation": "XYZ"}, r"\(0028,0004\) is XYZ, which is not read"),
+        ({"PixelRepresentation": None}, r"Pixel Representation \(0028,0103\) is missing or wrong; set it to 0"),
+        ({"BitsAllocated": 12, "BitsStored": 12, "HighBit": 11}, r"Bits Allocated \(0028,0100\) is 12, .* to 8, 16"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "HSV"}, r"is HSV, .* with 3 values a pixel; convert"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, r"Planar Configuration \(0028,0006\) is missing"),
+    ],
+)
+def test_attributes_that_are_missing_are_named_with_the_way_out(tmp_path, attributes, words):
+    with pytest.raises(DataError, match=words):
+        planes(make_dicom(tmp_path / "a.dcm", NOISE, **attributes))
+
+
+def test_frames_that_are_missing_are_counted(tmp_path):
+    streams = [imagecodecs.jpegls_encode(NOISE)] * 3
+    path = make_encapsulated(tmp_path / "a.dcm", NOISE, JPEGLSLossless, streams, NumberOfFrames=3)
+    assert len(planes(path)) == 3
+    path = make_encapsulated(tmp_path / "a.dcm", NOISE, JPEGLSLossless, streams, NumberOfFrames=5)
+    with pytest.raises(DataError, match=r"3 frames where Number of Frames \(0028,0008\) is 5|are damaged, contradict"):
+        planes(path)
+
+
+def test_dicom_files_may_be_named_img(tmp_path):
+    (found,) = planes(make_dicom(tmp_path / "a.img", NOISE))
+    np.testing.assert_array_equal(found.pixels, NOISE)

@@ -66,9 +66,9 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     if len(groups) > 1:  # a single group may be pictures of many patients with one number each
         found.look_alikes = [f"{group[0]} ... {group[-1]}" for group in groups if len({unknown[n] for n in group}) > 1]
     split = {info.source: info.split for info in slices}
-    for group in same_subjects({info.source: info.patient for info in slices}):
-        if others := [name for name in group if split[name] != split[group[0]]]:
-            found.look_alikes.append(f"{group[0]} ... {others[0]}")
+    for names in same_subjects({info.source: info.patient for info in slices}):
+        if others := [name for name in names if split[name] != split[names[0]]]:
+            found.look_alikes.append(f"{names[0]} ... {others[0]}")
     if record.get("test_share"):
         found.empty_sides = sorted({"train", "test"} - set(split.values()))
 

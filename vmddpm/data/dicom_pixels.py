@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
+from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -15,6 +16,9 @@ from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of
 from vmddpm.data.dicom_values import padding_of
 from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
 
+COLOURS = (
+    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422",
+)  # fmt: skip
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
@@ -55,6 +59,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     samples = integer_of(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
         raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
+    _require_attributes(dataset, samples)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         # Without file meta information, data are in the standard's default syntax.
@@ -83,12 +88,11 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = dataset.pixel_array
-    except (RuntimeError, NotImplementedError) as error:
-        if not compressed:
-            raise
+    except Exception as error:  # pydicom and the decoders raise nearly every class
+        kind = f"its {syntax.name} pixels" if compressed else "its pixels"
         raise DataError(
-            f"its {syntax.name} pixels are damaged, or of a kind that no decoder here reads "
-            f"({' '.join(str(error).split())})"
+            f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
+            f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
     dataset.BitsStored = bits
     if samples == 1 and not shift and stored.dtype.kind != "f":
@@ -99,6 +103,29 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
     note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
     return stored[:frames], note if len(stored) > frames else ""
+
+
+def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
+    """Raises DataError, with the way out, if what pydicom needs is missing, or is nothing that can be shown."""
+    photometric = photometric_of(dataset)
+    known = COLOURS if samples == 3 else tuple(PhotometricInterpretation)
+    if photometric not in known:
+        usual = "RGB" if samples == 3 else "MONOCHROME2, or MONOCHROME1 where 0 is white,"
+        raise DataError(
+            f"{named('PhotometricInterpretation')} is {photometric or 'missing or empty'}, which is not read with "
+            f"{samples} values a pixel; convert the file, or set it to {usual} if that is right"
+        )
+    dataset.PhotometricInterpretation = photometric
+    if "PixelData" in dataset and integer_of(dataset, "PixelRepresentation", -1) not in (0, 1):
+        raise DataError(
+            f"{named('PixelRepresentation')} is missing or wrong; set it to 0, or to 1 if the pixels are signed"
+        )
+    if samples == 3 and integer_of(dataset, "PlanarConfiguration", -1) not in (0, 1):
+        raise DataError(
+            f"{named('PlanarConfiguration')} is missing or wrong; set it to 0, or to 1 if the colours lie in planes"
+        )
+    if (allocated := integer_of(dataset, "BitsAllocated", 32)) != 1 and (allocated % 8 or not 8 <= allocated <= 64):
+        raise DataError(f"{named('BitsAllocated')} is {allocated}, which is not read; convert the file to 8, 16 or 32")
 
 
 def _value_shift(dataset: pydicom.Dataset) -> int:
@@ -171,8 +198,9 @@ def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
 
 
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
+    held = 0
     try:
-        for content in generate_frames(dataset.PixelData, number_of_frames=frames):
+        for held, content in enumerate(generate_frames(dataset.PixelData, number_of_frames=frames), 1):  # noqa: B007
             size = check_codestream(content, config)
             if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
                 raise DataError(
@@ -184,6 +212,10 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
         raise
     except Exception:  # of a damaged encapsulation, which the decoder tells
         return
+    if held < frames:
+        raise DataError(
+            f"is cut short: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
+        )
 
 
 def _require_decoder(syntax: UID) -> None:
