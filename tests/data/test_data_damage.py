@@ -104,3 +104,11 @@ def test_frames_that_are_missing_are_counted(tmp_path):
 def test_dicom_files_may_be_named_img(tmp_path):
     (found,) = planes(make_dicom(tmp_path / "a.img", NOISE))
     np.testing.assert_array_equal(found.pixels, NOISE)
+
+
+def test_damage_within_a_jpeg_ls_stream_is_refused(tmp_path):
+    stream = STREAMS["jpeg-ls"][1]()
+    for share in (0.3, 0.6, 0.97):
+        cut = stream[: int(len(stream) * share)] + b"\xff\xd9"
+        with pytest.raises(DataError, match="a JPEG-LS stream in it does not decode"):
+            planes(compressed(tmp_path / "a.dcm", "jpeg-ls", cut + b"\0" * (len(cut) % 2)))
