@@ -68,9 +68,11 @@ def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
             bits of the range.
     """
     with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
+        narrow = values.astype(np.float32, copy=False)
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32:
+        return narrow
     finite = values[np.isfinite(values)]
-    if values.dtype.itemsize <= 2 or values.dtype == np.float32 or not finite.size:
+    if not finite.size:
         return narrow
     low, high = float(finite.min()), float(finite.max())
     largest = max(-low, high)
