@@ -3,6 +3,7 @@
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from vmddpm.data import DataConfig, SliceDataset
@@ -35,3 +36,13 @@ def item(**attributes):
 
 def linear(values, low, high):
     return np.clip((values - low) / (high - low), 0, 1) * 2 - 1
+
+
+def make_encapsulated(path, stored, syntax, streams, **attributes):
+    """As `make_dicom`, of pixels that are compressed already, one stream a frame."""
+    dataset = pydicom.dcmread(make_dicom(path, stored, **attributes))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate(streams)
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.save_as(path, enforce_file_format=True)
+    return path

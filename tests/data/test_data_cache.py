@@ -6,6 +6,7 @@ import os
 import pickle
 import tracemalloc
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -94,6 +95,23 @@ def test_another_version_of_a_decoder_is_another_entry(folder, decoded, monkeypa
     monkeypatch.setattr(cache, "_version", lambda distribution: "another")
     read(folder)
     assert len(decoded) == 6
+
+
+def test_changed_voxels_beside_their_header_are_seen(tmp_path):
+    def write(value):
+        voxels = np.full((24, 24, 2), value, np.uint8)
+        voxels[:12] = 0
+        nib.Nifti1Pair(voxels, np.eye(4)).to_filename(tmp_path / "images" / "a.img")
+
+    (tmp_path / "images").mkdir()
+    write(100)
+    (tmp_path / "images" / "a.hdr").touch()
+    status = (tmp_path / "images" / "a.hdr").stat()
+    first = images(read(tmp_path / "images", window=(127.5, 255), min_foreground=0))
+    write(200)
+    os.utime(tmp_path / "images" / "a.hdr", ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = images(read(tmp_path / "images", window=(127.5, 255), min_foreground=0))
+    np.testing.assert_allclose(second + 1, 2 * (first + 1), atol=1e-4)
 
 
 def cut_short(path):

@@ -208,6 +208,17 @@ def test_voxels_beside_their_header_are_no_file_of_their_own(tmp_path):
         SliceDataset(DataConfig(root=str(tmp_path / "lonely.img"), cache_dir=str(tmp_path / "cache")))
 
 
+def test_a_folder_goes_by_its_own_name_before_those_of_links(tmp_path):
+    for name in ("real_b", "real_a/sub", "real_c"):
+        picture(tmp_path / "scans" / name / "x.png")
+    picture(tmp_path / "outside" / "x.png")
+    for link, target in (("a", "real_b"), ("z", "real_c"), ("m", "../outside"), ("l", "../outside"), ("up", "..")):
+        (tmp_path / "scans" / link).symlink_to(tmp_path / "scans" / target)
+    found = find(DataConfig(root=str(tmp_path / "scans"))).files
+    names = [path.relative_to(tmp_path / "scans").as_posix() for path in found]
+    assert names == ["l/x.png", "real_a/sub/x.png", "real_b/x.png", "real_c/x.png"]
+
+
 def patient(path):
     return dicom_patient(path, DataConfig())
 
@@ -253,6 +264,68 @@ def test_slices_in_a_flat_folder_are_warned_of_and_found(tmp_path, capsys):
     assert code == 0
     assert "warning" not in error
     assert call(capsys, "data", "check", tmp_path / "named")[0] == 0
+
+
+def series(path, seed, **attributes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 4000, (32, 32), np.uint16)
+    return make_dicom(path, pixels, **attributes)
+
+
+def test_what_lies_beside_a_patients_dicom_files_is_that_patients(tmp_path, capsys):
+    for p in range(8):
+        series(tmp_path / "scans" / f"p{p}" / "a.dcm", p, PatientID=f"P-{p}", StudyInstanceUID=f"1.2.{p}")
+        series(tmp_path / "scans" / f"p{p}" / "b.dcm", 100 + p, PatientID="", StudyInstanceUID=f"1.2.{p}")
+        picture(tmp_path / "scans" / f"p{p}" / "c.png", 200 + p)
+    _, slices = store_of(capsys, tmp_path / "scans", tmp_path / "store", "--test-share", "0.5")
+    folders = {}
+    for info in slices:
+        folders.setdefault(info.source.split("/")[0], set()).add((info.patient, info.split))
+    assert [len(found) for found in folders.values()] == [1] * 8
+    assert len({patient for ((patient, _),) in folders.values()}) == 8
+    assert {split for ((_, split),) in folders.values()} == {"train", "test"}
+    assert call(capsys, "data", "check", tmp_path / "store")[0] == 0
+
+
+@pytest.mark.parametrize("names", [
+    ["T1/0{p}.png", "T2/0{p}.png", "FLAIR/0{p}.png", "dwi/0{p}.png"],
+    ["ses-1/case{p}/a.png", "ses-2/case{p}/a.png", "ses-3/case{p}/a.png", "ses-4/case{p}/a.png"],
+    ["a/sub-{p}/a.png", "b/sub-{p}/a.png", "c/sub-{p}/a.png", "d/sub-{p}/a.png"],
+    ["imagesTr/p{p}.png", "imagesTs/p{p}.png", "train/p{p}.png", "validation/p{p}.png"],
+])  # fmt: skip
+def test_subjects_below_other_folders_are_warned_of_and_found(tmp_path, capsys, names):
+    for seed, name in enumerate(name.format(p=p) for name in names for p in range(3)):
+        picture(tmp_path / "scans" / name, seed)
+    options = (*SMALL, "--test-share", "0.5")
+    code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)
+    assert code == 0
+    assert "12 files such as" in error
+    assert "may be one patient's, but are taken for several patients'" in error
+    code, text, _ = call(capsys, "data", "check", tmp_path / "store")
+    assert code == 1
+    assert "look like one patient's, on both sides: 3" in text
+
+
+def test_patients_with_files_of_the_same_names_are_no_suspects(tmp_path, capsys):
+    for seed, name in enumerate(f"p{p}/{part}/{n}.png" for p in range(6) for part in ("T1", "T2") for n in range(2)):
+        picture(tmp_path / "scans" / name, seed)
+    options = (*SMALL, "--test-share", "0.5")
+    code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)
+    assert code == 0
+    assert "warning" not in error
+    assert call(capsys, "data", "check", tmp_path / "store")[0] == 0
+
+
+def test_an_empty_side_is_warned_of_and_found(tmp_path, capsys):
+    for p in range(4):
+        picture(tmp_path / "scans" / "all" / f"p{p}" / "a.png", p)
+    options = (*SMALL, "--test-share", "0.0001")
+    code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)
+    assert code == 0
+    assert "the test side of the split is empty: 1 patients are too few for test_share 0.0001" in error
+    code, text, _ = call(capsys, "data", "check", tmp_path / "store")
+    assert code == 1
+    assert "empty sides of the split: 1\n  test\n" in text
 
 
 @pytest.mark.parametrize(("names", "groups"), [

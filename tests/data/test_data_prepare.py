@@ -102,6 +102,16 @@ def test_brats2018(tmp_path, capsys):
     assert "is not BraTS's training folder" in refused(capsys, "brats", root / "HGG" / names[0], "--out", "x")
 
 
+def test_chestxray_archives_beside_pictures_are_told(tmp_path):
+    root = trees.chestxray(tmp_path / "nih", [1, 1], size=32)
+    trees.chestxray(root, [2], 1, size=32)
+    options = ("--data.size", "32", "--processes", "1")
+    assert main(["prepare", "chestxray", str(root), "--out", str(tmp_path / "store"), *options]) == 0
+    (remark,) = read_store(tmp_path / "store")[2]["remarks"]
+    assert (remark["source"], remark["files"]) == ("images_001.tar.gz", 1)
+    assert "archives beside PNG files, which alone are read" in remark["reason"]
+
+
 @pytest.mark.parametrize("archives", [0, 3])
 def test_chestxray(tmp_path, capsys, archives):
     root = trees.chestxray(tmp_path / "nih", [3, 1, 2, 1], archives, size=256)

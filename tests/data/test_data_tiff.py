@@ -140,6 +140,12 @@ def test_an_imagej_stack_behind_one_page(tmp_path):
         planes(tmp_path / "a.tif")
 
 
+def test_a_stack_behind_one_page(tmp_path):
+    stack = np.stack([RAMP, RAMP + 1, RAMP[::-1]]).astype(np.uint16)
+    path = write(tmp_path, stack, truncate=True, photometric="minisblack")
+    np.testing.assert_array_equal([one.pixels for one in planes(path)], stack)
+
+
 def test_palette_and_one_bit(tmp_path):
     indices = np.add.outer(np.arange(16), 16 * np.arange(16)).astype(np.uint8)
     table = np.random.default_rng(0).integers(0, 65536, (3, 256), np.uint16)
@@ -178,6 +184,7 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path):
             r"PhotometricInterpretation \(262\) is SEPARATED",
         ),
         (np.zeros((8, 8, 3), np.uint8), {"photometric": "cielab"}, r"PhotometricInterpretation \(262\) is CIELAB"),
+        (np.zeros((8, 8, 3), np.uint8), {"photometric": "ycbcr"}, r"\(262\) is YCBCR without JPEG"),
         (np.zeros((8, 8), np.complex64), {}, r"SampleFormat \(339\) 6 with 64 bits is not read"),
         (
             np.zeros((4, 8, 8), np.uint8),

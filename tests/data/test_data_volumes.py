@@ -144,6 +144,15 @@ def test_colour_voxels_are_in_colour(tmp_path, kind):
     np.testing.assert_array_equal(side.pixels, np.flip(colours[0, ..., :3].swapaxes(0, 1), (0, 1)))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_small_differences_on_a_large_offset_are_kept(tmp_path, dtype):
+    voxels = (10**9 + VOXELS.astype(int)).astype(dtype)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+    assert_shown(planes(tmp_path / "a.nii"), voxels)
+    nib.save(nib.Nifti1Image(VOXELS.astype(dtype), np.eye(4)), tmp_path / "b.nii")
+    assert planes(tmp_path / "b.nii")[0].pixels.dtype == np.float32
+
+
 def test_one_frame_of_several(tmp_path):
     series = np.stack([VOXELS, VOXELS * 2, VOXELS * 3], 3)
     nib.save(nib.Nifti1Image(series, np.eye(4)), tmp_path / "a.nii.gz")
@@ -173,6 +182,29 @@ def test_pairs_of_header_and_voxels_are_one_volume(tmp_path, kind, suffix):
     (tmp_path / f"a.img{suffix}").unlink()
     with pytest.raises(DataError, match=r"is a header without its a\.img"):
         planes(tmp_path / f"a.hdr{suffix}")
+
+
+@pytest.mark.parametrize("offset", [0, 348, 351])
+def test_voxels_do_not_begin_within_the_header(tmp_path, offset):
+    with pytest.raises(DataError, match=f"vox_offset is {offset}, within the header; in one file it is 352 or more"):
+        planes(nifti(tmp_path / "a.nii", vox_offset=[offset]))
+
+
+def test_the_matrix_of_spm_is_told_and_not_read(tmp_path):
+    nib.Spm99AnalyzeImage(VOXELS, np.array([[2, 0, 0, 0], [0, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 1.0]])).to_filename(
+        tmp_path / "a.hdr"
+    )
+    (tmp_path / "a.mat").write_bytes(b"MATLAB")
+    assert {one.note.split(",")[0] for one in planes(tmp_path / "a.hdr")} == {"an Analyze volume with a .mat file"}
+    (tmp_path / "a.mat").unlink()
+    assert {one.note for one in planes(tmp_path / "a.hdr")} == {""}
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_arrays_that_may_be_transparent_are_refused(tmp_path, channels):
+    np.save(tmp_path / "a.npy", np.zeros((8, 9, channels), np.uint8))
+    with pytest.raises(DataError, match=r"with transparency is not said; save \(H, W\)"):
+        planes(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])

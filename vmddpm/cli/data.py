@@ -47,6 +47,7 @@ def run(parser: Any, options: Any) -> None:
         "damaged images": found.damaged,
         "patients on both sides": found.shared_patients,
         "files whose names look like one patient's, on both sides": found.look_alikes,
+        "empty sides of the split": found.empty_sides,
         "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
         "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
     }

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.files import parts_of
 from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
@@ -27,7 +28,7 @@ from vmddpm.errors import InputError
 from vmddpm.files import flush, write_text
 
 # Raised when the same files and options give other images.
-FORMAT = 2
+FORMAT = 3
 # A decoder that is installed later can read a file that had to be skipped before.
 DECODERS = (
     "nibabel",
@@ -98,7 +99,7 @@ def cache_key(config: DataConfig, files: Iterable[Path]) -> str:
     # root and pattern act through the files they name, split in stores only.
     options = asdict(replace(config, root="", pattern="", cache_dir=None, split="train"))
     digest = hashlib.sha256(json.dumps([FORMAT, options, [_version(name) for name in DECODERS]]).encode())
-    for path in files:
+    for path in (part for file in files for part in parts_of(file)):
         try:
             status = path.stat()
             state = f"{status.st_size} {status.st_mtime_ns}"

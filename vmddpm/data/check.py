@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vmddpm.data.config import DataError
 from vmddpm.data.image_file import ImageFile
-from vmddpm.data.patients import look_alikes
+from vmddpm.data.patients import look_alikes, same_subjects
 from vmddpm.data.remarks import Remark
 from vmddpm.data.store import StoredSlice, read_store, remarks_of
 
@@ -31,7 +31,8 @@ class Findings:
     Attributes:
         damaged: images that are not what was written, with the reason.
         shared_patients: patients on both sides of the split.
-        look_alikes: files of nobody known whose names look like those of one patient, on both sides of the split.
+        look_alikes: files of nobody known that look like those of one patient by their names or folders, on both sides.
+        empty_sides: sides of the split without an image, though one was asked for.
         remarks: what was left out of the store.
         exact: images with the very same pixels, of two patients; images of one value alone are left out.
         near: images of two patients that are almost the same.
@@ -41,6 +42,7 @@ class Findings:
     damaged: list[str] = field(default_factory=list)
     shared_patients: list[str] = field(default_factory=list)
     look_alikes: list[str] = field(default_factory=list)
+    empty_sides: list[str] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     exact: list[tuple[int, int]] = field(default_factory=list)
     near: list[tuple[int, int]] = field(default_factory=list)
@@ -63,6 +65,12 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     groups = look_alikes(unknown)
     if len(groups) > 1:  # a single group may be pictures of many patients with one number each
         found.look_alikes = [f"{group[0]} ... {group[-1]}" for group in groups if len({unknown[n] for n in group}) > 1]
+    split = {info.source: info.split for info in slices}
+    for names in same_subjects({info.source: info.patient for info in slices}):
+        if others := [name for name in names if split[name] != split[names[0]]]:
+            found.look_alikes.append(f"{names[0]} ... {others[0]}")
+    if record.get("test_share"):
+        found.empty_sides = sorted({"train", "test"} - set(split.values()))
 
     hashes, contents, places = [], defaultdict(list), []
     for i in tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True):

@@ -65,7 +65,8 @@ def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
 
 
 def _all_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
-    values, padding = np.empty(stored.shape, np.float32), padding_of(dataset, stored)
+    wide = stored.dtype.itemsize > 2 and stored.dtype != np.float32
+    values, padding = np.empty(stored.shape, np.float64 if wide else np.float32), padding_of(dataset, stored)
     for frame, pixels in enumerate(stored):
         values[frame] = rescaled(dataset, of_frame(dataset, frame), pixels, padding)[0]
     return values
@@ -115,7 +116,8 @@ def _colour_planes(
     mode = choose_mode(config, has_window=False, has_depth=True)
     black, white = display_range(stored, mode, config, depth)
     for frame, pixels in enumerate(stored):
-        yield Plane(pixels.astype(np.float32), black, white, spacing_of(dataset), frame=frame, note=note)
+        spacing = spacing_of(of_frame(dataset, frame))
+        yield Plane(pixels.astype(np.float32), black, white, spacing, frame=frame, note=note)
 
 
 def _grey_planes(
@@ -140,4 +142,4 @@ def _grey_planes(
             black, white = whole
         limits = (white, black) if inverted else (black, white)
         notes = "; ".join(filter(None, (note, voi.note)))
-        yield Plane(values.astype(np.float32), *limits, spacing_of(own), frame=frame, note=notes)
+        yield Plane(values, *limits, spacing_of(own), frame=frame, note=notes)

@@ -7,13 +7,18 @@ from typing import BinaryIO
 import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
+from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSTransferSyntaxes, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
-from vmddpm.data.limits import check_codestream, check_pixels, check_unpacked, check_voxels
+from vmddpm.data.dicom_values import padding_of
+from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
 
+COLOURS = (
+    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422",
+)  # fmt: skip
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
@@ -54,6 +59,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     samples = integer_of(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
         raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
+    _require_attributes(dataset, samples)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         # Without file meta information, data are in the standard's default syntax.
@@ -82,20 +88,44 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = dataset.pixel_array
-    except (RuntimeError, NotImplementedError) as error:
-        if not compressed:
-            raise
+    except Exception as error:  # pydicom and the decoders raise nearly every class
+        kind = f"its {syntax.name} pixels" if compressed else "its pixels"
         raise DataError(
-            f"its {syntax.name} pixels are damaged, or of a kind that no decoder here reads "
-            f"({' '.join(str(error).split())})"
+            f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
+            f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
     dataset.BitsStored = bits
+    if samples == 1 and not shift and stored.dtype.kind != "f":
+        stored = _values_of_stored_bits(dataset, stored, as_words)
     if shift:
         _require_upper(dataset, stored, shift)
         stored = stored >> shift
     stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
     note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
     return stored[:frames], note if len(stored) > frames else ""
+
+
+def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
+    """Raises DataError, with the way out, if what pydicom needs is missing, or is nothing that can be shown."""
+    photometric = photometric_of(dataset)
+    known = COLOURS if samples == 3 else tuple(PhotometricInterpretation)
+    if photometric not in known:
+        usual = "RGB" if samples == 3 else "MONOCHROME2, or MONOCHROME1 where 0 is white,"
+        raise DataError(
+            f"{named('PhotometricInterpretation')} is {photometric or 'missing or empty'}, which is not read with "
+            f"{samples} values a pixel; convert the file, or set it to {usual} if that is right"
+        )
+    dataset.PhotometricInterpretation = photometric
+    if "PixelData" in dataset and integer_of(dataset, "PixelRepresentation", -1) not in (0, 1):
+        raise DataError(
+            f"{named('PixelRepresentation')} is missing or wrong; set it to 0, or to 1 if the pixels are signed"
+        )
+    if samples == 3 and integer_of(dataset, "PlanarConfiguration", -1) not in (0, 1):
+        raise DataError(
+            f"{named('PlanarConfiguration')} is missing or wrong; set it to 0, or to 1 if the colours lie in planes"
+        )
+    if (allocated := integer_of(dataset, "BitsAllocated", 32)) != 1 and (allocated % 8 or not 8 <= allocated <= 64):
+        raise DataError(f"{named('BitsAllocated')} is {allocated}, which is not read; convert the file to 8, 16 or 32")
 
 
 def _value_shift(dataset: pydicom.Dataset) -> int:
@@ -126,6 +156,26 @@ def _holds_padding(dataset: pydicom.Dataset) -> bool:
     return all(-top * signed <= as_pixel(value, signed) < top for value in padding)
 
 
+def _values_of_stored_bits(dataset: pydicom.Dataset, stored: np.ndarray, as_words: bool) -> np.ndarray:
+    """The values that the stored bits make, of pixels that were read with all their bits; padding keeps them all."""
+    unused, signed = 8 * stored.itemsize - int(dataset.BitsStored), stored.dtype.kind == "i"
+    if unused <= 0 or (as_words and _holds_padding(dataset)) or not (as_words or signed):
+        return stored
+    padding = padding_of(dataset, stored)
+    inside = np.ones(stored.shape, bool) if padding is None else (stored < padding[0]) | (stored > padding[1])
+    values = stored[inside]
+    if not as_words:
+        # Some writers leave the sign out of the upper bits, which shows in values that are too large. Lossy streams
+        # may exceed the stored bits a little, which is right.
+        top = 2 ** int(dataset.BitsStored)
+        if not values.size or values.min() < 0 or not top // 2 <= values.max() < top:
+            return stored
+    values = (values << unused) >> unused  # of signed pixels, with the sign
+    stored = stored.copy()
+    stored[inside] = values
+    return stored
+
+
 def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> None:
     """Raises DataError if HighBit says that values are in the upper bits, and they are in the lower ones."""
     top = 2 ** (dataset.BitsStored - (stored.dtype.kind == "i"))
@@ -148,13 +198,37 @@ def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
 
 
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
+    held = 0
     try:
-        for content in generate_frames(dataset.PixelData, number_of_frames=frames):
-            check_codestream(content, config)
+        for held, content in enumerate(generate_frames(dataset.PixelData, number_of_frames=frames), 1):  # noqa: B007
+            size = check_codestream(content, config)
+            if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
+                raise DataError(
+                    f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but a stream of "
+                    f"its pixels has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
+                )
+            check_ended(content)
+            if dataset.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes:
+                _check_jpeg_ls(content)
     except DataError:
         raise
     except Exception:  # of a damaged encapsulation, which the decoder tells
         return
+    if held < frames:
+        raise DataError(
+            f"is cut short: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
+        )
+
+
+def _check_jpeg_ls(content: bytes) -> None:
+    """CharLS, in imagecodecs, reports damage within a stream that pylibjpeg's decoder gives pixels of nonetheless."""
+    from imagecodecs import JpeglsError, jpegls_decode
+
+    try:
+        jpegls_decode(content)
+    except JpeglsError as error:
+        if "Invalid JPEG-LS stream" in str(error):  # not of a kind that it does not know
+            raise DataError("is damaged: a JPEG-LS stream in it does not decode; fetch it again") from error
 
 
 def _require_decoder(syntax: UID) -> None:

@@ -9,13 +9,14 @@ from pydicom.pixels.processing import apply_color_lut
 
 from vmddpm.data.config import DataError
 from vmddpm.data.dicom_attributes import as_pixel, named, numbers_of, text_of
+from vmddpm.data.transforms import narrowed
 
 # Where enhanced multi-frame objects keep what others have at the top level.
 FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 FRAME_KEYWORDS = (
-    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "VOILUTSequence", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
+VOI_KEYWORDS = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -50,7 +51,9 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
     value = item.get(data)
     if isinstance(value, bytes):
         packed = len(value) < 2 * count
-        words = np.frombuffer(value, np.uint8 if packed else "<u2" if little_endian else ">u2")
+        words = np.frombuffer(value + b"\0" * (len(value) % 2), "<u2" if little_endian else ">u2")
+        if packed:  # two entries a word, the first in its lower byte
+            words = np.frombuffer(words.astype("<u2").tobytes(), np.uint8)
     else:
         words = np.atleast_1d(np.asarray([] if value is None else value)).astype(np.int64) % 2**16
         if len(words) < count <= 2 * len(words) and bits == 8:  # two entries a word
@@ -64,7 +67,7 @@ def of_frame(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
     """The attributes of one frame, wherever they stand: in its own functional groups, the shared ones, or at the top.
     What another frame says is no part of it."""
     own = pydicom.Dataset()
-    for keyword in FRAME_KEYWORDS:
+    for keyword in (*FRAME_KEYWORDS, *VOI_KEYWORDS):
         if keyword in dataset:
             own[keyword] = dataset[keyword]
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -72,6 +75,9 @@ def of_frame(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
     for groups in (*shared[:1], *per_frame[frame : frame + 1]):
         for macro in FRAME_MACROS:
             for item in groups.get(macro) or []:
+                if any(keyword in item for keyword in VOI_KEYWORDS):  # of a whole: no table from elsewhere beside them
+                    for keyword in VOI_KEYWORDS:
+                        own.pop(keyword, None)
                 own.update(item)
     return own
 
@@ -100,7 +106,8 @@ def rescaled(
 ) -> tuple[np.ndarray, float]:
     """A frame in its modality's units, NaN where it is padding, and the least that any pixel could be."""
     signed = stored.dtype.kind == "i"
-    least = -(2.0 ** (dataset.BitsStored - 1)) if signed else 0.0
+    span = 2.0**dataset.BitsStored
+    least = -span / 2 if signed else 0.0
     items: Sequence[pydicom.Dataset] = own.get("ModalityLUTSequence") or []
     if items:
         little_endian = dataset.original_encoding[1] is not False
@@ -114,8 +121,9 @@ def rescaled(
         if slope == [0.0]:
             raise DataError(f"{named('RescaleSlope')} is 0, which makes all pixels one; correct it in the file")
         factor, offset = slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
-        values = (stored.astype(np.float64) * factor + offset).astype(np.float32)
-        least = least * factor + offset
+        step = None if stored.dtype.kind == "f" else abs(factor)
+        values = narrowed(stored.astype(np.float64) * factor + offset, step)
+        least = (least if factor > 0 else least + span - 1) * factor + offset
     if padding is not None:
         values = np.where((stored >= padding[0]) & (stored <= padding[1]), np.float32(np.nan), values)
     return values, least
@@ -141,7 +149,8 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
         table = _table(items[0], "LUTDescriptor", "LUTData", signed=least < 0, little_endian=little_endian)
         padding = np.isnan(values)
         shown = table.look_up(np.rint(np.where(padding, 0, values))).astype(np.float32)
-        return Voi((np.where(padding, np.float32(np.nan), shown), 0.0, 2.0**table.bits - 1))
+        bits, note = _bits_of(table)
+        return Voi((np.where(padding, np.float32(np.nan), shown), 0.0, 2.0**bits - 1), note)
     try:
         centre, width = numbers_of(own, "WindowCenter")[:1], numbers_of(own, "WindowWidth")[:1]
     except ValueError as error:
@@ -149,6 +158,16 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
     if not centre or not width:
         return Voi(None)
     return _windowed(values, centre[0], width[0], text_of(own, "VOILUTFunction").upper() or "LINEAR")
+
+
+def _bits_of(table: _Table) -> tuple[int, str]:
+    """The bits of a VOI table's entries: its descriptor's, unless the entries exceed them, or have 12 of 16 bits, which
+    would be all but black, as in `pictures.picture_plane`. The second is a note."""
+    needed = int(table.entries.max()).bit_length()
+    if needed == 0 or (needed <= table.bits and (table.bits < 16 or needed > 12)):
+        return table.bits, ""
+    said = f"{named('LUTDescriptor')} says {table.bits} bits an entry, but the VOI table's entries have {needed}"
+    return needed, f"{said}: read as 0 ... {2**needed - 1}"
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> Voi:

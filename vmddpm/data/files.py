@@ -153,6 +153,21 @@ def _header_of(path: Path) -> Path | None:
     return None
 
 
+def voxels_of(header: Path) -> Path | None:
+    """The file with the voxels of which `header`, of a pair of files, is the header; None if there is none."""
+    if match := re.fullmatch(r"(.+)\.hdr(\.gz)?", header.name, re.IGNORECASE):
+        for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
+            if (voxels := header.with_name(match[1] + suffix)).exists():
+                return voxels
+    return None
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files that the images of a file depend on."""
+    voxels = voxels_of(path)
+    return [path] if voxels is None else [path, voxels]
+
+
 def _crooked_twins(paths: list[Path]) -> set[Path]:
     """The files of which another one is the same scan, put straight."""
     present, twins = set(paths), set()
@@ -169,17 +184,22 @@ def _crooked_twins(paths: list[Path]) -> set[Path]:
 
 
 def _walk(root: Path) -> list[Path]:
-    found, visited = [], {os.path.realpath(root)}
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
-        wanted = []
-        for name in subfolders:
-            target = os.path.realpath(os.path.join(folder, name))
-            # A link to a folder above would be walked for ever.
-            if not name.startswith(".") and target not in visited:
-                visited.add(target)
-                wanted.append(name)
-        subfolders[:] = wanted
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    """Every folder once, under its own name if it has one below the root, else under that of the first link to it."""
+    found: list[Path] = []
+    visited: set[str] = set()  # a link to a folder above would be walked for ever
+    tops = [root]
+    while tops:
+        links = []
+        for top in tops:
+            for folder, subfolders, names in os.walk(top, onerror=_cannot_list):
+                real = os.path.realpath(folder)
+                subfolders[:] = [] if real in visited else [name for name in subfolders if not name.startswith(".")]
+                if real in visited:
+                    continue
+                visited.add(real)
+                links += [Path(folder, name) for name in subfolders if os.path.islink(os.path.join(folder, name))]
+                found += [Path(folder, name) for name in names if not name.startswith(".")]
+        tops = sorted(links)
     return sorted(found)
 
 

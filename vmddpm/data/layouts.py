@@ -141,11 +141,14 @@ def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> L
     patients = _patients_of_table(root)
     sides = _official_sides(root) if official_split else None
     images = {path.name: path for path in root.rglob("*.png") if re.fullmatch(r"\d{8}_\d{3}\.png", path.name)}
+    archives = sorted(root.rglob("images_*.tar.gz"))
     if images:
         sources = [replace(_source(root, images[name], _xray_patient(name, patients)), side=_side(name, sides))
                    for name in sorted(images)]  # fmt: skip
-        return Layout(sources, len(sources), 34_999)
-    archives = sorted(root.rglob("images_*.tar.gz"))
+        reason = "archives beside PNG files, which alone are read; if not all are unpacked, unpack the others"
+        names = [path.relative_to(root).as_posix() for path in archives]
+        left_out = (Remark(names[0], "name", reason, files=len(names)),) if names else ()
+        return Layout(sources, len(sources), 34_999, left_out)
     if not archives:
         raise DataError(f"{root}: holds neither images_001.tar.gz and so on, nor 00000001_000.png and so on")
     return Layout(_members(root, archives, patients, sides, config), None, 34_999)

@@ -10,6 +10,7 @@ DEFLATE_RATIO = 1032
 BYTES_A_VOXEL = 8
 JPEG_2000 = b"\xff\x4f\xff\x51"  # start of a codestream, and of its sizes
 JPEG = b"\xff\xd8"
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers, which compressed data cannot contain
 # Markers of a frame header, of JPEG (not those of tables) and of JPEG-LS.
 FRAME_HEADERS = (*(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC)), 0xF7)
 
@@ -57,12 +58,24 @@ def check_stored(needed: int, stored: int, *, compressed: bool) -> None:
         raise DataError(f"is damaged or cut short: its header promises {needed:,} bytes, and the file has {stored:,}")
 
 
-def check_codestream(content: bytes, config: DataConfig) -> None:
-    """Raises DataError if a JPEG, JPEG-LS or JPEG 2000 stream inside a file is larger than `max_pixels` by its own
-    header, whatever the file says: decoders believe the stream."""
-    size = _jpeg_2000_size(content) or _jpeg_size(content)
+def check_codestream(content: bytes, config: DataConfig) -> tuple[int, int] | None:
+    """Height and width of a JPEG, JPEG-LS or JPEG 2000 stream inside a file; None if it is none of them.
+
+    Raises:
+        DataError: if the stream is larger than `max_pixels` by its own header, whatever the file says: decoders believe
+            the stream.
+    """
+    size = _jpeg_size(content) if content.startswith(JPEG) else _jpeg_2000_size(content)
     if size is not None:
         check_pixels(size, config)
+    return size
+
+
+def check_ended(content: bytes) -> None:
+    """Raises DataError if a JPEG or JPEG-LS stream is cut short: decoders fill the rest of the picture with what they
+    like. JPEG 2000 is left to its decoder, which refuses such a stream."""
+    if content.startswith(JPEG) and content.rfind(END) < max(content.rfind(SCAN), len(JPEG)):
+        raise DataError("is damaged or cut short: a JPEG stream in it lacks its end marker (FFD9); fetch it again")
 
 
 def _jpeg_2000_size(content: bytes) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pydicom
@@ -13,40 +13,113 @@ from vmddpm.data.dicom_attributes import text_of
 from vmddpm.data.files import open_regular
 from vmddpm.data.readers import inflated, kind_of
 
+HASHED = "dicom-"  # before the hash of what a DICOM file says
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)_")
+SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+# Folders named by a side of a split, a modality, a session or a kind of file: what lies in them is of many patients.
+GENERAL = re.compile(
+    r"(train|test|val|valid|eval|hold_?out|ses|session|visit|scan|study|series|day|week|month|year|time|baseline|"
+    r"follow_?up|mri?|ct|cta|pet|us|xa|cr|dx|mg|nm|t1|t1w|t1ce|t1c|t1n|t1gd|t2|t2w|t2f|t2star|flair|pd|pdw|dwi|adc|swi|"
+    r"asl|bold|mprage|anat|func|fmap|perf|axial|coronal|sagittal|images?|imgs?|data|dataset|raw|scans|nifti|niftis|"
+    r"dicoms?|derivatives|labels?|masks?)(ing|idation|uation)?([\W_]*\d+)?(tr|ts|va)?",
+    re.IGNORECASE,
+)
 NUMBERED = re.compile(r"(.*?)[\W_]*\d+(?:\.[A-Za-z.]+)?")
 
 
-def patient_of(path: Path, name: str, config: DataConfig) -> str:
+def patient_of(path: Path, name: str, config: DataConfig) -> tuple[str, str | None]:
     """Whose a file is that nothing else says: a DICOM file belongs to its Patient ID or, without one, to its study,
     written down as a hash; any other to the first folder of its name, or to itself if it lies in the root.
 
     Args:
         name: its path below the root.
+
+    Returns:
+        The patient, and the study that it would be if its Patient ID were empty; None if there is no such study.
     """
-    return dicom_patient(path, config) or name.split("/")[0]
+    identity, study = _identities(path, config)
+    return (_hashed(identity or study) or name.split("/")[0]), _hashed(study)
 
 
 def dicom_patient(path: Path, config: DataConfig) -> str | None:
     """A hash of `dicom_identity`."""
-    identity = dicom_identity(path, config)
+    return _hashed(dicom_identity(path, config))
+
+
+def _hashed(identity: str | None) -> str | None:
     if identity is None:
         return None
-    return f"dicom-{hashlib.sha256(identity.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{HASHED}{hashlib.sha256(identity.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 def dicom_identity(path: Path, config: DataConfig) -> str | None:
     """The Patient ID of a DICOM file, blanks around it apart, or its Study Instance UID; None if it has neither, is no
     DICOM file, or is damaged, which is told when it is read."""
+    identity, study = _identities(path, config)
+    return identity or study
+
+
+def _identities(path: Path, config: DataConfig) -> tuple[str | None, str | None]:
+    """Patient ID and Study Instance UID."""
     try:
         with open_regular(path) as file:
             if kind_of(file, path.name) != "DICOM":
-                return None
+                return None, None
             found = pydicom.dcmread(inflated(file, config), specific_tags=["PatientID", "StudyInstanceUID"],
                                     stop_before_pixels=True, force=True)  # fmt: skip
-        return text_of(found, "PatientID") or text_of(found, "StudyInstanceUID") or None
+        return text_of(found, "PatientID") or None, text_of(found, "StudyInstanceUID") or None
     except Exception:  # pydicom raises nearly every class on damaged files
-        return None
+        return None, None
+
+
+def joined(patients: Mapping[str, str], of_studies: Mapping[str, str]) -> dict[str, str]:
+    """The patients of files by name, where other files say more: a study without a Patient ID is its patient's by
+    another series of it, and what is no DICOM file is the patient's whose DICOM files alone lie in the same first
+    folder.
+
+    Args:
+        of_studies: patients by study, both as `patient_of` returns them.
+    """
+    found = {name: of_studies.get(patient, patient) for name, patient in patients.items()}
+    owners = _owners(found)
+    for name, patient in found.items():
+        folder = name.split("/")[0]
+        if "/" in name and patient == folder and len(owners[folder]) == 1:
+            (found[name],) = owners[folder]
+    return found
+
+
+def _owners(patients: Mapping[str, str]) -> dict[str, set[str]]:
+    """The patients of DICOM files by first folder."""
+    owners = defaultdict(set)
+    for name, patient in patients.items():
+        if patient.startswith(HASHED) and "/" in name:
+            owners[name.split("/")[0]].add(patient)
+    return owners
+
+
+def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
+    """Names of files that may be one patient's though they are in folders of several: below folders such as T1 and T2,
+    train and test or ses-1 and ses-2 they lie in folders of one name, or have one; or they are beside DICOM files of
+    several patients and say nothing of theirs."""
+    owners, groups = _owners(patients), defaultdict(list)
+    for name, patient in patients.items():
+        folder, *parts = name.split("/")
+        if not parts:
+            continue
+        if len(owners[folder]) > 1:
+            groups[f"{folder}/"].append(name)
+        elif patient != folder:
+            continue
+        elif match := next(filter(None, map(SUBJECT.match, parts)), None):
+            groups[match[0]].append(name)
+        elif GENERAL.fullmatch(folder) and (own := [part for part in parts if not GENERAL.fullmatch(part)]):
+            groups[own[0].split(".")[0]].append(name)
+
+    def unsure(group: list[str]) -> bool:
+        return any(patients[name] == name.split("/")[0] for name in group)
+
+    return [group for group in groups.values() if len({patients[name] for name in group}) > 1 and unsure(group)]
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

@@ -154,6 +154,11 @@ def read_array(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         raise DataError(
             f"holds {dtype} of shape {shape}; an image is (H, W), (H, W, 3) in colour or (N, H, W), of real numbers"
         )
+    if len(shape) == 3 and shape[2] in (2, 4) and min(shape[:2]) > 4:
+        raise DataError(
+            f"has shape {shape}: whether its last axis is of pixels or of grey or colour with transparency is not "
+            "said; save (H, W), (H, W, 3) or (N, H, W)"
+        )
     colour = len(shape) == 3 and shape[2] == 3
     check_pixels(shape[:2] if colour else shape[-2:], config)
     check_voxels(shape, config)

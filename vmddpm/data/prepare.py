@@ -24,10 +24,10 @@ from tqdm import tqdm
 from vmddpm.data.cache import encode
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom import Ranges
-from vmddpm.data.files import open_regular
+from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
-from vmddpm.data.patients import look_alikes, patient_of
+from vmddpm.data.patients import joined, look_alikes, patient_of, same_subjects
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges
@@ -42,12 +42,14 @@ AHEAD = 4  # files in work for each process
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one file: encoded images with their lines of the manifest, and what there is to say."""
+    """What became of one file: encoded images with their lines of the manifest, what there is to say, and the study of
+    a DICOM file (see `patients.patient_of`)."""
 
     images: list[np.ndarray]
     slices: list[StoredSlice]
     seen: int
     remarks: list[Remark]
+    study: str | None = None
 
 
 def prepare_store(
@@ -73,6 +75,7 @@ def prepare_store(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; choose another folder, or remove it")
     slices: list[StoredSlice] = []
+    of_studies: dict[str, str] = {}
     remarks = list(layout.left_out)
     began, seen = time.perf_counter(), 0
     try:
@@ -94,10 +97,15 @@ def prepare_store(
                 seen += done.seen
                 for image, info in list(zip(done.images, done.slices))[:left]:
                     writer.append(image)
-                    slices.append(replace(info, split=info.split or side_of(info.patient, test_share)))
+                    slices.append(info)
+                    if done.study and info.patient != done.study:
+                        of_studies.setdefault(done.study, info.patient)
                 if len(slices) == config.limit:
                     break
                 bar.set_postfix(images=len(slices), refresh=False)
+            patients = joined({info.source: info.patient for info in slices}, of_studies)
+            slices = [replace(info, patient=(patient := patients[info.source]),
+                              split=info.split or side_of(patient, test_share)) for info in slices]  # fmt: skip
             _warn_of_look_alikes(slices)
             if not slices:
                 hint = "; lower min_foreground" if seen else ""
@@ -112,6 +120,13 @@ def prepare_store(
     except OSError as error:
         raise DataError(f"{out}: the store cannot be written ({error.strerror or error}); make room there") from error
     sides = {side: [info for info in slices if info.split == side] for side in ("train", "test")}
+    if test_share:
+        for side in (side for side, infos in sides.items() if not infos):
+            warnings.warn(
+                f"the {side} side of the split is empty: {len({info.patient for info in slices})} patients are too few "
+                f"for test_share {test_share:g}; change it, or find more patients in the paths by --patient",
+                stacklevel=2,
+            )
     counts = {side: (len(infos), len({info.patient for info in infos})) for side, infos in sides.items()}
     return {**made, "remarks": remarks, "images": len(slices), "sides": counts, "seconds": time.perf_counter() - began}
 
@@ -124,6 +139,13 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
             f"{count} files in the folder itself are each taken for a patient of their own, but names such as "
             f"{groups[0][0]} and {groups[0][1]} look like one patient's: two sides of a split may share that patient; "
             "--patient finds the patient in the path",
+            stacklevel=3,
+        )
+    if groups := same_subjects({info.source: info.patient for info in slices}):
+        count = sum(len(group) for group in groups)
+        warnings.warn(
+            f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but are taken for several "
+            "patients': two sides of a split may share that patient; --patient finds the patient in the path",
             stacklevel=3,
         )
 
@@ -140,7 +162,7 @@ def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
         else:
             digest = hashlib.sha256(source.content).hexdigest()
             planes = read_content(source.content, source.name, config)
-        patient = source.patient or patient_of(source.path, source.name, config)
+        patient, study = (source.patient, None) if source.patient else patient_of(source.path, source.name, config)
         for plane, image in tally.kept(planes):
             images.append(encode(image))
             slices.append(StoredSlice(source=source.name, patient=patient, split=source.side or "",
@@ -150,14 +172,16 @@ def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
     except (DataError, OSError) as error:
         kind = "class" if isinstance(error, Excluded) else "error"
         return Prepared([], [], 0, [Remark(source.name, kind, str(error))])
-    return Prepared(images, slices, tally.seen, tally.remarks())
+    return Prepared(images, slices, tally.seen, tally.remarks(), study)
 
 
 def _sha256(path: Path) -> str:
+    """Of a file; of a pair of header and voxels, of one after the other."""
     digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in parts_of(path):
+        with open_regular(part) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

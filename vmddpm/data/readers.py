@@ -71,12 +71,12 @@ def kind_of(file: BinaryIO, name: str) -> str:
     kind = KINDS.get(suffix)
     if head[:4] in TIFF and kind == "an image":
         return "TIFF"
-    if suffix == ".img":
-        raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
     if head[128:] == b"DICM":
         if kind not in (None, "DICOM"):
             raise DataError(f"is a DICOM file with the suffix {suffix}; rename it to .dcm")
         return "DICOM"
+    if suffix == ".img":
+        raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
     if kind is not None:
         return kind
     # Archives name DICOM files by a number or a UID, which ends in a dot and a number.

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from vmddpm.data.config import AXES, DataConfig, DataError
-from vmddpm.data.transforms import choose_mode, display_range
+from vmddpm.data.transforms import choose_mode, display_range, narrowed
 
 # Share of the normalised range under which a pixel counts as background: above the noise of air in MR.
 FOREGROUND_LEVEL = 0.05
@@ -108,8 +108,8 @@ def _frame_planes(
     colour = stored.dtype.names is not None
     if colour:
         stored = np.stack([stored[name] for name in ("R", "G", "B")], -1)
-    # float32 voxels, first axis to the right, second to anterior, third to superior
-    voxels = nib.apply_orientation(np.asarray(stored, np.float32), orientation)
+    # First axis to the right, second to anterior, third to superior.
+    voxels = nib.apply_orientation(narrowed(stored, step=None if stored.dtype.kind == "f" else 1), orientation)
     sizes = np.empty(3)
     sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     depth = 255 if colour else None

@@ -39,7 +39,7 @@ class StoredSlice:
         axis, index, frame: as in `SliceInfo`.
         black, white: the values of the file that are -1 and 1.
         crc32: of the image's bytes in images.npy.
-        source_sha256: of the file.
+        source_sha256: of the file; of a pair of files, of the header followed by the voxels.
     """
 
     source: str

@@ -1,5 +1,7 @@
 """TIFF files, by tifffile: pages of every sample type and layout."""
 
+import json
+import math
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -8,12 +10,14 @@ import numpy as np
 import tifffile
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_codestream, check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_stored, check_voxels
 from vmddpm.data.pictures import over_black, picture_plane
 from vmddpm.data.slicing import Plane
 
 REDUCED, MASK = 1, 4  # of tag 254, NewSubfileType
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+# Of tag 259: what tifffile makes RGB of YCbCr, the JPEGs and Aperio's JPEG 2000.
+TO_RGB = (6, 7, 33003, 33007, 34892)
 ASSOCIATED_ALPHA, ALPHA = 1, 2  # of tag 338, ExtraSamples
 NONE, DEFLATES = 1, (8, 32946, 5)  # of tag 259, Compression; LZW packs no better than deflate
 STREAM_HEADER = 1 << 16  # bytes of a stream within which its size is said
@@ -73,6 +77,8 @@ def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
     if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR):
         name = getattr(photometric, "name", photometric)
         raise DataError(f"its PhotometricInterpretation (262) is {name}; convert it to grey or RGB")
+    if photometric == YCBCR and page.compression not in TO_RGB:
+        raise DataError("its PhotometricInterpretation (262) is YCBCR without JPEG compression; convert it to RGB")
     if page.dtype is None or page.dtype.kind not in "buif":
         raise DataError(f"its SampleFormat (339) {page.sampleformat} with {page.bitspersample} bits is not read")
     check_pixels((page.imagelength, page.imagewidth), config)
@@ -88,15 +94,17 @@ def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: Dat
         return
     for offset, count in zip(page.dataoffsets, page.databytecounts):
         tiff.filehandle.seek(offset)
-        check_codestream(tiff.filehandle.read(min(count, STREAM_HEADER)), config)
+        content = tiff.filehandle.read(count)
+        check_codestream(content[:STREAM_HEADER], config)
+        check_ended(content)
 
 
 def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
     """(H, W, samples) of a page, or of each slice of the stack behind it."""
-    images = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej and len(tiff.pages) == 1 else 1
-    if images > 1:  # ImageJ writes large stacks behind a single page
+    images = _images(tiff, page)
+    if images > 1:
         if page.compression != NONE or len(page.dataoffsets) != 1:
-            raise DataError(f"says that it has {images} images, but not where they are; save it again in ImageJ")
+            raise DataError(f"says that it has {images} images, but not where they are; save it again, a page for each")
         start, size = page.dataoffsets[0], page.nbytes
         check_stored(start + images * size, tiff.filehandle.size, compressed=False)
         for number in range(images):
@@ -107,6 +115,17 @@ def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.n
         return
     array = page.asarray().reshape(page.shaped)  # (separate samples, depth, height, width, joint samples)
     yield from _samples_last(array)
+
+
+def _images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
+    """How many images lie behind a page: ImageJ writes large stacks behind a single one, as tifffile does if asked."""
+    if tiff.is_imagej and len(tiff.pages) == 1:
+        return int((tiff.imagej_metadata or {}).get("images", 1))
+    if page.shaped_description is not None:
+        said = json.loads(page.shaped_description)
+        if said.get("truncated"):
+            return max(math.prod(int(length) for length in said["shape"]) // page.size, 1)
+    return 1
 
 
 def _samples_last(array: np.ndarray) -> np.ndarray:

@@ -60,6 +60,26 @@ def display_range(
     return float(finite.min()), float(finite.max())
 
 
+def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
+    """The values as float32, or as float64 where float32 would round them too much.
+
+    Args:
+        step: the least difference that counts; None if there is none, as of floating point: then float32 must leave 18
+            bits of the range.
+    """
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32, copy=False)
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32:
+        return narrow
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return narrow
+    low, high = float(finite.min()), float(finite.max())
+    largest = max(-low, high)
+    fits = largest <= 2**6 * (high - low) if step is None else largest <= 2**24 * step
+    return narrow if (fits or low == high) and largest <= np.finfo(np.float32).max else values.astype(np.float64)
+
+
 def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     """Maps black to -1 and white to 1, and clips; black may be the larger (an inverted image).
 

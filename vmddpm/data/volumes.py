@@ -3,7 +3,10 @@
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,13 +15,14 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.files import GZIP, open_regular
+from vmddpm.data.files import GZIP, open_regular, voxels_of
 from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.slicing import Plane, volume_planes
 
 CIFTI_INTENTS = range(3000, 3100)
 # In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
 DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
+PACKED = re.compile(rb"^\s*(?:CompressedData\s*=\s*T|encoding:\s*gz)", re.MULTILINE | re.IGNORECASE)
 META_END = re.compile(rb"^\s*ElementDataFile[^\n]*\n?", re.MULTILINE)
 NRRD_END = re.compile(rb"\r?\n\r?\n")
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -36,11 +40,25 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
     with _unpacked(file) as header_file:
         header = _header(header_file)
         if path is None:
+            least = getattr(header, "single_vox_offset", 348)
+            if not least <= float(header["vox_offset"]):
+                raise DataError(
+                    f"vox_offset is {float(header['vox_offset']):g}, within the header; in one file it is {least} or "
+                    "more: correct it, or write the file again"
+                )
             yield from volume_planes(_nifti_image(header, header_file, file, config), config)
             return
-    partner = _partner(path)
+    stem = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    partner = voxels_of(path)
+    if partner is None:
+        raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
+    matrix = path.with_name(f"{stem}.mat")
+    note = ""
+    if not isinstance(header, nib.Nifti1Header) and matrix.exists():  # SPM's, which only MATLAB files hold
+        note = "an Analyze volume with a .mat file, which says how it lies and is not read; convert it to NIfTI"
     with open_regular(partner) as packed, _unpacked(packed) as voxels:
-        yield from volume_planes(_nifti_image(header, voxels, packed, config), config)
+        for plane in volume_planes(_nifti_image(header, voxels, packed, config), config):
+            yield replace(plane, note=note)
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
@@ -48,14 +66,6 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     compressed = file.read(2) == GZIP
     file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
-
-
-def _partner(header: Path) -> Path:
-    stem = re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.IGNORECASE)
-    for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
-        if (partner := header.with_name(stem + suffix)).exists():
-            return partner
-    raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
 
 
 def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
@@ -186,7 +196,8 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
             f'{path.suffix} files are read by SimpleITK, which is missing; `pip install ".[itk]"` in the source tree '
             "brings it"
         ) from None
-    if DETACHED.search(_text_header(file, NRRD_END if path.suffix.lower() == ".nrrd" else META_END)):
+    header = _text_header(file, NRRD_END if path.suffix.lower() == ".nrrd" else META_END)
+    if DETACHED.search(header):
         raise DataError("its voxels lie in another file; convert it to one file, such as by SimpleITK.WriteImage")
     try:
         str(path).encode()
@@ -194,13 +205,18 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
         raise DataError("has a name that is not UTF-8, which SimpleITK cannot open; rename it") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    with _told(path):
+        reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     check_pixels(size[:2], config)
     check_voxels((*size, components), config)  # SimpleITK reads all frames together
     check_stored(int(np.prod(size, dtype=object)) * components, os.fstat(file.fileno()).st_size, compressed=True)
-    image = reader.Execute()
+    with _told(path):
+        image = reader.Execute()
     voxels = sitk.GetArrayFromImage(image)
+    if PACKED.search(header):
+        file.seek(len(header))
+        _check_packed(file, voxels.nbytes)
     if components == 3 and voxels.dtype == np.uint8:
         voxels = voxels.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     elif components != 1:
@@ -211,6 +227,33 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
     affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
     yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SimpleITK's errors, without the places in its source that they begin with."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^.*?ERROR:|\w+\(0x[0-9a-f]+\):|Reason:.*", "", str(error), flags=re.DOTALL)
+        reason = " ".join(reason.replace(str(path), "the file").split())
+        raise DataError(f"is damaged or cut short, or of a kind that SimpleITK does not read ({reason})") from error
+
+
+def _check_packed(file: BinaryIO, needed: int) -> None:
+    """Raises DataError unless what follows in the file unpacks, with the right checksum, to as many bytes as the voxels
+    need: SimpleITK gives voxels of damaged MetaImage files nonetheless."""
+    inflate, count, pending = zlib.decompressobj(zlib.MAX_WBITS | 32), 0, b""
+    try:
+        while count <= needed and not inflate.eof and (block := pending or file.read(1 << 20)):
+            count += len(inflate.decompress(block, 1 << 24))
+            pending = inflate.unconsumed_tail
+            if inflate.eof and count < needed and inflate.unused_data.startswith(GZIP):  # a further member of gzip
+                pending, inflate = inflate.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
+    except zlib.error as error:
+        raise DataError(f"is damaged: its voxels do not unpack ({error}); fetch it again") from error
+    if not inflate.eof or count < needed:
+        raise DataError("is damaged or cut short: its voxels do not unpack to what its header promises; fetch it again")
 
 
 def _text_header(file: BinaryIO, end: re.Pattern[bytes]) -> bytes:
