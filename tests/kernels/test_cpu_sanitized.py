@@ -83,7 +83,13 @@ def test_no_report_on_the_best_instruction_set(sanitized):
 
 
 FAULTS = {
-    "overflow on address": "n.cross_merge(torch.empty(1, 1, 9, 5), None, 3, 4, 0, torch.empty(1, 4, 12, 5), 1, True)",
+    # y has room for 4 of 9 steps.
+    "overflow on address": (
+        "x, delta, A, B = (torch.rand(s) for s in ((1, 9, 5), (1, 4, 9, 5), (4, 5, 2), (1, 4, 9, 2)))\n"
+        "inputs = ScanInputs(x, delta, -A, B, B)\n"
+        "y = ScanOutputs(torch.empty(1, 4, 5), None, None)\n"
+        "n.scan_forward(inputs, ScanOptions(), inputs.sizes(), y, 1)"
+    ),
     "signed integer overflow": "n.scan_plan(ScanSizes(2**60, 4, 9, 5, 1, False, False))",
 }
 
@@ -92,8 +98,8 @@ FAULTS = {
 def test_a_fault_is_reported(sanitized, report):
     script = f"""
 import planted_cpu, torch
-from vmddpm_kernels.scan_inputs import ScanSizes
-from vmddpm_kernels.backends.extension import native as n
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes
+from vmddpm_kernels.backends.extension import ScanOutputs, native as n
 {FAULTS[report]}
 """
     done = python(sanitized, "address", "-c", script)
