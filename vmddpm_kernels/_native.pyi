@@ -49,6 +49,19 @@ def cross_merge(
     sum_routes: bool,
 ) -> None: ...
 
+def cross_image(
+    tensor: Tensor,
+    height: int,
+    width: int,
+    in_channel_first: bool,
+    out_channel_first: bool,
+    one_by_one: bool,
+    scans: int | str,
+    merge: bool,
+    threads: int,
+) -> Tensor | None:
+    """`cross_scan` or `cross_merge` of vmddpm_kernels.cross_scan; None where only Python can tell whether it may be."""
+
 class GpuScanPlan:
     @property
     def states_per_thread(self) -> int: ...
