@@ -77,39 +77,38 @@ def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | N
     result = extension.native.cross_image(tensor, height, width, *layout, merge, torch.get_num_threads())
     if result is None or way is Way.KERNEL:
         return result
-    followed: Tensor = _apply(tensor, (result,), layout, size, merge)
+    followed: Tensor = _apply(tensor, (result, layout, size, merge))
     return followed
 
 
 class _AtOnce(torch.autograd.Function):
-    """apply(tensor, (result,), layout, size, merge): the result, whose gradient is the other copy, at once again if
+    """apply(tensor, (result, layout, size, merge)): the result, whose gradient is the other copy, at once again if
     nobody listens then."""
 
     @staticmethod
-    def forward(
-        ctx: Any, tensor: Tensor, result: tuple[Tensor], layout: Layout, size: Size | None, merge: bool
-    ) -> Tensor:
-        first, (in_channel_first, out_channel_first, one_by_one, _) = None, layout
-        if size is None:
-            sides = (out_channel_first, True) if merge else (in_channel_first, one_by_one)
-            first = _pixel_axis(*sides)
-        # The gradient's pixels lie as the result's do.
-        ctx.arguments = layout, None if first is None else tensor.shape[first : first + 2], merge
-        return result[0]
+    def forward(ctx: Any, tensor: Tensor, call: tuple[Tensor, Layout, Size | None, bool]) -> Tensor:
+        result, *ctx.call = call
+        ctx.shape = tensor.shape
+        return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         refuse_batched(gradient)
-        layout, size, merge = ctx.arguments
+        layout, size, merge = ctx.call
+        if size is None:  # the gradient's pixels are on one axis, those of what it belongs to on two
+            axis = _pixel_axis(layout[merge], merge or layout.one_by_one)
+            size = ctx.shape[axis : axis + 2]
+        else:
+            size = None
         adjoint = scan_image if merge else merge_image
-        return adjoint(gradient, layout, None, "cpu", size), None, None, None, None
+        return adjoint(gradient, layout, None, "cpu", size), None
 
 
 _apply = apply_of(_AtOnce)
 
 
 def _pixel_axis(channel_first: bool, per_route: bool) -> int:
-    """The first axis of the pixels of (B, C, H, W) or (B, H, W, C), or with routes (B, 4, C, H, W) or (B, H, W, 4, C)."""
+    """The first axis of the pixels of (B, C, H, W) or (B, H, W, C), with routes (B, 4, C, H, W) or (B, H, W, 4, C)."""
     return (3 if per_route else 2) if channel_first else 1
 
 
