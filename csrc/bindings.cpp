@@ -270,7 +270,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("checkpoints", &ScanPlan::checkpoints)
       .def_readonly("lanes", &ScanPlan::lanes)
-      .def_readonly("blocks", &ScanPlan::blocks);
+      .def_readonly("blocks", &ScanPlan::blocks)
+      .def_readonly("pieces", &ScanPlan::pieces);
   m.def("describe", &describe);
   m.attr("CHUNK") = kLeastChunk;
   m.def("scan_sizes", &scan_sizes);
