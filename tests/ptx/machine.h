@@ -42,8 +42,8 @@ void count_block(int block);
 void count_access(uint64_t at, int bytes, bool writes, int line);
 #define BLOCK(number) count_block(number)
 #elif defined(PTX_FAULTS)
-void count_step();
-#define BLOCK(number) count_step()
+void visit_block(int block);
+#define BLOCK(number) visit_block(number)
 #else
 #define BLOCK(number)
 #endif
