@@ -107,9 +107,9 @@ void count_access(uint64_t at, int bytes, bool writes, int line) {
 
 namespace {
 
-// A fault may make a loop endless.
+// A fault may make a loop endless. So many basic blocks are more than the threads of any block of a grid execute.
 constexpr int64_t kMostSteps = 20'000'000;
-int64_t steps;
+int64_t steps, block_of_steps;
 
 std::vector<int64_t> visits;
 
@@ -117,6 +117,7 @@ std::vector<int64_t> visits;
 
 void visit_block(int block) {
   ++visits[static_cast<size_t>(block)];
+  if (block_of_steps != emulation::here.block) block_of_steps = emulation::here.block, steps = 0;
   if (++steps > kMostSteps) emulation::fail({}, "%lld basic blocks and no end", static_cast<long long>(steps));
 }
 

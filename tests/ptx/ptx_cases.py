@@ -12,6 +12,7 @@ import vmddpm_kernels as vk
 
 STATES = (1, 2, 3, 4, 5, 8, 16, 17, 33, 64)
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 77, 100)
+OFFSETS = (0, 1, 2, 4, 8)
 CHANNELS = (1, 5, 8, 31, 32, 33, 40, 64, 65, 96)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
@@ -31,7 +32,7 @@ class Case:
     summed: bool
     table: bool
     channel_last: bool
-    offset: bool  # tensors begin and have rows where no 16 bytes do
+    offsets: tuple[int, int, int, int]  # elements before each row of x, delta, B and C
     multiprocessors: int
     order: str
     seed: int
@@ -46,10 +47,11 @@ class Case:
         L = r.choice(LENGTHS) if N <= 16 else r.choice(LENGTHS[:9])
         sizes = r.choice((1, 1, 2, 3)), r.choice((1, 2, 4)), L, r.choice(CHANNELS), N
         order = r.choice(("forward", "reverse", f"random:{seed}"))
-        flags = [*(r.random() < 0.5 for _ in range(3)), r.random() < 0.25]
+        flags = [r.random() < 0.5 for _ in range(3)]
+        offsets = tuple(r.choice(OFFSETS) for _ in range(4)) if r.random() < 0.4 else (0, 0, 0, 0)
         multiprocessors, softplus = r.choice((0, 132)), r.random() < 0.75
         bare, gradients = r.random() < 0.2, r.random() < 0.85
-        return cls(sizes, dtype, zoh, softplus, *flags, multiprocessors, order, seed, bare=bare, gradients=gradients)
+        return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, bare=bare, gradients=gradients)
 
     def compute(self, backend: str) -> list[torch.Tensor]:
         """By the kernels: the outputs, and the gradients of all inputs."""
@@ -93,10 +95,12 @@ class Case:
         x, delta, A, B, C, *rest = tensors
         D, bias, h0 = [None] * 3 if self.bare else rest
         K = self.sizes[1]
-        x, delta, B, C = (_offset(t) if self.offset else t for t in (x, delta, B, C))
         if self.summed:
             if not self.channel_last:
-                x, delta = (t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (x, delta))
+                x, delta = (t.transpose(-1, -2).contiguous() for t in (x, delta))
+            x, delta, B, C = (_offset(t, by) for t, by in zip((x, delta, B, C), self.offsets))
+            if not self.channel_last:
+                x, delta = (t.transpose(-1, -2) for t in (x, delta))
             result = vk.cross_selective_scan(x, delta, A, B, C, D, bias, self._table(), initial_state=h0, **options)
             return (result,) if self.bare else result
 
@@ -105,10 +109,12 @@ class Case:
             return t if self.channel_last else t.transpose(1, 2).contiguous()
 
         B, C = ((t.transpose(1, 2) if self.channel_last else t.transpose(2, 3).contiguous()) for t in (B, C))
+        u, delta = sequences(x), sequences(delta)
+        u, delta, B, C = (_offset(t, by) for t, by in zip((u, delta, B, C), self.offsets))
         if not self.bare:
             options["initial_state"] = h0.flatten(1, 2)
         result = vk.selective_scan(
-            sequences(x), sequences(delta), A.flatten(0, 1), B, C, None if self.bare else D.flatten(),
+            u, delta, A.flatten(0, 1), B, C, None if self.bare else D.flatten(),
             delta_bias=None if self.bare else bias.flatten(), channel_last=self.channel_last, **options,
         )  # fmt: skip
         out, *last = (result,) if self.bare else result
@@ -122,9 +128,9 @@ class Case:
         return (y,) if self.bare else (y, last)
 
 
-def _offset(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, where each row of the last axis has an element before it."""
-    return torch.cat([tensor[..., :1], tensor], -1)[..., 1:]
+def _offset(tensor: torch.Tensor, by: int) -> torch.Tensor:
+    """The same values, where each row of the last axis has so many elements before it."""
+    return torch.cat([tensor[..., :1].expand(*tensor.shape[:-1], by), tensor], -1)[..., by:] if by else tensor
 
 
 IMAGES = ((1, 1), (1, 5), (5, 9), (8, 8), (7, 7), (16, 24), (8, 33), (31, 33), (38, 34), (40, 16), (64, 4), (130, 140))
