@@ -121,7 +121,7 @@ template <typename Acc, typename Element>
 VMDDPM_KERNEL(kMostPlaneThreads, 1) merge_planes(VMDDPM_ARGUMENTS(PlaneArguments) a) {
   Acc* const sums = reinterpret_cast<Acc*>(shared());
   const PlaneBlock at(a);
-  for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+  for (int64_t route = at.image; route < end_of_sum<Acc>(a, at.image); ++route) {
     const Passage p = passage(regular_walk(a.scans, route), a.height, a.width, at.tile);
     const Element* const sequence =
         static_cast<const Element*>(a.sequences.data) + origin(a.sequences, at.batch, route, at.channel);

@@ -89,7 +89,7 @@ VMDDPM_KERNEL(kRowThreads, 3) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
     const int h = static_cast<int>(pixel) / a.width, w = static_cast<int>(pixel) - h * a.width;
     Acc sums[n];
 #pragma unroll 4
-    for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+    for (int64_t route = at.image; route < end_of_sum<Acc>(a, at.image); ++route) {
       const Elements<Element, n> values =
           read_elements<n>(part_of<const Element>(a.sequences, at.batch, route, step_of(a, route, h, w), channel));
 #pragma unroll

@@ -104,7 +104,7 @@ VMDDPM_KERNEL(kTableThreads, 2) merge_tiles(VMDDPM_ARGUMENTS(TableArguments) a) 
   Acc(*tile)[kTile + 1] = reinterpret_cast<Acc(*)[kTile + 1]>(shared());
   const TilePlace at(a, a.images());
   Acc sums[kPerThread];
-  for (int64_t k = at.route; k < a.end_route(at.route); ++k) {
+  for (int64_t k = at.route; k < end_of_sum<Acc>(a, at.route); ++k) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const Cell cell(i, a.sequences_along_steps);
@@ -138,7 +138,7 @@ VMDDPM_KERNEL(kTableThreads, 3) merge_table_planes(VMDDPM_ARGUMENTS(TableArgumen
   const int64_t first = block() % groups * a.planes;
   const int64_t image = block() / groups % a.images(), batch = block() / groups / a.images();
   const int count = static_cast<int>(a.channels - first < a.planes ? a.channels - first : a.planes);
-  for (int64_t route = image; route < a.end_route(image); ++route) {
+  for (int64_t route = image; route < end_of_sum<Acc>(a, image); ++route) {
     const Element* from = static_cast<const Element*>(a.sequences.data) + origin(a.sequences, batch, route, first);
     for (int64_t step = thread(); step < a.length; step += kTableThreads) {
       const int64_t pixel = a.table[route * a.length + step];

@@ -1,6 +1,8 @@
 // Where the routes go on a GPU: what a call is given, the four regular routes of VMamba, and how one of them passes
 // through a tile of an image.
 #pragma once
+#include <type_traits>
+
 #include "../common/gpu_tile.h"
 #include "cross_scan.h"
 
@@ -26,6 +28,13 @@ struct CrossArguments {
   // The routes of an image are [image, end_route(image)).
   VMDDPM_DEVICE int64_t end_route(int64_t image) const { return shared_image ? routes : image + 1; }
 };
+
+// The routes that a merge sums in Acc are [image, end_of_sum(a, image)). Bits are copied and never summed: one route, which
+// the compiler knows.
+template <typename Acc>
+VMDDPM_DEVICE int64_t end_of_sum(const CrossArguments& a, int64_t image) {
+  return std::is_integral_v<Acc> ? image + 1 : a.end_route(image);
+}
 
 // A regular walk goes along the rows or along the columns of an image, each line and the lines themselves forwards or
 // backwards.

@@ -1,23 +1,30 @@
 """Random problems for kernels that run from their PTX: what is computed, and what it is compared with."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from oracle import route_destination, scan_loop
+from oracle import relative_error, route_destination, scan_loop
 from test_scan_accuracy import image_problem, run
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.routes import RouteOrder
 
 STATES = (1, 2, 3, 4, 5, 8, 16, 17, 33, 64)
-LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 77, 100)
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 77, 100, 150, 200)
 OFFSETS = (0, 1, 2, 4, 8)
 CHANNELS = (1, 5, 8, 31, 32, 33, 40, 64, 65, 96)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OTHER_TYPE = {
+    torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float16: torch.float32,
+    torch.float64: torch.float32,
+}  # fmt: skip
 # How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
-SCANS = {"cuda": 50, "triton": 20}
-CROSS_SCANS = {"cuda": 120, "triton": 20}
+SCANS = {"cuda": 100, "triton": 20}
+CROSS_SCANS = {"cuda": 160, "triton": 20}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
 
 
@@ -37,6 +44,7 @@ class Case:
     order: str
     seed: int
     shared_bytes: int = 227 * 1024
+    mixed: tuple[bool, bool, bool, bool] = (False, False, False, False)  # x, delta, B and C that have another type
     bare: bool = False  # no D, no bias, no initial state, nobody reads the last state
     gradients: bool = True
 
@@ -44,14 +52,16 @@ class Case:
     def random(cls, seed: int, dtype: torch.dtype, zoh: bool, states: tuple[int, ...] = STATES) -> "Case":
         r = random.Random(f"{seed} {dtype} {zoh}")
         N = r.choice(states)
-        L = r.choice(LENGTHS) if N <= 16 else r.choice(LENGTHS[:9])
+        L = r.choice(LENGTHS if N <= 4 else LENGTHS[:-2] if N <= 16 else LENGTHS[:9])
         sizes = r.choice((1, 1, 2, 3)), r.choice((1, 2, 4)), L, r.choice(CHANNELS), N
         order = r.choice(("forward", "reverse", f"random:{seed}"))
         flags = [r.random() < 0.5 for _ in range(3)]
         offsets = tuple(r.choice(OFFSETS) for _ in range(4)) if r.random() < 0.4 else (0, 0, 0, 0)
         multiprocessors, softplus = r.choice((0, 132)), r.random() < 0.75
         bare, gradients = r.random() < 0.2, r.random() < 0.85
-        return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, bare=bare, gradients=gradients)
+        mixed = tuple(r.random() < 0.5 for _ in range(4)) if r.random() < 0.3 else (False, False, False, False)
+        return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, mixed=mixed, bare=bare,
+                   gradients=gradients)  # fmt: skip
 
     def compute(self, backend: str) -> list[torch.Tensor]:
         """By the kernels: the outputs, and the gradients of all inputs."""
@@ -67,6 +77,15 @@ class Case:
         with torch.no_grad():
             return list(function(*tensors))
 
+    def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
+        """What is far beyond the rule of accuracy, which a case of few values may miss by one sum that cancels."""
+        for name, *values in zip(self.names(), ours, reference, exact, strict=True):
+            unit = torch.finfo(values[0].dtype).eps * (16 if values[0].dtype == torch.float64 else 1)
+            error, other = (relative_error(value, values[2]) for value in values[:2])
+            if not error <= (4 if values[0].numel() >= 64 else 32) * max(other, unit):
+                return f"{name}: error {error:.2e}, of the reference {other:.2e}: {self}"
+        return ""
+
     def names(self) -> list[str]:
         """Of what `compute` and `exact` return."""
         outputs = RESULTS[:1] if self.bare else RESULTS[:2]
@@ -79,7 +98,11 @@ class Case:
             x = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(self.dtype)
         if not self.softplus:  # a step size is positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
-        return [x, delta, *rest]
+        A, B, C, *others = rest
+        x, delta, B, C = (
+            t.to(OTHER_TYPE[self.dtype]) if other else t for t, other in zip((x, delta, B, C), self.mixed)
+        )
+        return [x, delta, A, B, C, *others]
 
     def _table(self) -> torch.Tensor | None:
         _, K, L, _, _ = self.sizes
@@ -134,21 +157,21 @@ def _offset(tensor: torch.Tensor, by: int) -> torch.Tensor:
 
 
 IMAGES = ((1, 1), (1, 5), (5, 9), (8, 8), (7, 7), (16, 24), (8, 33), (31, 33), (38, 34), (40, 16), (64, 4), (130, 140))
-PLANES = (1, 3, 5, 8, 16, 17, 20, 32, 40, 64, 65)
+PLANES = (8, 16, 32, 40, 64), (1, 3, 5, 17, 20, 31, 65)  # of channels: whole vectors of half precision, and not
 
 
 @dataclass(frozen=True)
 class CrossCase:
     """A cross scan of images and a cross merge of sequences. Small integers: every sum is exact in every dtype."""
 
-    sizes: tuple[int, int, int, int]  # B, C, H, W
+    sizes: tuple[int, int, int, int, int]  # B, K, C, H, W
     dtype: torch.dtype
-    in_first: bool
-    out_first: bool
-    one_by_one: bool
+    in_first: bool    # of an image, channels come first
+    out_first: bool   # of the sequences
+    one_by_one: bool  # an image for each route
     scans: int
-    shuffled: bool
-    memory: str  # dense, offset (begins at no 16 bytes), gaps (between channels and images) or apart (between elements)
+    table: bool       # of any routes, in place of the regular four of `scans`
+    memory: str       # dense, offset (begins at no 16 bytes), gaps (between channels and images), apart (each element)
     multiprocessors: int
     shared_bytes: int
     order: str
@@ -156,70 +179,78 @@ class CrossCase:
 
     @classmethod
     def random(cls, seed: int, dtype: torch.dtype) -> "CrossCase":
+        """The layouts and whether there is a table take turns, the rest is random."""
         r = random.Random(f"cross {seed} {dtype}")
+        in_first, out_first, one_by_one, table, any_memory = (bool(seed >> bit & 1) for bit in range(5))
         height, width = r.choice(IMAGES)
         most = 3 if height * width > 10_000 else 20 if height * width > 500 else 65
-        channels = r.choice([c for c in PLANES if c <= most])
-        sizes = r.choice((1, 2)), channels, height, width
-        flags = [r.random() < 0.5 for _ in range(3)]
-        order = r.choice(("forward", "reverse", f"random:{seed}"))
-        memory = r.choice(("dense", "dense", "dense", "offset", "gaps", "apart"))
+        channels = r.choice([c for c in r.choice(PLANES) if c <= most] or [most])
+        sizes = r.choice((1, 2)), r.choice((1, 2, 3, 4, 4, 5, 6)) if table else 4, channels, height, width
+        memory = r.choice(("offset", "gaps", "apart")) if any_memory else "dense"
         gpu = r.choice((0, 132)), r.choice((99, 227)) * 1024
-        return cls(sizes, dtype, *flags, r.randrange(4), r.random() < 0.4, memory, *gpu, order, seed)
+        order = r.choice(("forward", "reverse", f"random:{seed}"))
+        return cls(sizes, dtype, in_first, out_first, one_by_one, r.randrange(4), table, memory, *gpu, order, seed)
 
     def compute(self, backend: str) -> list[torch.Tensor]:
-        layout = (self.in_first, self.out_first, self.one_by_one, self.scans)
-        options = {"permutation": self._permutation(), "backend": backend}
-        x, y = self.tensors()
-        return [vk.cross_scan(self._arranged(x), *layout, **options), vk.cross_merge(self._arranged(y), *layout, **options)]
+        """By the kernels: the sequences of the images, the images of the sequences."""
+        image, sequences = self.tensors()
+        _, _, _, height, width = self.sizes
+        order = RouteOrder(self._table().int() if self.table else None, height, width, self.scans)
+        return [
+            scan_routes(self._arranged(image, self.in_first), order, self.out_first, backend),
+            merge_routes(self._arranged(sequences, self.out_first), order, not self.one_by_one, self.in_first, backend),
+        ]
+
+    def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
+        """Which of the results is not the exact one."""
+        differ = [name for name, a, b in zip(("scan", "merge"), ours, exact, strict=True) if not torch.equal(a, b)]
+        return f"{', '.join(differ)}: {self}" if differ else ""
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """An image, or one for each route, and four sequences."""
-        batch, channels, height, width = self.sizes
+        """(B, K or 1, L, C) and (B, K, L, C)."""
+        batch, routes, channels, height, width = self.sizes
         generator = torch.Generator().manual_seed(self.seed)
-
-        def integers(routes: bool, first: bool) -> torch.Tensor:
-            shape = (batch, 4, channels, height, width) if routes else (batch, channels, height, width)
-            t = torch.randint(-50, 50, shape, generator=generator).to(self.dtype)
-            return t if first else t.permute(0, *(range(t.dim() - 2, t.dim())), *range(1, t.dim() - 2)).contiguous()
-
-        return integers(self.one_by_one, self.in_first), integers(True, self.out_first)
+        images = routes if self.one_by_one else 1
+        image, sequences = (
+            torch.randint(-40, 40, (batch, n, height * width, channels), generator=generator).to(self.dtype)
+            for n in (images, routes)
+        )
+        return image, sequences
 
     def exact(self) -> list[torch.Tensor]:
         """By the definition of the routes."""
-        batch, channels, height, width = self.sizes
-        x, y = (t if first else t.movedim((1, 2), (-2, -1)) for t, first in zip(self.tensors(), (self.in_first, self.out_first)))
-        x = x if self.one_by_one else x[:, None].expand(-1, 4, -1, -1, -1)
-        x, y = x.flatten(3), y.flatten(3)
-        places = [
-            [route_destination(self.scans, k, h, w, height, width) for h in range(height) for w in range(width)]
-            for k in range(4)
-        ]
-        seen = self._permutation() if self.shuffled else torch.arange(height * width)
-        scanned, merged = torch.empty_like(y), torch.empty_like(y)
-        for k, places_of in enumerate(torch.tensor(places)):
-            scanned[:, k][..., places_of] = x[:, k][..., seen]
-            merged[:, k][..., seen] = y[:, k][..., places_of]
-        scanned = scanned if self.out_first else scanned.movedim(-1, 1)
-        if not self.one_by_one:
-            merged = merged.double().sum(1).to(self.dtype)
-        return [scanned, merged if self.in_first else merged.movedim(-1, 1)]
+        image, sequences = self.tensors()
+        table = self._table()
+        scanned, merged = torch.empty_like(sequences), torch.empty_like(sequences)
+        for k, pixels in enumerate(table):
+            scanned[:, k] = image[:, k if self.one_by_one else 0, pixels]
+            merged[:, k, pixels] = sequences[:, k]
+        return [scanned, merged if self.one_by_one else merged.double().sum(1, keepdim=True).to(self.dtype)]
 
-    def _permutation(self) -> torch.Tensor | None:
-        _, _, height, width = self.sizes
-        return vk.patch_permutation(height, width, seed=self.seed) if self.shuffled else None
+    def _table(self) -> torch.Tensor:
+        """The pixel that each route visits at each step, (K, L)."""
+        _, routes, _, height, width = self.sizes
+        if self.table:
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.stack([torch.randperm(height * width, generator=generator) for _ in range(routes)])
+        pixels = list(itertools.product(range(height), range(width)))
+        steps = [[route_destination(self.scans, k, h, w, height, width) for h, w in pixels] for k in range(routes)]
+        return torch.tensor(steps).argsort(1)
 
-    def _arranged(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same values elsewhere in memory."""
+    def _arranged(self, tensor: torch.Tensor, first: bool) -> torch.Tensor:
+        """The same values (B, K, L, C), in memory as (B, K, C, L) if channels come first, or else (B, L, K, C)."""
+        axes = (0, 1, 3, 2) if first else (0, 2, 1, 3)
+        shape = [tensor.shape[axis] for axis in axes]
         if self.memory == "offset":
-            return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
-        if self.memory == "apart":
-            return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
-        if self.memory == "gaps":
-            first = self.in_first if tensor.dim() == 4 else self.out_first
-            pixels = (tensor.dim() - 2, tensor.dim() - 1) if first else (1, 2)
-            larger = [size if axis in pixels else size + 3 for axis, size in enumerate(tensor.shape)]
-            whole = torch.full(larger, torch.nan, dtype=tensor.dtype)
-            inner = whole[tuple(slice(0, n) if a in pixels else slice(1, n + 1) for a, n in enumerate(tensor.shape))]
-            return inner.copy_(tensor)
-        return tensor
+            memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(shape)
+        elif self.memory == "apart":
+            memory = torch.full((*shape, 2), torch.nan, dtype=tensor.dtype)[..., 0]
+        elif self.memory == "gaps":
+            pixels = 3 if first else 1
+            larger = [size if axis == pixels else size + 3 for axis, size in enumerate(shape)]
+            inside = [slice(0, n) if axis == pixels else slice(1, n + 1) for axis, n in enumerate(shape)]
+            memory = torch.full(larger, torch.nan, dtype=tensor.dtype)[tuple(inside)]
+        else:
+            memory = torch.empty(shape, dtype=tensor.dtype)
+        memory.copy_(tensor.permute(axes))
+        return memory.permute([axes.index(axis) for axis in range(4)])

@@ -28,7 +28,6 @@ import cuda_kernels
 import emulation_build
 import pytest
 import torch
-from oracle import relative_error
 from ptx import Kernel
 from ptx_cases import CROSS_SCANS, FLOATS, SCANS, Case, CrossCase
 
@@ -83,10 +82,11 @@ def cases() -> Iterator[AnyCase]:
 
 @dataclass
 class Clean:
-    """A case without faults: its results, how long it took, and the basic blocks of each kernel that it executes."""
+    """A case without faults: what its results are compared with, how long it took, and the basic blocks of each kernel that it executes."""
 
     case: AnyCase
-    results: list[torch.Tensor]
+    reference: list[torch.Tensor]
+    exact: list[torch.Tensor]
     seconds: float
     visited: dict[str, set[int]]
 
@@ -136,21 +136,22 @@ class Hunt:
         began = time.process_time()
         results = self._results(case, "forward")
         seconds = time.process_time() - began
+        reference, exact = case.compute("reference"), case.exact()
+        if what := case.wrong(results, reference, exact):
+            raise AssertionError(f"without a fault: {what}")
         visited = {
             name: {n for n, (a, b) in enumerate(zip(before[name], launcher.visited())) if b > a}
             for name, launcher in launchers.items()
         }
-        return Clean(case, results, seconds, visited)
+        return Clean(case, reference, exact, seconds, visited)
 
     def _differs(self, clean: Clean, order: str) -> str:
         try:
             results = self._results(clean.case, order)
         except RuntimeError as error:
             return f"{order}: {error}"
-        # Copies and sums of small integers are exact.
-        least = 0 if isinstance(clean.case, CrossCase) else 2 * torch.finfo(clean.case.dtype).eps
-        wrong = any(not relative_error(a, b) <= least for a, b in zip(results, clean.results))
-        return f"{order}: wrong results of {clean.case}" if wrong else ""
+        what = clean.case.wrong(results, clean.reference, clean.exact)
+        return f"{order}: {what}" if what else ""
 
     def _results(self, case: AnyCase, order: str) -> list[torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
