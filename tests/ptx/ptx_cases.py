@@ -14,7 +14,7 @@ from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
 from vmddpm_kernels.routes import RouteOrder
 
 STATES = (1, 2, 3, 4, 5, 8, 16, 17, 33, 64)
-LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 77, 100, 150, 200)
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 65, 77, 100, 150, 200, 300)
 OFFSETS = (0, 1, 2, 4, 8)
 CHANNELS = (1, 5, 8, 31, 32, 33, 40, 64, 65, 96)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,7 +24,7 @@ OTHER_TYPE = {
 }  # fmt: skip
 # How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
 SCANS = {"cuda": 100, "triton": 20}
-CROSS_SCANS = {"cuda": 160, "triton": 20}
+CROSS_SCANS = {"cuda": 256, "triton": 32}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
 
 
@@ -57,7 +57,7 @@ class Case:
         order = r.choice(("forward", "reverse", f"random:{seed}"))
         flags = [r.random() < 0.5 for _ in range(3)]
         offsets = tuple(r.choice(OFFSETS) for _ in range(4)) if r.random() < 0.4 else (0, 0, 0, 0)
-        multiprocessors, softplus = r.choice((0, 132)), r.random() < 0.75
+        multiprocessors, softplus = r.choice((0, 1, 4, 16, 132)), r.random() < 0.75
         bare, gradients = r.random() < 0.2, r.random() < 0.85
         mixed = tuple(r.random() < 0.5 for _ in range(4)) if r.random() < 0.3 else (False, False, False, False)
         return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, mixed=mixed, bare=bare,
