@@ -35,9 +35,12 @@ AnyCase = Case | CrossCase
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
 # Of threads; an order is what shows that a barrier is missing.
 ORDERS = {kind: ("forward", "reverse", "random:1") for kind in KINDS}
-MOST_CASES = 12  # of those that execute a fault, the shortest
+MOST_CASES = 60  # of those that execute a fault, the shortest
 ARCHITECTURE = 90
-SAME_BOTH_WAYS = "a division by 32 bits or by 64: both give the same"
+SAME_BOTH_WAYS = "chooses between a division of 32 bits and one of 64, which give the same"
+BESIDE_ANOTHER = "another barrier, the start or the end is beside it, with no access between"
+NOT_EXECUTED = "no case executes it"
+ACCESSES = ("ld", "st", "cp", "atom", "red", "ldmatrix", "stmatrix", "ldu", "prefetch")
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,63 @@ def faults(kernel: Kernel) -> dict[str, list[Fault]]:
     return found
 
 
+def equivalent(fault: Fault, kernel: Kernel) -> str:
+    """Why nothing can tell the kernel with the fault from the one without, or an empty string."""
+    if fault.kind == "guard" and _chooses_division(fault, kernel):
+        return SAME_BOTH_WAYS
+    if fault.kind == "barrier" and _needless(fault, kernel):
+        return BESIDE_ANOTHER
+    return ""
+
+
+def _chooses_division(fault: Fault, kernel: Kernel) -> bool:
+    """Of a 64-bit division nvcc makes two, and chooses the 32-bit one where the upper halves of both operands are zero:
+    the other gives the same. Operands with upper halves would be of tensors of 2^32 tiles."""
+    block = next(b for b in kernel.blocks if any(i.line == fault.line for i in b.instructions))
+    return any(i.opcode == "and.b64" and "-4294967296" in i.operands for i in block.instructions)
+
+
+def _needless(fault: Fault, kernel: Kernel) -> bool:
+    """Whether every way from the barrier comes to another, or to the end, and no memory is accessed on it; or every way
+    to it from another, or from the start."""
+    blocks = kernel.blocks
+    of_label = {label: number for number, block in enumerate(blocks) for label in block.labels}
+    after: list[set[int]] = []
+    for number, block in enumerate(blocks):
+        last = block.instructions[-1] if block.instructions else None
+        following = {number + 1} if (last is None or last.follows) and number + 1 < len(blocks) else set()
+        jumps = {of_label[last.operands[0]]} if last is not None and last.base == "bra" else set()
+        after.append(following | jumps)
+    before = [{j for j, some in enumerate(after) if i in some} for i in range(len(blocks))]
+    (at, place), *_ = (
+        (n, k) for n, block in enumerate(blocks) for k, i in enumerate(block.instructions) if i.line == fault.line
+    )
+
+    def free(edges: list[set[int]], step: int) -> bool:
+        """Of accesses, as far as other barriers."""
+        rest = blocks[at].instructions[place + 1 :] if step > 0 else blocks[at].instructions[:place]
+        ways, seen = [(at, rest)], set()
+        while ways:
+            number, instructions = ways.pop()
+            for i in instructions[::step]:
+                # A wait for copies before the barrier is what makes them arrive for the threads after it.
+                if i.base in ACCESSES and ".param" not in i.opcode and not (step > 0 and "wait" in i.opcode):
+                    return False
+                if i.base in ("bar", "barrier"):
+                    break
+            else:
+                ways += [(n, blocks[n].instructions) for n in edges[number] - seen]
+                seen |= edges[number]
+        return True
+
+    return free(after, 1) or free(before, -1)
+
+
 def sample(kernel: Kernel, each: int, seed: int) -> list[Fault]:
-    """Every barrier and wait; of the others so many."""
+    """Every barrier and wait; of the others so many. Without those that are equivalent to none."""
     chosen = []
-    for kind, some in faults(kernel).items():
+    for kind, found in faults(kernel).items():
+        some = [fault for fault in found if not equivalent(fault, kernel)]
         count = len(some) if kind in ("barrier", "wait") else min(each, len(some))
         chosen += random.Random(f"{seed} {kernel.name} {kind}").sample(some, count)
     return chosen
@@ -182,44 +238,42 @@ def main() -> None:
     parser.add_argument("patterns", nargs="*", default=[""])
     options = parser.parse_args()
     hunt = Hunt(lambda name: any(pattern in name for pattern in options.patterns))
-    totals: Counter[str] = Counter()
+    totals: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
     for name in hunt.kernels():
         kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
         planted = sample(kernel, options.each, options.seed)
-        began = time.process_time()
         found, executed = hunt.search(name, planted), hunt.executed(name)
-        print(f"{cuda_kernels.nvcc.kernel_name(name)}: {time.process_time() - began:.0f} s", flush=True)
-        for kind in KINDS:
-            of_kind = [fault for fault in planted if fault.kind == kind]
-            totals[f"{kind} planted"] += len(of_kind)
-            totals[f"{kind} found"] += sum(bool(found[fault]) for fault in of_kind)
-            print(f"  {kind:8} {sum(bool(found[f]) for f in of_kind)} of {len(of_kind)}", flush=True)
-        for fault, report in found.items():
-            if not report:
-                reason = why_not(fault, kernel, executed)
-                totals[f"not found: {reason}"] += 1
-                print(f"    not found: line {fault.line} {fault.kind} `{fault.instruction}`: {reason}", flush=True)
-    for what, count in totals.items():
-        print(f"{count:6} {what}")
+        print(cuda_kernels.nvcc.kernel_name(name), flush=True)
+        for fault in planted:
+            totals[fault.kind, "planted"] += 1
+            totals[fault.kind, "executed"] += fault.line in executed
+            totals[fault.kind, "found"] += bool(found[fault])
+            if not found[fault]:
+                why = why_not(fault, executed)
+                reasons[f"not found: {why}"] += 1
+                print(f"    line {fault.line} {fault.kind} `{fault.instruction}`: {why}", flush=True)
+        reasons.update(f"not planted: {why}" for some in faults(kernel).values() for fault in some
+                       if (why := equivalent(fault, kernel)))  # fmt: skip
+    print(f"{'':10}{'planted':>10}{'executed':>10}{'found':>10}")
+    for kind in (*KINDS, "all"):
+        of_kind = [sum(n for (k, w), n in totals.items() if w == what and kind in (k, "all"))
+                   for what in ("planted", "executed", "found")]  # fmt: skip
+        print(f"{kind:10}" + "".join(f"{n:10}" for n in of_kind))
+    for reason, count in reasons.most_common():
+        print(f"{count:6} {reason}")
 
 
-def why_not(fault: Fault, kernel: Kernel, executed: set[int]) -> str:
+def why_not(fault: Fault, executed: set[int]) -> str:
     """What is known of a fault that nothing finds."""
     if fault.line not in executed:
-        return "none of the problems executes it"
-    if fault.kind == "guard":
-        # Of a 64-bit division nvcc makes two, of which the 32-bit one is chosen where the operands allow it.
-        return SAME_BOTH_WAYS if _chooses_division(fault, kernel) else "the branch makes no difference here"
+        return NOT_EXECUTED
     return {
-        "barrier": "another barrier, or the order of the warps here, does as well",
+        "guard": "both ways give the same results in every case",
+        "barrier": "in every order the values arrive in time",
         "wait": "a later wait completes the copies in time",
-        "offset": "what it reads or writes in place of the other makes no difference here",
+        "offset": "what it reads or writes in place of the other makes no difference",
     }[fault.kind]
-
-
-def _chooses_division(fault: Fault, kernel: Kernel) -> bool:
-    block = next(b for b in kernel.blocks if any(i.line == fault.line for i in b.instructions))
-    return any(i.opcode == "and.b64" and "-4294967296" in i.operands for i in block.instructions)
 
 
 if __name__ == "__main__":
