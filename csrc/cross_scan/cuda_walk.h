@@ -24,17 +24,23 @@ struct CrossArguments {
   int32_t height, width, scans;
   View image, sequences;
   bool shared_image;       // of all routes: read once, or the sum of them
-  VMDDPM_DEVICE int64_t images() const { return shared_image ? 1 : routes; }
-  // The routes of an image are [image, end_route(image)).
-  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return shared_image ? routes : image + 1; }
 };
 
-// The routes that a merge sums in Acc are [image, end_of_sum(a, image)). Bits are copied and never summed: one route, which
-// the compiler knows.
+// The images of a scan, and the routes of one, [image, end_route(image)).
+struct ScanImages {
+  const CrossArguments& a;
+  VMDDPM_DEVICE int64_t count() const { return a.shared_image ? 1 : a.routes; }
+  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return a.shared_image ? a.routes : image + 1; }
+};
+
+// Those of a merge into Acc, known to the compiler: numbers are summed to one image, bits are copied, a route to its own.
 template <typename Acc>
-VMDDPM_DEVICE int64_t end_of_sum(const CrossArguments& a, int64_t image) {
-  return std::is_integral_v<Acc> ? image + 1 : a.end_route(image);
-}
+struct MergeImages {
+  const CrossArguments& a;
+  static constexpr bool kSums = !std::is_integral_v<Acc>;
+  VMDDPM_DEVICE int64_t count() const { return kSums ? 1 : a.routes; }
+  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return kSums ? a.routes : image + 1; }
+};
 
 // A regular walk goes along the rows or along the columns of an image, each line and the lines themselves forwards or
 // backwards.

@@ -24,7 +24,7 @@ OTHER_TYPE = {
 }  # fmt: skip
 # How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
 SCANS = {"cuda": 100, "triton": 20}
-CROSS_SCANS = {"cuda": 360, "triton": 40}
+CROSS_SCANS = {"cuda": 480, "triton": 40}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
 
 
@@ -171,7 +171,9 @@ class CrossCase:
     one_by_one: bool  # an image for each route
     scans: int
     table: bool       # of any routes, in place of the regular four of `scans`
-    memory: str       # dense, offset (begins at no 16 bytes), gaps (between channels and images), apart (each element)
+    # Of the image and of the sequences: dense, offset (begins at no 16 bytes), gaps (between channels and images), or
+    # apart (each element).
+    memory: tuple[str, str]
     multiprocessors: int
     shared_bytes: int
     order: str
@@ -183,12 +185,12 @@ class CrossCase:
         r = random.Random(f"cross {seed} {dtype}")
         in_first, out_first, one_by_one = (bool(seed >> bit & 1) for bit in range(3))
         scans, table = seed // 8 % 5 % 4, seed // 8 % 5 == 4
-        kind = seed // 40 % 3
+        kinds, whole = ("offset", "gaps", "apart"), seed // 40 % 2 == 0
+        memory = [("dense", "dense"), (r.choice(kinds), "dense"), ("dense", r.choice(kinds))][seed // 80 % 3]
         height, width = r.choice(IMAGES)
         most = 3 if height * width > 10_000 else 20 if height * width > 500 else 65
-        channels = r.choice([c for c in PLANES[kind > 0] if c <= most] or [8])
+        channels = r.choice([c for c in PLANES[not whole] if c <= most] or [8])
         sizes = r.choice((1, 2)), r.choice((1, 2, 3, 4, 4, 5, 6)) if table else 4, channels, height, width
-        memory = r.choice(("offset", "gaps", "apart")) if kind == 2 else "dense"
         gpu = r.choice((0, 132)), r.choice((99, 227)) * 1024
         order = r.choice(("forward", "reverse", f"random:{seed}"))
         return cls(sizes, dtype, in_first, out_first, one_by_one, scans, table, memory, *gpu, order, seed)
@@ -199,8 +201,10 @@ class CrossCase:
         _, _, _, height, width = self.sizes
         order = RouteOrder(self._table().int() if self.table else None, height, width, self.scans)
         return [
-            scan_routes(self._arranged(image, self.in_first), order, self.out_first, backend),
-            merge_routes(self._arranged(sequences, self.out_first), order, not self.one_by_one, self.in_first, backend),
+            scan_routes(_arranged(image, self.in_first, self.memory[0]), order, self.out_first, backend),
+            merge_routes(
+                _arranged(sequences, self.out_first, self.memory[1]), order, not self.one_by_one, self.in_first, backend
+            ),
         ]
 
     def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
@@ -239,20 +243,21 @@ class CrossCase:
         steps = [[route_destination(self.scans, k, h, w, height, width) for h, w in pixels] for k in range(routes)]
         return torch.tensor(steps).argsort(1)
 
-    def _arranged(self, tensor: torch.Tensor, first: bool) -> torch.Tensor:
-        """The same values (B, K, L, C), in memory as (B, K, C, L) if channels come first, or else (B, L, K, C)."""
-        axes = (0, 1, 3, 2) if first else (0, 2, 1, 3)
-        shape = [tensor.shape[axis] for axis in axes]
-        if self.memory == "offset":
-            memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(shape)
-        elif self.memory == "apart":
-            memory = torch.full((*shape, 2), torch.nan, dtype=tensor.dtype)[..., 0]
-        elif self.memory == "gaps":
-            pixels = 3 if first else 1
-            larger = [size if axis == pixels else size + 3 for axis, size in enumerate(shape)]
-            inside = [slice(0, n) if axis == pixels else slice(1, n + 1) for axis, n in enumerate(shape)]
-            memory = torch.full(larger, torch.nan, dtype=tensor.dtype)[tuple(inside)]
-        else:
-            memory = torch.empty(shape, dtype=tensor.dtype)
-        memory.copy_(tensor.permute(axes))
-        return memory.permute([axes.index(axis) for axis in range(4)])
+
+def _arranged(tensor: torch.Tensor, first: bool, kind: str) -> torch.Tensor:
+    """The same values (B, K, L, C), in memory as (B, K, C, L) if channels come first, or else (B, L, K, C)."""
+    axes = (0, 1, 3, 2) if first else (0, 2, 1, 3)
+    shape = [tensor.shape[axis] for axis in axes]
+    if kind == "offset":
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(shape)
+    elif kind == "apart":
+        memory = torch.full((*shape, 2), torch.nan, dtype=tensor.dtype)[..., 0]
+    elif kind == "gaps":
+        pixels = 3 if first else 1
+        larger = [size if axis == pixels else size + 3 for axis, size in enumerate(shape)]
+        inside = [slice(0, n) if axis == pixels else slice(1, n + 1) for axis, n in enumerate(shape)]
+        memory = torch.full(larger, torch.nan, dtype=tensor.dtype)[tuple(inside)]
+    else:
+        memory = torch.empty(shape, dtype=tensor.dtype)
+    memory.copy_(tensor.permute(axes))
+    return memory.permute([axes.index(axis) for axis in range(4)])

@@ -52,7 +52,7 @@ def test_scan(case, backend, run_ptx, monkeypatch):
 @pytest.mark.parametrize("table", [True, False])
 def test_cross_scan(backend, first, table, run_ptx):
     sizes, gpu = (2, 4, 7, 5, 9), (132, 227 * 1024)
-    case = CrossCase(sizes, torch.bfloat16, first, first, False, 0, table, "dense", *gpu, "reverse", 1)
+    case = CrossCase(sizes, torch.bfloat16, first, first, False, 0, table, ("dense", "dense"), *gpu, "reverse", 1)
     kernels = run_ptx(backend, 90)
     for ours, exact in zip(case.compute(backend), case.exact()):
         assert torch.equal(ours, exact)
