@@ -21,7 +21,8 @@ def emulated_native():
 
 @pytest.fixture
 def run_ptx(monkeypatch, request):
-    """use(backend, architecture, multiprocessors, shared_bytes): makes the backend run its PTX on CPU tensors; skips without nvcc."""
+    """use(backend, architecture, multiprocessors, shared_bytes): makes the backend run its PTX on CPU tensors; skips
+    without nvcc."""
 
     def use(backend, architecture, multiprocessors=132, shared_bytes=227 * 1024, **options):
         if backend == "triton":

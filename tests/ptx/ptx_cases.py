@@ -71,7 +71,9 @@ class Case:
         """The same in float64, by the loop."""
         return self._run([t.double() for t in self.tensors()], self.loop)
 
-    def _run(self, tensors: list[torch.Tensor], function: Callable[..., tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    def _run(
+        self, tensors: list[torch.Tensor], function: Callable[..., tuple[torch.Tensor, ...]]
+    ) -> list[torch.Tensor]:
         if self.gradients:
             return run(tensors, function)
         with torch.no_grad():

@@ -34,7 +34,7 @@ from ptx_cases import CROSS_SCANS, FLOATS, SCANS, Case, CrossCase
 AnyCase = Case | CrossCase
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
 # Of threads; an order is what shows that a barrier is missing.
-ORDERS = {kind: ("forward", "reverse", "random:1") for kind in KINDS}
+ORDERS = dict.fromkeys(KINDS, ("forward", "reverse", "random:1"))
 MOST_CASES = 60  # of those that execute a fault, the shortest
 ARCHITECTURE = 90
 SAME_BOTH_WAYS = "chooses between a division of 32 bits and one of 64, which give the same"
@@ -138,7 +138,8 @@ def cases() -> Iterator[AnyCase]:
 
 @dataclass
 class Clean:
-    """A case without faults: what its results are compared with, how long it took, and the basic blocks of each kernel that it executes."""
+    """A case without faults: what its results are compared with, how long it took, and the basic blocks of each kernel
+    that it executes."""
 
     case: AnyCase
     reference: list[torch.Tensor]

@@ -36,9 +36,14 @@ def test_what_cannot_be_told_apart_is_not_planted():
     from ptx import parse
     from ptx_faults import equivalent, faults
 
-    body = "bar.sync 0;\nld.shared.u32 %r1, [0];\nbar.sync 0;\nadd.s32 %r1, %r1, 1;\nbar.sync 0;\nst.shared.u32 [0], %r1;"
-    waits = "st.shared.u32 [4], %r1;\nbar.sync 0;\ncp.async.wait_group 0;\nbar.sync 0;\nst.shared.u32 [0], %r1;"
-    expected = {body: [True, True, True], waits: [True, False]}
-    for text, needless in expected.items():
+    barrier, wait = "bar.sync 0;", "cp.async.wait_group 0;"
+    load, store = "ld.shared.u32 %r1, [0];", "st.shared.u32 [0], %r1;"
+    expected = {
+        (barrier, load, barrier, "add.s32 %r1, %r1, 1;", barrier, store): [True, True, True],
+        (store, barrier, wait, barrier, store): [True, False],
+        (store, barrier, load): [False],
+    }
+    for body, needless in expected.items():
+        text = "\n".join(body)
         (kernel,) = parse(f".entry one()\n{{\n.reg .b32 %r<2>;\n{text}\nret;\n}}\n")
         assert [bool(equivalent(fault, kernel)) for fault in faults(kernel)["barrier"]] == needless

@@ -12,7 +12,6 @@ from ptx_to_cpp import translate
 from ptx_tools import require_nvcc
 
 import vmddpm_kernels
-import vmddpm_kernels as vk
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -28,9 +27,13 @@ def test_every_cuda_kernel_is_understood(architecture):
 
 
 # What the models run most: bfloat16 images along routes, in segments and whole.
+KIND = {
+    "dtype": torch.bfloat16, "zoh": False, "softplus": True, "summed": True, "table": True, "channel_last": True,
+    "offsets": (0, 0, 0, 0),
+}  # fmt: skip
 SELECTION = {
-    "segments": Case((1, 4, 37, 40, 16), torch.bfloat16, False, True, True, True, True, (0, 0, 0, 0), 132, "random:1", 1),
-    "whole": Case((2, 2, 37, 128, 16), torch.bfloat16, False, True, True, True, True, (0, 0, 0, 0), 0, "reverse", 2),
+    "segments": Case((1, 4, 37, 40, 16), **KIND, multiprocessors=132, order="random:1", seed=1),
+    "whole": Case((2, 2, 37, 128, 16), **KIND, multiprocessors=0, order="reverse", seed=2),
 }
 
 
@@ -93,8 +96,8 @@ def test_the_random_cases_launch_every_kernel(backend, run_ptx):
     assert launched == there
 
 
-# Of scans 4 types, with and without zoh, and both architectures: 1,600 cases of cuda, 320 of triton. Of cross scans
-# 1,280 and 160.
+# Of scans 4 types, with and without zoh, on both architectures: 1,600 cases of cuda, 320 of triton. Of cross scans and
+# merges 3,840 and 320.
 @pytest.mark.slow
 @pytest.mark.parametrize("zoh", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
