@@ -57,6 +57,8 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
          [round(-t / 2) for t in range(32)]),
         ("mov.f32 %f0, 0f7FC00000; cvt.rzi.s32.f32 %r1, %f0;", [0] * 32),
         ("{ .reg .b32 %r1; mov.u32 %r1, 9; } mov.u32 %r1, 4;", [4] * 32),
+        ("shl.b32 %r2, %r0, 16; or.b32 %r2, %r2, 65535; add.s16x2 %r1, %r2, 65538;",
+         [(t + 1) << 16 | 1 for t in range(32)]),
         ("bfe.u32 %r1, %r0, 1, 3;", [t >> 1 & 7 for t in range(32)]),
     ],
 )  # fmt: skip
