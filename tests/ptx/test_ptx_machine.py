@@ -59,6 +59,8 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
         ("{ .reg .b32 %r1; mov.u32 %r1, 9; } mov.u32 %r1, 4;", [4] * 32),
         ("shl.b32 %r2, %r0, 16; or.b32 %r2, %r2, 65535; add.s16x2 %r1, %r2, 65538;",
          [(t + 1) << 16 | 1 for t in range(32)]),
+        ("sub.s32 %r2, %r0, 5; bfe.s32 %r1, %r2, 1, 3;", [((t - 5 >> 1) + 4) % 8 - 4 for t in range(32)]),
+        ("sub.s32 %r2, %r0, 5; bfe.s32 %r1, %r2, 28, 9;", [-1 if t < 5 else 0 for t in range(32)]),
         ("bfe.u32 %r1, %r0, 1, 3;", [t >> 1 & 7 for t in range(32)]),
     ],
 )  # fmt: skip
