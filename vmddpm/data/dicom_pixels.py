@@ -9,12 +9,13 @@ import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSTransferSyntaxes, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
 from vmddpm.data.dicom_values import padding_of
-from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
+from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
+from vmddpm.data.streams import check_codestream, check_whole
 
 COLOURS = (
     "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422",
@@ -207,9 +208,7 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
                     f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but a stream of "
                     f"its pixels has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
                 )
-            check_ended(content)
-            if dataset.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes:
-                _check_jpeg_ls(content)
+            check_whole(content)
     except DataError:
         raise
     except Exception:  # of a damaged encapsulation, which the decoder tells
@@ -218,17 +217,6 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
         raise DataError(
             f"is cut short: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
         )
-
-
-def _check_jpeg_ls(content: bytes) -> None:
-    """CharLS, in imagecodecs, reports damage within a stream that pylibjpeg's decoder gives pixels of nonetheless."""
-    from imagecodecs import JpeglsError, jpegls_decode
-
-    try:
-        jpegls_decode(content)
-    except JpeglsError as error:
-        if "Invalid JPEG-LS stream" in str(error):  # not of a kind that it does not know
-            raise DataError("is damaged: a JPEG-LS stream in it does not decode; fetch it again") from error
 
 
 def _require_decoder(syntax: UID) -> None:

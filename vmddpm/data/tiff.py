@@ -10,9 +10,10 @@ import numpy as np
 import tifffile
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.pictures import over_black, picture_plane
 from vmddpm.data.slicing import Plane
+from vmddpm.data.streams import check_codestream, check_whole
 
 REDUCED, MASK = 1, 4  # of tag 254, NewSubfileType
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
@@ -96,7 +97,7 @@ def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: Dat
         tiff.filehandle.seek(offset)
         content = tiff.filehandle.read(count)
         check_codestream(content[:STREAM_HEADER], config)
-        check_ended(content)
+        check_whole(content, page.jpegtables)
 
 
 def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
