@@ -122,8 +122,11 @@ def _images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
     """How many images lie behind a page: ImageJ writes large stacks behind a single one, as tifffile does if asked."""
     if tiff.is_imagej and len(tiff.pages) == 1:
         return int((tiff.imagej_metadata or {}).get("images", 1))
-    if page.shaped_description is not None:
-        said = json.loads(page.shaped_description)
+    if (description := page.shaped_description) is not None and description.startswith("{"):  # not of old tifffiles
+        try:
+            said = json.loads(description)
+        except ValueError as error:
+            raise DataError(f"its ImageDescription (270) is damaged ({error}); save it again") from error
         if said.get("truncated"):
             return max(math.prod(int(length) for length in said["shape"]) // page.size, 1)
     return 1
