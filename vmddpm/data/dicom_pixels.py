@@ -66,6 +66,11 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         # Without file meta information, data are in the standard's default syntax.
         little_endian = dataset.original_encoding[1]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+    if not (syntax and syntax.is_compressed) and _is_encapsulated(dataset):
+        raise DataError(
+            f"{named('TransferSyntaxUID')} is {syntax.name if syntax else 'missing'}, but its pixels are encapsulated, "
+            "so that they are compressed in a way that nothing says; set it in the file, or fetch the file again"
+        )
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed
     as_words = not compressed or syntax == RLELossless  # whose pixels are words of BitsAllocated, not of a stream
@@ -127,6 +132,17 @@ def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
         )
     if (allocated := integer_of(dataset, "BitsAllocated", 32)) != 1 and (allocated % 8 or not 8 <= allocated <= 64):
         raise DataError(f"{named('BitsAllocated')} is {allocated}, which is not read; convert the file to 8, 16 or 32")
+
+
+def _is_encapsulated(dataset: pydicom.Dataset) -> bool:
+    """Whether the pixels are a sequence of items (PS3.5, A.4): without a length, or one item after another."""
+    if "PixelData" not in dataset:
+        return False
+    content, at = dataset.PixelData or b"", 0
+    while content[at : at + 4] == b"\xfe\xff\x00\xe0":
+        at += 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+    items = at > 0 and content[at : at + 4] in (b"", b"\xfe\xff\xdd\xe0")
+    return items or bool(dataset["PixelData"].is_undefined_length)
 
 
 def _value_shift(dataset: pydicom.Dataset) -> int:

@@ -14,7 +14,8 @@ from vmddpm.data.transforms import narrowed
 # Where enhanced multi-frame objects keep what others have at the top level.
 FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 FRAME_KEYWORDS = (
-    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
 VOI_KEYWORDS = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -122,11 +123,29 @@ def rescaled(
             raise DataError(f"{named('RescaleSlope')} is 0, which makes all pixels one; correct it in the file")
         factor, offset = slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
         step = None if stored.dtype.kind == "f" else abs(factor)
+        _check_range(stored, factor, offset, step)
         values = narrowed(stored.astype(np.float64) * factor + offset, step)
         least = (least if factor > 0 else least + span - 1) * factor + offset
     if padding is not None:
         values = np.where((stored >= padding[0]) & (stored <= padding[1]), np.float32(np.nan), values)
     return values, least
+
+
+def _check_range(stored: np.ndarray, factor: float, offset: float, step: float | None) -> None:
+    """Raises DataError, naming the attribute, if rescaled values would be larger than floating point holds, or all be
+    one."""
+    least, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    ends = [float(end) for end in (stored.min(), stored.max()) if np.isfinite(end)]
+    if abs(factor) < least or max((abs(end * factor) for end in ends), default=0) > largest:
+        raise DataError(
+            f"{named('RescaleSlope')} is {factor:g}, whose products with the pixels floating point does not hold; "
+            "correct it in the file"
+        )
+    if abs(offset) > (largest if step is None else min(largest, 2**53 * step)):
+        raise DataError(
+            f"{named('RescaleIntercept')} is {offset:g}, beside which the pixels make no difference; correct it in the "
+            "file"
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +209,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 def spacing_of(dataset: pydicom.Dataset) -> tuple[float, float]:
     """Height and width of a pixel; only their ratio matters, so a file without either has square pixels."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
         try:
             sizes = numbers_of(dataset, keyword)
         except ValueError:

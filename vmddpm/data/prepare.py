@@ -27,7 +27,7 @@ from vmddpm.data.dicom import Ranges
 from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
-from vmddpm.data.patients import joined, look_alikes, patient_of, same_subjects
+from vmddpm.data.patients import joined, look_alikes, mixed_patients, patient_of, same_subjects
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges
@@ -141,7 +141,15 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
             "--patient finds the patient in the path",
             stacklevel=3,
         )
-    if groups := same_subjects({info.source: info.patient for info in slices}):
+    patients = {info.source: info.patient for info in slices}
+    if mixed := mixed_patients(patients):
+        folder, inside = next(iter(mixed.items()))
+        warnings.warn(
+            f"{len(mixed)} folders such as {folder} are each taken for one patient, but what is in them, such as "
+            f"{inside[0]} and {inside[1]}, looks like several patients; --patient finds the patient in the path",
+            stacklevel=3,
+        )
+    if groups := same_subjects(patients):
         count = sum(len(group) for group in groups)
         warnings.warn(
             f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but are taken for several "

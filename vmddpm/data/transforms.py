@@ -9,6 +9,7 @@ from vmddpm.data.config import DataConfig, DataError
 
 # ITU-R BT.601, the weights of Pillow's mode "L".
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+FAR = 1e30  # beyond it, and below one over it, differences and quotients of float32 are not sure to be finite
 
 
 def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str = "") -> str:
@@ -93,7 +94,10 @@ def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     if black == white:
         return np.full(pixels.shape, -1, np.float32)
     finite = np.isfinite(pixels)
-    scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
+    if max(abs(black), abs(white)) < FAR and abs(white - black) > 1 / FAR:
+        scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
+    else:
+        scaled = (np.where(finite, pixels.astype(np.float64), black) - black) / (white - black) * 2 - 1
     return np.where(finite, np.clip(scaled, -1, 1), -1).astype(np.float32)
 
 
