@@ -17,6 +17,7 @@ from vmddpm.data.dicom_values import padding_of
 from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
 from vmddpm.data.streams import check_codestream, check_whole
 
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 COLOURS = (
     "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422",
 )  # fmt: skip
@@ -100,6 +101,8 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
             f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
             f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
+    for keyword in PIXEL_KEYWORDS:  # they are as large as what was decoded
+        dataset.pop(keyword, None)
     dataset.BitsStored = bits
     if samples == 1 and not shift and stored.dtype.kind != "f":
         stored = _values_of_stored_bits(dataset, stored, as_words)

@@ -229,6 +229,9 @@ def palette_colours(dataset: pydicom.FileDataset, stored: np.ndarray) -> tuple[n
     tables = [
         _table(dataset, f"{name}Descriptor", f"{name}Data", signed=signed, little_endian=little) for name in names
     ]
-    colours = np.stack([table.look_up(stored) for table in tables], -1)
+    colours = np.empty((*stored.shape, 3), np.uint16)
+    for frame, pixels in enumerate(stored):
+        for channel, table in enumerate(tables):
+            colours[frame, ..., channel] = table.look_up(pixels)
     # Entries of 8 bits may lie in words of 16 (C.7.6.3.1.6).
     return colours, 255 if max(int(table.entries.max()) for table in tables) <= 255 else 65535

@@ -72,10 +72,11 @@ def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
         narrow = values.astype(np.float32, copy=False)
     if values.dtype.itemsize <= 2 or values.dtype == np.float32:
         return narrow
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    finite = np.isfinite(values)  # not a copy of those values, which may be most of the memory
+    if not finite.any():
         return narrow
-    low, high = float(finite.min()), float(finite.max())
+    low = float(values.min(where=finite, initial=np.inf)) if values.dtype.kind == "f" else float(values.min())
+    high = float(values.max(where=finite, initial=-np.inf)) if values.dtype.kind == "f" else float(values.max())
     largest = max(-low, high)
     fits = largest <= 2**6 * (high - low) if step is None else largest <= 2**24 * step
     return narrow if (fits or low == high) and largest <= np.finfo(np.float32).max else values.astype(np.float64)

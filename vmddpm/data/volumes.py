@@ -234,6 +234,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:dimensions, :dimensions]
     affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
     affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
+    del image  # as large as the voxels
     yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
 
 
