@@ -98,7 +98,9 @@ def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     if max(abs(black), abs(white)) < FAR and abs(white - black) > 1 / FAR:
         scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
     else:
-        scaled = (np.where(finite, pixels.astype(np.float64), black) - black) / (white - black) * 2 - 1
+        part = 0.5 if max(abs(black), abs(white)) > 1 else 1.0  # the difference of the largest numbers is infinite
+        values = np.where(finite, pixels.astype(np.float64), black)
+        scaled = (values * part - black * part) / (white * part - black * part) * 2 - 1
     return np.where(finite, np.clip(scaled, -1, 1), -1).astype(np.float32)
 
 
