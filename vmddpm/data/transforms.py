@@ -79,7 +79,7 @@ def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
     high = float(values.max(where=finite, initial=-np.inf)) if values.dtype.kind == "f" else float(values.max())
     largest = max(-low, high)
     fits = largest <= 2**6 * (high - low) if step is None else largest <= 2**24 * step
-    return narrow if (fits or low == high) and largest <= np.finfo(np.float32).max else values.astype(np.float64)
+    return narrow if (fits or low == high) and largest <= float(np.finfo(np.float32).max) else values.astype(np.float64)
 
 
 def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
