@@ -1,14 +1,10 @@
 """What the forward and the backward scan share, and how both are laid out.
 
-A program owns BLOCK channels of one sequence, or of one image along all its routes, and walks it STEPS steps at a
-time. The states of a channel are a tile [PER_THREAD, SLICES, BLOCK], state n = slice * PER_THREAD + s: Triton spreads
-the last axes of a tile over the threads, so that a thread holds PER_THREAD states of one channel in registers. What
-belongs to a step and a channel is loaded as a tile [STEPS, BLOCK] and spread over the slices as [STEPS, SLICES, BLOCK];
-a thread then holds every step of its channel, and taking one of them costs nothing. Steps beyond the end have step size
-zero, which leaves the states as they are.
-
-`state_stride` is 1. The compiler is not told, as it would spread the states of a channel over threads to load them
-side by side, and leave them there."""
+A program owns BLOCK channels of one sequence, or of one image along some of its routes. A tile has one axis, the
+channels, which Triton spreads over the lanes of a warp; the states of a channel are a tuple of such tiles, so that a
+lane holds them all in its registers, and nothing that belongs to a channel is exchanged between lanes. A row of B or C
+belongs to all channels: every lane loads it whole. More than GROUP states are walked in groups, one after another, whose
+results add up. Steps beyond the end have step size zero, which leaves the states as they are."""
 # mypy: ignore-errors
 
 import triton
@@ -18,76 +14,120 @@ from vmddpm_kernels.backends.triton import math
 
 
 @triton.jit
-def pixels_of(table, route, first, length, STEPS: tl.constexpr):
-    """The pixels of steps first, first + 1, ... of a route (0 beyond the end), and which of the steps exist."""
-    step = first + tl.arange(0, STEPS)
-    exists = step < length
-    pixel = tl.where(exists, step, 0)
+def zeros(FLOAT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
+    """N tiles."""
+    tiles = ()
+    for _ in tl.static_range(N):
+        tiles += (tl.zeros([BLOCK], FLOAT),)
+    return tiles
+
+
+@triton.jit
+def load_states(memory, at, stride, first, inside, STATES: tl.constexpr, GROUP: tl.constexpr):
+    """The states first, first + 1, ... of every channel, `stride` apart; zero beyond the last."""
+    tiles = ()
+    for s in tl.static_range(GROUP):
+        mask = inside if STATES % GROUP == 0 else inside & (first + s < STATES)
+        tiles += (tl.load(memory + at + (first + s) * stride, mask=mask, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def store_states(memory, at, stride, first, inside, tiles, STATES: tl.constexpr, GROUP: tl.constexpr):
+    for s in tl.static_range(GROUP):
+        mask = inside if STATES % GROUP == 0 else inside & (first + s < STATES)
+        tl.store(memory + at + (first + s) * stride, tiles[s], mask=mask)
+
+
+@triton.jit
+def load_rates(A, at, first, inside, STATES: tl.constexpr, GROUP: tl.constexpr):
+    rates = ()
+    for s in tl.static_range(GROUP):
+        mask = inside if STATES % GROUP == 0 else inside & (first + s < STATES)
+        rates += (math.as_rate(tl.load(A + at + first + s, mask=mask, other=0.0)),)
+    return rates
+
+
+@triton.jit
+def pixel_of(table, first, step, steps):
+    """The pixel of a step of a chunk that begins with step `first` of a route and has `steps`; that of its first step
+    beyond its end."""
+    step = tl.where(step < steps, step, 0)
     if table is not None:
-        pixel = tl.load(table + route * length + pixel, mask=exists, other=0)
-    return pixel.to(tl.int64), exists
+        return tl.load(table + step).to(tl.int64)
+    else:  # noqa: RET505 - Triton compiles one of two branches
+        return first + step
 
 
 @triton.jit
-def load_rows(tensor, pixel, stride_l, channel, stride_d, inside, ACCUMULATE: tl.constexpr):
-    """[STEPS, BLOCK] of a tensor in pixel order, zero where not inside."""
-    at = pixel[:, None] * stride_l + channel[None, :] * stride_d
-    return tl.load(tensor + at, mask=inside, other=0.0).to(ACCUMULATE)
+def load_row(matrix, row, first, STATES: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """The states first, first + 1, ... of a row of B or C, as every lane needs them: 16 bytes at a time where rows are
+    whole ones, by a tile whose lanes all load the same four."""
+    values = ()
+    if STATES % 4 == 0 and GROUP % 4 == 0:
+        for s in tl.static_range(0, GROUP, 4):
+            at = tl.broadcast_to((row + first + s + tl.arange(0, 4))[None, :], [BLOCK, 4])
+            if STATES % GROUP == 0:
+                four = tl.load(matrix + at)
+            else:
+                four = tl.load(matrix + at, mask=at < row + STATES, other=0.0)
+            even, odd = tl.split(tl.reshape(four, [BLOCK, 2, 2]))
+            s0, s2 = tl.split(even)
+            s1, s3 = tl.split(odd)
+            values += (s0, s1, s2, s3)
+    else:
+        for s in tl.static_range(GROUP):
+            if STATES % GROUP == 0:
+                values += (tl.load(matrix + row + first + s),)
+            else:
+                values += (tl.load(matrix + row + first + s, mask=first + s < STATES, other=0.0),)
+    return values
 
 
 @triton.jit
-def step_sizes(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """delta [STEPS, BLOCK] as it was given, bias [BLOCK] -> the step sizes, zero where not inside."""
+def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
+    """delta as it was given -> the step size, zero where not inside."""
     if bias is not None:
-        delta += bias[None, :]
+        delta += bias
     if SOFTPLUS:
         delta = math.softplus(delta)
     return tl.where(inside, delta, 0.0)
 
 
 @triton.jit
-def spread(tile, SLICES: tl.constexpr):
-    """[STEPS, BLOCK] -> [STEPS, SLICES, BLOCK]."""
-    return tl.broadcast_to(tile[:, None, :], [tile.shape[0], SLICES, tile.shape[1]])
+def advance(h, delta, drive, rates, row_B, ZOH: tl.constexpr, GROUP: tl.constexpr):
+    """One step of the recurrence (paper Eq. 5-6), with drive = delta x: the states after it and their decays."""
+    after, decays = (), ()
+    for s in tl.static_range(GROUP):
+        v = delta * rates[s]
+        decay = math.decay(v)
+        driven = drive * row_B[s]
+        if ZOH:
+            phi, _ = math.zoh_weight(math.from_rate(v), decay)
+            driven *= phi
+        after += (decay * h[s] + driven,)
+        decays += (decay,)
+    return after, decays
 
 
 @triton.jit
-def take(tile, i):
-    """Step i of [STEPS, SLICES, BLOCK] as [1, SLICES, BLOCK]."""
-    here = tl.arange(0, tile.shape[0]) == i
-    return tl.sum(tl.where(here[:, None, None], tile, 0.0), axis=0)[None, :, :]
+def sum_over_lanes(tiles, N: tl.constexpr, DISTANCE: tl.constexpr):
+    """N tiles, a power of two and no more than lanes -> one, of which every BLOCK / N lanes hold the sum over all lanes
+    of one of them, in their order. DISTANCE is BLOCK / 2.
 
-
-@triton.jit
-def put(tile, i, row):
-    """The tile with row [SLICES, BLOCK] as its step i."""
-    here = tl.arange(0, tile.shape[0]) == i
-    return tl.where(here[:, None, None], row[None, :, :], tile)
-
-
-@triton.jit
-def matrix_row(table, route, sequence, step, length, STATES: tl.constexpr):
-    """Where one step's row begins in B and C."""
-    pixel = tl.where(step < length, step, 0)
-    if table is not None:
-        pixel = tl.load(table + route * length + pixel, mask=length > 0, other=0)
-    return (sequence * length + pixel) * STATES
-
-
-@triton.jit
-def load_row(matrix, row, n, STATES: tl.constexpr):
-    """The states n [PER_THREAD, SLICES, 1] of a row."""
-    return tl.load(matrix + row + n, mask=n < STATES, other=0.0)
-
-
-@triton.jit
-def advance(h, delta, drive, rate, row_B, ZOH: tl.constexpr):
-    """One step of the recurrence (paper Eq. 5-6), and its decay: h [PER_THREAD, SLICES, BLOCK], delta and
-    drive = delta x [1, SLICES, BLOCK], row_B [PER_THREAD, SLICES, 1]."""
-    v = delta * rate
-    decay = math.decay(v)
-    drive = drive * row_B
-    if ZOH:
-        phi, _ = math.zoh_weight(math.from_rate(v), decay)
-        drive *= phi
-    return decay * h + drive, decay
+    Lanes at this distance give each other the tiles that the other one goes on with, half of them, so that N sums take
+    about 4 N instructions."""
+    if DISTANCE == 0:
+        return tiles[0]
+    else:  # noqa: RET505 - Triton compiles one of two branches
+        lane = tl.arange(0, tiles[0].shape[0])
+        halved = ()
+        if N == 1:
+            halved += (tiles[0] + tl.gather(tiles[0], lane ^ DISTANCE, 0),)
+        else:
+            upper = lane & DISTANCE != 0
+            for i in tl.static_range(N // 2):
+                low, high = tiles[i], tiles[N // 2 + i]
+                kept, given = tl.where(upper, high, low), tl.where(upper, low, high)
+                halved += (kept + tl.gather(given, lane ^ DISTANCE, 0),)
+        return sum_over_lanes(halved, (N + 1) // 2, DISTANCE // 2)
