@@ -46,20 +46,29 @@ def random_table(K, length):
     return torch.stack([torch.randperm(length) for _ in range(K)]).int()
 
 
-# (B, K, L, D, N): a chunk is 32 steps, a tile of them 1 to 4, and a block 8 to 32 channels, by N.
-@pytest.mark.parametrize("zoh", [False, True])
+# (B, K, L, D, N): a chunk is 32 steps, of which 4 are taken at once, or 1 or 2 backwards; a block is 32 channels; more
+# than 16 states are walked in groups, whose last may be short (20 are 12 and 8).
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 2, 1, 33, 1), (1, 2, 33, 30, 1), (1, 2, 37, 9, 5), (1, 1, 70, 30, 16), (1, 2, 11, 9, 70), (1, 1, 7, 9, 256)],
-)
-def test_sizes(sizes, zoh):
-    check_routes(sizes, FLOAT32, random_table(sizes[1], sizes[2]), repeats=2, zoh=zoh)
+    [
+        (2, 2, 1, 33, 1), (1, 2, 33, 30, 1), (1, 2, 37, 9, 5), (1, 1, 35, 34, 16), (1, 1, 33, 5, 20), (1, 2, 3, 9, 70),
+        (1, 1, 2, 9, 256),
+    ],
+)  # fmt: skip
+def test_sizes(sizes):
+    check_routes(sizes, FLOAT32, random_table(sizes[1], sizes[2]), repeats=2)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 33, 1), (1, 1, 33, 5, 1), (1, 2, 6, 9, 4), (1, 1, 3, 9, 20)])
+def test_zero_order_hold(sizes):
+    check_routes(sizes, FLOAT32, random_table(sizes[1], sizes[2]), repeats=2, zoh=True)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, FLOAT64])
 @pytest.mark.parametrize(("softplus", "zoh"), [(True, False), (False, True)])
 def test_dtypes(dtype, softplus, zoh):
-    check_routes((1, 2, 35, 12, 6), dtype, random_table(2, 35), softplus=softplus, zoh=zoh)
+    length = 5 if zoh else 35
+    check_routes((1, 2, length, 12, 6), dtype, random_table(2, length), softplus=softplus, zoh=zoh)
 
 
 @pytest.mark.parametrize("scans", [0, 1, 2, 3])
@@ -106,14 +115,41 @@ def test_sequences(channel_last):
     check(problems, operator, lambda *t: scan_loop(*t, merge=False), FLOAT32)
 
 
-def test_sixteen_states_a_thread(monkeypatch):
-    """What a forward does where it fills a GPU, on fewer programs."""
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_routes_walked_in_order(dtype, monkeypatch):
+    """Where one program walks all routes of an image, sums have the order that they have where each has its own."""
     from vmddpm_kernels.backends.triton import plan as plans
 
-    original = plans.plan
-    assert original(plans.Scan(1056, 32, 16, False, False, False)).per_thread == 16
-    monkeypatch.setattr(plans, "plan", lambda scan: original(replace(scan, sequences=1056)))
-    check_routes((1, 2, 37, 20, 12), FLOAT32, random_table(2, 37), repeats=2)
+    tensors, table = image_problem(2, 3, 5, 34, 3, dtype), random_table(3, 5)
+    walked = []
+
+    def planned(scan, original=plans.plan):
+        walked.append(routes)
+        return replace(original(scan), walked=routes)
+
+    def operator(*t):
+        return vk.cross_selective_scan(*t[:7], table, initial_state=t[7], return_last_state=True, backend="triton")
+
+    monkeypatch.setattr(plans, "plan", planned)
+    results = []
+    for routes in (1, 3):
+        results.append(run(tensors, operator))
+    assert walked == [1, 1, 3, 3]
+    for name, a, b in zip(RESULTS, *results):
+        assert torch.equal(a, b), name
+
+
+def test_plans():
+    """Groups are even, and of whole vectors where a row has these."""
+    from vmddpm_kernels.backends.triton.plan import Scan, plan
+
+    def planned(batch=1, channels=32, states=16, wide=False, zoh=False, backward=False):
+        return plan(Scan(batch, 4, channels, states, True, wide, zoh, backward))
+
+    assert [planned(states=n).group for n in (1, 5, 16, 17, 20, 33, 64, 256)] == [1, 5, 16, 9, 12, 11, 16, 16]
+    assert [planned(states=n, wide=True).group for n in (8, 16, 17)] == [8, 8, 6]
+    assert [planned(batch=b).walked for b in (1, 4223, 4224)] == [1, 1, 4]
+    assert [planned(batch=b, backward=True).walked for b in (1, 2111, 2112)] == [1, 1, 4]
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -121,21 +157,21 @@ def test_every_plan_that_a_search_tries(backward, monkeypatch):
     """Each is as accurate as the rule's own."""
     from vmddpm_kernels.backends.triton import plan as plans
 
-    tried = plans.neighbours(plans.Scan(1, 12, 6, False, False, backward))
-    assert len(tried) > 4
+    tried = plans.neighbours(plans.Scan(1, 2, 12, 6, True, False, False, backward))
+    assert len(set(tried)) == len(tried) == 6
     monkeypatch.setattr(plans, "plan", lambda scan, original=plans.plan: (
         next(choices) if scan.backward == backward else original(scan)
     ))  # fmt: skip
     choices = iter(tried)
     for _ in tried:
-        check_routes((1, 1, 9, 12, 6), FLOAT32, None)
+        check_routes((1, 2, 9, 12, 6), FLOAT32, None)
 
 
 def test_search(monkeypatch):
     """Asked for, it runs all plans once for all that follows, and takes the fastest."""
     from vmddpm_kernels.backends.triton import plan as plans
 
-    scan, ran = plans.Scan(3, 40, 16, False, False, True), []
+    scan, ran = plans.Scan(3, 4, 40, 16, True, False, False, True), []
     tried = plans.neighbours(scan)
     assert tried[0] == plans.plan(scan) == plans.chosen_plan(scan, ran.append, torch.device("cpu"))
     assert not ran

@@ -99,7 +99,7 @@ class TritonPtx:
     most_blocks: int | None = None
     launched: list[Launched] = field(default_factory=list)
 
-    def launch(self, kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any) -> None:
+    def launch(self, kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
         if not programs:
             return
         function = getattr(kernel, "fn", kernel)
@@ -107,11 +107,12 @@ class TritonPtx:
             self.launched.append(Launched(None, function.__name__, self.architecture, programs, 0, 0))
             return
         parameters = inspect.signature(function).parameters
-        values = dict(zip(parameters, arguments)) | {n: v for n, v in options.items() if n in parameters}
-        constants = {n for n, p in parameters.items() if "constexpr" in str(p.annotation)}
+        values = {n: arguments[n] for n in parameters}
+        options = {n: v for n, v in arguments.items() if n not in parameters}
+        constants = {n for n, p in parameters.items() if "constexpr" in str(p.annotation)} | set(options)
         request = {
             "module": function.__module__, "kernel": function.__name__,
-            "options": {n: _described(v, n in constants or n in options) for n, v in (values | options).items()},
+            "options": {n: _described(v, n in constants) for n, v in arguments.items()},
         }  # fmt: skip
         one = compiled(self.architecture, json.dumps(request), self.mode)
         tensors = [Argument.of(n, values[n]) for n, t in one.signature.items() if isinstance(values.get(n), Tensor)]

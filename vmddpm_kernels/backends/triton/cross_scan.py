@@ -30,8 +30,13 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class _Side(NamedTuple):
     """An image or sequences (B, K, L, C), with stride 0 where the routes share one image."""
 
+    name: str  # of the kernel's parameter
     tensor: Tensor
     strides: tuple[int, int, int, int]
+
+    def arguments(self) -> dict[str, Any]:
+        strides = {f"{self.name}_{axis}": stride for axis, stride in zip("bkld", self.strides)}
+        return {self.name: self.tensor, **strides}
 
     @property
     def in_rows(self) -> bool:
@@ -48,9 +53,9 @@ class _Side(NamedTuple):
         return self.tensor.data_ptr() % SECTOR_BYTES // self.tensor.element_size()
 
 
-def _side(tensor: Tensor, shared: bool = False) -> _Side:
+def _side(name: str, tensor: Tensor, shared: bool = False) -> _Side:
     b, k, l, d = tensor.stride()
-    return _Side(tensor, (b, 0 if shared else k, l, d))
+    return _Side(name, tensor, (b, 0 if shared else k, l, d))
 
 
 class _Tile(NamedTuple):
@@ -97,14 +102,16 @@ def _launch_planes(kernel: Any, image: _Side, sequences: _Side, order: RouteOrde
     batch, _, _, channels = sequences.tensor.shape
     size = sequences.tensor.element_size()
     tile = _tile(order, channels, size, image.in_rows or sequences.in_rows)
-    layouts = [_layout(side, tile, order).value for side in (image, sequences)]
+    sides: dict[str, Any] = {}
+    for side in (image, sequences):
+        layout = _layout(side, tile, order).value
+        sides |= {**side.arguments(), f"{side.name}_lead": side.lead(), side.name.upper(): layout}
     programs = batch * images * -(-channels // tile.group)
     programs *= -(-order.height // tile.height) * -(-order.width // tile.width)
     launch(
-        kernel, programs, image.tensor.device,
-        image.tensor, *image.strides, image.lead(), sequences.tensor, *sequences.strides, sequences.lead(),
-        images, order.scans, order.height, order.width, channels, tile.group, tile.height, tile.width, *layouts,
-        tile.numbers, VECTOR_BYTES // size, **types, num_warps=tile.numbers // PER_THREAD // warp_size(),
+        kernel, programs, image.tensor.device, **sides, images=images, scans=order.scans, height=order.height,
+        width=order.width, channels=channels, group=tile.group, tile_height=tile.height, tile_width=tile.width,
+        N=tile.numbers, VECTOR=VECTOR_BYTES // size, **types, num_warps=tile.numbers // PER_THREAD // warp_size(),
     )  # fmt: skip
 
 
@@ -121,9 +128,10 @@ def _launch_rows(
     aligned = all(side.aligned(side.strides[2], channels) for side in in_rows)
     launch(
         kernel, batch * images * -(-channels // CHANNELS) * -(-length // PIXELS), image.tensor.device,
-        image.tensor, *image.strides, sequences.tensor, *sequences.strides, inverse, images, routes, order.scans,
-        order.height, order.width, length, channels, _unit(image), _unit(sequences), vector if aligned else 1,
-        PIXELS, CHANNELS, **types, num_warps=4,
+        **image.arguments(), **sequences.arguments(), inverse=inverse, images=images, routes=routes, scans=order.scans,
+        height=order.height, width=order.width, length=length, channels=channels, IMAGE=_unit(image),
+        VECTOR=vector if aligned else 1, PIXELS=PIXELS, CHANNELS=CHANNELS, **types, num_warps=4,
+        **{sequences.name.upper(): _unit(sequences)},
     )  # fmt: skip
 
 
@@ -131,8 +139,9 @@ def _launch_gather(image: _Side, out: _Side, table: Tensor, merge: bool, accumul
     batch, sequences, length, channels = out.tensor.shape
     launch(
         gather_along_routes, batch * sequences * -(-length // STEPS) * -(-channels // CHANNELS), image.tensor.device,
-        image.tensor, *image.strides, out.tensor, *out.strides, table, table.shape[0], length, channels,
-        MERGE=merge, ACCUMULATE=accumulate, STEPS=STEPS, CHANNELS=CHANNELS, num_warps=4,
+        **image._replace(name="image").arguments(), **out._replace(name="out").arguments(), table=table,
+        routes=table.shape[0], length=length, channels=channels, MERGE=merge, ACCUMULATE=accumulate,
+        STEPS=STEPS, CHANNELS=CHANNELS, num_warps=4,
     )  # fmt: skip
 
 
@@ -161,7 +170,7 @@ def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
     batch, images, length, channels = x.shape
     routes = order.route_count()
     out = empty((batch, routes, length, channels), channel_first, x.dtype, x.device)
-    image, sequences = _side(_as_bits(x), images == 1), _side(_as_bits(out))
+    image, sequences = _side("image", _as_bits(x), images == 1), _side("out", _as_bits(out))
     if order.table is not None:
         check_table_once(order.table, length)
         table = int32(order.table)
@@ -185,10 +194,10 @@ def cross_merge(y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: b
     # Triton's interpreter cuts digits off where a GPU rounds to bfloat16: there torch does it.
     dtype = wide if sum_routes and INTERPRETED else y.dtype
     out = empty((batch, images, length, channels), channel_first, dtype, y.device)
-    image, sequences = _side(out, sum_routes), _side(y)
+    image, sequences = _side("image", out, sum_routes), _side("y", y)
     accumulate = tl.float64 if wide == torch.float64 else tl.float32
     if not sum_routes:
-        image, sequences = _side(_as_bits(out)), _side(_as_bits(y))
+        image, sequences = _side("image", _as_bits(out)), _side("y", _as_bits(y))
         accumulate = {2: tl.int16, 4: tl.int32, 8: tl.int64}[y.element_size()]
     if order.table is not None:
         check_table_once(order.table, length)

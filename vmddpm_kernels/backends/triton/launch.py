@@ -17,12 +17,9 @@ INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 
 def kernel(function: Callable[..., Any]) -> Any:
     """`triton.jit` that compiles one kernel for all sizes, strides and addresses: only what is declared tl.constexpr is
-    known to the compiler. (By default each integer that is 1 or divisible by 16 makes a kernel of its own.) The
-    matrices B and C are an exception: where they are aligned, their rows are fetched 16 bytes at a time."""
+    known to the compiler. (By default each integer or address that is divisible by 16 makes a kernel of its own.)"""
     parameters = inspect.signature(function).parameters.values()
-    return triton.jit(
-        do_not_specialize=[p.name for p in parameters if p.annotation is not tl.constexpr and p.name not in ("B", "C")]
-    )(function)
+    return triton.jit(do_not_specialize=[p.name for p in parameters if p.annotation is not tl.constexpr])(function)
 
 
 @lru_cache
@@ -44,11 +41,21 @@ def check_memory(tensors: Iterable[Tensor | None]) -> None:
             )
 
 
-def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any) -> None:
-    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535."""
+def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
+    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535. Products and sums
+    are fused, whatever this version of Triton does by default."""
     if programs:
         with _current(device):
-            kernel[(programs,)](*arguments, **options)
+            kernel[(programs,)](**arguments, enable_fp_fusion=True)
+
+
+def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
+    """A (B, K, L, D) tensor as kernels take it, by the names of their parameters; or (B, L, D), which is that of every
+    route."""
+    b, k, l, d = (0, 0, 0, 0)
+    if tensor is not None:
+        b, k, l, d = tensor.stride() if tensor.dim() == 4 else (tensor.stride(0), 0, *tensor.stride()[1:])
+    return {name: tensor, f"{name}_b": b, f"{name}_k": k, f"{name}_l": l, f"{name}_d": d}
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:

@@ -26,11 +26,13 @@ def from_rate(v):
 
 
 @triton.jit
-def decay(v):
-    if v.dtype == tl.float64:
-        return tl.exp(v)
-    else:  # noqa: RET505
-        return tl.exp2(v)
+def decays(delta, rates, N: tl.constexpr):
+    """e^(delta A) of N rates."""
+    tiles = ()
+    for s in tl.static_range(N):
+        v = delta * rates[s]
+        tiles += (tl.exp(v) if v.dtype == tl.float64 else tl.exp2(v),)
+    return tiles
 
 
 @triton.jit
@@ -83,8 +85,9 @@ def softplus_slope(y):
 
 
 @triton.jit
-def zoh_weight(v, exp_v):
-    """phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, and its derivative (e^v - phi) / v, given e^v.
+def zoh_weight(v, exp_v, SLOPE: tl.constexpr):
+    """phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, given e^v; with SLOPE its derivative too,
+    (e^v - phi) / v.
 
     Below |v| = 1 both come from their Taylor series, as the quotients would cancel."""
     if v.dtype == tl.float64:
@@ -94,9 +97,14 @@ def zoh_weight(v, exp_v):
     series = v * 0.0 + 1.0
     slope = v * 0.0
     for i in tl.static_range(TERMS):
-        slope = (series + v * slope) * (1.0 / (TERMS + 1.0 - i))
+        if SLOPE:
+            slope = (series + v * slope) * (1.0 / (TERMS + 1.0 - i))
         series = 1.0 + v * series * (1.0 / (TERMS + 1.0 - i))
     small = tl.abs(v) < 1.0
     over_v = 1.0 / tl.where(small, 1.0, v)
     quotient = (exp_v - 1.0) * over_v
-    return tl.where(small, series, quotient), tl.where(small, slope, (exp_v - quotient) * over_v)
+    phi = tl.where(small, series, quotient)
+    if SLOPE:
+        return phi, tl.where(small, slope, (exp_v - quotient) * over_v)
+    else:  # noqa: RET505 - Triton compiles one of two branches
+        return phi

@@ -1,9 +1,9 @@
-"""How a scan is cut into programs and threads: a rule, and on request a search among its neighbours."""
+"""How a scan is cut into programs: a rule, and on request a search among its neighbours."""
 
 import os
 import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,71 +14,65 @@ from vmddpm_kernels.backends.triton.launch import warp_size
 
 @dataclass(frozen=True)
 class Plan:
-    """What a program does at once, see scan_steps.py."""
+    """What a program does: its channels, the routes of an image that it walks, the states that it holds and the steps
+    that it takes at once."""
 
-    per_thread: int
-    slices: int
     block: int
+    walked: int
+    group: int
     steps: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        warps = max(1, self.slices * self.block // warp_size())
-        tile = {"PER_THREAD": self.per_thread, "SLICES": self.slices, "BLOCK": self.block, "STEPS": self.steps}
-        return {**tile, "num_warps": warps}
 
 
 @dataclass(frozen=True)
 class Scan:
     """What a plan depends on: sizes alone, as the order of sums follows from it."""
 
-    sequences: int  # that programs walk side by side
+    batch: int
+    routes: int
     channels: int
     states: int
+    sum_routes: bool
     wide: bool
     zoh: bool
     backward: bool
+
+    def groups(self, plan: Plan) -> int:
+        return -(-self.states // plan.group)
+
+    def adds(self, plan: Plan) -> bool:
+        """Whether a program adds to what it has stored."""
+        return plan.walked * self.groups(plan) > 1
 
 
 def plan(scan: Scan) -> Plan:
     """The plan, unless it is searched for.
 
-    per_thread   4 states, as the backward holds those of a few steps in registers; in float64, where each takes two, 1;
-                 16 in a forward where warps of 32 channels alone fill a large GPU (132 multiprocessors, 8 warps
-                 each): what all slices of a channel repeat is then done once
-    slices       the other states of a channel, in other threads: at most 64, beyond which a thread holds more states
-    block        as many channels as 128 threads allow: at most 32, and at least 8, which are whole sectors of memory
-    steps        4; half of that where 512 threads leave each half as many registers, half in the backward in float64,
-                 with the terms of zero-order hold or beside 512 threads, and for a warp on its own, which the assembler
-                 gives few registers, as many as make 4 states"""
-    padded = 1 << (scan.states - 1).bit_length()
-    fills = scan.sequences * -(-scan.channels // 32) >= 132 * 8
-    per_thread = 1 if scan.wide else 16 if fills and padded <= 16 and not scan.zoh and not scan.backward else 4
-    slices = min(64, max(1, padded // per_thread))
-    steps = 2 if slices == 64 else 4
+    block    the lanes of a warp
+    walked   one route, and what routes add up is summed from an image each; all in order, which takes no more memory
+             than their sum, where that alone makes the warps of two waves, of 16 warps a multiprocessor, or of 8 in the
+             backward, whose registers allow no more
+    group    16 states in even groups, 8 in float64, where each takes two registers
+    steps    4, whose loads then come before what waits for them; in the backward, which holds the states and the decays
+             of each in registers, 2; 1 in float64 and with the terms of zero-order hold"""
+    most = 8 if scan.wide else 16
+    groups = -(-scan.states // most)
+    group = -(-scan.states // groups)
+    if groups > 1 and scan.states % 4 == 0:
+        group += -group % 4  # whole vectors of a row
+    block = warp_size()
+    waves = scan.batch * -(-scan.channels // block) / (2 * 132 * (8 if scan.backward else 16))
+    steps = 4
     if scan.backward:
-        steps //= 2 if scan.wide or scan.zoh or slices == 64 else 1
-        steps = min(steps, 4 // padded) if slices == 1 else steps
-    return Plan(padded // slices, slices, min(32, max(8, 128 // slices)), steps)
+        steps = 1 if scan.wide or scan.zoh else 2
+    return Plan(block, scan.routes if scan.sum_routes and waves >= 1 else 1, group, steps)
 
 
 def neighbours(scan: Scan) -> list[Plan]:
-    """The plan and what a search tries beside it: twice and half the channels, the states of a channel in half and
-    twice as many threads, half the steps. Left out are programs of less than a warp or more than 512 threads, and what
-    holds more than 64 bytes of states a thread, in the backward for all steps together."""
+    """The plan and what a search tries beside it: half and twice the steps, and whether routes are walked in order."""
     first = plan(scan)
-    padded = first.per_thread * first.slices
-    found = [first]
-    for slices in (first.slices, first.slices // 2, first.slices * 2):
-        if not 1 <= slices <= padded:
-            continue
-        for block in (first.block, first.block // 2, first.block * 2):
-            for steps in (first.steps, max(1, first.steps // 2)):
-                one = Plan(padded // slices, slices, block, steps)
-                held = one.per_thread * (8 if scan.wide else 4) * (steps if scan.backward else 1)
-                if one not in found and 32 <= slices * block <= 512 and held <= 64:
-                    found.append(one)
-    return found
+    walks = [first.walked] + [n for n in {1, scan.routes} - {first.walked} if scan.sum_routes]
+    steps = [n for n in (first.steps, first.steps // 2, first.steps * 2) if n]
+    return [replace(first, walked=w, steps=n) for w in walks for n in steps]
 
 
 _searched: dict[Any, Plan] = {}

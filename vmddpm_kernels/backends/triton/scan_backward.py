@@ -7,6 +7,7 @@ from vmddpm_kernels.backends.triton import math
 from vmddpm_kernels.backends.triton.launch import kernel
 from vmddpm_kernels.backends.triton.scan_steps import (
     advance,
+    inner,
     load_rates,
     load_row,
     load_states,
@@ -37,7 +38,7 @@ def scan_backward(
       dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 
     Chunks are walked from the last to the first: once forwards from the checkpoint, keeping in `scratch`
-    (programs, CHUNK / STEPS, GROUP, BLOCK) the states before each STEPS steps, then backwards, STEPS at a time, whose
+    (programs, tiles of a chunk, GROUP, BLOCK) the states before each STEPS steps, then backwards, STEPS at a time, whose
     states are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block;
     dA (B, K, D, N), dD and ddelta_bias (B, K, D) over the steps of a sequence. What a program walks, and adds to dx,
     is as in the forward; groups of states add to ddelta too."""
@@ -54,7 +55,8 @@ def scan_backward(
     sequence = program // blocks * walked
     batch, first_route = sequence // routes, sequence % routes
     chunks = tl.cdiv(length, CHUNK)
-    kept = scratch + program * (CHUNK // STEPS * GROUP * BLOCK) + lane
+    tiles = tl.cdiv(tl.minimum(length, CHUNK), STEPS)
+    kept = scratch + program * tiles * (GROUP * BLOCK) + lane
     own_state = lane // SHARE % PADDED
     sums = tl.where(lane < BLOCK // 2, dB, dC) + block * batches * routes * length * STATES + own_state
 
@@ -132,21 +134,20 @@ def scan_backward(
                     row = (sequence * length + pixels[i]) * STATES
                     row_B = load_row(B, row, first, STATES, GROUP, BLOCK)
                     row_C = load_row(C, row, first, STATES, GROUP, BLOCK)
-                    dsize, ddrive = tl.zeros([BLOCK], FLOAT), tl.zeros([BLOCK], FLOAT)
-                    before, dB_terms, dC_terms, dA_added = (), (), (), ()
+                    before, dvs, weighted, dB_terms, dC_terms, dA_added = (), (), (), (), (), ()
                     for s in tl.static_range(GROUP):
                         g = dh[s] + slope * row_C[s]
                         carried = decays[i][s] * g
                         dv = carried * states[i][s]
-                        weighted = g
+                        through = g
                         if ZOH:
-                            phi, dphi = math.zoh_weight(math.from_rate(size * rates[s]), decays[i][s])
+                            phi, dphi = math.zoh_weight(math.from_rate(size * rates[s]), decays[i][s], True)
                             dv += g * dphi * drive * row_B[s]
-                            weighted = g * phi
+                            through = g * phi
+                        dvs += (dv,)
+                        weighted += (through,)
                         dA_added += (dA_sums[s] + dv * size,)
-                        dsize += dv * rates[s]
-                        ddrive += weighted * row_B[s]
-                        dB_terms += (weighted * drive,)
+                        dB_terms += (through * drive,)
                         dC_terms += (slope * after[s],)
                         before += (carried,)
                     dh, dA_sums = before, dA_added
@@ -157,7 +158,8 @@ def scan_backward(
                     tl.store(sums + row + first, sum, mask=sums_stored & exists)
 
                     inside = owned & exists
-                    dsize = math.from_rate(dsize) + ddrive * u
+                    ddrive = inner(weighted, row_B, GROUP)
+                    dsize = math.from_rate(inner(dvs, rates, GROUP)) + ddrive * u
                     if SOFTPLUS:
                         dsize *= math.softplus_slope(size)
                     dsize = tl.where(inside, dsize, 0.0)

@@ -6,6 +6,7 @@ import triton.language as tl
 from vmddpm_kernels.backends.triton.launch import kernel
 from vmddpm_kernels.backends.triton.scan_steps import (
     advance,
+    inner,
     load_rates,
     load_row,
     load_states,
@@ -69,30 +70,28 @@ def scan_forward(
             steps = tl.minimum(length - start, CHUNK).to(tl.int32)
             for step in range(0, steps, STEPS):
                 # The loads of all steps come before their stores, which nothing is moved across.
-                pixels, us, sizes, outs = (), (), (), ()
+                pixels, us, sizes, earlier, outs = (), (), (), (), ()
                 for i in tl.static_range(STEPS):
                     pixel = pixel_of(order, start, step + i, steps)
                     inside = owned & (step + i < steps)
                     u = tl.load(x_at + pixel * x_l, mask=inside, other=0.0).to(FLOAT)
                     size = tl.load(delta_at + pixel * delta_l, mask=inside, other=0.0).to(FLOAT)
-                    out = tl.zeros([BLOCK], FLOAT)
-                    if D is not None:
-                        out = skip * u
                     if ADDS:
-                        out += tl.load(y_at + pixel * y_l, mask=inside & (part > 0), other=0.0).to(FLOAT)
+                        earlier += (tl.load(y_at + pixel * y_l, mask=inside & (part > 0), other=0.0).to(FLOAT),)
                     pixels += (pixel,)
                     us += (u,)
                     sizes += (step_size(size, bias, inside, SOFTPLUS),)
-                    outs += (out,)
                 for i in tl.static_range(STEPS):
                     row = (sequence * length + pixels[i]) * STATES
                     row_B = load_row(B, row, first, STATES, GROUP, BLOCK)
                     row_C = load_row(C, row, first, STATES, GROUP, BLOCK)
                     h, _ = advance(h, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
-                    out = outs[i]
-                    for s in tl.static_range(GROUP):
-                        out += h[s] * row_C[s]
+                    out = inner(h, row_C, GROUP)
+                    if D is not None:
+                        out += skip * us[i]
+                    if ADDS:
+                        out += earlier[i]
                     outs += (out,)
                 for i in tl.static_range(STEPS):
-                    tl.store(y_at + pixels[i] * y_l, outs[STEPS + i], mask=owned & (step + i < steps))
+                    tl.store(y_at + pixels[i] * y_l, outs[i], mask=owned & (step + i < steps))
         store_states(last_state, state, 1, first, owned, h, STATES, GROUP)

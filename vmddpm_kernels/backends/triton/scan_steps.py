@@ -61,26 +61,24 @@ def pixel_of(table, first, step, steps):
 
 @triton.jit
 def load_row(matrix, row, first, STATES: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """The states first, first + 1, ... of a row of B or C, as every lane needs them: 16 bytes at a time where rows are
-    whole ones, by a tile whose lanes all load the same four."""
+    """The states first, first + 1, ... of a row of B or C, as every lane needs them. Rows that are whole vectors of 16
+    bytes are loaded as such, and begin at 16 bytes: by a tile whose lanes all load the same four states."""
     values = ()
     if STATES % 4 == 0 and GROUP % 4 == 0:
         for s in tl.static_range(0, GROUP, 4):
-            at = tl.broadcast_to((row + first + s + tl.arange(0, 4))[None, :], [BLOCK, 4])
+            state = tl.broadcast_to((first + s + tl.arange(0, 4))[None, :], [BLOCK, 4])
+            at = tl.max_contiguous(tl.multiple_of(matrix + row + state, [1, 16]), [1, 4])
             if STATES % GROUP == 0:
-                four = tl.load(matrix + at)
+                four = tl.load(at)
             else:
-                four = tl.load(matrix + at, mask=at < row + STATES, other=0.0)
+                four = tl.load(at, mask=tl.max_constancy(state < STATES, [1, 4]), other=0.0)
             even, odd = tl.split(tl.reshape(four, [BLOCK, 2, 2]))
             s0, s2 = tl.split(even)
             s1, s3 = tl.split(odd)
             values += (s0, s1, s2, s3)
     else:
         for s in tl.static_range(GROUP):
-            if STATES % GROUP == 0:
-                values += (tl.load(matrix + row + first + s),)
-            else:
-                values += (tl.load(matrix + row + first + s, mask=first + s < STATES, other=0.0),)
+            values += (tl.load(matrix + row + first + s, mask=first + s < STATES, other=0.0),)
     return values
 
 
@@ -97,17 +95,31 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def advance(h, delta, drive, rates, row_B, ZOH: tl.constexpr, GROUP: tl.constexpr):
     """One step of the recurrence (paper Eq. 5-6), with drive = delta x: the states after it and their decays."""
-    after, decays = (), ()
+    decays = math.decays(delta, rates, GROUP)
+    after = ()
     for s in tl.static_range(GROUP):
-        v = delta * rates[s]
-        decay = math.decay(v)
         driven = drive * row_B[s]
         if ZOH:
-            phi, _ = math.zoh_weight(math.from_rate(v), decay)
-            driven *= phi
-        after += (decay * h[s] + driven,)
-        decays += (decay,)
+            driven *= math.zoh_weight(math.from_rate(delta * rates[s]), decays[s], False)
+        after += (decays[s] * h[s] + driven,)
     return after, decays
+
+
+@triton.jit
+def inner(a, b, N: tl.constexpr):
+    """The sum of N products. In four parts: a chain of N would wait for each, and add up the rounding of them all."""
+    parts = ()
+    for s in tl.static_range(N if N < 4 else 4):
+        parts += (a[s] * b[s],)
+    for s in tl.static_range(4, N):
+        longer = ()
+        for i in tl.static_range(4):
+            longer += (parts[i] + a[s] * b[s] if s % 4 == i else parts[i],)
+        parts = longer
+    total = parts[0]
+    for i in tl.static_range(1, N if N < 4 else 4):
+        total += parts[i]
+    return total
 
 
 @triton.jit

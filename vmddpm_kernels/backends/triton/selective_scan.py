@@ -17,13 +17,15 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.triton import CHUNK
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, strided
 from vmddpm_kernels.backends.triton.plan import Plan, Scan, chosen_plan
 from vmddpm_kernels.backends.triton.scan_backward import scan_backward as backward_kernel
+from vmddpm_kernels.backends.triton.scan_fold import fold_routes
 from vmddpm_kernels.backends.triton.scan_forward import scan_forward as forward_kernel
 from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
+FOLDED = 1024  # numbers of a program of fold_routes
 _T = TypeVar("_T")
 
 
@@ -46,45 +48,71 @@ class _Launch:
                 self.order = private_copy(self.order)
         inputs = with_parameters_cast(inputs, self.order, self.dtype)
         self.inputs = inputs._replace(
-            x=inputs.x.detach(), delta=inputs.delta.detach(),
-            B=cast_given(inputs.B, self.dtype), C=cast_given(inputs.C, self.dtype),
-        )  # fmt: skip
-        self.programs_side_by_side = self.sizes.batch * (1 if self.sizes.sum_routes else self.sizes.routes)
-        self.constants = {
-            "STATES": self.sizes.states, "CHUNK": CHUNK, "SOFTPLUS": options.delta_softplus, "ZOH": options.zoh,
-            "MERGE": self.sizes.sum_routes,
-        }  # fmt: skip
+            x=inputs.x.detach(), delta=inputs.delta.detach(), B=self._matrix(inputs.B), C=self._matrix(inputs.C)
+        )
+
+    def _matrix(self, matrix: Tensor) -> Tensor:
+        """B or C, which begins where vectors of 16 bytes do."""
+        matrix = cast_given(matrix, self.dtype)
+        return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
     def run_with_plan(self, run: Callable[[Plan], _T], backward: bool) -> _T:
-        _, _, _, channels, states, wide, _ = self.sizes
-        scan = Scan(self.programs_side_by_side, channels, states, wide, self.options.zoh, backward)
-        return run(chosen_plan(scan, run, self.device))
+        batch, routes, _, channels, states, wide, sum_routes = self.sizes
+        self.scan = Scan(batch, routes, channels, states, sum_routes, wide, self.options.zoh, backward)
+        return run(chosen_plan(self.scan, run, self.device))
 
     def blocks(self, plan: Plan) -> int:
         return -(-self.sizes.channels // plan.block)
 
+    def programs(self, plan: Plan) -> int:
+        return self.sizes.batch * self.sizes.routes // plan.walked * self.blocks(plan)
+
+    def arguments(self, plan: Plan) -> dict[str, Any]:
+        """What the forward and the backward kernel both take."""
+        x, delta, A, B, C, D, delta_bias, _, table = self.inputs
+        _, routes, length, channels, states, *_ = self.sizes
+        return {
+            **strided("x", x), **strided("delta", delta), "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
+            "table": table, "routes": routes, "length": length, "channels": channels, "walked": plan.walked,
+            "STATES": states, "CHUNK": CHUNK, "SOFTPLUS": self.options.delta_softplus, "ZOH": self.options.zoh,
+            "ADDS": self.scan.adds(plan), "GROUP": plan.group, "STEPS": plan.steps, "BLOCK": plan.block,
+            "num_warps": 1,
+        }  # fmt: skip
+
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def empty_like(self, tensor: Tensor) -> Tensor:
-        """y or dx, or ddelta, in the dtype of x or delta unless several routes add up to it, then in that of the
-        accumulation. Triton's interpreter cuts digits off where a GPU rounds to bfloat16, so there torch does it."""
-        summed = tensor.dim() == 3 and self.sizes.routes > 1
-        exact = self.sizes.wide or summed or (INTERPRETED and tensor.dtype == torch.bfloat16)
+    def empty_like(self, tensor: Tensor, exact: bool) -> Tensor:
+        """y or dx, or ddelta, in the dtype of x or delta unless it is needed `exact`, then in that of the accumulation.
+        Triton's interpreter cuts digits off where a GPU rounds to bfloat16, so there torch does it."""
+        exact = exact or self.sizes.wide or (INTERPRETED and tensor.dtype == torch.bfloat16)
         dtype = self.dtype if exact else tensor.dtype
         return empty(tensor.shape, self.options.channel_first, dtype, self.device)
 
+    def folds(self, plan: Plan) -> bool:
+        return self.sizes.sum_routes and plan.walked < self.sizes.routes
 
-def _strided(tensor: Tensor | None) -> tuple[Any, ...]:
-    """A (B, K, L, D) tensor as the kernels take it, or (B, L, D), which is that of every route."""
-    if tensor is None:
-        return None, 0, 0, 0, 0
-    strides = tensor.stride()
-    return tensor, strides[0], 0 if tensor.dim() == 3 else strides[1], *strides[-2:]
+    def image(self, plan: Plan) -> Tensor:
+        """What programs fill of y or dx: where each walks but one route of an image, (B, K, L, D), image after image for
+        each route."""
+        x = self.inputs.x
+        if not self.folds(plan):
+            return self.empty_like(x, exact=self.scan.adds(plan))
+        batch, length, channels = x.shape
+        size = length * channels
+        l, d = (1, length) if self.options.channel_first else (channels, 1)
+        shape, strides = (batch, self.sizes.routes, length, channels), (size, batch * size, l, d)
+        return torch.empty_strided(shape, strides, dtype=self.dtype, device=self.device)
 
-
-def _sizes(sizes: ScanSizes) -> tuple[int, int, int]:
-    return sizes.routes, sizes.length, sizes.channels
+    def summed(self, plan: Plan, image: Tensor) -> Tensor:
+        if not self.folds(plan):
+            return image
+        total = self.empty_like(self.inputs.x, exact=False)
+        launch(
+            fold_routes, -(-total.numel() // FOLDED), self.device, image=total, parts=image, size=total.numel(),
+            routes=self.sizes.routes, BLOCK=FOLDED, num_warps=4,
+        )  # fmt: skip
+        return total
 
 
 def scan(
@@ -96,19 +124,16 @@ def scan(
 
 
 def _forward(p: _Launch, plan: Plan, inputs: ScanInputs, checkpoint_shape: tuple[int, ...] | None) -> ScanResult:
-    x, delta, A, B, C, D, delta_bias, initial_state, table = p.inputs
     batch, routes, _, channels, states, *_ = p.sizes
-    blocks = p.blocks(plan)
-    y = p.empty_like(x)
+    y = p.image(plan)
     last_state = p.empty(batch, routes, channels, states)
     checkpoints = None if checkpoint_shape is None else p.empty(*checkpoint_shape)
     launch(
-        forward_kernel, blocks * p.programs_side_by_side, p.device,
-        *_strided(x), *_strided(delta), A, B, C, D, delta_bias, initial_state, table,
-        *_strided(y), last_state, checkpoints, *_sizes(p.sizes), blocks, 1,
-        **p.constants, **plan.options,
+        forward_kernel, p.programs(plan), p.device, **p.arguments(plan), **strided("y", y),
+        initial_state=p.inputs.initial_state, last_state=last_state, checkpoints=checkpoints,
     )  # fmt: skip
-    return ScanResult(y.to(x.dtype), last_state, checkpoints, None if checkpoints is None else table)
+    y = p.summed(plan, y).to(inputs.x.dtype)
+    return ScanResult(y, last_state, checkpoints, None if checkpoints is None else p.inputs.table)
 
 
 def scan_backward(
@@ -127,21 +152,18 @@ def _backward(
     p: _Launch, plan: Plan, dy: Tensor | None, dlast_state: Tensor | None, checkpoints: Tensor
 ) -> ScanGradients:
     """In the type of the accumulation where that takes sums."""
-    x, delta, A, B, C, D, delta_bias, initial_state, table = p.inputs
+    _, delta, _, _, _, D, delta_bias, initial_state, _ = p.inputs
     batch, routes, length, channels, states, *_ = p.sizes
-    blocks = p.blocks(plan)
-    dx, ddelta = p.empty_like(x), p.empty_like(delta)
+    dx, ddelta = p.image(plan), p.empty_like(delta, exact=p.scan.groups(plan) > 1)
     dA = p.empty(batch, routes, channels, states)
     dinitial_state = None if initial_state is None else torch.empty_like(dA)
-    dB, dC = (p.empty(blocks, batch, routes, length, states) for _ in range(2))
+    dB, dC = (p.empty(p.blocks(plan), batch, routes, length, states) for _ in range(2))
     dD, ddelta_bias = (None if t is None else p.empty(batch, routes, channels) for t in (D, delta_bias))
-    programs = blocks * p.programs_side_by_side
-    scratch = p.empty(programs, CHUNK // plan.steps, plan.per_thread * plan.slices, plan.block)
+    tiles = -(-min(CHUNK, length) // plan.steps)
+    scratch = p.empty(p.programs(plan), tiles, plan.group, plan.block)
     launch(
-        backward_kernel, programs, p.device,
-        *_strided(x), *_strided(delta), A, B, C, D, delta_bias, table, checkpoints, scratch,
-        *_strided(dy), dlast_state, *_strided(dx), *_strided(ddelta),
-        dA, dB, dC, dD, ddelta_bias, dinitial_state, batch, *_sizes(p.sizes), blocks, 1,
-        **p.constants, **plan.options,
+        backward_kernel, p.programs(plan), p.device, **p.arguments(plan), checkpoints=checkpoints, scratch=scratch,
+        **strided("dy", dy), dlast_state=dlast_state, **strided("dx", dx), **strided("ddelta", ddelta),
+        dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=ddelta_bias, dinitial_state=dinitial_state, batches=batch,
     )  # fmt: skip
-    return ScanGradients(dx, ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
+    return ScanGradients(p.summed(plan, dx), ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
