@@ -6,11 +6,13 @@
 Prints JSON. The backend's own functions run, on tensors without a GPU; a launch compiles and goes no further, so that
 what is compiled is what a user's call compiles."""
 
-import contextlib
-import io
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 import triton
@@ -27,9 +29,12 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-FILLED = 2000  # images, more than enough to fill a GPU
+FILLED = 5000  # images, more than enough to fill a GPU
 
 
 class NoGpu:
@@ -49,17 +54,22 @@ class NoGpu:
 
 
 def compile_only(target, launched):
-    """From here on a launch appends (kernel, what was compiled, what ptxas said) to `launched`."""
+    """From here on a launch appends (kernel, what was compiled, seconds of the CPU that took) to `launched`."""
     triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
-    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+    triton.knobs.compilation.always_compile = True
 
     def launch(kernel, programs, device, **arguments):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            compiled = kernel.warmup(grid=(programs,), **arguments, enable_fp_fusion=True)
-        launched.append((kernel, compiled, said.getvalue()))
+        started = seconds()
+        compiled = kernel.warmup(grid=(programs,), **arguments, enable_fp_fusion=True)
+        launched.append((kernel, compiled, seconds() - started))
 
     selective_scan.launch = cross_scan.launch = launch
+
+
+def seconds():
+    """Of the CPU, by this process and the assemblers it ran."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True):
@@ -101,15 +111,23 @@ def along_table(dtype):
 
 CASES = {
     "N=16 bfloat16": lambda: scan(2, 3, 5, 40, 16, torch.bfloat16),
-    "N=16 bfloat16, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.bfloat16, backward=False),
+    "N=16 bfloat16, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.bfloat16),
     **{
-        f"N={n} float32{', zoh' * zoh}": lambda n=n, zoh=zoh: scan(2, 3, 5, 40, n, torch.float32, zoh)
-        for n in (1, 4, 8, 16, 64, 256)
-        for zoh in (False, True)
+        f"N={n} {str(dtype).removeprefix('torch.')}": lambda n=n, dtype=dtype: scan(2, 3, 5, 40, n, dtype)
+        for n in (1, 4, 8, 16, 32)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if (n, dtype) != (16, torch.bfloat16)
     },
-    "N=16 float16": lambda: scan(2, 3, 5, 40, 16, torch.float16),
-    "N=16 float32, filled": lambda: scan(FILLED, 1, 2, 40, 16, torch.float32, backward=False),
-    "N=16 float64": lambda: scan(2, 3, 5, 40, 16, torch.float64),
+    **{
+        f"N={n} {str(dtype).removeprefix('torch.')}{', zoh' * zoh}": lambda n=n, dtype=dtype, zoh=zoh: (
+            scan(2, 3, 5, 40, n, dtype, zoh)
+        )
+        for n, dtype, zoh in (
+            (1, torch.float32, True), (16, torch.float32, True), (16, torch.bfloat16, True), (64, torch.float32, True),
+            (5, torch.float32, False), (17, torch.float32, False), (20, torch.float32, False),
+            (256, torch.float32, False), (16, torch.float64, False), (16, torch.float64, True),
+        )
+    },
     **{
         f"{str(dtype).removeprefix('torch.')}{kind}": lambda run=run, dtype=dtype: run(dtype)
         for dtype in (torch.float32, torch.float64, torch.bfloat16)
@@ -125,15 +143,20 @@ CASES = {
 }
 
 
-def numbers(compiled, said):
-    """Registers of a thread, bytes of shared memory of a block, bytes that spill, and bytes of the widest load from
-    global memory and of the widest store. On AMD, registers that spill."""
+def numbers(compiled):
+    """Registers of a thread, bytes of shared memory of a block, bytes of memory that a thread takes since registers are
+    too few, and bytes of the widest load from global memory and of the widest store."""
     if "amdgcn" in compiled.asm:
-        counts = {key: int(n) for key, n in re.findall(r"\.(\w+_count): +(\d+)", compiled.asm["amdgcn"])}
-        registers, spilled, accesses = counts["vgpr_count"], counts["vgpr_spill_count"], []
+        found = {key: int(n) for key, n in re.findall(r"\.(\w+): +(\d+)", compiled.asm["amdgcn"])}
+        registers, spilled, accesses = found["vgpr_count"], found["private_segment_fixed_size"], []
     else:
-        registers = int(re.search(r"Used (\d+) registers", said).group(1))
-        spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+        registers, spilled = found["REG"], found["STACK"] + found["LOCAL"]
         accesses = re.findall(r"(ld|st)\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
     widest = [
         max((int(count or 1) * int(bits) // 8 for kind, count, bits in accesses if kind == wanted), default=0)
@@ -148,12 +171,12 @@ def resources(target, *cases):
     compile_only(target, launched)
     for case in cases or CASES:
         CASES[case]()
-        for kernel, compiled, said in launched:
+        for kernel, compiled, took in launched:
             if id(compiled) in seen:
                 continue
             seen.add(id(compiled))
-            warps = compiled.metadata.num_warps
-            rows.append({"kernel": kernel.__name__, "case": case, "warps": warps, **numbers(compiled, said)})
+            about = {"warps": compiled.metadata.num_warps, "seconds": round(took, 2), **numbers(compiled)}
+            rows.append({"kernel": kernel.__name__, "case": case, **about})
         launched.clear()
     return rows
 

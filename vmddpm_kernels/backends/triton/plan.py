@@ -52,8 +52,9 @@ def plan(scan: Scan) -> Plan:
              than their sum, where that alone makes the warps of two waves, of 16 warps a multiprocessor, or of 8 in the
              backward, whose registers allow no more
     group    16 states in even groups, 8 in float64, where each takes two registers
-    steps    4, whose loads then come before what waits for them; in the backward, which holds the states and the decays
-             of each in registers, 2; 1 in float64 and with the terms of zero-order hold"""
+    steps    4, whose loads then come before what waits for them; 2 where the forward adds to y, and in the backward,
+             which holds the states and the decays of each in registers; 1 in float64 and with the terms of zero-order
+             hold. With more the assembler spills, as it gives a warp on its own few registers"""
     most = 8 if scan.wide else 16
     groups = -(-scan.states // most)
     group = -(-scan.states // groups)
@@ -61,10 +62,9 @@ def plan(scan: Scan) -> Plan:
         group += -group % 4  # whole vectors of a row
     block = warp_size()
     waves = scan.batch * -(-scan.channels // block) / (2 * 132 * (8 if scan.backward else 16))
-    steps = 4
-    if scan.backward:
-        steps = 1 if scan.wide or scan.zoh else 2
-    return Plan(block, scan.routes if scan.sum_routes and waves >= 1 else 1, group, steps)
+    walked = scan.routes if scan.sum_routes and waves >= 1 else 1
+    steps = 1 if scan.wide or scan.zoh else 2 if scan.backward or walked * groups > 1 else 4
+    return Plan(block, walked, group, steps)
 
 
 def neighbours(scan: Scan) -> list[Plan]:

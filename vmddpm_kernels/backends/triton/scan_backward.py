@@ -79,6 +79,8 @@ def scan_backward(
         dD_sum, dbias_sum = tl.zeros([BLOCK], FLOAT), tl.zeros([BLOCK], FLOAT)
         x_at = x + batch * x_b + route * x_k + channel * x_d
         delta_at = delta + batch * delta_b + route * delta_k + channel * delta_d
+        B_at, C_at = B + sequence * length * STATES, C + sequence * length * STATES
+        sums_at = sums + sequence * length * STATES + first
         dx_at = dx + batch * dx_b + route * dx_k + channel * dx_d
         ddelta_at = ddelta + batch * ddelta_b + route * ddelta_k + channel * ddelta_d
         if dy is not None:
@@ -101,7 +103,7 @@ def scan_backward(
                     u = tl.load(x_at + pixel * x_l, mask=owned, other=0.0).to(FLOAT)
                     size = tl.load(delta_at + pixel * delta_l, mask=owned, other=0.0).to(FLOAT)
                     size = step_size(size, bias, owned, SOFTPLUS)
-                    row_B = load_row(B, (sequence * length + pixel) * STATES, first, STATES, GROUP, BLOCK)
+                    row_B = load_row(B_at, pixel * STATES, first, STATES, GROUP, BLOCK)
                     h, _ = advance(h, size, size * u, rates, row_B, ZOH, GROUP)
             store_states(kept, last * (GROUP * BLOCK), BLOCK, 0, lane >= 0, h, GROUP, GROUP)
             tl.debug_barrier()
@@ -123,7 +125,7 @@ def scan_backward(
                     slopes += (slope,)
                 after = load_states(kept, tile * (GROUP * BLOCK), BLOCK, 0, lane >= 0, GROUP, GROUP)
                 for i in tl.static_range(STEPS):
-                    row_B = load_row(B, (sequence * length + pixels[i]) * STATES, first, STATES, GROUP, BLOCK)
+                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
                     states += (after,)
                     after, decay = advance(after, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
                     decays += (decay,)
@@ -131,9 +133,8 @@ def scan_backward(
                 for i in tl.static_range(STEPS - 1, -1, -1):
                     size, u, slope = sizes[i], us[i], slopes[i]
                     drive = size * u
-                    row = (sequence * length + pixels[i]) * STATES
-                    row_B = load_row(B, row, first, STATES, GROUP, BLOCK)
-                    row_C = load_row(C, row, first, STATES, GROUP, BLOCK)
+                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_C = load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
                     before, dvs, weighted, dB_terms, dC_terms, dA_added = (), (), (), (), (), ()
                     for s in tl.static_range(GROUP):
                         g = dh[s] + slope * row_C[s]
@@ -153,9 +154,9 @@ def scan_backward(
                     dh, dA_sums = before, dA_added
                     after = states[i]
                     none = zeros(FLOAT, PADDED - GROUP, BLOCK)
-                    sum = sum_over_lanes(dB_terms + none + dC_terms + none, 2 * PADDED, BLOCK // 2)
+                    sum = sum_over_lanes(dB_terms + none + dC_terms + none, 2 * PADDED, BLOCK)
                     exists = tile * STEPS + i < steps
-                    tl.store(sums + row + first, sum, mask=sums_stored & exists)
+                    tl.store(sums_at + pixels[i] * STATES, sum, mask=sums_stored & exists)
 
                     inside = owned & exists
                     ddrive = inner(weighted, row_B, GROUP)

@@ -1,16 +1,38 @@
 """The sum of what a scan stored for each of the routes of an image."""
 # mypy: ignore-errors
 
+import triton
 import triton.language as tl
 
 from vmddpm_kernels.backends.triton.launch import kernel
 
+TOGETHER = tl.constexpr(4)  # loads, before the first sum waits for one
+
+
+@triton.jit
+def fold(image, parts, size, routes, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = tl.max_constancy(i < size, VECTOR)
+    FLOAT: tl.constexpr = parts.dtype.element_ty
+    PART: tl.constexpr = VECTOR * FLOAT.primitive_bitwidth // 8
+    IMAGE: tl.constexpr = VECTOR * image.dtype.element_ty.primitive_bitwidth // 8
+    total = tl.zeros([BLOCK], FLOAT)
+    for first in range(0, routes, TOGETHER):
+        loaded = ()
+        for k in tl.static_range(TOGETHER):
+            at = tl.max_contiguous(tl.multiple_of(parts + (first + k) * size + i, PART), VECTOR)
+            loaded += (tl.load(at, mask=inside & (first + k < routes), other=0.0),)
+        for k in tl.static_range(TOGETHER):
+            total += loaded[k]
+    at = tl.max_contiguous(tl.multiple_of(image + i, IMAGE), VECTOR)
+    tl.store(at, total, mask=inside)
+
 
 @kernel
 def fold_routes(image, parts, size: tl.int64, routes: tl.int64, BLOCK: tl.constexpr):
-    """image[i] = the sum of parts[k, i] over k in order, of `size` numbers that lie side by side."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(parts + i, mask=i < size, other=0.0)
-    for k in range(1, routes):
-        total += tl.load(parts + k * size + i, mask=i < size, other=0.0)
-    tl.store(image + i, total, mask=i < size)
+    """image[i] = the sum of parts[k, i] over k in order, of `size` numbers that lie side by side; both begin at 16
+    bytes."""
+    if size % 4 == 0:
+        fold(image, parts, size, routes, BLOCK, 4)
+    else:
+        fold(image, parts, size, routes, BLOCK, 1)

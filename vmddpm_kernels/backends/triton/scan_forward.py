@@ -59,6 +59,7 @@ def scan_forward(
             h = load_states(initial_state, state, 1, first, owned, STATES, GROUP)
         x_at = x + batch * x_b + route * x_k + channel * x_d
         delta_at = delta + batch * delta_b + route * delta_k + channel * delta_d
+        B_at, C_at = B + sequence * length * STATES, C + sequence * length * STATES
         y_at = y + batch * y_b + route * y_k + channel * y_d
 
         for chunk in range(chunks):
@@ -82,9 +83,8 @@ def scan_forward(
                     us += (u,)
                     sizes += (step_size(size, bias, inside, SOFTPLUS),)
                 for i in tl.static_range(STEPS):
-                    row = (sequence * length + pixels[i]) * STATES
-                    row_B = load_row(B, row, first, STATES, GROUP, BLOCK)
-                    row_C = load_row(C, row, first, STATES, GROUP, BLOCK)
+                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_C = load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
                     h, _ = advance(h, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
                     out = inner(h, row_C, GROUP)
                     if D is not None:

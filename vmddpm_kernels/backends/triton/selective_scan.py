@@ -25,7 +25,7 @@ from vmddpm_kernels.backends.triton.scan_forward import scan_forward as forward_
 from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
-FOLDED = 1024  # numbers of a program of fold_routes
+FOLDED = 512  # numbers of a program of fold_routes
 _T = TypeVar("_T")
 
 

@@ -1,0 +1,40 @@
+"""Other versions of Triton than the one installed, each in a folder that stands before the others on PYTHONPATH."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).resolve().parents[2] / "build" / "triton"
+# What pyproject.toml allows at least, what torch 2.11 brings, what constraints.txt has, and the newest.
+VERSIONS = ("3.4.0", "3.6.0", "3.7.1", "3.9.0")
+
+
+@cache
+def folder(wanted: str) -> Path | None:
+    """Where that version is, after installing it there; None if it is the one that Python imports anyway."""
+    if wanted == version("triton"):
+        return None
+    path = BUILD / wanted
+    if not (path / "triton").exists():
+        partial = BUILD / f"{wanted}.{os.getpid()}"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
+        done = subprocess.run([*command, f"triton=={wanted}"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"Triton {wanted} is not to be had: {done.stderr.strip()[-300:]}")
+        try:
+            partial.rename(path)
+        except OSError:  # another process was faster
+            if not (path / "triton").exists():
+                raise
+    return path
+
+
+def python_path(wanted: str) -> list[str]:
+    """What stands first on the PYTHONPATH of a process that is to import this version."""
+    path = folder(wanted)
+    return [] if path is None else [str(path)]
