@@ -53,6 +53,7 @@ def figures(shape: Shape, launches: list[Launch]) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument("--triton", metavar="VERSION", help="of Triton that compiles, if not the one installed")
     parser.add_argument("--sm", type=int, default=90, choices=sorted(ASSUMED.gpus), help="architecture")
     parser.add_argument("--forward", action="store_true", help="the forward alone, without checkpoints")
     parser.add_argument("--blocks", type=int, default=16, help="of each launch that run, spread over the grid")
@@ -60,7 +61,7 @@ def main() -> None:
     directions = ("forward",) if options.forward else DIRECTIONS
     gpu = ASSUMED.gpus[options.sm]
     for shape in options.shapes:
-        launches = counted(shape, options.dtype, options.backend, gpu, options.blocks, directions)
+        launches = counted(shape, options.dtype, options.backend, gpu, options.blocks, directions, options.triton)
         table = rows(shape, launches)
         print(f"{shape} {options.dtype}, {options.backend}, sm_{options.sm}, {gpu.multiprocessors} multiprocessors")
         headings = list(table[0][2])

@@ -104,16 +104,18 @@ def recorded(shape: Shape, dtype: str, gpu: Gpu) -> list[Launch]:
 
 def counted(
     shape: Shape, dtype: str, backend: str = "cuda", gpu: Gpu = ASSUMED.gpus[90], most_blocks: int = 16,
-    directions: tuple[str, ...] = DIRECTIONS,
+    directions: tuple[str, ...] = DIRECTIONS, triton: str | None = None,
 ) -> list[Launch]:  # fmt: skip
-    """The same, with what they execute; of each launch so many blocks run."""
+    """The same, with what they execute; of each launch so many blocks run. `triton` is a version that compiles, if not
+    the one installed."""
     with pytest.MonkeyPatch.context() as patch:
         if backend == "cuda":
             found: Any = _cuda(patch, gpu.architecture, gpu, mode="count", most_blocks=most_blocks)
         else:
             import triton_kernels
 
-            found = triton_kernels.use_ptx(patch, gpu.architecture, mode="count", most_blocks=most_blocks)
+            options = {"mode": "count", "most_blocks": most_blocks, "triton": triton or triton_kernels.PINNED}
+            found = triton_kernels.use_ptx(patch, gpu.architecture, **options)
         return [_costs(direction, one) for direction, one in _run(found, backend, shape, dtype, directions)]
 
 

@@ -1,6 +1,8 @@
 """nvcc's PTX of the CUDA kernels, and Triton's of its own, executed: the operators against float64 loops."""
 
 import re
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from ptx import parse
 from ptx_cases import CROSS_SCANS, FLOATS, SCANS, STATES, Case, CrossCase
 from ptx_to_cpp import translate
 from ptx_tools import require_nvcc
+from versions import VERSIONS
 
 import vmddpm_kernels
+from vmddpm_kernels.backends.triton import plan as triton_plan
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -40,10 +44,24 @@ SELECTION = {
 @pytest.mark.parametrize("case", SELECTION)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_scan(case, backend, run_ptx, monkeypatch):
+    # With counters, as test_ptx_counts.py needs the same kernels: they are compiled once for both.
+    check_scan(case, backend, run_ptx, monkeypatch, mode="count")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SELECTION)
+@pytest.mark.parametrize("triton", [v for v in VERSIONS if v != version("triton")])
+def test_scan_by_another_triton(case, triton, run_ptx, monkeypatch):
+    check_scan(case, "triton", run_ptx, monkeypatch, triton=triton)
+
+
+def check_scan(case, backend, run_ptx, monkeypatch, **options):
     one = SELECTION[case]
     monkeypatch.setenv("VMDDPM_EMULATION_ORDER", one.order)
-    # With counters, as test_ptx_counts.py needs the same kernels: they are compiled once for both.
-    options = {"mode": "count"} if backend == "cuda" else {}
+    if one.multiprocessors == 0:  # in Triton's plan, a program for all routes
+        monkeypatch.setattr(triton_plan, "plan", lambda scan, original=triton_plan.plan: (
+            original(replace(scan, batch=9999))
+        ))  # fmt: skip
     kernels = run_ptx(backend, 90, one.multiprocessors, **options)
     for name, value, expected in zip(one.names(), one.compute(backend), one.exact()):
         assert relative_error(value, expected) <= torch.finfo(value.dtype).eps, name

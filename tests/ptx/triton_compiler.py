@@ -21,6 +21,8 @@ from compile_triton import TARGETS, NoGpu
 from triton import language
 from triton.runtime.jit import MockTensor
 
+from vmddpm_kernels.backends.triton.launch import OPTIONS
+
 
 class Unaligned(MockTensor):
     """A tensor that does not begin at a multiple of 16 bytes."""
@@ -44,7 +46,7 @@ def compiled(request, folder):
     module = importlib.import_module(request["module"])
     kernel = getattr(module, request["kernel"])
     options = {name: argument(a) for name, a in request["options"].items()}
-    result = kernel.warmup(grid=(1,), **options)
+    result = kernel.warmup(grid=(1,), **options, **OPTIONS)
     metadata = {
         "kernel": request["kernel"], "warps": result.metadata.num_warps, "shared": result.metadata.shared,
         "signature": result.src.signature,

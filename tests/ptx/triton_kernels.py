@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,25 @@ from ptx import parse
 from ptx_launcher import BUILD, HERE, ROOT, TAG_SHIFT, Argument, Counts, Launcher, sample
 from torch import Tensor
 
+sys.path.append(str(HERE.parent / "triton_aot"))
+
+from versions import python_path
+
 ARCHITECTURES = (80, 90)
+PINNED = version("triton")
 _FORMATS = {"i1": "b", "u1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q",
             "fp32": "f", "fp64": "d"}  # fmt: skip
 
 
 class Compiler:
-    """The other process."""
+    """The other process, which imports that version of Triton."""
 
-    def __init__(self, architecture: int) -> None:
-        folder = BUILD / f"triton_sm_{architecture}"
+    def __init__(self, architecture: int, triton: str) -> None:
+        folder = BUILD / f"triton_{triton}_sm_{architecture}"
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(BUILD / "triton_cache")}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+        environment["PYTHONPATH"] = os.pathsep.join([*python_path(triton), str(ROOT), *sys.path])
         command = [sys.executable, str(HERE / "triton_compiler.py"), f"sm_{architecture}", str(folder)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -58,8 +64,8 @@ class Compiler:
 
 
 @cache
-def compiler(architecture: int) -> Compiler:
-    return Compiler(architecture)
+def compiler(architecture: int, triton: str) -> Compiler:
+    return Compiler(architecture, triton)
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ class Compiled:
 
 
 @cache
-def compiled(architecture: int, request: str, mode: str) -> Compiled:
-    path = compiler(architecture).compile(json.loads(request))
+def compiled(architecture: int, triton: str, request: str, mode: str) -> Compiled:
+    path = compiler(architecture, triton).compile(json.loads(request))
     (kernel,) = parse(path.with_suffix(".ptx").read_text())
     about = json.loads(path.with_suffix(".json").read_text())
     file = f"{path.name.partition('-')[0]}.sm_{architecture}"
@@ -96,6 +102,7 @@ class Launched:
 class TritonPtx:
     architecture: int
     mode: str = "plain"  # or count, or record: launches are noted and not run
+    triton: str = PINNED
     most_blocks: int | None = None
     launched: list[Launched] = field(default_factory=list)
 
@@ -114,7 +121,7 @@ class TritonPtx:
             "module": function.__module__, "kernel": function.__name__,
             "options": {n: _described(v, n in constants) for n, v in arguments.items()},
         }  # fmt: skip
-        one = compiled(self.architecture, json.dumps(request), self.mode)
+        one = compiled(self.architecture, self.triton, json.dumps(request), self.mode)
         tensors = [Argument.of(n, values[n]) for n, t in one.signature.items() if isinstance(values.get(n), Tensor)]
         packed = _packed(one.signature, values, tensors)
         packed += b"\0" * (one.launcher.kernel.parameter_bytes - len(packed))  # scratch memory, which no kernel uses

@@ -22,6 +22,7 @@ import vmddpm_kernels as vk
 from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.backends.triton import cross_scan, selective_scan
+from vmddpm_kernels.backends.triton.launch import OPTIONS
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
 
@@ -60,7 +61,7 @@ def compile_only(target, launched):
 
     def launch(kernel, programs, device, **arguments):
         started = seconds()
-        compiled = kernel.warmup(grid=(programs,), **arguments, enable_fp_fusion=True)
+        compiled = kernel.warmup(grid=(programs,), **arguments, **OPTIONS)
         launched.append((kernel, compiled, seconds() - started))
 
     selective_scan.launch = cross_scan.launch = launch

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # TRITON_INTERPRET is read when triton is imported.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
+# Of every launch: products and sums are fused, whatever this version of Triton does by default.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -25,6 +27,13 @@ def kernel(function: Callable[..., Any]) -> Any:
 @lru_cache
 def warp_size() -> int:
     return 32 if INTERPRETED else int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def registers(most: int | None) -> dict[str, int]:
+    """The option of a launch that gives a thread so many registers, which only NVIDIA's compiler knows."""
+    if most is None or INTERPRETED or triton.runtime.driver.active.get_current_target().backend != "cuda":
+        return {}
+    return {"maxnreg": most}
 
 
 def check_memory(tensors: Iterable[Tensor | None]) -> None:
@@ -42,11 +51,10 @@ def check_memory(tensors: Iterable[Tensor | None]) -> None:
 
 
 def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
-    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535. Products and sums
-    are fused, whatever this version of Triton does by default."""
+    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535."""
     if programs:
         with _current(device):
-            kernel[(programs,)](**arguments, enable_fp_fusion=True)
+            kernel[(programs,)](**arguments, **OPTIONS)
 
 
 def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:

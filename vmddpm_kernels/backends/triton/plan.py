@@ -15,12 +15,13 @@ from vmddpm_kernels.backends.triton.launch import warp_size
 @dataclass(frozen=True)
 class Plan:
     """What a program does: its channels, the routes of an image that it walks, the states that it holds and the steps
-    that it takes at once."""
+    that it takes at once; and the registers of a thread, if NVIDIA's assembler is not to choose."""
 
     block: int
     walked: int
     group: int
     steps: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ def plan(scan: Scan) -> Plan:
     walked   one route, and what routes add up is summed from an image each; all in order, which takes no more memory
              than their sum, where that alone makes the warps of two waves, of 16 warps a multiprocessor, or of 8 in the
              backward, whose registers allow no more
-    group    16 states in even groups, 8 in float64, where each takes two registers
+    group    16 states in even groups; in float64, where each takes two registers, 8, and 4 in the backward
     steps    4, whose loads then come before what waits for them; 2 where the forward adds to y, and in the backward,
              which holds the states and the decays of each in registers; 1 in float64 and with the terms of zero-order
-             hold. With more the assembler spills, as it gives a warp on its own few registers"""
-    most = 8 if scan.wide else 16
+             hold. With more the assembler spills
+    registers  where it spills a few bytes rather than give a thread more than 128, or 168 in float64"""
+    most = (4 if scan.backward else 8) if scan.wide else 16
     groups = -(-scan.states // most)
     group = -(-scan.states // groups)
     if groups > 1 and scan.states % 4 == 0:
@@ -64,7 +66,8 @@ def plan(scan: Scan) -> Plan:
     waves = scan.batch * -(-scan.channels // block) / (2 * 132 * (8 if scan.backward else 16))
     walked = scan.routes if scan.sum_routes and waves >= 1 else 1
     steps = 1 if scan.wide or scan.zoh else 2 if scan.backward or walked * groups > 1 else 4
-    return Plan(block, walked, group, steps)
+    registers = 255 if scan.wide else 168 if scan.backward and 4 < group <= 8 else None
+    return Plan(block, walked, group, steps, registers)
 
 
 def neighbours(scan: Scan) -> list[Plan]:

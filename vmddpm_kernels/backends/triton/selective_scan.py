@@ -17,7 +17,7 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.triton import CHUNK
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, strided
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, registers, strided
 from vmddpm_kernels.backends.triton.plan import Plan, Scan, chosen_plan
 from vmddpm_kernels.backends.triton.scan_backward import scan_backward as backward_kernel
 from vmddpm_kernels.backends.triton.scan_fold import fold_routes
@@ -76,7 +76,7 @@ class _Launch:
             "table": table, "routes": routes, "length": length, "channels": channels, "walked": plan.walked,
             "STATES": states, "CHUNK": CHUNK, "SOFTPLUS": self.options.delta_softplus, "ZOH": self.options.zoh,
             "ADDS": self.scan.adds(plan), "GROUP": plan.group, "STEPS": plan.steps, "BLOCK": plan.block,
-            "num_warps": 1,
+            "num_warps": 1, **registers(plan.registers),
         }  # fmt: skip
 
     def empty(self, *shape: int) -> Tensor:
