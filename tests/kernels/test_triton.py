@@ -1,8 +1,6 @@
 """The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice
 that of PyTorch's own arithmetic. Small, as a step takes milliseconds; what every backend is tested for is elsewhere."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from oracle import assert_as_accurate, scan_loop
@@ -121,18 +119,22 @@ def test_routes_walked_in_order(dtype, monkeypatch):
     from vmddpm_kernels.backends.triton import plan as plans
 
     tensors, table = image_problem(2, 3, 5, 34, 3, dtype), random_table(3, 5)
-    walked = []
+    walked, every_route = [], plans.Plan(block=32, walked=3, group=3, steps=2)
 
     def planned(scan, original=plans.plan):
-        walked.append(routes)
-        return replace(original(scan), walked=routes)
+        walked.append(original(scan).walked)
+        return original(scan)
+
+    def planned_to_walk(scan):
+        walked.append(every_route.walked)
+        return every_route
 
     def operator(*t):
         return vk.cross_selective_scan(*t[:7], table, initial_state=t[7], return_last_state=True, backend="triton")
 
-    monkeypatch.setattr(plans, "plan", planned)
     results = []
-    for routes in (1, 3):
+    for rule in (planned, planned_to_walk):
+        monkeypatch.setattr(plans, "plan", rule)
         results.append(run(tensors, operator))
     assert walked == [1, 1, 3, 3]
     for name, a, b in zip(RESULTS, *results):
@@ -148,6 +150,7 @@ def test_plans():
 
     assert [planned(states=n).group for n in (1, 5, 16, 17, 20, 33, 64, 256)] == [1, 5, 16, 9, 12, 11, 16, 16]
     assert [planned(states=n, wide=True).group for n in (8, 16, 17)] == [8, 8, 6]
+    assert [planned(states=n, wide=True, backward=True).group for n in (4, 16, 17)] == [4, 4, 4]
     assert [planned(batch=b).walked for b in (1, 4223, 4224)] == [1, 1, 4]
     assert [planned(batch=b, backward=True).walked for b in (1, 2111, 2112)] == [1, 1, 4]
 

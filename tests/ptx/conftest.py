@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass", "triton_aot"))
+sys.path.extend(
+    str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass", "triton_aot")
+)
 
 import emulation_build
 from ptx_tools import require_nvcc

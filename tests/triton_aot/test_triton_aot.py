@@ -1,5 +1,5 @@
-"""The Triton kernels compiled ahead of time: for every GPU they serve, by every version of Triton that is allowed, without
-spills, once for all image sizes."""
+"""The Triton kernels compiled ahead of time: for GPUs of both makers, by the oldest version of Triton that is allowed,
+the newest and two between, without spills, once for all image sizes."""
 
 import json
 import os

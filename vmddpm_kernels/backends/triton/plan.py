@@ -56,7 +56,7 @@ def plan(scan: Scan) -> Plan:
     steps    4, whose loads then come before what waits for them; 2 where the forward adds to y, and in the backward,
              which holds the states and the decays of each in registers; 1 in float64 and with the terms of zero-order
              hold. With more the assembler spills
-    registers  where it spills a few bytes rather than give a thread more than 128, or 168 in float64"""
+    registers  where it spills a few bytes all the same, rather than give a thread more than 128 or 168"""
     most = (4 if scan.backward else 8) if scan.wide else 16
     groups = -(-scan.states // most)
     group = -(-scan.states // groups)
@@ -66,7 +66,11 @@ def plan(scan: Scan) -> Plan:
     waves = scan.batch * -(-scan.channels // block) / (2 * 132 * (8 if scan.backward else 16))
     walked = scan.routes if scan.sum_routes and waves >= 1 else 1
     steps = 1 if scan.wide or scan.zoh else 2 if scan.backward or walked * groups > 1 else 4
-    registers = 255 if scan.wide else 168 if scan.backward and 4 < group <= 8 else None
+    registers = None
+    if scan.wide or (scan.zoh and not scan.backward):
+        registers = 255
+    elif scan.backward and 4 < group <= 8:
+        registers = 168
     return Plan(block, walked, group, steps, registers)
 
 

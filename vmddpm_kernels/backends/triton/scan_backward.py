@@ -38,10 +38,10 @@ def scan_backward(
       dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 
     Chunks are walked from the last to the first: once forwards from the checkpoint, keeping in `scratch`
-    (programs, tiles of a chunk, GROUP, BLOCK) the states before each STEPS steps, then backwards, STEPS at a time, whose
-    states are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block;
-    dA (B, K, D, N), dD and ddelta_bias (B, K, D) over the steps of a sequence. What a program walks, and adds to dx,
-    is as in the forward; groups of states add to ddelta too."""
+    (programs, tiles of a chunk, GROUP, BLOCK) the states before each STEPS steps, a tile, then backwards, tile by tile,
+    whose states are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block;
+    dA (B, K, D, N), dD and ddelta_bias (B, K, D) over the steps of a sequence. What a program walks, and adds to dx, is
+    as in the forward; groups of states add to ddelta too."""
     FLOAT: tl.constexpr = A.dtype.element_ty
     GROUPS: tl.constexpr = (STATES + GROUP - 1) // GROUP
     PADDED: tl.constexpr = 16 if GROUP > 8 else 8 if GROUP > 4 else 4 if GROUP > 2 else GROUP

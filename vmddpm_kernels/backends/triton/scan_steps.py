@@ -3,8 +3,8 @@
 A program owns BLOCK channels of one sequence, or of one image along some of its routes. A tile has one axis, the
 channels, which Triton spreads over the lanes of a warp; the states of a channel are a tuple of such tiles, so that a
 lane holds them all in its registers, and nothing that belongs to a channel is exchanged between lanes. A row of B or C
-belongs to all channels: every lane loads it whole. More than GROUP states are walked in groups, one after another, whose
-results add up. Steps beyond the end have step size zero, which leaves the states as they are."""
+belongs to all channels: every lane loads it whole. More than GROUP states are walked in groups, one after another, and
+what these give adds up. Steps beyond the end have step size zero, which leaves the states as they are."""
 # mypy: ignore-errors
 
 import triton

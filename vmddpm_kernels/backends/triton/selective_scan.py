@@ -93,8 +93,8 @@ class _Launch:
         return self.sizes.sum_routes and plan.walked < self.sizes.routes
 
     def image(self, plan: Plan) -> Tensor:
-        """What programs fill of y or dx: where each walks but one route of an image, (B, K, L, D), image after image for
-        each route."""
+        """What programs fill of y or dx; where each walks one of several routes, (B, K, L, D), in memory an image of
+        its own for each route."""
         x = self.inputs.x
         if not self.folds(plan):
             return self.empty_like(x, exact=self.scan.adds(plan))
