@@ -46,9 +46,6 @@ struct ScanArguments {
   void *dB, *dC, *dA, *dD, *ddelta_bias, *dstart;
 };
 
-// Steps whose states the backward holds in registers at once, of S states a thread.
-VMDDPM_CONSTANT int sub_steps(int S, bool wide, bool zoh) { return (zoh ? 8 : 16) / S / (wide ? 2 : 1) / (zoh && S == 1 ? 2 : 1); }
-
 // A decoded tile of B or C has rows of as many states as a block can have.
 constexpr int kMostSlices = 4;
 template <int S>

@@ -1,6 +1,6 @@
 // From a problem and its plan to launches.
 #pragma once
-#include "cuda_block.h"
+#include "cuda_chunk.h"
 
 namespace vmddpm {
 namespace gpu {
@@ -23,6 +23,9 @@ ScanArguments scan_arguments(const ScanParams& p, const GpuScanPlan& plan, const
 // Where things lie in a block's shared memory, for the inputs that `a` has.
 SharedLayout shared_layout(const ScanArguments& a, const GpuScanPlan& plan, const ScanParams& p, bool backward);
 
+// The same for the adjoint scan.
+ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p);
+
 // Calls run(arguments) once for each launch: pass after pass over the states, and route after route where results of
 // several routes add up and a block does not walk them itself. The order of the launches is the order of the sums.
 template <typename Run>
@@ -41,7 +44,7 @@ void for_each_launch(ScanArguments a, const ScanParams& p, const GpuScanPlan& pl
 }
 
 // What enters each segment from behind it, to a.segment_state: the gradient of the state after its last step.
-void adjoint_carries(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, const void* dlast_state, void* stream);
+void adjoint_carries(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, void* stream);
 
 }  // namespace gpu
 }  // namespace vmddpm

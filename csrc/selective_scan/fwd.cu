@@ -1,5 +1,7 @@
 // The forward scan, and the two walks that make long sequences parallel: the state a segment adds to what enters it
 // (kCarry), and its adjoint, walked from the end (kAdjoint).
+#include <algorithm>
+
 #include "cuda_launch.h"
 
 namespace vmddpm {
@@ -233,9 +235,22 @@ void combine(const ScanArguments& a, const ScanParams& p, const void* first, boo
 
 }  // namespace
 
-void adjoint_carries(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, const void* dlast_state, void* stream) {
-  launch_passes<Walk::kAdjoint>(a, p, plan, stream);
-  combine(a, p, dlast_state, true, stream);
+void adjoint_carries(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, void* stream) {
+  const ScanParams& p = g.forward;
+  GpuScanPlan walk = plan;
+  walk.states_per_thread = p.wide || p.states <= 2 ? 1 : 4;
+  walk.slices = kMostSlices;
+  while (walk.slices > 1 && walk.states_per_thread * walk.slices / 2 >= p.states) walk.slices /= 2;
+  walk.tiles = std::min(2, plan.tiles);
+  walk.groups = (p.channels + kWarp * walk.tiles - 1) / (kWarp * walk.tiles);
+  walk.passes = (p.states + walk.states_per_thread * walk.slices - 1) / (walk.states_per_thread * walk.slices);
+  ScanArguments a = scan_arguments(p, walk, work);
+  const int64_t sizes[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
+  a.has_dy = g.dy.data != nullptr;
+  if (a.has_dy) a.dy = make_input(g.dy, sizes, kWarp * walk.tiles, p.table != nullptr);
+  a.shared = shared_layout(a, walk, p, true);
+  launch_passes<Walk::kAdjoint>(a, p, walk, stream);
+  combine(a, p, g.dlast_state, true, stream);
 }
 
 }  // namespace gpu

@@ -19,7 +19,7 @@ int power_of_two_from(int64_t n) {
 int64_t shared_bytes(const GpuScanPlan& plan, const ScanParams& p, bool backward) {
   gpu::ScanArguments a{};
   for (gpu::Input* in : {&a.x, &a.delta, &a.B, &a.C, &a.dy}) in->log2_size = p.wide ? 3 : 2;
-  return gpu::shared_layout(a, plan, p, backward).bytes;
+  return backward ? gpu::chunk_layout(plan, p).bytes : gpu::shared_layout(a, plan, p, false).bytes;
 }
 
 }  // namespace
@@ -52,20 +52,22 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
   GpuScanPlan plan{};
   const int64_t warps = p.batch * (p.sum_routes ? 1 : p.routes) * ceil_div(p.channels, gpu::kWarp);
 
-  if (p.wide || p.states <= 2) {
+  if (backward) {
+    plan.states_per_thread = p.wide || p.states == 1 ? 1 : 2;
+  } else if (p.wide || p.states <= 2) {
     plan.states_per_thread = 1;
   } else if (!backward && p.states > 8 && warps * ceil_div(p.states, 16) >= machine) {
     plan.states_per_thread = 16;
   } else {
     plan.states_per_thread = 4;
   }
-  plan.slices = std::min(gpu::kMostSlices, power_of_two_from(ceil_div(p.states, plan.states_per_thread)));
+  plan.slices = std::min(backward ? gpu::kMostUnits : gpu::kMostSlices, power_of_two_from(ceil_div(p.states, plan.states_per_thread)));
 
   const double segment_cost = backward ? 1.2 : 1.6;
   plan.chunk = kGpuChunk;
   plan.chunks = ceil_div(p.length, kGpuChunk);
   plan.segment = std::max<int64_t>(1, plan.chunks) * kGpuChunk;
-  const int64_t in_flight = std::max<int64_t>(1, warps * plan.slices);
+  const int64_t in_flight = std::max<int64_t>(1, warps * plan.slices / (backward ? 2 : 1));
   if (static_cast<double>(in_flight) * segment_cost <= static_cast<double>(machine) && plan.chunks > 1) {
     // Routes that are summed run one after another where segments run side by side.
     const int64_t wanted = std::min(plan.chunks, ceil_div(machine, in_flight));
@@ -75,12 +77,13 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
   if (plan.segments > 1 && !backward && plan.states_per_thread == 16) plan.states_per_thread = 4;
   plan.loops_routes = p.sum_routes && plan.segments == 1;
 
-  const int most_tiles = backward ? gpu::kBackwardThreads / (gpu::kWarp * plan.slices) : 4 / plan.slices;
+  const int most_tiles = backward ? gpu::kBackwardThreads / (gpu::kUnit * plan.slices) : 4 / plan.slices;
+  const int least_tiles = backward && plan.slices == 1 ? 2 : 1;  // a block is a warp at least
   plan.tiles = std::min(most_tiles, backward ? 2 : 4);
   const int64_t columns = ceil_div(p.channels, gpu::kWarp);
   // No more than a tenth of the warps without channels.
-  while (plan.tiles > 1 && 10 * (ceil_div(columns, plan.tiles) * plan.tiles - columns) > columns) plan.tiles /= 2;
-  while (plan.tiles > 1 && (warps * plan.segments < limits.multiprocessors * plan.tiles ||
+  while (plan.tiles > least_tiles && 10 * (ceil_div(columns, plan.tiles) * plan.tiles - columns) > columns) plan.tiles /= 2;
+  while (plan.tiles > least_tiles && (warps * plan.segments < limits.multiprocessors * plan.tiles ||
                             shared_bytes(plan, p, backward) > limits.shared_bytes)) {
     plan.tiles /= 2;
   }
@@ -96,6 +99,29 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
 }
 
 namespace gpu {
+
+ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
+  const int32_t accumulate = p.wide ? 8 : 4, states = plan.states_per_thread * plan.slices;
+  const int32_t threads = kUnit * plan.slices * plan.tiles, sub = sub_steps(plan.states_per_thread, p.wide, p.zoh);
+  ChunkLayout s{};
+  const auto take = [&s](int32_t bytes) {
+    const int32_t at = s.bytes;
+    s.bytes += (bytes + 15) / 16 * 16;
+    return at;
+  };
+  s.strip = 8;
+  s.work = take(sizeof(Work));
+  s.pixels = take(2 * kChunk * 4);
+  s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
+  s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
+  s.matrices = take(kMatrixPitch * 2 * states * accumulate);
+  s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
+  s.partial = take(s.strip * 4 * threads * accumulate);
+  s.sums = take(plan.tiles * 2 * s.strip * states * accumulate);
+  s.bias = take(kWarp * plan.tiles * accumulate);
+  s.skip = take(kWarp * plan.tiles * accumulate);
+  return s;
+}
 
 SharedLayout shared_layout(const ScanArguments& a, const GpuScanPlan& plan, const ScanParams& p, bool backward) {
   const int32_t width = kWarp * plan.tiles, states = plan.states_per_thread * plan.slices;
@@ -128,9 +154,6 @@ SharedLayout shared_layout(const ScanArguments& a, const GpuScanPlan& plan, cons
   s.partial = take(plan.slices * tile * (backward ? 2 : 1));
   if (backward) {
     s.dy = take(tile);
-    s.matrices = take(plan.tiles * 2 * matrix);
-    const int32_t kept = static_cast<int32_t>(kGpuChunk) / sub_steps(plan.states_per_thread, p.wide, p.zoh);
-    s.history = take(kept * plan.states_per_thread * block_threads(plan) * accumulate);
   }
   s.bytes = used;
   return s;

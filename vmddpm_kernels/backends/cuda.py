@@ -140,13 +140,11 @@ class CudaBackend:
     ) -> list[Tensor | None]:
         x, delta, device = inputs.x, inputs.delta, inputs.x.device
         dtype = accumulation(sizes)
-        arguments = _fetchable(inputs, _order(inputs.table, sizes, private=False), sizes)
+        arguments, dy = _of_one_type(_fetchable(inputs, _order(inputs.table, sizes, private=False), sizes), dy, sizes)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
         dx = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
         ddelta = empty(sizes[:4], options.channel_first, _result_dtype(sizes, plan, delta.dtype), device)
         grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, (True,) * 8, dx, ddelta)
-        if dy is not None and sizes.wide:
-            dy = dy.double()
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
@@ -204,6 +202,17 @@ def _fetchable(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> Sc
     if sizes.wide:
         return inputs._replace(x=_double(x), delta=_double(delta), B=_double(B), C=_double(C))
     return inputs._replace(**{name: t.detach().float() for name, t in (("B", B), ("C", C)) if not _fetched_whole(t)})
+
+
+def _of_one_type(inputs: ScanInputs, dy: Tensor | None, sizes: ScanSizes) -> tuple[ScanInputs, Tensor | None]:
+    """x, delta and dy of the same type; B and C of that or of the accumulation's, as the backward reads them."""
+    x, delta, _, B, C, *_ = inputs
+    dtype = x.dtype if x.dtype == delta.dtype and (dy is None or dy.dtype == x.dtype) else accumulation(sizes)
+    cast_matrix = {
+        name: t.detach().to(accumulation(sizes)) for name, t in (("B", B), ("C", C)) if t.dtype not in (dtype, accumulation(sizes))
+    }
+    inputs = inputs._replace(x=x.detach().to(dtype), delta=delta.detach().to(dtype), **cast_matrix)
+    return inputs, None if dy is None else dy.to(dtype)
 
 
 def _double(tensor: Tensor) -> Tensor:
