@@ -19,26 +19,16 @@ struct Seat {
         column(tile * kWarp + 2 * lane) {}
 };
 
-// The steps of a segment's chunks, whose pixel numbers are fetched a chunk ahead.
-struct ChunkSteps {
-  const Work& w;
-  int32_t* pixels;  // of two chunks, in shared memory
-
-  VMDDPM_DEVICE TileSteps operator()(int chunk) const {
-    const int first = chunk * kChunk, left = w.steps - first;
-    return {w.table ? pixels + chunk % 2 * kChunk : nullptr, w.first_step + first, left < kChunk ? left : kChunk};
-  }
-
-  VMDDPM_DEVICE void fetch(int chunk) const {
-    if (w.table && chunk >= 0) {
-      for (int i = thread(); i < kChunk; i += threads()) {
-        const int step = chunk * kChunk + i;
-        if (step < w.steps) copy_async<4>(pixels + chunk % 2 * kChunk + i, w.table + step, 4);
-      }
+// Starts copying where the steps of a chunk stand.
+VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
+  if (w.table && chunk >= 0) {
+    for (int i = thread(); i < kChunk; i += threads()) {
+      const int step = chunk * kChunk + i;
+      if (step < w.steps) copy_async<4>(pixels + chunk % 2 * kChunk + i, w.table + step, 4);
     }
-    commit_copies();
   }
-};
+  commit_copies();
+}
 
 // The sum of a step's Drive over slices that lie `apart` from one another.
 template <typename Acc>
@@ -59,16 +49,93 @@ VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, 
   }
 }
 
+// What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const Bases& at, const ChunkSteps& steps,
+                                  int begin, bool add, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
+                                  Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
+  const int strip = a.at.strip, slices = 1 << a.log2_slices;
+  const PairSteps own(4 + a.log2_tiles, slices);
+  const int count = w.valid - own.column();
+  if (count <= 0) return;
+  const auto offset = [&](const PairStream& s, int size) -> int64_t {
+    return kPairs ? own.column() * size : own.column() * s.at.column;
+  };
+  const char* x_lane = a.x_in.at.data + at.x + offset(a.x_in, sizeof(E));
+  char* dx_lane = a.dx_out.at.data + at.dx + offset(a.dx_out, a.dx_out.at.wide ? sizeof(Acc) : sizeof(E));
+  char* ddelta_lane = a.ddelta_out.at.data + at.ddelta + offset(a.ddelta_out, a.ddelta_out.at.wide ? sizeof(Acc) : sizeof(E));
+  partial += (own.pair / kUnit << a.log2_slices) * strip * kUnit + own.pair % kUnit;
+  Acc skip[2];
+  load_row(skips + own.column(), skip);
+#pragma unroll 1
+  for (int u = own.first; u < strip; u += own.stride) {
+    const int t = begin + u;
+    if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
+    const int32_t pixel = steps.pixel(t);
+    RawPair<E> raw;
+    fetch_pair<kPairs>(a.x_in, x_lane, pixel, count, raw);
+    Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
+    Pair<Acc>& gradients = dy[own.place() + t * kPitchOfPairs];
+    Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2];
+    sum_of_slices(partial + u * kUnit, slices, strip * kUnit, total);
+    load_row(step.value, delta);
+    load_row(gradients.value, gradient);
+    values_of<kPairs>(raw, x);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      ddelta[j] = total[j] + total[2 + j] * x[j];
+      if (a.softplus) ddelta[j] *= softplus_slope(delta[j]);
+      dx[j] = total[2 + j] * delta[j] + skip[j] * gradient[j];
+      dD[j] += gradient[j] * x[j];
+      dbias[j] += ddelta[j];
+    }
+    if (!kPairs && a.dx_out.by_steps) {
+      store_row(gradients.value, dx);
+    } else {
+      store_pair<kPairs, E>(a.dx_out, dx_lane, pixel, count, add, dx);
+    }
+    if (!kPairs && a.ddelta_out.by_steps) {
+      store_row(step.value, ddelta);
+    } else {
+      store_pair<kPairs, E>(a.ddelta_out, ddelta_lane, pixel, count, a.first_state > 0, ddelta);
+    }
+  }
+}
+
+// And what its tiles have: rows of dB and dC, n states at once.
+template <int n, typename Acc>
+VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const Bases& at, const ChunkSteps& steps,
+                                 int begin, int log2_states, const Acc* sums) {
+  const int share = 2 * a.at.strip << log2_states;  // of a tile
+#pragma unroll 1
+  for (int i = opaque(thread()) * n; i < share; i += threads() * n) {
+    const int state = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (a.at.strip - 1);
+    if (begin + u >= steps.count || state >= w.states) continue;
+    Acc sum[n], more[n];
+    load_row(sums + i, sum);
+#pragma unroll 1
+    for (int j = 1; j < 1 << a.log2_tiles; ++j) {
+      load_row(sums + j * share + i, more);
+#pragma unroll
+      for (int k = 0; k < n; ++k) sum[k] += more[k];
+    }
+    const int64_t element = steps.pixel(begin + u) * a.states + state;
+    store_row(static_cast<Acc*>(row < a.at.strip ? a.dB : a.dC) + at.matrices + element, sum);
+  }
+}
+
 template <typename E, int S, bool kZoh>
 VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
   constexpr int kSub = sub_steps(S, sizeof(Acc) == 8, kZoh), kSums = 2 * kSub * S;
   const Seat me(a);
-  const int slices = 1 << a.log2_slices, tiles = 1 << a.log2_tiles;
+  const int slices = 1 << a.log2_slices;
   const int log2_states = log2_of(S) + a.log2_slices, log2_pairs = 4 + a.log2_tiles, strip = a.at.strip;
   const int first = me.slice * S;  // of this thread's states among those of the launch
   char* shared = gpu::shared();
   Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
+  Bases& bases = *reinterpret_cast<Bases*>(shared + a.at.bases);
+  int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Drive<Acc>* drive = reinterpret_cast<Drive<Acc>*>(shared + a.at.drive);
   Pair<Acc>* dy = reinterpret_cast<Pair<Acc>*>(shared + a.at.dy);
   Pack<Acc, 2 * S>* matrices = reinterpret_cast<Pack<Acc, 2 * S>*>(shared + a.at.matrices);
@@ -92,7 +159,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   const int chunks = (w.steps + kChunk - 1) / kChunk;
   for (int r = 0; r < routes; ++r) {
     barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, first_route + r, w);
+    if (thread() == 0) begin_route(a, first_route + r, w, bases);
     barrier();
     Acc rates[2 * S], h[2 * S], dh[2 * S];
     // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
@@ -108,8 +175,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
 #pragma unroll
       for (int s = 0; s < S; ++s) dh[j * S + s] = one[s];
     }
-    const ChunkSteps steps_of{w, reinterpret_cast<int32_t*>(shared + a.at.pixels)};
-    steps_of.fetch(chunks - 1);
+    fetch_pixels(w, chunks - 1, pixels);
 
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
@@ -123,12 +189,13 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
       }
       wait_copies<0>();
       barrier();
-      const TileSteps steps = steps_of(chunk);
-      const int last_strip = (steps.count - 1) / strip, last = (last_strip + 1) * (strip / kSub) - 1;
-      decode_channels<E>(a, w, steps, (last + 1) * kSub, drive, dy);
-      decode_matrix<E, Acc, S>(a.B_in, w, a.first_state, steps, a.log2_slices, 0, matrices);
-      decode_matrix<E, Acc, S>(a.C_in, w, a.first_state, steps, a.log2_slices, 1, matrices);
-      steps_of.fetch(chunk - 1);
+      const int first_step = chunk * kChunk, left = w.steps - first_step;
+      const ChunkSteps steps{pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first_step,
+                             left < kChunk ? left : kChunk};
+      const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
+      decode_channels<E>(a, w, bases, steps, padded, bias, drive, dy);
+      decode_matrices<E, Acc, S>(a, w, bases, steps, matrices);
+      fetch_pixels(w, chunk - 1, pixels);
       barrier();
 
 #pragma unroll 1
@@ -147,65 +214,25 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         if (in_strip) continue;
         barrier();
 
-        // The slices' shares add up. drive = delta x, and y has D x in it.
-        const int begin = sub * kSub;
-        const char* x_block = lane_of(a.x_in.at, w.batch, w.route, w.channel);
-        char* dx_block = lane_of(a.dx_out.at, w.batch, w.route, w.channel);
-        char* ddelta_block = lane_of(a.ddelta_out.at, w.batch, w.route, w.channel);
-#pragma unroll 1
-        for (int i = opaque(thread()); i < strip << log2_pairs; i += threads()) {
-          const PairCell cell(i + (begin << log2_pairs), false, log2_pairs);
-          const int c = cell.column(), tile = cell.pair / kUnit, u = cell.t - begin;
-          const int count = cell.t < steps.count ? w.valid - c : 0;
-          if (count <= 0) continue;  // beyond the last step the state goes on as it is, and its gradient with it
-          const int64_t pixel = steps.pixel(cell.t);
-          const RawPair<E> raw = fetch_pair<E>(a.x_in, x_block, pixel, c, count);
-          Acc total[4], delta[2], x[2], gradient[2], by_skip[2], dx[2], ddelta[2];
-          sum_of_slices(partial + ((tile << a.log2_slices) * strip + u) * kUnit + cell.pair % kUnit, slices, strip * kUnit, total);
-          load_row(drive[cell.place()].value, delta);
-          load_row(dy[cell.place()].value, gradient);
-          load_row(skip + c, by_skip);
-          values_of(a.x_in, raw, x);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            ddelta[j] = total[j] + total[2 + j] * x[j];
-            if (a.softplus) ddelta[j] *= softplus_slope(delta[j]);
-            dx[j] = total[2 + j] * delta[j] + by_skip[j] * gradient[j];
-            chunk_dD[j] += gradient[j] * x[j];
-            chunk_dbias[j] += ddelta[j];
-          }
-          if (a.dx_out.by_steps) {
-            store_row(dy[cell.place()].value, dx);
-          } else {
-            store_pair<E>(a.dx_out, dx_block, pixel, c, count, a.add || r > 0, dx);
-          }
-          if (a.ddelta_out.by_steps) {
-            store_row(drive[cell.place()].value, ddelta);
-          } else {
-            store_pair<E>(a.ddelta_out, ddelta_block, pixel, c, count, a.first_state > 0, ddelta);
-          }
+        if (a.pairs) {
+          combine_slices<true, E>(a, w, bases, steps, sub * kSub, a.add || r > 0, skip, partial, drive, dy, chunk_dD, chunk_dbias);
+        } else {
+          combine_slices<false, E>(a, w, bases, steps, sub * kSub, a.add || r > 0, skip, partial, drive, dy, chunk_dD, chunk_dbias);
         }
-        // So do the tiles'.
-#pragma unroll 1
-        for (int i = opaque(thread()); i < 2 * strip << log2_states; i += threads()) {
-          const int n = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (strip - 1), which = row / strip;
-          if (begin + u >= steps.count || n >= w.states) continue;
-          Acc sum = Acc(0);
-          for (int j = 0; j < tiles; ++j) sum += sums[j * (2 * strip << log2_states) + i];
-          const int64_t pixel = ((w.group * a.batch + w.batch) * a.routes + w.route) * a.length + steps.pixel(begin + u);
-          static_cast<Acc*>(which ? a.dC : a.dB)[pixel * a.states + a.first_state + n] = sum;
+        if (S * slices >= 4 && a.states % 4 == 0) {
+          combine_tiles<4>(a, w, bases, steps, sub * kSub, log2_states, sums);
+        } else {
+          combine_tiles<1>(a, w, bases, steps, sub * kSub, log2_states, sums);
         }
         barrier();
       }
-      if (a.dx_out.by_steps) {
-        store_columns<E, Acc>(a.dx_out, lane_of(a.dx_out.at, w.batch, w.route, w.channel), steps, w.valid, a.add || r > 0, [=](int t, int c) {
-          return dy[PairCell((t << log2_pairs) + c / 2, false, log2_pairs).place()].value[c % 2];
-        });
+      if (!a.pairs && a.dx_out.by_steps) {
+        store_columns<E, Acc>(a.dx_out, a.dx_out.at.data + bases.dx, steps, w.valid, a.add || r > 0,
+                              [=](int place, int j) { return dy[place].value[j]; });
       }
-      if (a.ddelta_out.by_steps) {
-        store_columns<E, Acc>(a.ddelta_out, lane_of(a.ddelta_out.at, w.batch, w.route, w.channel), steps, w.valid, a.first_state > 0, [=](int t, int c) {
-          return drive[PairCell((t << log2_pairs) + c / 2, false, log2_pairs).place()].value[c % 2];
-        });
+      if (!a.pairs && a.ddelta_out.by_steps) {
+        store_columns<E, Acc>(a.ddelta_out, a.ddelta_out.at.data + bases.ddelta, steps, w.valid, a.first_state > 0,
+                              [=](int place, int j) { return drive[place].value[j]; });
       }
 #pragma unroll
       for (int i = 0; i < 2 * S; ++i) dA[i] += chunk_dA[i];
@@ -282,6 +309,7 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
   if (a.has_dy) a.dy_in = make_pair_stream(g.dy, image, false);
   a.dx_out = make_pair_stream(g.dx, image, g.dx.dtype == accumulated);
   a.ddelta_out = make_pair_stream(g.ddelta, wide, g.ddelta.dtype == accumulated);
+  a.pairs = a.x_in.pairs && a.delta_in.pairs && (!a.has_dy || a.dy_in.pairs) && a.dx_out.pairs && a.ddelta_out.pairs;
   a.dB = g.dB;
   a.dC = g.dC;
   a.dA = g.dA;

@@ -28,7 +28,7 @@ using Drive = Pack<Acc, 4>;
 
 // Byte offsets into a block's shared memory.
 struct ChunkLayout {
-  int32_t work, pixels;   // pixels of two chunks
+  int32_t work, bases, pixels;  // pixels of two chunks
   int32_t drive, dy;      // Drive and Pair [tile][step][lane]
   int32_t matrices;       // B, then C: Pack<Acc, 2 S> [slice][step]
   int32_t history;        // states [sub-step][thread]
@@ -49,7 +49,30 @@ struct PairStream {
 struct BackwardArguments : ScanArguments {
   ChunkLayout at;
   PairStream x_in, delta_in, dy_in, B_in, C_in, dx_out, ddelta_out;
+  bool pairs;      // all of x, delta, dy, dx and ddelta are read and written in pairs
 };
+
+// Where the tensors of a block begin, in bytes, of the route at hand: at its first channel or state. For each thread to
+// read when it needs them: registers are short.
+struct Bases {
+  int64_t x, delta, dy, B, C, dx, ddelta, matrices;
+};
+
+// For the first thread of a block.
+VMDDPM_DEVICE void begin_route(const BackwardArguments& a, int64_t route, Work& w, Bases& at) {
+  begin_route(a, route, w);
+  const auto start = [&](const PairStream& s, int64_t column) {
+    return w.batch * s.at.batch + route * s.at.route + column * s.at.column;
+  };
+  at.x = start(a.x_in, w.channel);
+  at.delta = start(a.delta_in, w.channel);
+  at.dy = start(a.dy_in, w.channel);
+  at.B = start(a.B_in, a.first_state);
+  at.C = start(a.C_in, a.first_state);
+  at.dx = start(a.dx_out, w.channel);
+  at.ddelta = start(a.ddelta_out, w.channel);
+  at.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
+}
 
 // `wide`: of the accumulation's type where others may be narrower.
 inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], bool wide) {
@@ -62,182 +85,218 @@ inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], 
   return s;
 }
 
+// Two channels' elements as they were loaded; where they have two bytes and make a pair, both are in the first.
 template <typename E>
 struct RawPair {
-  Raw<E> raw[2];  // where elements have two bytes and make a pair, both are in the first
+  Raw<E> raw[2];
 };
 
-// The elements at `column`, of which `count` (1 or more) exist, and the next; the first twice where it is the last.
-template <typename E>
-VMDDPM_DEVICE RawPair<E> fetch_pair(const PairStream& s, const char* block, int64_t pixel, int column, int count) {
-  RawPair<E> pair{};
-  const char* from = block + pixel * s.at.step + column * s.at.column;
-  if (s.pairs) {
-    if constexpr (sizeof(E) == 2) {
-      pair.raw[0] = *reinterpret_cast<const uint32_t*>(from);
-    } else {
-      load_row(reinterpret_cast<const E*>(from), pair.raw);
-    }
-  } else {
+// A lane's two channels, the first at `lane`, of which `count` (1 or more) exist; else the first twice.
+template <bool kPairs, typename E>
+VMDDPM_DEVICE void fetch_pair(const PairStream& s, const char* lane, int32_t pixel, int count, RawPair<E>& pair) {
+  const char* from = lane + static_cast<int64_t>(pixel) * s.at.step;
+  if constexpr (!kPairs) {
     pair.raw[0] = load_raw<E>(from);
     pair.raw[1] = load_raw<E>(from + (count > 1 ? s.at.column : 0));
+  } else if constexpr (sizeof(E) == 2) {
+    pair.raw[0] = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    load_row(reinterpret_cast<const E*>(from), pair.raw);
   }
-  return pair;
 }
 
-template <typename E, typename Acc>
-VMDDPM_DEVICE void values_of(const PairStream& s, const RawPair<E>& pair, Acc (&values)[2]) {
-  Raw<E> second = pair.raw[1];
-  if constexpr (sizeof(E) == 2) {
-    if (s.pairs) second = pair.raw[0] >> 16;
-  }
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void values_of(const RawPair<E>& pair, Acc (&values)[2]) {
   values[0] = widen_raw<E>(pair.raw[0]);
-  values[1] = widen_raw<E>(second);
+  if constexpr (kPairs && sizeof(E) == 2) {
+    values[1] = widen_raw<E>(pair.raw[0] >> 16);
+  } else {
+    values[1] = widen_raw<E>(pair.raw[1]);
+  }
 }
 
-template <typename T, typename Acc>
-VMDDPM_DEVICE void store_pair_as(const PairStream& s, char* block, int64_t pixel, int column, int count, bool add,
-                                 const Acc (&values)[2]) {
-  char* to = block + pixel * s.at.step + column * s.at.column;
-  T results[2];
-  if (s.pairs) {
+template <bool kPairs, typename T, typename Acc>
+VMDDPM_DEVICE void store_pair_as(const PairStream& s, char* to, int count, bool add, const Acc (&values)[2]) {
+  if constexpr (kPairs) {
+    T results[2];
     if (add) load_row(reinterpret_cast<const T*>(to), results);
 #pragma unroll
     for (int j = 0; j < 2; ++j) narrow(add ? values[j] + static_cast<Acc>(widen(results[j])) : values[j], results[j]);
     store_row(reinterpret_cast<T*>(to), results);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int j = 0; j < 2; ++j, to += s.at.column) {
-    if (j >= count) continue;
-    T& target = *reinterpret_cast<T*>(to);
-    narrow(add ? values[j] + static_cast<Acc>(widen(target)) : values[j], target);
+    for (int j = 0; j < 2; ++j, to += s.at.column) {
+      if (j >= count) continue;
+      T& target = *reinterpret_cast<T*>(to);
+      narrow(add ? values[j] + static_cast<Acc>(widen(target)) : values[j], target);
+    }
   }
 }
 
-// Two values from `column` on, of which `count` exist, or adds them to what is there, which is then of the accumulation's
-// type.
-template <typename E, typename Acc>
-VMDDPM_DEVICE void store_pair(const PairStream& s, char* block, int64_t pixel, int column, int count, bool add,
-                              const Acc (&values)[2]) {
-  if (count <= 0) return;
+// Two values, of which `count` exist, or adds them to what is there, which is then of the accumulation's type.
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, bool add, const Acc (&values)[2]) {
+  char* to = lane + static_cast<int64_t>(pixel) * s.at.step;
   if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!s.at.wide) return store_pair_as<E>(s, block, pixel, column, count, false, values);
+    if (!s.at.wide) return store_pair_as<kPairs, E>(s, to, count, false, values);
   }
-  if (add) return store_pair_as<Acc>(s, block, pixel, column, count, true, values);
-  store_pair_as<Acc>(s, block, pixel, column, count, false, values);
+  if (add) return store_pair_as<kPairs, Acc>(s, to, count, true, values);
+  store_pair_as<kPairs, Acc>(s, to, count, false, values);
 }
 
-// The steps of a chunk: `pixels` (in shared memory) says where each stands, or they stand at first, first + 1, ...
-VMDDPM_DEVICE int64_t pixel_within(const TileSteps& steps, int t) { return steps.pixel(t < steps.count ? t : steps.count - 1); }
-
-// The pair that thread i of a loop over steps and pairs takes: neighbouring threads neighbours in memory.
-struct PairCell {
-  int t, pair;
-  VMDDPM_DEVICE PairCell(int i, bool by_steps, int log2_pairs)
-      : t(by_steps ? i % kChunk : i >> log2_pairs), pair(by_steps ? i / kChunk : i & ((1 << log2_pairs) - 1)) {}
-  VMDDPM_DEVICE int column() const { return 2 * pair; }
-  // In what is [tile][step][lane].
-  VMDDPM_DEVICE int place() const { return (pair / kUnit * kChunk + t) * kPitchOfPairs + pair % kUnit; }
+// The steps of a chunk: where there is a table `pixels` (in shared memory) says where each stands, else they stand at
+// first, first + 1, ...
+struct ChunkSteps {
+  const int32_t* pixels;
+  bool table;
+  int32_t first, count;
+  VMDDPM_DEVICE int32_t pixel(int t) const { return table ? pixels[t] : first + t; }
+  VMDDPM_DEVICE int32_t pixel_within(int t) const { return pixel(t < count ? t : count - 1); }
 };
 
-// delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel.
-template <typename E, typename Acc>
-VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, const TileSteps& steps, int padded,
-                                   Drive<Acc>* drive, Pair<Acc>* dy) {
-  const Acc* bias = reinterpret_cast<const Acc*>(gpu::shared() + a.at.bias);
-  const int log2_pairs = 4 + a.log2_tiles;
-  const bool by_steps = a.delta_in.by_steps;
-  const int end = (by_steps ? kChunk : padded) << log2_pairs;
-  const char* delta_block = lane_of(a.delta_in.at, w.batch, w.route, w.channel);
-  const char* x_block = lane_of(a.x_in.at, w.batch, w.route, w.channel);
-  const char* dy_block = lane_of(a.dy_in.at, w.batch, w.route, w.channel);
+// Of a thread that goes through the steps of one pair: `first`, first + `stride`, ...
+struct PairSteps {
+  int first, stride, pair;
+  VMDDPM_DEVICE PairSteps(int log2_pairs, int slices)
+      : first(opaque(thread()) >> log2_pairs), stride(slices), pair(opaque(thread()) & ((1 << log2_pairs) - 1)) {}
+  // The column of its first channel, and its place at step 0 of what is [tile][step][lane].
+  VMDDPM_DEVICE int column() const { return 2 * pair; }
+  VMDDPM_DEVICE int place() const { return pair / kUnit * kTilePairs + pair % kUnit; }
+};
+
+// delta, delta x and dy of one step of a pair of which `count` channels are there, zero for others.
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void decode_pair(const BackwardArguments& a, const RawPair<E>& raw_delta, const RawPair<E>& raw_x,
+                               const RawPair<E>& raw_dy, const Acc (&bias)[2], int count, Drive<Acc>& drive, Pair<Acc>& dy) {
+  Acc delta[2], x[2], gradient[2], step[4];
+  values_of<kPairs>(raw_delta, delta);
+  values_of<kPairs>(raw_x, x);
+  values_of<kPairs>(raw_dy, gradient);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    delta[j] += bias[j];
+    if (a.softplus) delta[j] = softplus(delta[j]);
+    step[j] = j < count ? delta[j] : Acc(0);
+    step[2 + j] = j < count ? delta[j] * x[j] : Acc(0);
+    if (j >= count) gradient[j] = Acc(0);
+  }
+  store_row(drive.value, step);
+  store_row(dy.value, gradient);
+}
+
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+                                      int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
+  const PairSteps own(4 + a.log2_tiles, 1 << a.log2_slices);
+  const int count = w.valid - own.column(), column = count > 0 ? own.column() : 0;
+  const auto lane = [&](const PairStream& s, int64_t block) {
+    return s.at.data + block + (kPairs ? column * static_cast<int>(sizeof(E)) : column * s.at.column);
+  };
+  const char *delta_lane = lane(a.delta_in, from.delta), *x_lane = lane(a.x_in, from.x), *dy_lane = lane(a.dy_in, from.dy);
+  Acc bias[2];
+  load_row(biases + own.column(), bias);
+  drive += own.place();
+  dy += own.place();
 #pragma unroll 1
-  for (int begin = opaque(thread()); begin < end; begin += kAtOnce * threads()) {
-    RawPair<E> raw_delta[kAtOnce], raw_x[kAtOnce], raw_dy[kAtOnce];
+  for (int begin = own.first; begin < padded; begin += kAtOnce * own.stride) {
+    RawPair<E> raw_delta[kAtOnce], raw_x[kAtOnce], raw_dy[kAtOnce] = {};
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const PairCell cell(begin + k * threads(), by_steps, log2_pairs);
-      const int count = w.valid - cell.column(), c = count > 0 ? cell.column() : 0;
-      const int64_t pixel = pixel_within(steps, cell.t);
-      raw_delta[k] = fetch_pair<E>(a.delta_in, delta_block, pixel, c, count);
-      raw_x[k] = fetch_pair<E>(a.x_in, x_block, pixel, c, count);
-      raw_dy[k] = a.has_dy ? fetch_pair<E>(a.dy_in, dy_block, pixel, c, count) : RawPair<E>{};
+      const int32_t pixel = steps.pixel_within(begin + k * own.stride);
+      fetch_pair<kPairs>(a.delta_in, delta_lane, pixel, count, raw_delta[k]);
+      fetch_pair<kPairs>(a.x_in, x_lane, pixel, count, raw_x[k]);
+      if (a.has_dy) fetch_pair<kPairs>(a.dy_in, dy_lane, pixel, count, raw_dy[k]);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const PairCell cell(begin + k * threads(), by_steps, log2_pairs);
-      if (cell.t >= kChunk || cell.pair >> log2_pairs) break;
-      const int count = cell.t < steps.count ? w.valid - cell.column() : 0;
-      Acc delta[2], x[2], gradient[2], shift[2], step[4];
-      values_of(a.delta_in, raw_delta[k], delta);
-      values_of(a.x_in, raw_x[k], x);
-      values_of(a.dy_in, raw_dy[k], gradient);
-      load_row(bias + cell.column(), shift);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        delta[j] += shift[j];
-        if (a.softplus) delta[j] = softplus(delta[j]);
-        step[j] = j < count ? delta[j] : Acc(0);
-        step[2 + j] = j < count ? delta[j] * x[j] : Acc(0);
-        if (j >= count) gradient[j] = Acc(0);
-      }
-      store_row(drive[cell.place()].value, step);
-      store_row(dy[cell.place()].value, gradient);
+      const int t = begin + k * own.stride;
+      decode_pair<kPairs>(a, raw_delta[k], raw_x[k], raw_dy[k], bias, t < steps.count ? count : 0, drive[t * kPitchOfPairs],
+                          dy[t * kPitchOfPairs]);
     }
   }
 }
 
-// B or C of a chunk, S states to a slice, zero beyond the last step and state; which: 0 is B, 1 is C.
-template <typename T, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrix_as(const PairStream& in, const char* block, const TileSteps& steps, int valid,
-                                    int log2_slices, int which, Pack<Acc, 2 * S>* matrices) {
+// Lanes along the steps, for tensors whose steps are neighbours.
+template <typename E, typename Acc>
+VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+                                   const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
 #pragma unroll 1
-  for (int i = opaque(thread()); i < kChunk << log2_slices; i += threads()) {
-    const int t = in.by_steps ? i % kChunk : i >> log2_slices;
-    const int slice = in.by_steps ? i / kChunk : i & ((1 << log2_slices) - 1);
-    const int count = valid - slice * S, column = count > 0 ? slice * S : 0;
-    const int64_t pixel = pixel_within(steps, t);
-    Acc values[S];
-    if constexpr (S == 2) {
-      values_of(in, fetch_pair<T>(in, block, pixel, column, count), values);
-    } else {
-      values[0] = widen_raw<T>(load_raw<T>(block + pixel * in.at.step + column * in.at.column));
-    }
+  for (int i = opaque(thread()); i < kChunk * kUnit << a.log2_tiles; i += threads()) {
+    const int t = i % kChunk, pair = i / kChunk, place = pair / kUnit * kTilePairs + t * kPitchOfPairs + pair % kUnit;
+    const int count = w.valid - 2 * pair, column = count > 0 ? 2 * pair : 0;
+    const int32_t pixel = steps.pixel_within(t);
+    RawPair<E> raw_delta, raw_x, raw_dy = {};
+    fetch_pair<false>(a.delta_in, a.delta_in.at.data + from.delta + column * a.delta_in.at.column, pixel, count, raw_delta);
+    fetch_pair<false>(a.x_in, a.x_in.at.data + from.x + column * a.x_in.at.column, pixel, count, raw_x);
+    if (a.has_dy) fetch_pair<false>(a.dy_in, a.dy_in.at.data + from.dy + column * a.dy_in.at.column, pixel, count, raw_dy);
+    Acc bias[2];
+    load_row(biases + 2 * pair, bias);
+    decode_pair<false>(a, raw_delta, raw_x, raw_dy, bias, t < steps.count ? count : 0, drive[place], dy[place]);
+  }
+}
+
+// delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel. `padded` is a multiple
+// of a strip, which is one of the steps that the threads take at once.
+template <typename E, typename Acc>
+VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+                                   int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
+  if (a.pairs) {
+    decode_channels_as<true, E>(a, w, from, steps, padded, biases, drive, dy);
+  } else if (a.delta_in.by_steps) {
+    decode_by_steps<E>(a, w, from, steps, biases, drive, dy);
+  } else {
+    decode_channels_as<false, E>(a, w, from, steps, padded, biases, drive, dy);
+  }
+}
+
+// B and C of a chunk, S states to a slice, zero beyond the last step and state.
+template <typename T, typename Acc, int S>
+VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+                                      Pack<Acc, 2 * S>* matrices) {
+  const bool by_steps = a.B_in.by_steps;
+#pragma unroll 1
+  for (int i = opaque(thread()); i < kChunk << a.log2_slices; i += threads()) {
+    const int t = by_steps ? i % kChunk : i >> a.log2_slices;
+    const int slice = by_steps ? i / kChunk : i & ((1 << a.log2_slices) - 1);
+    const int count = t < steps.count ? w.states - slice * S : 0, column = count > 0 ? slice * S : 0;
+    const int32_t pixel = steps.pixel_within(t);
+    const char* b = a.B_in.at.data + from.B + static_cast<int64_t>(pixel) * a.B_in.at.step + column * a.B_in.at.column;
+    const char* c = a.C_in.at.data + from.C + static_cast<int64_t>(pixel) * a.C_in.at.step + column * a.C_in.at.column;
+    Acc values[2 * S];
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      if (t >= steps.count || s >= count) values[s] = Acc(0);
+      values[s] = s < count ? widen_raw<T>(load_raw<T>(b + s * a.B_in.at.column)) : Acc(0);
+      values[S + s] = s < count ? widen_raw<T>(load_raw<T>(c + s * a.C_in.at.column)) : Acc(0);
     }
-    store_row(matrices[slice * kMatrixPitch + t].value + which * S, values);
+    store_row(matrices[slice * kMatrixPitch + t].value, values);
   }
 }
 
 template <typename E, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrix(const PairStream& in, const Work& w, int64_t first_state, const TileSteps& steps,
-                                 int log2_slices, int which, Pack<Acc, 2 * S>* matrices) {
-  const char* block = lane_of(in.at, w.batch, w.route, first_state);
+VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+                                   Pack<Acc, 2 * S>* matrices) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!in.at.wide) return decode_matrix_as<E, Acc, S>(in, block, steps, w.states, log2_slices, which, matrices);
+    if (!a.B_in.at.wide) return decode_matrices_as<E, Acc, S>(a, w, from, steps, matrices);
   }
-  decode_matrix_as<Acc, Acc, S>(in, block, steps, w.states, log2_slices, which, matrices);
+  decode_matrices_as<Acc, Acc, S>(a, w, from, steps, matrices);
 }
 
 template <typename T, typename Acc, typename Value>
-VMDDPM_DEVICE void store_columns_as(const PairStream& s, char* block, const TileSteps& steps, int valid, bool add, Value value) {
+VMDDPM_DEVICE void store_columns_as(const PairStream& s, char* block, const ChunkSteps& steps, int valid, bool add, Value value) {
 #pragma unroll 1
   for (int i = opaque(thread()); i < valid * kChunk; i += threads()) {
     const int t = i % kChunk, c = i / kChunk;
     if (t >= steps.count) continue;
-    T& target = *reinterpret_cast<T*>(block + steps.pixel(t) * s.at.step + c * s.at.column);
-    Acc result = value(t, c);
+    T& target = *reinterpret_cast<T*>(block + static_cast<int64_t>(steps.pixel(t)) * s.at.step + c * s.at.column);
+    Acc result = value(c / kWarp * kTilePairs + t * kPitchOfPairs + c % kWarp / 2, c % 2);
     if (add) result += static_cast<Acc>(widen(target));
     narrow(result, target);
   }
 }
 
-// A whole chunk along its steps, for tensors whose steps are neighbours: value(step, column), or += it.
+// A whole chunk along its steps, for tensors whose steps are neighbours: value(place, channel of the pair), or += it.
 template <typename E, typename Acc, typename Value>
-VMDDPM_DEVICE void store_columns(const PairStream& s, char* block, const TileSteps& steps, int valid, bool add, Value value) {
+VMDDPM_DEVICE void store_columns(const PairStream& s, char* block, const ChunkSteps& steps, int valid, bool add, Value value) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
     if (!s.at.wide) return store_columns_as<E, Acc>(s, block, steps, valid, false, value);
   }

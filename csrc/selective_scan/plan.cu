@@ -111,6 +111,7 @@ ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
   };
   s.strip = 8;
   s.work = take(sizeof(Work));
+  s.bases = take(sizeof(Bases));
   s.pixels = take(2 * kChunk * 4);
   s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
   s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
