@@ -21,11 +21,9 @@ struct Seat {
 
 // Starts copying where the steps of a chunk stand.
 VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
-  if (w.table && chunk >= 0) {
-    for (int i = thread(); i < kChunk; i += threads()) {
-      const int step = chunk * kChunk + i;
-      if (step < w.steps) copy_async<4>(pixels + chunk % 2 * kChunk + i, w.table + step, 4);
-    }
+  const int step = chunk * kChunk + thread();
+  if (w.table && chunk >= 0 && thread() < kChunk && step < w.steps) {
+    copy_async<4>(pixels + chunk % 2 * kChunk + thread(), w.table + step, 4);
   }
   commit_copies();
 }
@@ -105,7 +103,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
 // And what its tiles have: rows of dB and dC, n states at once.
 template <int n, typename Acc>
 VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const Bases& at, const ChunkSteps& steps,
-                                 int begin, int log2_states, const Acc* sums) {
+                                 int begin, int tiles, int log2_states, const Acc* sums) {
   const int share = 2 * a.at.strip << log2_states;  // of a tile
 #pragma unroll 1
   for (int i = opaque(thread()) * n; i < share; i += threads() * n) {
@@ -114,7 +112,7 @@ VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, cons
     Acc sum[n], more[n];
     load_row(sums + i, sum);
 #pragma unroll 1
-    for (int j = 1; j < 1 << a.log2_tiles; ++j) {
+    for (int j = 1; j < tiles; ++j) {
       load_row(sums + j * share + i, more);
 #pragma unroll
       for (int k = 0; k < n; ++k) sum[k] += more[k];
@@ -145,8 +143,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   Acc* bias = reinterpret_cast<Acc*>(shared + a.at.bias);
   Acc* skip = reinterpret_cast<Acc*>(shared + a.at.skip);
   const int own = me.tile * kTilePairs + me.lane;
-  const Rows<Acc, S> rows{drive + own, dy + own, matrices + me.slice * kMatrixPitch};
-  Drive<Acc>* own_partial = partial + thread() / kUnit * strip * kUnit + me.lane;
+  // At the sub-step whose first step is `first`, `in_strip` steps from the first of its strip.
+  const auto rows_at = [=](int first, int in_strip) -> Rows<Acc, S> {
+    return {drive + own + first * kPitchOfPairs, dy + own + first * kPitchOfPairs, matrices + me.slice * kMatrixPitch + first,
+            partial + (thread() / kUnit * strip + in_strip) * kUnit + me.lane};
+  };
   // The element of dB or dC that lane_sums leaves in this lane, and its place among those of the first steps of a strip.
   const int element = me.lane / (kUnit / kSums);
   Acc* own_sum = sums + (((2 * me.tile + element / (kSub * S)) * strip + element / S % kSub) << log2_states) + first +
@@ -201,15 +202,15 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
 #pragma unroll 1
       for (int sub = 0; sub < last; ++sub) {
         store_row(history[sub * threads()].value, h);
-        replay_steps<Acc, S, kSub, kZoh>(rows, sub * kSub, rates, h);
+        replay_steps<S, kSub, kZoh>(rows_at(sub * kSub, 0), rates, h);
       }
       Acc chunk_dA[2 * S] = {}, chunk_dD[2] = {}, chunk_dbias[2] = {};
 #pragma unroll 1
       for (int sub = last; sub >= 0; --sub) {
         const int in_strip = sub * kSub & (strip - 1);
         if (sub < last) load_row(history[sub * threads()].value, h);
-        const Acc sum = adjoint_steps<Acc, S, kSub, kZoh>(rows, sub * kSub, rates, h, dh, chunk_dA,
-                                                          own_partial + in_strip * kUnit, me.lane);
+        Rows<Acc, S> rows = rows_at(sub * kSub, in_strip);
+        const Acc sum = adjoint_steps<S, kSub, kZoh, kUnit>(rows, rates, h, dh, chunk_dA, me.lane);
         if (me.lane % (kUnit / kSums) == 0) own_sum[in_strip << log2_states] = sum;
         if (in_strip) continue;
         barrier();
@@ -220,9 +221,9 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
           combine_slices<false, E>(a, w, bases, steps, sub * kSub, a.add || r > 0, skip, partial, drive, dy, chunk_dD, chunk_dbias);
         }
         if (S * slices >= 4 && a.states % 4 == 0) {
-          combine_tiles<4>(a, w, bases, steps, sub * kSub, log2_states, sums);
+          combine_tiles<4>(a, w, bases, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         } else {
-          combine_tiles<1>(a, w, bases, steps, sub * kSub, log2_states, sums);
+          combine_tiles<1>(a, w, bases, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         }
         barrier();
       }
@@ -277,16 +278,221 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   }
 }
 
-template <typename E, int S>
-void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
-  const auto kernel = zoh ? &scan_backward<E, S, true> : &scan_backward<E, S, false>;
-  launch("scan_backward", kernel, block_count(a), kUnit * plan.slices * plan.tiles, a.at.bytes, stream, a);
+// What steps are computed from, of one state of two channels that a thread has alone, in registers; and what follows from
+// the results at once.
+template <bool kPairs, typename E, typename Acc, int kSub>
+struct Alone {
+  const BackwardArguments& a;
+  const Pair<Acc>* matrices;   // in shared memory, from the first step on
+  int32_t pixels[kSub];
+  int steps, channels;         // that are there
+  bool add;
+  char *dx, *ddelta;
+  Acc deltas[kSub][2], xs[kSub][2], gradients[kSub][2], skip[2], dD[2], dbias[2];
+
+  VMDDPM_DEVICE void step(int u, Acc (&values)[4]) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      values[j] = deltas[u][j];
+      values[2 + j] = deltas[u][j] * xs[u][j];
+    }
+  }
+  VMDDPM_DEVICE void gradient(int u, Acc (&values)[2]) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) values[j] = gradients[u][j];
+  }
+  VMDDPM_DEVICE void B(int u, Acc (&values)[1]) const { values[0] = matrices[u].value[0]; }
+  VMDDPM_DEVICE void B_and_C(int u, Acc (&values)[2]) const { load_row(matrices[u].value, values); }
+  VMDDPM_DEVICE void keep(int u, const Acc (&results)[4]) {
+    Acc more[2], ddeltas[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      ddeltas[j] = results[j] + results[2 + j] * xs[u][j];
+      if (a.softplus) ddeltas[j] *= softplus_slope(deltas[u][j]);
+      more[j] = results[2 + j] * deltas[u][j] + skip[j] * gradients[u][j];
+    }
+    if (u >= steps || channels <= 0) return;  // there the state goes on as it is, and its gradient with it
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      dD[j] += gradients[u][j] * xs[u][j];
+      dbias[j] += ddeltas[j];
+    }
+    store_pair<kPairs, E>(a.dx_out, dx, pixels[u], channels, add, more);
+    store_pair<kPairs, E>(a.ddelta_out, ddelta, pixels[u], channels, false, ddeltas);
+  }
+};
+
+// The adjoint scan of one state. A thread reads its two channels for itself, a few steps ahead of their use, and keeps
+// nothing in shared memory but delta and the states at every few steps; the block's B and C come through it.
+template <bool kPairs, typename E, bool kZoh>
+VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_backward_alone(VMDDPM_ARGUMENTS(BackwardArguments) a) {
+  using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
+  constexpr int kSub = alone_steps(sizeof(E) == 8, kZoh), kSums = 2 * kSub;
+  char* shared = gpu::shared();
+  Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
+  Bases& bases = *reinterpret_cast<Bases*>(shared + a.at.bases);
+  int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
+  Pair<Acc>* matrices = reinterpret_cast<Pair<Acc>*>(shared + a.at.matrices);
+  Pair<Acc>* deltas = reinterpret_cast<Pair<Acc>*>(shared + a.at.drive) + thread();
+  Pair<Acc>* history = reinterpret_cast<Pair<Acc>*>(shared + a.at.history) + thread();
+  Acc* sums = reinterpret_cast<Acc*>(shared + a.at.sums);
+  Acc* biases = reinterpret_cast<Acc*>(shared + a.at.bias);
+  Acc* skips = reinterpret_cast<Acc*>(shared + a.at.skip);
+  const int lane = thread() % kWarp, element = lane / (kWarp / kSums);
+  Acc* own_sum = sums + (2 * (thread() / kWarp) + element / kSub) * kChunk + element % kSub;
+
+  if (thread() == 0) begin_block(a, 0, w);
+  barrier();
+  const int routes = a.loops_routes ? static_cast<int>(a.route_end - a.route_begin) : 1;
+  const int64_t first_route = w.route;
+  const int chunks = (w.steps + kChunk - 1) / kChunk;
+  const int channels = w.valid - 2 * thread(), column = channels > 0 ? 2 * thread() : 0;
+  for (int r = 0; r < routes; ++r) {
+    barrier();  // the route before this one is done with shared memory
+    if (thread() == 0) begin_route(a, first_route + r, w, bases);
+    barrier();
+    load_parameters(a, w, biases, skips);
+    barrier();
+    const auto lane_at = [&](const PairStream& s, int64_t block, int size) {
+      return s.at.data + block + (kPairs ? static_cast<int64_t>(column * size) : column * s.at.column);
+    };
+    const int dx_size = a.dx_out.at.wide ? sizeof(Acc) : sizeof(E), ddelta_size = a.ddelta_out.at.wide ? sizeof(Acc) : sizeof(E);
+    const char* x_lane = lane_at(a.x_in, bases.x, sizeof(E));
+    const char* delta_lane = lane_at(a.delta_in, bases.delta, sizeof(E));
+    const char* dy_lane = lane_at(a.dy_in, bases.dy, sizeof(E));
+    Alone<kPairs, E, Acc, kSub> at{a};
+    at.channels = channels;
+    at.add = a.add || r > 0;
+    at.dx = lane_at(a.dx_out, bases.dx, dx_size);
+    at.ddelta = lane_at(a.ddelta_out, bases.ddelta, ddelta_size);
+    Acc rates[2], h[2], dh[2], bias[2];
+    // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
+    Acc dA[2] = {}, dD[2] = {}, dbias[2] = {};
+    load_row(biases + 2 * thread(), bias);
+    load_row(skips + 2 * thread(), at.skip);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      Acc one[1];
+      load_rates(a, w, 2 * thread() + j, 0, one);
+      rates[j] = one[0];
+      load_start(a, w, 2 * thread() + j, 0, one);
+      dh[j] = one[0];
+    }
+    fetch_pixels(w, chunks - 1, pixels);
+
+#pragma unroll 1
+    for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        Acc one[1];
+        load_piece(a, w, w.first_step / kGpuChunk + chunk, a.chunks, 2 * thread() + j, 0, static_cast<const Acc*>(a.checkpoints),
+                   one);
+        h[j] = one[0];
+      }
+      wait_copies<0>();
+      barrier();
+      const int first_step = chunk * kChunk, left = w.steps - first_step;
+      const ChunkSteps steps{pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first_step,
+                             left < kChunk ? left : kChunk};
+      decode_matrices<E, Acc, 1>(a, w, bases, steps, matrices);
+      fetch_pixels(w, chunk - 1, pixels);
+      barrier();
+      const int last = (steps.count - 1) / kSub;
+
+      RawPair<E> raw[kSub], more[kSub];
+      const auto fetch = [&](const PairStream& one, const char* one_lane, const PairStream& other, const char* other_lane,
+                             bool has_other, int group) {
+#pragma unroll
+        for (int u = 0; u < kSub; ++u) {
+          const int32_t pixel = steps.pixel_within(group * kSub + u);
+          fetch_pair<kPairs>(one, one_lane, pixel, channels, raw[u]);
+          if (has_other) fetch_pair<kPairs>(other, other_lane, pixel, channels, more[u]);
+        }
+      };
+      fetch(a.x_in, x_lane, a.delta_in, delta_lane, true, 0);
+#pragma unroll 1
+      for (int group = 0; group <= last; ++group) {
+        at.matrices = matrices + group * kSub;
+#pragma unroll
+        for (int u = 0; u < kSub; ++u) {
+          values_of<kPairs>(raw[u], at.xs[u]);
+          values_of<kPairs>(more[u], at.deltas[u]);
+        }
+        if (group < last) fetch(a.x_in, x_lane, a.delta_in, delta_lane, true, group + 1);
+#pragma unroll
+        for (int u = 0; u < kSub; ++u) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            Acc& delta = at.deltas[u][j];
+            delta += bias[j];
+            if (a.softplus) delta = softplus(delta);
+            if (group * kSub + u >= steps.count || j >= channels) delta = Acc(0);
+          }
+          store_row(deltas[(group * kSub + u) * threads()].value, at.deltas[u]);
+        }
+        store_row(history[group * threads()].value, h);
+        replay_steps<1, kSub, kZoh>(at, rates, h);
+      }
+
+      Acc chunk_dA[2] = {};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) at.dD[j] = at.dbias[j] = Acc(0);
+#pragma unroll
+      for (int u = 0; u < kSub; ++u) more[u] = RawPair<E>{};
+      fetch(a.x_in, x_lane, a.dy_in, dy_lane, a.has_dy, last);
+#pragma unroll 1
+      for (int group = last; group >= 0; --group) {
+        at.matrices = matrices + group * kSub;
+        at.steps = steps.count - group * kSub;
+#pragma unroll
+        for (int u = 0; u < kSub; ++u) {
+          at.pixels[u] = steps.pixel_within(group * kSub + u);
+          values_of<kPairs>(raw[u], at.xs[u]);
+          values_of<kPairs>(more[u], at.gradients[u]);
+          load_row(deltas[(group * kSub + u) * threads()].value, at.deltas[u]);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (u >= at.steps || j >= channels) at.gradients[u][j] = Acc(0);
+          }
+        }
+        load_row(history[group * threads()].value, h);
+        if (group > 0) fetch(a.x_in, x_lane, a.dy_in, dy_lane, a.has_dy, group - 1);
+        const Acc sum = adjoint_steps<1, kSub, kZoh, kWarp>(at, rates, h, dh, chunk_dA, lane);
+        if (lane % (kWarp / kSums) == 0) own_sum[group * kSub] = sum;
+      }
+      barrier();
+      combine_tiles<1>(a, w, bases, steps, 0, threads() / kWarp, 0, sums);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        dA[j] += chunk_dA[j];
+        dD[j] += at.dD[j];
+        dbias[j] += at.dbias[j];
+      }
+    }
+
+    const int64_t piece = ((w.batch * a.segments + w.segment) * a.routes + w.route) * a.channels + w.channel;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (j >= channels) continue;
+      const Acc one[1] = {dh[j]};
+      static_cast<Acc*>(a.dA)[piece + column + j] = dA[j];
+      if (a.dstart && w.segment == 0) store_states(a, w, column + j, 0, one, static_cast<Acc*>(a.dstart));
+      if (a.dD) static_cast<Acc*>(a.dD)[piece + column + j] = dD[j];
+      if (a.ddelta_bias) static_cast<Acc*>(a.ddelta_bias)[piece + column + j] = dbias[j];
+    }
+  }
 }
 
 template <typename E>
-void launch_backward_of(const BackwardArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
-  if (plan.states_per_thread == 1) return launch_backward<E, 1>(a, plan, zoh, stream);
-  launch_backward<E, 2>(a, plan, zoh, stream);
+void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
+  if (plan.states_per_thread * plan.slices == 1) {
+    auto kernel = a.pairs ? &scan_backward_alone<true, E, false> : &scan_backward_alone<false, E, false>;
+    if (zoh) kernel = a.pairs ? &scan_backward_alone<true, E, true> : &scan_backward_alone<false, E, true>;
+    return launch("scan_backward_alone", kernel, block_count(a), kUnit * plan.tiles, a.at.bytes, stream, a);
+  }
+  constexpr int S = sizeof(E) == 8 ? 1 : 2;
+  const auto kernel = zoh ? &scan_backward<E, S, true> : &scan_backward<E, S, false>;
+  launch("scan_backward", kernel, block_count(a), kUnit * plan.slices * plan.tiles, a.at.bytes, stream, a);
 }
 
 }  // namespace
@@ -326,10 +532,10 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
   for_each_launch(a, p, plan, true, [&](const ScanArguments& part) {
     static_cast<ScanArguments&>(a) = part;
     switch (p.x.dtype) {
-      case DType::f64: return launch_backward<double, 1>(a, plan, p.zoh, stream);
-      case DType::f32: return launch_backward_of<float>(a, plan, p.zoh, stream);
-      case DType::f16: return launch_backward_of<Half>(a, plan, p.zoh, stream);
-      case DType::bf16: return launch_backward_of<BFloat16>(a, plan, p.zoh, stream);
+      case DType::f64: return launch_backward<double>(a, plan, p.zoh, stream);
+      case DType::f32: return launch_backward<float>(a, plan, p.zoh, stream);
+      case DType::f16: return launch_backward<Half>(a, plan, p.zoh, stream);
+      case DType::bf16: return launch_backward<BFloat16>(a, plan, p.zoh, stream);
     }
   });
 }

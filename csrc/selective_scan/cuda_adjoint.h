@@ -6,9 +6,9 @@
 namespace vmddpm {
 namespace gpu {
 
-// The sum over the lanes of a unit of each of n values (n a power of two, at most 16) by a halving butterfly: at every
-// level a lane keeps one half and passes the other on. Lane i returns the sum of value i / (16 / n).
-template <int mask = kUnit / 2, int n, typename T>
+// The sum over 2 mask neighbouring lanes of each of n values (a power of two, at most as many) by a halving butterfly: at
+// every level a lane keeps one half and passes the other on. Lane i of them returns the sum of value i / (2 mask / n).
+template <int mask, int n, typename T>
 VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   if constexpr (mask == 0) {
     return values[0];
@@ -32,17 +32,24 @@ VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   }
 }
 
-// What the steps of a chunk are computed from, at this thread's channels and states.
+// What steps are computed from, at a thread's channels and states, in shared memory: u steps from the first of a few on.
 template <typename Acc, int S>
 struct Rows {
   const Drive<Acc>* drive;
   const Pair<Acc>* dy;
   const Pack<Acc, 2 * S>* matrices;
+  Drive<Acc>* partial;
+
+  VMDDPM_DEVICE void step(int u, Acc (&values)[4]) const { load_row(drive[u * kPitchOfPairs].value, values); }
+  VMDDPM_DEVICE void gradient(int u, Acc (&values)[2]) const { load_row(dy[u * kPitchOfPairs].value, values); }
+  VMDDPM_DEVICE void B(int u, Acc (&values)[S]) const { load_row(matrices[u].value, values); }
+  VMDDPM_DEVICE void B_and_C(int u, Acc (&values)[2 * S]) const { load_row(matrices[u].value, values); }
+  VMDDPM_DEVICE void keep(int u, const Acc (&results)[4]) { store_row(partial[u * kUnit].value, results); }
 };
 
-// h of one step of S states of two channels [channel][state]; returns the decays, and in `input` what comes in.
+// Of one step of S states of two channels [channel][state]: the decays, and what comes in.
 template <typename Acc, int S, bool kZoh>
-VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc* B, const Acc (&rates)[2 * S], Acc (&decays)[2 * S],
+VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc (&B)[S], const Acc (&rates)[2 * S], Acc (&decays)[2 * S],
                                      Acc (&inputs)[2 * S]) {
 #pragma unroll
   for (int i = 0; i < 2 * S; ++i) {
@@ -57,38 +64,38 @@ VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc* B, const A
   }
 }
 
-// The states after kSub steps from `first` on.
-template <typename Acc, int S, int kSub, bool kZoh>
-VMDDPM_DEVICE void replay_steps(const Rows<Acc, S>& at, int first, const Acc (&rates)[2 * S], Acc (&h)[2 * S]) {
+// The states after kSub steps.
+template <int S, int kSub, bool kZoh, typename Acc, typename At>
+VMDDPM_DEVICE void replay_steps(const At& at, const Acc (&rates)[2 * S], Acc (&h)[2 * S]) {
 #pragma unroll
   for (int u = 0; u < kSub; ++u) {
-    const int t = first + u;
     Acc step[4], b[S], decays[2 * S], inputs[2 * S];
-    load_row(at.drive[t * kPitchOfPairs].value, step);
-    load_row(at.matrices[t].value, b);
+    at.step(u, step);
+    at.B(u, b);
     decays_and_inputs<Acc, S, kZoh>(step, b, rates, decays, inputs);
 #pragma unroll
     for (int i = 0; i < 2 * S; ++i) h[i] = decays[i] * h[i] + inputs[i];
   }
 }
 
-// kSub steps from `first` on, of S states of two channels. With v = delta A and the forward
+// kSub steps of S states of two channels. With v = delta A and the forward
 // h_l = e^v h_{l-1} + phi(v) drive B:
 //   g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
 //   dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
-// h holds the states before the first step; `partial` gets ddelta and ddrive. Returns this lane's sum over the channels of
-// its unit of one element of dB or dC: see lane_sums; the order is dB [step][state], then dC.
-template <typename Acc, int S, int kSub, bool kZoh>
-VMDDPM_DEVICE Acc adjoint_steps(const Rows<Acc, S>& at, int first, const Acc (&rates)[2 * S], const Acc (&h)[2 * S],
-                                Acc (&dh)[2 * S], Acc (&dA)[2 * S], Drive<Acc>* partial, int lane) {
+// h holds the states before the first step; at.keep(step, {ddelta, ddrive}) gets what the states of a step add up to.
+// Returns this lane's sum over the channels of kLanes lanes of one element of dB or dC: see lane_sums; the order is dB
+// [step][state], then dC.
+template <int S, int kSub, bool kZoh, int kLanes, typename Acc, typename At>
+VMDDPM_DEVICE Acc adjoint_steps(At& at, const Acc (&rates)[2 * S], const Acc (&h)[2 * S], Acc (&dh)[2 * S],
+                                Acc (&dA)[2 * S], int lane) {
   Acc state[kSub + 1][2 * S], decays[kSub][2 * S];
 #pragma unroll
   for (int i = 0; i < 2 * S; ++i) state[0][i] = h[i];
 #pragma unroll
   for (int u = 0; u < kSub; ++u) {
     Acc step[4], b[S], inputs[2 * S];
-    load_row(at.drive[(first + u) * kPitchOfPairs].value, step);
-    load_row(at.matrices[first + u].value, b);
+    at.step(u, step);
+    at.B(u, b);
     decays_and_inputs<Acc, S, kZoh>(step, b, rates, decays[u], inputs);
 #pragma unroll
     for (int i = 0; i < 2 * S; ++i) state[u + 1][i] = decays[u][i] * state[u][i] + inputs[i];
@@ -96,11 +103,10 @@ VMDDPM_DEVICE Acc adjoint_steps(const Rows<Acc, S>& at, int first, const Acc (&r
   Acc sums[2 * kSub * S];
 #pragma unroll
   for (int u = kSub - 1; u >= 0; --u) {
-    const int t = first + u;
     Acc step[4], dy[2], matrices[2 * S], results[4] = {};
-    load_row(at.drive[t * kPitchOfPairs].value, step);
-    load_row(at.dy[t * kPitchOfPairs].value, dy);
-    load_row(at.matrices[t].value, matrices);
+    at.step(u, step);
+    at.gradient(u, dy);
+    at.B_and_C(u, matrices);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       const Acc b = matrices[s], c = matrices[S + s];
@@ -129,9 +135,9 @@ VMDDPM_DEVICE Acc adjoint_steps(const Rows<Acc, S>& at, int first, const Acc (&r
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) results[j] *= kRateUnit<Acc>;
-    store_row(partial[u * kUnit].value, results);
+    at.keep(u, results);
   }
-  return lane_sums(sums, lane);
+  return lane_sums<kLanes / 2>(sums, lane);
 }
 
 }  // namespace gpu

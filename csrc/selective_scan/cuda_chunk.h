@@ -19,6 +19,9 @@ constexpr int kMatrixPitch = kChunk + 1;              // steps of a slice's B an
 // Steps whose states the backward holds in registers at once, of S states of two channels.
 VMDDPM_CONSTANT int sub_steps(int S, bool wide, bool zoh) { return 8 / S / (wide ? 2 : 1) / (zoh ? 2 : 1); }
 
+// The same of a thread that has the only state of its channels.
+VMDDPM_CONSTANT int alone_steps(bool wide, bool zoh) { return 4 / (wide ? 2 : 1) / (zoh ? 2 : 1); }
+
 template <typename Acc>
 using Pair = Pack<Acc, 2>;
 

@@ -7,6 +7,7 @@ namespace gpu {
 
 constexpr int kForwardThreads = 128;   // at most, of a block
 constexpr int kBackwardThreads = 256;
+constexpr int kAloneThreads = 128;
 constexpr int kCombineThreads = 128;
 
 VMDDPM_CONSTANT int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }

@@ -103,22 +103,29 @@ namespace gpu {
 ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
   const int32_t accumulate = p.wide ? 8 : 4, states = plan.states_per_thread * plan.slices;
   const int32_t threads = kUnit * plan.slices * plan.tiles, sub = sub_steps(plan.states_per_thread, p.wide, p.zoh);
+  const bool alone = states == 1;  // each thread has all there is of its channels
   ChunkLayout s{};
   const auto take = [&s](int32_t bytes) {
     const int32_t at = s.bytes;
     s.bytes += (bytes + 15) / 16 * 16;
     return at;
   };
-  s.strip = 8;
+  s.strip = alone ? kChunk : 8;
   s.work = take(sizeof(Work));
   s.bases = take(sizeof(Bases));
   s.pixels = take(2 * kChunk * 4);
-  s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
-  s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
   s.matrices = take(kMatrixPitch * 2 * states * accumulate);
-  s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
-  s.partial = take(s.strip * 4 * threads * accumulate);
-  s.sums = take(plan.tiles * 2 * s.strip * states * accumulate);
+  if (alone) {
+    s.drive = take(kChunk * 2 * threads * accumulate);
+    s.history = take(kChunk / alone_steps(p.wide, p.zoh) * 2 * threads * accumulate);
+    s.sums = take(threads / kWarp * 2 * kChunk * accumulate);
+  } else {
+    s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
+    s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
+    s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
+    s.partial = take(s.strip * 4 * threads * accumulate);
+    s.sums = take(plan.tiles * 2 * s.strip * states * accumulate);
+  }
   s.bias = take(kWarp * plan.tiles * accumulate);
   s.skip = take(kWarp * plan.tiles * accumulate);
   return s;
