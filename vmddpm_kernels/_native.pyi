@@ -66,6 +66,8 @@ class GpuScanPlan:
     def chunks(self) -> int: ...
     @property
     def loops_routes(self) -> bool: ...
+    @property
+    def images(self) -> int: ...
 
 class CudaKernels:
     """The submodule `cuda`, which a build without CUDA lacks."""
@@ -84,6 +86,7 @@ class CudaKernels:
         plan: GpuScanPlan,
         segment_state: Tensor | None,
         segment_delta: Tensor | None,
+        images: Tensor | None,
         device: int,
         stream: int,
     ) -> None: ...
@@ -99,6 +102,7 @@ class CudaKernels:
         plan: GpuScanPlan,
         segment_state: Tensor | None,
         segment_delta: Tensor | None,
+        images: Tensor | None,
         device: int,
         stream: int,
     ) -> None: ...

@@ -5,9 +5,9 @@
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kForwardThreads = 128;   // at most, of a block
-constexpr int kBackwardThreads = 256;
+constexpr int kBackwardThreads = 256;  // at most, of a block
 constexpr int kCombineThreads = 128;
+constexpr int kFoldThreads = 256;
 
 VMDDPM_CONSTANT int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
@@ -39,6 +39,18 @@ void for_each_launch(ScanArguments a, const ScanParams& p, const GpuScanPlan& pl
     }
   }
 }
+
+// Of a block of the forward scan.
+int forward_shared_bytes(const GpuScanPlan& plan, bool wide);
+
+// Turns what each segment adds into what enters it: `first`, (B, K, D, N) or null, enters the first segment, or the last one
+// when `reverse`.
+void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, const void* segment_delta, const void* first,
+             bool reverse, void* stream);
+
+// out[i] = images[0][i] + images[1][i] + ..., in this order, rounded once, for i < count: `images` is Acc (parts, count),
+// Acc double if out is.
+void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream);
 
 // What enters each segment from behind it, to a.segment_state: the gradient of the state after its last step.
 void adjoint_carries(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, const void* dlast_state, void* stream);

@@ -1,6 +1,8 @@
 // How a problem is cut for a GPU, and what follows from that alone: shared memory and the kernels' arguments.
 #include <algorithm>
+#include <iterator>
 #include <string>
+#include <vector>
 
 #include "cuda_launch.h"
 
@@ -22,31 +24,21 @@ int64_t shared_bytes(const GpuScanPlan& plan, const ScanParams& p, bool backward
   return gpu::shared_layout(a, plan, p, backward).bytes;
 }
 
-}  // namespace
+[[noreturn]] void throw_too_large(int64_t bytes, const GpuLimits& limits) {
+  throw std::invalid_argument("the scan needs " + std::to_string(bytes) + " bytes of shared memory a block, and this GPU has " +
+                              std::to_string(limits.shared_bytes) + ": use backend='reference'");
+}
 
-// Which threads do what. One warp of 32 channels of one sequence is the least work there can be; a GPU is full from
-// about 8 warps a multiprocessor on, and it is filled, in this order, with what costs least:
+// A GPU is full from about 8 warps a multiprocessor on, and it is filled, in this order, with what costs least:
 //
-//   S, the states of a thread    16 (6.3 instructions a step and state in the forward walk) where warps of channels
-//                                alone fill the machine, else 4 (7.9), which makes up to four times as many warps;
-//                                the backward always 4, as it holds the states of 16 / S steps in registers
+//   S, the states of a thread    4, as it holds the states of 16 / S steps in registers
 //   slices                       the other states of a channel, in other warps of the block: at most 4
 //   passes                       what 4 slices do not reach is done by launches one after another
-//   segments                     pieces of a sequence side by side, each with a walk before it that finds what enters it:
-//                                1.6 times the work of a forward scan, 1.2 of a backward one, so only where it fills
-//                                more of the machine than that
-//   tiles                        more channels to a block share B and C (backward: and the partial sums of their
-//                                gradients, in memory), as long as every multiprocessor still has a block
-//
-// With 132 multiprocessors this gives, for N = 16 (warps: in one launch):
-//
-//                                          forward                              backward
-//   B   K            D      L       S   slices  segments  tiles  warps   slices  segments  tiles  warps
-//   1   1            96     65,536  4   4       86        1      1,032   4       86        1      1,032
-//   16  4, summed    192    1,024   4   4       3         1      1,152   4       3         2      1,152
-//   16  4, summed    1,536  16      4   4       1         1      3,072   4       1         2      3,072
-//   64  1            3,072  16      16  1       1         4      6,144   4       1         2      24,576
-GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
+//   segments                     pieces of a sequence side by side, each with a walk before it that finds what enters it
+//   tiles                        more channels to a block share B and C, and the partial sums of their gradients, in
+//                                memory, as long as every multiprocessor still has a block
+GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
+  constexpr bool backward = true;
   constexpr int64_t kWarpsToFill = 8;
   const int64_t machine = limits.multiprocessors * kWarpsToFill;
   GpuScanPlan plan{};
@@ -54,14 +46,12 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
 
   if (p.wide || p.states <= 2) {
     plan.states_per_thread = 1;
-  } else if (!backward && p.states > 8 && warps * ceil_div(p.states, 16) >= machine) {
-    plan.states_per_thread = 16;
   } else {
     plan.states_per_thread = 4;
   }
   plan.slices = std::min(gpu::kMostSlices, power_of_two_from(ceil_div(p.states, plan.states_per_thread)));
 
-  const double segment_cost = backward ? 1.2 : 1.6;
+  constexpr double segment_cost = 1.2;
   plan.chunk = kGpuChunk;
   plan.chunks = ceil_div(p.length, kGpuChunk);
   plan.segment = std::max<int64_t>(1, plan.chunks) * kGpuChunk;
@@ -72,11 +62,9 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
     plan.segment = ceil_div(plan.chunks, wanted) * kGpuChunk;
   }
   plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-  if (plan.segments > 1 && !backward && plan.states_per_thread == 16) plan.states_per_thread = 4;
   plan.loops_routes = p.sum_routes && plan.segments == 1;
 
-  const int most_tiles = backward ? gpu::kBackwardThreads / (gpu::kWarp * plan.slices) : 4 / plan.slices;
-  plan.tiles = std::min(most_tiles, backward ? 2 : 4);
+  plan.tiles = std::min(gpu::kBackwardThreads / (gpu::kWarp * plan.slices), 2);
   const int64_t columns = ceil_div(p.channels, gpu::kWarp);
   // No more than a tenth of the warps without channels.
   while (plan.tiles > 1 && 10 * (ceil_div(columns, plan.tiles) * plan.tiles - columns) > columns) plan.tiles /= 2;
@@ -86,13 +74,110 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
   }
   while (plan.slices > 1 && shared_bytes(plan, p, backward) > limits.shared_bytes) plan.slices /= 2;
   const int64_t bytes = shared_bytes(plan, p, backward);
-  if (bytes > limits.shared_bytes) {
-    throw std::invalid_argument("the scan needs " + std::to_string(bytes) + " bytes of shared memory a block, and this GPU has " +
-                                std::to_string(limits.shared_bytes) + ": use backend='reference'");
-  }
+  if (bytes > limits.shared_bytes) throw_too_large(bytes, limits);
   plan.passes = ceil_div(p.states, plan.states_per_thread * plan.slices);
   plan.groups = ceil_div(p.channels, gpu::kWarp * plan.tiles);
   return plan;
+}
+
+// The share of a scheduler's issue slots that code like this uses with so many warps to choose among: an estimate, the same
+// as that of benchmarks/gpu/assumptions.py.
+double issue_efficiency(double warps) {
+  constexpr double points[][2] = {{0, 0}, {1, 0.27}, {2, 0.45}, {3, 0.57}, {4, 0.65}, {6, 0.74}, {8, 0.78}, {16, 0.85}};
+  for (size_t i = 1; i < std::size(points); ++i) {
+    const auto [x0, y0] = points[i - 1];
+    const auto [x1, y1] = points[i];
+    if (warps <= x1) return y0 + (y1 - y0) * (warps - x0) / (x1 - x0);
+  }
+  return points[std::size(points) - 1][1];
+}
+
+// Cycles that a multiprocessor needs for its share of so many blocks of equal length, `resident` of them at a time.
+double cycles(int64_t blocks, int warps, int64_t resident, double instructions_per_warp, int64_t multiprocessors) {
+  constexpr double kSchedulers = 4;
+  if (multiprocessors == 0) return static_cast<double>(blocks * warps) * instructions_per_warp;  // more than fill any GPU
+  int64_t left = ceil_div(blocks, multiprocessors);
+  const auto rounds = [&](int64_t at_once) {
+    const double on_scheduler = std::max(1.0, static_cast<double>(at_once * warps) / kSchedulers);
+    return on_scheduler * instructions_per_warp / issue_efficiency(on_scheduler);
+  };
+  return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
+}
+
+// A way to share out the states of a channel, and what a warp executes (BUDGET.md): for a step, and for a state of it.
+struct ForwardKernel {
+  int states, slices;
+  int least_tiles, most_tiles;  // warps of channels in a block
+  int warps;                    // of a multiprocessor, as registers allow
+  double step, state;
+  bool carries;                 // segments can be walked ahead
+};
+
+GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
+  constexpr ForwardKernel kOne{1, 1, 2, 4, 32, 46, 8, true}, kFour{4, 1, 2, 4, 32, 46, 6, true};
+  constexpr ForwardKernel kSixteen{16, 1, 3, 4, 16, 46, 6, false}, kSplit{4, 4, 1, 2, 24, 17, 6, true};
+  constexpr ForwardKernel kDouble{1, 4, 1, 2, 8, 60, 60, true};
+  constexpr double kLaunch = 4500, kBlock = 400;  // cycles, and instructions of a warp
+  std::vector<ForwardKernel> kernels;
+  if (p.wide) kernels = {kDouble};
+  else if (p.states == 1) kernels = {kOne};
+  else if (p.states <= 4) kernels = {kFour};
+  else kernels = {kSixteen, kSplit};
+
+  GpuScanPlan best{};
+  double least = 0;
+  int64_t needed = INT64_MAX;
+  const int64_t columns = std::max<int64_t>(1, ceil_div(p.channels, gpu::kWarp)), chunks = ceil_div(p.length, kGpuChunk);
+  for (const ForwardKernel& kernel : kernels) {
+    for (int tiles = kernel.most_tiles; tiles >= kernel.least_tiles; --tiles) {
+      GpuScanPlan plan{};
+      plan.states_per_thread = kernel.states;
+      plan.slices = kernel.slices;
+      plan.tiles = tiles;
+      plan.passes = ceil_div(p.states, kernel.states * kernel.slices);
+      plan.groups = ceil_div(columns, tiles);
+      plan.chunk = kGpuChunk;
+      plan.chunks = chunks;
+      plan.images = (p.sum_routes && p.routes > 1) || plan.passes > 1 ? (p.sum_routes ? p.routes : 1) : 0;
+      constexpr int64_t kOfSystem = 1024;  // bytes of each block's, and of a multiprocessor beside a block's most
+      const int warps = tiles * kernel.slices;
+      const int64_t bytes = gpu::forward_shared_bytes(plan, p.wide);
+      needed = std::min(needed, bytes);
+      if (bytes > limits.shared_bytes) continue;
+      const int64_t resident =
+          std::max<int64_t>(1, std::min<int64_t>(kernel.warps / warps, (limits.shared_bytes + kOfSystem) / (bytes + kOfSystem)));
+      for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
+        plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
+        plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
+        const int64_t blocks = p.batch * p.routes * plan.groups * plan.segments;
+        const double steps = static_cast<double>(std::min(p.length, plan.segment));
+        const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
+        // Warps beyond the last channel wait.
+        const double used = static_cast<double>(columns) / static_cast<double>(plan.groups * tiles);
+        double time = cycles(blocks, warps, resident, used * walk, limits.multiprocessors);
+        if (plan.segments > 1) time += 0.75 * time + 2 * kLaunch;
+        time *= static_cast<double>(plan.passes);
+        if (best.slices == 0 || time < least) {
+          least = time;
+          best = plan;
+        }
+        if (!kernel.carries || blocks * warps >= 16 * limits.multiprocessors) break;
+      }
+    }
+  }
+  if (best.slices == 0) {
+    throw_too_large(needed, limits);
+  }
+  return best;
+}
+
+}  // namespace
+
+// Which threads do what. All routes, images, segments and groups of channels are blocks of one launch of the forward scan:
+// what is predicted to take the least time is chosen among the ways to share out the states of a channel, the warps of
+// channels in a block and the pieces of a sequence that are walked side by side.
+GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
+  return backward ? backward_plan(p, limits) : forward_plan(p, limits);
 }
 
 namespace gpu {

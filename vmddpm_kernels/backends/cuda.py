@@ -113,20 +113,27 @@ class CudaBackend:
     def scan(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
-        x, device, dtype = inputs.x, inputs.x.device, accumulation(sizes)
+        device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
+        arguments = _streamed(inputs, order, sizes)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        y = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
+        # Partial images are added up where they lie, channel last. Channel first, y is written in vectors of four steps.
+        channel_first = options.channel_first and plan.images == 0 and order is None and sizes.length % _GROUP == 0
+        result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
+        y = empty(image_shape(sizes), channel_first, result, device)
+        images = torch.empty(plan.images * y.numel(), dtype=dtype, device=device) if plan.images else None
         state = torch.empty(
             sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
         )
         checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype, device=device) if checkpoint else None
         with self.runtime.current(device):
             self.runtime.kernels.scan_forward(
-                _fetchable(inputs, order, sizes), options, sizes, ScanOutputs(y, state, checkpoints), plan,
-                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+                arguments, options, sizes, ScanOutputs(y, state, checkpoints), plan,
+                *_workspaces(sizes, plan, dtype, device), images, *self.runtime.stream(device),
             )  # fmt: skip
-        return ScanResult(rounded(y, x.dtype), state, checkpoints, order if checkpoint else None)
+        if options.channel_first != channel_first:
+            y = empty(y.shape, options.channel_first, inputs.x.dtype, device).copy_(y)
+        return ScanResult(rounded(y, inputs.x.dtype), state, checkpoints, order if checkpoint else None)
 
     def scan_backward(
         self,
@@ -150,7 +157,7 @@ class CudaBackend:
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
-                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+                *_workspaces(sizes, plan, dtype, device), None, *self.runtime.stream(device),
             )  # fmt: skip
         return gradients_of(inputs, arguments, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
 
@@ -194,6 +201,39 @@ def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor |
     return private_copy(table.to(torch.int32))
 
 
+_GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csrc/common/gpu_stream.h
+
+
+def _streamed(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> ScanInputs:
+    """The inputs as the lanes of the forward scan read them: x and delta of one type, B and C of that or of the
+    accumulation's, and no channels apart in memory whose steps are not vectors."""
+    inputs = with_parameters_cast(inputs, order, accumulation(sizes))
+    x, delta, _, B, C, *_ = inputs
+    dtype = torch.float64 if sizes.wide else x.dtype if x.dtype == delta.dtype else torch.float32
+    matrix = dtype if B.dtype == C.dtype == dtype else accumulation(sizes)
+    changed = {
+        "x": _laid_out(x, dtype, order), "delta": _laid_out(delta, dtype, order),
+        "B": _typed(B, matrix), "C": _typed(C, matrix),
+    }  # fmt: skip
+    return inputs._replace(**changed)
+
+
+def _laid_out(tensor: Tensor, dtype: torch.dtype, order: Tensor | None) -> Tensor:
+    """Channel last unless the steps lie in whole vectors: a warp would read a sector for every element."""
+    tensor = _typed(tensor, dtype)
+    *outer, steps, channels = tensor.stride()
+    if abs(steps) <= 1 < abs(channels) and tensor.shape[-1] > 1:
+        vectors = min(16, _GROUP * tensor.element_size()) // tensor.element_size()
+        whole = tensor.shape[-2] % _GROUP == 0 and tensor.data_ptr() % (vectors * tensor.element_size()) == 0
+        if order is not None or not whole or any(s % vectors for s in (*outer, channels)):
+            return tensor.contiguous()
+    return tensor
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
+
+
 def _fetchable(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> ScanInputs:
     """The inputs as the kernels fetch them best.
 
@@ -230,7 +270,7 @@ def _workspaces(
 
 
 def _image_dtype(sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype) -> torch.dtype:
-    """y and dx are written in `dtype` unless several launches or routes add up to them: then in the type of the
+    """dx is written in `dtype` unless several launches or routes add up to it: then in the type of the
     accumulation."""
     return accumulation(sizes) if sizes.sum_routes and sizes.routes > 1 else _result_dtype(sizes, plan, dtype)
 
