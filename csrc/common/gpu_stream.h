@@ -43,7 +43,7 @@ inline Stream make_stream(const View& view, const int64_t (&sizes)[4], bool grou
 }
 
 VMDDPM_DEVICE char* lane_of(const Stream& s, int64_t batch, int64_t route, int64_t column) {
-  return s.data + batch * s.batch + route * s.route + column * s.column;
+  return opaque(s.data + batch * s.batch + route * s.route + column * s.column);
 }
 
 // Elements as they were loaded: those of two bytes in the lower half of a word, so that nothing waits for them before

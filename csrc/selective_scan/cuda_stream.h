@@ -12,7 +12,7 @@ template <typename E>
 using Accumulate = std::conditional_t<sizeof(E) == 8, double, float>;
 
 // A block's piece of the work: blocks of a launch are counted by group, segment, route and image.
-struct Piece {
+struct alignas(16) Piece {
   int32_t batch, route, segment, group;
 };
 
@@ -30,7 +30,7 @@ VMDDPM_DEVICE Piece piece_of(uint32_t block, int32_t groups, int32_t segments, i
 // The pixels of four tiles of steps: of the one that is walked, of the next, and of others that are behind or to come.
 // Beyond the last step its pixel is repeated, so that what is loaded for them is there.
 struct Pixels {
-  static constexpr int kCount = 4 * kSteps;
+  static constexpr uint32_t kCount = 4 * kSteps;
   int32_t* ring;         // in shared memory
   const int32_t* table;  // at the segment's first step, or null
   int32_t first, steps;  // of the segment
@@ -43,10 +43,10 @@ struct Pixels {
     fetched = table ? table[inside] : first + inside;
   }
   VMDDPM_DEVICE void store(int tile) const {
-    if (thread() < kSteps) ring[(tile * kSteps + thread()) % kCount] = fetched;
+    if (thread() < kSteps) ring[static_cast<uint32_t>(tile * kSteps + thread()) % kCount] = fetched;
   }
   // Of a step of the segment and, if it is the first of a group, of that group's.
-  VMDDPM_DEVICE const int32_t* at(int step) const { return ring + step % kCount; }
+  VMDDPM_DEVICE const int32_t* at(int step) const { return ring + static_cast<uint32_t>(step) % kCount; }
 };
 
 // B and C of a tile of steps, for kStates states of a block of at least kThreads threads: rows [step][state] in shared
@@ -63,7 +63,9 @@ struct Matrices {
 
   // `states`: how many there are, of these.
   VMDDPM_DEVICE Matrices(const Stream& B_stream, const Stream& C_stream, const Piece& piece, int first_state, int states)
-      : row(thread() / kStates), rows(threads() / kStates), state(thread() % kStates), inside(state < states) {
+      : row(static_cast<uint32_t>(thread()) / kStates),
+        rows(static_cast<uint32_t>(threads()) / kStates),
+        state(static_cast<uint32_t>(thread()) % kStates), inside(state < states) {
     const int column = first_state + (inside ? state : 0);
     B = lane_of(B_stream, piece.batch, piece.route, column);
     C = kC ? lane_of(C_stream, piece.batch, piece.route, column) : nullptr;
@@ -91,9 +93,9 @@ struct Matrices {
     for (int k = 0; k < kSweeps; ++k) {
       const int t = row + k * rows;
       if (t >= kSteps) break;
-      const int64_t pixel = *pixels.at(tile * kSteps + t);
-      b[k] = as_raw<T>(B + pixel * B_stream.step);
-      if constexpr (kC) c[k] = as_raw<T>(C + pixel * C_stream.step);
+      const int32_t pixel = *pixels.at(tile * kSteps + t);
+      b[k] = as_raw<T>(B + static_cast<int64_t>(pixel) * B_stream.step);
+      if constexpr (kC) c[k] = as_raw<T>(C + static_cast<int64_t>(pixel) * C_stream.step);
     }
   }
 
@@ -135,6 +137,11 @@ VMDDPM_DEVICE void load_states(const Acc* from, int64_t stride, int count, Acc (
 
 template <typename Acc, int S>
 VMDDPM_DEVICE void store_states(const Acc (&h)[S], int count, int64_t stride, Acc* to) {
+  if (count == S) {
+#pragma unroll
+    for (int s = 0; s < S; ++s) to[s * stride] = h[s];
+    return;
+  }
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     if (s < count) to[s * stride] = h[s];

@@ -28,7 +28,7 @@ template <typename Acc, int S, int kSlices>
 struct Shared {
   static constexpr int kBuffers = kSlices == 1 ? 2 : 1;  // of B and C
   static constexpr int kTile = kSteps * S * kSlices;
-  static constexpr int kMatrices = Pixels::kCount * 4, kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
+  static constexpr int kPiece = int(Pixels::kCount) * 4, kMatrices = kPiece + 16, kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
   // For each warp of channels, where slices share them: delta and drive of a tile, and each slice's part of y.
   static constexpr int kLanes = kSteps * kWarp, kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
   static constexpr int bytes(int tiles) { return kDecoded + tiles * kEach; }
@@ -36,7 +36,7 @@ struct Shared {
 
 // Blocks a multiprocessor that registers must allow, of at most so many threads.
 template <typename E, int S, int kSlices, bool kZoh>
-constexpr int kBlocks = sizeof(E) == 8 ? 2 : S == 16 ? (kZoh ? 2 : 4) : kSlices > 1 ? (kZoh ? 2 : 3) : kZoh ? 6 : 8;
+constexpr int kBlocks = sizeof(E) == 8 ? 2 : S == 16 ? (kZoh ? 2 : 4) : kSlices > 1 ? (kZoh ? 2 : 3) : S == 1 && !kZoh ? 8 : 6;
 template <int S, int kSlices>
 constexpr int kLeastThreads = kSlices > 1 ? 128 : S == 16 ? 96 : 64;
 template <int kSlices>
@@ -88,18 +88,55 @@ VMDDPM_DEVICE void decode(const ForwardArguments& a, Group<E>& raw_x, Group<E>& 
   }
 }
 
+// What a thread walks. Lanes beyond the last channel walk that one, and store nothing.
+template <int S, int kSlices>
+struct Place {
+  int warp, lane, slice;  // warp of channels
+  bool valid;
+  int channel;
+  int first, count;       // of its states; there may be fewer than S, or none
+
+  VMDDPM_DEVICE Place(const ForwardArguments& a, const Piece& piece) {
+    const uint32_t number = thread();
+    lane = number % kWarp;
+    slice = number / kWarp % kSlices;
+    warp = number / kWarp / kSlices;
+    const int column = (piece.group * a.tiles + warp) * kWarp + lane;
+    valid = column < a.channels;
+    channel = valid ? column : a.channels - 1;
+    first = a.first_state + slice * S;
+    count = a.states - first < S ? a.states - first : S;
+  }
+};
+
+// The state after the last step, or what a segment adds. Where that goes is found again: registers are short in the walk.
+template <int S, int kSlices, bool kOutput, typename Acc>
+VMDDPM_DEVICE void end_of_walk(const ForwardArguments& a, const Piece& piece, const Acc (&h)[S], Acc delta_sum) {
+  const Place<S, kSlices> me(a, piece);
+  if (!me.valid) return;
+  const int64_t sequence = static_cast<int64_t>(piece.batch) * a.routes + piece.route;
+  if constexpr (kOutput) {
+    if (piece.segment + 1 < a.segments) return;
+    const int64_t place = (sequence * a.channels + me.channel) * a.states + me.first;
+    store_states(h, me.count, 1, static_cast<Acc*>(a.last_state) + place);
+  } else {
+    const int64_t segment = sequence * a.segments + piece.segment, place = (segment * a.states + me.first) * a.channels;
+    store_states(h, me.count, a.channels, static_cast<Acc*>(a.segment_state) + place + me.channel);
+    if (me.first == 0) static_cast<Acc*>(a.segment_delta)[segment * a.channels + me.channel] = delta_sum;
+  }
+}
+
 template <typename E, int S, int kSlices, bool kZoh, bool kOutput>
 VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VMDDPM_ARGUMENTS(ForwardArguments) a) {
   using Acc = Accumulate<E>;
   using Layout = Shared<Acc, S, kSlices>;
   static_assert(kSlices == 1 || kSlices * kGroup == kSteps, "a slice brings one group of a tile");
   constexpr int kStates = S * kSlices, kTile = Layout::kTile;
+  char* shared = gpu::shared();
   const Piece piece = piece_of(static_cast<uint32_t>(block()), a.groups, a.segments, a.routes);
-  const int lane = thread() % kWarp, slice = thread() / kWarp % kSlices, warp = thread() / kWarp / kSlices;
-  const int column = (piece.group * a.tiles + warp) * kWarp + lane;
-  const bool valid = column < a.channels;
-  const int channel = valid ? column : a.channels - 1;
-  const int first = a.first_state + slice * S, count = a.states - first < S ? a.states - first : S;
+  Piece* piece_of_end = reinterpret_cast<Piece*>(shared + Layout::kPiece);
+  if (thread() == 0) *piece_of_end = piece;
+  const auto [warp, lane, slice, valid, channel, first, count] = Place<S, kSlices>(a, piece);
   const int first_step = piece.segment * a.segment;
   const int steps = a.length - first_step < a.segment ? a.length - first_step : a.segment;
   const int64_t sequence = static_cast<int64_t>(piece.batch) * a.routes + piece.route;
@@ -127,7 +164,12 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   const char *delta_lane = lane_of(a.delta, piece.batch, piece.route, channel);
   char* y_lane = kOutput ? lane_of(a.y, piece.batch, piece.route, channel) : nullptr;
 
-  char* shared = gpu::shared();
+  Acc* checkpoint = nullptr;
+  if (kOutput && a.checkpoints && valid) {
+    const int64_t chunk = sequence * a.chunks + first_step / kGpuChunk;
+    checkpoint = opaque(static_cast<Acc*>(a.checkpoints) + (chunk * a.states + first) * a.channels + channel);
+  }
+
   Acc* matrix_tiles = reinterpret_cast<Acc*>(shared + Layout::kMatrices);
   Acc* own_tiles = reinterpret_cast<Acc*>(shared + Layout::kDecoded + warp * Layout::kEach) + lane;
   Pixels pixels{reinterpret_cast<int32_t*>(shared),
@@ -146,13 +188,15 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     pixels.fetch(0);
     pixels.store(0);
     pixels.fetch(1);
-    barrier();
+  }
+  barrier();
+  if (steps > 0) {
     matrices.fetch(a.B, a.C, pixels, 0);
     fetch_group(own);
   }
 #pragma unroll 1
   for (int at = 0; at < steps; at += kSteps) {
-    const int tile = at / kSteps, left = steps - at, walked = left < kSteps ? left : kSteps;
+    const int tile = static_cast<uint32_t>(at) / kSteps, left = steps - at, walked = left < kSteps ? left : kSteps;
     Acc* B_tile = matrix_tiles + (tile % Layout::kBuffers) * 2 * kTile;
     Acc* C_tile = B_tile + kTile;
     Acc x[kGroup], delta[kGroup];
@@ -170,9 +214,9 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     pixels.fetch(tile + 2);
     if (left > kSteps) matrices.fetch(a.B, a.C, pixels, tile + 1);
     if constexpr (kSlices > 1) fetch_group(at + kSteps + own);
-    if (kOutput && a.checkpoints && (first_step + at) % kGpuChunk == 0 && valid) {
-      const int64_t chunk = sequence * a.chunks + (first_step + at) / kGpuChunk;
-      store_states(h, count, a.channels, static_cast<Acc*>(a.checkpoints) + (chunk * a.states + first) * a.channels + channel);
+    if (kOutput && checkpoint && static_cast<uint32_t>(at) % kGpuChunk == 0) {
+      store_states(h, count, a.channels, checkpoint);
+      checkpoint += static_cast<int64_t>(a.states) * a.channels;
     }
 
     if constexpr (kSlices == 1) {
@@ -217,15 +261,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     }
   }
 
-  if (!valid) return;
-  if constexpr (kOutput) {
-    if (piece.segment + 1 < a.segments) return;
-    store_states(h, count, 1, static_cast<Acc*>(a.last_state) + (sequence * a.channels + channel) * a.states + first);
-  } else {
-    const int64_t place = sequence * a.segments + piece.segment;
-    store_states(h, count, a.channels, static_cast<Acc*>(a.segment_state) + (place * a.states + first) * a.channels + channel);
-    if (first == 0) static_cast<Acc*>(a.segment_delta)[place * a.channels + channel] = delta_sum;
-  }
+  end_of_walk<S, kSlices, kOutput>(a, *piece_of_end, h, delta_sum);
 }
 
 struct CombineArguments {
