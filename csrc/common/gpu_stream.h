@@ -21,7 +21,7 @@ struct Stream {
   char* data;
   int64_t batch, route, column;
   int32_t step;
-  bool along_steps;  // a group lies in one vector
+  bool vectors;      // the steps of a group are neighbours, and aligned
   bool wide;         // elements are of the accumulation's type, where others may be narrower
 };
 
@@ -36,7 +36,7 @@ inline Stream make_stream(const View& view, const int64_t (&sizes)[4], bool grou
   Stream s{static_cast<char*>(view.data), bytes[0], bytes[1], bytes[3], static_cast<int32_t>(bytes[2]), false, wide};
   const int64_t vector = kGroup * size < 16 ? kGroup * size : 16;
   const auto aligned = [&](int64_t n) { return n % vector == 0; };
-  s.along_steps = groups && sizes[2] % kGroup == 0 && view.stride[2] == 1 && (view.stride[3] != 1 || sizes[3] == 1) &&
+  s.vectors = groups && sizes[2] % kGroup == 0 && view.stride[2] == 1 && (view.stride[3] != 1 || sizes[3] == 1) &&
                   aligned(reinterpret_cast<intptr_t>(view.data)) && aligned(bytes[0]) && aligned(bytes[1]) &&
                   aligned(bytes[3]);
   return s;
@@ -72,73 +72,65 @@ VMDDPM_DEVICE auto widen_raw(Raw<E> raw) {
   }
 }
 
-// The elements of a lane's channel at the steps of a group.
-template <typename E>
+// The elements of a lane's channel at the steps of a group. kVectors: they are neighbours, and one vector (see Stream).
+template <typename E, bool kVectors>
 struct Group {
-  Raw<E> raw[kGroup];
+  static constexpr int kWords = kVectors ? kGroup * sizeof(E) / sizeof(Raw<E>) : kGroup;
+  Raw<E> raw[kWords];
 
   // At `pixels`, in shared memory.
   VMDDPM_DEVICE void fetch(const Stream& s, const char* lane, const int32_t* pixels) {
-    int32_t at[kGroup];
-    load_row(pixels, at);
-    if (s.along_steps) {
-      constexpr int kWords = kGroup * sizeof(E) / sizeof(Raw<E>);
-      Raw<E> words[kWords];
-      load_row(reinterpret_cast<const Raw<E>*>(lane + static_cast<int64_t>(at[0]) * sizeof(E)), words);
-#pragma unroll
-      for (int i = 0; i < kWords; ++i) raw[i] = words[i];
+    if constexpr (kVectors) {
+      load_row(reinterpret_cast<const Raw<E>*>(lane + static_cast<int64_t>(*pixels) * sizeof(E)), raw);
     } else {
+      int32_t at[kGroup];
+      load_row(pixels, at);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) raw[i] = load_raw<E>(lane + static_cast<int64_t>(at[i]) * s.step);
     }
   }
 
-  // Before values are asked for.
-  VMDDPM_DEVICE void unpack(const Stream& s) {
-    if constexpr (sizeof(E) == 2) {
-      if (!s.along_steps) return;
-      raw[3] = raw[1] >> 16;
-      raw[2] = raw[1];
-      raw[1] = raw[0] >> 16;
+  VMDDPM_DEVICE auto value(int i) const {
+    if constexpr (kWords == kGroup) {
+      return widen_raw<E>(raw[i]);
+    } else {
+      return widen_raw<E>(i % 2 ? raw[i / 2] >> 16 : raw[i / 2]);
     }
   }
-
-  VMDDPM_DEVICE auto value(int i) const { return widen_raw<E>(raw[i]); }
 };
 
-template <typename T, typename Acc>
-VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t (&at)[kGroup], int count, bool add,
+// The first `count` of the values to a lane's channel, or add them to what is there.
+template <typename T, bool kVectors, typename Acc>
+VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
                                   const Acc (&values)[kGroup]) {
-  if (s.along_steps) {
+  const auto put = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
+  if constexpr (kVectors) {
     if (count <= 0) return;
-    T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(at[0]) * sizeof(T));
-    T results[kGroup];
+    T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T));
+    T results[kGroup] = {};
     if (add) load_row(to, results);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) narrow(add ? values[i] + static_cast<Acc>(widen(results[i])) : values[i], results[i]);
+    for (int i = 0; i < kGroup; ++i) put(values[i], results[i]);
     store_row(to, results);
-    return;
-  }
+  } else {
+    int32_t at[kGroup];
+    load_row(pixels, at);
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    if (i >= count) continue;
-    T& to = *reinterpret_cast<T*>(lane + static_cast<int64_t>(at[i]) * s.step);
-    narrow(add ? values[i] + static_cast<Acc>(widen(to)) : values[i], to);
+    for (int i = 0; i < kGroup; ++i) {
+      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + static_cast<int64_t>(at[i]) * s.step));
+    }
   }
 }
 
-// The first `count` of the values to a lane's channel, or add them to what is there, which is then of the
-// accumulation's type.
-template <typename E, typename Acc>
+// What is added to is of the accumulation's type.
+template <typename E, bool kVectors, typename Acc>
 VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
                                const Acc (&values)[kGroup]) {
-  int32_t at[kGroup];
-  load_row(pixels, at);
   if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!s.wide) return store_group_as<E>(s, lane, at, count, false, values);
+    if (!s.wide) return store_group_as<E, kVectors>(s, lane, pixels, count, false, values);
   }
-  if (add) return store_group_as<Acc>(s, lane, at, count, true, values);
-  store_group_as<Acc>(s, lane, at, count, false, values);
+  if (add) return store_group_as<Acc, kVectors>(s, lane, pixels, count, true, values);
+  store_group_as<Acc, kVectors>(s, lane, pixels, count, false, values);
 }
 
 }  // namespace gpu

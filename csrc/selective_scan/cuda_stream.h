@@ -29,8 +29,9 @@ VMDDPM_DEVICE Piece piece_of(uint32_t block, int32_t groups, int32_t segments, i
 
 // The pixels of four tiles of steps: of the one that is walked, of the next, and of others that are behind or to come.
 // Beyond the last step its pixel is repeated, so that what is loaded for them is there.
+template <int kTileSteps>
 struct Pixels {
-  static constexpr uint32_t kCount = 4 * kSteps;
+  static constexpr uint32_t kCount = 4 * kTileSteps;
   int32_t* ring;         // in shared memory
   const int32_t* table;  // at the segment's first step, or null
   int32_t first, steps;  // of the segment
@@ -38,12 +39,12 @@ struct Pixels {
 
   // Every tile in two parts, so that nothing waits for memory between them.
   VMDDPM_DEVICE void fetch(int tile) {
-    if (thread() >= kSteps) return;
-    const int step = tile * kSteps + thread(), inside = step < steps ? step : steps - 1;
+    if (thread() >= kTileSteps) return;
+    const int step = tile * kTileSteps + thread(), inside = step < steps ? step : steps - 1;
     fetched = table ? table[inside] : first + inside;
   }
   VMDDPM_DEVICE void store(int tile) const {
-    if (thread() < kSteps) ring[static_cast<uint32_t>(tile * kSteps + thread()) % kCount] = fetched;
+    if (thread() < kTileSteps) ring[static_cast<uint32_t>(tile * kTileSteps + thread()) % kCount] = fetched;
   }
   // Of a step of the segment and, if it is the first of a group, of that group's.
   VMDDPM_DEVICE const int32_t* at(int step) const { return ring + static_cast<uint32_t>(step) % kCount; }
@@ -51,11 +52,10 @@ struct Pixels {
 
 // B and C of a tile of steps, for kStates states of a block of at least kThreads threads: rows [step][state] in shared
 // memory, of the accumulation's type, zero beyond the last step and state. A thread brings elements of one state.
-template <typename E, int kStates, int kThreads, bool kC>
+template <typename E, int kStates, int kTileSteps, int kThreads, bool kC>
 struct Matrices {
   using Acc = Accumulate<E>;
-  static constexpr int kSweeps = (kSteps * kStates + kThreads - 1) / kThreads;
-  static constexpr int kTile = kSteps * kStates;
+  static constexpr int kSweeps = (kTileSteps * kStates + kThreads - 1) / kThreads;
   const char *B, *C;
   int32_t row, rows, state;
   bool inside;
@@ -71,7 +71,7 @@ struct Matrices {
     C = kC ? lane_of(C_stream, piece.batch, piece.route, column) : nullptr;
   }
 
-  VMDDPM_DEVICE void fetch(const Stream& B_stream, const Stream& C_stream, const Pixels& pixels, int tile) {
+  VMDDPM_DEVICE void fetch(const Stream& B_stream, const Stream& C_stream, const Pixels<kTileSteps>& pixels, int tile) {
     if constexpr (sizeof(E) == 2) {
       if (B_stream.wide) return fetch_as<Acc>(B_stream, C_stream, pixels, tile);
     }
@@ -88,12 +88,12 @@ struct Matrices {
 
  private:
   template <typename T>
-  VMDDPM_DEVICE void fetch_as(const Stream& B_stream, const Stream& C_stream, const Pixels& pixels, int tile) {
+  VMDDPM_DEVICE void fetch_as(const Stream& B_stream, const Stream& C_stream, const Pixels<kTileSteps>& pixels, int tile) {
 #pragma unroll
     for (int k = 0; k < kSweeps; ++k) {
       const int t = row + k * rows;
-      if (t >= kSteps) break;
-      const int32_t pixel = *pixels.at(tile * kSteps + t);
+      if (t >= kTileSteps) break;
+      const int32_t pixel = *pixels.at(tile * kTileSteps + t);
       b[k] = as_raw<T>(B + static_cast<int64_t>(pixel) * B_stream.step);
       if constexpr (kC) c[k] = as_raw<T>(C + static_cast<int64_t>(pixel) * C_stream.step);
     }
@@ -104,7 +104,7 @@ struct Matrices {
 #pragma unroll
     for (int k = 0; k < kSweeps; ++k) {
       const int t = row + k * rows;
-      if (t >= kSteps) break;
+      if (t >= kTileSteps) break;
       const bool there = inside && t < left;
       B_tile[t * kStates + state] = there ? value<T>(b[k]) : Acc(0);
       if constexpr (kC) C_tile[t * kStates + state] = there ? value<T>(c[k]) : Acc(0);

@@ -24,13 +24,18 @@ struct ForwardArguments {
   void *segment_state, *segment_delta, *last_state, *checkpoints;
 };
 
+// Steps of a tile of B and C: more of them where each is little.
+template <int S, int kSlices>
+constexpr int kTileSteps = S * kSlices == 1 ? 32 : 16;
+
 template <typename Acc, int S, int kSlices>
 struct Shared {
   static constexpr int kBuffers = kSlices == 1 ? 2 : 1;  // of B and C
-  static constexpr int kTile = kSteps * S * kSlices;
-  static constexpr int kPiece = int(Pixels::kCount) * 4, kMatrices = kPiece + 16, kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
+  static constexpr int kTile = kTileSteps<S, kSlices> * S * kSlices;
+  static constexpr int kPiece = 4 * int(Pixels<kTileSteps<S, kSlices>>::kCount), kMatrices = kPiece + int(sizeof(Piece));
+  static constexpr int kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
   // For each warp of channels, where slices share them: delta and drive of a tile, and each slice's part of y.
-  static constexpr int kLanes = kSteps * kWarp, kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
+  static constexpr int kLanes = kTileSteps<S, kSlices> * kWarp, kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
   static constexpr int bytes(int tiles) { return kDecoded + tiles * kEach; }
 };
 
@@ -67,17 +72,15 @@ VMDDPM_DEVICE Acc step(Acc delta, Acc drive, const Acc* B, const Acc* C, const A
 }
 
 // delta and x of a group of steps, of which `count` are there: beyond, the state goes on as it is.
-template <typename E, typename Acc>
-VMDDPM_DEVICE void decode(const ForwardArguments& a, Group<E>& raw_x, Group<E>& raw_delta, Acc bias, int count,
-                          Acc (&x)[kGroup], Acc (&delta)[kGroup]) {
-  raw_x.unpack(a.x);
-  raw_delta.unpack(a.delta);
+template <typename Raw, typename Acc>
+VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool softplus_on, int count, Acc (&x)[kGroup],
+                          Acc (&delta)[kGroup]) {
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     x[i] = raw_x.value(i);
     delta[i] = raw_delta.value(i) + bias;
   }
-  if (a.softplus) {
+  if (softplus_on) {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) delta[i] = softplus(delta[i]);
   }
@@ -126,12 +129,12 @@ VMDDPM_DEVICE void end_of_walk(const ForwardArguments& a, const Piece& piece, co
   }
 }
 
-template <typename E, int S, int kSlices, bool kZoh, bool kOutput>
+template <typename E, int S, int kSlices, bool kZoh, bool kVectors, bool kOutput>
 VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VMDDPM_ARGUMENTS(ForwardArguments) a) {
   using Acc = Accumulate<E>;
   using Layout = Shared<Acc, S, kSlices>;
+  constexpr int kStates = S * kSlices, kTile = Layout::kTile, kSteps = kTileSteps<S, kSlices>;
   static_assert(kSlices == 1 || kSlices * kGroup == kSteps, "a slice brings one group of a tile");
-  constexpr int kStates = S * kSlices, kTile = Layout::kTile;
   char* shared = gpu::shared();
   const Piece piece = piece_of(static_cast<uint32_t>(block()), a.groups, a.segments, a.routes);
   Piece* piece_of_end = reinterpret_cast<Piece*>(shared + Layout::kPiece);
@@ -172,10 +175,10 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
 
   Acc* matrix_tiles = reinterpret_cast<Acc*>(shared + Layout::kMatrices);
   Acc* own_tiles = reinterpret_cast<Acc*>(shared + Layout::kDecoded + warp * Layout::kEach) + lane;
-  Pixels pixels{reinterpret_cast<int32_t*>(shared),
+  Pixels<kSteps> pixels{reinterpret_cast<int32_t*>(shared),
                 a.table ? a.table + static_cast<int64_t>(piece.route) * a.length + first_step : nullptr, first_step, steps};
-  Matrices<E, kStates, kLeastThreads<S, kSlices>, kOutput> matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
-  Group<E> raw_x{}, raw_delta{};
+  Matrices<E, kStates, kSteps, kLeastThreads<S, kSlices>, kOutput> matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
+  Group<E, kVectors> raw_x{}, raw_delta{};
   const auto fetch_group = [&](int at) {
     if (at >= steps) return;
     raw_x.fetch(a.x, x_lane, pixels.at(at));
@@ -203,7 +206,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     matrices.store(a.B, B_tile, C_tile, left);
     pixels.store(tile + 1);
     if constexpr (kSlices > 1) {
-      decode(a, raw_x, raw_delta, bias, left - own, x, delta);
+      decode(raw_x, raw_delta, bias, a.softplus, left - own, x, delta);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
         const Acc decoded[2] = {delta[i], delta[i] * x[i]};
@@ -222,7 +225,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     if constexpr (kSlices == 1) {
 #pragma unroll 1
       for (int t = 0; t < walked; t += kGroup) {
-        decode(a, raw_x, raw_delta, bias, walked - t, x, delta);
+        decode(raw_x, raw_delta, bias, a.softplus, walked - t, x, delta);
         fetch_group(at + t + kGroup);
         Acc y[kGroup];
 #pragma unroll
@@ -231,7 +234,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
           y[i] = step<Acc, S, kZoh, kOutput>(delta[i], delta[i] * x[i], B, C, rates, h) + skip * x[i];
           if constexpr (!kOutput) delta_sum += delta[i];
         }
-        if constexpr (kOutput) store_group<E>(a.y, y_lane, pixels.at(at + t), valid ? walked - t : 0, a.add, y);
+        if constexpr (kOutput) store_group<E, kVectors>(a.y, y_lane, pixels.at(at + t), valid ? walked - t : 0, a.add, y);
       }
     } else {
       Acc* part = own_tiles + (2 + slice) * Layout::kLanes;
@@ -256,7 +259,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
 #pragma unroll
           for (int g = 0; g < kSlices; ++g) y[i] += own_tiles[((2 + g) * kSteps + own + i) * kWarp];
         }
-        store_group<E>(a.y, y_lane, pixels.at(at + own), valid ? left - own : 0, a.add, y);
+        store_group<E, kVectors>(a.y, y_lane, pixels.at(at + own), valid ? left - own : 0, a.add, y);
       }
     }
   }
@@ -315,12 +318,13 @@ struct FoldArguments {
 // out = the sum of the images, in their order, rounded once; n elements a thread.
 template <typename Acc, typename Out, int n>
 VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
-  const int64_t index = (block() * threads() + thread()) * n;
+  const int64_t index = (block() * kFoldThreads + thread()) * n;
   if (index >= a.count) return;
   Acc sum[n], part[n];
-  const Acc* from = static_cast<const Acc*>(a.images) + index;
+  const Acc* from = opaque(static_cast<const Acc*>(a.images) + index);
   load_row(from, sum);
-  for (int64_t k = 1; k < a.parts; ++k) {
+#pragma unroll 3
+  for (int k = 1; k < a.parts; ++k) {
     load_row(from += a.count, part);
 #pragma unroll
     for (int i = 0; i < n; ++i) sum[i] += part[i];
@@ -333,15 +337,19 @@ VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
 
 template <typename Acc, typename Out>
 void launch_fold(const FoldArguments& a, void* stream) {
-  const bool vectors = a.count % 4 == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
-  const auto kernel = vectors ? &fold_images<Acc, Out, 4> : &fold_images<Acc, Out, 1>;
-  const int64_t threads = vectors ? a.count / 4 : a.count;
+  constexpr int n = 32 / sizeof(Acc);
+  const bool vectors = a.count % n == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
+  const auto kernel = vectors ? &fold_images<Acc, Out, n> : &fold_images<Acc, Out, 1>;
+  const int64_t threads = vectors ? a.count / n : a.count;
   launch("fold_images", kernel, (threads + kFoldThreads - 1) / kFoldThreads, kFoldThreads, 0, stream, a);
 }
 
 template <typename E, int S, int kSlices, bool kOutput>
 void launch_walk(const ForwardArguments& a, const GpuScanPlan& plan, const ScanParams& p, void* stream) {
-  const auto kernel = p.zoh ? &scan_forward<E, S, kSlices, true, kOutput> : &scan_forward<E, S, kSlices, false, kOutput>;
+  auto kernel = p.zoh ? &scan_forward<E, S, kSlices, true, false, kOutput> : &scan_forward<E, S, kSlices, false, false, kOutput>;
+  if constexpr (sizeof(E) < 8) {
+    if (!p.zoh && a.x.vectors && a.delta.vectors && a.y.vectors) kernel = &scan_forward<E, S, kSlices, false, true, kOutput>;
+  }
   const int64_t blocks = p.batch * p.routes * plan.segments * plan.groups;
   const int64_t bytes = Shared<Accumulate<E>, S, kSlices>::bytes(plan.tiles);
   launch(kOutput ? "scan_forward" : "scan_carry", kernel, blocks, block_threads(plan), bytes, stream, a);

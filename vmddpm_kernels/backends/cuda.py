@@ -115,12 +115,12 @@ class CudaBackend:
     ) -> ScanResult:
         device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
-        arguments = _streamed(inputs, order, sizes)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        # Partial images are added up where they lie, channel last. Channel first, y is written in vectors of four steps.
-        channel_first = options.channel_first and plan.images == 0 and order is None and sizes.length % _GROUP == 0
+        # Channel first, lanes read and write vectors of steps. Partial images are added up where they lie, channel last.
+        vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
+        arguments, vectors = _streamed(inputs, order, sizes, vectors)
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
-        y = empty(image_shape(sizes), channel_first, result, device)
+        y = empty(image_shape(sizes), vectors, result, device)
         images = torch.empty(plan.images * y.numel(), dtype=dtype, device=device) if plan.images else None
         state = torch.empty(
             sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
@@ -131,7 +131,7 @@ class CudaBackend:
                 arguments, options, sizes, ScanOutputs(y, state, checkpoints), plan,
                 *_workspaces(sizes, plan, dtype, device), images, *self.runtime.stream(device),
             )  # fmt: skip
-        if options.channel_first != channel_first:
+        if options.channel_first != vectors:
             y = empty(y.shape, options.channel_first, inputs.x.dtype, device).copy_(y)
         return ScanResult(rounded(y, inputs.x.dtype), state, checkpoints, order if checkpoint else None)
 
@@ -204,30 +204,33 @@ def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor |
 _GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csrc/common/gpu_stream.h
 
 
-def _streamed(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> ScanInputs:
+def _streamed(
+    inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, vectors: bool
+) -> tuple[ScanInputs, bool]:
     """The inputs as the lanes of the forward scan read them: x and delta of one type, B and C of that or of the
-    accumulation's, and no channels apart in memory whose steps are not vectors."""
+    accumulation's, and channels next to each other; if `vectors`, and where that is possible, steps instead, which is
+    returned as well."""
     inputs = with_parameters_cast(inputs, order, accumulation(sizes))
     x, delta, _, B, C, *_ = inputs
     dtype = torch.float64 if sizes.wide else x.dtype if x.dtype == delta.dtype else torch.float32
     matrix = dtype if B.dtype == C.dtype == dtype else accumulation(sizes)
-    changed = {
-        "x": _laid_out(x, dtype, order), "delta": _laid_out(delta, dtype, order),
-        "B": _typed(B, matrix), "C": _typed(C, matrix),
-    }  # fmt: skip
-    return inputs._replace(**changed)
+    x, delta = _typed(x, dtype), _typed(delta, dtype)
+    vectors = vectors and sizes.length % _GROUP == 0 and _in_vectors(x) and _in_vectors(delta)
+    if not vectors:
+        x, delta = _channel_last(x), _channel_last(delta)
+    return inputs._replace(x=x, delta=delta, B=_typed(B, matrix), C=_typed(C, matrix)), vectors
 
 
-def _laid_out(tensor: Tensor, dtype: torch.dtype, order: Tensor | None) -> Tensor:
-    """Channel last unless the steps lie in whole vectors: a warp would read a sector for every element."""
-    tensor = _typed(tensor, dtype)
+def _in_vectors(tensor: Tensor) -> bool:
     *outer, steps, channels = tensor.stride()
-    if abs(steps) <= 1 < abs(channels) and tensor.shape[-1] > 1:
-        vectors = min(16, _GROUP * tensor.element_size()) // tensor.element_size()
-        whole = tensor.shape[-2] % _GROUP == 0 and tensor.data_ptr() % (vectors * tensor.element_size()) == 0
-        if order is not None or not whole or any(s % vectors for s in (*outer, channels)):
-            return tensor.contiguous()
-    return tensor
+    aligned = tensor.data_ptr() % (_GROUP * tensor.element_size()) == 0
+    return steps == 1 and aligned and all(stride % _GROUP == 0 for stride in (*outer, channels))
+
+
+def _channel_last(tensor: Tensor) -> Tensor:
+    """A copy of what is channel first, of which a warp would read a sector for every element."""
+    *_, steps, channels = tensor.stride()
+    return tensor.contiguous() if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
