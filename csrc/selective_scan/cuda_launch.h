@@ -8,6 +8,7 @@ namespace gpu {
 constexpr int kBackwardThreads = 256;  // at most, of a block
 constexpr int kCombineThreads = 128;
 constexpr int kFoldThreads = 256;
+constexpr int kFoldPieces = 2;         // of a thread
 
 VMDDPM_CONSTANT int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 

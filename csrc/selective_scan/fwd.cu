@@ -312,36 +312,47 @@ VMDDPM_KERNEL(kCombineThreads, 4) combine_segments(VMDDPM_ARGUMENTS(CombineArgum
 struct FoldArguments {
   const void* images;  // Acc (parts, count)
   void* out;           // (count)
-  int64_t parts, count;
+  int64_t count;
+  int32_t parts;
 };
 
-// out = the sum of the images, in their order, rounded once; n elements a thread.
+// out = the sum of the images, in their order, rounded once. A thread has two pieces of n elements, kFoldThreads pieces apart.
 template <typename Acc, typename Out, int n>
 VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
-  const int64_t index = (block() * kFoldThreads + thread()) * n;
+  constexpr int kApart = kFoldThreads * n;
+  const int64_t index = block() * (kFoldPieces * kApart) + thread() * n;
   if (index >= a.count) return;
-  Acc sum[n], part[n];
+  const bool both = index + kApart < a.count;
+  Acc sum[kFoldPieces][n] = {}, part[n];
   const Acc* from = opaque(static_cast<const Acc*>(a.images) + index);
-  load_row(from, sum);
-#pragma unroll 3
-  for (int k = 1; k < a.parts; ++k) {
-    load_row(from += a.count, part);
+#pragma unroll 1
+  for (int k = 0; k < a.parts; ++k, from += a.count) {
 #pragma unroll
-    for (int i = 0; i < n; ++i) sum[i] += part[i];
+    for (int piece = 0; piece < kFoldPieces; ++piece) {
+      if (piece > 0 && !both) continue;
+      load_row(from + piece * kApart, part);
+#pragma unroll
+      for (int i = 0; i < n; ++i) sum[piece][i] += part[i];
+    }
   }
-  Out rounded[n];
+  Out* to = opaque(static_cast<Out*>(a.out) + index);
 #pragma unroll
-  for (int i = 0; i < n; ++i) narrow(sum[i], rounded[i]);
-  store_row(static_cast<Out*>(a.out) + index, rounded);
+  for (int piece = 0; piece < kFoldPieces; ++piece) {
+    if (piece > 0 && !both) continue;
+    Out rounded[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) narrow(sum[piece][i], rounded[i]);
+    store_row(to + piece * kApart, rounded);
+  }
 }
 
 template <typename Acc, typename Out>
 void launch_fold(const FoldArguments& a, void* stream) {
-  constexpr int n = 32 / sizeof(Acc);
+  constexpr int n = 16 / sizeof(Acc);
   const bool vectors = a.count % n == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
   const auto kernel = vectors ? &fold_images<Acc, Out, n> : &fold_images<Acc, Out, 1>;
-  const int64_t threads = vectors ? a.count / n : a.count;
-  launch("fold_images", kernel, (threads + kFoldThreads - 1) / kFoldThreads, kFoldThreads, 0, stream, a);
+  const int64_t of_a_block = kFoldPieces * kFoldThreads * (vectors ? n : 1);
+  launch("fold_images", kernel, (a.count + of_a_block - 1) / of_a_block, kFoldThreads, 0, stream, a);
 }
 
 template <typename E, int S, int kSlices, bool kOutput>
@@ -442,7 +453,7 @@ void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, 
 }
 
 void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream) {
-  const FoldArguments a{images, out, parts, count};
+  const FoldArguments a{images, out, count, static_cast<int32_t>(parts)};
   switch (out_dtype) {
     case DType::f64: return launch_fold<double, double>(a, stream);
     case DType::f32: return launch_fold<float, float>(a, stream);

@@ -114,8 +114,8 @@ struct ForwardKernel {
 };
 
 GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
-  constexpr ForwardKernel kOne{1, 1, 2, 4, 32, 46, 8, true}, kFour{4, 1, 2, 4, 24, 46, 6, true};
-  constexpr ForwardKernel kSixteen{16, 1, 3, 4, 16, 46, 6, false}, kSplit{4, 4, 1, 2, 24, 17, 6, true};
+  constexpr ForwardKernel kOne{1, 1, 2, 4, 32, 52, 8, true}, kFour{4, 1, 2, 4, 24, 48, 6, true};
+  constexpr ForwardKernel kSixteen{16, 1, 3, 4, 16, 48, 6, false}, kSplit{4, 4, 1, 2, 24, 26, 6, true};
   constexpr ForwardKernel kDouble{1, 4, 1, 2, 8, 60, 60, true};
   constexpr double kLaunch = 4500, kBlock = 400;  // cycles, and instructions of a warp
   std::vector<ForwardKernel> kernels;
