@@ -12,21 +12,12 @@ namespace {
 struct Seat {
   int lane, slice, tile;              // of its unit, and its unit
   int column;                         // its first channel within the block
-  VMDDPM_DEVICE explicit Seat(const ScanArguments& a)
+  VMDDPM_DEVICE explicit Seat(const BackwardArguments& a)
       : lane(thread() % kUnit),
         slice(thread() / kUnit & ((1 << a.log2_slices) - 1)),
         tile(thread() / kUnit >> a.log2_slices),
         column(tile * kWarp + 2 * lane) {}
 };
-
-// Starts copying where the steps of a chunk stand.
-VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
-  const int step = chunk * kChunk + thread();
-  if (w.table && chunk >= 0 && thread() < kChunk && step < w.steps) {
-    copy_async<4>(pixels + chunk % 2 * kChunk + thread(), w.table + step, 4);
-  }
-  commit_copies();
-}
 
 // The sum of a step's Drive over slices that lie `apart` from one another.
 template <typename Acc>
@@ -49,7 +40,7 @@ VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, 
 
 // What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
 template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const Bases& at, const ChunkSteps& steps,
+VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                   int begin, bool add, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
                                   Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
   const int strip = a.at.strip, slices = 1 << a.log2_slices;
@@ -59,9 +50,9 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
   const auto offset = [&](const PairStream& s, int size) -> int64_t {
     return kPairs ? own.column() * size : own.column() * s.at.column;
   };
-  const char* x_lane = a.x_in.at.data + at.x + offset(a.x_in, sizeof(E));
-  char* dx_lane = a.dx_out.at.data + at.dx + offset(a.dx_out, a.dx_out.at.wide ? sizeof(Acc) : sizeof(E));
-  char* ddelta_lane = a.ddelta_out.at.data + at.ddelta + offset(a.ddelta_out, a.ddelta_out.at.wide ? sizeof(Acc) : sizeof(E));
+  const char* x_lane = a.x.at.data + w.x + offset(a.x, sizeof(E));
+  char* dx_lane = a.dx.at.data + w.dx + offset(a.dx, a.dx.at.wide ? sizeof(Acc) : sizeof(E));
+  char* ddelta_lane = a.ddelta.at.data + w.ddelta + offset(a.ddelta, a.ddelta.at.wide ? sizeof(Acc) : sizeof(E));
   partial += (own.pair / kUnit << a.log2_slices) * strip * kUnit + own.pair % kUnit;
   Acc skip[2];
   load_row(skips + own.column(), skip);
@@ -71,7 +62,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
     if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
     const int32_t pixel = steps.pixel(t);
     RawPair<E> raw;
-    fetch_pair<kPairs>(a.x_in, x_lane, pixel, count, raw);
+    fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw);
     Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
     Pair<Acc>& gradients = dy[own.place() + t * kPitchOfPairs];
     Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2];
@@ -87,22 +78,22 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
       dD[j] += gradient[j] * x[j];
       dbias[j] += ddelta[j];
     }
-    if (!kPairs && a.dx_out.by_steps) {
+    if (!kPairs && a.dx.by_steps) {
       store_row(gradients.value, dx);
     } else {
-      store_pair<kPairs, E>(a.dx_out, dx_lane, pixel, count, add, dx);
+      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, add, dx);
     }
-    if (!kPairs && a.ddelta_out.by_steps) {
+    if (!kPairs && a.ddelta.by_steps) {
       store_row(step.value, ddelta);
     } else {
-      store_pair<kPairs, E>(a.ddelta_out, ddelta_lane, pixel, count, a.first_state > 0, ddelta);
+      store_pair<kPairs, E>(a.ddelta, ddelta_lane, pixel, count, a.add, ddelta);
     }
   }
 }
 
 // And what its tiles have: rows of dB and dC, n states at once.
 template <int n, typename Acc>
-VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const Bases& at, const ChunkSteps& steps,
+VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                  int begin, int tiles, int log2_states, const Acc* sums) {
   const int share = 2 * a.at.strip << log2_states;  // of a tile
 #pragma unroll 1
@@ -118,7 +109,7 @@ VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, cons
       for (int k = 0; k < n; ++k) sum[k] += more[k];
     }
     const int64_t element = steps.pixel(begin + u) * a.states + state;
-    store_row(static_cast<Acc*>(row < a.at.strip ? a.dB : a.dC) + at.matrices + element, sum);
+    store_row(static_cast<Acc*>(row < a.at.strip ? a.dB : a.dC) + w.matrices + element, sum);
   }
 }
 
@@ -132,7 +123,6 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   const int first = me.slice * S;  // of this thread's states among those of the launch
   char* shared = gpu::shared();
   Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
-  Bases& bases = *reinterpret_cast<Bases*>(shared + a.at.bases);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Drive<Acc>* drive = reinterpret_cast<Drive<Acc>*>(shared + a.at.drive);
   Pair<Acc>* dy = reinterpret_cast<Pair<Acc>*>(shared + a.at.dy);
@@ -155,12 +145,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
 
   if (thread() == 0) begin_block(a, log2_states, w);
   barrier();
-  const int routes = a.loops_routes ? static_cast<int>(a.route_end - a.route_begin) : 1;
-  const int64_t first_route = w.route;
   const int chunks = (w.steps + kChunk - 1) / kChunk;
-  for (int r = 0; r < routes; ++r) {
+  for (int64_t route = w.image; route < a.routes; route += a.images) {
     barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, first_route + r, w, bases);
+    if (thread() == 0) begin_route(a, route, w);
+    const bool adds = a.add || route != w.image;
     barrier();
     Acc rates[2 * S], h[2 * S], dh[2 * S];
     // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
@@ -190,12 +179,10 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
       }
       wait_copies<0>();
       barrier();
-      const int first_step = chunk * kChunk, left = w.steps - first_step;
-      const ChunkSteps steps{pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first_step,
-                             left < kChunk ? left : kChunk};
+      const ChunkSteps steps = steps_of(a, w, chunk, pixels);
       const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
-      decode_channels<E>(a, w, bases, steps, padded, bias, drive, dy);
-      decode_matrices<E, Acc, S>(a, w, bases, steps, matrices);
+      decode_channels<E>(a, w, steps, padded, bias, drive, dy);
+      decode_matrices<E, Acc, S>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
 
@@ -216,23 +203,23 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         barrier();
 
         if (a.pairs) {
-          combine_slices<true, E>(a, w, bases, steps, sub * kSub, a.add || r > 0, skip, partial, drive, dy, chunk_dD, chunk_dbias);
+          combine_slices<true, E>(a, w, steps, sub * kSub, adds, skip, partial, drive, dy, chunk_dD, chunk_dbias);
         } else {
-          combine_slices<false, E>(a, w, bases, steps, sub * kSub, a.add || r > 0, skip, partial, drive, dy, chunk_dD, chunk_dbias);
+          combine_slices<false, E>(a, w, steps, sub * kSub, adds, skip, partial, drive, dy, chunk_dD, chunk_dbias);
         }
         if (S * slices >= 4 && a.states % 4 == 0) {
-          combine_tiles<4>(a, w, bases, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<4>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         } else {
-          combine_tiles<1>(a, w, bases, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<1>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         }
         barrier();
       }
-      if (!a.pairs && a.dx_out.by_steps) {
-        store_columns<E, Acc>(a.dx_out, a.dx_out.at.data + bases.dx, steps, w.valid, a.add || r > 0,
+      if (!a.pairs && a.dx.by_steps) {
+        store_columns<E, Acc>(a.dx, a.dx.at.data + w.dx, steps, w.valid, adds,
                               [=](int place, int j) { return dy[place].value[j]; });
       }
-      if (!a.pairs && a.ddelta_out.by_steps) {
-        store_columns<E, Acc>(a.ddelta_out, a.ddelta_out.at.data + bases.ddelta, steps, w.valid, a.first_state > 0,
+      if (!a.pairs && a.ddelta.by_steps) {
+        store_columns<E, Acc>(a.ddelta, a.ddelta.at.data + w.ddelta, steps, w.valid, a.add,
                               [=](int place, int j) { return drive[place].value[j]; });
       }
 #pragma unroll
@@ -317,8 +304,8 @@ struct Alone {
       dD[j] += gradients[u][j] * xs[u][j];
       dbias[j] += ddeltas[j];
     }
-    store_pair<kPairs, E>(a.dx_out, dx, pixels[u], channels, add, more);
-    store_pair<kPairs, E>(a.ddelta_out, ddelta, pixels[u], channels, false, ddeltas);
+    store_pair<kPairs, E>(a.dx, dx, pixels[u], channels, add, more);
+    store_pair<kPairs, E>(a.ddelta, ddelta, pixels[u], channels, false, ddeltas);
   }
 };
 
@@ -330,7 +317,6 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
   constexpr int kSub = alone_steps(sizeof(E) == 8, kZoh), kSums = 2 * kSub;
   char* shared = gpu::shared();
   Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
-  Bases& bases = *reinterpret_cast<Bases*>(shared + a.at.bases);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Pair<Acc>* matrices = reinterpret_cast<Pair<Acc>*>(shared + a.at.matrices);
   Pair<Acc>* deltas = reinterpret_cast<Pair<Acc>*>(shared + a.at.drive) + thread();
@@ -343,28 +329,27 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
 
   if (thread() == 0) begin_block(a, 0, w);
   barrier();
-  const int routes = a.loops_routes ? static_cast<int>(a.route_end - a.route_begin) : 1;
-  const int64_t first_route = w.route;
   const int chunks = (w.steps + kChunk - 1) / kChunk;
   const int channels = w.valid - 2 * thread(), column = channels > 0 ? 2 * thread() : 0;
-  for (int r = 0; r < routes; ++r) {
+  for (int64_t route = w.image; route < a.routes; route += a.images) {
     barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, first_route + r, w, bases);
+    if (thread() == 0) begin_route(a, route, w);
+    const bool adds = a.add || route != w.image;
     barrier();
     load_parameters(a, w, biases, skips);
     barrier();
     const auto lane_at = [&](const PairStream& s, int64_t block, int size) {
       return s.at.data + block + (kPairs ? static_cast<int64_t>(column * size) : column * s.at.column);
     };
-    const int dx_size = a.dx_out.at.wide ? sizeof(Acc) : sizeof(E), ddelta_size = a.ddelta_out.at.wide ? sizeof(Acc) : sizeof(E);
-    const char* x_lane = lane_at(a.x_in, bases.x, sizeof(E));
-    const char* delta_lane = lane_at(a.delta_in, bases.delta, sizeof(E));
-    const char* dy_lane = lane_at(a.dy_in, bases.dy, sizeof(E));
+    const int dx_size = a.dx.at.wide ? sizeof(Acc) : sizeof(E), ddelta_size = a.ddelta.at.wide ? sizeof(Acc) : sizeof(E);
+    const char* x_lane = lane_at(a.x, w.x, sizeof(E));
+    const char* delta_lane = lane_at(a.delta, w.delta, sizeof(E));
+    const char* dy_lane = lane_at(a.dy, w.dy, sizeof(E));
     Alone<kPairs, E, Acc, kSub> at{a};
     at.channels = channels;
-    at.add = a.add || r > 0;
-    at.dx = lane_at(a.dx_out, bases.dx, dx_size);
-    at.ddelta = lane_at(a.ddelta_out, bases.ddelta, ddelta_size);
+    at.add = adds;
+    at.dx = lane_at(a.dx, w.dx, dx_size);
+    at.ddelta = lane_at(a.ddelta, w.ddelta, ddelta_size);
     Acc rates[2], h[2], dh[2], bias[2];
     // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
     Acc dA[2] = {}, dD[2] = {}, dbias[2] = {};
@@ -391,10 +376,8 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       }
       wait_copies<0>();
       barrier();
-      const int first_step = chunk * kChunk, left = w.steps - first_step;
-      const ChunkSteps steps{pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first_step,
-                             left < kChunk ? left : kChunk};
-      decode_matrices<E, Acc, 1>(a, w, bases, steps, matrices);
+      const ChunkSteps steps = steps_of(a, w, chunk, pixels);
+      decode_matrices<E, Acc, 1>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
       const int last = (steps.count - 1) / kSub;
@@ -409,7 +392,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
           if (has_other) fetch_pair<kPairs>(other, other_lane, pixel, channels, more[u]);
         }
       };
-      fetch(a.x_in, x_lane, a.delta_in, delta_lane, true, 0);
+      fetch(a.x, x_lane, a.delta, delta_lane, true, 0);
 #pragma unroll 1
       for (int group = 0; group <= last; ++group) {
         at.matrices = matrices + group * kSub;
@@ -418,7 +401,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
           values_of<kPairs>(raw[u], at.xs[u]);
           values_of<kPairs>(more[u], at.deltas[u]);
         }
-        if (group < last) fetch(a.x_in, x_lane, a.delta_in, delta_lane, true, group + 1);
+        if (group < last) fetch(a.x, x_lane, a.delta, delta_lane, true, group + 1);
 #pragma unroll
         for (int u = 0; u < kSub; ++u) {
 #pragma unroll
@@ -439,7 +422,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       for (int j = 0; j < 2; ++j) at.dD[j] = at.dbias[j] = Acc(0);
 #pragma unroll
       for (int u = 0; u < kSub; ++u) more[u] = RawPair<E>{};
-      fetch(a.x_in, x_lane, a.dy_in, dy_lane, a.has_dy, last);
+      fetch(a.x, x_lane, a.dy, dy_lane, a.has_dy, last);
 #pragma unroll 1
       for (int group = last; group >= 0; --group) {
         at.matrices = matrices + group * kSub;
@@ -456,12 +439,12 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
           }
         }
         load_row(history[group * threads()].value, h);
-        if (group > 0) fetch(a.x_in, x_lane, a.dy_in, dy_lane, a.has_dy, group - 1);
+        if (group > 0) fetch(a.x, x_lane, a.dy, dy_lane, a.has_dy, group - 1);
         const Acc sum = adjoint_steps<1, kSub, kZoh, kWarp>(at, rates, h, dh, chunk_dA, lane);
         if (lane % (kWarp / kSums) == 0) own_sum[group * kSub] = sum;
       }
       barrier();
-      combine_tiles<1>(a, w, bases, steps, 0, threads() / kWarp, 0, sums);
+      combine_tiles<1>(a, w, steps, 0, threads() / kWarp, 0, sums);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         dA[j] += chunk_dA[j];
@@ -495,6 +478,58 @@ void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool z
   launch("scan_backward", kernel, block_count(a), kUnit * plan.slices * plan.tiles, a.at.bytes, stream, a);
 }
 
+BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work) {
+  const ScanParams& p = g.forward;
+  BackwardArguments a{};
+  a.batch = p.batch;
+  a.routes = p.routes;
+  a.length = p.length;
+  a.channels = p.channels;
+  a.states = p.states;
+  a.groups = plan.groups;
+  a.segments = plan.segments;
+  a.segment = plan.segment;
+  a.chunks = plan.chunks;
+  a.images = p.sum_routes && plan.images ? plan.images : p.routes;
+  a.log2_slices = log2_of(plan.slices);
+  a.log2_tiles = log2_of(plan.tiles);
+  a.softplus = p.softplus;
+  a.has_dy = g.dy.data != nullptr;
+  const int64_t image[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
+  const int64_t wide[4] = {p.batch, p.routes, p.length, p.channels}, matrix[4] = {p.batch, p.routes, p.length, p.states};
+  const DType accumulated = p.wide ? DType::f64 : DType::f32;
+  a.x = make_pair_stream(p.x, wide, false);
+  a.delta = make_pair_stream(p.delta, wide, false);
+  a.B = make_pair_stream(p.B, matrix, p.B.dtype == accumulated);
+  a.C = make_pair_stream(p.C, matrix, p.C.dtype == accumulated);
+  if (a.has_dy) a.dy = make_pair_stream(g.dy, image, false);
+  View dx = g.dx;
+  if (plan.images) {
+    dx.data = work.images;
+    dx.dtype = accumulated;
+    if (p.sum_routes) dx.stride[1] = p.batch * p.length * p.channels;
+  }
+  const int64_t images[4] = {p.batch, a.images, p.length, p.channels};
+  a.dx = make_pair_stream(dx, images, dx.dtype == accumulated);
+  a.ddelta = make_pair_stream(g.ddelta, wide, g.ddelta.dtype == accumulated);
+  a.pairs = a.x.pairs && a.delta.pairs && (!a.has_dy || a.dy.pairs) && a.dx.pairs && a.ddelta.pairs;
+  a.A = p.A;
+  a.D = p.D;
+  a.delta_bias = p.delta_bias;
+  a.table = p.table;
+  a.start = g.dlast_state;
+  a.checkpoints = p.checkpoints;
+  a.segment_state = work.segment_state;
+  a.segment_delta = work.segment_delta;
+  a.dB = g.dB;
+  a.dC = g.dC;
+  a.dA = g.dA;
+  a.dD = g.dD;
+  a.ddelta_bias = g.ddelta_bias;
+  a.dstart = g.dinitial_state;
+  return a;
+}
+
 }  // namespace
 }  // namespace gpu
 
@@ -502,42 +537,27 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
   using namespace gpu;
   use_device(device);
   const ScanParams& p = g.forward;
-  BackwardArguments a{};
-  static_cast<ScanArguments&>(a) = scan_arguments(p, plan, work);
-  const int64_t image[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
-  const int64_t wide[4] = {p.batch, p.routes, p.length, p.channels}, matrix[4] = {p.batch, p.routes, p.length, p.states};
-  const DType accumulated = p.wide ? DType::f64 : DType::f32;
-  a.has_dy = g.dy.data != nullptr;
-  a.x_in = make_pair_stream(p.x, wide, false);
-  a.delta_in = make_pair_stream(p.delta, wide, false);
-  a.B_in = make_pair_stream(p.B, matrix, p.B.dtype == accumulated);
-  a.C_in = make_pair_stream(p.C, matrix, p.C.dtype == accumulated);
-  if (a.has_dy) a.dy_in = make_pair_stream(g.dy, image, false);
-  a.dx_out = make_pair_stream(g.dx, image, g.dx.dtype == accumulated);
-  a.ddelta_out = make_pair_stream(g.ddelta, wide, g.ddelta.dtype == accumulated);
-  a.pairs = a.x_in.pairs && a.delta_in.pairs && (!a.has_dy || a.dy_in.pairs) && a.dx_out.pairs && a.ddelta_out.pairs;
-  a.dB = g.dB;
-  a.dC = g.dC;
-  a.dA = g.dA;
-  a.dD = g.dD;
-  a.ddelta_bias = g.ddelta_bias;
-  a.dstart = g.dinitial_state;
-  a.start = g.dlast_state;
+  BackwardArguments a = backward_arguments(g, plan, work);
   if (plan.segments > 1) {
-    adjoint_carries(g, plan, work, stream);
+    adjoint_carries(a, g, plan, stream);
     a.start = work.segment_state;
     a.start_by_segment = true;
   }
   a.at = chunk_layout(plan, p);
-  for_each_launch(a, p, plan, true, [&](const ScanArguments& part) {
-    static_cast<ScanArguments&>(a) = part;
+  for (int64_t pass = 0; pass < plan.passes; ++pass) {
+    a.first_state = pass * plan.states_per_thread * plan.slices;
+    a.add = pass > 0;
     switch (p.x.dtype) {
-      case DType::f64: return launch_backward<double>(a, plan, p.zoh, stream);
-      case DType::f32: return launch_backward<float>(a, plan, p.zoh, stream);
-      case DType::f16: return launch_backward<Half>(a, plan, p.zoh, stream);
-      case DType::bf16: return launch_backward<BFloat16>(a, plan, p.zoh, stream);
+      case DType::f64: launch_backward<double>(a, plan, p.zoh, stream); break;
+      case DType::f32: launch_backward<float>(a, plan, p.zoh, stream); break;
+      case DType::f16: launch_backward<Half>(a, plan, p.zoh, stream); break;
+      case DType::bf16: launch_backward<BFloat16>(a, plan, p.zoh, stream); break;
     }
-  });
+  }
+  if (plan.images) {
+    fold(work.images, p.sum_routes ? plan.images : 1, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), g.dx.data,
+         g.dx.dtype, stream);
+  }
 }
 
 }  // namespace vmddpm

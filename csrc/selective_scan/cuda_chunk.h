@@ -3,8 +3,9 @@
 // A lane has two neighbouring channels, so a unit of 16 lanes has 32, which is what a tile is. Warps of two units read
 // either two slices of the states of the same channels, or two tiles.
 #pragma once
+#include "../common/gpu_math.h"
 #include "../common/gpu_stream.h"
-#include "cuda_block.h"
+#include "cuda.h"
 
 namespace vmddpm {
 namespace gpu {
@@ -31,7 +32,7 @@ using Drive = Pack<Acc, 4>;
 
 // Byte offsets into a block's shared memory.
 struct ChunkLayout {
-  int32_t work, bases, pixels;  // pixels of two chunks
+  int32_t work, pixels;   // pixels of two chunks
   int32_t drive, dy;      // Drive and Pair [tile][step][lane]
   int32_t matrices;       // B, then C: Pack<Acc, 2 S> [slice][step]
   int32_t history;        // states [sub-step][thread]
@@ -49,34 +50,6 @@ struct PairStream {
   bool by_steps;   // steps are closer to one another than channels: lanes go along them
 };
 
-struct BackwardArguments : ScanArguments {
-  ChunkLayout at;
-  PairStream x_in, delta_in, dy_in, B_in, C_in, dx_out, ddelta_out;
-  bool pairs;      // all of x, delta, dy, dx and ddelta are read and written in pairs
-};
-
-// Where the tensors of a block begin, in bytes, of the route at hand: at its first channel or state. For each thread to
-// read when it needs them: registers are short.
-struct Bases {
-  int64_t x, delta, dy, B, C, dx, ddelta, matrices;
-};
-
-// For the first thread of a block.
-VMDDPM_DEVICE void begin_route(const BackwardArguments& a, int64_t route, Work& w, Bases& at) {
-  begin_route(a, route, w);
-  const auto start = [&](const PairStream& s, int64_t column) {
-    return w.batch * s.at.batch + route * s.at.route + column * s.at.column;
-  };
-  at.x = start(a.x_in, w.channel);
-  at.delta = start(a.delta_in, w.channel);
-  at.dy = start(a.dy_in, w.channel);
-  at.B = start(a.B_in, a.first_state);
-  at.C = start(a.C_in, a.first_state);
-  at.dx = start(a.dx_out, w.channel);
-  at.ddelta = start(a.ddelta_out, w.channel);
-  at.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
-}
-
 // `wide`: of the accumulation's type where others may be narrower.
 inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], bool wide) {
   PairStream s{make_stream(view, sizes, false, wide), false, false};
@@ -86,6 +59,151 @@ inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], 
             aligned(s.at.batch) && aligned(s.at.route) && aligned(s.at.step);
   s.by_steps = sizes[3] > 1 && magnitude(s.at.column) > magnitude(s.at.step);
   return s;
+}
+
+struct BackwardArguments {
+  int64_t batch, routes, length, channels, states;
+  int64_t first_state;                // of this launch
+  int64_t groups, segments, segment, chunks;
+  int64_t images;                     // a block walks every images-th route, and adds up what they give dx
+  int32_t log2_slices, log2_tiles;
+  bool softplus, has_dy;
+  bool add;                           // to what a launch before this one gave dx and ddelta
+  bool pairs;                         // all of x, delta, dy, dx and ddelta are read and written in pairs
+  bool start_by_segment;
+  ChunkLayout at;
+  PairStream x, delta, dy, B, C, dx, ddelta;
+  const void *A, *D, *delta_bias;
+  const int32_t* table;
+  const void* start;                  // gradients of the states: (B, K, D, N), or (B, K, segments, N, D); null is zero
+  const void* checkpoints;
+  void *segment_state, *segment_delta;
+  void *dB, *dC, *dA, *dD, *ddelta_bias, *dstart;
+};
+
+// A block's piece of the work. It lives in shared memory: every thread needs it, seldom, and a register each for its
+// numbers would be missing where the recurrences run.
+struct Work {
+  int64_t batch, image, group, segment, channel;  // `channel` is the block's first
+  int64_t first_step;
+  int32_t steps;                           // of the segment
+  int32_t valid;                           // channels of the block that exist
+  int32_t states;                          // states that exist, of those of this launch
+  // Of the route at hand: where tensors begin, in bytes, at the block's first channel or state.
+  int64_t route;
+  int64_t x, delta, dy, B, C, dx, ddelta;
+  int64_t matrices;                        // rows of dB and dC, in elements
+  const int32_t* table;                    // at the segment's first step
+};
+
+// For the first thread of a block.
+VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work& w) {
+  int64_t index = block();
+  w.group = index % a.groups;
+  index /= a.groups;
+  w.segment = index % a.segments;
+  index /= a.segments;
+  w.image = index % a.images;
+  w.batch = index / a.images;
+  w.first_step = w.segment * a.segment;
+  const int64_t steps = a.length - w.first_step, width = kWarp << a.log2_tiles;
+  w.steps = static_cast<int32_t>(steps < a.segment ? steps : a.segment);
+  w.channel = w.group * width;
+  w.valid = static_cast<int32_t>(a.channels - w.channel < width ? a.channels - w.channel : width);
+  const int64_t states = a.states - a.first_state;
+  w.states = static_cast<int32_t>(states < 1 << log2_states ? states : 1 << log2_states);
+}
+
+// Likewise, for each route.
+VMDDPM_DEVICE void begin_route(const BackwardArguments& a, int64_t route, Work& w) {
+  const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
+    return w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
+  };
+  w.route = route;
+  w.x = start(a.x, route, w.channel);
+  w.delta = start(a.delta, route, w.channel);
+  w.dy = start(a.dy, route, w.channel);
+  w.B = start(a.B, route, a.first_state);
+  w.C = start(a.C, route, a.first_state);
+  w.dx = start(a.dx, w.image, w.channel);
+  w.ddelta = start(a.ddelta, route, w.channel);
+  w.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
+  w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
+}
+
+// Starts copying where the steps of a chunk stand.
+VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
+  const int step = chunk * kChunk + thread();
+  if (w.table && chunk >= 0 && thread() < kChunk && step < w.steps) {
+    copy_async<4>(pixels + chunk % 2 * kChunk + thread(), w.table + step, 4);
+  }
+  commit_copies();
+}
+
+// Where the states of (batch, route, segment or chunk) lie in a tensor (B, K, pieces, N, D): state n of channel d at
+// offset + n * channels + d.
+VMDDPM_DEVICE int64_t piece_offset(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces) {
+  return ((w.batch * a.routes + w.route) * pieces + piece) * a.states * a.channels;
+}
+
+// A thread's S states, from `first` on of the launch's, to a tensor (B, K, pieces, N, D).
+template <typename Acc, int S>
+VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces, int column, int first,
+                               const Acc (&h)[S], Acc* to) {
+  if (column >= w.valid) return;
+  to += piece_offset(a, w, piece, pieces) + (a.first_state + first) * a.channels + w.channel + column;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    if (first + s < w.states) to[s * a.channels] = h[s];
+  }
+}
+
+// The same from there, zero where there is no such state or channel.
+template <typename Acc, int S>
+VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces, int column, int first,
+                              const Acc* from, Acc (&h)[S]) {
+  from += piece_offset(a, w, piece, pieces) + (a.first_state + first) * a.channels + w.channel + column;
+#pragma unroll
+  for (int s = 0; s < S; ++s) h[s] = column < w.valid && first + s < w.states ? from[s * a.channels] : Acc(0);
+}
+
+// To a tensor (B, K, D, N).
+template <typename Acc, int S>
+VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
+  if (column >= w.valid) return;
+  to += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    if (first + s < w.states) to[s] = h[s];
+  }
+}
+
+// The S states a thread starts a segment from.
+template <typename Acc, int S>
+VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int column, int first, Acc (&h)[S]) {
+  const Acc* start = static_cast<const Acc*>(a.start);
+  if (a.start_by_segment) return load_piece(a, w, w.segment, a.segments, column, first, start, h);
+  start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
+#pragma unroll
+  for (int s = 0; s < S; ++s) h[s] = a.start && column < w.valid && first + s < w.states ? start[s] : Acc(0);
+}
+
+// The rates of S states of a channel, zero (a decay of one) where there is no such state or channel.
+template <typename Acc, int S>
+VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const Work& w, int column, int first, Acc (&rates)[S]) {
+  const Acc* A = static_cast<const Acc*>(a.A) + (w.route * a.channels + w.channel + column) * a.states + a.first_state;
+#pragma unroll
+  for (int s = 0; s < S; ++s) rates[s] = column < w.valid && first + s < w.states ? rate(A[first + s]) : Acc(0);
+}
+
+// delta_bias and D of the block's channels, to shared memory; zero where there is none.
+template <typename Acc>
+VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const Work& w, Acc* bias, Acc* skip) {
+  const int64_t row = w.route * a.channels + w.channel;
+  for (int c = thread(); c < kWarp << a.log2_tiles; c += threads()) {
+    bias[c] = a.delta_bias && c < w.valid ? static_cast<const Acc*>(a.delta_bias)[row + c] : Acc(0);
+    skip[c] = a.D && a.first_state == 0 && c < w.valid ? static_cast<const Acc*>(a.D)[row + c] : Acc(0);
+  }
 }
 
 // Two channels' elements as they were loaded; where they have two bytes and make a pair, both are in the first.
@@ -157,6 +275,12 @@ struct ChunkSteps {
   VMDDPM_DEVICE int32_t pixel_within(int t) const { return pixel(t < count ? t : count - 1); }
 };
 
+VMDDPM_DEVICE ChunkSteps steps_of(const BackwardArguments& a, const Work& w, int chunk, const int32_t* pixels) {
+  const int first = chunk * kChunk, left = w.steps - first;
+  return {pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first,
+          left < kChunk ? left : kChunk};
+}
+
 // Of a thread that goes through the steps of one pair: `first`, first + `stride`, ...
 struct PairSteps {
   int first, stride, pair;
@@ -188,14 +312,14 @@ VMDDPM_DEVICE void decode_pair(const BackwardArguments& a, const RawPair<E>& raw
 }
 
 template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                       int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
   const PairSteps own(4 + a.log2_tiles, 1 << a.log2_slices);
   const int count = w.valid - own.column(), column = count > 0 ? own.column() : 0;
   const auto lane = [&](const PairStream& s, int64_t block) {
     return s.at.data + block + (kPairs ? column * static_cast<int>(sizeof(E)) : column * s.at.column);
   };
-  const char *delta_lane = lane(a.delta_in, from.delta), *x_lane = lane(a.x_in, from.x), *dy_lane = lane(a.dy_in, from.dy);
+  const char *delta_lane = lane(a.delta, w.delta), *x_lane = lane(a.x, w.x), *dy_lane = lane(a.dy, w.dy);
   Acc bias[2];
   load_row(biases + own.column(), bias);
   drive += own.place();
@@ -206,9 +330,9 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w,
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int32_t pixel = steps.pixel_within(begin + k * own.stride);
-      fetch_pair<kPairs>(a.delta_in, delta_lane, pixel, count, raw_delta[k]);
-      fetch_pair<kPairs>(a.x_in, x_lane, pixel, count, raw_x[k]);
-      if (a.has_dy) fetch_pair<kPairs>(a.dy_in, dy_lane, pixel, count, raw_dy[k]);
+      fetch_pair<kPairs>(a.delta, delta_lane, pixel, count, raw_delta[k]);
+      fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw_x[k]);
+      if (a.has_dy) fetch_pair<kPairs>(a.dy, dy_lane, pixel, count, raw_dy[k]);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
@@ -221,7 +345,7 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w,
 
 // Lanes along the steps, for tensors whose steps are neighbours.
 template <typename E, typename Acc>
-VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                    const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
 #pragma unroll 1
   for (int i = opaque(thread()); i < kChunk * kUnit << a.log2_tiles; i += threads()) {
@@ -229,9 +353,9 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, co
     const int count = w.valid - 2 * pair, column = count > 0 ? 2 * pair : 0;
     const int32_t pixel = steps.pixel_within(t);
     RawPair<E> raw_delta, raw_x, raw_dy = {};
-    fetch_pair<false>(a.delta_in, a.delta_in.at.data + from.delta + column * a.delta_in.at.column, pixel, count, raw_delta);
-    fetch_pair<false>(a.x_in, a.x_in.at.data + from.x + column * a.x_in.at.column, pixel, count, raw_x);
-    if (a.has_dy) fetch_pair<false>(a.dy_in, a.dy_in.at.data + from.dy + column * a.dy_in.at.column, pixel, count, raw_dy);
+    fetch_pair<false>(a.delta, a.delta.at.data + w.delta + column * a.delta.at.column, pixel, count, raw_delta);
+    fetch_pair<false>(a.x, a.x.at.data + w.x + column * a.x.at.column, pixel, count, raw_x);
+    if (a.has_dy) fetch_pair<false>(a.dy, a.dy.at.data + w.dy + column * a.dy.at.column, pixel, count, raw_dy);
     Acc bias[2];
     load_row(biases + 2 * pair, bias);
     decode_pair<false>(a, raw_delta, raw_x, raw_dy, bias, t < steps.count ? count : 0, drive[place], dy[place]);
@@ -241,47 +365,47 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, co
 // delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel. `padded` is a multiple
 // of a strip, which is one of the steps that the threads take at once.
 template <typename E, typename Acc>
-VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                    int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
   if (a.pairs) {
-    decode_channels_as<true, E>(a, w, from, steps, padded, biases, drive, dy);
-  } else if (a.delta_in.by_steps) {
-    decode_by_steps<E>(a, w, from, steps, biases, drive, dy);
+    decode_channels_as<true, E>(a, w, steps, padded, biases, drive, dy);
+  } else if (a.delta.by_steps) {
+    decode_by_steps<E>(a, w, steps, biases, drive, dy);
   } else {
-    decode_channels_as<false, E>(a, w, from, steps, padded, biases, drive, dy);
+    decode_channels_as<false, E>(a, w, steps, padded, biases, drive, dy);
   }
 }
 
 // B and C of a chunk, S states to a slice, zero beyond the last step and state.
 template <typename T, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                       Pack<Acc, 2 * S>* matrices) {
-  const bool by_steps = a.B_in.by_steps;
+  const bool by_steps = a.B.by_steps;
 #pragma unroll 1
   for (int i = opaque(thread()); i < kChunk << a.log2_slices; i += threads()) {
     const int t = by_steps ? i % kChunk : i >> a.log2_slices;
     const int slice = by_steps ? i / kChunk : i & ((1 << a.log2_slices) - 1);
     const int count = t < steps.count ? w.states - slice * S : 0, column = count > 0 ? slice * S : 0;
     const int32_t pixel = steps.pixel_within(t);
-    const char* b = a.B_in.at.data + from.B + static_cast<int64_t>(pixel) * a.B_in.at.step + column * a.B_in.at.column;
-    const char* c = a.C_in.at.data + from.C + static_cast<int64_t>(pixel) * a.C_in.at.step + column * a.C_in.at.column;
+    const char* b = a.B.at.data + w.B + static_cast<int64_t>(pixel) * a.B.at.step + column * a.B.at.column;
+    const char* c = a.C.at.data + w.C + static_cast<int64_t>(pixel) * a.C.at.step + column * a.C.at.column;
     Acc values[2 * S];
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      values[s] = s < count ? widen_raw<T>(load_raw<T>(b + s * a.B_in.at.column)) : Acc(0);
-      values[S + s] = s < count ? widen_raw<T>(load_raw<T>(c + s * a.C_in.at.column)) : Acc(0);
+      values[s] = s < count ? widen_raw<T>(load_raw<T>(b + s * a.B.at.column)) : Acc(0);
+      values[S + s] = s < count ? widen_raw<T>(load_raw<T>(c + s * a.C.at.column)) : Acc(0);
     }
     store_row(matrices[slice * kMatrixPitch + t].value, values);
   }
 }
 
 template <typename E, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const Work& w, const Bases& from, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                    Pack<Acc, 2 * S>* matrices) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!a.B_in.at.wide) return decode_matrices_as<E, Acc, S>(a, w, from, steps, matrices);
+    if (!a.B.at.wide) return decode_matrices_as<E, Acc, S>(a, w, steps, matrices);
   }
-  decode_matrices_as<Acc, Acc, S>(a, w, from, steps, matrices);
+  decode_matrices_as<Acc, Acc, S>(a, w, steps, matrices);
 }
 
 template <typename T, typename Acc, typename Value>

@@ -21,7 +21,8 @@ def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, 
 )
 def test_fills_the_machine(emulated_native, batch, K, dim, length, states, backward):
     plan = cut(emulated_native, batch, K, dim, length, states, backward, summed=K > 1)
-    warps = batch * plan.segments * plan.groups * plan.tiles * plan.slices
+    launched_together = batch if backward and K > 1 else batch * K
+    warps = launched_together * plan.segments * plan.groups * plan.tiles * plan.slices
     assert warps >= WARPS_TO_FILL
     assert plan.groups * plan.tiles * 32 >= dim
     assert plan.passes * plan.slices * plan.states_per_thread >= states

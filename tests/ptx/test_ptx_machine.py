@@ -58,6 +58,8 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
         ("mov.f32 %f0, 0f7FC00000; cvt.rzi.s32.f32 %r1, %f0;", [0] * 32),
         ("{ .reg .b32 %r1; mov.u32 %r1, 9; } mov.u32 %r1, 4;", [4] * 32),
         ("bfe.u32 %r1, %r0, 1, 3;", [t >> 1 & 7 for t in range(32)]),
+        ("mov.u32 %r2, 65535; bfi.b32 %r1, %r0, %r2, 4, 3;", [0xFF8F | (t & 7) << 4 for t in range(32)]),
+        ("bfi.b32 %r1, %r0, 3, 30, 8;", [((t & 3) << 30 | 3) - ((t & 2) << 31) for t in range(32)]),
     ],
 )  # fmt: skip
 def test_integers(body, expected):
