@@ -88,7 +88,8 @@ VMDDPM_KERNEL(kRowThreads, 3) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
     const int64_t pixel = at.pixel + pixel_in_tile, channel = at.channel + channel_in_tile;
     const int h = static_cast<int>(pixel) / a.width, w = static_cast<int>(pixel) - h * a.width;
     Acc sums[n];
-#pragma unroll 4
+    constexpr int kAtOnce = n == 1 ? 2 : 4;  // as registers allow
+#pragma unroll kAtOnce
     for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
       const Elements<Element, n> values =
           read_elements<n>(part_of<const Element>(a.sequences, at.batch, route, step_of(a, route, h, w), channel));
