@@ -10,10 +10,6 @@ namespace {
 
 constexpr int kCarryThreads = 128;
 
-struct CarryLayout {
-  int32_t work, pixels, C, bytes;
-};
-
 // A thread has one channel and S of its states.
 template <typename E, int S>
 VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_ARGUMENTS(BackwardArguments) a) {
@@ -24,7 +20,7 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
   Acc* C_rows = reinterpret_cast<Acc*>(shared + a.at.matrices);
   if (thread() == 0) {
     begin_block(a, log2_of(S), w);
-    begin_route(a, w.image, w);
+    next_route(a, w);
   }
   barrier();
   const bool valid = thread() < w.valid;
@@ -41,10 +37,10 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
   for (int chunk = chunks - 1; chunk >= 0; --chunk) {
     wait_copies<0>();
     barrier();
-    const ChunkSteps steps = steps_of(a, w, chunk, pixels);
+    const ChunkSteps steps = steps_of(w, chunk, pixels);
     for (int i = opaque(thread()); i < kChunk * S; i += threads()) {
       const int t = i / S, s = i % S;
-      const char* from = a.C.at.data + w.C + static_cast<int64_t>(steps.pixel_within(t)) * a.C.at.step +
+      const char* from = a.C.at.data + w.C + static_cast<int64_t>(steps.pixels[t]) * a.C.at.step +
                          (s < w.states ? s : 0) * a.C.at.column;
       Acc value;
       if (sizeof(E) == sizeof(Acc) || a.C.at.wide) {
@@ -59,11 +55,12 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
 
     Raw<E> raw_delta[kGroup], raw_dy[kGroup] = {};
     const auto fetch = [&](int first) {
+      int32_t pixel[kGroup];
+      load_row(steps.pixels + first, pixel);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        const int64_t pixel = steps.pixel_within(first + i);
-        raw_delta[i] = load_raw<E>(delta_lane + pixel * a.delta.at.step);
-        if (a.has_dy) raw_dy[i] = load_raw<E>(dy_lane + pixel * a.dy.at.step);
+        raw_delta[i] = load_raw<E>(delta_lane + static_cast<int64_t>(pixel[i]) * a.delta.at.step);
+        if (a.has_dy) raw_dy[i] = load_raw<E>(dy_lane + static_cast<int64_t>(pixel[i]) * a.dy.at.step);
       }
     };
     const int last = (steps.count - 1) / kGroup * kGroup;

@@ -13,9 +13,9 @@ struct Seat {
   int lane, slice, tile;              // of its unit, and its unit
   int column;                         // its first channel within the block
   VMDDPM_DEVICE explicit Seat(const BackwardArguments& a)
-      : lane(thread() % kUnit),
-        slice(thread() / kUnit & ((1 << a.log2_slices) - 1)),
-        tile(thread() / kUnit >> a.log2_slices),
+      : lane(opaque(thread()) % kUnit),
+        slice(opaque(thread()) / kUnit & ((1 << a.log2_slices) - 1)),
+        tile(opaque(thread()) / kUnit >> a.log2_slices),
         column(tile * kWarp + 2 * lane) {}
 };
 
@@ -41,7 +41,7 @@ VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, 
 // What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
-                                  int begin, bool add, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
+                                  int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
                                   Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
   const int strip = a.at.strip, slices = 1 << a.log2_slices;
   const PairSteps own(4 + a.log2_tiles, slices);
@@ -60,7 +60,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
   for (int u = own.first; u < strip; u += own.stride) {
     const int t = begin + u;
     if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
-    const int32_t pixel = steps.pixel(t);
+    const int32_t pixel = steps.pixels[t];
     RawPair<E> raw;
     fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw);
     Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
@@ -81,7 +81,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
     if (!kPairs && a.dx.by_steps) {
       store_row(gradients.value, dx);
     } else {
-      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, add, dx);
+      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, w.adds, dx);
     }
     if (!kPairs && a.ddelta.by_steps) {
       store_row(step.value, ddelta);
@@ -108,13 +108,13 @@ VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, cons
 #pragma unroll
       for (int k = 0; k < n; ++k) sum[k] += more[k];
     }
-    const int64_t element = steps.pixel(begin + u) * a.states + state;
+    const int64_t element = steps.pixels[begin + u] * a.states + state;
     store_row(static_cast<Acc*>(row < a.at.strip ? a.dB : a.dC) + w.matrices + element, sum);
   }
 }
 
 template <typename E, int S, bool kZoh>
-VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
+VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
   constexpr int kSub = sub_steps(S, sizeof(Acc) == 8, kZoh), kSums = 2 * kSub * S;
   const Seat me(a);
@@ -128,6 +128,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   Pair<Acc>* dy = reinterpret_cast<Pair<Acc>*>(shared + a.at.dy);
   Pack<Acc, 2 * S>* matrices = reinterpret_cast<Pack<Acc, 2 * S>*>(shared + a.at.matrices);
   Drive<Acc>* partial = reinterpret_cast<Drive<Acc>*>(shared + a.at.partial);
+  Drive<Acc>* totals = reinterpret_cast<Drive<Acc>*>(shared + a.at.totals);
   Acc* sums = reinterpret_cast<Acc*>(shared + a.at.sums);
   Pack<Acc, 2 * S>* history = reinterpret_cast<Pack<Acc, 2 * S>*>(shared + a.at.history) + thread();
   Acc* bias = reinterpret_cast<Acc*>(shared + a.at.bias);
@@ -146,14 +147,15 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
   if (thread() == 0) begin_block(a, log2_states, w);
   barrier();
   const int chunks = (w.steps + kChunk - 1) / kChunk;
-  for (int64_t route = w.image; route < a.routes; route += a.images) {
+  do {
     barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, route, w);
-    const bool adds = a.add || route != w.image;
+    if (thread() == 0) next_route(a, w);
     barrier();
     Acc rates[2 * S], h[2 * S], dh[2 * S];
     // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
-    Acc dA[2 * S] = {}, dD[2] = {}, dbias[2] = {};
+    Acc dA[2 * S] = {};
+    const Acc none[4] = {};
+    store_row(totals[thread()].value, none);
     load_parameters(a, w, bias, skip);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -171,15 +173,16 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
+        const Seat seat(a);
         Acc one[S];
-        load_piece(a, w, w.first_step / kGpuChunk + chunk, a.chunks, me.column + j, first,
+        load_piece(a, w, w.first_step / kGpuChunk + chunk, a.chunks, seat.column + j, seat.slice * S,
                    static_cast<const Acc*>(a.checkpoints), one);
 #pragma unroll
         for (int s = 0; s < S; ++s) h[j * S + s] = one[s];
       }
       wait_copies<0>();
       barrier();
-      const ChunkSteps steps = steps_of(a, w, chunk, pixels);
+      const ChunkSteps steps = steps_of(w, chunk, pixels);
       const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
       decode_channels<E>(a, w, steps, padded, bias, drive, dy);
       decode_matrices<E, Acc, S>(a, w, steps, matrices);
@@ -191,7 +194,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         store_row(history[sub * threads()].value, h);
         replay_steps<S, kSub, kZoh>(rows_at(sub * kSub, 0), rates, h);
       }
-      Acc chunk_dA[2 * S] = {}, chunk_dD[2] = {}, chunk_dbias[2] = {};
+      Acc chunk_dA[2 * S] = {}, dD[2] = {}, dbias[2] = {};
 #pragma unroll 1
       for (int sub = last; sub >= 0; --sub) {
         const int in_strip = sub * kSub & (strip - 1);
@@ -203,9 +206,9 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         barrier();
 
         if (a.pairs) {
-          combine_slices<true, E>(a, w, steps, sub * kSub, adds, skip, partial, drive, dy, chunk_dD, chunk_dbias);
+          combine_slices<true, E>(a, w, steps, sub * kSub, skip, partial, drive, dy, dD, dbias);
         } else {
-          combine_slices<false, E>(a, w, steps, sub * kSub, adds, skip, partial, drive, dy, chunk_dD, chunk_dbias);
+          combine_slices<false, E>(a, w, steps, sub * kSub, skip, partial, drive, dy, dD, dbias);
         }
         if (S * slices >= 4 && a.states % 4 == 0) {
           combine_tiles<4>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
@@ -215,7 +218,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         barrier();
       }
       if (!a.pairs && a.dx.by_steps) {
-        store_columns<E, Acc>(a.dx, a.dx.at.data + w.dx, steps, w.valid, adds,
+        store_columns<E, Acc>(a.dx, a.dx.at.data + w.dx, steps, w.valid, w.adds,
                               [=](int place, int j) { return dy[place].value[j]; });
       }
       if (!a.pairs && a.ddelta.by_steps) {
@@ -224,33 +227,36 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
       }
 #pragma unroll
       for (int i = 0; i < 2 * S; ++i) dA[i] += chunk_dA[i];
+      Acc total[4];
+      load_row(totals[thread()].value, total);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        dD[j] += chunk_dD[j];
-        dbias[j] += chunk_dbias[j];
+        total[j] += dD[j];
+        total[2 + j] += dbias[j];
       }
+      store_row(totals[thread()].value, total);
     }
 
     const int64_t piece = ((w.batch * a.segments + w.segment) * a.routes + w.route) * a.channels;
+    const Seat seat(a);
+    const int first = seat.slice * S;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      if (me.column + j >= w.valid) continue;
-      Acc* to = static_cast<Acc*>(a.dA) + (piece + w.channel + me.column + j) * a.states + a.first_state + first;
+      if (seat.column + j >= w.valid) continue;
+      Acc* to = static_cast<Acc*>(a.dA) + (piece + w.channel + seat.column + j) * a.states + a.first_state + first;
       Acc one[S];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         one[s] = dh[j * S + s];
         if (first + s < w.states) to[s] = dA[j * S + s];
       }
-      if (a.dstart && w.segment == 0) store_states(a, w, me.column + j, first, one, static_cast<Acc*>(a.dstart));
+      if (a.dstart && w.segment == 0) store_states(a, w, seat.column + j, first, one, static_cast<Acc*>(a.dstart));
     }
     // Each thread has summed the steps of one pair that fell to it; as many threads as slices share a pair.
-    const Acc shares[4] = {dD[0], dD[1], dbias[0], dbias[1]};
-    store_row(partial[thread()].value, shares);
     barrier();
     for (int p = thread(); p < 1 << log2_pairs; p += threads()) {
       Acc total[4];
-      sum_of_slices(partial + p, slices, 1 << log2_pairs, total);
+      sum_of_slices(totals + p, slices, 1 << log2_pairs, total);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int c = 2 * p + j;
@@ -262,7 +268,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : 2) scan_backward(VM
         }
       }
     }
-  }
+  } while (w.route + a.images < a.routes);
 }
 
 // What steps are computed from, of one state of two channels that a thread has alone, in registers; and what follows from
@@ -331,10 +337,9 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
   barrier();
   const int chunks = (w.steps + kChunk - 1) / kChunk;
   const int channels = w.valid - 2 * thread(), column = channels > 0 ? 2 * thread() : 0;
-  for (int64_t route = w.image; route < a.routes; route += a.images) {
+  do {
     barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, route, w);
-    const bool adds = a.add || route != w.image;
+    if (thread() == 0) next_route(a, w);
     barrier();
     load_parameters(a, w, biases, skips);
     barrier();
@@ -347,7 +352,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
     const char* dy_lane = lane_at(a.dy, w.dy, sizeof(E));
     Alone<kPairs, E, Acc, kSub> at{a};
     at.channels = channels;
-    at.add = adds;
+    at.add = w.adds;
     at.dx = lane_at(a.dx, w.dx, dx_size);
     at.ddelta = lane_at(a.ddelta, w.ddelta, ddelta_size);
     Acc rates[2], h[2], dh[2], bias[2];
@@ -376,7 +381,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       }
       wait_copies<0>();
       barrier();
-      const ChunkSteps steps = steps_of(a, w, chunk, pixels);
+      const ChunkSteps steps = steps_of(w, chunk, pixels);
       decode_matrices<E, Acc, 1>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
@@ -385,11 +390,12 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       RawPair<E> raw[kSub], more[kSub];
       const auto fetch = [&](const PairStream& one, const char* one_lane, const PairStream& other, const char* other_lane,
                              bool has_other, int group) {
+        int32_t at_pixels[kSub];
+        load_row(steps.pixels + group * kSub, at_pixels);
 #pragma unroll
         for (int u = 0; u < kSub; ++u) {
-          const int32_t pixel = steps.pixel_within(group * kSub + u);
-          fetch_pair<kPairs>(one, one_lane, pixel, channels, raw[u]);
-          if (has_other) fetch_pair<kPairs>(other, other_lane, pixel, channels, more[u]);
+          fetch_pair<kPairs>(one, one_lane, at_pixels[u], channels, raw[u]);
+          if (has_other) fetch_pair<kPairs>(other, other_lane, at_pixels[u], channels, more[u]);
         }
       };
       fetch(a.x, x_lane, a.delta, delta_lane, true, 0);
@@ -427,9 +433,9 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       for (int group = last; group >= 0; --group) {
         at.matrices = matrices + group * kSub;
         at.steps = steps.count - group * kSub;
+        load_row(steps.pixels + group * kSub, at.pixels);
 #pragma unroll
         for (int u = 0; u < kSub; ++u) {
-          at.pixels[u] = steps.pixel_within(group * kSub + u);
           values_of<kPairs>(raw[u], at.xs[u]);
           values_of<kPairs>(more[u], at.gradients[u]);
           load_row(deltas[(group * kSub + u) * threads()].value, at.deltas[u]);
@@ -463,7 +469,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       if (a.dD) static_cast<Acc*>(a.dD)[piece + column + j] = dD[j];
       if (a.ddelta_bias) static_cast<Acc*>(a.ddelta_bias)[piece + column + j] = dbias[j];
     }
-  }
+  } while (w.route + a.images < a.routes);
 }
 
 template <typename E>

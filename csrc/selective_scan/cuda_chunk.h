@@ -38,6 +38,7 @@ struct ChunkLayout {
   int32_t history;        // states [sub-step][thread]
   int32_t partial;        // Drive [tile][slice][step of a strip][lane]: ddelta and ddrive to be added up
   int32_t sums;           // dB and dC [tile][which][step of a strip][state]
+  int32_t totals;         // Drive [thread]: the gradients of D and of delta_bias, of the chunks so far
   int32_t bias, skip;     // delta_bias and D of the block's channels
   int32_t strip;          // steps after which the slices add up
   int32_t bytes;
@@ -90,7 +91,8 @@ struct Work {
   int32_t valid;                           // channels of the block that exist
   int32_t states;                          // states that exist, of those of this launch
   // Of the route at hand: where tensors begin, in bytes, at the block's first channel or state.
-  int64_t route;
+  int64_t route;                           // before the first: that less a.images
+  bool adds;                               // dx, to what is there
   int64_t x, delta, dy, B, C, dx, ddelta;
   int64_t matrices;                        // rows of dB and dC, in elements
   const int32_t* table;                    // at the segment's first step
@@ -105,6 +107,7 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work
   index /= a.segments;
   w.image = index % a.images;
   w.batch = index / a.images;
+  w.route = w.image - a.images;
   w.first_step = w.segment * a.segment;
   const int64_t steps = a.length - w.first_step, width = kWarp << a.log2_tiles;
   w.steps = static_cast<int32_t>(steps < a.segment ? steps : a.segment);
@@ -115,11 +118,13 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work
 }
 
 // Likewise, for each route.
-VMDDPM_DEVICE void begin_route(const BackwardArguments& a, int64_t route, Work& w) {
+VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
+  const int64_t route = w.route + a.images;
   const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
     return w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
   };
   w.route = route;
+  w.adds = a.add || route != w.image;
   w.x = start(a.x, route, w.channel);
   w.delta = start(a.delta, route, w.channel);
   w.dy = start(a.dy, route, w.channel);
@@ -131,11 +136,17 @@ VMDDPM_DEVICE void begin_route(const BackwardArguments& a, int64_t route, Work& 
   w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
 }
 
-// Starts copying where the steps of a chunk stand.
+// Starts copying where the steps of a chunk stand. Beyond the last step its pixel is repeated, so that what is loaded for
+// them is there.
 VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
-  const int step = chunk * kChunk + thread();
-  if (w.table && chunk >= 0 && thread() < kChunk && step < w.steps) {
-    copy_async<4>(pixels + chunk % 2 * kChunk + thread(), w.table + step, 4);
+  if (chunk >= 0 && thread() < kChunk) {
+    const int step = chunk * kChunk + thread(), inside = step < w.steps ? step : w.steps - 1;
+    int32_t* to = pixels + chunk % 2 * kChunk + thread();
+    if (w.table) {
+      copy_async<4>(to, w.table + inside, 4);
+    } else {
+      *to = static_cast<int32_t>(w.first_step) + inside;
+    }
   }
   commit_copies();
 }
@@ -265,20 +276,15 @@ VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, in
   store_pair_as<kPairs, Acc>(s, to, count, false, values);
 }
 
-// The steps of a chunk: where there is a table `pixels` (in shared memory) says where each stands, else they stand at
-// first, first + 1, ...
+// The steps of a chunk, and where they stand.
 struct ChunkSteps {
-  const int32_t* pixels;
-  bool table;
-  int32_t first, count;
-  VMDDPM_DEVICE int32_t pixel(int t) const { return table ? pixels[t] : first + t; }
-  VMDDPM_DEVICE int32_t pixel_within(int t) const { return pixel(t < count ? t : count - 1); }
+  const int32_t* pixels;  // in shared memory
+  int32_t count;
 };
 
-VMDDPM_DEVICE ChunkSteps steps_of(const BackwardArguments& a, const Work& w, int chunk, const int32_t* pixels) {
-  const int first = chunk * kChunk, left = w.steps - first;
-  return {pixels + chunk % 2 * kChunk, a.table != nullptr, static_cast<int32_t>(w.first_step) + first,
-          left < kChunk ? left : kChunk};
+VMDDPM_DEVICE ChunkSteps steps_of(const Work& w, int chunk, const int32_t* pixels) {
+  const int left = w.steps - chunk * kChunk;
+  return {pixels + chunk % 2 * kChunk, left < kChunk ? left : kChunk};
 }
 
 // Of a thread that goes through the steps of one pair: `first`, first + `stride`, ...
@@ -329,7 +335,7 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w,
     RawPair<E> raw_delta[kAtOnce], raw_x[kAtOnce], raw_dy[kAtOnce] = {};
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const int32_t pixel = steps.pixel_within(begin + k * own.stride);
+      const int32_t pixel = steps.pixels[begin + k * own.stride];
       fetch_pair<kPairs>(a.delta, delta_lane, pixel, count, raw_delta[k]);
       fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw_x[k]);
       if (a.has_dy) fetch_pair<kPairs>(a.dy, dy_lane, pixel, count, raw_dy[k]);
@@ -351,7 +357,7 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, co
   for (int i = opaque(thread()); i < kChunk * kUnit << a.log2_tiles; i += threads()) {
     const int t = i % kChunk, pair = i / kChunk, place = pair / kUnit * kTilePairs + t * kPitchOfPairs + pair % kUnit;
     const int count = w.valid - 2 * pair, column = count > 0 ? 2 * pair : 0;
-    const int32_t pixel = steps.pixel_within(t);
+    const int32_t pixel = steps.pixels[t];
     RawPair<E> raw_delta, raw_x, raw_dy = {};
     fetch_pair<false>(a.delta, a.delta.at.data + w.delta + column * a.delta.at.column, pixel, count, raw_delta);
     fetch_pair<false>(a.x, a.x.at.data + w.x + column * a.x.at.column, pixel, count, raw_x);
@@ -386,7 +392,7 @@ VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w,
     const int t = by_steps ? i % kChunk : i >> a.log2_slices;
     const int slice = by_steps ? i / kChunk : i & ((1 << a.log2_slices) - 1);
     const int count = t < steps.count ? w.states - slice * S : 0, column = count > 0 ? slice * S : 0;
-    const int32_t pixel = steps.pixel_within(t);
+    const int32_t pixel = steps.pixels[t];
     const char* b = a.B.at.data + w.B + static_cast<int64_t>(pixel) * a.B.at.step + column * a.B.at.column;
     const char* c = a.C.at.data + w.C + static_cast<int64_t>(pixel) * a.C.at.step + column * a.C.at.column;
     Acc values[2 * S];
@@ -414,7 +420,7 @@ VMDDPM_DEVICE void store_columns_as(const PairStream& s, char* block, const Chun
   for (int i = opaque(thread()); i < valid * kChunk; i += threads()) {
     const int t = i % kChunk, c = i / kChunk;
     if (t >= steps.count) continue;
-    T& target = *reinterpret_cast<T*>(block + static_cast<int64_t>(steps.pixel(t)) * s.at.step + c * s.at.column);
+    T& target = *reinterpret_cast<T*>(block + static_cast<int64_t>(steps.pixels[t]) * s.at.step + c * s.at.column);
     Acc result = value(c / kWarp * kTilePairs + t * kPitchOfPairs + c % kWarp / 2, c % 2);
     if (add) result += static_cast<Acc>(widen(target));
     narrow(result, target);

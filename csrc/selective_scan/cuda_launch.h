@@ -6,6 +6,12 @@ namespace vmddpm {
 namespace gpu {
 
 constexpr int kBackwardThreads = 256;  // at most, of a block
+// Blocks of the adjoint scan on a multiprocessor: as many as its shared memory has room for.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kBackwardBlocks = 1;
+#else
+constexpr int kBackwardBlocks = 2;
+#endif
 constexpr int kAloneThreads = 128;     // likewise, where there is one state
 constexpr int kCombineThreads = 128;
 constexpr int kFoldThreads = 256;

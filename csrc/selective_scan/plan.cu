@@ -185,7 +185,9 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
 // channels in a block and the pieces of a sequence that are walked side by side. So it is for the adjoint scan, whose blocks
 // walk summed routes one after another where there are enough of them: each partial image is memory.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
-  return backward ? backward_plan(p, limits) : forward_plan(p, limits);
+  GpuScanPlan plan = backward ? backward_plan(p, limits) : forward_plan(p, limits);
+  if (p.channels == 0) plan.groups = 0;  // and no block
+  return plan;
 }
 
 namespace gpu {
@@ -214,6 +216,7 @@ ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
     s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
     s.partial = take(s.strip * 4 * threads * accumulate);
     s.sums = take(plan.tiles * 2 * s.strip * states * accumulate);
+    s.totals = take(4 * threads * accumulate);
   }
   s.bias = take(kWarp * plan.tiles * accumulate);
   s.skip = take(kWarp * plan.tiles * accumulate);
