@@ -146,7 +146,6 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
 
   if (thread() == 0) begin_block(a, log2_states, w);
   barrier();
-  const int chunks = (w.steps + kChunk - 1) / kChunk;
   do {
     barrier();  // the route before this one is done with shared memory
     if (thread() == 0) next_route(a, w);
@@ -167,10 +166,16 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
 #pragma unroll
       for (int s = 0; s < S; ++s) dh[j * S + s] = one[s];
     }
+    const int chunks = (w.steps + kChunk - 1) / kChunk;
     fetch_pixels(w, chunks - 1, pixels);
 
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+      wait_copies<0>();
+      barrier();
+      const ChunkSteps steps = steps_of(w, chunk, pixels);
+      const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
+      decode_channels<E>(a, w, steps, padded, bias, drive, dy);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const Seat seat(a);
@@ -180,11 +185,6 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
 #pragma unroll
         for (int s = 0; s < S; ++s) h[j * S + s] = one[s];
       }
-      wait_copies<0>();
-      barrier();
-      const ChunkSteps steps = steps_of(w, chunk, pixels);
-      const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
-      decode_channels<E>(a, w, steps, padded, bias, drive, dy);
       decode_matrices<E, Acc, S>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
@@ -335,7 +335,6 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
 
   if (thread() == 0) begin_block(a, 0, w);
   barrier();
-  const int chunks = (w.steps + kChunk - 1) / kChunk;
   const int channels = w.valid - 2 * thread(), column = channels > 0 ? 2 * thread() : 0;
   do {
     barrier();  // the route before this one is done with shared memory
@@ -368,6 +367,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       load_start(a, w, 2 * thread() + j, 0, one);
       dh[j] = one[0];
     }
+    const int chunks = (w.steps + kChunk - 1) / kChunk;
     fetch_pixels(w, chunks - 1, pixels);
 
 #pragma unroll 1
