@@ -43,7 +43,7 @@ template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                   int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
                                   Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
-  const int strip = a.at.strip, slices = 1 << a.log2_slices;
+  const int slices = 1 << a.log2_slices;
   const PairSteps own(4 + a.log2_tiles, slices);
   const int count = w.valid - own.column();
   if (count <= 0) return;
@@ -53,11 +53,11 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
   const char* x_lane = a.x.at.data + w.x + offset(a.x, sizeof(E));
   char* dx_lane = a.dx.at.data + w.dx + offset(a.dx, a.dx.at.wide ? sizeof(Acc) : sizeof(E));
   char* ddelta_lane = a.ddelta.at.data + w.ddelta + offset(a.ddelta, a.ddelta.at.wide ? sizeof(Acc) : sizeof(E));
-  partial += (own.pair / kUnit << a.log2_slices) * strip * kUnit + own.pair % kUnit;
+  partial += (own.pair / kUnit << a.log2_slices) * kStrip * kUnit + own.pair % kUnit;
   Acc skip[2];
   load_row(skips + own.column(), skip);
 #pragma unroll 1
-  for (int u = own.first; u < strip; u += own.stride) {
+  for (int u = own.first; u < kStrip; u += own.stride) {
     const int t = begin + u;
     if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
     const int32_t pixel = steps.pixels[t];
@@ -66,7 +66,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
     Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
     Pair<Acc>& gradients = dy[own.place() + t * kPitchOfPairs];
     Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2];
-    sum_of_slices(partial + u * kUnit, slices, strip * kUnit, total);
+    sum_of_slices(partial + u * kUnit, slices, kStrip * kUnit, total);
     load_row(step.value, delta);
     load_row(gradients.value, gradient);
     values_of<kPairs>(raw, x);
@@ -92,13 +92,13 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
 }
 
 // And what its tiles have: rows of dB and dC, n states at once.
-template <int n, typename Acc>
+template <int kRows, int n, typename Acc>
 VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
                                  int begin, int tiles, int log2_states, const Acc* sums) {
-  const int share = 2 * a.at.strip << log2_states;  // of a tile
+  const int share = 2 * kRows << log2_states;  // of a tile
 #pragma unroll 1
   for (int i = opaque(thread()) * n; i < share; i += threads() * n) {
-    const int state = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (a.at.strip - 1);
+    const int state = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (kRows - 1);
     if (begin + u >= steps.count || state >= w.states) continue;
     Acc sum[n], more[n];
     load_row(sums + i, sum);
@@ -109,7 +109,7 @@ VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, cons
       for (int k = 0; k < n; ++k) sum[k] += more[k];
     }
     const int64_t element = steps.pixels[begin + u] * a.states + state;
-    store_row(static_cast<Acc*>(row < a.at.strip ? a.dB : a.dC) + w.matrices + element, sum);
+    store_row(static_cast<Acc*>(row < kRows ? a.dB : a.dC) + w.matrices + element, sum);
   }
 }
 
@@ -119,7 +119,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   constexpr int kSub = sub_steps(S, sizeof(Acc) == 8, kZoh), kSums = 2 * kSub * S;
   const Seat me(a);
   const int slices = 1 << a.log2_slices;
-  const int log2_states = log2_of(S) + a.log2_slices, log2_pairs = 4 + a.log2_tiles, strip = a.at.strip;
+  const int log2_states = log2_of(S) + a.log2_slices, log2_pairs = 4 + a.log2_tiles;
   const int first = me.slice * S;  // of this thread's states among those of the launch
   char* shared = gpu::shared();
   Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
@@ -137,11 +137,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   // At the sub-step whose first step is `first`, `in_strip` steps from the first of its strip.
   const auto rows_at = [=](int first, int in_strip) -> Rows<Acc, S> {
     return {drive + own + first * kPitchOfPairs, dy + own + first * kPitchOfPairs, matrices + me.slice * kMatrixPitch + first,
-            partial + (thread() / kUnit * strip + in_strip) * kUnit + me.lane};
+            partial + (thread() / kUnit * kStrip + in_strip) * kUnit + me.lane};
   };
   // The element of dB or dC that lane_sums leaves in this lane, and its place among those of the first steps of a strip.
   const int element = me.lane / (kUnit / kSums);
-  Acc* own_sum = sums + (((2 * me.tile + element / (kSub * S)) * strip + element / S % kSub) << log2_states) + first +
+  Acc* own_sum = sums + (((2 * me.tile + element / (kSub * S)) * kStrip + element / S % kSub) << log2_states) + first +
                  element % S;
 
   if (thread() == 0) begin_block(a, log2_states, w);
@@ -174,17 +174,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
       wait_copies<0>();
       barrier();
       const ChunkSteps steps = steps_of(w, chunk, pixels);
-      const int padded = (steps.count + strip - 1) / strip * strip, last = padded / kSub - 1;
+      const int padded = (steps.count + kStrip - 1) / kStrip * kStrip, last = padded / kSub - 1;
       decode_channels<E>(a, w, steps, padded, bias, drive, dy);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const Seat seat(a);
-        Acc one[S];
-        load_piece(a, w, w.first_step / kGpuChunk + chunk, a.chunks, seat.column + j, seat.slice * S,
-                   static_cast<const Acc*>(a.checkpoints), one);
-#pragma unroll
-        for (int s = 0; s < S; ++s) h[j * S + s] = one[s];
-      }
+      const Seat seat(a);
+      load_piece<2, S>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, seat.column, seat.slice * S,
+                       static_cast<const Acc*>(a.checkpoints), h);
       decode_matrices<E, Acc, S>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
@@ -197,7 +191,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
       Acc chunk_dA[2 * S] = {}, dD[2] = {}, dbias[2] = {};
 #pragma unroll 1
       for (int sub = last; sub >= 0; --sub) {
-        const int in_strip = sub * kSub & (strip - 1);
+        const int in_strip = sub * kSub & (kStrip - 1);
         if (sub < last) load_row(history[sub * threads()].value, h);
         Rows<Acc, S> rows = rows_at(sub * kSub, in_strip);
         const Acc sum = adjoint_steps<S, kSub, kZoh, kUnit>(rows, rates, h, dh, chunk_dA, me.lane);
@@ -211,9 +205,9 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
           combine_slices<false, E>(a, w, steps, sub * kSub, skip, partial, drive, dy, dD, dbias);
         }
         if (S * slices >= 4 && a.states % 4 == 0) {
-          combine_tiles<4>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<kStrip, 4>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         } else {
-          combine_tiles<1>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<kStrip, 1>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
         }
         barrier();
       }
@@ -372,13 +366,8 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
 
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        Acc one[1];
-        load_piece(a, w, w.first_step / kGpuChunk + chunk, a.chunks, 2 * thread() + j, 0, static_cast<const Acc*>(a.checkpoints),
-                   one);
-        h[j] = one[0];
-      }
+      load_piece<2, 1>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, 2 * thread(), 0,
+                       static_cast<const Acc*>(a.checkpoints), h);
       wait_copies<0>();
       barrier();
       const ChunkSteps steps = steps_of(w, chunk, pixels);
@@ -450,7 +439,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
         if (lane % (kWarp / kSums) == 0) own_sum[group * kSub] = sum;
       }
       barrier();
-      combine_tiles<1>(a, w, steps, 0, threads() / kWarp, 0, sums);
+      combine_tiles<kChunk, 1>(a, w, steps, 0, threads() / kWarp, 0, sums);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         dA[j] += chunk_dA[j];

@@ -14,6 +14,7 @@ constexpr int kChunk = static_cast<int>(kGpuChunk);
 constexpr int kUnit = kWarp / 2;
 constexpr int kPitchOfPairs = kUnit + 1;              // lanes along steps meet few banks twice
 constexpr int kTilePairs = kChunk * kPitchOfPairs;
+constexpr int kStrip = 8;                             // steps after which slices add up
 constexpr int kMostUnits = 8;                         // slices of a channel's states
 constexpr int kMatrixPitch = kChunk + 1;              // steps of a slice's B and C
 
@@ -40,7 +41,6 @@ struct ChunkLayout {
   int32_t sums;           // dB and dC [tile][which][step of a strip][state]
   int32_t totals;         // Drive [thread]: the gradients of D and of delta_bias, of the chunks so far
   int32_t bias, skip;     // delta_bias and D of the block's channels
-  int32_t strip;          // steps after which the slices add up
   int32_t bytes;
 };
 
@@ -169,13 +169,16 @@ VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int64_
   }
 }
 
-// The same from there, zero where there is no such state or channel.
-template <typename Acc, int S>
+// The same of n neighbouring channels from there, zero where there is no such state or channel.
+template <int n, int S, typename Acc>
 VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces, int column, int first,
-                              const Acc* from, Acc (&h)[S]) {
+                              const Acc* from, Acc (&h)[n * S]) {
   from += piece_offset(a, w, piece, pieces) + (a.first_state + first) * a.channels + w.channel + column;
 #pragma unroll
-  for (int s = 0; s < S; ++s) h[s] = column < w.valid && first + s < w.states ? from[s * a.channels] : Acc(0);
+  for (int s = 0; s < S; ++s, from += a.channels) {
+#pragma unroll
+    for (int j = 0; j < n; ++j) h[j * S + s] = column + j < w.valid && first + s < w.states ? from[j] : Acc(0);
+  }
 }
 
 // To a tensor (B, K, D, N).
@@ -193,7 +196,7 @@ VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int c
 template <typename Acc, int S>
 VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int column, int first, Acc (&h)[S]) {
   const Acc* start = static_cast<const Acc*>(a.start);
-  if (a.start_by_segment) return load_piece(a, w, w.segment, a.segments, column, first, start, h);
+  if (a.start_by_segment) return load_piece<1, S>(a, w, w.segment, a.segments, column, first, start, h);
   start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
 #pragma unroll
   for (int s = 0; s < S; ++s) h[s] = a.start && column < w.valid && first + s < w.states ? start[s] : Acc(0);

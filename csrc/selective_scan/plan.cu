@@ -202,7 +202,6 @@ ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
     s.bytes += (bytes + 15) / 16 * 16;
     return at;
   };
-  s.strip = alone ? kChunk : 8;
   s.work = take(sizeof(Work));
   s.pixels = take(2 * kChunk * 4);
   s.matrices = take(kMatrixPitch * 2 * states * accumulate);
@@ -214,8 +213,8 @@ ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
     s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
     s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
     s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
-    s.partial = take(s.strip * 4 * threads * accumulate);
-    s.sums = take(plan.tiles * 2 * s.strip * states * accumulate);
+    s.partial = take(kStrip * 4 * threads * accumulate);
+    s.sums = take(plan.tiles * 2 * kStrip * states * accumulate);
     s.totals = take(4 * threads * accumulate);
   }
   s.bias = take(kWarp * plan.tiles * accumulate);
