@@ -400,7 +400,8 @@ void scan(ForwardArguments a, const ScanParams& p, const GpuScanPlan& plan, void
 
 ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work) {
   const auto narrow_size = [](int64_t n, const char* name) {
-    if (n > INT32_MAX) throw std::invalid_argument(std::string(name) + " must be below 2^31");
+    // Steps are counted a few tiles beyond the last one.
+    if (n > INT32_MAX - 256) throw std::invalid_argument(std::string(name) + ": there must be fewer than 2^31 - 256");
     return static_cast<int32_t>(n);
   };
   ForwardArguments a{};

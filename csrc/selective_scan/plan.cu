@@ -127,7 +127,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
   GpuScanPlan best{};
   double least = 0;
   int64_t needed = INT64_MAX;
-  const int64_t columns = std::max<int64_t>(1, ceil_div(p.channels, gpu::kWarp)), chunks = ceil_div(p.length, kGpuChunk);
+  const int64_t columns = ceil_div(p.channels, gpu::kWarp), chunks = ceil_div(p.length, kGpuChunk);
   for (const ForwardKernel& kernel : kernels) {
     for (int tiles = kernel.most_tiles; tiles >= kernel.least_tiles; --tiles) {
       GpuScanPlan plan{};
@@ -153,7 +153,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
         const double steps = static_cast<double>(std::min(p.length, plan.segment));
         const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
         // Warps beyond the last channel do not walk.
-        const double walking = warps * static_cast<double>(columns) / static_cast<double>(plan.groups * tiles);
+        const double walking = warps * static_cast<double>(columns) / static_cast<double>(std::max<int64_t>(1, plan.groups) * tiles);
         double time = cycles(blocks, walking, resident, walk, limits.multiprocessors);
         if (plan.segments > 1) time += 0.75 * time + 2 * kLaunch;
         time *= static_cast<double>(plan.passes);
