@@ -91,11 +91,11 @@ VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool
   }
 }
 
-// What a thread walks. Lanes beyond the last channel walk that one, and store nothing.
+// What a thread walks. Lanes beyond the last channel walk that one, and store nothing; warps beyond it do not walk.
 template <int S, int kSlices>
 struct Place {
   int warp, lane, slice;  // warp of channels
-  bool valid;
+  bool walks, valid;
   int channel;
   int first, count;       // of its states; there may be fewer than S, or none
 
@@ -104,9 +104,10 @@ struct Place {
     lane = number % kWarp;
     slice = number / kWarp % kSlices;
     warp = number / kWarp / kSlices;
-    const int column = (piece.group * a.tiles + warp) * kWarp + lane;
-    valid = column < a.channels;
-    channel = valid ? column : a.channels - 1;
+    const int column = (piece.group * a.tiles + warp) * kWarp;
+    walks = column < a.channels;
+    valid = column + lane < a.channels;
+    channel = valid ? column + lane : a.channels - 1;
     first = a.first_state + slice * S;
     count = a.states - first < S ? a.states - first : S;
   }
@@ -139,9 +140,10 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   const Piece piece = piece_of(static_cast<uint32_t>(block()), a.groups, a.segments, a.routes);
   Piece* piece_of_end = reinterpret_cast<Piece*>(shared + Layout::kPiece);
   if (thread() == 0) *piece_of_end = piece;
-  const auto [warp, lane, slice, valid, channel, first, count] = Place<S, kSlices>(a, piece);
+  const auto [warp, lane, slice, walks, valid, channel, first, count] = Place<S, kSlices>(a, piece);
   const int first_step = piece.segment * a.segment;
   const int steps = a.length - first_step < a.segment ? a.length - first_step : a.segment;
+  const int end = walks ? steps : 0;  // of this warp's walk
   const int64_t sequence = static_cast<int64_t>(piece.batch) * a.routes + piece.route;
   const int64_t parameter = static_cast<int64_t>(piece.route) * a.channels + channel;
 
@@ -180,7 +182,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   Matrices<E, kStates, kSteps, kLeastThreads<S, kSlices>, kOutput> matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
   Group<E, kVectors> raw_x{}, raw_delta{};
   const auto fetch_group = [&](int at) {
-    if (at >= steps) return;
+    if (at >= end) return;
     raw_x.fetch(a.x, x_lane, pixels.at(at));
     raw_delta.fetch(a.delta, delta_lane, pixels.at(at));
   };
@@ -199,11 +201,11 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   }
 #pragma unroll 1
   for (int at = 0; at < steps; at += kSteps) {
-    const int tile = static_cast<uint32_t>(at) / kSteps, left = steps - at, walked = left < kSteps ? left : kSteps;
+    const int tile = static_cast<uint32_t>(at) / kSteps, left = end - at, walked = left < kSteps ? left : kSteps;
     Acc* B_tile = matrix_tiles + (tile % Layout::kBuffers) * 2 * kTile;
     Acc* C_tile = B_tile + kTile;
     Acc x[kGroup], delta[kGroup];
-    matrices.store(a.B, B_tile, C_tile, left);
+    matrices.store(a.B, B_tile, C_tile, steps - at);
     pixels.store(tile + 1);
     if constexpr (kSlices > 1) {
       decode(raw_x, raw_delta, bias, a.softplus, left - own, x, delta);
@@ -215,7 +217,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     }
     barrier();
     pixels.fetch(tile + 2);
-    if (left > kSteps) matrices.fetch(a.B, a.C, pixels, tile + 1);
+    if (steps - at > kSteps) matrices.fetch(a.B, a.C, pixels, tile + 1);
     if constexpr (kSlices > 1) fetch_group(at + kSteps + own);
     if (kOutput && checkpoint && static_cast<uint32_t>(at) % kGpuChunk == 0) {
       store_states(h, count, a.channels, checkpoint);
@@ -398,7 +400,8 @@ void scan(ForwardArguments a, const ScanParams& p, const GpuScanPlan& plan, void
 
 ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work) {
   const auto narrow_size = [](int64_t n, const char* name) {
-    if (n > INT32_MAX) throw std::invalid_argument(std::string(name) + " must be below 2^31");
+    // Steps are counted a few tiles beyond the last one.
+    if (n > INT32_MAX - 256) throw std::invalid_argument(std::string(name) + ": there must be fewer than 2^31 - 256");
     return static_cast<int32_t>(n);
   };
   ForwardArguments a{};

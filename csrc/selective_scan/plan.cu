@@ -29,12 +29,12 @@ double issue_efficiency(double warps) {
 }
 
 // Cycles that a multiprocessor needs for its share of so many blocks of equal length, `resident` of them at a time.
-double cycles(int64_t blocks, int warps, int64_t resident, double instructions_per_warp, int64_t multiprocessors) {
+double cycles(int64_t blocks, double warps, int64_t resident, double instructions_per_warp, int64_t multiprocessors) {
   constexpr double kSchedulers = 4;
-  if (multiprocessors == 0) return static_cast<double>(blocks * warps) * instructions_per_warp;  // more than fill any GPU
+  if (multiprocessors == 0) return static_cast<double>(blocks) * warps * instructions_per_warp;  // more than fill any GPU
   int64_t left = ceil_div(blocks, multiprocessors);
   const auto rounds = [&](int64_t at_once) {
-    const double on_scheduler = std::max(1.0, static_cast<double>(at_once * warps) / kSchedulers);
+    const double on_scheduler = std::max(1.0, static_cast<double>(at_once) * warps / kSchedulers);
     return on_scheduler * instructions_per_warp / issue_efficiency(on_scheduler);
   };
   return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
@@ -63,7 +63,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
   GpuScanPlan best{};
   double least = 0;
   int64_t needed = INT64_MAX;
-  const int64_t columns = std::max<int64_t>(1, ceil_div(p.channels, gpu::kWarp)), chunks = ceil_div(p.length, kGpuChunk);
+  const int64_t columns = ceil_div(p.channels, gpu::kWarp), chunks = ceil_div(p.length, kGpuChunk);
   for (const ForwardKernel& kernel : kernels) {
     for (int tiles = kernel.most_tiles; tiles >= kernel.least_tiles; --tiles) {
       GpuScanPlan plan{};
@@ -88,9 +88,9 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
         const int64_t blocks = p.batch * p.routes * plan.groups * plan.segments;
         const double steps = static_cast<double>(std::min(p.length, plan.segment));
         const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
-        // Warps beyond the last channel wait.
-        const double used = static_cast<double>(columns) / static_cast<double>(plan.groups * tiles);
-        double time = cycles(blocks, warps, resident, used * walk, limits.multiprocessors);
+        // Warps beyond the last channel do not walk.
+        const double walking = warps * static_cast<double>(columns) / static_cast<double>(std::max<int64_t>(1, plan.groups) * tiles);
+        double time = cycles(blocks, walking, resident, walk, limits.multiprocessors);
         if (plan.segments > 1) time += 0.75 * time + 2 * kLaunch;
         time *= static_cast<double>(plan.passes);
         if (best.slices == 0 || time < least) {
