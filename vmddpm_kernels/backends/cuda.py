@@ -116,7 +116,8 @@ class CudaBackend:
         device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        # Channel first, lanes read and write vectors of steps. Partial images are added up where they lie, channel last.
+        # Channel first, lanes read and write vectors of steps. Partial images are added up where they lie:
+        # channel last.
         vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
         arguments, vectors = _streamed(inputs, order, sizes, vectors)
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
@@ -225,8 +226,8 @@ def _of_one_type(
 def _streamed(
     inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, vectors: bool
 ) -> tuple[ScanInputs, bool]:
-    """The inputs as the lanes of the forward scan read them: of one type, and channels next to each other; if `vectors`,
-    and where that is possible, steps instead, which is returned as well."""
+    """The inputs as the lanes of the forward scan read them: of one type, and channels next to each other; if
+    `vectors`, and where that is possible, steps instead, which is returned as well."""
     inputs, _ = _of_one_type(inputs, order, sizes)
     vectors = vectors and sizes.length % _GROUP == 0 and _in_vectors(inputs.x) and _in_vectors(inputs.delta)
     if vectors:
