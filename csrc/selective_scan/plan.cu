@@ -116,7 +116,7 @@ struct BackwardKernel {
 };
 
 GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
-  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 141}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
+  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 153}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
   constexpr BackwardKernel kDouble{1, gpu::kMostUnits, 1, 2, 8, 1000, 300};
   constexpr double kLaunch = 4500, kBlock = 700;  // cycles, and instructions of a warp
   const bool alone = p.states == 1, summed = p.sum_routes && p.routes > 1;
@@ -163,7 +163,7 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
           const double steps = static_cast<double>(std::min(p.length, plan.segment));
           const double walk = static_cast<double>(routes) * (kBlock + steps * step);
           double time = cycles(blocks, warps, resident, used * walk, limits.multiprocessors);
-          if (plan.segments > 1) time += 0.25 * time + 2 * kLaunch;
+          if (plan.segments > 1) time += (alone ? 0.5 : 0.25) * time + 2 * kLaunch;
           time *= static_cast<double>(plan.passes);
           if (best.slices == 0 || time < 0.95 * least) {
             least = time;
