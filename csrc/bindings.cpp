@@ -14,6 +14,7 @@
 
 #include "common/dispatch.h"
 #include "cross_scan/cross_scan.h"
+#include "python/cross_images.h"
 #include "python/tensors.h"
 #ifdef VMDDPM_CUDA
 #include "selective_scan/cuda.h"
@@ -56,17 +57,6 @@ void fill_sizes(ScanParams& p, const py::handle& sizes) {
 void fill_options(ScanParams& p, const py::handle& options) {
   p.softplus = flag(get(options, names.delta_softplus));
   p.zoh = flag(get(options, names.zoh));
-}
-
-int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
-
-// Throws unless the storage of a tensor (B, K or 1, L, C) reaches to its last element.
-void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
-                      int64_t columns) {
-  if (!v.data) return;
-  const int64_t last = (batch - 1) * v.stride[0] + (routes - 1) * v.stride[1] + (length - 1) * v.stride[2] +
-                       (columns - 1) * v.stride[3];
-  check_storage(tensor, last + 1, size_of(v.dtype));
 }
 
 View stored_view(const py::handle& tensor, const ScanParams& p, int64_t columns) {
@@ -280,7 +270,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("checkpoints", &ScanPlan::checkpoints)
       .def_readonly("lanes", &ScanPlan::lanes)
-      .def_readonly("blocks", &ScanPlan::blocks);
+      .def_readonly("blocks", &ScanPlan::blocks)
+      .def_readonly("pieces", &ScanPlan::pieces);
   m.def("describe", &describe);
   m.attr("CHUNK") = kLeastChunk;
   m.def("scan_sizes", &scan_sizes);
@@ -290,6 +281,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("scan_backward", &scan_backward);
   m.def("cross_scan", &cross_scan);
   m.def("cross_merge", &cross_merge);
+  m.def("cross_image", &cross_image);
 #ifdef VMDDPM_CUDA
   define_cuda(m.def_submodule("cuda", "The same on a GPU."));
 #endif

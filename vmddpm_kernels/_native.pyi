@@ -15,6 +15,8 @@ class ScanPlan:
     def lanes(self) -> int: ...
     @property
     def blocks(self) -> int: ...
+    @property
+    def pieces(self) -> int: ...
 
 def describe() -> str: ...
 def scan_sizes(inputs: ScanInputs, dy: Tensor | None, dlast_state: Tensor | None) -> ScanSizes | None:
@@ -48,6 +50,19 @@ def cross_merge(
     threads: int,
     sum_routes: bool,
 ) -> None: ...
+
+def cross_image(
+    tensor: Tensor,
+    height: int,
+    width: int,
+    in_channel_first: bool,
+    out_channel_first: bool,
+    one_by_one: bool,
+    scans: int | str,
+    merge: bool,
+    threads: int,
+) -> Tensor | None:
+    """`cross_scan` or `cross_merge` of vmddpm_kernels.cross_scan; None where only Python can tell whether it may be."""
 
 class GpuScanPlan:
     @property

@@ -3,10 +3,7 @@ names under which VMamba and the projects that copied it import them."""
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float
-from vmddpm_kernels.interception import untraced
-from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
-from vmddpm_kernels.routes import route_order
+from vmddpm_kernels.images import Layout, merge_image, scan_image
 
 __all__ = [
     "CrossMerge",
@@ -57,12 +54,8 @@ def cross_scan(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    check_float("x", x)
-    _check_flags(in_channel_first, out_channel_first, one_by_one)
-    image, (height, width) = _image_to_routes(x, in_channel_first, one_by_one, "x")
-    order = route_order(height, width, scans, permutation, x.device)
-    y = scan_routes(image, order, out_channel_first, backend)              # (B, 4, L, C)
-    return y.transpose(2, 3) if out_channel_first else y.transpose(1, 2)
+    layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
+    return scan_image(x, layout, permutation, backend)
 
 
 def cross_merge(
@@ -92,39 +85,8 @@ def cross_merge(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    check_float("y", y)
-    _check_flags(in_channel_first, out_channel_first, one_by_one)
-    sequences, (height, width) = _image_to_routes(y, out_channel_first, True, "y")
-    order = route_order(height, width, scans, permutation, y.device)
-    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
-    if one_by_one:
-        return pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
-    return pixels[:, 0].transpose(1, 2) if in_channel_first else pixels[:, 0]
-
-
-def _check_flags(in_channel_first: bool, out_channel_first: bool, one_by_one: bool) -> None:
-    check_flag("in_channel_first", in_channel_first)
-    check_flag("out_channel_first", out_channel_first)
-    check_flag("one_by_one", one_by_one)
-
-
-def _image_to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, tuple[int, int]]:
-    """An image or four of them -> (B, 1 or 4, L, C) and (H, W)."""
-    size = untraced(_image_size, x, channel_first, per_route, name)
-    if not per_route:
-        x = x.unsqueeze(1 if channel_first else 3)
-    image = x.permute(0, 1, 3, 4, 2) if channel_first else x.permute(0, 3, 1, 2, 4)  # (B, K, H, W, C)
-    return image.flatten(2, 3), size
-
-
-def _image_size(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[int, int]:
-    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
-    if x.dim() != (5 if per_route else 4) or (per_route and x.shape[1 if channel_first else 3] != 4):
-        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
-    height, width = x.shape[-2:] if channel_first else x.shape[1:3]
-    if height == 0 or width == 0:
-        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {tuple(x.shape)}")
-    return height, width
+    layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
+    return merge_image(y, layout, permutation, backend)
 
 
 def cross_scan_fn(

@@ -130,14 +130,6 @@ inline Vec<float> load_lanes<float>(const Half* from) {
 #endif
 #endif
 
-inline int64_t size_of(vmddpm::DType type) {
-  switch (type) {
-    case vmddpm::DType::f32: return 4;
-    case vmddpm::DType::f64: return 8;
-    default: return 2;
-  }
-}
-
 // f(the tensor's data as a pointer to its type).
 template <typename Function>
 inline auto with_type(const vmddpm::View& view, Function f) {

@@ -16,13 +16,16 @@ int64_t strips_of(int64_t height, int64_t width) {
 }
 
 // to[step] = the pixel that a walk along columns visits at that step. Read backwards, the rows of the plane and its
-// columns both change their order.
+// columns both change their order. `backwards`, if not null, is the sequence of the same walk reversed.
 template <typename T>
-void turn_plane(const T* plane, const Walk& walk, T* to, int64_t ahead) {
+void turn_plane(const T* plane, const Walk& walk, T* to, int64_t ahead, T* backwards = nullptr) {
   const int64_t height = walk.height, width = walk.width, sign = walk.reversed ? -1 : 1;
   const int64_t next = walk.from_right != walk.reversed ? -height : height;
-  turn(plane + (sign < 0 ? (height - 1) * width : 0), sign * width, height, width,
-       to + (next < 0 ? (width - 1) * height : 0), next, ahead);
+  const T* const from = plane + (sign < 0 ? (height - 1) * width : 0);
+  const int64_t start = next < 0 ? (width - 1) * height : 0;
+  if (!backwards) return turn(from, sign * width, height, width, to + start, next, ahead);
+  const Mirror<T> mirror{backwards + height * width - 1 - start};
+  turn(from, sign * width, height, width, to + start, next, ahead, mirror);
 }
 
 // A strip of columns at a time, which is a piece of every sequence along them: it is transposed once, and runs can be
@@ -55,15 +58,22 @@ template <typename T>
 void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
                 bool past_cache, int64_t ahead, T* strip) {
   const bool alone = end - first == 1;
-  bool columns = false;
-  for (int64_t k = first; k < end; ++k) {
+  int64_t columns = end;  // the first walk along them; the second one is the same backwards
+  for (int64_t k = end - 1; k >= first; --k) {
     const Walk walk = walks[k];
-    columns = columns || walk.columns;
-    if (!walk.columns) copy_run(to + (k - first) * route_stride, plane, walks.length, walk.reversed, past_cache);
+    if (walk.columns) {
+      columns = k;
+    } else {
+      copy_run(to + (k - first) * route_stride, plane, walks.length, walk.reversed, past_cache);
+    }
   }
-  if (!columns) return;
-  if (alone && !past_cache) return turn_plane(plane, walks[first], to, ahead);
-  turn_strips(plane, walks, first, end, to, route_stride, past_cache, alone ? ahead : 0, strip);
+  if (columns == end) return;
+  if (past_cache) {
+    return turn_strips(plane, walks, first, end, to, route_stride, past_cache, alone ? ahead : 0, strip);
+  }
+  T* const sequence = to + (columns - first) * route_stride;
+  T* const backwards = columns + 2 < end ? sequence + 2 * route_stride : nullptr;
+  turn_plane(plane, walks[columns], sequence, alone ? ahead : 0, backwards);
 }
 
 // An N x N square of pixels from (y, x) on, summed over the walks in their order.

@@ -4,17 +4,39 @@
 
 namespace {
 
+// Where a turned matrix goes a second time, backwards: mirror[-i] = to[i]. Reading back what was just written in other
+// pieces would wait for it.
+template <typename T>
+struct Mirror {
+  T* place;
+  template <int N>
+  VMDDPM_INLINE void store(int64_t i, Lanes<T, N> lanes) const {
+    store_as(place - i - (N - 1), reversed_lanes(lanes));
+  }
+  VMDDPM_INLINE void store(int64_t i, T value) const { place[-i] = value; }
+};
+
+struct NoMirror {
+  template <int N, typename V>
+  VMDDPM_INLINE void store(int64_t, V) const {}
+  template <typename T>
+  VMDDPM_INLINE void store(int64_t, T) const {}
+};
+
 // to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. What lies `ahead` of the
 // values that are read is asked for, if it is not 0.
-template <typename T>
+template <typename T, typename Second = NoMirror>
 VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch,
-                          int64_t ahead = 0) {
+                          int64_t ahead = 0, Second mirror = {}) {
   with_side<T>(smaller(rows, columns), [&](auto side) {
     constexpr int N = decltype(side)::value;
     if constexpr (N == 1) {
       for (int64_t row = 0; row < rows; ++row) {
         const T* const values = from + row * from_pitch;
-        for (int64_t column = 0; column < columns; ++column) to[column * to_pitch + row] = values[column];
+        for (int64_t column = 0; column < columns; ++column) {
+          to[column * to_pitch + row] = values[column];
+          mirror.store(column * to_pitch + row, values[column]);
+        }
       }
     } else {
       for_each_start(rows, N, [&](int64_t row) {
@@ -28,7 +50,10 @@ VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64
             for (int i = 0; i < N; ++i) prefetch_near(from + (row + i) * from_pitch + column + ahead);
           }
           VMDDPM_UNROLL
-          for (int i = 0; i < N; ++i) store_as(to + (column + i) * to_pitch + row, square[i]);
+          for (int i = 0; i < N; ++i) {
+            store_as(to + (column + i) * to_pitch + row, square[i]);
+            mirror.template store<N>((column + i) * to_pitch + row, square[i]);
+          }
         });
       });
     }

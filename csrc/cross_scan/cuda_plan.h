@@ -148,7 +148,6 @@ inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_
   TableArguments& a = plan.arguments;
   static_cast<CrossArguments&>(a) = c;
   a.image_along_steps = along_steps(c.image);
-  a.sequences_along_steps = along_steps(c.sequences);
   plan.tile_blocks = c.batch * tile_images * ceil_div(c.length, kTile) * ceil_div(c.channels, kTile);
   plan.tile_bytes = kTile * (kTile + 1) * kept;
   if (c.image.stride[2] != 1 || c.sequences.stride[2] != 1) return plan;

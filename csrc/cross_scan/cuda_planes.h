@@ -21,7 +21,7 @@ struct PlaneArguments : CrossArguments {
 struct PlaneBlock {
   int64_t batch, image, channel;
   Tile tile;
-  VMDDPM_DEVICE explicit PlaneBlock(const PlaneArguments& a) {
+  VMDDPM_DEVICE PlaneBlock(const PlaneArguments& a, int64_t images) {
     int64_t index = block();
     channel = index % a.groups * a.tile_channels;
     index /= a.groups;
@@ -29,8 +29,8 @@ struct PlaneBlock {
     index /= a.across;
     tile.top = static_cast<int>(index % a.down) * a.tile_height;
     index /= a.down;
-    image = index % a.images();
-    batch = index / a.images();
+    image = index % images;
+    batch = index / images;
     const int64_t channels_left = a.channels - channel;
     const int rows_left = a.height - tile.top, columns_left = a.width - tile.left;
     tile.channels = channels_left < a.tile_channels ? static_cast<int>(channels_left) : a.tile_channels;
@@ -97,7 +97,8 @@ VMDDPM_DEVICE void write_pixels(T* image, const View& view, int width, const Til
 template <typename Bits>
 VMDDPM_KERNEL(kMostPlaneThreads, 1) scan_planes(VMDDPM_ARGUMENTS(PlaneArguments) a) {
   Bits* const pixels = reinterpret_cast<Bits*>(shared());
-  const PlaneBlock at(a);
+  const ScanImages images{a};
+  const PlaneBlock at(a, images.count());
   const Bits* const image = static_cast<const Bits*>(a.image.data) + origin(a.image, at.batch, at.image, at.channel);
   const auto keep = [&](int place, Bits value) { write_shared(pixels + place, value); };
   if (!a.image_in_rows) {
@@ -109,7 +110,7 @@ VMDDPM_KERNEL(kMostPlaneThreads, 1) scan_planes(VMDDPM_ARGUMENTS(PlaneArguments)
     read_pixels<1>(image, a.image, a.width, at.tile, keep);
   }
   barrier();
-  for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+  for (int64_t route = at.image; route < images.end_route(at.image); ++route) {
     const Passage p = passage(regular_walk(a.scans, route), a.height, a.width, at.tile);
     Bits* const sequence = static_cast<Bits*>(a.sequences.data) + origin(a.sequences, at.batch, route, at.channel);
     write_runs<Bits>(Runs<Bits>(sequence, a.sequences, p, at.tile.channels), Cursor(p, at.tile.plane),
@@ -120,8 +121,9 @@ VMDDPM_KERNEL(kMostPlaneThreads, 1) scan_planes(VMDDPM_ARGUMENTS(PlaneArguments)
 template <typename Acc, typename Element>
 VMDDPM_KERNEL(kMostPlaneThreads, 1) merge_planes(VMDDPM_ARGUMENTS(PlaneArguments) a) {
   Acc* const sums = reinterpret_cast<Acc*>(shared());
-  const PlaneBlock at(a);
-  for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+  const MergeImages<Acc> images{a};
+  const PlaneBlock at(a, images.count());
+  for (int64_t route = at.image; route < images.end_route(at.image); ++route) {
     const Passage p = passage(regular_walk(a.scans, route), a.height, a.width, at.tile);
     const Element* const sequence =
         static_cast<const Element*>(a.sequences.data) + origin(a.sequences, at.batch, route, at.channel);

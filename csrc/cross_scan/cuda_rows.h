@@ -20,14 +20,14 @@ template <int n>
 struct RowBlock {
   int64_t batch, image, pixel, channel;
   int pixels, channels;
-  VMDDPM_DEVICE explicit RowBlock(const RowArguments& a) {
+  VMDDPM_DEVICE RowBlock(const RowArguments& a, int64_t images) {
     int64_t index = block();
     channel = index % a.groups * a.tile_channels;
     index /= a.groups;
     pixel = index % a.tiles * a.tile_pixels;
     index /= a.tiles;
-    image = index % a.images();
-    batch = index / a.images();
+    image = index % images;
+    batch = index / images;
     const int64_t pixels_left = a.length - pixel, channels_left = a.channels - channel;
     pixels = pixels_left < a.tile_pixels ? static_cast<int>(pixels_left) : a.tile_pixels;
     channels = channels_left < a.tile_channels ? static_cast<int>(channels_left) : a.tile_channels;
@@ -56,7 +56,8 @@ VMDDPM_DEVICE T* part_of(const View& view, int64_t batch, int64_t route, int64_t
 template <typename Bits, int n, bool turned>
 VMDDPM_KERNEL(kRowThreads, 3) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
   Bits* const tile = reinterpret_cast<Bits*>(shared());
-  const RowBlock<n> at(a);
+  const ScanImages images{a};
+  const RowBlock<n> at(a, images.count());
   if constexpr (turned) {
     const Bits* const image = static_cast<const Bits*>(a.image.data) + origin(a.image, at.batch, at.image, at.channel);
     const Passage p = at.line();
@@ -74,7 +75,7 @@ VMDDPM_KERNEL(kRowThreads, 3) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
       values = read_elements<n>(part_of<const Bits>(a.image, at.batch, at.image, pixel, channel));
     }
     const int h = static_cast<int>(pixel) / a.width, w = static_cast<int>(pixel) - h * a.width;
-    for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+    for (int64_t route = at.image; route < images.end_route(at.image); ++route) {
       write_elements<n>(part_of<Bits>(a.sequences, at.batch, route, step_of(a, route, h, w), channel), values);
     }
   });
@@ -83,14 +84,14 @@ VMDDPM_KERNEL(kRowThreads, 3) scan_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
 template <typename Acc, typename Element, int n, bool turned>
 VMDDPM_KERNEL(kRowThreads, 3) merge_rows(VMDDPM_ARGUMENTS(RowArguments) a) {
   Element* const tile = reinterpret_cast<Element*>(shared());
-  const RowBlock<n> at(a);
+  const MergeImages<Acc> images{a};
+  const RowBlock<n> at(a, images.count());
   for_each_part(at, [&](int pixel_in_tile, int channel_in_tile) {
     const int64_t pixel = at.pixel + pixel_in_tile, channel = at.channel + channel_in_tile;
     const int h = static_cast<int>(pixel) / a.width, w = static_cast<int>(pixel) - h * a.width;
     Acc sums[n];
-    constexpr int kAtOnce = n == 1 ? 2 : 4;  // as registers allow
-#pragma unroll kAtOnce
-    for (int64_t route = at.image; route < a.end_route(at.image); ++route) {
+#pragma unroll 4
+    for (int64_t route = at.image; route < images.end_route(at.image); ++route) {
       const Elements<Element, n> values =
           read_elements<n>(part_of<const Element>(a.sequences, at.batch, route, step_of(a, route, h, w), channel));
 #pragma unroll

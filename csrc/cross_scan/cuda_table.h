@@ -15,7 +15,7 @@ constexpr int kTile = 32;
 constexpr int kPerThread = kTile * kTile / kTableThreads;
 
 struct TableArguments : CrossArguments {
-  bool image_along_steps, sequences_along_steps;
+  bool image_along_steps;
   int32_t planes;  // channels of a block of the plane kernels, which share what is read of the table
 };
 
@@ -63,7 +63,7 @@ VMDDPM_KERNEL(kTableThreads, 4) scan_tiles(VMDDPM_ARGUMENTS(TableArguments) a) {
   barrier();
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const Cell cell(i, a.sequences_along_steps);
+    const Cell cell(i, true);
     const int64_t step = at.step + cell.step, channel = at.channel + cell.channel;
     if (step >= a.length || channel >= a.channels) continue;
     static_cast<Bits*>(a.sequences.data)[element(a.sequences, at.batch, at.route, step, channel)] = tile[cell.step][cell.channel];
@@ -73,16 +73,17 @@ VMDDPM_KERNEL(kTableThreads, 4) scan_tiles(VMDDPM_ARGUMENTS(TableArguments) a) {
 template <typename Bits>
 VMDDPM_KERNEL(kTableThreads, 3) scan_table_planes(VMDDPM_ARGUMENTS(TableArguments) a) {
   Bits* planes = reinterpret_cast<Bits*>(shared());
+  const ScanImages images{a};
   const int64_t groups = (a.channels + a.planes - 1) / a.planes;
   const int64_t first = block() % groups * a.planes;
-  const int64_t image = block() / groups % a.images(), batch = block() / groups / a.images();
+  const int64_t image = block() / groups % images.count(), batch = block() / groups / images.count();
   const int count = static_cast<int>(a.channels - first < a.planes ? a.channels - first : a.planes);
   for (int c = 0; c < count; ++c) {
     const Bits* from = static_cast<const Bits*>(a.image.data) + origin(a.image, batch, image, first + c);
     for (int64_t p = thread(); p < a.length; p += kTableThreads) planes[c * a.length + p] = from[p];
   }
   barrier();
-  for (int64_t route = image; route < a.end_route(image); ++route) {
+  for (int64_t route = image; route < images.end_route(image); ++route) {
     Bits* to = static_cast<Bits*>(a.sequences.data) + origin(a.sequences, batch, route, first);
     for (int64_t step = thread(); step < a.length; step += kTableThreads) {
       const int64_t pixel = a.table[route * a.length + step];
@@ -102,12 +103,13 @@ VMDDPM_KERNEL(kTableThreads, 4) invert_table(VMDDPM_ARGUMENTS(CrossArguments) a)
 template <typename Acc, typename Element>
 VMDDPM_KERNEL(kTableThreads, 2) merge_tiles(VMDDPM_ARGUMENTS(TableArguments) a) {
   Acc(*tile)[kTile + 1] = reinterpret_cast<Acc(*)[kTile + 1]>(shared());
-  const TilePlace at(a, a.images());
+  const MergeImages<Acc> images{a};
+  const TilePlace at(a, images.count());
   Acc sums[kPerThread];
-  for (int64_t k = at.route; k < a.end_route(at.route); ++k) {
+  for (int64_t k = at.route; k < images.end_route(at.route); ++k) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const Cell cell(i, a.sequences_along_steps);
+      const Cell cell(i, true);
       const int64_t pixel = at.step + cell.step, channel = at.channel + cell.channel;
       if (pixel >= a.length || channel >= a.channels) continue;
       const int64_t step = a.inverse[k * a.length + pixel];
@@ -117,7 +119,7 @@ VMDDPM_KERNEL(kTableThreads, 2) merge_tiles(VMDDPM_ARGUMENTS(TableArguments) a) 
   }
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const Cell cell(i, a.sequences_along_steps);
+    const Cell cell(i, true);
     tile[cell.step][cell.channel] = sums[i];
   }
   barrier();
@@ -134,11 +136,12 @@ VMDDPM_KERNEL(kTableThreads, 2) merge_tiles(VMDDPM_ARGUMENTS(TableArguments) a) 
 template <typename Acc, typename Element>
 VMDDPM_KERNEL(kTableThreads, 3) merge_table_planes(VMDDPM_ARGUMENTS(TableArguments) a) {
   Acc* planes = reinterpret_cast<Acc*>(shared());
+  const MergeImages<Acc> images{a};
   const int64_t groups = (a.channels + a.planes - 1) / a.planes;
   const int64_t first = block() % groups * a.planes;
-  const int64_t image = block() / groups % a.images(), batch = block() / groups / a.images();
+  const int64_t image = block() / groups % images.count(), batch = block() / groups / images.count();
   const int count = static_cast<int>(a.channels - first < a.planes ? a.channels - first : a.planes);
-  for (int64_t route = image; route < a.end_route(image); ++route) {
+  for (int64_t route = image; route < images.end_route(image); ++route) {
     const Element* from = static_cast<const Element*>(a.sequences.data) + origin(a.sequences, batch, route, first);
     for (int64_t step = thread(); step < a.length; step += kTableThreads) {
       const int64_t pixel = a.table[route * a.length + step];

@@ -1,6 +1,8 @@
 // Where the routes go on a GPU: what a call is given, the four regular routes of VMamba, and how one of them passes
 // through a tile of an image.
 #pragma once
+#include <type_traits>
+
 #include "../common/gpu_tile.h"
 #include "cross_scan.h"
 
@@ -22,9 +24,22 @@ struct CrossArguments {
   int32_t height, width, scans;
   View image, sequences;
   bool shared_image;       // of all routes: read once, or the sum of them
-  VMDDPM_DEVICE int64_t images() const { return shared_image ? 1 : routes; }
-  // The routes of an image are [image, end_route(image)).
-  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return shared_image ? routes : image + 1; }
+};
+
+// The images of a scan, and the routes of one, [image, end_route(image)).
+struct ScanImages {
+  const CrossArguments& a;
+  VMDDPM_DEVICE int64_t count() const { return a.shared_image ? 1 : a.routes; }
+  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return a.shared_image ? a.routes : image + 1; }
+};
+
+// Those of a merge into Acc, known to the compiler: numbers are summed to one image, bits are copied, a route to its own.
+template <typename Acc>
+struct MergeImages {
+  const CrossArguments& a;
+  static constexpr bool kSums = !std::is_integral_v<Acc>;
+  VMDDPM_DEVICE int64_t count() const { return kSums ? 1 : a.routes; }
+  VMDDPM_DEVICE int64_t end_route(int64_t image) const { return kSums ? a.routes : image + 1; }
 };
 
 // A regular walk goes along the rows or along the columns of an image, each line and the lines themselves forwards or

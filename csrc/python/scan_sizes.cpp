@@ -39,19 +39,6 @@ class Device {
   py::object device_;
 };
 
-template <size_t kCount>
-bool one_of(const std::array<PyObject*, kCount>& objects, const void* object) {
-  for (const PyObject* each : objects) {
-    if (each == object) return true;
-  }
-  return false;
-}
-
-// Whether a dense tensor and nothing more: a subclass may be anything.
-bool is_dense(const py::handle& tensor) {
-  return one_of(names.tensors, Py_TYPE(tensor.ptr())) && get(tensor, names.layout).ptr() == names.strided;
-}
-
 bool shape_of(const py::handle& tensor, Shape& shape) {
   if (!is_dense(tensor)) return false;
   const py::tuple sizes = get(tensor, names.shape);

@@ -23,14 +23,6 @@ void learn_names() {
 
 namespace {
 
-DType dtype(const py::handle& tensor) {
-  const py::object type = get(tensor, names.dtype);
-  for (size_t i = 0; i < names.floats.size(); ++i) {
-    if (type.ptr() == names.floats[i]) return static_cast<DType>(i);
-  }
-  throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
-}
-
 [[noreturn]] void memory_is_gone(const py::handle& tensor) {
   throw std::invalid_argument("a tensor of shape " + py::str(py::tuple(get(tensor, names.shape))).cast<std::string>() +
                               " has no memory for all of its elements: its storage was resized, or it wraps another "
@@ -38,6 +30,20 @@ DType dtype(const py::handle& tensor) {
 }
 
 }  // namespace
+
+bool is_dense(const py::handle& tensor) {
+  return one_of(names.tensors, Py_TYPE(tensor.ptr())) && get(tensor, names.layout).ptr() == names.strided;
+}
+
+bool read_dtype(const py::handle& tensor, DType& type) {
+  const py::object given = get(tensor, names.dtype);
+  for (size_t i = 0; i < names.floats.size(); ++i) {
+    if (given.ptr() != names.floats[i]) continue;
+    type = static_cast<DType>(i);
+    return true;
+  }
+  return false;
+}
 
 void* pointer(const py::handle& tensor) {
   if (tensor.is_none()) return nullptr;
@@ -50,7 +56,9 @@ View view(const py::handle& tensor) {
   View v;
   if (tensor.is_none()) return v;
   v.data = pointer(tensor);
-  v.dtype = dtype(tensor);
+  if (!read_dtype(tensor, v.dtype)) {
+    throw std::invalid_argument("a tensor must be float16, bfloat16, float32 or float64");
+  }
   const py::tuple strides = call(tensor, names.stride);
   const size_t axes = strides.size();
   v.stride[0] = number_at(strides, 0);
@@ -63,6 +71,14 @@ View view(const py::handle& tensor) {
 void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size) {
   const int64_t needed = (number(call(tensor, names.storage_offset)) + elements) * element_size;
   if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
+}
+
+void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
+                      int64_t columns) {
+  if (!v.data) return;
+  const int64_t last = (batch - 1) * v.stride[0] + (routes - 1) * v.stride[1] + (length - 1) * v.stride[2] +
+                       (columns - 1) * v.stride[3];
+  check_storage(tensor, last + 1, size_of(v.dtype));
 }
 
 }  // namespace vmddpm

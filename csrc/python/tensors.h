@@ -16,7 +16,7 @@ namespace py = pybind11;
 struct Names {
 #define VMDDPM_NAMES(X)                                                                                             \
   X(data_ptr) X(dtype) X(stride) X(shape) X(storage_offset) X(untyped_storage) X(nbytes) X(numel)                   \
-  X(layout) X(is_cpu) X(device)                                                                                     \
+  X(layout) X(is_cpu) X(device) X(new_empty)                                                                      \
   X(batch) X(routes) X(length) X(channels) X(states) X(wide) X(sum_routes) X(delta_softplus) X(zoh)                 \
   X(x) X(delta) X(A) X(B) X(C) X(D) X(delta_bias) X(initial_state) X(table)                                         \
   X(y) X(last_state) X(checkpoints) X(narrow_y)                                                                     \
@@ -46,6 +46,10 @@ inline py::object call(const py::handle& object, PyObject* method) {
   return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
 }
 
+inline py::object call(const py::handle& object, PyObject* method, const py::handle& argument) {
+  return checked(PyObject_CallMethodOneArg(object.ptr(), method, argument.ptr()));
+}
+
 inline int64_t number(const py::handle& value) {
   const int64_t result = PyLong_AsLongLong(value.ptr());
   if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -58,6 +62,21 @@ inline int64_t number_at(const py::tuple& tuple, size_t i) {
 
 inline bool flag(const py::handle& value) { return value.ptr() == Py_True; }
 
+// Whether an object is one of these, by address.
+template <size_t kCount>
+bool one_of(const std::array<PyObject*, kCount>& objects, const void* object) {
+  for (const PyObject* each : objects) {
+    if (each == object) return true;
+  }
+  return false;
+}
+
+// Whether a dense tensor and nothing more: a subclass may be anything.
+bool is_dense(const py::handle& tensor);
+
+// Whether the tensor has a type that the kernels take.
+bool read_dtype(const py::handle& tensor, DType& type);
+
 // The address of a contiguous tensor; null for None and for a tensor without elements. Throws if there are elements and
 // no memory.
 void* pointer(const py::handle& tensor);
@@ -68,6 +87,10 @@ View view(const py::handle& tensor);
 // Throws if the tensor's storage ends before `elements` of them, counted from the tensor's first: it may have been
 // resized since the tensor was saved.
 void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size);
+
+// The same unless the storage reaches to the last element of a view (B, K or 1, L, columns).
+void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
+                      int64_t columns);
 
 // The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
 // for, and the gradients of its results, tensors or None, fit to them; None if one does not, or is not easily told to.

@@ -26,6 +26,8 @@ int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
 ScanPlan scan_plan(const ScanParams& p) {
   // Enough groups for the cores that are worth waking, but no more, as each leaves partial sums of dB and dC.
   constexpr int64_t kMostGroups = 16, kMostBlocks = 8;
+  // And enough pieces of the batch, each of which leaves a partial sum of dA.
+  constexpr int64_t kLeastPieces = 16, kLeastTasks = 64;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
   plan.blocks = (p.channels + plan.lanes - 1) / plan.lanes;
@@ -39,6 +41,9 @@ ScanPlan scan_plan(const ScanParams& p) {
   const int64_t together = (sequences * plan.blocks + groups - 1) / groups;
   plan.blocks_per_group = together < 1 ? 1 : together < kMostBlocks ? together : kMostBlocks;
   plan.groups = (plan.blocks + plan.blocks_per_group - 1) / plan.blocks_per_group;
+  const int64_t others = plan.groups * (p.sum_routes ? 1 : p.routes);
+  const int64_t wanted = others < 1 ? 1 : (kLeastTasks + others - 1) / others;
+  plan.pieces = smaller(p.batch, wanted < kLeastPieces ? kLeastPieces : wanted);
   return plan;
 }
 
@@ -106,11 +111,15 @@ void backward(const ScanGradParams& g) {
   const int threads = threads_of(p, kBackwardStates);
   const Tasks tasks = tasks_of(p, plan, threads);
   const int64_t count = p.batch * p.routes * p.length * p.states;
-  for (const View* gradient : {&g.dx, &g.ddelta}) prefer_large_pages_for(*gradient, p);
-  for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
+  const bool only_dx = !g.ddelta.data;
+  prefer_large_pages_for(g.dx, p);
+  if (!only_dx) {
+    prefer_large_pages_for(g.ddelta, p);
+    for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
+  }
   Parts<T> parts{static_cast<T*>(g.dB), static_cast<T*>(g.dC), 0};
   Workspace memory;
-  const bool apart = tasks.splits != 1;  // no task has all groups of a sequence
+  const bool apart = tasks.splits != 1 && !only_dx;  // no task has all groups of a sequence
   if (apart) {
     const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
     T* start = memory.reserve<T>(2 * plan.groups * count);

@@ -166,15 +166,11 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const int64_t local = block - task.block_begin;
   const V* h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block, w.h);
 
-  with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
+  with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
     return p.softplus ? prepare_backward<T, true>(x, delta, w.bias[local], steps.count, w)
                       : prepare_backward<T, false>(x, delta, w.bias[local], steps.count, w);
   });
-  if (g.dy.data) {
-    load_channel_tile<T>(g.dy, task.batch, k, steps, channel, columns, w.dy);
-  } else {
-    std::memset(static_cast<void*>(w.dy), 0, static_cast<size_t>(steps.count) * sizeof(V));
-  }
+  load_channel_tile<T>(g.dy, task.batch, k, steps, channel, columns, w.dy);
 
   const V* A = w.A + local * N;
   V* dh = w.dh + local * N;
@@ -187,6 +183,61 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   finish_backward<T>(local, steps.count, w);
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
+}
+
+// dx and the gradient of the initial state alone: the adjoint recurrence needs no states. As adjoint_states.
+template <typename T, int S, Rule kRule>
+void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t n, int64_t states, int64_t steps,
+                      BackwardAhead* ahead) {
+  using V = Vec<T>;
+  V adjoint[S];
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) adjoint[s] = dh[s];
+  for (int64_t i = steps - 1; i >= 0; --i) {
+    if (ahead) ahead->ask();
+    const T* B = w.B + i * states + n;
+    const T* C = w.C + i * states + n;
+    const V delta = w.delta[i], dy = w.dy[i];
+    V ddrive[2] = {};
+    VMDDPM_UNROLL
+    for (int s = 0; s < S; ++s) {
+      const V v = delta * a[s], g = adjoint[s] + dy * C[s];
+      const V decay = decay_of<kRule>(v);
+      V gphi = g;
+      if constexpr (kRule == Rule::zero_order_hold) {
+        V phi, dphi;
+        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+        gphi *= phi;
+      }
+      adjoint[s] = g * decay;
+      ddrive[s & 1] += gphi * B[s];
+    }
+    w.ddrive[i] += ddrive[0] + ddrive[1];
+  }
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) dh[s] = adjoint[s];
+}
+
+template <typename T, Rule kRule>
+void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
+                          const Steps& steps, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
+  const ScanParams& p = g.forward;
+  const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
+  const int64_t local = block - task.block_begin;
+  with_rows<T>(p.delta, g.dy, task.batch, k, steps, channel, columns, w.delta, w.dy, [&](const auto& rows, const auto& dy) {
+    for (int64_t i = 0; i < steps.count; ++i) {
+      const Vec<T> raw = load_lanes<T>(rows.at(i)) + w.bias[local];
+      w.delta[i] = p.softplus ? softplus_lanes<T>(raw) : raw;
+      w.dy[i] = load_lanes<T>(dy.at(i));
+      w.ddrive[i] = Vec<T>{};
+    }
+  });
+  for_states(N, [&](auto at_once, int64_t n) {
+    adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, ahead);
+    ahead = nullptr;
+  });
+  for (int64_t i = 0; i < steps.count; ++i) w.ddrive[i] = w.ddrive[i] * w.delta[i] + w.D[local] * w.dy[i];
+  store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
 }
 
 // Where the groups' shares of dB and dC go: each to its own part, or all to the same, added up in their order.
@@ -202,65 +253,85 @@ void add_rows(const T* rows, int64_t count, bool add, T* total) {
   for (int64_t i = 0; i < count; ++i) total[i] = add ? total[i] + rows[i] : rows[i];
 }
 
+// All blocks of a task over one chunk, group after group, and their shares of dB and dC.
 template <typename T, Rule kRule>
-void backward_task(const ScanGradParams& g, const ScanPlan& plan, const Task& task, const Parts<T>& parts,
-                   const BackwardBuffers<T>& w) {
-  using V = Vec<T>;
+void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
+                     const Steps& steps, const Parts<T>& parts, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
+  const ScanParams& p = g.forward;
+  const int64_t N = p.states;
   const bool add_up = parts.stride == 0;
+  const auto put = [&](T* to, const T* rows) {
+    const View view{to, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
+    store_tile<T, false>(view, task.batch, k, steps, 0, N, N, rows);
+  };
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
+    std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
+    const int64_t first = group * plan.blocks_per_group, end = smaller(first + plan.blocks_per_group, plan.blocks);
+    int64_t block = first;
+    if constexpr (kRule == Rule::decaying) {
+      block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
+    }
+    for (; block < end; ++block) backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, ahead, w);
+    if (add_up) {
+      add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
+      add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
+    } else {
+      put(parts.dB + group * parts.stride, w.dB);
+      put(parts.dC + group * parts.stride, w.dC);
+    }
+  }
+  if (add_up) {
+    put(parts.dB, w.all_dB);
+    put(parts.dC, w.all_dC);
+  }
+}
+
+template <typename T, Rule kRule>
+void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, const Parts<T>& parts,
+                   const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
   for (int64_t k = task.route_begin; k < task.route_end; ++k) {
-    const int64_t sequence = task.batch * p.routes + k;
-    const auto put = [&](T* to, const T* rows, const Steps& steps) {
-      const View view{to, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
-      store_tile<T, false>(view, task.batch, k, steps, 0, N, N, rows);
-    };
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-      const int64_t local = block - task.block_begin, channel = block * plan.lanes;
+      const int64_t local = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, k * p.channels + channel, columns, N, w.A + local * N);
-      load_states<T>(g.dlast_state, sequence * p.channels + channel, columns, N, w.dh + local * N);
-      w.bias[local] = load_channels<T>(p.delta_bias, k * p.channels + channel, columns);
-      w.D[local] = load_channels<T>(p.D, k * p.channels + channel, columns);
+      load_decay_rates<T>(p.A, row, columns, N, w.A + local * N);
+      w.bias[local] = load_channels<T>(p.delta_bias, row, columns);
+      w.D[local] = load_channels<T>(p.D, row, columns);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
       w.dD[local].clear();
       w.dbias[local].clear();
     }
-    for (int64_t chunk = plan.chunks - 1; chunk >= 0; --chunk) {
-      const Steps steps = steps_of(p, plan, k, chunk);
-      load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
-      load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
-      BackwardAhead ahead;
-      if (chunk > 0) ahead = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
-      for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-        std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
-        std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
-        const int64_t first = group * plan.blocks_per_group, end = smaller(first + plan.blocks_per_group, plan.blocks);
-        int64_t block = first;
-        if constexpr (kRule == Rule::decaying) {
-          block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
-        }
-        for (; block < end; ++block) {
-          backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, &ahead, w);
-        }
-        if (add_up) {
-          add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
-          add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
+    for (task.batch = task.batch_begin; task.batch < task.batch_end; ++task.batch) {
+      const int64_t sequence = task.batch * p.routes + k;
+      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+        const int64_t row = sequence * p.channels + block * plan.lanes;
+        load_states<T>(g.dlast_state, row, columns_of(p, plan, block), N, w.dh + (block - task.block_begin) * N);
+      }
+      for (int64_t chunk = plan.chunks - 1; chunk >= 0; --chunk) {
+        const Steps steps = steps_of(p, plan, k, chunk);
+        load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
+        load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+        BackwardAhead ahead;
+        if (chunk > 0) ahead = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
+        if (!g.ddelta.data) {
+          for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+            input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &ahead, w);
+          }
         } else {
-          put(parts.dB + group * parts.stride, w.dB, steps);
-          put(parts.dC + group * parts.stride, w.dC, steps);
+          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, parts, &ahead, w);
         }
       }
-      if (add_up) {
-        put(parts.dB, w.all_dB, steps);
-        put(parts.dC, w.all_dC, steps);
+      for (int64_t block = task.block_begin; g.dinitial_state && block < task.block_end; ++block) {
+        const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
+        store_states<T>(g.dinitial_state, row, columns, N, w.dh + (block - task.block_begin) * N);
       }
     }
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);
-      const int64_t row = sequence * p.channels + block * plan.lanes;
-      if (g.dinitial_state) store_states<T>(g.dinitial_state, row, columns, N, w.dh + local * N);
-      V* dA = w.A + local * N;  // A has served
+      const int64_t row = (task.piece * p.routes + k) * p.channels + block * plan.lanes;
+      Vec<T>* const dA = w.A + local * N;  // A has served
       for (int64_t n = 0; n < N; ++n) dA[n] = w.dA[local * N + n].total;
       if (g.dA) store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);

@@ -69,10 +69,11 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// One thread's share: some groups of channels of one batch element, along one route or, if the routes share their
+// One thread's share: some groups of channels of a piece of the batch, along one route or, if the routes share their
 // image, along all of them one after the other, so that sums over routes have one owner and one order.
 struct Task {
-  int64_t batch, route_begin, route_end, group_begin, group_end, block_begin, block_end;
+  int64_t piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
+  int64_t batch;  // the sequence at hand
 };
 
 // How groups are dealt out. Groups walked together use whole rows of memory and share the B and C they stage; which are
@@ -83,7 +84,7 @@ struct Tasks {
 
 // As many groups together as leave no thread with more of them than it need have.
 inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
-  const int64_t sequences = p.batch * (p.sum_routes ? 1 : p.routes);
+  const int64_t sequences = plan.pieces * (p.sum_routes ? 1 : p.routes);
   Tasks best{0, 1, 0};
   int64_t least = 0;
   for (int64_t together = plan.groups; together >= 1; --together) {
@@ -108,7 +109,9 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& task
   index /= tasks.splits;
   task.route_begin = p.sum_routes ? 0 : index % p.routes;
   task.route_end = p.sum_routes ? p.routes : task.route_begin + 1;
-  task.batch = p.sum_routes ? index : index / p.routes;
+  task.piece = p.sum_routes ? index : index / p.routes;
+  task.batch = task.batch_begin = p.batch * task.piece / plan.pieces;
+  task.batch_end = p.batch * (task.piece + 1) / plan.pieces;
   return task;
 }
 
@@ -233,12 +236,14 @@ Rows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t ro
   return {start + steps.first * view.stride[2], view.stride[2], nullptr};
 }
 
-// A tile of channels; lanes beyond the last channel read as zero.
+// A tile of channels; lanes beyond the last channel read as zero, and all of a tensor that is not there.
 template <typename T>
 Rows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                           int64_t columns, Vec<T>* tile) {
-  if (columns < kLanes<T>) std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
-  load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
+  if (!view.data || columns < kLanes<T>) {
+    std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
+  }
+  if (view.data) load_tile(view, batch, route, steps, column, columns, kLanes<T>, reinterpret_cast<T*>(tile));
   return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
 }
 
@@ -268,18 +273,18 @@ void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, 
   store_tile<T>(result, batch, route, steps, column, columns, kLanes<T>, rows, add && !apart);
 }
 
-// f(rows of x, rows of delta), in the tensors themselves where they are of one type and a register is a piece of a row.
+// f(rows of a, rows of b), in the tensors themselves where they are of one type and a register is a piece of a row.
 template <typename T, typename Function>
-void with_rows(const ScanParams& p, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
-               Vec<T>* x_tile, Vec<T>* delta_tile, Function f) {
-  if (columns == kLanes<T> && has_rows(p.x) && has_rows(p.delta) && p.x.dtype == p.delta.dtype) {
-    return with_type(p.x, [&](const auto* x) {
-      const auto* delta = static_cast<decltype(x)>(p.delta.data);
-      f(rows_of(x, p.x, batch, route, steps, column), rows_of(delta, p.delta, batch, route, steps, column));
+void with_rows(const View& a, const View& b, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+               int64_t columns, Vec<T>* a_tile, Vec<T>* b_tile, Function f) {
+  if (columns == kLanes<T> && has_rows(a) && has_rows(b) && a.dtype == b.dtype && a.data && b.data) {
+    return with_type(a, [&](const auto* first) {
+      const auto* second = static_cast<decltype(first)>(b.data);
+      f(rows_of(first, a, batch, route, steps, column), rows_of(second, b, batch, route, steps, column));
     });
   }
-  f(load_channel_tile<T>(p.x, batch, route, steps, column, columns, x_tile),
-    load_channel_tile<T>(p.delta, batch, route, steps, column, columns, delta_tile));
+  f(load_channel_tile<T>(a, batch, route, steps, column, columns, a_tile),
+    load_channel_tile<T>(b, batch, route, steps, column, columns, b_tile));
 }
 
 }  // namespace

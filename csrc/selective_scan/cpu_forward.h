@@ -114,7 +114,7 @@ void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, 
                    const Steps& steps, ForwardAhead* ahead, const ForwardBuffers<T>& w) {
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t place = block - task.block_begin, local = place * N;
-  with_rows<T>(p, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
+  with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
     const auto scan = [&](const auto& prepare) {
       scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, ahead);
     };
@@ -125,39 +125,44 @@ void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, 
 }
 
 template <typename T, Rule kRule>
-void forward_task(const ScanParams& p, const ScanPlan& plan, const Task& task, const ForwardBuffers<T>& w) {
+void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const ForwardBuffers<T>& w) {
   const int64_t N = p.states;
   for (int64_t k = task.route_begin; k < task.route_end; ++k) {
-    const int64_t sequence = task.batch * p.routes + k;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-      const int64_t local = (block - task.block_begin) * N, channel = block * plan.lanes;
+      const int64_t place = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, k * p.channels + channel, columns, N, w.A + local);
-      load_states<T>(p.initial_state, sequence * p.channels + channel, columns, N, w.h + local);
-      w.bias[block - task.block_begin] = load_channels<T>(p.delta_bias, k * p.channels + channel, columns);
-      w.D[block - task.block_begin] = load_channels<T>(p.D, k * p.channels + channel, columns);
+      load_decay_rates<T>(p.A, row, columns, N, w.A + place * N);
+      w.bias[place] = load_channels<T>(p.delta_bias, row, columns);
+      w.D[place] = load_channels<T>(p.D, row, columns);
     }
     const View& y = result_of(p, p.y, p.narrow_y, k);
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const Steps steps = steps_of(p, plan, k, chunk);
-      load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
-      load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
-      ForwardAhead ahead;
-      if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
-      if (p.checkpoints && chunk > 0) {
-        const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + task.block_begin) * N;
-        std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,
-                    static_cast<size_t>((task.block_end - task.block_begin) * N) * sizeof(Vec<T>));
+    for (task.batch = task.batch_begin; task.batch < task.batch_end; ++task.batch) {
+      const int64_t sequence = task.batch * p.routes + k;
+      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+        const int64_t row = sequence * p.channels + block * plan.lanes;
+        load_states<T>(p.initial_state, row, columns_of(p, plan, block), N, w.h + (block - task.block_begin) * N);
       }
-      int64_t block = task.block_begin;
-      if constexpr (kRule == Rule::decaying) {
-        block = scan_by_rows<T>(p, plan, task, k, steps, w);
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        const Steps steps = steps_of(p, plan, k, chunk);
+        load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
+        load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+        ForwardAhead ahead;
+        if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
+        if (p.checkpoints && chunk > 0) {
+          const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + task.block_begin) * N;
+          std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,
+                      static_cast<size_t>((task.block_end - task.block_begin) * N) * sizeof(Vec<T>));
+        }
+        int64_t block = task.block_begin;
+        if constexpr (kRule == Rule::decaying) {
+          block = scan_by_rows<T>(p, plan, task, k, steps, w);
+        }
+        for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
       }
-      for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
-    }
-    for (int64_t block = task.block_begin; p.last_state && block < task.block_end; ++block) {
-      const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
-      store_states<T>(p.last_state, row, columns, N, w.h + (block - task.block_begin) * N);
+      for (int64_t block = task.block_begin; p.last_state && block < task.block_end; ++block) {
+        const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);
+        store_states<T>(p.last_state, row, columns, N, w.h + (block - task.block_begin) * N);
+      }
     }
   }
 }

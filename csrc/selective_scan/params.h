@@ -32,13 +32,14 @@ struct ScanGradParams {
   ScanParams forward;          // y and last_state unused
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
-  View dx, ddelta;             // any type; dx Acc if sum_routes
+  View dx, ddelta;             // any type; dx Acc if sum_routes. On a CPU ddelta, dB and dC are null if nothing but dx
+                               // and dinitial_state is wanted
   View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
-  void* dA;                    // Acc (B, K, D, N), to be summed over the batch; on a CPU null if not wanted
-  void* dD;                    // Acc (B, K, D) or null
-  void* ddelta_bias;           // Acc (B, K, D) or null
+  void* dA;                    // Acc (pieces of the batch, K, D, N), to be summed over them; on a CPU null if not wanted
+  void* dD;                    // Acc (pieces, K, D) or null
+  void* ddelta_bias;           // Acc (pieces, K, D) or null
   void* dinitial_state;        // Acc (B, K, D, N) or null
 };
 
@@ -59,6 +60,7 @@ struct ScanPlan {
   int64_t blocks;           // registers of channels
   int64_t blocks_per_group; // blocks of a group are walked by one thread, one after another, and their dB and dC summed
   int64_t groups;
+  int64_t pieces;           // parts of the batch: the sequences of one are walked one after another, their dA summed
 };
 
 }  // namespace vmddpm

@@ -21,9 +21,10 @@ def emulated_native():
 
 @pytest.fixture
 def run_ptx(monkeypatch, request):
-    """use(backend, architecture, multiprocessors): makes the backend run its PTX on CPU tensors; skips without nvcc."""
+    """use(backend, architecture, multiprocessors, shared_bytes): makes the backend run its PTX on CPU tensors; skips
+    without nvcc."""
 
-    def use(backend, architecture, multiprocessors=132, **options):
+    def use(backend, architecture, multiprocessors=132, shared_bytes=227 * 1024, **options):
         if backend == "triton":
             import triton_kernels
 
@@ -33,6 +34,6 @@ def run_ptx(monkeypatch, request):
         import cuda_kernels
 
         native = request.getfixturevalue("emulated_native")
-        return cuda_kernels.use_ptx(monkeypatch, native, architecture, multiprocessors, **options)
+        return cuda_kernels.use_ptx(monkeypatch, native, architecture, multiprocessors, shared_bytes, **options)
 
     return use

@@ -107,13 +107,17 @@ void count_access(uint64_t at, int bytes, bool writes, int line) {
 
 namespace {
 
-// A fault may make a loop endless.
+// A fault may make a loop endless. So many basic blocks are more than the threads of any block of a grid execute.
 constexpr int64_t kMostSteps = 20'000'000;
-int64_t steps;
+int64_t steps, block_of_steps;
+
+std::vector<int64_t> visits;
 
 }  // namespace
 
-void count_step() {
+void visit_block(int block) {
+  ++visits[static_cast<size_t>(block)];
+  if (block_of_steps != emulation::here.block) block_of_steps = emulation::here.block, steps = 0;
   if (++steps > kMostSteps) emulation::fail({}, "%lld basic blocks and no end", static_cast<long long>(steps));
 }
 
@@ -146,6 +150,7 @@ EXPORTED const char* ptx_launch(const char* name, const void* parameters, int64_
 #endif
 #if defined(PTX_FAULTS)
   ptx::steps = 0;
+  ptx::visits.resize(static_cast<size_t>(ptx::kBlocks));
 #endif
   try {
     if (parameter_bytes != ptx::kParameterBytes) {
@@ -169,6 +174,14 @@ EXPORTED void ptx_plant(int kind, int line) {
   ptx::planted_kind = kind;
   ptx::planted_line = line;
 }
+
+#if defined(PTX_FAULTS)
+// How often threads executed each basic block, in all launches.
+EXPORTED const int64_t* ptx_visits() {
+  ptx::visits.resize(static_cast<size_t>(ptx::kBlocks));
+  return ptx::visits.data();
+}
+#endif
 
 // Of the latest launch: how often warps, and threads, executed each basic block; for each line of the PTX the bytes that its lanes
 // loaded, the sectors that its warps loaded, and both for stores.

@@ -42,8 +42,8 @@ void count_block(int block);
 void count_access(uint64_t at, int bytes, bool writes, int line);
 #define BLOCK(number) count_block(number)
 #elif defined(PTX_FAULTS)
-void count_step();
-#define BLOCK(number) count_step()
+void visit_block(int block);
+#define BLOCK(number) visit_block(number)
 #else
 #define BLOCK(number)
 #endif
@@ -127,10 +127,17 @@ inline T shifted_right(T value, uint32_t by) {
 
 template <typename T>
 inline T bit_field(T value, uint32_t start, uint32_t length) {
-  static_assert(std::is_unsigned_v<T>, "bfe of an unsigned type");
+  using Bits = std::make_unsigned_t<T>;
+  constexpr uint32_t size = 8 * sizeof(T);
   start &= 255, length &= 255;
-  const uint64_t field = start < 8 * sizeof(T) ? static_cast<uint64_t>(value) >> start : 0;
-  return static_cast<T>(length < 64 ? field & ((uint64_t{1} << length) - 1) : field);
+  const uint64_t bits = static_cast<Bits>(value), all = ~uint64_t{0};
+  const uint32_t left = start < size ? size - start : 0, kept = length < left ? length : left;
+  uint64_t field = kept == 0 ? 0 : bits >> start & all >> (64 - kept);
+  if (std::is_signed_v<T> && length > 0 && kept < 64) {  // beyond it, its last bit
+    const uint32_t last = start + length < size ? start + length - 1 : size - 1;
+    if (bits >> last & 1) field |= all << kept;
+  }
+  return static_cast<T>(field);
 }
 
 // `into` with the first bits of `value` from `start` on.

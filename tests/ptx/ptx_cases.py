@@ -1,17 +1,30 @@
 """Random problems for kernels that run from their PTX: what is computed, and what it is compared with."""
 
+import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from oracle import scan_loop
-from test_scan_accuracy import image_problem
+from oracle import relative_error, route_destination, scan_loop
+from test_scan_accuracy import image_problem, run
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.routes import RouteOrder
 
 STATES = (1, 2, 3, 4, 5, 8, 16, 17, 33, 64)
-LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 77, 100)
+LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 65, 77, 100, 150, 200, 300)
+OFFSETS = (0, 1, 2, 4, 8)
 CHANNELS = (1, 5, 8, 31, 32, 33, 40, 64, 65, 96)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OTHER_TYPE = {
+    torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float16: torch.float32,
+    torch.float64: torch.float32,
+}  # fmt: skip
+# How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
+SCANS = {"cuda": 100, "triton": 20}
+CROSS_SCANS = {"cuda": 480, "triton": 40}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
 
 
@@ -26,20 +39,59 @@ class Case:
     summed: bool
     table: bool
     channel_last: bool
-    offset: bool  # tensors begin and have rows where no 16 bytes do
+    offsets: tuple[int, int, int, int]  # elements before each row of x, delta, B and C
     multiprocessors: int
     order: str
     seed: int
+    shared_bytes: int = 227 * 1024
+    mixed: tuple[bool, bool, bool, bool] = (False, False, False, False)  # x, delta, B and C that have another type
+    bare: bool = False  # no D, no bias, no initial state, nobody reads the last state
+    gradients: bool = True
 
     @classmethod
     def random(cls, seed: int, dtype: torch.dtype, zoh: bool, states: tuple[int, ...] = STATES) -> "Case":
         r = random.Random(f"{seed} {dtype} {zoh}")
         N = r.choice(states)
-        L = r.choice(LENGTHS) if N <= 16 else r.choice(LENGTHS[:9])
+        L = r.choice(LENGTHS if N <= 4 else LENGTHS[:-2] if N <= 16 else LENGTHS[:9])
         sizes = r.choice((1, 1, 2, 3)), r.choice((1, 2, 4)), L, r.choice(CHANNELS), N
         order = r.choice(("forward", "reverse", f"random:{seed}"))
-        flags = [*(r.random() < 0.5 for _ in range(3)), r.random() < 0.25]
-        return cls(sizes, dtype, zoh, r.random() < 0.75, *flags, r.choice((0, 132)), order, seed)
+        flags = [r.random() < 0.5 for _ in range(3)]
+        offsets = tuple(r.choice(OFFSETS) for _ in range(4)) if r.random() < 0.4 else (0, 0, 0, 0)
+        multiprocessors, softplus = r.choice((0, 1, 4, 16, 132)), r.random() < 0.75
+        bare, gradients = r.random() < 0.2, r.random() < 0.85
+        mixed = tuple(r.random() < 0.5 for _ in range(4)) if r.random() < 0.3 else (False, False, False, False)
+        return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, mixed=mixed, bare=bare,
+                   gradients=gradients)  # fmt: skip
+
+    def compute(self, backend: str) -> list[torch.Tensor]:
+        """By the kernels: the outputs, and the gradients of all inputs."""
+        return self._run(self.tensors(), lambda *t: self.operator(backend, *t))
+
+    def exact(self) -> list[torch.Tensor]:
+        """The same in float64, by the loop."""
+        return self._run([t.double() for t in self.tensors()], self.loop)
+
+    def _run(
+        self, tensors: list[torch.Tensor], function: Callable[..., tuple[torch.Tensor, ...]]
+    ) -> list[torch.Tensor]:
+        if self.gradients:
+            return run(tensors, function)
+        with torch.no_grad():
+            return list(function(*tensors))
+
+    def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
+        """What is far beyond the rule of accuracy, which a case of few values may miss by one sum that cancels."""
+        for name, *values in zip(self.names(), ours, reference, exact, strict=True):
+            unit = torch.finfo(values[0].dtype).eps * (16 if values[0].dtype == torch.float64 else 1)
+            error, other = (relative_error(value, values[2]) for value in values[:2])
+            if not error <= (4 if values[0].numel() >= 64 else 32) * max(other, unit):
+                return f"{name}: error {error:.2e}, of the reference {other:.2e}: {self}"
+        return ""
+
+    def names(self) -> list[str]:
+        """Of what `compute` and `exact` return."""
+        outputs = RESULTS[:1] if self.bare else RESULTS[:2]
+        return [*outputs, *(RESULTS[2:] if self.gradients else ())]
 
     def tensors(self) -> list[torch.Tensor]:
         x, delta, *rest = image_problem(*self.sizes, self.dtype, self.seed)
@@ -48,7 +100,11 @@ class Case:
             x = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(self.dtype)
         if not self.softplus:  # a step size is positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
-        return [x, delta, *rest]
+        A, B, C, *others = rest
+        x, delta, B, C = (
+            t.to(OTHER_TYPE[self.dtype]) if other else t for t, other in zip((x, delta, B, C), self.mixed)
+        )
+        return [x, delta, A, B, C, *others]
 
     def _table(self) -> torch.Tensor | None:
         _, K, L, _, _ = self.sizes
@@ -56,36 +112,154 @@ class Case:
         rows = [torch.randperm(L, generator=generator) for _ in range(K)]
         return torch.stack(rows).int() if self.table else None
 
-    def operator(self, backend: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def operator(self, backend: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         options = {
             "delta_softplus": self.softplus, "discretization": "zoh" if self.zoh else "mamba",
-            "return_last_state": True, "backend": backend,
+            "return_last_state": not self.bare, "backend": backend,
         }  # fmt: skip
-        x, delta, A, B, C, D, bias, h0 = tensors
+        x, delta, A, B, C, *rest = tensors
+        D, bias, h0 = [None] * 3 if self.bare else rest
         K = self.sizes[1]
-        x, delta, B, C = (_offset(t) if self.offset else t for t in (x, delta, B, C))
         if self.summed:
             if not self.channel_last:
-                x, delta = (t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (x, delta))
-            return vk.cross_selective_scan(x, delta, A, B, C, D, bias, self._table(), initial_state=h0, **options)
+                x, delta = (t.transpose(-1, -2).contiguous() for t in (x, delta))
+            x, delta, B, C = (_offset(t, by) for t, by in zip((x, delta, B, C), self.offsets))
+            if not self.channel_last:
+                x, delta = (t.transpose(-1, -2) for t in (x, delta))
+            result = vk.cross_selective_scan(x, delta, A, B, C, D, bias, self._table(), initial_state=h0, **options)
+            return (result,) if self.bare else result
 
         def sequences(t: torch.Tensor) -> torch.Tensor:  # (B, K, L, C) -> (B, L, K C) or (B, K C, L)
             t = t.transpose(1, 2).flatten(2)
             return t if self.channel_last else t.transpose(1, 2).contiguous()
 
         B, C = ((t.transpose(1, 2) if self.channel_last else t.transpose(2, 3).contiguous()) for t in (B, C))
-        out, last = vk.selective_scan(
-            sequences(x), sequences(delta), A.flatten(0, 1), B, C, D.flatten(), delta_bias=bias.flatten(),
-            initial_state=h0.flatten(1, 2), channel_last=self.channel_last, **options,
+        u, delta = sequences(x), sequences(delta)
+        u, delta, B, C = (_offset(t, by) for t, by in zip((u, delta, B, C), self.offsets))
+        if not self.bare:
+            options["initial_state"] = h0.flatten(1, 2)
+        result = vk.selective_scan(
+            u, delta, A.flatten(0, 1), B, C, None if self.bare else D.flatten(),
+            delta_bias=None if self.bare else bias.flatten(), channel_last=self.channel_last, **options,
         )  # fmt: skip
+        out, *last = (result,) if self.bare else result
         out = out if self.channel_last else out.transpose(1, 2)
-        return out.unflatten(2, (K, -1)).transpose(1, 2), last.unflatten(1, (K, -1))
+        return out.unflatten(2, (K, -1)).transpose(1, 2), *(h.unflatten(1, (K, -1)) for h in last)
 
-    def loop(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loop(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         table = self._table() if self.summed else None
-        return scan_loop(*tensors, table=table, softplus=self.softplus, zoh=self.zoh, merge=self.summed)
+        given = tensors[:5] if self.bare else tensors
+        y, last = scan_loop(*given, table=table, softplus=self.softplus, zoh=self.zoh, merge=self.summed)
+        return (y,) if self.bare else (y, last)
 
 
-def _offset(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, where each row of the last axis has an element before it."""
-    return torch.cat([tensor[..., :1], tensor], -1)[..., 1:]
+def _offset(tensor: torch.Tensor, by: int) -> torch.Tensor:
+    """The same values, where each row of the last axis has so many elements before it."""
+    return torch.cat([tensor[..., :1].expand(*tensor.shape[:-1], by), tensor], -1)[..., by:] if by else tensor
+
+
+IMAGES = ((1, 1), (1, 5), (5, 9), (8, 8), (7, 7), (16, 24), (8, 33), (31, 33), (38, 34), (40, 16), (64, 4), (130, 140))
+PLANES = (8, 16, 32, 40, 64), (1, 3, 5, 17, 20, 31, 65)  # of channels: whole vectors of half precision, and not
+
+
+@dataclass(frozen=True)
+class CrossCase:
+    """A cross scan of images and a cross merge of sequences. Small integers: every sum is exact in every dtype."""
+
+    sizes: tuple[int, int, int, int, int]  # B, K, C, H, W
+    dtype: torch.dtype
+    in_first: bool    # of an image, channels come first
+    out_first: bool   # of the sequences
+    one_by_one: bool  # an image for each route
+    scans: int
+    table: bool       # of any routes, in place of the regular four of `scans`
+    # Of the image and of the sequences: dense, offset (begins at no 16 bytes), gaps (between channels and images), or
+    # apart (each element).
+    memory: tuple[str, str]
+    multiprocessors: int
+    shared_bytes: int
+    order: str
+    seed: int
+
+    @classmethod
+    def random(cls, seed: int, dtype: torch.dtype) -> "CrossCase":
+        """The layouts, the routes and the kind of memory take turns, the rest is random."""
+        r = random.Random(f"cross {seed} {dtype}")
+        in_first, out_first, one_by_one = (bool(seed >> bit & 1) for bit in range(3))
+        scans, table = seed // 8 % 5 % 4, seed // 8 % 5 == 4
+        kinds, whole = ("offset", "gaps", "apart"), seed // 40 % 2 == 0
+        memory = [("dense", "dense"), (r.choice(kinds), "dense"), ("dense", r.choice(kinds))][seed // 80 % 3]
+        height, width = r.choice(IMAGES)
+        most = 3 if height * width > 10_000 else 20 if height * width > 500 else 65
+        channels = r.choice([c for c in PLANES[not whole] if c <= most] or [8])
+        sizes = r.choice((1, 2)), r.choice((1, 2, 3, 4, 4, 5, 6)) if table else 4, channels, height, width
+        gpu = r.choice((0, 132)), r.choice((99, 227)) * 1024
+        order = r.choice(("forward", "reverse", f"random:{seed}"))
+        return cls(sizes, dtype, in_first, out_first, one_by_one, scans, table, memory, *gpu, order, seed)
+
+    def compute(self, backend: str) -> list[torch.Tensor]:
+        """By the kernels: the sequences of the images, the images of the sequences."""
+        image, sequences = self.tensors()
+        _, _, _, height, width = self.sizes
+        order = RouteOrder(self._table().int() if self.table else None, height, width, self.scans)
+        return [
+            scan_routes(_arranged(image, self.in_first, self.memory[0]), order, self.out_first, backend),
+            merge_routes(
+                _arranged(sequences, self.out_first, self.memory[1]), order, not self.one_by_one, self.in_first, backend
+            ),
+        ]
+
+    def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
+        """Which of the results is not the exact one."""
+        differ = [name for name, a, b in zip(("scan", "merge"), ours, exact, strict=True) if not torch.equal(a, b)]
+        return f"{', '.join(differ)}: {self}" if differ else ""
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, K or 1, L, C) and (B, K, L, C)."""
+        batch, routes, channels, height, width = self.sizes
+        generator = torch.Generator().manual_seed(self.seed)
+        images = routes if self.one_by_one else 1
+        image, sequences = (
+            torch.randint(-40, 40, (batch, n, height * width, channels), generator=generator).to(self.dtype)
+            for n in (images, routes)
+        )
+        return image, sequences
+
+    def exact(self) -> list[torch.Tensor]:
+        """By the definition of the routes."""
+        image, sequences = self.tensors()
+        table = self._table()
+        scanned, merged = torch.empty_like(sequences), torch.empty_like(sequences)
+        for k, pixels in enumerate(table):
+            scanned[:, k] = image[:, k if self.one_by_one else 0, pixels]
+            merged[:, k, pixels] = sequences[:, k]
+        return [scanned, merged if self.one_by_one else merged.double().sum(1, keepdim=True).to(self.dtype)]
+
+    def _table(self) -> torch.Tensor:
+        """The pixel that each route visits at each step, (K, L)."""
+        _, routes, _, height, width = self.sizes
+        if self.table:
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.stack([torch.randperm(height * width, generator=generator) for _ in range(routes)])
+        pixels = list(itertools.product(range(height), range(width)))
+        steps = [[route_destination(self.scans, k, h, w, height, width) for h, w in pixels] for k in range(routes)]
+        return torch.tensor(steps).argsort(1)
+
+
+def _arranged(tensor: torch.Tensor, first: bool, kind: str) -> torch.Tensor:
+    """The same values (B, K, L, C), in memory as (B, K, C, L) if channels come first, or else (B, L, K, C)."""
+    axes = (0, 1, 3, 2) if first else (0, 2, 1, 3)
+    shape = [tensor.shape[axis] for axis in axes]
+    if kind == "offset":
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(shape)
+    elif kind == "apart":
+        memory = torch.full((*shape, 2), torch.nan, dtype=tensor.dtype)[..., 0]
+    elif kind == "gaps":
+        pixels = 3 if first else 1
+        larger = [size if axis == pixels else size + 3 for axis, size in enumerate(shape)]
+        inside = [slice(0, n) if axis == pixels else slice(1, n + 1) for axis, n in enumerate(shape)]
+        memory = torch.full(larger, torch.nan, dtype=tensor.dtype)[tuple(inside)]
+    else:
+        memory = torch.empty(shape, dtype=tensor.dtype)
+    memory.copy_(tensor.permute(axes))
+    return memory.permute([axes.index(axis) for axis in range(4)])

@@ -11,7 +11,6 @@ A kernel is compiled once with every fault in it, of which one at a time is swit
 """
 
 import argparse
-import itertools
 import os
 import random
 import sys
@@ -29,17 +28,19 @@ import cuda_kernels
 import emulation_build
 import pytest
 import torch
-from oracle import relative_error
 from ptx import Kernel
-from ptx_cases import Case
-from test_scan_accuracy import run
+from ptx_cases import CROSS_SCANS, FLOATS, SCANS, Case, CrossCase
 
-import vmddpm_kernels as vk
-
+AnyCase = Case | CrossCase
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
-ORDERS = ("forward", "reverse", "random:1")
+# Of threads; an order is what shows that a barrier is missing.
+ORDERS = dict.fromkeys(KINDS, ("forward", "reverse", "random:1"))
+MOST_CASES = 60  # of those that execute a fault, the shortest
 ARCHITECTURE = 90
-SAME_BOTH_WAYS = "a division by 32 bits or by 64: both give the same"
+SAME_BOTH_WAYS = "chooses between a division of 32 bits and one of 64, which give the same"
+BESIDE_ANOTHER = "another barrier, the start or the end is beside it, with no access between"
+NOT_EXECUTED = "no case executes it"
+ACCESSES = ("ld", "st", "cp", "atom", "red", "ldmatrix", "stmatrix", "ldu", "prefetch")
 
 
 @dataclass(frozen=True)
@@ -65,153 +66,170 @@ def faults(kernel: Kernel) -> dict[str, list[Fault]]:
     return found
 
 
+def equivalent(fault: Fault, kernel: Kernel) -> str:
+    """Why nothing can tell the kernel with the fault from the one without, or an empty string."""
+    if fault.kind == "guard" and _chooses_division(fault, kernel):
+        return SAME_BOTH_WAYS
+    if fault.kind == "barrier" and _needless(fault, kernel):
+        return BESIDE_ANOTHER
+    return ""
+
+
+def _chooses_division(fault: Fault, kernel: Kernel) -> bool:
+    """Of a 64-bit division nvcc makes two, and chooses the 32-bit one where the upper halves of both operands are zero:
+    the other gives the same. Operands with upper halves would be of tensors of 2^32 tiles."""
+    block = next(b for b in kernel.blocks if any(i.line == fault.line for i in b.instructions))
+    return any(i.opcode == "and.b64" and "-4294967296" in i.operands for i in block.instructions)
+
+
+def _needless(fault: Fault, kernel: Kernel) -> bool:
+    """Whether every way from the barrier comes to another, or to the end, and no memory is accessed on it; or every way
+    to it from another, or from the start."""
+    blocks = kernel.blocks
+    of_label = {label: number for number, block in enumerate(blocks) for label in block.labels}
+    after: list[set[int]] = []
+    for number, block in enumerate(blocks):
+        last = block.instructions[-1] if block.instructions else None
+        following = {number + 1} if (last is None or last.follows) and number + 1 < len(blocks) else set()
+        jumps = {of_label[last.operands[0]]} if last is not None and last.base == "bra" else set()
+        after.append(following | jumps)
+    before = [{j for j, some in enumerate(after) if i in some} for i in range(len(blocks))]
+    (at, place), *_ = (
+        (n, k) for n, block in enumerate(blocks) for k, i in enumerate(block.instructions) if i.line == fault.line
+    )
+
+    def free(edges: list[set[int]], step: int) -> bool:
+        """Of accesses, as far as other barriers."""
+        rest = blocks[at].instructions[place + 1 :] if step > 0 else blocks[at].instructions[:place]
+        ways, seen = [(at, rest)], set()
+        while ways:
+            number, instructions = ways.pop()
+            for i in instructions[::step]:
+                # A wait for copies before the barrier is what makes them arrive for the threads after it.
+                if i.base in ACCESSES and ".param" not in i.opcode and not (step > 0 and "wait" in i.opcode):
+                    return False
+                if i.base in ("bar", "barrier"):
+                    break
+            else:
+                ways += [(n, blocks[n].instructions) for n in edges[number] - seen]
+                seen |= edges[number]
+        return True
+
+    return free(after, 1) or free(before, -1)
+
+
 def sample(kernel: Kernel, each: int, seed: int) -> list[Fault]:
-    """Every barrier and wait; of the others so many."""
+    """Every barrier and wait; of the others so many. Without those that are equivalent to none."""
     chosen = []
-    for kind, some in faults(kernel).items():
+    for kind, found in faults(kernel).items():
+        some = [fault for fault in found if not equivalent(fault, kernel)]
         count = len(some) if kind in ("barrier", "wait") else min(each, len(some))
         chosen += random.Random(f"{seed} {kernel.name} {kind}").sample(some, count)
     return chosen
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something to compute by kernels, and on which GPU."""
-
-    name: str
-    dtype: torch.dtype
-    multiprocessors: int
-    compute: Callable[[], list[torch.Tensor]]
-
-
-def problems() -> Iterator[Problem]:
-    """Every kind of launch that the nightly cases make, small."""
-    float32, float64, bfloat16, float16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-    shapes = (
-        ((2, 2, 77, 40, 16), float32), ((1, 2, 64, 33, 16), bfloat16), ((2, 2, 77, 40, 16), bfloat16),
-        ((1, 2, 40, 5, 16), float16), ((1, 1, 37, 5, 16), float32), ((1, 4, 45, 72, 4), float32),
-        ((2, 1, 70, 33, 1), float32), ((1, 2, 33, 40, 33), float16), ((1, 2, 72, 40, 1), bfloat16),
-        ((1, 2, 72, 33, 1), float16), ((1, 2, 50, 33, 5), float64), ((1, 1, 20, 5, 2), float64),
-    )  # fmt: skip
-    for sizes, dtype in shapes:
+def cases() -> Iterator[AnyCase]:
+    """All that the nightly tests run on one architecture (test_ptx_kernels.py)."""
+    for dtype in FLOATS:
         for zoh in (False, True):
-            for multiprocessors in (0, 132):
-                for summed, last, offset in itertools.product((True, False), (True, False), (True, False)):
-                    case = Case(sizes, dtype, zoh, last or not summed, summed, summed and not offset, last, offset,
-                                multiprocessors, "forward", 3)  # fmt: skip
-                    yield Problem(str(case), dtype, multiprocessors, lambda case=case: _scan(case))
-    for dtype in (float32, float64, bfloat16, float16):
-        yield Problem(f"cross scan {dtype}", dtype, 132, lambda dtype=dtype: list(_cross_scan(dtype)))
+            yield from (Case.random(seed, dtype, zoh) for seed in range(SCANS["cuda"]))
+        yield from (CrossCase.random(seed, dtype) for seed in range(CROSS_SCANS["cuda"]))
 
 
-def _scan(case: Case) -> list[torch.Tensor]:
-    return run(case.tensors(), lambda *t: case.operator("cuda", *t))
+@dataclass
+class Clean:
+    """A case without faults: what its results are compared with, how long it took, and the basic blocks of each kernel
+    that it executes."""
 
-
-def _cross_scan(dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    for height, width in ((5, 9), (40, 45), (130, 140)):
-        permutation = vk.patch_permutation(height, width, seed=1)
-        channels = 40 if height < 10 else 6 if height < 100 else 3
-        for first in (True, False):
-            for last in (True, False):
-                x = torch.randn(1, channels, height, width, generator=generator).to(dtype)
-                x = x if first else x.movedim(1, -1).contiguous()
-                yield vk.cross_scan(x, first, last, permutation=permutation, backend="cuda")
-                y = torch.randn(1, 4, channels, height, width, generator=generator).to(dtype)
-                y = y if last else y.permute(0, 3, 4, 1, 2).contiguous()
-                yield vk.cross_merge(y, first, last, permutation=permutation, backend="cuda")
+    case: AnyCase
+    reference: list[torch.Tensor]
+    exact: list[torch.Tensor]
+    seconds: float
+    visited: dict[str, set[int]]
 
 
 class Hunt:
-    """The problems that launch a kernel, and whether they find a fault in it."""
+    """The nightly cases, and whether they find a fault in a kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Callable[[str], bool] = lambda name: True) -> None:
+        """Of the cases, those that launch one of the kernels that are chosen by their names."""
         self._native = emulation_build.load(emulation_build.build())
         self._empty = torch.empty
+        self.clean: list[Clean] = []
+        for case in cases():
+            names = {name for name in self._launched(case, "record") if chosen(name)}
+            if names:
+                self.clean.append(self._visits(case, names))
+        self.clean.sort(key=lambda clean: clean.seconds)
 
-    def users(self) -> dict[str, list[Problem]]:
-        """By the kernel's name, what launches it; the shortest first."""
-        found: dict[str, list[tuple[float, Problem]]] = {}
-        for problem in problems():
-            with pytest.MonkeyPatch.context() as patch:
-                kernels = self._use(patch, problem, mode="record")
-                began = time.perf_counter()
-                problem.compute()
-                seconds = time.perf_counter() - began
-                for name in {launched.name for launched in kernels.launched}:
-                    found.setdefault(name, []).append((seconds, problem))
-        return {name: [p for _, p in sorted(some, key=lambda pair: pair[0])] for name, some in found.items()}
+    def kernels(self) -> list[str]:
+        return sorted({name for clean in self.clean for name in clean.visited})
 
-    def executed(self, name: str, users: list[Problem]) -> set[int]:
-        """The lines of the kernel that the problems execute."""
-        lines: set[int] = set()
+    def executed(self, name: str) -> set[int]:
+        """The lines of the kernel that any case executes."""
         kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
-        for problem in users:
-            with pytest.MonkeyPatch.context() as patch:
-                kernels = self._use(patch, problem, modes={name: "count"})
-                problem.compute()
-                for launched in kernels.launched:
-                    if launched.counts:
-                        counted = zip(kernel.blocks, launched.counts.blocks)
-                        lines |= {i.line for block, n in counted if n for i in block.instructions}
-        return lines
+        blocks = set().union(*(clean.visited.get(name, set()) for clean in self.clean))
+        return {i.line for number in blocks for i in kernel.blocks[number].instructions}
 
-    def search(self, name: str, users: list[Problem], planted: list[Fault]) -> dict[Fault, str]:
+    def search(self, name: str, planted: list[Fault]) -> dict[Fault, str]:
         """For each fault what found it, or an empty string."""
+        kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
         launcher = cuda_kernels.launcher(name, ARCHITECTURE, "faults")
-        clean = {problem.name: self._results(problem, name, ORDERS[0]) for problem in users}
+        block_of = {i.line: number for number, block in enumerate(kernel.blocks) for i in block.instructions}
         found = {}
         for fault in planted:
+            there = [clean for clean in self.clean if block_of[fault.line] in clean.visited.get(name, ())][:MOST_CASES]
             launcher.plant(KINDS[fault.kind], fault.line)
-            found[fault] = next(
-                (r for order in ORDERS for problem in users if (r := self._differs(problem, name, order, clean))),
-                "",
-            )
-            launcher.plant(0, 0)
+            try:
+                reports = (self._differs(clean, order) for order in ORDERS[fault.kind] for clean in there)
+                found[fault] = next(filter(None, reports), "")
+            finally:
+                launcher.plant(0, 0)
         return found
 
-    def _differs(self, problem: Problem, name: str, order: str, clean: dict[str, list[torch.Tensor]]) -> str:
+    def _visits(self, case: AnyCase, names: set[str]) -> Clean:
+        launchers = {name: cuda_kernels.launcher(name, ARCHITECTURE, "faults") for name in names}
+        before = {name: launcher.visited() for name, launcher in launchers.items()}
+        began = time.process_time()
+        results = self._results(case, "forward")
+        seconds = time.process_time() - began
+        reference, exact = case.compute("reference"), case.exact()
+        if what := case.wrong(results, reference, exact):
+            raise AssertionError(f"without a fault: {what}")
+        visited = {
+            name: {n for n, (a, b) in enumerate(zip(before[name], launcher.visited())) if b > a}
+            for name, launcher in launchers.items()
+        }
+        return Clean(case, reference, exact, seconds, visited)
+
+    def _differs(self, clean: Clean, order: str) -> str:
         try:
-            results = self._results(problem, name, order)
+            results = self._results(clean.case, order)
         except RuntimeError as error:
             return f"{order}: {error}"
-        unit = torch.finfo(problem.dtype).eps
-        wrong = any(not relative_error(a, b) <= 2 * unit for a, b in zip(results, clean[problem.name]))
-        return f"{order}: wrong results of {problem.name}" if wrong else ""
+        what = clean.case.wrong(results, clean.reference, clean.exact)
+        return f"{order}: {what}" if what else ""
 
-    def _results(self, problem: Problem, name: str, order: str) -> list[torch.Tensor]:
+    def _results(self, case: AnyCase, order: str) -> list[torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VMDDPM_EMULATION_ORDER", order)
-            self._use(patch, problem, modes={name: "faults"})
-            return [t.detach() for t in problem.compute()]
+            self._use(patch, case, "faults")
+            return [t.detach() for t in case.compute("cuda")]
 
-    def _use(self, patch: pytest.MonkeyPatch, problem: Problem, **options: object) -> cuda_kernels.PtxKernels:
+    def _launched(self, case: AnyCase, mode: str) -> set[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            kernels = self._use(patch, case, mode)
+            case.compute("cuda")
+            return {launched.name for launched in kernels.launched}
+
+    def _use(self, patch: pytest.MonkeyPatch, case: AnyCase, mode: str) -> cuda_kernels.PtxKernels:
         patch.setattr(torch, "empty", self._poisoned)
-        return cuda_kernels.use_ptx(patch, self._native, ARCHITECTURE, problem.multiprocessors, **options)
+        limits = case.multiprocessors, case.shared_bytes
+        return cuda_kernels.use_ptx(patch, self._native, ARCHITECTURE, *limits, mode=mode)
 
     def _poisoned(self, *args: object, **kwargs: object) -> torch.Tensor:
         tensor = self._empty(*args, **kwargs)
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-
-def why_not(fault: Fault, kernel: Kernel, executed: set[int]) -> str:
-    """What is known of a fault that nothing finds."""
-    if fault.line not in executed:
-        return "none of the problems executes it"
-    if fault.kind == "guard":
-        # Of a 64-bit division nvcc makes two, of which the 32-bit one is chosen where the operands allow it.
-        return SAME_BOTH_WAYS if _chooses_division(fault, kernel) else "the branch makes no difference here"
-    return {
-        "barrier": "another barrier, or the order of the warps here, does as well",
-        "wait": "a later wait completes the copies in time",
-        "offset": "what it reads or writes in place of the other makes no difference here",
-    }[fault.kind]
-
-
-def _chooses_division(fault: Fault, kernel: Kernel) -> bool:
-    block = next(b for b in kernel.blocks if any(i.line == fault.line for i in b.instructions))
-    return any(i.opcode == "and.b64" and "-4294967296" in i.operands for i in block.instructions)
 
 
 def main() -> None:
@@ -220,27 +238,43 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="guards and offsets of each kernel")
     parser.add_argument("patterns", nargs="*", default=[""])
     options = parser.parse_args()
-    hunt = Hunt()
-    totals: Counter[str] = Counter()
-    for name, users in sorted(hunt.users().items()):
-        if not any(pattern in name for pattern in options.patterns):
-            continue
+    hunt = Hunt(lambda name: any(pattern in name for pattern in options.patterns))
+    totals: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    for name in hunt.kernels():
         kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
         planted = sample(kernel, options.each, options.seed)
-        found, executed = hunt.search(name, users, planted), hunt.executed(name, users)
-        print(f"{cuda_kernels.nvcc.kernel_name(name)}: {len(users)} problems", flush=True)
-        for kind in KINDS:
-            of_kind = [fault for fault in planted if fault.kind == kind]
-            totals[f"{kind} planted"] += len(of_kind)
-            totals[f"{kind} found"] += sum(bool(found[fault]) for fault in of_kind)
-            print(f"  {kind:8} {sum(bool(found[f]) for f in of_kind)} of {len(of_kind)}", flush=True)
-        for fault, report in found.items():
-            if not report:
-                reason = why_not(fault, kernel, executed)
-                totals[f"not found: {reason}"] += 1
-                print(f"    not found: line {fault.line} {fault.kind} `{fault.instruction}`: {reason}", flush=True)
-    for what, count in totals.items():
-        print(f"{count:6} {what}")
+        found, executed = hunt.search(name, planted), hunt.executed(name)
+        print(cuda_kernels.nvcc.kernel_name(name), flush=True)
+        for fault in planted:
+            totals[fault.kind, "planted"] += 1
+            totals[fault.kind, "executed"] += fault.line in executed
+            totals[fault.kind, "found"] += bool(found[fault])
+            if not found[fault]:
+                why = why_not(fault, executed)
+                reasons[f"not found: {why}"] += 1
+                print(f"    line {fault.line} {fault.kind} `{fault.instruction}`: {why}", flush=True)
+        reasons.update(f"not planted: {why}" for some in faults(kernel).values() for fault in some
+                       if (why := equivalent(fault, kernel)))  # fmt: skip
+    print(f"{'':10}{'planted':>10}{'executed':>10}{'found':>10}")
+    for kind in (*KINDS, "all"):
+        of_kind = [sum(n for (k, w), n in totals.items() if w == what and kind in (k, "all"))
+                   for what in ("planted", "executed", "found")]  # fmt: skip
+        print(f"{kind:10}" + "".join(f"{n:10}" for n in of_kind))
+    for reason, count in reasons.most_common():
+        print(f"{count:6} {reason}")
+
+
+def why_not(fault: Fault, executed: set[int]) -> str:
+    """What is known of a fault that nothing finds."""
+    if fault.line not in executed:
+        return NOT_EXECUTED
+    return {
+        "guard": "both ways give the same results in every case",
+        "barrier": "in every order the values arrive in time",
+        "wait": "a later wait completes the copies in time",
+        "offset": "what it reads or writes in place of the other makes no difference",
+    }[fault.kind]
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class Launcher:
     def plant(self, kind: int, line: int) -> None:
         self.library.ptx_plant(kind, line)
 
+    def visited(self) -> list[int]:
+        """How often threads executed each basic block, in all launches of a library with faults."""
+        self.library.ptx_visits.restype = ctypes.POINTER(ctypes.c_int64)
+        return self.library.ptx_visits()[: len(self.kernel.blocks)]
+
     def launch(
         self, name: str, parameters: bytes, arguments: Sequence[Argument], blocks: int, threads: int,
         shared_bytes: int, chosen: Sequence[int] | None = None,

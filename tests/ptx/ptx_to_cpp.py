@@ -12,6 +12,7 @@ _TYPES = {
     "pred": "bool", "b8": "uint8_t", "b16": "uint16_t", "b32": "uint32_t", "b64": "uint64_t",
     "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t",
     "s8": "int8_t", "s16": "int16_t", "s32": "int32_t", "s64": "int64_t",
+    "u16x2": "uint32_t", "s16x2": "uint32_t",
     "f16": "uint16_t", "bf16": "uint16_t", "f16x2": "uint32_t", "bf16x2": "uint32_t", "f32": "float", "f64": "double",
 }  # fmt: skip
 _HALVES = {"f16": "gpu::Half", "bf16": "gpu::BFloat16"}
@@ -302,6 +303,8 @@ class Translator:
         _, *modifiers, type = i.opcode.split(".")
         flush = "ftz" in modifiers
         kind = "pred" if type == "pred" else "float" if _is_float(type) else "integer"
+        if type.endswith("x2"):
+            kind = "pair" if type[0] in "us" else "pair of halves"
         words = [m for m in modifiers if m not in ("ftz", "rn")] if kind == "float" else modifiers
         template = kinds[".".join([kind, *words])]
         types = [type] * (len(i.operands) - 1)
@@ -324,7 +327,8 @@ class Translator:
 # Of each instruction the C++, by the kind of its type and its modifiers; .rn and .ftz apart.
 _BITWISE = {"and": "&", "or": "|", "xor": "^"}
 _ARITHMETIC: dict[str, dict[str, str]] = {
-    "add": {"float": "{0} + {1}", "integer": "({u}){0} + ({u}){1}"},
+    "add": {"float": "{0} + {1}", "integer": "({u}){0} + ({u}){1}",
+            "pair": "(({0} & 0xffff0000u) + ({1} & 0xffff0000u)) | (({0} + {1}) & 0xffffu)"},
     "sub": {"float": "{0} - {1}", "integer": "({u}){0} - ({u}){1}"},
     "mul": {"float": "{0} * {1}", "integer.lo": "product<{u}>({0}, {1})", "integer.wide": "({w}){0} * ({w}){1}",
             "integer.hi": "high_half<{c}>({0}, {1})"},

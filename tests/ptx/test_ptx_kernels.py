@@ -1,19 +1,17 @@
 """nvcc's PTX of the CUDA kernels, and Triton's of its own, executed: the operators against float64 loops."""
 
-from functools import partial
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from oracle import assert_as_accurate, relative_error
 from ptx import parse
-from ptx_cases import RESULTS, STATES, Case
+from ptx_cases import CROSS_SCANS, FLOATS, SCANS, STATES, Case, CrossCase
 from ptx_to_cpp import translate
 from ptx_tools import require_nvcc
-from test_scan_accuracy import run
 
-import vmddpm_kernels as vk
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+import vmddpm_kernels
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -29,9 +27,13 @@ def test_every_cuda_kernel_is_understood(architecture):
 
 
 # What the models run most: bfloat16 images along routes, in segments and whole.
+KIND = {
+    "dtype": torch.bfloat16, "zoh": False, "softplus": True, "summed": True, "table": True, "channel_last": True,
+    "offsets": (0, 0, 0, 0),
+}  # fmt: skip
 SELECTION = {
-    "segments": Case((1, 4, 37, 40, 16), torch.bfloat16, False, True, True, True, True, False, 132, "random:1", 1),
-    "whole": Case((2, 2, 37, 128, 16), torch.bfloat16, False, True, True, True, True, False, 0, "reverse", 2),
+    "segments": Case((1, 4, 37, 40, 16), **KIND, multiprocessors=132, order="random:1", seed=1),
+    "whole": Case((2, 2, 37, 128, 16), **KIND, multiprocessors=0, order="reverse", seed=2),
 }
 
 
@@ -43,70 +45,90 @@ def test_scan(case, backend, run_ptx, monkeypatch):
     # With counters, as test_ptx_counts.py needs the same kernels: they are compiled once for both.
     options = {"mode": "count"} if backend == "cuda" else {}
     kernels = run_ptx(backend, 90, one.multiprocessors, **options)
-    ours = run(one.tensors(), lambda *t: one.operator(backend, *t))
-    exact = run([t.double() for t in one.tensors()], one.loop)
-    for name, value, expected in zip(RESULTS, ours, exact):
-        unit = torch.finfo(value.dtype if name == "last_state" else one.dtype).eps
-        assert relative_error(value, expected) <= unit, name
+    for name, value, expected in zip(one.names(), one.compute(backend), one.exact()):
+        assert relative_error(value, expected) <= torch.finfo(value.dtype).eps, name
     assert len({launched.name for launched in kernels.launched}) >= 2
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_cross_scan_and_merge(backend, run_ptx):
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("table", [True, False])
+def test_cross_scan(backend, first, table, run_ptx):
+    sizes, gpu = (2, 4, 7, 5, 9), (132, 227 * 1024)
+    case = CrossCase(sizes, torch.bfloat16, first, first, False, 0, table, ("dense", "dense"), *gpu, "reverse", 1)
     kernels = run_ptx(backend, 90)
-    check_cross_scan_and_merge(backend, torch.bfloat16, [(True, True), (False, False)])
+    for ours, exact in zip(case.compute(backend), case.exact()):
+        assert torch.equal(ours, exact)
     assert kernels.launched
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("architecture", [80, 90])
+def scans(backend, dtype, zoh):
+    """The random cases of the nightly run."""
+    states = TRITON_STATES if backend == "triton" else STATES
+    return [Case.random(seed, dtype, zoh, states) for seed in range(SCANS[backend])]
+
+
+def cross_scans(backend, dtype):
+    return [CrossCase.random(seed, dtype) for seed in range(CROSS_SCANS[backend])]
+
+
+TRITON_STATES = (1, 2, 4, 5, 16, 33)
+TRITON_KERNELS = Path(vmddpm_kernels.__file__).parent / "backends" / "triton"
+
+
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_cross_scan_and_merge_of_every_dtype(backend, architecture, dtype, run_ptx):
-    run_ptx(backend, architecture)
-    check_cross_scan_and_merge(backend, dtype, [(a, b) for a in (True, False) for b in (True, False)])
+def test_the_random_cases_launch_every_kernel(backend, run_ptx):
+    """Launches are noted, and nothing runs."""
+    launched = set()
+    for dtype in FLOATS:
+        for case in [*scans(backend, dtype, False), *scans(backend, dtype, True), *cross_scans(backend, dtype)]:
+            kernels = run_ptx(backend, 90, case.multiprocessors, case.shared_bytes, mode="record")
+            case.compute(backend)
+            launched |= {one.name for one in kernels.launched}
+    if backend == "cuda":
+        import cuda_kernels
+
+        there = set(cuda_kernels.kernels(90))
+    else:
+        sources = [path.read_text() for path in TRITON_KERNELS.glob("*.py")]
+        there = {name for source in sources for name in re.findall(r"^@kernel\ndef (\w+)", source, re.MULTILINE)}
+    assert len(there) > 5
+    assert launched == there
 
 
-def check_cross_scan_and_merge(backend, dtype, layouts):
-    """Small integers, so that every sum is exact."""
-    for height, width in ((5, 9), (16, 24)):
-        permutation = vk.patch_permutation(height, width, seed=1)
-        for first, last in layouts:
-            x = torch.randint(-50, 50, (2, 7, height, width) if first else (2, height, width, 7)).to(dtype)
-            y = torch.randint(-50, 50, (2, 4, 7, height, width) if last else (2, height, width, 4, 7)).to(dtype)
-            for function, tensor in ((vk.cross_scan, x), (vk.cross_merge, y)):
-                ours = function(tensor, first, last, permutation=permutation, backend=backend)
-                assert torch.equal(ours, function(tensor, first, last, permutation=permutation, backend="reference"))
-
-
-# As many cases of each kind; 16 kinds and both architectures of each backend make more than 1,000.
-CASES = {"cuda": 50, "triton": 20}
-
-
+# Of scans 4 types, with and without zoh, on both architectures: 1,600 cases of cuda, 320 of triton. Of cross scans and
+# merges 3,840 and 320.
 @pytest.mark.slow
 @pytest.mark.parametrize("zoh", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_random_scans(backend, architecture, dtype, zoh, run_ptx, monkeypatch):
-    """Outputs and gradients of many problems together, by the rule of accuracy: of one, a single sum that happens to
-    cancel may decide. A wrong case among them is far beyond it."""
-    states = (1, 2, 4, 5, 16, 33) if backend == "triton" else STATES
-    cases = [Case.random(seed, dtype, zoh, states) for seed in range(CASES[backend])]
-    results = {name: [] for name in ("ours", "reference", "exact")}
-    for case in cases:
+    """Outputs and gradients of each case, and of all together by the rule of accuracy: of one case, a single sum that
+    happens to cancel may decide."""
+    results = {}
+    for case in scans(backend, dtype, zoh):
         monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)
-        run_ptx(backend, architecture, case.multiprocessors)
-        tensors = case.tensors()
-        results["ours"].append(run(tensors, partial(case.operator, backend)))
-        results["reference"].append(run(tensors, partial(case.operator, "reference")))
-        results["exact"].append(run([t.double() for t in tensors], case.loop))
-    for i, name in enumerate(RESULTS):
-        ours, reference, exact = ([r[i] for r in results[k]] for k in results)
-        worst = max(range(len(cases)), key=lambda n, ours=ours, exact=exact: relative_error(ours[n], exact[n]))
-        together = [torch.cat([t.flatten() for t in some]) for some in (ours, reference, exact)]
-        of = together[0].dtype if name == "last_state" else dtype
-        assert_as_accurate(*together, of, f"{name}, most of all of {cases[worst]}")
+        run_ptx(backend, architecture, case.multiprocessors, case.shared_bytes)
+        three = case.compute(backend), case.compute("reference"), case.exact()
+        assert not (what := case.wrong(*three)), what
+        for name, *values in zip(case.names(), *three):
+            results.setdefault((name, values[0].dtype), []).append(values)
+    for (name, of), values in results.items():
+        ours, reference, exact = (torch.cat([t.flatten() for t in some]) for some in zip(*values))
+        assert_as_accurate(ours, reference, exact, of, f"{name} of {of}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_random_cross_scans(backend, architecture, dtype, run_ptx, monkeypatch):
+    for case in cross_scans(backend, dtype):
+        monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)
+        run_ptx(backend, architecture, case.multiprocessors, case.shared_bytes)
+        ours = case.compute(backend)
+        assert not (what := case.wrong(ours, ours, case.exact())), what
 
 
 def test_an_unknown_instruction_is_named():

@@ -82,7 +82,7 @@ def compiled(architecture: int, request: str, mode: str) -> Compiled:
 
 @dataclass
 class Launched:
-    compiled: Compiled
+    compiled: Compiled | None  # None if the launch was noted and not run
     name: str
     architecture: int
     blocks: int
@@ -95,7 +95,7 @@ class Launched:
 @dataclass
 class TritonPtx:
     architecture: int
-    mode: str = "plain"
+    mode: str = "plain"  # or count, or record: launches are noted and not run
     most_blocks: int | None = None
     launched: list[Launched] = field(default_factory=list)
 
@@ -103,6 +103,9 @@ class TritonPtx:
         if not programs:
             return
         function = getattr(kernel, "fn", kernel)
+        if self.mode == "record":
+            self.launched.append(Launched(None, function.__name__, self.architecture, programs, 0, 0))
+            return
         parameters = inspect.signature(function).parameters
         values = dict(zip(parameters, arguments)) | {n: v for n, v in options.items() if n in parameters}
         constants = {n for n, p in parameters.items() if "constexpr" in str(p.annotation)}

@@ -87,13 +87,16 @@ class CpuBackend:
         table, dtype = inputs.table, accumulation(sizes)
         arguments = with_parameters_cast(inputs, None if table is None else int32(table), dtype)
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)
-        ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
-        grads = empty_gradients(arguments, sizes, sizes.batch, 1, needed, dx, ddelta, narrow_dx)
+        pieces = 1 if sizes.batch == 1 else extension.native.scan_plan(sizes).pieces
+        ddelta = None  # if nothing beyond x and initial_state is asked for, the kernel takes a shorter way
+        if any(needed[1:7]):
+            ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
+        grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
             arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads,
             torch.get_num_threads(),
         )  # fmt: skip
-        return gradients_of(inputs, arguments, grads, partial=sizes.batch != 1)
+        return gradients_of(inputs, arguments, grads, partial=pieces != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape

@@ -116,8 +116,7 @@ class CudaBackend:
         device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        # Channel first, lanes read and write vectors of steps. Partial images are added up where they lie:
-        # channel last.
+        # Channel first, lanes read and write vectors of steps. Partial images are channel last.
         vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
         arguments, vectors = _streamed(inputs, order, sizes, vectors)
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype

@@ -65,10 +65,10 @@ class ScanGradients(NamedTuple):
     """What a backward kernel fills; None for an input that is None, or whose gradient is not needed."""
 
     dx: Tensor
-    ddelta: Tensor
+    ddelta: Tensor | None
     dA: Tensor | None
-    dB: Tensor
-    dC: Tensor
+    dB: Tensor | None
+    dC: Tensor | None
     dD: Tensor | None
     ddelta_bias: Tensor | None
     dinitial_state: Tensor | None
@@ -142,15 +142,18 @@ def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
 
 
 def empty_gradients(
-    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor, ddelta: Tensor,
-    narrow_dx: Tensor | None = None,
+    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor,
+    ddelta: Tensor | None, narrow_dx: Tensor | None = None,
 ) -> ScanGradients:  # fmt: skip
     """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
-    one of partial sums over groups of channels where `groups` > 1."""
+    one of partial sums over groups of channels where `groups` > 1. dB and dC are made where there is a ddelta."""
     _, _, A, B, _, D, delta_bias, initial_state, _ = inputs
     batch, routes, length, _, states, _, _ = sizes
     matrix = (batch, routes, length, states) if groups == 1 else (groups, batch, routes, length, states)
-    if groups == 1 and B.dtype is A.dtype and B.is_contiguous():
+    dB: Tensor | None
+    if ddelta is None:
+        dB = None
+    elif groups == 1 and B.dtype is A.dtype and B.is_contiguous():
         dB = torch.empty_like(B)  # for less time than by its shape
     else:
         dB = torch.empty(matrix, dtype=A.dtype, device=A.device)
@@ -159,7 +162,7 @@ def empty_gradients(
         ddelta,
         _partial(A, pieces) if needed[2] else None,
         dB,
-        torch.empty_like(dB),
+        None if dB is None else torch.empty_like(dB),
         None if D is None or not needed[5] else _partial(D, pieces),
         None if delta_bias is None or not needed[6] else _partial(delta_bias, pieces),
         None if initial_state is None or not needed[7] else torch.empty_like(initial_state),
@@ -180,6 +183,8 @@ def gradients_of(
         arguments is inputs
         and not partial
         and grads.narrow_dx is None
+        and grads.ddelta is not None
+        and grads.dB is not None
         and inputs.B.dtype is inputs.C.dtype is grads.dB.dtype
         and inputs.x.dtype is grads.dx.dtype
         and inputs.delta.dtype is grads.ddelta.dtype

@@ -1,0 +1,136 @@
+"""Images along the four routes and back: what `cross_scan` and `cross_merge` do with tensors whose pixels lie on two
+axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the extension;
+every other call arranges the axes and takes the operators."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmddpm_kernels.backends import extension, select
+from vmddpm_kernels.checks import check_flag, check_float
+from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced, way_in
+from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.routes import route_order
+
+Size = tuple[int, int]
+
+
+class Layout(NamedTuple):
+    """The arguments of `cross_scan` and `cross_merge` that say how both sides lie in memory, and the routes."""
+
+    in_channel_first: bool
+    out_channel_first: bool
+    one_by_one: bool
+    scans: int | str
+
+
+def scan_image(
+    x: Tensor, layout: Layout, permutation: Tensor | None, backend: str | None, size: Size | None = None
+) -> Tensor:
+    """`cross_scan`. x's pixels are on two axes and the result's on one; with `size` (H, W), as the gradient of
+    `merge_image` has them, they are on one and on two."""
+    y = None if permutation is not None else _at_once(x, layout, backend, size, merge=False)
+    if y is not None:
+        return y
+    check_float("x", x)
+    _check_flags(layout)
+    in_channel_first, out_channel_first, one_by_one, scans = layout
+    if size is not None:
+        x = x.unflatten(_pixel_axis(in_channel_first, one_by_one), size)
+    image, (height, width) = _to_routes(x, in_channel_first, one_by_one, "x")
+    order = route_order(height, width, scans, permutation, x.device)
+    sequences = scan_routes(image, order, out_channel_first, backend)                   # (B, 4, L, C)
+    y = sequences.transpose(2, 3) if out_channel_first else sequences.transpose(1, 2)
+    return y if size is None else y.unflatten(_pixel_axis(out_channel_first, True), size)
+
+
+def merge_image(
+    y: Tensor, layout: Layout, permutation: Tensor | None, backend: str | None, size: Size | None = None
+) -> Tensor:
+    """`cross_merge`; pixels and `size` as in `scan_image`."""
+    x = None if permutation is not None else _at_once(y, layout, backend, size, merge=True)
+    if x is not None:
+        return x
+    check_float("y", y)
+    _check_flags(layout)
+    in_channel_first, out_channel_first, one_by_one, scans = layout
+    if size is not None:
+        y = y.unflatten(_pixel_axis(out_channel_first, True), size)
+    sequences, (height, width) = _to_routes(y, out_channel_first, True, "y")
+    order = route_order(height, width, scans, permutation, y.device)
+    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
+    if not one_by_one:
+        pixels = pixels[:, 0]
+        x = pixels.transpose(1, 2) if in_channel_first else pixels
+    else:
+        x = pixels.transpose(2, 3) if in_channel_first else pixels.transpose(1, 2)
+    return x if size is None else x.unflatten(_pixel_axis(in_channel_first, one_by_one), size)
+
+
+def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | None, *, merge: bool) -> Tensor | None:
+    """The result of a call that nobody intercepts, with regular routes, on the backend `cpu`; None of any other."""
+    way = way_in((tensor,))
+    if (way is not Way.KERNEL and way is not Way.AUTOGRAD) or select(backend, tensor) != "cpu":
+        return None
+    height, width = size or (0, 0)
+    result = extension.native.cross_image(tensor, height, width, *layout, merge, torch.get_num_threads())
+    if result is None or way is Way.KERNEL:
+        return result
+    followed: Tensor = _apply(tensor, (result, layout, size, merge))
+    return followed
+
+
+class _AtOnce(torch.autograd.Function):
+    """apply(tensor, (result, layout, size, merge)): the result, whose gradient is the other copy, at once again if
+    nobody listens then."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, call: tuple[Tensor, Layout, Size | None, bool]) -> Tensor:
+        result, *ctx.call = call
+        ctx.shape = tensor.shape
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        refuse_batched(gradient)
+        layout, size, merge = ctx.call
+        if size is None:  # the gradient's pixels are on one axis, those of what it belongs to on two
+            axis = _pixel_axis(layout[merge], merge or layout.one_by_one)
+            size = ctx.shape[axis : axis + 2]
+        else:
+            size = None
+        adjoint = scan_image if merge else merge_image
+        return adjoint(gradient, layout, None, "cpu", size), None
+
+
+_apply = apply_of(_AtOnce)
+
+
+def _pixel_axis(channel_first: bool, per_route: bool) -> int:
+    """The first axis of the pixels of (B, C, H, W) or (B, H, W, C), with routes (B, 4, C, H, W) or (B, H, W, 4, C)."""
+    return (3 if per_route else 2) if channel_first else 1
+
+
+def _check_flags(layout: Layout) -> None:
+    for name in ("in_channel_first", "out_channel_first", "one_by_one"):
+        check_flag(name, getattr(layout, name))
+
+
+def _to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, Size]:
+    """An image or four of them -> (B, 1 or 4, L, C) and (H, W)."""
+    size = untraced(_image_size, x, channel_first, per_route, name)
+    if not per_route:
+        x = x.unsqueeze(1 if channel_first else 3)
+    image = x.permute(0, 1, 3, 4, 2) if channel_first else x.permute(0, 3, 1, 2, 4)     # (B, K, H, W, C)
+    return image.flatten(2, 3), size
+
+
+def _image_size(x: Tensor, channel_first: bool, per_route: bool, name: str) -> Size:
+    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
+    if x.dim() != (5 if per_route else 4) or (per_route and x.shape[1 if channel_first else 3] != 4):
+        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
+    height, width = x.shape[-2:] if channel_first else x.shape[1:3]
+    if height == 0 or width == 0:
+        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {tuple(x.shape)}")
+    return height, width
