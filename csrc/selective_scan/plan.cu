@@ -148,8 +148,6 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
       const int64_t resident =
           std::max<int64_t>(1, std::min<int64_t>(kernel.warps / warps, (limits.shared_bytes + kOfSystem) / (bytes + kOfSystem)));
       const double step = 2 * (kernel.cell / slices + kernel.state * kernel.states);
-      // Warps beyond the last channel wait.
-      const double used = static_cast<double>(columns) / static_cast<double>(plan.groups * tiles);
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
@@ -162,7 +160,7 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
           const int64_t blocks = p.batch * (summed ? images : p.routes) * plan.groups * plan.segments;
           const double steps = static_cast<double>(std::min(p.length, plan.segment));
           const double walk = static_cast<double>(routes) * (kBlock + steps * step);
-          double time = cycles(blocks, warps, resident, used * walk, limits.multiprocessors);
+          double time = cycles(blocks, warps, resident, walk, limits.multiprocessors);
           if (plan.segments > 1) time += (alone ? 0.5 : 0.25) * time + 2 * kLaunch;
           time *= static_cast<double>(plan.passes);
           if (best.slices == 0 || time < 0.95 * least) {
