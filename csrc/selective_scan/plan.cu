@@ -116,7 +116,7 @@ struct BackwardKernel {
 };
 
 GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
-  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 153}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
+  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 121}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
   constexpr BackwardKernel kDouble{1, gpu::kMostUnits, 1, 2, 8, 1000, 300};
   constexpr double kLaunch = 4500, kBlock = 700;  // cycles, and instructions of a warp
   const bool alone = p.states == 1, summed = p.sum_routes && p.routes > 1;
@@ -151,10 +151,10 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        // Partial images take memory: as many as routes only where they save time. Segments of one route meet pixels of
+        // Partial images take memory: more of them only where they save time. Segments of one route meet pixels of
         // another's others, so there each route needs its own.
         const int64_t fewest = plan.segments > 1 ? p.routes : 1;
-        for (int64_t images = summed ? fewest : 1; images <= (summed ? p.routes : 1); images += std::max<int64_t>(1, p.routes - 1)) {
+        for (int64_t images = summed ? fewest : 1; images <= (summed ? p.routes : 1); ++images) {
           plan.images = summed || plan.passes > 1 ? images : 0;
           const int64_t routes = summed ? ceil_div(p.routes, images) : 1;
           const int64_t blocks = p.batch * (summed ? images : p.routes) * plan.groups * plan.segments;
