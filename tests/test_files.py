@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from vmddpm.files import (
     make_folder,
     remove_leftovers,
     temporary_name,
+    whole_folder,
     write_text,
     written_whole,
 )
@@ -68,7 +70,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
             (temporary / "below" / "a.txt").write_text(content)
             (temporary / f"{content}.txt").write_text(content)
             synced.clear()
-        names = [path[len(str(temporary)) :] for path in synced[:-1]]
+        names = [path[len(str(temporary)) :] for path in synced if path.startswith(str(temporary))]
         assert sorted(names) == ["", "/below", "/below/a.txt", f"/{content}.txt"]
         assert names.index("/below/a.txt") < names.index("/below") < names.index("")
         assert synced[-1] == str(tmp_path)
@@ -80,6 +82,41 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
         (temporary / "a.txt").write_text(str(1 / 0))
     assert (tmp_path / "folder" / "new.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_folder_that_is_away_is_found(tmp_path, monkeypatch, links):
+    """A kill between the two renames, where names cannot be exchanged."""
+    path, rename = tmp_path / "folder", os.rename
+
+    def write(content):
+        with folder_written_whole(path) as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "a.txt").write_text(content)
+
+    def killed(source, to):
+        if "new" in (Path(source, "below", "a.txt").read_text() if Path(source).is_dir() else "") and to == path:
+            raise KeyboardInterrupt
+        rename(source, to)
+
+    def no_links(source, to):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    write("old")
+    assert whole_folder(path) == path
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write("new")
+    assert not path.exists()
+    remove_leftovers(tmp_path)
+    assert (whole_folder(path) / "below" / "a.txt").read_text() == "old"
+    write("newer")
+    assert (whole_folder(path) / "below" / "a.txt").read_text() == "newer"
+    assert [found.name for found in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_file_system_that_cannot_flush_folders_is_used_all_the_same(tmp_path, monkeypatch):

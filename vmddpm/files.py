@@ -17,7 +17,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -60,22 +60,24 @@ def folder_written_whole(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """A temporary folder to fill; on success all that is in it is on the disk, in the place of the folder `path`.
 
     Where the system cannot exchange two names (network file systems, systems other than Linux) a folder that was there
-    is away for a moment: whoever is killed in it leaves no folder.
+    is away for a moment; a copy of it, which `whole_folder` finds, is there until it is back.
     """
     make_folder(path.parent)
     temporary = temporary_name(path)
     temporary.mkdir(mode)
     try:
         yield temporary
-        for folder, _, files in os.walk(temporary, topdown=False):
-            for name in files:
-                flush(Path(folder, name))
-            flush(Path(folder))
-        if path.exists():
-            _exchange(temporary, path)
-        else:
+        _flush_all(temporary)
+        if not path.exists():
             os.rename(temporary, path)
+        elif not _exchange(temporary, path):
+            _keep_copy(path)
+            away = temporary_name(path)
+            os.rename(path, away)
+            os.rename(temporary, path)
+            os.rename(away, temporary)
         flush(path.parent)
+        shutil.rmtree(_copy_of(path), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -113,20 +115,55 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _exchange(first: Path, second: Path) -> None:
-    """Each gets the other's name."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Each gets the other's name, in one step; False if the system or the file system knows no such step."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if renameat2 is not None:
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in _NO_EXCHANGE:
-            raise OSError(number, os.strerror(number), str(second))
-    third = temporary_name(second)
-    os.rename(second, third)
-    os.rename(first, second)
-    os.rename(third, first)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def whole_folder(path: Path) -> Path:
+    """The folder `path` or, if a killed process was putting another in its place, the copy that it kept."""
+    return path if path.exists() or not _copy_of(path).is_dir() else _copy_of(path)
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.before")
+
+
+def _keep_copy(path: Path) -> None:
+    """The files of a folder under a second name, on the disk."""
+    temporary = temporary_name(path)
+    try:
+        shutil.copytree(path, temporary, copy_function=_link)
+        _flush_all(temporary)
+        shutil.rmtree(_copy_of(path), ignore_errors=True)
+        os.rename(temporary, _copy_of(path))
+        flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # a file system without links
+        shutil.copy2(source, to)
+
+
+def _flush_all(path: Path) -> None:
+    """A folder with all that is in it."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            flush(Path(folder, name))
+        flush(Path(folder))
 
 
 def temporary_name(path: Path) -> Path:
@@ -156,6 +193,18 @@ def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.tmp.*")]:
         if not (shared and _is_being_written(path)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Of files, removes those that a killed process was writing, and no others."""
+    for path in paths:
+        if _WRITER.search(path.name) and not _is_being_written(path):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Whether `temporary_name` made this name for a file `of`."""
+    return name.startswith(f".{of}.") and _WRITER.match(name, len(of) + 1) is not None
 
 
 def _is_being_written(path: Path) -> bool:

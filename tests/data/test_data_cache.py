@@ -13,6 +13,7 @@ from PIL import Image
 
 from vmddpm.data import DataConfig, DataError, SliceDataset, cache, dataset
 from vmddpm.data.cache import decode, encode
+from vmddpm.files import temporary_name
 
 
 @pytest.fixture
@@ -161,6 +162,17 @@ def test_a_failed_build_leaves_nothing_behind(folder):
     with pytest.raises(DataError, match=r"9\.png"):
         read(folder)
     assert list((folder.parent / "cache").iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_removed_and_what_others_write_stays(folder):
+    cache_dir = folder.parent / "cache"
+    cache_dir.mkdir()
+    ours, other = temporary_name(cache_dir / "a.npy"), cache_dir / ".mine.tmp.npy"
+    gone = ours.with_name(ours.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+    for path in (ours, other, gone):
+        path.write_bytes(b"")
+    read(folder)
+    assert [path.exists() for path in (ours, other, gone)] == [True, True, False]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_before_any_decoding(folder, decoded):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tifffile
 from made import make_dicom, make_encapsulated
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless
+from PIL import Image
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from vmddpm.data import DataConfig, DataError
 from vmddpm.data.readers import read_file
@@ -14,6 +15,7 @@ RAMP = (np.add.outer(np.arange(64), np.arange(64)) * 32).astype(np.uint16)  # 0 
 NOISE = RAMP + np.random.default_rng(0).integers(0, 60, RAMP.shape, np.uint16)
 STREAMS = {
     "jpeg": (JPEGBaseline8Bit, lambda: imagecodecs.jpeg8_encode((NOISE // 17).astype(np.uint8)), 8),
+    "jpeg of 12 bits": (JPEGExtended12Bit, lambda: imagecodecs.jpeg8_encode(NOISE, bitspersample=12), 12),
     "lossless jpeg": (JPEGLosslessSV1, lambda: imagecodecs.ljpeg_encode(NOISE, bitspersample=16), 16),
     "jpeg-ls": (JPEGLSLossless, lambda: imagecodecs.jpegls_encode(NOISE), 16),
     "jpeg 2000": (JPEG2000Lossless, lambda: imagecodecs.jpeg2k_encode(NOISE, codecformat="j2k", level=0), 16),
@@ -26,7 +28,7 @@ def planes(path):
 
 def compressed(path, name, stream, **attributes):
     syntax, _, bits = STREAMS[name]
-    depth = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+    depth = {"BitsAllocated": -(-bits // 8) * 8, "BitsStored": bits, "HighBit": bits - 1}
     return make_encapsulated(path, NOISE, syntax, [stream], **depth, **attributes)
 
 
@@ -35,7 +37,7 @@ def test_streams_of_dicom_files_that_are_cut_are_refused(tmp_path, name):
     stream = STREAMS[name][1]()
     (whole,) = planes(compressed(tmp_path / "a.dcm", name, stream))
     expected = NOISE // 17 if name == "jpeg" else NOISE
-    np.testing.assert_allclose(whole.pixels, expected, atol=8 if name == "jpeg" else 0)
+    np.testing.assert_allclose(whole.pixels, expected, atol={"jpeg": 8, "jpeg of 12 bits": 40}.get(name, 0))
     for share in (0.3, 0.6, 0.97):
         cut = stream[: int(len(stream) * share) // 2 * 2]
         with pytest.raises(DataError, match=r"damaged"):
@@ -104,6 +106,88 @@ def test_frames_that_are_missing_are_counted(tmp_path):
 def test_dicom_files_may_be_named_img(tmp_path):
     (found,) = planes(make_dicom(tmp_path / "a.img", NOISE))
     np.testing.assert_array_equal(found.pixels, NOISE)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg of 12 bits", "lossless jpeg", "jpeg-ls", "jpeg 2000"])
+def test_streams_with_an_end_but_without_all_their_data_are_refused(tmp_path, name):
+    stream = STREAMS[name][1]()
+    start = stream.rindex(b"\xff\xda") + 14 if "2000" not in name else 200
+    for share in (0, 0.1, 0.4, 0.7, 0.97):
+        cut = stream[: start + int((len(stream) - start) * share)] + b"\xff\xd9"
+        with pytest.raises(DataError, match="damaged"):
+            planes(compressed(tmp_path / "a.dcm", name, cut + b"\0" * (len(cut) % 2)))
+
+
+def jpegs():
+    """Pictures of every way to write a JPEG, by name."""
+    rng, found = np.random.default_rng(1), {}
+    grey = (NOISE // 17).astype(np.uint8)
+    odd = np.stack([grey[:41, :37], grey[23:, 27:], rng.integers(0, 256, (41, 37), np.uint8)], -1)
+    for name, options in {"plain": {}, "restarts": {"restart_marker_rows": 1}, "whole colour": {"subsampling": 0},
+                          "coarse": {"quality": 5}, "optimised": {"optimize": True}}.items():  # fmt: skip
+        for kind, array in (("grey", grey), ("colour", odd), ("flat", np.full((48, 48), 90, np.uint8))):
+            found[f"{name} {kind}"] = (array, options)
+    return found
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_pictures_with_an_end_but_without_all_their_data_are_refused(tmp_path, name):
+    array, options = jpegs()[name]
+    path = tmp_path / "a.jpg"
+    Image.fromarray(array).save(path, **options)
+    (whole,) = planes(path)
+    assert whole.pixels.shape == array.shape
+    content = path.read_bytes()
+    start = content.rindex(b"\xff\xda") + 14
+    for end in range(start, len(content) - 3, max((len(content) - start) // 25, 1)):
+        path.write_bytes(content[:end] + b"\xff\xd9")
+        refused = []
+        try:
+            (read,) = planes(path)
+        except DataError as error:
+            refused.append(str(error))
+        assert all("damaged" in words for words in refused)
+        if not refused:  # what is missing is no part of the picture
+            np.testing.assert_array_equal(read.pixels, whole.pixels)
+
+
+def test_a_stream_with_data_left_is_refused(tmp_path):
+    """As of bits that were lost: the picture is full before its data end. Zeros and ones are padding."""
+    stream = STREAMS["jpeg"][1]()
+    for filling, fits in ((b"\0" * 40, True), (b"\xff" * 40, True), (bytes(range(1, 120)), False)):
+        more = stream[:-2] + filling + stream[-2:]
+        path = compressed(tmp_path / "a.dcm", "jpeg", more + b"\0" * (len(more) % 2))
+        if fits:
+            assert len(planes(path)) == 1
+        else:
+            with pytest.raises(DataError, match="has data left where its picture is full"):
+                planes(path)
+
+
+def test_jpeg_in_tiff_files_without_all_its_data_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, (NOISE // 17).astype(np.uint8), compression="jpeg", rowsperstrip=64)
+    content = path.read_bytes()
+    end = content.rindex(b"\xff\xd9")
+    path.write_bytes(content[: end - 400] + b"\xff\xd9" + bytes(400) + content[end + 2 :])
+    with pytest.raises(DataError, match="has less data than its picture needs"):
+        planes(path)
+
+
+def test_the_checksums_of_png_are_compared(tmp_path):
+    """A bit of the pixels that is another one, and unpacks all the same."""
+    path, found = tmp_path / "a.png", 0
+    Image.fromarray((NOISE // 17).astype(np.uint8)).save(path)
+    content = path.read_bytes()
+    data = content.index(b"IDAT") + 4
+    for at in range(data + 20, content.index(b"IEND") - 16, 40):
+        damaged = bytearray(content)
+        damaged[at] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"damaged|cannot be read") as raised:
+            planes(path)
+        found += "its chunk IDAT has another checksum" in str(raised.value)
+    assert found
 
 
 def test_damage_within_a_jpeg_ls_stream_is_refused(tmp_path):

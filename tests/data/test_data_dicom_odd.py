@@ -11,12 +11,14 @@ import pytest
 from made import item, linear, make_dicom, read
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     RTDoseStorage,
     SegmentationStorage,
 )
@@ -25,6 +27,7 @@ from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import summary
+from vmddpm.data.transforms import prepare
 
 RAMP = (np.add.outer(np.arange(64), np.arange(64)) * 32).astype(np.uint16)  # 0 ... 4032
 
@@ -264,6 +267,42 @@ def test_a_slope_that_is_none_is_named(tmp_path, value, words):
         image(tmp_path, path)
 
 
+@pytest.mark.parametrize(("keyword", "value", "words"), [
+    ("RescaleSlope", "1e38", r"Rescale Slope \(0028,1053\) is 1e\+38, whose products with the pixels"),
+    ("RescaleSlope", "-1e300", r"Rescale Slope \(0028,1053\) is -1e\+300, whose products with the pixels"),
+    ("RescaleSlope", "1e-300", r"Rescale Slope \(0028,1053\) is 1e-300, whose products with the pixels"),
+    ("RescaleIntercept", "1e30", r"Rescale Intercept \(0028,1052\) is 1e\+30, beside which the pixels make no"),
+    ("RescaleIntercept", "-1e300", r"Rescale Intercept \(0028,1052\) is -1e\+300, beside which the pixels make no"),
+])  # fmt: skip
+@pytest.mark.parametrize("by", ["file", "series"])
+def test_a_rescaling_beyond_floating_point_is_named(tmp_path, keyword, value, words, by):
+    path = make_dicom(tmp_path / "a.dcm", RAMP, SeriesInstanceUID="1.2.3", **{keyword: value})
+    with pytest.raises(DataError, match=f"{words}.*; correct it in the file"):
+        image(tmp_path, path, normalize_by=by)
+
+
+@pytest.mark.parametrize("value", ["1e30", "1e-30"])
+def test_a_rescaling_far_from_one_is_one(tmp_path, value):
+    path = make_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=value)
+    np.testing.assert_allclose(image(tmp_path, path), percentiles(RAMP), atol=4e-5)
+
+
+@pytest.mark.parametrize("value", ["1e300", "3e38", "1e-300"])
+def test_windows_far_from_the_pixels_make_no_nan(tmp_path, value):
+    path = make_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=value, WindowWidth=value)
+    (plane,) = read_file(path, DataConfig())
+    shown = prepare(plane.pixels, plane.black, plane.white, DataConfig(size=64))[0]
+    with np.errstate(invalid="ignore"):
+        expected = np.clip((RAMP.astype(np.longdouble) - plane.black) / (plane.white - plane.black), 0, 1) * 2 - 1
+    np.testing.assert_allclose(shown, expected.astype(np.float32), atol=1e-6)
+
+
+@pytest.mark.parametrize("keyword", ["PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"])
+def test_the_spacing_of_pixels_by_each_of_its_attributes(tmp_path, keyword):
+    (plane,) = read_file(make_dicom(tmp_path / "a.dcm", RAMP, **{keyword: [0.2, 0.1]}), DataConfig())
+    assert plane.spacing == (0.2, 0.1)
+
+
 @pytest.mark.parametrize("frames", [None, 1, 2])
 def test_frames_beyond_the_number_of_frames_are_left_out_and_told(tmp_path, frames):
     stored = np.stack([RAMP, RAMP[::-1], RAMP])
@@ -274,6 +313,29 @@ def test_frames_beyond_the_number_of_frames_are_left_out_and_told(tmp_path, fram
     read_back = read(tmp_path, path, size=64)
     assert len(read_back) == (frames or 1)
     np.testing.assert_allclose(read_back[0][0].numpy(), percentiles(stored[: frames or 1])[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("stated", [None, ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_compressed_pixels_of_a_syntax_that_is_not_stated_are_refused(tmp_path, stated, name):
+    """Without file meta information pixels are raw, but in a sequence of items they are not."""
+    dataset = pydicom.dcmread(get_testdata_file(name, download=False))
+    words = r"Transfer Syntax UID \(0002,0010\) is .*, but its pixels are encapsulated, .*; set it in the file"
+    for defined in (False, True):
+        dataset["PixelData"].is_undefined_length = not defined
+        body = DicomBytesIO()
+        if defined:
+            dataset.PixelData += b"\xfe\xff\xdd\xe0\0\0\0\0"
+        body.is_implicit_VR, body.is_little_endian = stated != ExplicitVRLittleEndian, True
+        if stated is not None:
+            meta = FileMetaDataset()
+            meta.TransferSyntaxUID = stated
+            body.write(bytes(128) + b"DICM")
+            pydicom.filewriter.write_file_meta_info(body, meta, enforce_standard=False)
+        pydicom.filewriter.write_dataset(body, dataset)
+        (tmp_path / "a.dcm").write_bytes(body.getvalue())
+        with pytest.raises(DataError, match=words):
+            list(read_file(tmp_path / "a.dcm", DataConfig()))
 
 
 def test_gzip_and_no_preamble(tmp_path):

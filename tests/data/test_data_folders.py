@@ -292,6 +292,8 @@ def test_what_lies_beside_a_patients_dicom_files_is_that_patients(tmp_path, caps
     ["ses-1/case{p}/a.png", "ses-2/case{p}/a.png", "ses-3/case{p}/a.png", "ses-4/case{p}/a.png"],
     ["a/sub-{p}/a.png", "b/sub-{p}/a.png", "c/sub-{p}/a.png", "d/sub-{p}/a.png"],
     ["imagesTr/p{p}.png", "imagesTs/p{p}.png", "train/p{p}.png", "validation/p{p}.png"],
+    ["siteX/00{p}/a.png", "siteY/00{p}/a.png", "siteZ/00{p}/a.png", "clinic/00{p}/a.png"],
+    ["Aachen/P10{p}/T1/a.png", "Bern/P10{p}/T2/b.png", "Calais/P10{p}/c.png", "Delft/P10{p}/d.png"],
 ])  # fmt: skip
 def test_subjects_below_other_folders_are_warned_of_and_found(tmp_path, capsys, names):
     for seed, name in enumerate(name.format(p=p) for name in names for p in range(3)):
@@ -306,8 +308,25 @@ def test_subjects_below_other_folders_are_warned_of_and_found(tmp_path, capsys, 
     assert "look like one patient's, on both sides: 3" in text
 
 
-def test_patients_with_files_of_the_same_names_are_no_suspects(tmp_path, capsys):
-    for seed, name in enumerate(f"p{p}/{part}/{n}.png" for p in range(6) for part in ("T1", "T2") for n in range(2)):
+def test_folders_of_many_patients_are_warned_of(tmp_path, capsys):
+    for p in range(1, 9):
+        picture(tmp_path / "scans" / f"site{'XY'[p // 5]}" / f"00{p}" / "a.png", p)
+    code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *SMALL)
+    assert code == 0
+    assert "2 folders such as siteX are each taken for one patient, but what is in them, such as 001 and 002" in error
+    assert "may be one patient's" not in error
+    options = (*SMALL, "--patient", "(site./[0-9]+)")
+    code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "named", *options)
+    assert code == 0
+    assert "warning" not in error
+
+
+@pytest.mark.parametrize("parts", [
+    ("T1", "T2"), ("run-01", "run-02"), ("2011-05-30", "2012-06-01"), ("left", "right"), ("5_T2_TSE", "6_T2_FLAIR"),
+    ("b0", "b1000"), ("slice001", "slice002"),
+])  # fmt: skip
+def test_patients_with_files_of_the_same_names_are_no_suspects(tmp_path, capsys, parts):
+    for seed, name in enumerate(f"p{p}/{part}/{n}.png" for p in range(6) for part in parts for n in range(2)):
         picture(tmp_path / "scans" / name, seed)
     options = (*SMALL, "--test-share", "0.5")
     code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)

@@ -277,6 +277,36 @@ def test_workers_do_not_outlive_a_killed_parent():
         time.sleep(0.05)
 
 
+def test_what_an_interrupted_prepare_left_is_said_and_removed(acdc, tmp_path, capsys):
+    code = (
+        "import sys, time; from vmddpm.data import prepare; from vmddpm.cli import main\n"
+        "def work(*a): print('working', flush=True); time.sleep(60)\n"
+        "prepare.write_records = work; main(['prepare', 'acdc', *sys.argv[1:]])"
+    )
+    arguments = [str(word) for word in ("acdc", acdc, "--out", tmp_path / "store", *SMALL)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *arguments[1:]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as other:
+        assert other.stdout.readline() == b"working\n"
+        assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
+        other.kill()
+    assert (tmp_path / "store" / "images.npy").exists()
+    (tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy").write_bytes(b"")  # of another machine, today
+    assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
+    os.utime(tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy", (0, 0))
+    assert main(["prepare", *arguments]) == 0
+    assert "what a prepare that was interrupted left is removed; all is made again" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "images.npy", "manifest.jsonl", "store.json"
+    ]  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    for name in ("images.npy", ".notes.0123456789ab-1-00000000.tmp"):  # not all of it is a store's
+        (tmp_path / "mine" / name).write_bytes(b"")
+    arguments[3] = str(tmp_path / "mine")
+    assert "is not empty; choose another folder" in refused(capsys, *arguments)
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+
+
 def test_check_finds_nothing_in_a_clean_store(acdc, tmp_path, capsys):
     prepare(capsys, "acdc", acdc, "--out", tmp_path / "store", *SMALL, "--test-share", 0.5)
     assert main(["data", "check", str(tmp_path / "store")]) == 0
@@ -303,7 +333,7 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
 
     _, slices, record = read_store(store)
     leaking = [info if i % 2 else type(info)(**{**vars(info), "split": "test"}) for i, info in enumerate(slices)]
-    write_records(store, leaking, record)
+    write_records(store, leaking, record, store / "store.json")
     with open(store / "images.npy", "rb+") as file:
         file.seek(128 + 2048 * 3)
         file.write(b"\x01\x02\x03")

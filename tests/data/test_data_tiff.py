@@ -146,6 +146,18 @@ def test_a_stack_behind_one_page(tmp_path):
     np.testing.assert_array_equal([one.pixels for one in planes(path)], stack)
 
 
+def test_the_shape_that_older_versions_of_tifffile_wrote(tmp_path):
+    stack = np.stack([RAMP, RAMP[::-1]]).astype(np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for page in stack:
+            tiff.write(page, photometric="minisblack", metadata=None, description="shape=(2, 64, 64)")
+    np.testing.assert_array_equal([one.pixels for one in planes(tmp_path / "a.tif")], stack)
+    content = write(tmp_path, stack, photometric="minisblack").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content.replace(b"64]}", b"64]{"))
+    with pytest.raises(DataError, match=r"its ImageDescription \(270\) is damaged"):
+        planes(tmp_path / "a.tif")
+
+
 def test_palette_and_one_bit(tmp_path):
     indices = np.add.outer(np.arange(16), 16 * np.arange(16)).astype(np.uint8)
     table = np.random.default_rng(0).integers(0, 65536, (3, 256), np.uint16)

@@ -66,6 +66,14 @@ def test_voxels_that_are_not_finite_are_background(black, white):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("dtype", "largest"), [
+    (np.float32, 3.3e38), (np.float32, 1e-38), (np.float64, 1.7e308), (np.float64, 1e-300), (np.float64, 1e-310),
+])  # fmt: skip
+def test_the_ends_of_floating_point_are_in_range(dtype, largest):
+    shown = np.linspace(-1, 1, 257)
+    np.testing.assert_allclose(normalise((shown * largest).astype(dtype), -largest, largest), shown, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["percentile", "full"])
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
 def test_a_constant_image_is_black(mode, value):

@@ -171,6 +171,7 @@ def test_one_frame_of_several(tmp_path):
 def test_pairs_of_header_and_voxels_are_one_volume(tmp_path, kind, suffix):
     affine = np.diag([-2.0, 3, 4, 1])
     kind(VOXELS, affine).to_filename(tmp_path / "a.hdr")
+    (tmp_path / "a.mat").unlink(missing_ok=True)
     for name in ("a.hdr", "a.img"):
         if suffix:
             (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
@@ -190,14 +191,23 @@ def test_voxels_do_not_begin_within_the_header(tmp_path, offset):
         planes(nifti(tmp_path / "a.nii", vox_offset=[offset]))
 
 
-def test_the_matrix_of_spm_is_told_and_not_read(tmp_path):
+def test_analyze_volumes_that_a_matrix_puts_elsewhere_are_refused(tmp_path):
     nib.Spm99AnalyzeImage(VOXELS, np.array([[2, 0, 0, 0], [0, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 1.0]])).to_filename(
         tmp_path / "a.hdr"
     )
     (tmp_path / "a.mat").write_bytes(b"MATLAB")
-    assert {one.note.split(",")[0] for one in planes(tmp_path / "a.hdr")} == {"an Analyze volume with a .mat file"}
+    with pytest.raises(DataError, match=r"is an Analyze volume whose a\.mat says how it lies, .*; convert it to NIfTI"):
+        planes(tmp_path / "a.hdr")
     (tmp_path / "a.mat").unlink()
-    assert {one.note for one in planes(tmp_path / "a.hdr")} == {""}
+    assert {one.note.split(":")[0] for one in planes(tmp_path / "a.hdr")} == {
+        "an Analyze volume, whose header does not say how it lies"
+    }
+
+
+@pytest.mark.parametrize("intercept", [1e30, -3e38])
+def test_an_intercept_beside_which_voxels_make_no_difference_is_named(tmp_path, intercept):
+    with pytest.raises(DataError, match=r"scl_inter is .*, beside which voxels times scl_slope 1 make no difference"):
+        planes(nifti(tmp_path / "a.nii", scl_slope=[1], scl_inter=[intercept]))
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -1,10 +1,12 @@
 """What is killed: each writes into a folder, says what is done, and knows what must be found there afterwards."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -104,7 +106,17 @@ def check_weights(folder, confirmed):
         ]  # fmt: skip
         assert len(same) == 1
         assert same[0] >= max(0, newest([word for word in confirmed if word.startswith(kind)]))
-        assert {path.name for path in run.weights(kind).iterdir()} == {"README.md", "config.json", "model.safetensors"}
+        names = {"README.md", "config.json", "model.safetensors", "model.sha256"}
+        assert {path.name for path in run.weights(kind).iterdir()} == names
+
+
+def swapped(work):
+    """The work, where two names cannot be exchanged in one step."""
+    def run(folder, confirm):
+        with patch("vmddpm.files._exchange", return_value=False):
+            work(folder, confirm)
+
+    return run
 
 
 # A whole run, continued
@@ -229,7 +241,12 @@ def prepare(folder, confirm):
 def check_store(folder, confirmed):
     if not is_store(folder / "stores" / "mine"):
         assert not confirmed
-        return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it begins again
+            prepare(folder, lambda word: None)
+    assert {path.name for path in (folder / "stores" / "mine").iterdir()} == {
+        "images.npy", "manifest.jsonl", "store.json"
+    }  # fmt: skip
     images, slices, _ = read_store(folder / "stores" / "mine")
     assert len(slices) == PICTURES
     assert all(images[i].any() for i in range(PICTURES))  # compares checksums
@@ -277,6 +294,7 @@ WORKS = [
     Work("checkpoint", lambda folder: Checkpoints(folder / "checkpoints").save(1, a_state(1)), save_checkpoints,
          check_checkpoints),
     Work("weights and their configuration", begin_weights, save_weights, check_weights),
+    Work("the same, where names cannot be exchanged", begin_weights, swapped(save_weights), check_weights),
     Work("a continued run", lambda folder: train_to(folder, 1),
          lambda folder, confirm: [train_to(folder, 2), confirm("2")], check_run),
     Work("blocks of samples, npy", *blocks("npy")),

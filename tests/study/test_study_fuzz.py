@@ -135,7 +135,7 @@ def a_store(folder):
             writer.append(np.full((1, 4, 4), value, np.uint16))
         writer.commit()
     slices = [StoredSlice(f"{i}.png", str(i), "train", "z", 0, 0, 0.0, 1.0, 0, "0" * 64) for i in range(2)]
-    write_records(folder, slices, {"skipped": [], "seen": 2})
+    write_records(folder, slices, {"skipped": [], "seen": 2}, folder / "store.json")
 
 
 def files(folder):

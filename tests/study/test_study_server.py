@@ -4,6 +4,8 @@ import json
 import os
 import random
 import stat
+import subprocess
+import sys
 import threading
 import time
 from http.client import HTTPException
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from study_helpers import Client, Server, an_answer, make_study, rows_of
 
+from vmddpm.files import lock
 from vmddpm.study import Study, StudyError
 from vmddpm.study.readers import load_readers, register
 from vmddpm.study.server import is_local, serve
@@ -138,6 +141,30 @@ def test_with_passwords_only_their_owners_enter(tmp_path):
         register(study, ["anna"])  # a new password ends what the old one began
         assert client.json("GET", "/state")[0] == 401
         assert set(load_readers(study)) == {"anna", "ben"}
+
+
+def test_readers_registered_at_once_are_all_there(tmp_path):
+    study = make_study(tmp_path, n=2)
+    code = (
+        "import sys, time; from vmddpm.study import Study, readers\n"
+        "load = readers.load_readers\n"
+        "readers.load_readers = lambda study: (load(study), time.sleep(0.2))[0]\n"  # time for another one to write
+        "for n in range(3): print(readers.register(Study.open(sys.argv[1]), [f'{sys.argv[2]}{n}']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, study.path]
+    processes = [subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE) for name in ("a", "b")]
+    for process in processes:
+        assert process.communicate(timeout=60)[0].count(b"{") == 3
+    assert sorted(load_readers(study)) == ["a0", "a1", "a2", "b0", "b1", "b2"]
+
+
+def test_registering_beside_one_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+    study = make_study(tmp_path, n=2)
+    monkeypatch.setattr("vmddpm.study.readers.PATIENCE", 0.1)
+    with lock(study.path / "readers.lock"), pytest.raises(StudyError, match=r"registered by process \d+ on .*; try"):
+        register(study, ["anna"])
+    assert set(register(study, ["anna"])) == {"anna"}
 
 
 def test_other_machines_are_let_in_with_passwords_only(tmp_path):

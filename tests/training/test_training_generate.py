@@ -13,8 +13,10 @@ from PIL import Image
 from test_training_run import config
 
 from vmddpm.diffusion import sample
+from vmddpm.errors import InputError
 from vmddpm.files import sha256
 from vmddpm.generate import generate
+from vmddpm.model import VMDDPM
 from vmddpm.samples import check_drawn, read_samples
 from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.pictures import grid, to_uint8
@@ -201,6 +203,33 @@ def test_sample_and_evaluate_check_that_weights_and_configuration_belong_togethe
     shutil.copytree(copy.weights("raw"), copy.weights("ema"))
     with pytest.warns(UserWarning, match="drawn from other ema weights than"):
         check_drawn(tmp_path / "out", copy)
+
+
+def test_sample_and_evaluate_compare_the_checksum_of_the_weights(run, tmp_path):
+    """One bit of one weight, which loads all the same."""
+    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    weights = copy.weights("ema") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for use in (lambda: generate(copy.path, tmp_path / "new", 4, **OPTIONS),
+                lambda: check_drawn(tmp_path / "out", copy)):  # fmt: skip
+        with pytest.raises(RunError, match=r"model\.safetensors is not what was written, by its checksum"):
+            use()
+    with pytest.raises(InputError, match="is not what was written"):
+        VMDDPM.from_pretrained(copy.weights("ema"))
+    (copy.weights("ema") / "model.sha256").unlink()  # weights of an older version have none
+    assert VMDDPM.from_pretrained(copy.weights("ema"))
+
+
+def test_weights_that_were_being_exchanged_are_used_as_they_were(run, tmp_path):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    copy.weights("ema").rename(copy.path / "weights" / ".ema.before")
+    generate(run.path, tmp_path / "a", 4, **OPTIONS)
+    generate(copy.path, tmp_path / "b", 4, **OPTIONS)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert VMDDPM.from_pretrained(tmp_path / "run" / "weights" / "ema")
 
 
 def test_an_evaluation_is_of_samples_that_are_finished_and_undamaged(run, tmp_path):

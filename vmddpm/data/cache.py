@@ -25,7 +25,7 @@ from vmddpm.data.image_file import ImageFile, ImageWriter
 from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
-from vmddpm.files import flush, write_text
+from vmddpm.files import flush, remove_abandoned, write_text
 
 # Raised when the same files and options give other images.
 FORMAT = 3
@@ -149,6 +149,7 @@ class CacheWriter(ImageWriter):
     """
 
     def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
+        remove_abandoned(folder.glob(".*.tmp.npy"))  # as large as the data set
         super().__init__(folder / f"{key}.npy", shape)
 
     def commit_entry(self, slices: list[SliceInfo], remarks: list[Remark], seen: int) -> SliceSet:

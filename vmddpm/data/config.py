@@ -65,7 +65,7 @@ class DataConfig:
             skipped files ("skip"), which is shown once as a warning.
         max_pixels: a larger picture or slice is refused by its header, before it is decoded.
         max_voxels: the same for what is in memory at once: a 3-D frame of a NIfTI volume, all of a DICOM file.
-            Reading so many takes about 4 GiB.
+            Reading so many takes up to 6 GiB, and up to 10 GiB where values have 32 or 64 bits in the file.
         max_members: an archive of more members is refused.
         cache_dir: folder of the decoded slices; by default `vmddpm` in $XDG_CACHE_HOME or ~/.cache.
 

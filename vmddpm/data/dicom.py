@@ -11,13 +11,12 @@ from pydicom.uid import UID, RTDoseStorage, SegmentationStorage
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import named, photometric_of, text_of
-from vmddpm.data.dicom_pixels import check_deflated, check_size, stored_frames
+from vmddpm.data.dicom_pixels import PIXEL_KEYWORDS, check_deflated, check_size, stored_frames
 from vmddpm.data.dicom_values import Voi, of_frame, padding_of, palette_colours, rescaled, spacing_of, voi_of
 from vmddpm.data.remarks import Excluded
 from vmddpm.data.slicing import Plane
 from vmddpm.data.transforms import choose_mode, display_range
 
-PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, which pydicom 3.0 does not know
 # Objects with pixel data that are results of an analysis, not pictures of a patient.
 NO_PICTURES = frozenset({SegmentationStorage, LABEL_MAP, RTDoseStorage})

@@ -9,13 +9,15 @@ import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSTransferSyntaxes, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import as_pixel, integer_of, named, numbers_of, photometric_of
 from vmddpm.data.dicom_values import padding_of
-from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_unpacked, check_voxels
+from vmddpm.data.limits import check_pixels, check_unpacked, check_voxels
+from vmddpm.data.streams import check_codestream, check_whole
 
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 COLOURS = (
     "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422",
 )  # fmt: skip
@@ -65,6 +67,11 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         # Without file meta information, data are in the standard's default syntax.
         little_endian = dataset.original_encoding[1]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+    if not (syntax and syntax.is_compressed) and _is_encapsulated(dataset):
+        raise DataError(
+            f"{named('TransferSyntaxUID')} is {syntax.name if syntax else 'missing'}, but its pixels are encapsulated, "
+            "so that they are compressed in a way that nothing says; set it in the file, or fetch the file again"
+        )
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed
     as_words = not compressed or syntax == RLELossless  # whose pixels are words of BitsAllocated, not of a stream
@@ -94,6 +101,8 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
             f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
             f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
+    for keyword in PIXEL_KEYWORDS:  # they are as large as what was decoded
+        dataset.pop(keyword, None)
     dataset.BitsStored = bits
     if samples == 1 and not shift and stored.dtype.kind != "f":
         stored = _values_of_stored_bits(dataset, stored, as_words)
@@ -126,6 +135,17 @@ def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
         )
     if (allocated := integer_of(dataset, "BitsAllocated", 32)) != 1 and (allocated % 8 or not 8 <= allocated <= 64):
         raise DataError(f"{named('BitsAllocated')} is {allocated}, which is not read; convert the file to 8, 16 or 32")
+
+
+def _is_encapsulated(dataset: pydicom.Dataset) -> bool:
+    """Whether the pixels are a sequence of items (PS3.5, A.4): without a length, or one item after another."""
+    if "PixelData" not in dataset:
+        return False
+    content, at = dataset.PixelData or b"", 0
+    while content[at : at + 4] == b"\xfe\xff\x00\xe0":
+        at += 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+    items = at > 0 and content[at : at + 4] in (b"", b"\xfe\xff\xdd\xe0")
+    return items or bool(dataset["PixelData"].is_undefined_length)
 
 
 def _value_shift(dataset: pydicom.Dataset) -> int:
@@ -207,9 +227,7 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
                     f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but a stream of "
                     f"its pixels has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
                 )
-            check_ended(content)
-            if dataset.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes:
-                _check_jpeg_ls(content)
+            check_whole(content)
     except DataError:
         raise
     except Exception:  # of a damaged encapsulation, which the decoder tells
@@ -218,17 +236,6 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
         raise DataError(
             f"is cut short: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
         )
-
-
-def _check_jpeg_ls(content: bytes) -> None:
-    """CharLS, in imagecodecs, reports damage within a stream that pylibjpeg's decoder gives pixels of nonetheless."""
-    from imagecodecs import JpeglsError, jpegls_decode
-
-    try:
-        jpegls_decode(content)
-    except JpeglsError as error:
-        if "Invalid JPEG-LS stream" in str(error):  # not of a kind that it does not know
-            raise DataError("is damaged: a JPEG-LS stream in it does not decode; fetch it again") from error
 
 
 def _require_decoder(syntax: UID) -> None:

@@ -14,7 +14,8 @@ from vmddpm.data.transforms import narrowed
 # Where enhanced multi-frame objects keep what others have at the top level.
 FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 FRAME_KEYWORDS = (
-    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
 VOI_KEYWORDS = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence")
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -122,11 +123,29 @@ def rescaled(
             raise DataError(f"{named('RescaleSlope')} is 0, which makes all pixels one; correct it in the file")
         factor, offset = slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
         step = None if stored.dtype.kind == "f" else abs(factor)
+        _check_range(stored, factor, offset, step)
         values = narrowed(stored.astype(np.float64) * factor + offset, step)
         least = (least if factor > 0 else least + span - 1) * factor + offset
     if padding is not None:
         values = np.where((stored >= padding[0]) & (stored <= padding[1]), np.float32(np.nan), values)
     return values, least
+
+
+def _check_range(stored: np.ndarray, factor: float, offset: float, step: float | None) -> None:
+    """Raises DataError, naming the attribute, if rescaled values would be larger than floating point holds, or all be
+    one."""
+    least, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    ends = [float(end) for end in (stored.min(), stored.max()) if np.isfinite(end)]
+    if abs(factor) < least or max((abs(end * factor) for end in ends), default=0) > largest:
+        raise DataError(
+            f"{named('RescaleSlope')} is {factor:g}, whose products with the pixels floating point does not hold; "
+            "correct it in the file"
+        )
+    if abs(offset) > (largest if step is None else min(largest, 2**53 * step)):
+        raise DataError(
+            f"{named('RescaleIntercept')} is {offset:g}, beside which the pixels make no difference; correct it in the "
+            "file"
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +209,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 def spacing_of(dataset: pydicom.Dataset) -> tuple[float, float]:
     """Height and width of a pixel; only their ratio matters, so a file without either has square pixels."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
         try:
             sizes = numbers_of(dataset, keyword)
         except ValueError:
@@ -210,6 +229,9 @@ def palette_colours(dataset: pydicom.FileDataset, stored: np.ndarray) -> tuple[n
     tables = [
         _table(dataset, f"{name}Descriptor", f"{name}Data", signed=signed, little_endian=little) for name in names
     ]
-    colours = np.stack([table.look_up(stored) for table in tables], -1)
+    colours = np.empty((*stored.shape, 3), np.uint16)
+    for frame, pixels in enumerate(stored):
+        for channel, table in enumerate(tables):
+            colours[frame, ..., channel] = table.look_up(pixels)
     # Entries of 8 bits may lie in words of 16 (C.7.6.3.1.6).
     return colours, 255 if max(int(table.entries.max()) for table in tables) <= 255 else 65535

@@ -1,7 +1,6 @@
 """Many images of one size in one .npy file: written one after another, read one at a time."""
 
 import os
-import uuid
 import weakref
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from vmddpm.data.config import DataError
 from vmddpm.errors import InputError
+from vmddpm.files import temporary_name
 
 W = TypeVar("W", bound="ImageWriter")
 
@@ -32,7 +32,7 @@ class ImageWriter:
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._shape, self.count = path, shape, 0
-        self._part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
+        self._part = temporary_name(path)
         self._file = self._part.open("wb")
         self._write_header()
         self._start = self._file.tell()

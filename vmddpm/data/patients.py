@@ -24,6 +24,16 @@ GENERAL = re.compile(
     r"dicoms?|derivatives|labels?|masks?)(ing|idation|uation)?([\W_]*\d+)?(tr|ts|va)?",
     re.IGNORECASE,
 )
+# A folder that is a patient's by its number: 001, P12, case_3. What one patient may have several of is none.
+NUMBER = re.compile(
+    r"(p|pt|pat|patient|s|sub|subj|subject|case|id|person|participant|volunteer)[\W_]*\d+|[A-Za-z]{0,12}[\W_]*\d{3,}",
+    re.IGNORECASE,
+)
+REPEATED = re.compile(
+    r"(run|acq|acquisition|echo|phase|frame|slice|stack|recon|exam|exp|rec|tp|timepoint|lesion|roi|level|image|img|crop|"
+    r"patch|tile|b|te|tr|ti|im)[\W_]*\d+|(19|20)\d\d([-_.]?\d\d){0,2}",
+    re.IGNORECASE,
+)
 NUMBERED = re.compile(r"(.*?)[\W_]*\d+(?:\.[A-Za-z.]+)?")
 
 
@@ -100,8 +110,8 @@ def _owners(patients: Mapping[str, str]) -> dict[str, set[str]]:
 
 def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
     """Names of files that may be one patient's though they are in folders of several: below folders such as T1 and T2,
-    train and test or ses-1 and ses-2 they lie in folders of one name, or have one; or they are beside DICOM files of
-    several patients and say nothing of theirs."""
+    train and test or ses-1 and ses-2 they lie in folders of one name, or have one; below any other folders they lie in
+    folders of one number; or they are beside DICOM files of several patients and say nothing of theirs."""
     owners, groups = _owners(patients), defaultdict(list)
     for name, patient in patients.items():
         folder, *parts = name.split("/")
@@ -115,11 +125,27 @@ def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
             groups[match[0]].append(name)
         elif GENERAL.fullmatch(folder) and (own := [part for part in parts if not GENERAL.fullmatch(part)]):
             groups[own[0].split(".")[0]].append(name)
+        elif number := next(filter(_may_be_a_patient, parts[:-1]), None):
+            groups[number].append(name)
 
     def unsure(group: list[str]) -> bool:
         return any(patients[name] == name.split("/")[0] for name in group)
 
     return [group for group in groups.values() if len({patients[name] for name in group}) > 1 and unsure(group)]
+
+
+def _may_be_a_patient(folder: str) -> bool:
+    return bool(NUMBER.fullmatch(folder)) and not (GENERAL.fullmatch(folder) or REPEATED.fullmatch(folder))
+
+
+def mixed_patients(patients: Mapping[str, str]) -> dict[str, list[str]]:
+    """First folders that are each taken for one patient, and hold folders that look like patients by their numbers."""
+    inside = defaultdict(set)
+    for name, patient in patients.items():
+        folder, *parts = name.split("/")
+        if parts and patient == folder and (found := next(filter(_may_be_a_patient, parts[:-1]), None)):
+            inside[folder].add(found)
+    return {folder: sorted(found) for folder, found in inside.items() if len(found) > 1}
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

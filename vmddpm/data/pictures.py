@@ -1,5 +1,6 @@
 """Pictures: PNG, JPEG, BMP, PGM, WebP, JPEG 2000 and GIF by Pillow, arrays by NumPy."""
 
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -7,8 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_codestream, check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.slicing import Plane
+from vmddpm.data.streams import JPEG, check_codestream, check_whole
 from vmddpm.data.transforms import choose_mode, display_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -65,11 +67,18 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     """
     head = file.read(33)
     file.seek(0)
+    if head.startswith(PNG):
+        _check_png(file)
     if head.startswith(PNG) and len(head) == 33 and head[24] == 16 and head[25] & (PNG_COLOUR | PNG_ALPHA):
         yield _deep_png(file, head, config)  # which Pillow would cut to 8 bits
         return
     if head[4:8] == JPEG_2000_BOX:
         check_codestream(file.read(STREAM_HEADER), config)
+        file.seek(0)
+    elif head.startswith(JPEG):
+        content = file.read()
+        check_codestream(content, config)
+        check_whole(content)
         file.seek(0)
     with _opened(file) as image:
         check_pixels(image.size[::-1], config)
@@ -126,6 +135,24 @@ def _deep_png(file: BinaryIO, head: bytes, config: DataConfig) -> Plane:
     file.seek(0)
     return picture_plane(pixels if pixels.shape[2] == 3 else pixels[..., 0], 65535, config,
                          significant=_significant_bits(file))  # fmt: skip
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Raises DataError if a chunk is not what its checksum says: Pillow does not look at those of the pixels."""
+    file.seek(len(PNG))
+    while len(start := file.read(8)) == 8:
+        left, name = int.from_bytes(start[:4], "big"), start[4:]
+        checksum = zlib.crc32(name)
+        while left and (block := file.read(min(left, 1 << 20))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+        found = file.read(4)
+        # What is cut short is told by the decoder, if pixels are missing.
+        if len(found) == 4 and name[:1].isupper() and int.from_bytes(found, "big") != checksum:
+            raise DataError(f"is damaged: its chunk {name.decode('ascii', 'replace')} has another checksum than it "
+                            "says; fetch it again")  # fmt: skip
+        if name == b"IEND":
+            break
+    file.seek(0)
 
 
 def _significant_bits(file: BinaryIO) -> int | None:

@@ -27,13 +27,12 @@ from vmddpm.data.dicom import Ranges
 from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
-from vmddpm.data.patients import joined, look_alikes, patient_of, same_subjects
+from vmddpm.data.patients import joined, look_alikes, mixed_patients, patient_of, same_subjects
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges
-from vmddpm.data.store import StoredSlice, side_of, write_records
+from vmddpm.data.store import StoredSlice, new_store, side_of, write_records
 from vmddpm.data.tally import Tally
-from vmddpm.files import make_folder
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -65,22 +64,20 @@ def prepare_store(
         test_share: share of the patients, about, on the test side.
 
     Raises:
-        DataError: if `out` is not empty or cannot be written, a file cannot be read (`on_error: fail`), or nothing is
-            left.
+        DataError: if `out` holds anything but what an interrupted call left, or cannot be written, a file cannot be
+            read (`on_error: fail`), or nothing is left.
     """
     if not 0 <= test_share < 1:
         raise DataError(f"test_share is {test_share}; it must be from 0 to below 1")
     if processes < 1:
         raise DataError(f"processes is {processes}; it must be at least 1")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty; choose another folder, or remove it")
     slices: list[StoredSlice] = []
     of_studies: dict[str, str] = {}
     remarks = list(layout.left_out)
     began, seen = time.perf_counter(), 0
     try:
-        make_folder(out)
         with (
+            new_store(out) as store_json,
             ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
         ):
@@ -116,7 +113,7 @@ def prepare_store(
                 del options[name]
             made = {**made_from, "options": options, "test_share": test_share, "seen": seen,
                     "remarks": [asdict(remark) for remark in remarks]}  # fmt: skip
-            write_records(out, slices, made)
+            write_records(out, slices, made, store_json)
     except OSError as error:
         raise DataError(f"{out}: the store cannot be written ({error.strerror or error}); make room there") from error
     sides = {side: [info for info in slices if info.split == side] for side in ("train", "test")}
@@ -141,7 +138,15 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
             "--patient finds the patient in the path",
             stacklevel=3,
         )
-    if groups := same_subjects({info.source: info.patient for info in slices}):
+    patients = {info.source: info.patient for info in slices}
+    if mixed := mixed_patients(patients):
+        folder, inside = next(iter(mixed.items()))
+        warnings.warn(
+            f"{len(mixed)} folders such as {folder} are each taken for one patient, but what is in them, such as "
+            f"{inside[0]} and {inside[1]}, looks like several patients; --patient finds the patient in the path",
+            stacklevel=3,
+        )
+    if groups := same_subjects(patients):
         count = sum(len(group) for group in groups)
         warnings.warn(
             f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but are taken for several "

@@ -83,8 +83,8 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
         raise DataError("its affine does not say how it lies: an axis has no length, or is not finite")
     beyond = (0,) * (image.ndim - 4)  # further axes of length 1
     for frame in _frames_of(shape[3] if len(shape) == 4 else 1, config):
-        voxels = image.dataobj[(..., frame, *beyond)] if image.ndim > 3 else image.dataobj
-        yield from _frame_planes(np.asarray(voxels), image.affine, orientation, frame, config)
+        place = (..., frame, *beyond) if image.ndim > 3 else (...,)
+        yield from _frame_planes(np.asarray(image.dataobj[place]), image.affine, orientation, frame, config)
 
 
 def _is_colour(dtype: np.dtype[Any]) -> bool:
@@ -110,6 +110,7 @@ def _frame_planes(
         stored = np.stack([stored[name] for name in ("R", "G", "B")], -1)
     # First axis to the right, second to anterior, third to superior.
     voxels = nib.apply_orientation(narrowed(stored, step=None if stored.dtype.kind == "f" else 1), orientation)
+    del stored  # as large as the voxels, or twice
     sizes = np.empty(3)
     sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     depth = 255 if colour else None

@@ -10,7 +10,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +25,7 @@ from vmddpm.data.image_file import ImageFile
 from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
-from vmddpm.files import sha256, write_text
+from vmddpm.files import is_temporary, remove_leftovers, sha256, write_text, written_whole
 
 FORMAT = 2
 
@@ -64,12 +66,51 @@ def is_store(root: str | Path) -> bool:
     return bool(root) and (Path(os.path.expanduser(root)) / "store.json").is_file()
 
 
-def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any]) -> None:
-    """What stands beside images.npy, which must be in place: from here on the folder is a store."""
+@contextmanager
+def new_store(folder: Path) -> Iterator[Path]:
+    """A folder in which a store is made: yields the file for its store.json, which `write_records` fills and which is
+    put in place at the end. While it is there, others see that the folder is taken. What a killed process left of a
+    store is removed, with a warning.
+
+    Raises:
+        DataError: if the folder holds anything else, or another process is at work in it.
+    """
+    if folder.exists():
+        _clear(folder)
+    with written_whole(folder / "store.json") as temporary:
+        temporary.touch()
+        yield temporary
+
+
+def _clear(folder: Path) -> None:
+    """Leaves an empty folder, if it holds nothing but what a killed process was making."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
+    parts = ("images.npy", "manifest.jsonl")
+    taken = [name for name in names if any(is_temporary(name, of) for of in (*parts, "store.json"))]
+    if set(names) - {*parts, *taken}:
+        raise DataError(f"{folder} is not empty; choose another folder, or remove it")
+    remove_leftovers(folder, shared=True)
+    if any((folder / name).exists() for name in taken):
+        raise DataError(
+            f"another `vmddpm prepare` is at work in {folder}, on this or another machine; choose another folder, or "
+            "remove it if you know of none"
+        )
+    if names:
+        warnings.warn(f"{folder}: what a prepare that was interrupted left is removed; all is made again", stacklevel=5)
+        for name in parts:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any], temporary: Path) -> None:
+    """What stands beside images.npy, which must be in place.
+
+    Args:
+        temporary: where to write what becomes store.json; see `new_store`.
+    """
     manifest = folder / "manifest.jsonl"
     write_text(manifest, "".join(json.dumps(asdict(info)) + "\n" for info in slices))
     record = {"format": FORMAT, **made, "images": len(slices), "manifest_sha256": sha256(manifest)}
-    write_text(folder / "store.json", json.dumps(record, indent=1) + "\n")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, Any]]:

@@ -10,9 +10,10 @@ import numpy as np
 import tifffile
 
 from vmddpm.data.config import DataConfig, DataError
-from vmddpm.data.limits import check_codestream, check_ended, check_pixels, check_stored, check_voxels
+from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.pictures import over_black, picture_plane
 from vmddpm.data.slicing import Plane
+from vmddpm.data.streams import check_codestream, check_whole
 
 REDUCED, MASK = 1, 4  # of tag 254, NewSubfileType
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
@@ -96,7 +97,7 @@ def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: Dat
         tiff.filehandle.seek(offset)
         content = tiff.filehandle.read(count)
         check_codestream(content[:STREAM_HEADER], config)
-        check_ended(content)
+        check_whole(content, page.jpegtables)
 
 
 def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
@@ -121,8 +122,11 @@ def _images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
     """How many images lie behind a page: ImageJ writes large stacks behind a single one, as tifffile does if asked."""
     if tiff.is_imagej and len(tiff.pages) == 1:
         return int((tiff.imagej_metadata or {}).get("images", 1))
-    if page.shaped_description is not None:
-        said = json.loads(page.shaped_description)
+    if (description := page.shaped_description) is not None and description.startswith("{"):  # not of old tifffiles
+        try:
+            said = json.loads(description)
+        except ValueError as error:
+            raise DataError(f"its ImageDescription (270) is damaged ({error}); save it again") from error
         if said.get("truncated"):
             return max(math.prod(int(length) for length in said["shape"]) // page.size, 1)
     return 1

@@ -9,6 +9,7 @@ from vmddpm.data.config import DataConfig, DataError
 
 # ITU-R BT.601, the weights of Pillow's mode "L".
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+FAR = 1e30  # beyond it, and below one over it, differences and quotients of float32 are not sure to be finite
 
 
 def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str = "") -> str:
@@ -71,13 +72,14 @@ def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
         narrow = values.astype(np.float32, copy=False)
     if values.dtype.itemsize <= 2 or values.dtype == np.float32:
         return narrow
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    finite = np.isfinite(values)  # not a copy of those values, which may be most of the memory
+    if not finite.any():
         return narrow
-    low, high = float(finite.min()), float(finite.max())
+    low = float(values.min(where=finite, initial=np.inf)) if values.dtype.kind == "f" else float(values.min())
+    high = float(values.max(where=finite, initial=-np.inf)) if values.dtype.kind == "f" else float(values.max())
     largest = max(-low, high)
     fits = largest <= 2**6 * (high - low) if step is None else largest <= 2**24 * step
-    return narrow if (fits or low == high) and largest <= np.finfo(np.float32).max else values.astype(np.float64)
+    return narrow if (fits or low == high) and largest <= float(np.finfo(np.float32).max) else values.astype(np.float64)
 
 
 def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
@@ -93,7 +95,12 @@ def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     if black == white:
         return np.full(pixels.shape, -1, np.float32)
     finite = np.isfinite(pixels)
-    scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
+    if max(abs(black), abs(white)) < FAR and abs(white - black) > 1 / FAR:
+        scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
+    else:
+        part = 0.5 if max(abs(black), abs(white)) > 1 else 1.0  # the difference of the largest numbers is infinite
+        values = np.where(finite, pixels.astype(np.float64), black)
+        scaled = (values * part - black * part) / (white * part - black * part) * 2 - 1
     return np.where(finite, np.clip(scaled, -1, 1), -1).astype(np.float32)
 
 

@@ -52,10 +52,14 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
     partner = voxels_of(path)
     if partner is None:
         raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
-    matrix = path.with_name(f"{stem}.mat")
     note = ""
-    if not isinstance(header, nib.Nifti1Header) and matrix.exists():  # SPM's, which only MATLAB files hold
-        note = "an Analyze volume with a .mat file, which says how it lies and is not read; convert it to NIfTI"
+    if not isinstance(header, nib.Nifti1Header):
+        if path.with_name(f"{stem}.mat").exists():  # SPM's, for MATLAB
+            raise DataError(
+                f"is an Analyze volume whose {stem}.mat says how it lies, which is not read; convert it to NIfTI, such "
+                "as by SPM, or move the .mat away if the header alone is right"
+            )
+        note = "an Analyze volume, whose header does not say how it lies: its first axis is taken to run to the left"
     with open_regular(partner) as packed, _unpacked(packed) as voxels:
         for plane in volume_planes(_nifti_image(header, voxels, packed, config), config):
             yield replace(plane, note=note)
@@ -105,6 +109,10 @@ def _nifti_image(
         raise DataError(f"vox_offset is {float(header['vox_offset']):g}; the header is damaged")
     offset = int(header["vox_offset"])
     slope, intercept = _scaling(header) if dtype.names is None else (1.0, 0.0)
+    if dtype.kind in "biu" and abs(intercept) > 2**53 * abs(slope):
+        raise DataError(
+            f"scl_inter is {intercept:g}, beside which voxels times scl_slope {slope:g} make no difference; correct it"
+        )
     check_pixels(shape[:2], config)
     check_voxels(shape[:3], config)
     stored = os.fstat(packed.fileno()).st_size
@@ -226,6 +234,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:dimensions, :dimensions]
     affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
     affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
+    del image  # as large as the voxels
     yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
 
 

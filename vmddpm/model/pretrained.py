@@ -1,7 +1,7 @@
 """Networks as folders: model.safetensors, config.json and README.md, a card that says what they are.
 
 model.safetensors has a copy of the configuration in its header, so that weights and a config.json that do not belong
-together are told apart.
+together are told apart; model.sha256 has its checksum, as `sha256sum --check` reads it.
 """
 
 import json
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_model
 
 from vmddpm.errors import InputError
+from vmddpm.files import sha256, whole_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,7 +52,9 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
         save_model(cast(Any, self), str(save_directory / "model.safetensors"), metadata)
         mask = os.umask(0o077)  # safetensors lets the owner alone read its files; the umask is known by setting it
         os.umask(mask)
-        (save_directory / "model.safetensors").chmod(0o666 & ~mask)
+        weights = save_directory / "model.safetensors"
+        weights.chmod(0o666 & ~mask)
+        (save_directory / "model.sha256").write_text(f"{sha256(weights)}  {weights.name}\n", encoding="ascii")
 
     @classmethod
     def from_pretrained(
@@ -65,15 +68,17 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
             kwargs: those of `huggingface_hub.PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: if there is no such folder, or its weights and its config.json do not belong together.
+            InputError: if there is no such folder, its weights are damaged, or they and its config.json do not belong
+                together.
 
         Example:
             >>> VMDDPM.from_pretrained("runs/brats/weights/ema")  # doctest: +SKIP
         """
         folder = Path(pretrained_model_name_or_path)
-        if not from_hub:
-            check_unit(folder)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if from_hub:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_unit(folder)
+        return super().from_pretrained(whole_folder(folder), **kwargs)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Pretrained":
@@ -83,15 +88,19 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
 
 
 def check_unit(folder: Path) -> None:
-    """Raises InputError if the folder holds no network, or weights and a configuration of two networks."""
+    """Raises InputError if the folder holds no network, or damaged weights, or weights and a configuration of two."""
+    folder = whole_folder(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that save_pretrained wrote, or say from_hub=True to fetch a "
                          "network of that name from Hugging Face's hub")  # fmt: skip
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}; it is not what save_pretrained wrote")
+    checksum = folder / "model.sha256"  # files of other programs, and older ones, have none
+    if checksum.exists() and checksum.read_text(encoding="utf-8").split()[:1] != [sha256(folder / "model.safetensors")]:
+        raise InputError(f"{folder}: model.safetensors is not what was written, by its checksum in {checksum.name}")
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
-        embedded = (file.metadata() or {}).get("config")  # files of other programs, and older ones, have none
+        embedded = (file.metadata() or {}).get("config")  # as above
     beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if embedded is not None and json.loads(embedded) != beside:
         raise InputError(f"{folder}: config.json is not the configuration that model.safetensors was written with; "

@@ -5,13 +5,18 @@ import hmac
 import json
 import re
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from vmddpm.errors import InputError
+from vmddpm.files import LockedError, lock
 from vmddpm.study.folder import Study, StudyError, write_secret
 
 # No two that look alike on paper. Twelve of them are 59 bits: no one guesses that over a network.
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+PATIENCE = 10.0  # seconds
 
 
 def reader_code(text: str) -> str:
@@ -46,15 +51,35 @@ def _is_account(entry: Any) -> bool:
 
 
 def register(study: Study, codes: list[str]) -> dict[str, str]:
-    """Makes a password for each code, in the place of one it may have had, and returns them by code."""
+    """Makes a password for each code, in the place of one it may have had, and returns them by code.
+
+    Raises:
+        StudyError: if a code is none, readers.json is damaged, or another process is registering readers for long.
+    """
     passwords = {reader_code(code): "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(3))
                  for code in codes}  # fmt: skip
-    readers = load_readers(study)
-    for code, password in passwords.items():
-        salt = secrets.token_hex(16)
-        readers[code] = {"salt": salt, "hash": _hash(password, salt)}
-    write_secret(study.path / "readers.json", json.dumps(readers, indent=1))
+    salts = {code: secrets.token_hex(16) for code in passwords}
+    hashes = {code: {"salt": salts[code], "hash": _hash(password, salts[code])} for code, password in passwords.items()}
+    with _alone(study):  # what another process adds between reading and writing would be lost
+        write_secret(study.path / "readers.json", json.dumps(load_readers(study) | hashes, indent=1))
     return passwords
+
+
+@contextmanager
+def _alone(study: Study) -> Iterator[None]:
+    """Holds the list of readers for this process."""
+    until = time.monotonic() + PATIENCE
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(study.path / "readers.lock"))
+                break
+            except LockedError as error:
+                if time.monotonic() > until:
+                    words = f"readers are being registered by {error.holder}; try again{error.advice}"
+                    raise StudyError(words) from None
+            time.sleep(0.05)
+        yield
 
 
 def is_password(study: Study, code: str, password: str) -> bool:

@@ -3,7 +3,7 @@
     config.yaml      the resolved configuration
     metrics.jsonl    one line every `log_every` steps
     checkpoints/     everything needed to go on, see `checkpoints`
-    weights/         ema/ and raw/: model.safetensors and config.json, for `from_pretrained`
+    weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
     loss.png         the loss curve, at the end
     lock             who is training here
@@ -23,7 +23,15 @@ from torch import nn
 from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
-from vmddpm.files import LockedError, folder_written_whole, lock, make_folder, remove_leftovers, write_text
+from vmddpm.files import (
+    LockedError,
+    folder_written_whole,
+    lock,
+    make_folder,
+    remove_leftovers,
+    whole_folder,
+    write_text,
+)
 from vmddpm.model import ModelConfig
 from vmddpm.model.pretrained import Pretrained, check_unit
 from vmddpm.model.unet import UNetConfig
@@ -53,6 +61,9 @@ class RunFolder:
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
+        return whole_folder(self._place(kind))
+
+    def _place(self, kind: str) -> Path:
         return self.path / "weights" / kind
 
     def check(self, config: RunConfig) -> None:
@@ -124,11 +135,11 @@ class RunFolder:
 
     def save_weights(self, kind: str, model: Pretrained) -> None:
         """Weights and their configuration take the place of those before as one folder."""
-        with folder_written_whole(self.weights(kind)) as temporary:
+        with folder_written_whole(self._place(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
             except SafetensorError as error:  # a full disk, for one
-                raise RunError(f"{self.weights(kind)} cannot be written ({error}); make room there, then run the same "
+                raise RunError(f"{self._place(kind)} cannot be written ({error}); make room there, then run the same "
                                "command again to go on") from error  # fmt: skip
 
     def load_model(self, kind: str) -> nn.Module:
