@@ -194,10 +194,10 @@ GpuScanPlan cuda_plan(const py::handle& sizes, const py::handle& options, std::p
 
 void cuda_forward(const py::handle& inputs, const py::handle& options, const py::handle& sizes,
                   const py::handle& outputs, const GpuScanPlan& plan, const py::handle& segment_state,
-                  const py::handle& segment_delta, int device, uintptr_t stream) {
+                  const py::handle& segment_delta, const py::handle& images, int device, uintptr_t stream) {
   ScanParams p = scan_params(inputs, options, sizes, 1);
   fill_outputs(p, outputs);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta)};
+  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images)};
   const py::gil_scoped_release release;
   cuda_scan_forward(p, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -205,9 +205,9 @@ void cuda_forward(const py::handle& inputs, const py::handle& options, const py:
 void cuda_backward(const py::handle& inputs, const py::handle& options, const py::handle& sizes, const py::handle& dy,
                    const py::handle& dlast_state, const py::handle& checkpoints, const py::handle& grads,
                    const GpuScanPlan& plan, const py::handle& segment_state, const py::handle& segment_delta,
-                   int device, uintptr_t stream) {
+                   const py::handle& images, int device, uintptr_t stream) {
   const ScanGradParams g = grad_params(inputs, options, sizes, dy, dlast_state, checkpoints, grads, 1);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta)};
+  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images)};
   const py::gil_scoped_release release;
   cuda_scan_backward(g, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -240,7 +240,7 @@ void define_cuda(py::module_ m) {
       .def_readonly("passes", &GpuScanPlan::passes)
       .def_readonly("segments", &GpuScanPlan::segments)
       .def_readonly("chunks", &GpuScanPlan::chunks)
-      .def_readonly("loops_routes", &GpuScanPlan::loops_routes);
+      .def_readonly("images", &GpuScanPlan::images);
   m.def("scan_plan", &cuda_plan);
   m.def("scan_forward", &cuda_forward);
   m.def("scan_backward", &cuda_backward);

@@ -80,7 +80,7 @@ class GpuScanPlan:
     @property
     def chunks(self) -> int: ...
     @property
-    def loops_routes(self) -> bool: ...
+    def images(self) -> int: ...
 
 class CudaKernels:
     """The submodule `cuda`, which a build without CUDA lacks."""
@@ -99,6 +99,7 @@ class CudaKernels:
         plan: GpuScanPlan,
         segment_state: Tensor | None,
         segment_delta: Tensor | None,
+        images: Tensor | None,
         device: int,
         stream: int,
     ) -> None: ...
@@ -114,6 +115,7 @@ class CudaKernels:
         plan: GpuScanPlan,
         segment_state: Tensor | None,
         segment_delta: Tensor | None,
+        images: Tensor | None,
         device: int,
         stream: int,
     ) -> None: ...

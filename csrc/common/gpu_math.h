@@ -25,10 +25,10 @@ constexpr float kRateUnit<float> = 0.693147181f;
 // last place.
 VMDDPM_DEVICE float exp_negative(float m) {
   constexpr float log2e = 1.44269502f, log2e_rest = 1.92596303e-8f;
-  const float high = m * log2e;
-  const float low = fmaf(m, log2e_rest, fmaf(m, log2e, -high));
-  const float e = exp2_unit(-high);
-  return high < 120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // beyond, and at infinity, low is no correction
+  const float high = m * -log2e;
+  const float low = fmaf(m, log2e_rest, fmaf(m, log2e, high));
+  const float e = exp2_unit(high);
+  return high > -120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // beyond, and at infinity, low is no correction
 }
 VMDDPM_DEVICE double exp_negative(double m) { return ::exp(-m); }
 
@@ -45,7 +45,7 @@ VMDDPM_DEVICE double log1p_unit(double y) { return ::log1p(y); }
 // log(1 + e^x), x itself above 20 (PyTorch's threshold).
 template <typename T>
 VMDDPM_DEVICE T softplus(T x) {
-  const T value = (x > T(0) ? x : T(0)) + log1p_unit(exp_negative(x > T(0) ? x : -x));
+  const T value = (x > T(0) ? x : T(0)) + log1p_unit(exp_negative(std::fabs(x)));
   return x > T(20) ? x : value;
 }
 

@@ -18,7 +18,7 @@ struct GpuScanPlan {
   int64_t segment;            // steps of a segment, a multiple of the chunk
   int64_t segments;           // pieces of the sequence that are scanned side by side
   int64_t chunk, chunks;      // steps between checkpoints, and how many there are
-  bool loops_routes;          // a block walks the routes one after another, rather than one block each
+  int64_t images;             // partial images whose sum is y, one of each route, or dx; 0 if that is written at once
 };
 
 // Sizes only are read of `p`. Throws std::invalid_argument if a block needs more shared memory than there is.
@@ -28,14 +28,16 @@ GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool ba
 struct GpuScanWork {
   void* segment_state;  // Acc (B, K, segments, N, D), or null if there is one segment
   void* segment_delta;  // Acc (B, K, segments, D), likewise
+  void* images;         // Acc (images, ...) of y's shape and order in memory, or null
 };
 
-// p.checkpoints is Acc (B, K, chunks, N, D) here. p.y may be half precision if nothing is added to it: one pass, and
-// one route or routes that are not summed. Both throw std::runtime_error naming the kernel that could not be launched.
+// p.checkpoints is Acc (B, K, chunks, N, D) here. x and delta are of one type, B and C both of that or of the
+// accumulation's. Without partial images p.y is of one of these two; with them it has no gaps in memory, any type and the
+// channels next to each other. Both throw std::runtime_error naming the kernel that could not be launched.
 void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
 
 // dA is Acc (B, segments, K, D, N) here, dD and ddelta_bias (B, segments, K, D), dB and dC (groups, B, K, L, N).
-// dx and ddelta may be half precision as y may.
+// dx and ddelta may be half precision if nothing is added to them: one pass, and for dx one route or routes not summed.
 void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
 
 // The steps between two checkpoints, and from one segment to the next a multiple of it.

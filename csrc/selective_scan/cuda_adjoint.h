@@ -1,41 +1,14 @@
-// What one thread of the adjoint scan does: the order in which it visits tiles, a few steps at a time, and the sums over
-// the channels of its warp.
+// What one thread of the adjoint scan does: a few steps of two channels at a time, and the sums over the channels of its
+// unit.
 #pragma once
-#include "cuda_block.h"
+#include "cuda_chunk.h"
 
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kChunkTiles = static_cast<int>(kGpuChunk) / kSteps;
-
-// The visits of a segment: for each chunk, last first, its tiles forwards and then backwards.
-struct BackwardVisits {
-  int tiles;
-  bool has_dy;
-
-  VMDDPM_DEVICE int tile(int v, bool& backwards) const {
-    const int last = (tiles - 1) / kChunkTiles, tiles_of_last = tiles - last * kChunkTiles;
-    int chunk = last, place = v, count = tiles_of_last;
-    if (v >= 2 * tiles_of_last) {
-      const int beyond = v - 2 * tiles_of_last;
-      chunk = last - 1 - beyond / (2 * kChunkTiles);
-      place = beyond % (2 * kChunkTiles);
-      count = kChunkTiles;
-    }
-    backwards = place >= count;
-    return chunk * kChunkTiles + (backwards ? 2 * count - 1 - place : place);
-  }
-
-  VMDDPM_DEVICE Visit operator()(int v) const {
-    bool backwards;
-    const int index = tile(v, backwards);
-    return {index, true, true, backwards, backwards && has_dy};
-  }
-};
-
-// The sum over the lanes of a warp of each of n values (n a power of two, at most 32) by a halving butterfly: at every
-// level a lane keeps one half and passes the other on. Lane i returns the sum of value i / (32 / n).
-template <int mask = kWarp / 2, int n, typename T>
+// The sum over 2 mask neighbouring lanes of each of n values (a power of two, at most as many) by a halving butterfly: at
+// every level a lane keeps one half and passes the other on. Lane i of them returns the sum of value i / (2 mask / n).
+template <int mask, int n, typename T>
 VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   if constexpr (mask == 0) {
     return values[0];
@@ -59,76 +32,112 @@ VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   }
 }
 
-// What a few steps of one thread are computed from, and where their results go.
-template <typename Acc>
+// What steps are computed from, at a thread's channels and states, in shared memory: u steps from the first of a few on.
+template <typename Acc, int S>
 struct Rows {
-  const Acc *delta, *x, *dy;    // tiles at this thread's channel
-  const Acc *B, *C;             // tiles at this thread's states
-  Acc *ddelta, *ddrive;         // this slice's share
+  const Drive<Acc>* drive;
+  const Pair<Acc>* dy;
+  const Pack<Acc, 2 * S>* matrices;
+  Drive<Acc>* partial;
+
+  VMDDPM_DEVICE void step(int u, Acc (&values)[4]) const { load_row(drive[u * kPitchOfPairs].value, values); }
+  VMDDPM_DEVICE void gradient(int u, Acc (&values)[2]) const { load_row(dy[u * kPitchOfPairs].value, values); }
+  VMDDPM_DEVICE void B(int u, Acc (&values)[S]) const { load_row(matrices[u].value, values); }
+  VMDDPM_DEVICE void B_and_C(int u, Acc (&values)[2 * S]) const { load_row(matrices[u].value, values); }
+  VMDDPM_DEVICE void keep(int u, const Acc (&results)[4]) { store_row(partial[u * kUnit].value, results); }
 };
 
-// kSub steps from `first` on, of S states. With v = delta A and the forward h_l = e^v h_{l-1} + phi(v) drive B:
-//   g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
-//   dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
-// h holds the states before the first step. Returns this lane's sum over the channels of the warp of one element of dB
-// or dC: see lane_sums; the order is dB [step][state], then dC.
-template <typename Acc, int S, int kSub, bool kZoh>
-VMDDPM_DEVICE Acc adjoint_steps(const Rows<Acc>& at, int first, const Acc (&rates)[S], const Acc (&h)[S], Acc (&dh)[S],
-                                Acc (&dA)[S], int lane) {
-  Acc state[kSub + 1][S], decays[kSub][S], deltas[kSub], drives[kSub];
+// Of one step of S states of two channels [channel][state]: the decays, and what comes in.
+template <typename Acc, int S, bool kZoh>
+VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc (&B)[S], const Acc (&rates)[2 * S], Acc (&decays)[2 * S],
+                                     Acc (&inputs)[2 * S]) {
 #pragma unroll
-  for (int s = 0; s < S; ++s) state[0][s] = h[s];
+  for (int i = 0; i < 2 * S; ++i) {
+    const Acc v = step[i / S] * rates[i];
+    decays[i] = decay(v);
+    inputs[i] = step[2 + i / S] * B[i % S];
+    if constexpr (kZoh) {
+      Acc phi, dphi;
+      zoh_weight(v * kRateUnit<Acc>, decays[i], phi, dphi);
+      inputs[i] *= phi;
+    }
+  }
+}
+
+// The states after kSub steps.
+template <int S, int kSub, bool kZoh, typename Acc, typename At>
+VMDDPM_DEVICE void replay_steps(const At& at, const Acc (&rates)[2 * S], Acc (&h)[2 * S]) {
 #pragma unroll
   for (int u = 0; u < kSub; ++u) {
-    const int t = first + u;
-    Acc b[S];
-    load_row(at.B + t * kRow<S>, b);
-    deltas[u] = at.delta[t * kPitch];
-    drives[u] = deltas[u] * at.x[t * kPitch];
+    Acc step[4], b[S], decays[2 * S], inputs[2 * S];
+    at.step(u, step);
+    at.B(u, b);
+    decays_and_inputs<Acc, S, kZoh>(step, b, rates, decays, inputs);
 #pragma unroll
-    for (int s = 0; s < S; ++s) {
-      const Acc v = deltas[u] * rates[s];
-      decays[u][s] = decay(v);
-      Acc input = drives[u] * b[s];
-      if constexpr (kZoh) {
-        Acc phi, dphi;
-        zoh_weight(v * kRateUnit<Acc>, decays[u][s], phi, dphi);
-        input *= phi;
-      }
-      state[u + 1][s] = decays[u][s] * state[u][s] + input;
-    }
+    for (int i = 0; i < 2 * S; ++i) h[i] = decays[i] * h[i] + inputs[i];
   }
-  Acc matrices[2 * kSub * S];
+}
+
+// kSub steps of S states of two channels. With v = delta A and the forward
+// h_l = e^v h_{l-1} + phi(v) drive B:
+//   g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
+//   dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
+// h holds the states before the first step; at.keep(step, {ddelta, ddrive}) gets what the states of a step add up to.
+// Returns this lane's sum over the channels of kLanes lanes of one element of dB or dC: see lane_sums; the order is dB
+// [step][state], then dC.
+template <int S, int kSub, bool kZoh, int kLanes, typename Acc, typename At>
+VMDDPM_DEVICE Acc adjoint_steps(At& at, const Acc (&rates)[2 * S], const Acc (&h)[2 * S], Acc (&dh)[2 * S],
+                                Acc (&dA)[2 * S], int lane) {
+  Acc state[kSub + 1][2 * S], decays[kSub][2 * S];
+#pragma unroll
+  for (int i = 0; i < 2 * S; ++i) state[0][i] = h[i];
+#pragma unroll
+  for (int u = 0; u < kSub; ++u) {
+    Acc step[4], b[S], inputs[2 * S];
+    at.step(u, step);
+    at.B(u, b);
+    decays_and_inputs<Acc, S, kZoh>(step, b, rates, decays[u], inputs);
+#pragma unroll
+    for (int i = 0; i < 2 * S; ++i) state[u + 1][i] = decays[u][i] * state[u][i] + inputs[i];
+  }
+  Acc sums[2 * kSub * S];
 #pragma unroll
   for (int u = kSub - 1; u >= 0; --u) {
-    const int t = first + u;
-    Acc b[S], c[S];
-    load_row(at.B + t * kRow<S>, b);
-    load_row(at.C + t * kRow<S>, c);
-    const Acc dy = at.dy[t * kPitch];
-    Acc ddelta = Acc(0), ddrive = Acc(0);
+    Acc step[4], dy[2], matrices[2 * S], results[4] = {};
+    at.step(u, step);
+    at.gradient(u, dy);
+    at.B_and_C(u, matrices);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      const Acc g = dh[s] + dy * c[s];
-      Acc weighted = g, dv = Acc(0);
-      if constexpr (kZoh) {
-        Acc phi, dphi;
-        zoh_weight(deltas[u] * rates[s] * kRateUnit<Acc>, decays[u][s], phi, dphi);
-        weighted = g * phi;
-        dv = g * dphi * drives[u] * b[s];
+      const Acc b = matrices[s], c = matrices[S + s];
+      Acc dB = Acc(0), dC = Acc(0);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int i = j * S + s;
+        const Acc g = dh[i] + dy[j] * c;
+        Acc weighted = g, dv = Acc(0);
+        if constexpr (kZoh) {
+          Acc phi, dphi;
+          zoh_weight(step[j] * rates[i] * kRateUnit<Acc>, decays[u][i], phi, dphi);
+          weighted = g * phi;
+          dv = g * dphi * step[2 + j] * b;
+        }
+        dB += weighted * step[2 + j];
+        dC += dy[j] * state[u + 1][i];
+        results[2 + j] += weighted * b;
+        dh[i] = decays[u][i] * g;
+        dv += dh[i] * state[u][i];
+        results[j] += dv * rates[i];
+        dA[i] += dv * step[j];
       }
-      matrices[u * S + s] = weighted * drives[u];
-      matrices[(kSub + u) * S + s] = dy * state[u + 1][s];
-      ddrive += weighted * b[s];
-      dh[s] = decays[u][s] * g;
-      dv += dh[s] * state[u][s];
-      ddelta += dv * rates[s];
-      dA[s] += dv * deltas[u];
+      sums[u * S + s] = dB;
+      sums[(kSub + u) * S + s] = dC;
     }
-    at.ddelta[t * kPitch] = ddelta * kRateUnit<Acc>;
-    at.ddrive[t * kPitch] = ddrive;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) results[j] *= kRateUnit<Acc>;
+    at.keep(u, results);
   }
-  return lane_sums(matrices, lane);
+  return lane_sums<kLanes / 2>(sums, lane);
 }
 
 }  // namespace gpu

@@ -1,22 +1,51 @@
-// The forward scan, and the two walks that make long sequences parallel: the state a segment adds to what enters it
-// (kCarry), and its adjoint, walked from the end (kAdjoint).
+// The forward scan, and the walk that makes long sequences parallel: the state that a segment adds to what enters it.
+//
+// A lane walks S states of its channel through a segment. Where the states of a channel are shared out among the warps of
+// a block (kSlices > 1), each of these takes a group of the steps of a tile to find delta and the drive delta x for all of
+// them, and to add up y.
 #include "cuda_launch.h"
+#include "cuda_stream.h"
 
 namespace vmddpm {
 namespace gpu {
 namespace {
 
-enum class Walk { kScan, kCarry, kAdjoint };
-
-template <Walk walk>
-struct ForwardVisits {
-  int tiles;
-  bool has_dy;
-  VMDDPM_DEVICE Visit operator()(int v) const {
-    if (walk == Walk::kAdjoint) return {tiles - 1 - v, false, false, true, has_dy};
-    return {v, true, true, walk == Walk::kScan, false};
-  }
+struct ForwardArguments {
+  int32_t routes, channels, states;
+  int32_t first_state;              // of this launch
+  int32_t length, segment;          // steps
+  int32_t groups, segments, chunks;
+  int32_t tiles;                    // warps of channels in a block
+  bool softplus, add, start_by_segment;
+  Stream x, delta, B, C, y;
+  const void *A, *D, *delta_bias;
+  const int32_t* table;
+  const void* start;                // states to start from: (B, K, D, N), or (B, K, segments, N, D); null is zero
+  void *segment_state, *segment_delta, *last_state, *checkpoints;
 };
+
+// Steps of a tile of B and C: more of them where each is little.
+template <int S, int kSlices>
+constexpr int kTileSteps = S * kSlices == 1 ? 32 : 16;
+
+template <typename Acc, int S, int kSlices>
+struct Shared {
+  static constexpr int kBuffers = kSlices == 1 ? 2 : 1;  // of B and C
+  static constexpr int kTile = kTileSteps<S, kSlices> * S * kSlices;
+  static constexpr int kPiece = 4 * int(Pixels<kTileSteps<S, kSlices>>::kCount), kMatrices = kPiece + int(sizeof(Piece));
+  static constexpr int kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
+  // For each warp of channels, where slices share them: delta and drive of a tile, and each slice's part of y.
+  static constexpr int kLanes = kTileSteps<S, kSlices> * kWarp, kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
+  static constexpr int bytes(int tiles) { return kDecoded + tiles * kEach; }
+};
+
+// Blocks a multiprocessor that registers must allow, of at most so many threads.
+template <typename E, int S, int kSlices, bool kZoh>
+constexpr int kBlocks = sizeof(E) == 8 ? 2 : S == 16 ? (kZoh ? 2 : 4) : kSlices > 1 ? (kZoh ? 2 : 3) : S == 1 && !kZoh ? 8 : 6;
+template <int S, int kSlices>
+constexpr int kLeastThreads = kSlices > 1 ? 128 : S == 16 ? 96 : 64;
+template <int kSlices>
+constexpr int kThreads = kSlices > 1 ? 256 : 128;
 
 // One step of S states of one channel (Eq. 5-6): h = e^v h + phi(v) drive B with v = delta A. Returns <C, h>.
 template <typename Acc, int S, bool kZoh, bool kOutput>
@@ -38,124 +67,206 @@ VMDDPM_DEVICE Acc step(Acc delta, Acc drive, const Acc* B, const Acc* C, const A
     h[s] = e * h[s] + input;
     if constexpr (kOutput) y[s % kSums] += h[s] * c[s];
   }
-  Acc sum = y[0];
-#pragma unroll
-  for (int i = 1; i < kSums; ++i) sum += y[i];
-  return sum;
+  if constexpr (kSums == 4) return (y[0] + y[1]) + (y[2] + y[3]);
+  return y[0];
 }
 
-template <typename Acc, int S, bool kZoh, Walk walk>
-VMDDPM_KERNEL(walk == Walk::kAdjoint ? kBackwardThreads : kForwardThreads, walk == Walk::kAdjoint ? 2 : 4) scan_forward(VMDDPM_ARGUMENTS(ScanArguments) a) {
-  constexpr bool kScan = walk == Walk::kScan, kAdjoint = walk == Walk::kAdjoint;
-  const Place me(a);
-  const int log2_states = log2_of(S) + a.log2_slices, log2_width = 5 + a.log2_tiles;
-  const int first = me.slice * S;  // of this thread's states among those of the launch
-  char* shared = gpu::shared();
-  Work& w = *reinterpret_cast<Work*>(shared + a.shared.work);
-  Acc* x_tile = reinterpret_cast<Acc*>(shared + a.shared.x);
-  Acc* delta_tile = reinterpret_cast<Acc*>(shared + a.shared.delta);
-  Acc* B_tile = reinterpret_cast<Acc*>(shared + a.shared.B);
-  Acc* C_tile = reinterpret_cast<Acc*>(shared + a.shared.C);
-  Acc* partial = reinterpret_cast<Acc*>(shared + a.shared.partial);  // a tile for each slice
-  Acc* bias = reinterpret_cast<Acc*>(shared + a.shared.bias);
-  Acc* skip = reinterpret_cast<Acc*>(shared + a.shared.skip);
-  const bool softplus_on = a.softplus;
-  const auto as_it_is = [](Acc value, int) { return value; };
-  const auto activated = [=](Acc value, int c) {
-    const Acc raw = value + bias[c];
-    return softplus_on ? softplus(raw) : raw;
-  };
-
-  if (thread() == 0) begin_block(a, log2_states, w);
-  barrier();
-  const int routes = a.loops_routes ? static_cast<int>(a.route_end - a.route_begin) : 1;
-  const int64_t first_route = w.route;
-  const int tiles = (w.steps + kSteps - 1) / kSteps;
-  for (int r = 0; r < routes; ++r) {
-    barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) begin_route(a, first_route + r, w);
-    barrier();
-    Acc rates[S], h[S], delta_sum = Acc(0);
-    load_rates(a, w, me.column, first, rates);
-    load_parameters(a, w, bias, skip);
-    if constexpr (kScan) {
-      load_start(a, w, me.column, first, h);
-    } else {
+// delta and x of a group of steps, of which `count` are there: beyond, the state goes on as it is.
+template <typename Raw, typename Acc>
+VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool softplus_on, int count, Acc (&x)[kGroup],
+                          Acc (&delta)[kGroup]) {
 #pragma unroll
-      for (int s = 0; s < S; ++s) h[s] = Acc(0);
-    }
-    const Pipeline<ForwardVisits<walk>> pipeline{a, w, {tiles, a.has_dy}, tiles, log2_states};
-    pipeline.start();
+  for (int i = 0; i < kGroup; ++i) {
+    x[i] = raw_x.value(i);
+    delta[i] = raw_delta.value(i) + bias;
+  }
+  if (softplus_on) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) delta[i] = softplus(delta[i]);
+  }
+  if (count >= kGroup) return;
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (i >= count) x[i] = delta[i] = Acc(0);
+  }
+}
 
+// What a thread walks. Lanes beyond the last channel walk that one, and store nothing; warps beyond it do not walk.
+template <int S, int kSlices>
+struct Place {
+  int warp, lane, slice;  // warp of channels
+  bool walks, valid;
+  int channel;
+  int first, count;       // of its states; there may be fewer than S, or none
+
+  VMDDPM_DEVICE Place(const ForwardArguments& a, const Piece& piece) {
+    const uint32_t number = thread();
+    lane = number % kWarp;
+    slice = number / kWarp % kSlices;
+    warp = number / kWarp / kSlices;
+    const int column = (piece.group * a.tiles + warp) * kWarp;
+    walks = column < a.channels;
+    valid = column + lane < a.channels;
+    channel = valid ? column + lane : a.channels - 1;
+    first = a.first_state + slice * S;
+    count = a.states - first < S ? a.states - first : S;
+  }
+};
+
+// The state after the last step, or what a segment adds. Where that goes is found again: registers are short in the walk.
+template <int S, int kSlices, bool kOutput, typename Acc>
+VMDDPM_DEVICE void end_of_walk(const ForwardArguments& a, const Piece& piece, const Acc (&h)[S], Acc delta_sum) {
+  const Place<S, kSlices> me(a, piece);
+  if (!me.valid) return;
+  const int64_t sequence = static_cast<int64_t>(piece.batch) * a.routes + piece.route;
+  if constexpr (kOutput) {
+    if (piece.segment + 1 < a.segments) return;
+    const int64_t place = (sequence * a.channels + me.channel) * a.states + me.first;
+    store_states(h, me.count, 1, static_cast<Acc*>(a.last_state) + place);
+  } else {
+    const int64_t segment = sequence * a.segments + piece.segment, place = (segment * a.states + me.first) * a.channels;
+    store_states(h, me.count, a.channels, static_cast<Acc*>(a.segment_state) + place + me.channel);
+    if (me.first == 0) static_cast<Acc*>(a.segment_delta)[segment * a.channels + me.channel] = delta_sum;
+  }
+}
+
+template <typename E, int S, int kSlices, bool kZoh, bool kVectors, bool kOutput>
+VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VMDDPM_ARGUMENTS(ForwardArguments) a) {
+  using Acc = Accumulate<E>;
+  using Layout = Shared<Acc, S, kSlices>;
+  constexpr int kStates = S * kSlices, kTile = Layout::kTile, kSteps = kTileSteps<S, kSlices>;
+  static_assert(kSlices == 1 || kSlices * kGroup == kSteps, "a slice brings one group of a tile");
+  char* shared = gpu::shared();
+  const Piece piece = piece_of(static_cast<uint32_t>(block()), a.groups, a.segments, a.routes);
+  Piece* piece_of_end = reinterpret_cast<Piece*>(shared + Layout::kPiece);
+  if (thread() == 0) *piece_of_end = piece;
+  const auto [warp, lane, slice, walks, valid, channel, first, count] = Place<S, kSlices>(a, piece);
+  const int first_step = piece.segment * a.segment;
+  const int steps = a.length - first_step < a.segment ? a.length - first_step : a.segment;
+  const int end = walks ? steps : 0;  // of this warp's walk
+  const int64_t sequence = static_cast<int64_t>(piece.batch) * a.routes + piece.route;
+  const int64_t parameter = static_cast<int64_t>(piece.route) * a.channels + channel;
+
+  Acc rates[S], h[S];
+  load_states(static_cast<const Acc*>(a.A) + parameter * a.states + first, 1, count, rates);
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    rates[s] = rate(rates[s]);
+    h[s] = Acc(0);
+  }
+  if (kOutput && a.start) {
+    const Acc* start = static_cast<const Acc*>(a.start);
+    if (a.start_by_segment) {
+      start += ((sequence * a.segments + piece.segment) * a.states + first) * a.channels + channel;
+      load_states(start, a.channels, count, h);
+    } else {
+      load_states(start + (sequence * a.channels + channel) * a.states + first, 1, count, h);
+    }
+  }
+  const Acc bias = a.delta_bias ? static_cast<const Acc*>(a.delta_bias)[parameter] : Acc(0);
+  const Acc skip = kOutput && a.D && a.first_state == 0 ? static_cast<const Acc*>(a.D)[parameter] : Acc(0);
+  const char *x_lane = lane_of(a.x, piece.batch, piece.route, channel);
+  const char *delta_lane = lane_of(a.delta, piece.batch, piece.route, channel);
+  char* y_lane = kOutput ? lane_of(a.y, piece.batch, piece.route, channel) : nullptr;
+
+  Acc* checkpoint = nullptr;
+  if (kOutput && a.checkpoints && valid) {
+    const int64_t chunk = sequence * a.chunks + first_step / kGpuChunk;
+    checkpoint = opaque(static_cast<Acc*>(a.checkpoints) + (chunk * a.states + first) * a.channels + channel);
+  }
+
+  Acc* matrix_tiles = reinterpret_cast<Acc*>(shared + Layout::kMatrices);
+  Acc* own_tiles = reinterpret_cast<Acc*>(shared + Layout::kDecoded + warp * Layout::kEach) + lane;
+  Pixels<kSteps> pixels{reinterpret_cast<int32_t*>(shared),
+                a.table ? a.table + static_cast<int64_t>(piece.route) * a.length + first_step : nullptr, first_step, steps};
+  Matrices<E, kStates, kSteps, kLeastThreads<S, kSlices>, kOutput> matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
+  Group<E, kVectors> raw_x{}, raw_delta{};
+  const auto fetch_group = [&](int at) {
+    if (at >= end) return;
+    raw_x.fetch(a.x, x_lane, pixels.at(at));
+    raw_delta.fetch(a.delta, delta_lane, pixels.at(at));
+  };
+  Acc delta_sum = Acc(0);
+  const int own = slice * kGroup;  // the first step of a tile that this slice brings
+
+  if (steps > 0) {
+    pixels.fetch(0);
+    pixels.store(0);
+    pixels.fetch(1);
+  }
+  barrier();
+  if (steps > 0) {
+    matrices.fetch(a.B, a.C, pixels, 0);
+    fetch_group(own);
+  }
 #pragma unroll 1
-    for (int v = 0; v < tiles; ++v) {
-      pipeline.await();
-      {
-        const int count = pipeline.steps_of(v).count;
-        const char* stage = pipeline.stage_of(v);
-        decode_channels(a.delta, stage + a.shared.raw_delta, count, w.valid, log2_width, delta_tile, activated);
-        if constexpr (kAdjoint) {
-          decode_channels(a.dy, stage + a.shared.raw_dy, a.has_dy ? count : 0, w.valid, log2_width, x_tile, as_it_is);
-        } else {
-          decode_channels(a.x, stage + a.shared.raw_x, count, w.valid, log2_width, x_tile, as_it_is);
-          decode_states(a.B, stage + a.shared.raw_B, count, w.states, log2_states, kRow<S>, B_tile);
+  for (int at = 0; at < steps; at += kSteps) {
+    const int tile = static_cast<uint32_t>(at) / kSteps, left = end - at, walked = left < kSteps ? left : kSteps;
+    Acc* B_tile = matrix_tiles + (tile % Layout::kBuffers) * 2 * kTile;
+    Acc* C_tile = B_tile + kTile;
+    Acc x[kGroup], delta[kGroup];
+    matrices.store(a.B, B_tile, C_tile, steps - at);
+    pixels.store(tile + 1);
+    if constexpr (kSlices > 1) {
+      decode(raw_x, raw_delta, bias, a.softplus, left - own, x, delta);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        const Acc decoded[2] = {delta[i], delta[i] * x[i]};
+        store_row(own_tiles + 2 * ((own + i) * kWarp) + lane, decoded);
+      }
+    }
+    barrier();
+    pixels.fetch(tile + 2);
+    if (steps - at > kSteps) matrices.fetch(a.B, a.C, pixels, tile + 1);
+    if constexpr (kSlices > 1) fetch_group(at + kSteps + own);
+    if (kOutput && checkpoint && static_cast<uint32_t>(at) % kGpuChunk == 0) {
+      store_states(h, count, a.channels, checkpoint);
+      checkpoint += static_cast<int64_t>(a.states) * a.channels;
+    }
+
+    if constexpr (kSlices == 1) {
+#pragma unroll 1
+      for (int t = 0; t < walked; t += kGroup) {
+        decode(raw_x, raw_delta, bias, a.softplus, walked - t, x, delta);
+        fetch_group(at + t + kGroup);
+        Acc y[kGroup];
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+          const Acc *B = B_tile + (t + i) * kStates, *C = C_tile + (t + i) * kStates;
+          y[i] = step<Acc, S, kZoh, kOutput>(delta[i], delta[i] * x[i], B, C, rates, h) + skip * x[i];
+          if constexpr (!kOutput) delta_sum += delta[i];
         }
-        if constexpr (walk != Walk::kCarry) {
-          decode_states(a.C, stage + a.shared.raw_C, count, w.states, log2_states, kRow<S>, C_tile);
+        if constexpr (kOutput) store_group<E, kVectors>(a.y, y_lane, pixels.at(at + t), valid ? walked - t : 0, a.add, y);
+      }
+    } else {
+      Acc* part = own_tiles + (2 + slice) * Layout::kLanes;
+#pragma unroll 1
+      for (int t = 0; t < walked; t += kGroup) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+          Acc decoded[2];
+          load_row(own_tiles + 2 * ((t + i) * kWarp) + lane, decoded);
+          const Acc *B = B_tile + (t + i) * kStates + slice * S, *C = C_tile + (t + i) * kStates + slice * S;
+          const Acc y = step<Acc, S, kZoh, kOutput>(decoded[0], decoded[1], B, C, rates, h);
+          if constexpr (kOutput) part[(t + i) * kWarp] = y;
+          if constexpr (!kOutput) delta_sum += decoded[0];
         }
       }
       barrier();
-      pipeline.fetch(v + kStages - 1);
-
-      if constexpr (kScan) {
-        const int64_t at = w.first_step + v * kSteps;
-        if (a.checkpoints && at % kGpuChunk == 0) {
-          store_piece(a, w, at / kGpuChunk, a.chunks, me.column, first, h, static_cast<Acc*>(a.checkpoints));
-        }
-      }
-      constexpr int kUnroll = S >= 16 ? 2 : S >= 4 ? 4 : 8;
-      const int own = place_in_tile(0, me.column);
-      Acc* y = partial + (me.slice << a.log2_tiles) * kTileSize + own;
-#pragma unroll kUnroll
-      for (int i = 0; i < kSteps; ++i) {
-        const int t = kAdjoint ? kSteps - 1 - i : i;
-        const Acc delta = delta_tile[own + t * kPitch], value = x_tile[own + t * kPitch];
-        const Acc *B = B_tile + t * kRow<S> + first, *C = C_tile + t * kRow<S> + first;
-        if constexpr (kScan) {
-          y[t * kPitch] = step<Acc, S, kZoh, true>(delta, delta * value, B, C, rates, h);
-        } else if constexpr (kAdjoint) {
-          // dh_{l-1} = e^v (dh_l + C dy), the adjoint of the step before.
-          Acc c[S];
-          load_row(C, c);
+      if constexpr (kOutput) {
+        Acc y[kGroup];
 #pragma unroll
-          for (int s = 0; s < S; ++s) h[s] = decay(delta * rates[s]) * (h[s] + value * c[s]);
-        } else {
-          step<Acc, S, kZoh, false>(delta, delta * value, B, C, rates, h);
+        for (int i = 0; i < kGroup; ++i) {
+          y[i] = skip * x[i];
+#pragma unroll
+          for (int g = 0; g < kSlices; ++g) y[i] += own_tiles[((2 + g) * kSteps + own + i) * kWarp];
         }
-        if constexpr (!kScan) delta_sum += delta;
-      }
-
-      if constexpr (kScan) {
-        barrier();
-        const int slices = 1 << a.log2_slices, share = kTileSize << a.log2_tiles;
-        store_tile<Acc>(a.y, w.y, pipeline.steps_of(v), w.valid, log2_width, a.add || r > 0, [=](int at, int c) {
-          Acc sum = skip[c] * x_tile[at];
-          for (int g = 0; g < slices; ++g) sum += partial[g * share + at];
-          return sum;
-        });
-      }
-    }
-
-    if constexpr (kScan) {
-      if (w.segment + 1 == a.segments) store_states(a, w, me.column, first, h, static_cast<Acc*>(a.last_state));
-    } else {
-      store_piece(a, w, w.segment, a.segments, me.column, first, h, static_cast<Acc*>(a.segment_state));
-      if (a.first_state == 0 && me.slice == 0 && me.column < w.valid) {
-        const int64_t row = (w.batch * a.routes + w.route) * a.segments + w.segment;
-        static_cast<Acc*>(a.segment_delta)[row * a.channels + w.channel + me.column] = delta_sum;
+        store_group<E, kVectors>(a.y, y_lane, pixels.at(at + own), valid ? left - own : 0, a.add, y);
       }
     }
   }
+
+  end_of_walk<S, kSlices, kOutput>(a, *piece_of_end, h, delta_sum);
 }
 
 struct CombineArguments {
@@ -200,29 +311,142 @@ VMDDPM_KERNEL(kCombineThreads, 4) combine_segments(VMDDPM_ARGUMENTS(CombineArgum
   }
 }
 
-template <typename Acc, int S, Walk walk>
-void launch_walk(const ScanArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
-  constexpr const char* name = walk == Walk::kScan ? "scan_forward" : walk == Walk::kCarry ? "scan_carry" : "scan_adjoint_carry";
-  auto kernel = &scan_forward<Acc, S, false, walk>;
-  if constexpr (walk != Walk::kAdjoint) {
-    if (zoh) kernel = &scan_forward<Acc, S, true, walk>;
+struct FoldArguments {
+  const void* images;  // Acc (parts, count)
+  void* out;           // (count)
+  int64_t count;
+  int32_t parts;
+};
+
+// out = the sum of the images, in their order, rounded once. A thread has two pieces of n elements, kFoldThreads pieces apart.
+template <typename Acc, typename Out, int n>
+VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
+  constexpr int kApart = kFoldThreads * n;
+  const int64_t index = block() * (kFoldPieces * kApart) + thread() * n;
+  if (index >= a.count) return;
+  const bool both = index + kApart < a.count;
+  Acc sum[kFoldPieces][n] = {}, part[n];
+  const Acc* from = opaque(static_cast<const Acc*>(a.images) + index);
+#pragma unroll 1
+  for (int k = 0; k < a.parts; ++k, from += a.count) {
+#pragma unroll
+    for (int piece = 0; piece < kFoldPieces; ++piece) {
+      if (piece > 0 && !both) continue;
+      load_row(from + piece * kApart, part);
+#pragma unroll
+      for (int i = 0; i < n; ++i) sum[piece][i] += part[i];
+    }
   }
-  launch(name, kernel, block_count(a), block_threads(plan), a.shared.bytes, stream, a);
+  Out* to = opaque(static_cast<Out*>(a.out) + index);
+#pragma unroll
+  for (int piece = 0; piece < kFoldPieces; ++piece) {
+    if (piece > 0 && !both) continue;
+    Out rounded[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) narrow(sum[piece][i], rounded[i]);
+    store_row(to + piece * kApart, rounded);
+  }
 }
 
-template <Walk walk>
-void launch_passes(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, void* stream) {
-  for_each_launch(a, p, plan, walk == Walk::kScan, [&](const ScanArguments& part) {
-    if (p.wide) return launch_walk<double, 1, walk>(part, plan, p.zoh, stream);
-    if (plan.states_per_thread == 1) return launch_walk<float, 1, walk>(part, plan, p.zoh, stream);
-    if (plan.states_per_thread == 4) return launch_walk<float, 4, walk>(part, plan, p.zoh, stream);
-    if constexpr (walk == Walk::kScan) return launch_walk<float, 16, walk>(part, plan, p.zoh, stream);
-  });
+template <typename Acc, typename Out>
+void launch_fold(const FoldArguments& a, void* stream) {
+  constexpr int n = 16 / sizeof(Acc);
+  const bool vectors = a.count % n == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
+  const auto kernel = vectors ? &fold_images<Acc, Out, n> : &fold_images<Acc, Out, 1>;
+  const int64_t of_a_block = kFoldPieces * kFoldThreads * (vectors ? n : 1);
+  launch("fold_images", kernel, (a.count + of_a_block - 1) / of_a_block, kFoldThreads, 0, stream, a);
 }
 
-void combine(const ScanArguments& a, const ScanParams& p, const void* first, bool reverse, void* stream) {
-  const CombineArguments c{p.batch * p.routes, p.routes, a.segments, p.channels, p.states, p.A, first, a.segment_state,
-                           a.segment_delta, reverse};
+template <typename E, int S, int kSlices, bool kOutput>
+void launch_walk(const ForwardArguments& a, const GpuScanPlan& plan, const ScanParams& p, void* stream) {
+  auto kernel = p.zoh ? &scan_forward<E, S, kSlices, true, false, kOutput> : &scan_forward<E, S, kSlices, false, false, kOutput>;
+  if constexpr (sizeof(E) < 8) {
+    if (!p.zoh && a.x.vectors && a.delta.vectors && a.y.vectors) kernel = &scan_forward<E, S, kSlices, false, true, kOutput>;
+  }
+  const int64_t blocks = p.batch * p.routes * plan.segments * plan.groups;
+  const int64_t bytes = Shared<Accumulate<E>, S, kSlices>::bytes(plan.tiles);
+  launch(kOutput ? "scan_forward" : "scan_carry", kernel, blocks, block_threads(plan), bytes, stream, a);
+}
+
+template <typename E, bool kOutput>
+void launch_passes(ForwardArguments a, const GpuScanPlan& plan, const ScanParams& p, void* stream) {
+  for (int64_t pass = 0; pass < plan.passes; ++pass) {
+    a.first_state = static_cast<int32_t>(pass * plan.states_per_thread * plan.slices);
+    a.add = pass > 0;
+    if constexpr (sizeof(E) == 8) {
+      launch_walk<E, 1, 4, kOutput>(a, plan, p, stream);
+    } else if (plan.slices > 1) {
+      launch_walk<E, 4, 4, kOutput>(a, plan, p, stream);
+    } else if (plan.states_per_thread == 1) {
+      launch_walk<E, 1, 1, kOutput>(a, plan, p, stream);
+    } else if (plan.states_per_thread == 4) {
+      launch_walk<E, 4, 1, kOutput>(a, plan, p, stream);
+    } else if constexpr (kOutput) {
+      launch_walk<E, 16, 1, kOutput>(a, plan, p, stream);
+    }
+  }
+}
+
+template <typename E>
+void scan(ForwardArguments a, const ScanParams& p, const GpuScanPlan& plan, void* stream) {
+  if (plan.segments > 1) {
+    launch_passes<E, false>(a, plan, p, stream);
+    combine(p, plan, a.segment_state, a.segment_delta, p.initial_state, false, stream);
+    a.start = a.segment_state;
+    a.start_by_segment = true;
+  }
+  launch_passes<E, true>(a, plan, p, stream);
+}
+
+ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work) {
+  const auto narrow_size = [](int64_t n, const char* name) {
+    // Steps are counted a few tiles beyond the last one.
+    if (n > INT32_MAX - 256) throw std::invalid_argument(std::string(name) + ": there must be fewer than 2^31 - 256");
+    return static_cast<int32_t>(n);
+  };
+  ForwardArguments a{};
+  a.routes = narrow_size(p.routes, "routes");
+  a.channels = narrow_size(p.channels, "channels");
+  a.states = narrow_size(p.states, "states");
+  a.length = narrow_size(p.length, "length");
+  a.segment = narrow_size(plan.segment, "length");
+  a.groups = narrow_size(plan.groups, "channels");
+  a.segments = narrow_size(plan.segments, "length");
+  a.chunks = narrow_size(plan.chunks, "length");
+  a.tiles = plan.tiles;
+  a.softplus = p.softplus;
+  const int64_t wide[4] = {p.batch, p.routes, p.length, p.channels}, matrix[4] = {p.batch, p.routes, p.length, p.states};
+  const bool groups = p.table == nullptr;
+  const DType accumulate = p.wide ? DType::f64 : DType::f32;
+  a.x = make_stream(p.x, wide, groups, false);
+  a.delta = make_stream(p.delta, wide, groups, false);
+  a.B = make_stream(p.B, matrix, false, p.B.dtype == accumulate);
+  a.C = make_stream(p.C, matrix, false, p.C.dtype == accumulate);
+  View y = p.y;
+  if (plan.images) {
+    y.data = work.images;
+    y.dtype = accumulate;
+    if (p.sum_routes) y.stride[1] = p.batch * p.length * p.channels;
+  }
+  a.y = make_stream(y, wide, groups, y.dtype == accumulate);
+  a.A = p.A;
+  a.D = p.D;
+  a.delta_bias = p.delta_bias;
+  a.table = p.table;
+  a.start = p.initial_state;
+  a.segment_state = work.segment_state;
+  a.segment_delta = work.segment_delta;
+  a.last_state = p.last_state;
+  a.checkpoints = p.checkpoints;
+  return a;
+}
+
+}  // namespace
+
+void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, const void* segment_delta, const void* first,
+             bool reverse, void* stream) {
+  const CombineArguments c{p.batch * p.routes, p.routes, plan.segments, p.channels, p.states, p.A, first, segment_state,
+                           segment_delta, reverse};
   const int64_t blocks = (c.sequences * c.channels * c.states + kCombineThreads - 1) / kCombineThreads;
   if (p.wide) {
     launch("combine_segments", &combine_segments<double>, blocks, kCombineThreads, 0, stream, c);
@@ -231,11 +455,20 @@ void combine(const ScanArguments& a, const ScanParams& p, const void* first, boo
   }
 }
 
-}  // namespace
+void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream) {
+  const FoldArguments a{images, out, count, static_cast<int32_t>(parts)};
+  switch (out_dtype) {
+    case DType::f64: return launch_fold<double, double>(a, stream);
+    case DType::f32: return launch_fold<float, float>(a, stream);
+    case DType::f16: return launch_fold<float, Half>(a, stream);
+    case DType::bf16: return launch_fold<float, BFloat16>(a, stream);
+  }
+}
 
-void adjoint_carries(ScanArguments a, const ScanParams& p, const GpuScanPlan& plan, const void* dlast_state, void* stream) {
-  launch_passes<Walk::kAdjoint>(a, p, plan, stream);
-  combine(a, p, dlast_state, true, stream);
+int forward_shared_bytes(const GpuScanPlan& plan, bool wide) {
+  if (wide) return Shared<double, 1, 4>::bytes(plan.tiles);
+  if (plan.slices > 1) return Shared<float, 4, 4>::bytes(plan.tiles);
+  return Shared<float, 16, 1>::bytes(plan.tiles);  // the most
 }
 
 }  // namespace gpu
@@ -243,15 +476,17 @@ void adjoint_carries(ScanArguments a, const ScanParams& p, const GpuScanPlan& pl
 void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
   using namespace gpu;
   use_device(device);
-  ScanArguments a = scan_arguments(p, plan, work);
-  a.shared = shared_layout(a, plan, p, false);
-  if (plan.segments > 1) {
-    launch_passes<Walk::kCarry>(a, p, plan, stream);
-    combine(a, p, p.initial_state, false, stream);
-    a.start = work.segment_state;
-    a.start_by_segment = true;
+  const ForwardArguments a = forward_arguments(p, plan, work);
+  switch (p.x.dtype) {
+    case DType::f64: scan<double>(a, p, plan, stream); break;
+    case DType::f32: scan<float>(a, p, plan, stream); break;
+    case DType::f16: scan<Half>(a, p, plan, stream); break;
+    case DType::bf16: scan<BFloat16>(a, p, plan, stream); break;
   }
-  launch_passes<Walk::kScan>(a, p, plan, stream);
+  if (plan.images) {
+    const int64_t parts = p.sum_routes ? p.routes : 1;
+    fold(work.images, parts, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), p.y.data, p.y.dtype, stream);
+  }
 }
 
 }  // namespace vmddpm

@@ -59,6 +59,12 @@ VMDDPM_DEVICE int opaque(int value) {
   return value;
 }
 
+template <typename T>
+VMDDPM_DEVICE T* opaque(T* address) {
+  asm volatile("" : "+r"(address));
+  return address;
+}
+
 VMDDPM_DEVICE char* shared() { return emulation::here.shared; }
 
 template <typename T>

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
 BUILD = ROOT / "build" / "sass"
-ARCHITECTURES = (80, 86, 89, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 WORKERS = 2
 
 # Those of csrc/CMakeLists.txt that reach device code: a Release build with CMake's own options for it.

@@ -10,7 +10,6 @@ import importlib.util
 import shutil
 import subprocess
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from compile import Unavailable, build, find_nvcc, kernel_name, resources
 from control_flow import Function, Instruction, Loop, parse
 
 # Walks over the steps of each kernel; one of any other.
-PASSES = {"scan_backward": 2}
+PASSES = {"scan_backward": 2, "scan_backward_alone": 2}
 
 # Instructions by their opcode up to the first dot, under the heading of their column.
 COLUMNS = {
@@ -30,11 +29,6 @@ COLUMNS = {
     "FP32": {"FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2"},
     "BAR": {"BAR"},
     "local": {"LDL", "STL"},
-}
-
-# A loop has one EX2 for each (step, state); kernels of which that is not true, by a pattern of their name.
-EX2_PER_STEP_STATE = {
-    "scan_backward<float, 1, false*": 2,  # a tile is replayed and reversed without loops of their own
 }
 
 
@@ -51,7 +45,6 @@ class Kernel:
 
     def __init__(self, function: Function, passes: int = 1):
         self.name = kernel_name(function.name)
-        self.ex2 = next((value for pattern, value in EX2_PER_STEP_STATE.items() if fnmatch(self.name, pattern)), 1)
         self._passes, self._function = passes, function
 
     @property
@@ -86,18 +79,19 @@ class Kernel:
         few EX2 belong to softplus, which is computed once a step."""
         order = sorted(self.loops, key=lambda loop: (self.loops[loop].ex2, self.loops[loop].instructions), reverse=True)
         most = [loop for loop in order if 8 * self.loops[loop].ex2 > self.loops[order[0]].ex2]
-        return most[: max(1, self._passes // self.ex2)]
+        return most[: self._passes]
 
     @property
     def complete(self) -> bool:
         """Whether the counted loops make up all passes."""
-        return len(self.counted) * self.ex2 == self._passes
+        return len(self.counted) == self._passes
 
     def figures(self, loop: Loop) -> dict[str, float]:
         """Instructions per (step, state)."""
         counts = self.loops[loop]
-        pairs = counts.ex2 / self.ex2
-        return {heading: value / pairs for heading, value in {"all": counts.instructions, **counts.by_column}.items()}
+        return {
+            heading: value / counts.ex2 for heading, value in {"all": counts.instructions, **counts.by_column}.items()
+        }
 
     def total(self) -> dict[str, float]:
         passes = [self.figures(loop) for loop in self.counted]

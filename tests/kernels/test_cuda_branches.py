@@ -153,6 +153,6 @@ def test_small_shared_memory(monkeypatch, emulated_native):
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b)
-    use_emulation(monkeypatch, emulated_native, FILLED, 8 * 1024)
+    use_emulation(monkeypatch, emulated_native, FILLED, 4 * 1024)
     with pytest.raises(ValueError, match="bytes of shared memory a block"):
         scan(*tensors)

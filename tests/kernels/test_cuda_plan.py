@@ -21,7 +21,9 @@ def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, 
 )
 def test_fills_the_machine(emulated_native, batch, K, dim, length, states, backward):
     plan = cut(emulated_native, batch, K, dim, length, states, backward, summed=K > 1)
-    warps = batch * plan.segments * plan.groups * plan.tiles * plan.slices
+    # Blocks of a route each, or of each partial image; a warp of the backward holds two slices or tiles.
+    blocks = batch * (plan.images or K) * plan.segments * plan.groups
+    warps = blocks * plan.tiles * plan.slices // (2 if backward else 1)
     assert warps >= WARPS_TO_FILL
     assert plan.groups * plan.tiles * 32 >= dim
     assert plan.passes * plan.slices * plan.states_per_thread >= states

@@ -29,14 +29,14 @@ def test_no_report(name):
 
 
 def test_planted_race_is_reported(tmp_path, monkeypatch):
-    """Without the barrier between decoding and walking, threads read tiles that others still write."""
+    """Without the barrier before a walk, threads read tiles that others still write."""
     if reason := build.missing("thread"):
         pytest.skip(reason)
     sources = tmp_path / "csrc"
     shutil.copytree(build.ROOT / "csrc", sources)
     kernel = sources / "selective_scan" / "fwd.cu"
     text = kernel.read_text()
-    planted = text.replace("      barrier();\n      pipeline.fetch", "      pipeline.fetch")
+    planted = text.replace("    barrier();\n    pixels.fetch(tile + 2)", "    pixels.fetch(tile + 2)")
     assert planted != text
     kernel.write_text(planted)
     folder = tmp_path / "build"

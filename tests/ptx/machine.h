@@ -140,6 +140,14 @@ inline T bit_field(T value, uint32_t start, uint32_t length) {
   return static_cast<T>(field);
 }
 
+// `into` with the first bits of `value` from `start` on.
+template <typename T>
+inline T with_bit_field(T value, T into, uint32_t start, uint32_t length) {
+  static_assert(std::is_unsigned_v<T>, "bfi of an unsigned type");
+  const T ones = bit_field<T>(~T(0), 0, length), mask = shifted_left<T>(ones, start & 255);
+  return static_cast<T>((into & ~mask) | (shifted_left<T>(value, start & 255) & mask));
+}
+
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 inline float smaller(float a, float b) { return __builtin_fminf(a, b); }

@@ -298,7 +298,7 @@ class Translator:
         return self.put(to, f"({self.value(predicate, 'pred')} ? {a} : {b})")
 
     def _arithmetic(self, i: Instruction, kinds: dict[str, str]) -> str:
-        """By the kind of the type: a template over the operands {0}, {1}, {2}, the type's name {c}, its unsigned name
+        """By the kind of the type: a template over the operands {0}, {1}, ..., the type's name {c}, its unsigned name
         {u}, the name of the type of a product twice as wide {w} and the site of the instruction."""
         _, *modifiers, type = i.opcode.split(".")
         flush = "ftz" in modifiers
@@ -316,6 +316,8 @@ class Translator:
             types[1] = "u32"
         if i.base == "bfe":
             types[1:] = ["u32", "u32"]
+        if i.base == "bfi":
+            types[2:] = ["u32", "u32"]
         operands = [_flushed(self.value(o, t), flush and type == "f32") for o, t in zip(i.operands[1:], types)]
         result = template.format(*operands, c=_TYPES[type], u=unsigned, w=wide, site=self._site(i))
         cast = wide or (_TYPES[type] if kind != "pred" else "bool")
@@ -345,6 +347,7 @@ _ARITHMETIC: dict[str, dict[str, str]] = {
     "shl": {"integer": "shifted_left<{c}>({0}, {1})"},
     "shr": {"integer": "shifted_right<{c}>({0}, {1})"},
     "bfe": {"integer": "bit_field<{c}>({0}, {1}, {2})"},
+    "bfi": {"integer": "with_bit_field<{c}>({0}, {1}, {2}, {3})"},
     "rcp": {"float": "1 / {0}", "float.approx": "reciprocal({0})"},
     "ex2": {"float.approx": "::exp2f({0})"},
 }  # fmt: skip

@@ -62,6 +62,8 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
         ("sub.s32 %r2, %r0, 5; bfe.s32 %r1, %r2, 1, 3;", [((t - 5 >> 1) + 4) % 8 - 4 for t in range(32)]),
         ("sub.s32 %r2, %r0, 5; bfe.s32 %r1, %r2, 28, 9;", [-1 if t < 5 else 0 for t in range(32)]),
         ("bfe.u32 %r1, %r0, 1, 3;", [t >> 1 & 7 for t in range(32)]),
+        ("mov.u32 %r2, 65535; bfi.b32 %r1, %r0, %r2, 4, 3;", [0xFF8F | (t & 7) << 4 for t in range(32)]),
+        ("bfi.b32 %r1, %r0, 3, 30, 8;", [((t & 3) << 30 | 3) - ((t & 2) << 31) for t in range(32)]),
     ],
 )  # fmt: skip
 def test_integers(body, expected):

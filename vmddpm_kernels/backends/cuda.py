@@ -113,20 +113,27 @@ class CudaBackend:
     def scan(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
-        x, device, dtype = inputs.x, inputs.x.device, accumulation(sizes)
+        device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        y = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
+        # Channel first, lanes read and write vectors of steps. Partial images are channel last.
+        vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
+        arguments, vectors = _streamed(inputs, order, sizes, vectors)
+        result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
+        y = empty(image_shape(sizes), vectors, result, device)
+        images = torch.empty(plan.images * y.numel(), dtype=dtype, device=device) if plan.images else None
         state = torch.empty(
             sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
         )
         checkpoints = torch.empty(self.checkpoint_shape(sizes), dtype=dtype, device=device) if checkpoint else None
         with self.runtime.current(device):
             self.runtime.kernels.scan_forward(
-                _fetchable(inputs, order, sizes), options, sizes, ScanOutputs(y, state, checkpoints), plan,
-                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+                arguments, options, sizes, ScanOutputs(y, state, checkpoints), plan,
+                *_workspaces(sizes, plan, dtype, device), images, *self.runtime.stream(device),
             )  # fmt: skip
-        return ScanResult(rounded(y, x.dtype), state, checkpoints, order if checkpoint else None)
+        if options.channel_first != vectors:
+            y = empty(y.shape, options.channel_first, inputs.x.dtype, device).copy_(y)
+        return ScanResult(rounded(y, inputs.x.dtype), state, checkpoints, order if checkpoint else None)
 
     def scan_backward(
         self,
@@ -138,20 +145,25 @@ class CudaBackend:
         options: ScanOptions,
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
-        x, delta, device = inputs.x, inputs.delta, inputs.x.device
-        dtype = accumulation(sizes)
-        arguments = _fetchable(inputs, _order(inputs.table, sizes, private=False), sizes)
+        device, dtype = inputs.x.device, accumulation(sizes)
+        arguments, dy = _of_one_type(inputs, _order(inputs.table, sizes, private=False), sizes, dy)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
-        dx = empty(image_shape(sizes), options.channel_first, _image_dtype(sizes, plan, x.dtype), device)
-        ddelta = empty(sizes[:4], options.channel_first, _result_dtype(sizes, plan, delta.dtype), device)
+        # Partial images are added up where they lie, channel last.
+        channel_first = options.channel_first and not plan.images
+        result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
+        dx = empty(image_shape(sizes), channel_first, result, device)
+        images = torch.empty(plan.images * dx.numel(), dtype=dtype, device=device) if plan.images else None
+        ddelta_dtype = dtype if plan.passes > 1 else arguments.delta.dtype
+        ddelta = empty(sizes[:4], options.channel_first, ddelta_dtype, device)
         grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, (True,) * 8, dx, ddelta)
-        if dy is not None and sizes.wide:
-            dy = dy.double()
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
-                *_workspaces(sizes, plan, dtype, device), *self.runtime.stream(device),
+                *_workspaces(sizes, plan, dtype, device), images, *self.runtime.stream(device),
             )  # fmt: skip
+        del images
+        if options.channel_first != channel_first:
+            grads = grads._replace(dx=empty(dx.shape, True, inputs.x.dtype, device).copy_(dx))
         return gradients_of(inputs, arguments, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
@@ -194,26 +206,48 @@ def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor |
     return private_copy(table.to(torch.int32))
 
 
-def _fetchable(inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes) -> ScanInputs:
-    """The inputs as the kernels fetch them best.
+_GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csrc/common/gpu_stream.h
 
-    In float64 every input is float64. B and C are small beside x: in half precision, where their rows are no whole
-    16 bytes, float32 copies of them can be fetched ahead and they cannot."""
+
+def _of_one_type(
+    inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, dy: Tensor | None = None
+) -> tuple[ScanInputs, Tensor | None]:
+    """The inputs as the kernels read them, x, delta and dy of one type, B and C of that or of the accumulation's."""
     inputs = with_parameters_cast(inputs, order, accumulation(sizes))
     x, delta, _, B, C, *_ = inputs
-    if sizes.wide:
-        return inputs._replace(x=_double(x), delta=_double(delta), B=_double(B), C=_double(C))
-    return inputs._replace(**{name: t.detach().float() for name, t in (("B", B), ("C", C)) if not _fetched_whole(t)})
+    alike = x.dtype == delta.dtype == (x if dy is None else dy).dtype
+    dtype = torch.float64 if sizes.wide else x.dtype if alike else torch.float32
+    matrix = dtype if B.dtype == C.dtype == dtype else accumulation(sizes)
+    inputs = inputs._replace(x=_typed(x, dtype), delta=_typed(delta, dtype), B=_typed(B, matrix), C=_typed(C, matrix))
+    return inputs, None if dy is None else _typed(dy, dtype)
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().double()
+def _streamed(
+    inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, vectors: bool
+) -> tuple[ScanInputs, bool]:
+    """The inputs as the lanes of the forward scan read them: of one type, and channels next to each other; if
+    `vectors`, and where that is possible, steps instead, which is returned as well."""
+    inputs, _ = _of_one_type(inputs, order, sizes)
+    vectors = vectors and sizes.length % _GROUP == 0 and _in_vectors(inputs.x) and _in_vectors(inputs.delta)
+    if vectors:
+        return inputs, True
+    return inputs._replace(x=_channel_last(inputs.x), delta=_channel_last(inputs.delta)), False
 
 
-def _fetched_whole(matrix: Tensor) -> bool:
-    rows = matrix.stride(3) == 1 and matrix.shape[3] >= 4
-    sizes = (matrix.element_size() * s for s in (matrix.stride(0), matrix.stride(1), matrix.stride(2), matrix.shape[3]))
-    return matrix.element_size() > 2 or (rows and matrix.data_ptr() % 16 == 0 and all(size % 16 == 0 for size in sizes))
+def _in_vectors(tensor: Tensor) -> bool:
+    *outer, steps, channels = tensor.stride()
+    aligned = tensor.data_ptr() % (_GROUP * tensor.element_size()) == 0
+    return steps == 1 and aligned and all(stride % _GROUP == 0 for stride in (*outer, channels))
+
+
+def _channel_last(tensor: Tensor) -> Tensor:
+    """A copy of what is channel first, of which a warp would read a sector for every element."""
+    *_, steps, channels = tensor.stride()
+    return tensor.contiguous() if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
 
 
 def _workspaces(
@@ -227,13 +261,3 @@ def _workspaces(
         torch.empty(*pieces, sizes.states, sizes.channels, dtype=dtype, device=device),
         torch.empty(*pieces, sizes.channels, dtype=dtype, device=device),
     )
-
-
-def _image_dtype(sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype) -> torch.dtype:
-    """y and dx are written in `dtype` unless several launches or routes add up to them: then in the type of the
-    accumulation."""
-    return accumulation(sizes) if sizes.sum_routes and sizes.routes > 1 else _result_dtype(sizes, plan, dtype)
-
-
-def _result_dtype(sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype) -> torch.dtype:
-    return accumulation(sizes) if plan.passes > 1 or sizes.wide else dtype

@@ -58,6 +58,14 @@ VMDDPM_DEVICE int opaque(int value) {
   return value;
 }
 
+// Likewise, in global memory: a sum that is kept in registers, instead of its parts.
+template <typename T>
+VMDDPM_DEVICE T* opaque(T* address) {
+  size_t number = __cvta_generic_to_global(address);
+  asm volatile("" : "+l"(number));
+  return static_cast<T*>(__cvta_global_to_generic(number));
+}
+
 // The block's shared memory, aligned to 16 bytes.
 VMDDPM_DEVICE char* shared() {
   extern __shared__ uint4 memory[];

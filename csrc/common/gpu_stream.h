@@ -1,0 +1,137 @@
+// Elements of a strided tensor on their way between global memory and the registers of the lane that owns their channel.
+//
+// Lanes are neighbouring channels, so what a warp reads of one step is a piece of a row: whole sectors, whatever the
+// visit order and wherever the row begins. A lane takes the steps of a group at once, a group ahead of their use. A tensor
+// whose steps are neighbours (channel-first) is read in vectors along those instead.
+#pragma once
+#include <gpu.h>
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "gpu_tile.h"
+
+namespace vmddpm {
+namespace gpu {
+
+constexpr int kGroup = 4;  // steps of a group
+
+// A view (B, K, L, C) with strides in bytes.
+struct Stream {
+  char* data;
+  int64_t batch, route, column;
+  int32_t step;
+  bool vectors;      // the steps of a group are neighbours, and aligned
+  bool wide;         // elements are of the accumulation's type, where others may be narrower
+};
+
+// `groups`: the steps that will be asked for are whole groups of neighbours, which is true of L steps without a table.
+inline Stream make_stream(const View& view, const int64_t (&sizes)[4], bool groups, bool wide) {
+  const int64_t size = 1 << log2_size(view.dtype);
+  int64_t bytes[4];
+  for (int i = 0; i < 4; ++i) bytes[i] = sizes[i] == 1 ? 0 : view.stride[i] * size;
+  if (magnitude(bytes[2]) > INT32_MAX) {
+    throw std::invalid_argument("two steps of a tensor are 2 GiB or more apart in memory: pass it .contiguous()");
+  }
+  Stream s{static_cast<char*>(view.data), bytes[0], bytes[1], bytes[3], static_cast<int32_t>(bytes[2]), false, wide};
+  const int64_t vector = kGroup * size < 16 ? kGroup * size : 16;
+  const auto aligned = [&](int64_t n) { return n % vector == 0; };
+  s.vectors = groups && sizes[2] % kGroup == 0 && view.stride[2] == 1 && (view.stride[3] != 1 || sizes[3] == 1) &&
+                  aligned(reinterpret_cast<intptr_t>(view.data)) && aligned(bytes[0]) && aligned(bytes[1]) &&
+                  aligned(bytes[3]);
+  return s;
+}
+
+VMDDPM_DEVICE char* lane_of(const Stream& s, int64_t batch, int64_t route, int64_t column) {
+  return opaque(s.data + batch * s.batch + route * s.route + column * s.column);
+}
+
+// Elements as they were loaded: those of two bytes in the lower half of a word, so that nothing waits for them before
+// they are used.
+template <typename E>
+using Raw = std::conditional_t<sizeof(E) == 2, uint32_t, E>;
+
+template <typename E>
+VMDDPM_DEVICE Raw<E> load_raw(const char* from) {
+  if constexpr (sizeof(E) == 2) {
+    return *reinterpret_cast<const uint16_t*>(from);
+  } else {
+    return *reinterpret_cast<const E*>(from);
+  }
+}
+
+template <typename E>
+VMDDPM_DEVICE auto widen_raw(Raw<E> raw) {
+  if constexpr (sizeof(E) == 2) {
+    const uint16_t bits = static_cast<uint16_t>(raw);
+    E element;
+    memcpy(&element, &bits, 2);
+    return widen(element);
+  } else {
+    return widen(raw);
+  }
+}
+
+// The elements of a lane's channel at the steps of a group. kVectors: they are neighbours, and one vector (see Stream).
+template <typename E, bool kVectors>
+struct Group {
+  static constexpr int kWords = kVectors ? kGroup * sizeof(E) / sizeof(Raw<E>) : kGroup;
+  Raw<E> raw[kWords];
+
+  // At `pixels`, in shared memory.
+  VMDDPM_DEVICE void fetch(const Stream& s, const char* lane, const int32_t* pixels) {
+    if constexpr (kVectors) {
+      load_row(reinterpret_cast<const Raw<E>*>(lane + static_cast<int64_t>(*pixels) * sizeof(E)), raw);
+    } else {
+      int32_t at[kGroup];
+      load_row(pixels, at);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) raw[i] = load_raw<E>(lane + static_cast<int64_t>(at[i]) * s.step);
+    }
+  }
+
+  VMDDPM_DEVICE auto value(int i) const {
+    if constexpr (kWords == kGroup) {
+      return widen_raw<E>(raw[i]);
+    } else {
+      return widen_raw<E>(i % 2 ? raw[i / 2] >> 16 : raw[i / 2]);
+    }
+  }
+};
+
+// The first `count` of the values to a lane's channel, or add them to what is there.
+template <typename T, bool kVectors, typename Acc>
+VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
+                                  const Acc (&values)[kGroup]) {
+  const auto put = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
+  if constexpr (kVectors) {
+    if (count <= 0) return;
+    T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T));
+    T results[kGroup] = {};
+    if (add) load_row(to, results);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) put(values[i], results[i]);
+    store_row(to, results);
+  } else {
+    int32_t at[kGroup];
+    load_row(pixels, at);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + static_cast<int64_t>(at[i]) * s.step));
+    }
+  }
+}
+
+// What is added to is of the accumulation's type.
+template <typename E, bool kVectors, typename Acc>
+VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
+                               const Acc (&values)[kGroup]) {
+  if constexpr (sizeof(E) < sizeof(Acc)) {
+    if (!s.wide) return store_group_as<E, kVectors>(s, lane, pixels, count, false, values);
+  }
+  if (add) return store_group_as<Acc, kVectors>(s, lane, pixels, count, true, values);
+  store_group_as<Acc, kVectors>(s, lane, pixels, count, false, values);
+}
+
+}  // namespace gpu
+}  // namespace vmddpm
