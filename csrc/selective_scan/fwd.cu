@@ -35,17 +35,19 @@ struct Shared {
   static constexpr int kPiece = 4 * int(Pixels<kTileSteps<S, kSlices>>::kCount), kMatrices = kPiece + int(sizeof(Piece));
   static constexpr int kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
   // For each warp of channels, where slices share them: delta and drive of a tile, and each slice's part of y.
-  static constexpr int kLanes = kTileSteps<S, kSlices> * kWarp, kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
+  static constexpr int kLanes = kTileSteps<S, kSlices> * kWarp;
+  static constexpr int kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
   static constexpr int bytes(int tiles) { return kDecoded + tiles * kEach; }
 };
 
 // Blocks a multiprocessor that registers must allow, of at most so many threads.
 template <typename E, int S, int kSlices, bool kZoh>
 constexpr int kBlocks = sizeof(E) == 8 ? 2 : S == 16 ? (kZoh ? 2 : 4) : kSlices > 1 ? (kZoh ? 2 : 3) : S == 1 && !kZoh ? 8 : 6;
-template <int S, int kSlices>
-constexpr int kLeastThreads = kSlices > 1 ? 128 : S == 16 ? 96 : 64;
 template <int kSlices>
 constexpr int kThreads = kSlices > 1 ? 256 : 128;
+// That a plan gives a block: how much of B and C a thread brings follows.
+template <int S, int kSlices>
+constexpr int kLeastThreads = kSlices > 1 ? 128 : S == 16 ? 96 : 64;
 
 // One step of S states of one channel (Eq. 5-6): h = e^v h + phi(v) drive B with v = delta A. Returns <C, h>.
 template <typename Acc, int S, bool kZoh, bool kOutput>
@@ -138,8 +140,8 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   static_assert(kSlices == 1 || kSlices * kGroup == kSteps, "a slice brings one group of a tile");
   char* shared = gpu::shared();
   const Piece piece = piece_of(static_cast<uint32_t>(block()), a.groups, a.segments, a.routes);
-  Piece* piece_of_end = reinterpret_cast<Piece*>(shared + Layout::kPiece);
-  if (thread() == 0) *piece_of_end = piece;
+  Piece* kept_piece = reinterpret_cast<Piece*>(shared + Layout::kPiece);
+  if (thread() == 0) *kept_piece = piece;
   const auto [warp, lane, slice, walks, valid, channel, first, count] = Place<S, kSlices>(a, piece);
   const int first_step = piece.segment * a.segment;
   const int steps = a.length - first_step < a.segment ? a.length - first_step : a.segment;
@@ -177,9 +179,10 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
 
   Acc* matrix_tiles = reinterpret_cast<Acc*>(shared + Layout::kMatrices);
   Acc* own_tiles = reinterpret_cast<Acc*>(shared + Layout::kDecoded + warp * Layout::kEach) + lane;
-  Pixels<kSteps> pixels{reinterpret_cast<int32_t*>(shared),
-                a.table ? a.table + static_cast<int64_t>(piece.route) * a.length + first_step : nullptr, first_step, steps};
-  Matrices<E, kStates, kSteps, kLeastThreads<S, kSlices>, kOutput> matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
+  const int32_t* table = a.table ? a.table + static_cast<int64_t>(piece.route) * a.length + first_step : nullptr;
+  Pixels<kSteps> pixels{reinterpret_cast<int32_t*>(shared), table, first_step, steps};
+  using Tile = Matrices<E, kStates, kSteps, kLeastThreads<S, kSlices>, kOutput>;
+  Tile matrices(a.B, a.C, piece, a.first_state, a.states - a.first_state);
   Group<E, kVectors> raw_x{}, raw_delta{};
   const auto fetch_group = [&](int at) {
     if (at >= end) return;
@@ -266,7 +269,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     }
   }
 
-  end_of_walk<S, kSlices, kOutput>(a, *piece_of_end, h, delta_sum);
+  end_of_walk<S, kSlices, kOutput>(a, *kept_piece, h, delta_sum);
 }
 
 struct CombineArguments {
@@ -359,7 +362,8 @@ void launch_fold(const FoldArguments& a, void* stream) {
 
 template <typename E, int S, int kSlices, bool kOutput>
 void launch_walk(const ForwardArguments& a, const GpuScanPlan& plan, const ScanParams& p, void* stream) {
-  auto kernel = p.zoh ? &scan_forward<E, S, kSlices, true, false, kOutput> : &scan_forward<E, S, kSlices, false, false, kOutput>;
+  auto kernel = &scan_forward<E, S, kSlices, false, false, kOutput>;
+  if (p.zoh) kernel = &scan_forward<E, S, kSlices, true, false, kOutput>;
   if constexpr (sizeof(E) < 8) {
     if (!p.zoh && a.x.vectors && a.delta.vectors && a.y.vectors) kernel = &scan_forward<E, S, kSlices, false, true, kOutput>;
   }

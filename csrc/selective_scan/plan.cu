@@ -55,10 +55,15 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
   constexpr ForwardKernel kDouble{1, 4, 1, 2, 8, 60, 60, true};
   constexpr double kLaunch = 4500, kBlock = 400;  // cycles, and instructions of a warp
   std::vector<ForwardKernel> kernels;
-  if (p.wide) kernels = {kDouble};
-  else if (p.states == 1) kernels = {kOne};
-  else if (p.states <= 4) kernels = {kFour};
-  else kernels = {kSixteen, kSplit};
+  if (p.wide) {
+    kernels = {kDouble};
+  } else if (p.states == 1) {
+    kernels = {kOne};
+  } else if (p.states <= 4) {
+    kernels = {kFour};
+  } else {
+    kernels = {kSixteen, kSplit};
+  }
 
   GpuScanPlan best{};
   double least = 0;
@@ -80,8 +85,9 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       const int64_t bytes = gpu::forward_shared_bytes(plan, p.wide);
       needed = std::min(needed, bytes);
       if (bytes > limits.shared_bytes) continue;
-      const int64_t resident =
-          std::max<int64_t>(1, std::min<int64_t>(kernel.warps / warps, (limits.shared_bytes + kOfSystem) / (bytes + kOfSystem)));
+      const int64_t fit = (limits.shared_bytes + kOfSystem) / (bytes + kOfSystem);
+      const int64_t resident = std::max<int64_t>(1, std::min<int64_t>(kernel.warps / warps, fit));
+      const int64_t of_blocks = std::max<int64_t>(1, plan.groups) * tiles;
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
@@ -89,7 +95,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
         const double steps = static_cast<double>(std::min(p.length, plan.segment));
         const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
         // Warps beyond the last channel do not walk.
-        const double walking = warps * static_cast<double>(columns) / static_cast<double>(std::max<int64_t>(1, plan.groups) * tiles);
+        const double walking = warps * static_cast<double>(columns) / static_cast<double>(of_blocks);
         double time = cycles(blocks, walking, resident, walk, limits.multiprocessors);
         if (plan.segments > 1) time += 0.75 * time + 2 * kLaunch;
         time *= static_cast<double>(plan.passes);
@@ -101,9 +107,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       }
     }
   }
-  if (best.slices == 0) {
-    throw_too_large(needed, limits);
-  }
+  if (best.slices == 0) throw_too_large(needed, limits);
   return best;
 }
 

@@ -63,6 +63,17 @@ class Case:
         return cls(sizes, dtype, zoh, softplus, *flags, offsets, multiprocessors, order, seed, mixed=mixed, bare=bare,
                    gradients=gradients)  # fmt: skip
 
+    @classmethod
+    def chosen(cls, dtype: torch.dtype, zoh: bool) -> "list[Case]":
+        """What random cases seldom are: sequences in segments, and those whose steps lie in whole vectors."""
+        return [
+            cls((1, 1, length, 33, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0), multiprocessors,
+                "forward", states)
+            for states in (1, 4, 16)
+            for channel_last in (False, True)
+            for length, multiprocessors in ((64, 0), (256, 132))
+        ]  # fmt: skip
+
     def compute(self, backend: str) -> list[torch.Tensor]:
         """By the kernels: the outputs, and the gradients of all inputs."""
         return self._run(self.tensors(), lambda *t: self.operator(backend, *t))
