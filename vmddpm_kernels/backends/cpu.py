@@ -18,6 +18,7 @@ from vmddpm_kernels.backends.extension import (
     int32,
     with_parameters_cast,
 )
+from vmddpm_kernels.backends.cpu_steps import CpuSteps
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
@@ -32,7 +33,7 @@ def _status(describe: Callable[[], str]) -> BackendStatus:
         return BackendStatus(False, str(error))
 
 
-class CpuBackend:
+class CpuBackend(CpuSteps):
     devices = frozenset({"cpu"})
 
     def runs_on(self, device: str) -> bool:

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.backends.reference_steps import ReferenceSteps
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 CHUNK = 32  # steps from one checkpoint to the next
 
 
-class TritonBackend:
+class TritonSteps(ReferenceSteps):
+    """Causal convolutions and single steps."""
+
+
+class TritonBackend(TritonSteps):
     devices = frozenset({"cuda", "xpu"})  # as torch names them; AMD GPUs are "cuda" there
 
     def runs_on(self, device: str) -> bool:
