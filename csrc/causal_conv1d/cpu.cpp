@@ -61,11 +61,10 @@ void backward(const ConvGradParams& g) {
     return;
   }
   const T* const weight = by_tap<T>(p);
-  const int64_t tiles = (p.channels + kTile - 1) / kTile;
+  const int64_t blocks = (p.channels + kLanes<T> - 1) / kLanes<T>;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < p.batch * tiles; ++i) {
-    const int64_t first = i % tiles * kTile, end = first + kTile;
-    backward_rows<T, S, W>(g, weight, i / tiles, first, end < p.channels ? end : p.channels);
+  for (int64_t i = 0; i < p.batch * blocks; ++i) {
+    backward_rows<T, S, W>(g, weight, i / blocks, i % blocks * kLanes<T>);
   }
 }
 

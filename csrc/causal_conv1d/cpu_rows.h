@@ -1,4 +1,4 @@
-// Channels side by side: a register holds channels, and a step reads the rows of the steps before it again.
+// Channels side by side: a register holds channels, and walks the steps.
 #pragma once
 #include "cpu_common.h"
 
@@ -23,84 +23,89 @@ struct Rows {
   }
 };
 
-template <typename T, typename S, int W>
-VMDDPM_INLINE void taps_at(const Rows<T, S>& rows, int64_t step, int64_t c, int64_t count, Vec<T>* taps) {
-  VMDDPM_UNROLL
-  for (int k = 0; k < W; ++k) taps[k] = rows.at(step - (W - 1) + k, c, count);
-}
-
+// What stays in registers while a register of channels walks the steps.
 template <typename T, int W>
-VMDDPM_INLINE Vec<T> weighted(const Vec<T>* taps, const T* weight, int64_t channels, const T* bias, int64_t c,
-                              int64_t count) {
-  Vec<T> v = bias ? load_some<T>(bias + c, count) : Vec<T>{};
-  VMDDPM_UNROLL
-  for (int k = 0; k < W; ++k) v += load_some<T>(weight + k * channels + c, count) * taps[k];
-  return v;
-}
+struct Lanes {
+  Vec<T> weight[W], bias, taps[W];
 
-// Steps first .. last of one sequence; `weight` is (W, D).
+  template <typename S>
+  VMDDPM_INLINE Lanes(const ConvParams& p, const T* by_tap, const Rows<T, S>& rows, int64_t first, int64_t c,
+                      int64_t count)
+      : bias(p.bias ? load_some<T>(static_cast<const T*>(p.bias) + c, count) : Vec<T>{}) {
+    VMDDPM_UNROLL
+    for (int k = 0; k < W; ++k) weight[k] = load_some<T>(by_tap + k * p.channels + c, count);
+    VMDDPM_UNROLL
+    for (int k = 1; k < W; ++k) taps[k] = rows.at(first - W + k, c, count);
+  }
+
+  VMDDPM_INLINE void take(Vec<T> x) {
+    VMDDPM_UNROLL
+    for (int k = 0; k < W - 1; ++k) taps[k] = taps[k + 1];
+    taps[W - 1] = x;
+  }
+
+  VMDDPM_INLINE Vec<T> weighted() const {
+    Vec<T> v = bias;
+    VMDDPM_UNROLL
+    for (int k = 0; k < W; ++k) v += weight[k] * taps[k];
+    return v;
+  }
+};
+
+// Steps first .. last of one sequence; `by_tap` is the weight (W, D).
 template <typename T, typename S, int W>
-void forward_rows(const ConvParams& p, const T* weight, int64_t batch, int64_t first, int64_t last) {
+void forward_rows(const ConvParams& p, const T* by_tap, int64_t batch, int64_t first, int64_t last) {
   const Rows<T, S> rows(p, static_cast<const S*>(p.x.data), batch);
   S* const y = static_cast<S*>(p.y.data) + batch * p.y.stride[0];
-  const T* const bias = static_cast<const T*>(p.bias);
-  for (int64_t l = first; l < last; ++l) {
-    for (int64_t c = 0; c < p.channels; c += kLanes<T>) {
-      const int64_t count = p.channels - c;
-      Vec<T> taps[W];
-      taps_at<T, S, W>(rows, l, c, count, taps);
-      const Vec<T> v = weighted<T, W>(taps, weight, p.channels, bias, c, count);
+  for (int64_t c = 0; c < p.channels; c += kLanes<T>) {
+    const int64_t count = p.channels - c;
+    Lanes<T, W> lanes(p, by_tap, rows, first, c, count);
+    for (int64_t l = first; l < last; ++l) {
+      lanes.take(load_some<T>(rows.x + l * rows.stride + c, count));
+      const Vec<T> v = lanes.weighted();
       store_some<T>(y + l * p.y.stride[2] + c, p.silu ? silu_lanes<T>(v) : v, count);
     }
   }
 }
 
-// Channels first .. last, at most kTile of them, of one sequence.
-constexpr int64_t kTile = 128;
-
+// Channels c, c + 1, ... of one sequence, as many as a register holds.
 template <typename T, typename S, int W>
-void backward_rows(const ConvGradParams& g, const T* weight, int64_t batch, int64_t first, int64_t last) {
+void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int64_t c) {
   const ConvParams& p = g.forward;
   const Rows<T, S> rows(p, static_cast<const S*>(p.x.data), batch);
-  const S* const dy = static_cast<const S*>(g.dy.data) + batch * g.dy.stride[0];
-  S* const dx = static_cast<S*>(g.dx.data) + batch * g.dx.stride[0];
-  T* const dhistory = g.dhistory ? static_cast<T*>(g.dhistory) + batch * (W - 1) * p.channels : nullptr;
-  const T* const bias = static_cast<const T*>(p.bias);
-  alignas(64) T slopes[W][kTile] = {};  // dv of the last W steps: that of step l in row l % W
-  alignas(64) T dweight[W][kTile] = {}, dbias[kTile] = {};
+  const S* const dy = static_cast<const S*>(g.dy.data) + batch * g.dy.stride[0] + c;
+  S* const dx = static_cast<S*>(g.dx.data) + batch * g.dx.stride[0] + c;
+  T* const dhistory = g.dhistory ? static_cast<T*>(g.dhistory) + batch * (W - 1) * p.channels + c : nullptr;
+  const int64_t count = p.channels - c;
+  Lanes<T, W> lanes(p, by_tap, rows, 0, c, count);
+  Vec<T> slopes[W] = {}, dweight[W] = {}, dbias{};  // slopes[k]: dv of the step k before
   for (int64_t l = 0; l < p.length + W - 1; ++l) {
-    T* const now = slopes[l % W];
-    for (int64_t c = first; c < last; c += kLanes<T>) {
-      const int64_t count = last - c, i = c - first;
-      Vec<T> dv{};
-      if (l < p.length) {
-        Vec<T> taps[W];
-        taps_at<T, S, W>(rows, l, c, count, taps);
-        dv = load_some<T>(dy + l * g.dy.stride[2] + c, count);
-        if (p.silu) dv = dv * silu_slope_lanes<T>(weighted<T, W>(taps, weight, p.channels, bias, c, count));
-        VMDDPM_UNROLL
-        for (int k = 0; k < W; ++k) store(dweight[k] + i, load(dweight[k] + i) + dv * taps[k]);
-        store(dbias + i, load(dbias + i) + dv);
-      }
-      store(now + i, dv);
-      const int64_t step = l - (W - 1);  // all steps that it is a tap of are known
-      if (step < 0 && !dhistory) continue;
-      Vec<T> sum{};
+    VMDDPM_UNROLL
+    for (int k = W - 1; k > 0; --k) slopes[k] = slopes[k - 1];
+    Vec<T> dv{};
+    if (l < p.length) {
+      lanes.take(load_some<T>(rows.x + l * rows.stride + c, count));
+      dv = load_some<T>(dy + l * g.dy.stride[2], count);
+      if (p.silu) dv = dv * silu_slope_lanes<T>(lanes.weighted());
       VMDDPM_UNROLL
-      for (int k = 0; k < W; ++k) {
-        sum += load_some<T>(weight + k * p.channels + c, count) * load(slopes[(l + W - k) % W] + i);
-      }
-      if (step >= 0) {
-        store_some<T>(dx + step * g.dx.stride[2] + c, sum, count);
-      } else {
-        store_some<T>(dhistory + l * p.channels + c, sum, count);
-      }
+      for (int k = 0; k < W; ++k) dweight[k] += dv * lanes.taps[k];
+      dbias += dv;
+    }
+    slopes[0] = dv;
+    const int64_t step = l - (W - 1);  // all steps that it is a tap of are known
+    Vec<T> sum{};
+    VMDDPM_UNROLL
+    for (int k = 0; k < W; ++k) sum += lanes.weight[k] * slopes[k];
+    if (step >= 0) {
+      store_some<T>(dx + step * g.dx.stride[2], sum, count);
+    } else if (dhistory) {
+      store_some<T>(dhistory + l * p.channels, sum, count);
     }
   }
-  for (int64_t c = first; c < last; ++c) {
-    const int64_t at = batch * p.channels + c;
-    for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = dweight[k][c - first];
-    if (g.dbias) static_cast<T*>(g.dbias)[at] = dbias[c - first];
+  for (int64_t i = 0; i < kLanes<T> && i < count; ++i) {
+    const int64_t at = batch * p.channels + c + i;
+    for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = dweight[k][i];
+    if (g.dbias) static_cast<T*>(g.dbias)[at] = dbias[i];
   }
 }
 
