@@ -60,7 +60,7 @@ class StateInputs(NamedTuple):
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together."""
-        state, u, delta, A, B, C, D, z, delta_bias = self
+        state, B = self.state, self.B
         heads = isinstance(state, Tensor) and not state.is_nested and state.dim() == 4
         axes = _AXES_OF_HEADS if heads else _AXES
         shape = check_axes("state", state, axes[0])

@@ -65,17 +65,16 @@ void backward_column(const ConvGradParams& g, int64_t batch, int64_t c, T* slope
   const Column<T, S, W> column(p, batch, c);
   const S* const dy = static_cast<const S*>(g.dy.data) + batch * g.dy.stride[0] + c * g.dy.stride[3];
   S* const dx = static_cast<S*>(g.dx.data) + batch * g.dx.stride[0] + c * g.dx.stride[3];
-  Vec<T> dweight[W] = {}, dbias{};
+  Sums<T, W> sums;
   for (int64_t l = 0; l < p.length; l += kLanes<T>) {
     const int64_t count = p.length - l;
     Vec<T> taps[W], dv = load_some<T>(dy + l, count);
     column.taps_at(l, count, taps);
     if (p.silu) dv = dv * silu_slope_lanes<T>(column.weighted(taps));
     store(slopes + l, dv);
-    VMDDPM_UNROLL
-    for (int k = 0; k < W; ++k) dweight[k] += dv * taps[k];
-    dbias += dv;
+    sums.add(dv, taps, l / kLanes<T>);
   }
+  sums.close();
   for (int64_t i = p.length; i < p.length + W - 1 + kLanes<T>; ++i) slopes[i] = T(0);
   for (int64_t l = 0; l < p.length; l += kLanes<T>) {
     Vec<T> sum{};
@@ -92,8 +91,8 @@ void backward_column(const ConvGradParams& g, int64_t batch, int64_t c, T* slope
     }
   }
   const int64_t at = batch * p.channels + c;
-  for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = sum_of<T>(dweight[k]);
-  if (g.dbias) static_cast<T*>(g.dbias)[at] = sum_of<T>(dbias);
+  for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = sum_of<T>(sums.weight[k]);
+  if (g.dbias) static_cast<T*>(g.dbias)[at] = sum_of<T>(sums.bias);
 }
 
 }  // namespace

@@ -78,7 +78,8 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
   T* const dhistory = g.dhistory ? static_cast<T*>(g.dhistory) + batch * (W - 1) * p.channels + c : nullptr;
   const int64_t count = p.channels - c;
   Lanes<T, W> lanes(p, by_tap, rows, 0, c, count);
-  Vec<T> slopes[W] = {}, dweight[W] = {}, dbias{};  // slopes[k]: dv of the step k before
+  Vec<T> slopes[W] = {};  // slopes[k]: dv of the step k before
+  Sums<T, W> sums;
   for (int64_t l = 0; l < p.length + W - 1; ++l) {
     VMDDPM_UNROLL
     for (int k = W - 1; k > 0; --k) slopes[k] = slopes[k - 1];
@@ -87,9 +88,7 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
       lanes.take(load_some<T>(rows.x + l * rows.stride + c, count));
       dv = load_some<T>(dy + l * g.dy.stride[2], count);
       if (p.silu) dv = dv * silu_slope_lanes<T>(lanes.weighted());
-      VMDDPM_UNROLL
-      for (int k = 0; k < W; ++k) dweight[k] += dv * lanes.taps[k];
-      dbias += dv;
+      sums.add(dv, lanes.taps, l);
     }
     slopes[0] = dv;
     const int64_t step = l - (W - 1);  // all steps that it is a tap of are known
@@ -102,10 +101,11 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
       store_some<T>(dhistory + l * p.channels, sum, count);
     }
   }
+  sums.close();
   for (int64_t i = 0; i < kLanes<T> && i < count; ++i) {
     const int64_t at = batch * p.channels + c + i;
-    for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = dweight[k][i];
-    if (g.dbias) static_cast<T*>(g.dbias)[at] = dbias[i];
+    for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = sums.weight[k][i];
+    if (g.dbias) static_cast<T*>(g.dbias)[at] = sums.bias[i];
   }
 }
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
+from vmddpm_kernels.backends.cpu_steps import CpuSteps
 from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
@@ -18,7 +19,6 @@ from vmddpm_kernels.backends.extension import (
     int32,
     with_parameters_cast,
 )
-from vmddpm_kernels.backends.cpu_steps import CpuSteps
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes

@@ -20,9 +20,9 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """One implementation of all operators. Tensors come checked (`check` of their inputs) but for the values of tables, and
-    are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in memory as
-    (B, K, D, L)."""
+    """One implementation of all operators. Tensors come checked (`check` of their inputs) but for the values of
+    tables, and are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in
+    memory as (B, K, D, L)."""
 
     @property
     def devices(self) -> frozenset[str]:

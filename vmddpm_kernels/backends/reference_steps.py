@@ -15,10 +15,7 @@ def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
     x, weight, bias, history = inputs
     dtype, before = inputs.accumulation(), weight.shape[1] - 1
     steps = x.mT.to(dtype)                                                      # (B, D, L)
-    if history is None:
-        steps = F.pad(steps, (before, 0))
-    else:
-        steps = torch.cat([history.mT.to(dtype), steps], dim=-1)
+    steps = F.pad(steps, (before, 0)) if history is None else torch.cat([history.mT.to(dtype), steps], dim=-1)
     if steps.shape[-1] <= before or 0 in steps.shape:  # no step, or no channel, of which F.conv1d makes an error
         y = steps[..., before:] * 1
     else:
