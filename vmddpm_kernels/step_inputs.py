@@ -77,7 +77,7 @@ class StateInputs(NamedTuple):
                 check_input(name, tensor, state, device, letters, tuple(expected), FLOATS)
 
     def accumulation(self) -> torch.dtype:
-        wide = torch.float64 in (t.dtype for t in self[:6])  # type: ignore[union-attr]
+        wide = torch.float64 in (t.dtype for t in self[:6])
         return torch.float64 if wide else torch.float32
 
 

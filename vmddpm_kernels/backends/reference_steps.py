@@ -23,7 +23,8 @@ def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
             steps, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=weight.shape[0]
         )
     y = (F.silu(y) if silu else y).to(x.dtype)
-    return y.contiguous().mT if inputs.channel_first() else y.mT.contiguous()
+    laid_out: Tensor = y.contiguous().mT if inputs.channel_first() else y.mT.contiguous()
+    return laid_out
 
 
 def state_update(inputs: StateInputs, softplus: bool) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,8 @@ def state_update_gradients(
     draw = dsteps * torch.where(raw > 20, torch.ones_like(raw), torch.sigmoid(raw)) if softplus else dsteps
 
     def summed_by_group(t: Tensor) -> Tensor:  # (B, H, P, N) -> (B, G, N)
-        return t.unflatten(1, (groups, heads // groups)).sum((2, 3))
+        total: Tensor = t.unflatten(1, (groups, heads // groups)).sum((2, 3))
+        return total
 
     grads = (
         dafter * decay, dy * skip + steps * along_B, draw, (ddecay * steps[..., None]).sum(0),

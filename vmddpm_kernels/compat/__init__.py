@@ -23,7 +23,7 @@ _installations: list["Installation"] = []
 
 
 def install(installed: str = "refuse", vmamba_package: str | None = None) -> "Installation":
-    """Stands in for mamba_ssm, for causal_conv1d and for VMamba's kernels, for model code that is imported from then on.
+    """Stands in for mamba_ssm, causal_conv1d and VMamba's kernels, for model code that is imported from then on.
 
     Entered in sys.modules: `mamba_ssm` with Mamba's blocks and functions, `causal_conv1d`, and the extensions
     `selective_scan`, `selective_scan_cuda`, `selective_scan_cuda_core`, `_ndstate`, `_nrow` and `_oflex`. What these

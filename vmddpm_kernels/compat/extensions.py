@@ -1,5 +1,6 @@
 """`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_core` and its variants `_nrow`
-(which has the same functions), `_ndstate` and `_oflex` have them, for code that wraps these in an autograd Function of its own.
+(which has the same functions), `_ndstate` and `_oflex` have them, for code that wraps these in an autograd Function of
+its own.
 
 What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where
 such code looks for it, and zeros between. `bwd` computes the forward again.

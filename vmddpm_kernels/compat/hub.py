@@ -28,5 +28,7 @@ def _file(model_name: str, name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise ImportError(f"{model_name} is no folder with {name}, and the Hub needs `pip install huggingface_hub`") from error
+        raise ImportError(
+            f"{model_name} is no folder with {name}, and the Hub needs `pip install huggingface_hub`"
+        ) from error
     return Path(hf_hub_download(model_name, name))

@@ -1,4 +1,5 @@
-"""The names of `mamba_ssm.ops.triton.layernorm`, as they were up to mamba_ssm 1.2: fewer arguments, in another order."""
+"""The names of `mamba_ssm.ops.triton.layernorm`, as they were up to mamba_ssm 1.2: fewer arguments, in another
+order."""
 
 from typing import Any
 

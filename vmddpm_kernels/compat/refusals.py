@@ -11,14 +11,14 @@ _COVERED = {
     "causal_conv1d": "causal_conv1d_fn and causal_conv1d_update",
 }
 _INSTEAD = {
-    "mamba_ssm": "For the rest install mamba_ssm itself, with MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc, and pass "
-    "installed='override' to compat.install()",
+    "mamba_ssm": "For the rest install mamba_ssm itself, with MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc, and "
+    "pass installed='override' to compat.install()",
     "causal_conv1d": "For the rest install causal_conv1d itself, and pass installed='keep' to compat.install()",
 }
 _REASONS = {
     "Mamba2": "Mamba-2 has no kernels here; transformers' Mamba2 models run in PyTorch",
     "Mamba3": "Mamba-3 has no kernels here",
-    "MambaLMHeadModel": "language models are in transformers: MambaForCausalLM of a version from 5.0 on finds these kernels",
+    "MambaLMHeadModel": "language models are in transformers: MambaForCausalLM of 5.24 finds these kernels",
 }
 
 # Public names of mamba_ssm up to 2.3 and of causal_conv1d that modules of these names have there and not here.

@@ -21,8 +21,8 @@ def selective_state_update(
     dt_softplus: bool | None = False,
     state_batch_indices: Tensor | None = None,
 ) -> Tensor:
-    """`vmddpm_kernels.selective_state_update` with mamba_ssm's arguments: `state`, (B, D, N) or (B, H, P, N), is changed
-    in place.
+    """`vmddpm_kernels.selective_state_update` with mamba_ssm's arguments: `state`, (B, D, N) or (B, H, P, N), is
+    changed in place.
 
     Args:
         state_batch_indices: (B,), the rows of `state` that are x's sequences, all different.

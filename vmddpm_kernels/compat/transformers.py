@@ -20,9 +20,9 @@ def obstacle() -> str | None:
     source = Path(spec.origin).parent / "integrations" / "hub_kernels.py"
     if not (source.is_file() and _LOOKS_BY_IMPORT in source.read_text(encoding="utf-8")):
         return (
-            f"transformers {number} looks for mamba_ssm and causal_conv1d on NVIDIA GPUs alone: on other devices its Mamba "
-            "models run their own PyTorch, step by step. Install transformers 5.24 or newer, which finds these kernels on "
-            "every device"
+            f"transformers {number} looks for mamba_ssm and causal_conv1d on NVIDIA GPUs alone: on other devices its "
+            "Mamba models run their own PyTorch, step by step. Install transformers 5.24 or newer, which finds these "
+            "kernels on every device"
         )
     early = sorted(name for name in sys.modules if name.startswith("transformers.models.") and _bound(name))
     if early:

@@ -40,6 +40,14 @@ class Mamba(nn.Module):
         >>> y = mamba(torch.randn(2, 100, 32))                                  # (2, 100, 32)
     """
 
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    out_proj: nn.Linear
+    A_log: nn.Parameter
+    D: nn.Parameter
+
     def __init__(
         self,
         d_model: int,
@@ -106,9 +114,9 @@ class Mamba(nn.Module):
             f"A{suffix}_log": self._decays(device),
             f"D{suffix}": nn.Parameter(torch.ones(inner, device=device)),
         }  # fmt: skip
-        made[f"D{suffix}"]._no_weight_decay = True  # type: ignore[assignment]
         for name, value in made.items():
             setattr(self, name, value)
+        getattr(self, f"D{suffix}")._no_weight_decay = True
 
     def _decays(self, device: torch.device | str | None) -> nn.Parameter:
         """A starts as -1 .. -N for every channel, and is kept as a logarithm, in float32."""
@@ -135,7 +143,8 @@ class Mamba(nn.Module):
 
         Args:
             inference_params: holds the states of each layer between calls, `key_value_memory_dict[layer_idx]`, and how
-                many steps they have seen, `seqlen_offset`: the first call takes any number of steps, each later one one.
+                many steps they have seen, `seqlen_offset`: the first call takes any number of steps, others a single
+                one.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.d_model:
             raise ValueError(
@@ -147,10 +156,7 @@ class Mamba(nn.Module):
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
         xz = self.in_proj(hidden_states)                                        # (B, L, 2 expand D)
-        if self.bimamba_type == "v1":
-            y = self._both_ways(xz)
-        else:
-            y = self._branch(xz, "", states)
+        y = self._both_ways(xz) if self.bimamba_type == "v1" else self._branch(xz, "", states)
         if "_b" in _BRANCHES[self.bimamba_type]:
             y = y + self._branch(xz.flip(1), "_b").flip(1)
         if "_s" in _BRANCHES[self.bimamba_type]:
@@ -164,26 +170,29 @@ class Mamba(nn.Module):
         x, z = xz.chunk(2, dim=-1)
         x, delta, B, C = self._projected(x, suffix, states)
         options = self._scan_options(suffix)
+        y: Tensor
         if states is None:
-            return selective_scan(x, delta, self._A(suffix), B, C, z=z, **options)
-        y, last_state = selective_scan(x, delta, self._A(suffix), B, C, z=z, return_last_state=True, **options)
-        states[1].copy_(last_state)
+            y = selective_scan(x, delta, self._A(suffix), B, C, z=z, **options)
+        else:
+            y, last_state = selective_scan(x, delta, self._A(suffix), B, C, z=z, return_last_state=True, **options)
+            states[1].copy_(last_state)
         return y
 
     def _both_ways(self, xz: Tensor) -> Tensor:
         x, z = xz.chunk(2, dim=-1)
         x, delta, B, C = self._projected(x, "")
-        forwards = selective_scan(x, delta, self._A(""), B, C, z=z, **self._scan_options(""))
+        forwards: Tensor = selective_scan(x, delta, self._A(""), B, C, z=z, **self._scan_options(""))
         x, delta, B, C, z = (t.flip(1) for t in (x, delta, B, C, z))
-        return forwards + selective_scan(x, delta, self._A("_b"), B, C, z=z, **self._scan_options("")).flip(1)
+        backwards: Tensor = selective_scan(x, delta, self._A("_b"), B, C, z=z, **self._scan_options(""))
+        return forwards + backwards.flip(1)
 
     def _along_slices(self, xz: Tensor) -> Tensor:
         length, slices = xz.shape[1], self.nslices
         if length % slices:
             raise ValueError(f"the {length} steps of hidden_states must divide into nslices = {slices} slices")
         turned = xz.unflatten(1, (slices, length // slices)).transpose(1, 2).flatten(1, 2)
-        y = self._branch(turned, "_s")
-        return y.unflatten(1, (length // slices, slices)).transpose(1, 2).flatten(1, 2)
+        y: Tensor = self._branch(turned, "_s").unflatten(1, (length // slices, slices))
+        return y.transpose(1, 2).flatten(1, 2)
 
     def _projected(
         self, x: Tensor, suffix: str, states: tuple[Tensor, Tensor] | None = None
@@ -211,8 +220,9 @@ class Mamba(nn.Module):
             "channel_last": True,
         }
 
-    def _scaled(self, y: Tensor) -> Tensor:
-        return y if self.init_layer_scale is None else y * self.gamma
+    def _scaled(self, y: Any) -> Tensor:
+        scaled: Tensor = y if self.init_layer_scale is None else y * self.gamma
+        return scaled
 
     def step(
         self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor

@@ -92,7 +92,8 @@ def _check_backward(dy: Tensor, inputs: ConvInputs) -> None:
 
 
 def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
-    grads = _run_backward(dy, ConvInputs(*args[:_INPUTS]), *args[_INPUTS:], (True,) * _INPUTS)
+    silu, backend = args[_INPUTS:]
+    grads = _run_backward(dy, ConvInputs(*args[:_INPUTS]), silu, backend, (True,) * _INPUTS)
     return [g for g in grads if g is not None]
 
 
@@ -127,12 +128,12 @@ class CausalConv1d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(dy)
-        inputs = ConvInputs(*ctx.saved_tensors)
+        inputs, (silu, backend) = ConvInputs(*ctx.saved_tensors), ctx.options
         way = way_in((dy, *inputs))
         if way is Way.KERNEL:
-            return *_run_backward(dy, inputs, *ctx.options, ctx.needs_input_grad), None, None
+            return *_run_backward(dy, inputs, silu, backend, ctx.needs_input_grad), None, None
         call = causal_conv1d_backward if way is Way.DISPATCHER else CausalConv1dBackward.apply
-        grads = iter(call(dy, *inputs, *ctx.options))
+        grads = iter(call(dy, *inputs, silu, backend))
         return *[t if t is None else next(grads) for t in inputs], None, None
 
     @staticmethod
