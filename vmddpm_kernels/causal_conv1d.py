@@ -84,7 +84,7 @@ def causal_conv1d_update(
         weight, bias, activation, backend: as in `causal_conv1d`.
         cache_seqlens: (B,) int32 or int64: `conv_state` is a ring, and the next step is written at cache_seqlens % S.
         conv_state_indices: (B,) int32 or int64: `conv_state` is (more, D, S), and these are the rows of x's sequences,
-            all different.
+            all different; where one is negative there is no sequence, and y is 0.
 
     Returns:
         y in x's shape and dtype.
@@ -133,7 +133,7 @@ def _by_copies(
 ) -> Tensor:  # fmt: skip
     """The update composed of operators that everybody can hear of."""
     rows = None if conv_state_indices is None else conv_state_indices.long()
-    state = conv_state.mT.clone() if rows is None else conv_state.mT[rows]      # (B, S, D), as it was
+    state = conv_state.mT.clone() if rows is None else conv_state.mT[rows.clamp(min=0)]     # (B, S, D), as it was
     before, size = weight.shape[1] - 1, state.shape[1]
     if cache_seqlens is None:
         history = state[:, size - before :]
@@ -152,9 +152,10 @@ def _by_copies(
     y = convolve(ConvInputs(steps, weight, bias, history), silu, backend)
     if rows is None:
         conv_state.copy_(after.mT)
-    else:
-        conv_state.index_copy_(0, rows, after.mT)
-    return y
+        return y
+    there = rows >= 0
+    conv_state.index_copy_(0, rows[there], after.mT[there])
+    return torch.where(there[:, None, None], y, torch.zeros_like(y))
 
 
 def check_activation(activation: str | None) -> bool:

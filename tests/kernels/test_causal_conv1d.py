@@ -163,6 +163,11 @@ def test_update_of_a_ring_and_of_rows(backend):
     torch.testing.assert_close(torch.cat(zs, -1), want, rtol=2e-6, atol=2e-6)
     assert torch.equal(many[[3, 1]], x[:, :, 6:])
     assert many[[0, 2]].isnan().all()
+    kept, nobody = many.clone(), torch.tensor([-1, 3])
+    y = vk.causal_conv1d_update(x[:, :, 0], many, weight, bias, conv_state_indices=nobody, backend=backend)
+    assert not y[0].any()
+    assert y[1].any()
+    assert torch.equal(many[1], kept[1])
     with pytest.raises(ValueError, match="7 steps, more than conv_state as a ring, S = 6"):
         vk.causal_conv1d_update(x[:, :, :7], ring, weight, cache_seqlens=seen, backend=backend)
 

@@ -50,6 +50,8 @@ def _update(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_softplus: bool | None, rows: Tensor | None, backend: str | None,
 ) -> Tensor:  # fmt: skip
+    if rows is not None and bool((rows < 0).any()):
+        raise ValueError("state_batch_indices must be rows of state, got a negative one")
     used = state if rows is None else state[rows.long()]
     y = update(
         used, x, dt, A, B, C, D, z, dt_bias, delta_softplus=check_truth("dt_softplus", dt_softplus), backend=backend
