@@ -32,7 +32,7 @@ const T* by_tap(const ConvParams& p) {
 
 template <typename T, typename S, int W>
 void forward(const ConvParams& p) {
-  const int threads = useful_threads(p, 48 << 10);
+  [[maybe_unused]] const int threads = useful_threads(p, 48 << 10);
   if (p.columns) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.batch * p.channels; ++i) forward_column<T, S, W>(p, i / p.channels, i % p.channels);
@@ -51,7 +51,7 @@ void forward(const ConvParams& p) {
 template <typename T, typename S, int W>
 void backward(const ConvGradParams& g) {
   const ConvParams& p = g.forward;
-  const int threads = useful_threads(p, 24 << 10);
+  [[maybe_unused]] const int threads = useful_threads(p, 24 << 10);
   if (p.columns) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.batch * p.channels; ++i) {
@@ -68,7 +68,6 @@ void backward(const ConvGradParams& g) {
   }
 }
 
-// f(an element of the accumulation, an element of x, the number of taps as a type).
 template <int W>
 struct Taps {
   static constexpr int count = W;
@@ -83,6 +82,7 @@ void with_taps(int64_t width, Function f) {
   }
 }
 
+// f(an element of the accumulation, an element of x, the number of taps as a type).
 template <typename Function>
 void with_types(const ConvParams& p, Function f) {
   with_taps(p.width, [&](auto taps) {
@@ -107,7 +107,9 @@ void update(const ConvUpdateParams& p) {
         return b * view.stride[0] + step * view.stride[2] + c * view.stride[3];
       };
       for (int64_t i = 0; i < steps * kLanes<T>; ++i) window[i] = T(0);
-      for (int64_t s = 0; s < kept; ++s) gather(p.state, run(p.state, s), p.state.stride[3], count, window + s * kLanes<T>);
+      for (int64_t s = 0; s < kept; ++s) {
+        gather(p.state, run(p.state, s), p.state.stride[3], count, window + s * kLanes<T>);
+      }
       for (int64_t l = 0; l < p.length; ++l) {
         gather(p.x, run(p.x, l), p.x.stride[3], count, window + (kept + l) * kLanes<T>);
       }
@@ -120,14 +122,16 @@ void update(const ConvUpdateParams& p) {
         Vec<T> v = load(static_cast<const T*>(offset));
         VMDDPM_UNROLL
         for (int k = 0; k < W; ++k) {
-          v += load(static_cast<const T*>(weight[k])) * load(static_cast<const T*>(window) + (kept + l - (W - 1) + k) * kLanes<T>);
+          const T* const tap = window + (kept + l - (W - 1) + k) * kLanes<T>;
+          v += load(static_cast<const T*>(weight[k])) * load(tap);
         }
         T result[kLanes<T>];
         store(result, p.silu ? silu_lanes<T>(v) : v);
         scatter(static_cast<const T*>(result), p.y, run(p.y, l), p.y.stride[3], count);
       }
       for (int64_t s = 0; s < kept; ++s) {
-        scatter(static_cast<const T*>(window) + (p.length + s) * kLanes<T>, p.state, run(p.state, s), p.state.stride[3], count);
+        const T* const step = window + (p.length + s) * kLanes<T>;
+        scatter(step, p.state, run(p.state, s), p.state.stride[3], count);
       }
     }
   }

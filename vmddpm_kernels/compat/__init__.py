@@ -74,7 +74,9 @@ def installed() -> dict[str, list[str]]:
     """The modules in sys.modules that are stand-ins, and their names."""
     ours = {name: module for installation in _installations for name, module in installation.modules.items()}
     return {
-        name: sorted(key for key in vars(module) if not key.startswith("__"))
+        name: sorted(
+            key for key, value in vars(module).items() if not (key.startswith("__") or isinstance(value, ModuleType))
+        )
         for name, module in sorted(ours.items())
         if sys.modules.get(name) is module
     }
