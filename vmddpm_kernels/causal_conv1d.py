@@ -139,16 +139,14 @@ def _by_copies(
         history = state[:, size - before :]
         after = torch.cat([state, steps.to(state.dtype)], dim=1)[:, steps.shape[1] :]
     else:
-        if steps.shape[1] > size:
-            raise ValueError(f"x has {steps.shape[1]} steps, more than conv_state as a ring, S = {size}, can hold")
-        start = cache_seqlens.long()[:, None]
+        start, kept = cache_seqlens.long()[:, None], max(0, steps.shape[1] - size)  # earlier steps are written over
 
         def positions(first: int, end: int) -> Tensor:  # (B, end - first, D)
             offsets = torch.arange(first, end, device=steps.device)
             return ((start + offsets) % size)[..., None].expand(-1, -1, steps.shape[2])
 
         history = state.gather(1, positions(-before, 0))
-        after = state.scatter(1, positions(0, steps.shape[1]), steps.to(state.dtype))
+        after = state.scatter(1, positions(kept, steps.shape[1]), steps[:, kept:].to(state.dtype))
     y = convolve(ConvInputs(steps, weight, bias, history), silu, backend)
     if rows is None:
         conv_state.copy_(after.mT)
