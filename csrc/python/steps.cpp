@@ -7,7 +7,7 @@ namespace {
 
 using Sizes = std::array<int64_t, 4>;
 
-int64_t size_of(const py::handle& tensor, size_t axis) {
+int64_t size_at(const py::handle& tensor, size_t axis) {
   return number_at(py::tuple(get(tensor, names.shape)), axis);
 }
 
@@ -21,10 +21,10 @@ View stored_view(const py::handle& tensor, const Sizes& sizes) {
 ConvParams conv_params(const py::handle& x, const py::handle& weight, const py::handle& bias,
                        const py::handle& history, bool wide, bool silu, bool columns, int threads) {
   ConvParams p{};
-  p.batch = size_of(x, 0);
-  p.length = size_of(x, 1);
-  p.channels = size_of(x, 2);
-  p.width = size_of(weight, 1);
+  p.batch = size_at(x, 0);
+  p.length = size_at(x, 1);
+  p.channels = size_at(x, 2);
+  p.width = size_at(weight, 1);
   p.wide = wide;
   p.silu = silu;
   p.columns = columns;
@@ -65,11 +65,11 @@ void conv_backward(const py::handle& dy, const py::handle& x, const py::handle& 
 void conv_update(const py::handle& x, const py::handle& state, const py::handle& weight, const py::handle& bias,
                  const py::handle& y, bool wide, bool silu) {
   ConvUpdateParams p{};
-  p.batch = size_of(x, 0);
-  p.length = size_of(x, 1);
-  p.channels = size_of(x, 2);
-  p.width = size_of(weight, 1);
-  p.state_length = size_of(state, 1);
+  p.batch = size_at(x, 0);
+  p.length = size_at(x, 1);
+  p.channels = size_at(x, 2);
+  p.width = size_at(weight, 1);
+  p.state_length = size_at(state, 1);
   p.wide = wide;
   p.silu = silu;
   const Sizes sizes{p.batch, 1, p.length, p.channels};
@@ -83,14 +83,6 @@ void conv_update(const py::handle& x, const py::handle& state, const py::handle&
   cpu_kernels().conv_update(p);
 }
 
-// D or delta_bias (H, P), or (P,) of a single head.
-View parameter_view(const py::handle& tensor, const Sizes& sizes) {
-  if (tensor.is_none() || py::tuple(get(tensor, names.shape)).size() > 1) return stored_view(tensor, sizes);
-  View v = vector_view(tensor);
-  check_storage_of(v, tensor, sizes);
-  return v;
-}
-
 // As `StateUpdateParams` has them, or all without the axis of the heads and that of the groups, which are then 1.
 void state_update(const py::handle& state, const py::handle& x, const py::handle& delta, const py::handle& A,
                   const py::handle& B, const py::handle& C, const py::handle& D, const py::handle& z,
@@ -102,7 +94,7 @@ void state_update(const py::handle& state, const py::handle& x, const py::handle
   p.heads = heads ? number_at(shape, 1) : 1;
   p.channels = number_at(shape, heads ? 2 : 1);
   p.states = number_at(shape, heads ? 3 : 2);
-  p.groups = heads ? size_of(B, 1) : 1;
+  p.groups = heads ? size_at(B, 1) : 1;
   p.wide = wide;
   p.softplus = softplus;
   p.threads = threads;
@@ -116,8 +108,8 @@ void state_update(const py::handle& state, const py::handle& x, const py::handle
   p.A = stored_view(A, {p.heads, 1, p.channels, p.states});
   p.B = stored_view(B, matrix);
   p.C = stored_view(C, matrix);
-  p.D = parameter_view(D, parameter);
-  p.delta_bias = parameter_view(delta_bias, parameter);
+  p.D = stored_view(D, parameter);
+  p.delta_bias = stored_view(delta_bias, parameter);
   const py::gil_scoped_release release;
   cpu_kernels().state_update(p);
 }

@@ -61,18 +61,14 @@ View view(const py::handle& tensor) {
   }
   const py::tuple strides = call(tensor, names.stride);
   const size_t axes = strides.size();
+  if (axes == 1) {
+    v.stride[3] = number_at(strides, 0);
+    return v;
+  }
   v.stride[0] = number_at(strides, 0);
   v.stride[1] = axes == 3 ? 0 : number_at(strides, 1);
   v.stride[2] = number_at(strides, axes - 2);
   v.stride[3] = number_at(strides, axes - 1);
-  return v;
-}
-
-View vector_view(const py::handle& tensor) {
-  View v;
-  v.data = pointer(tensor);
-  v.dtype = dtype(tensor);
-  v.stride[3] = number_at(py::tuple(call(tensor, names.stride)), 0);
   return v;
 }
 

@@ -81,11 +81,8 @@ bool read_dtype(const py::handle& tensor, DType& type);
 // no memory.
 void* pointer(const py::handle& tensor);
 
-// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None.
+// A tensor (B, K, L, C), or (B, L, C), one image for all routes, or (C,); nothing for None.
 View view(const py::handle& tensor);
-
-// A tensor (C,).
-View vector_view(const py::handle& tensor);
 
 // Throws if the tensor's storage ends before `elements` of them, counted from the tensor's first: it may have been
 // resized since the tensor was saved.
