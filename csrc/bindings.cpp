@@ -15,6 +15,7 @@
 #include "common/dispatch.h"
 #include "cross_scan/cross_scan.h"
 #include "python/cross_images.h"
+#include "python/steps.h"
 #include "python/tensors.h"
 #ifdef VMDDPM_CUDA
 #include "selective_scan/cuda.h"
@@ -61,15 +62,8 @@ void fill_options(ScanParams& p, const py::handle& options) {
 
 View stored_view(const py::handle& tensor, const ScanParams& p, int64_t columns) {
   const View v = view(tensor);
-  check_storage_of(v, tensor, p.batch, p.routes, p.length, columns);
+  check_storage_of(v, tensor, {p.batch, p.routes, p.length, columns});
   return v;
-}
-
-// A contiguous tensor whose storage is there.
-void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size) {
-  void* const data = pointer(tensor);
-  if (data) check_storage(tensor, elements, element_size);
-  return data;
 }
 
 ScanParams scan_params(const py::handle& inputs, const py::handle& options, const py::handle& sizes, int threads) {
@@ -160,8 +154,8 @@ CrossScanParams cross_params(const py::handle& image, const py::handle& table, i
                     nullptr, view(image), view(sequences), false, threads, height, width, scans};
   if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
   p.table = static_cast<int32_t*>(stored_pointer(table, p.routes * p.length, sizeof(int32_t)));
-  check_storage_of(p.image, image, p.batch, p.routes, p.length, p.channels);
-  check_storage_of(p.sequences, sequences, p.batch, p.routes, p.length, p.channels);
+  check_storage_of(p.image, image, {p.batch, p.routes, p.length, p.channels});
+  check_storage_of(p.sequences, sequences, {p.batch, p.routes, p.length, p.channels});
   return p;
 }
 
@@ -282,6 +276,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cross_scan", &cross_scan);
   m.def("cross_merge", &cross_merge);
   m.def("cross_image", &cross_image);
+  define_steps(m);
 #ifdef VMDDPM_CUDA
   define_cuda(m.def_submodule("cuda", "The same on a GPU."));
 #endif

@@ -63,6 +63,50 @@ def cross_image(
     threads: int,
 ) -> Tensor | None:
     """`cross_scan` or `cross_merge` of vmddpm_kernels.cross_scan; None where only Python can tell whether it may be."""
+def conv_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    history: Tensor | None,
+    y: Tensor,
+    wide: bool,
+    silu: bool,
+    columns: bool,
+    threads: int,
+) -> None: ...
+def conv_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    history: Tensor | None,
+    dx: Tensor,
+    dweight: Tensor,
+    dbias: Tensor | None,
+    dhistory: Tensor | None,
+    wide: bool,
+    silu: bool,
+    columns: bool,
+    threads: int,
+) -> None: ...
+def conv_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, wide: bool, silu: bool
+) -> None: ...
+def state_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    y: Tensor,
+    wide: bool,
+    softplus: bool,
+    threads: int,
+) -> None: ...
 
 class GpuScanPlan:
     @property

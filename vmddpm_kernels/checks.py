@@ -109,9 +109,14 @@ def check_count(name: str, value: Any) -> int:
     return value  # type: ignore[return-value]
 
 
-def check_optional_flag(name: str, value: object) -> bool:
-    """`check_flag`, where None is False."""
-    return value is not None and check_flag(name, value)
+def check_truth(name: str, value: Any) -> bool:
+    """The truth of a flag as compiled extensions take it: None, numbers, numpy's and torch's scalars too. TypeError for
+    what is no flag: text, sequences, tensors of several elements."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return bool(value)
+    if isinstance(value, (str, bytes)) or (hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -46,6 +46,12 @@ def directly(function: type[torch.autograd.Function], kernel: Callable[..., Any]
     return apply_of(Direct)
 
 
+def note_change(tensor: torch.Tensor) -> None:
+    """Of a kernel that wrote into the tensor: what autograd saved of it is no longer what it was."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
 def vmap_by_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     """The `vmap` of an autograd Function, one call for each element: the operators have a batch axis of their own."""
 

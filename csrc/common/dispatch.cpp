@@ -4,18 +4,27 @@
 #include <stdexcept>
 #include <string>
 
+#include "../causal_conv1d/cpu.h"
 #include "../selective_scan/cpu.h"
+#include "../state_update/cpu.h"
 
-VMDDPM_DECLARE_SCAN(baseline)
+#define VMDDPM_DECLARE(isa) \
+  VMDDPM_DECLARE_SCAN(isa)  \
+  VMDDPM_DECLARE_CONV(isa)  \
+  VMDDPM_DECLARE_STATE_UPDATE(isa)
+
+VMDDPM_DECLARE(baseline)
 #ifdef VMDDPM_X86
-VMDDPM_DECLARE_SCAN(avx2)
-VMDDPM_DECLARE_SCAN(avx512)
+VMDDPM_DECLARE(avx2)
+VMDDPM_DECLARE(avx512)
 #endif
 
 namespace vmddpm {
 namespace {
 
-#define VMDDPM_KERNELS(isa) {#isa, isa::scan_plan, isa::scan_forward, isa::scan_backward}
+#define VMDDPM_KERNELS(isa)                                                   \
+  {#isa,              isa::scan_plan,     isa::scan_forward, isa::scan_backward, \
+   isa::conv_forward, isa::conv_backward, isa::conv_update,  isa::state_update}
 
 // Best first.
 const CpuKernels kKernels[] = {

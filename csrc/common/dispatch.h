@@ -1,6 +1,8 @@
-// The scan kernels of the best instruction set this processor has.
+// The kernels of the best instruction set this processor has, but for the copies, which choose for themselves.
 #pragma once
+#include "../causal_conv1d/params.h"
 #include "../selective_scan/params.h"
+#include "../state_update/params.h"
 
 namespace vmddpm {
 
@@ -9,6 +11,10 @@ struct CpuKernels {
   ScanPlan (*scan_plan)(const ScanParams&);
   void (*scan_forward)(const ScanParams&);
   void (*scan_backward)(const ScanGradParams&);
+  void (*conv_forward)(const ConvParams&);
+  void (*conv_backward)(const ConvGradParams&);
+  void (*conv_update)(const ConvUpdateParams&);
+  void (*state_update)(const StateUpdateParams&);
 };
 
 // VMDDPM_CPU_ISA=avx512|avx2|baseline in the environment asks for a lesser one, or the same.

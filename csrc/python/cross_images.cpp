@@ -81,7 +81,7 @@ py::object copied(const py::handle& tensor, Sizes sizes, const Side& from, const
     return py::none();
   }
   source.data = pointer(tensor);
-  check_storage_of(source, tensor, sizes.batch, from.per_route ? kRoutes : 1, sizes.length(), sizes.channels);
+  check_storage_of(source, tensor, {sizes.batch, from.per_route ? kRoutes : 1, sizes.length(), sizes.channels});
   py::object out = call(tensor, names.new_empty, shape_of(to, sizes));
   result.data = pointer(out);
   result.dtype = source.dtype;

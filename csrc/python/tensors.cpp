@@ -61,6 +61,10 @@ View view(const py::handle& tensor) {
   }
   const py::tuple strides = call(tensor, names.stride);
   const size_t axes = strides.size();
+  if (axes == 1) {
+    v.stride[3] = number_at(strides, 0);
+    return v;
+  }
   v.stride[0] = number_at(strides, 0);
   v.stride[1] = axes == 3 ? 0 : number_at(strides, 1);
   v.stride[2] = number_at(strides, axes - 2);
@@ -73,12 +77,17 @@ void check_storage(const py::handle& tensor, int64_t elements, int64_t element_s
   if (number(call(call(tensor, names.untyped_storage), names.nbytes)) < needed) memory_is_gone(tensor);
 }
 
-void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
-                      int64_t columns) {
+void check_storage_of(const View& v, const py::handle& tensor, const std::array<int64_t, 4>& sizes) {
   if (!v.data) return;
-  const int64_t last = (batch - 1) * v.stride[0] + (routes - 1) * v.stride[1] + (length - 1) * v.stride[2] +
-                       (columns - 1) * v.stride[3];
+  int64_t last = 0;
+  for (size_t axis = 0; axis < 4; ++axis) last += (sizes[axis] - 1) * v.stride[axis];
   check_storage(tensor, last + 1, size_of(v.dtype));
+}
+
+void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size) {
+  void* const data = pointer(tensor);
+  if (data) check_storage(tensor, elements, element_size);
+  return data;
 }
 
 }  // namespace vmddpm

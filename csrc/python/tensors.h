@@ -81,16 +81,18 @@ bool read_dtype(const py::handle& tensor, DType& type);
 // no memory.
 void* pointer(const py::handle& tensor);
 
-// A tensor (B, K, L, C), or (B, L, C), one image for all routes; nothing for None.
+// A tensor (B, K, L, C), or (B, L, C), one image for all routes, or (C,); nothing for None.
 View view(const py::handle& tensor);
 
 // Throws if the tensor's storage ends before `elements` of them, counted from the tensor's first: it may have been
 // resized since the tensor was saved.
 void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size);
 
-// The same unless the storage reaches to the last element of a view (B, K or 1, L, columns).
-void check_storage_of(const View& v, const py::handle& tensor, int64_t batch, int64_t routes, int64_t length,
-                      int64_t columns);
+// Likewise, if it ends before the last element of a view of these sizes.
+void check_storage_of(const View& view, const py::handle& tensor, const std::array<int64_t, 4>& sizes);
+
+// A contiguous tensor whose storage is there; null for None.
+void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
 
 // The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
 // for, and the gradients of its results, tensors or None, fit to them; None if one does not, or is not easily told to.

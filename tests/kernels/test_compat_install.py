@@ -2,7 +2,11 @@
 
 import importlib
 import importlib.util
+import json
 import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,12 +16,26 @@ from vmddpm_kernels import compat
 from vmddpm_kernels.compat import mamba_ssm, vmamba
 
 NAMES = {
+    "causal_conv1d",
+    "causal_conv1d.causal_conv1d_interface",
     "mamba_ssm",
+    "mamba_ssm.modules",
+    "mamba_ssm.modules.block",
+    "mamba_ssm.modules.mamba_simple",
     "mamba_ssm.ops",
     "mamba_ssm.ops.selective_scan_interface",
+    "mamba_ssm.ops.triton",
+    "mamba_ssm.ops.triton.layer_norm",
+    "mamba_ssm.ops.triton.layernorm",
+    "mamba_ssm.ops.triton.selective_state_update",
+    "mamba_ssm.utils",
+    "mamba_ssm.utils.generation",
+    "mamba_ssm.utils.hf",
     "selective_scan",
     "selective_scan_cuda",
     "selective_scan_cuda_core",
+    "selective_scan_cuda_ndstate",
+    "selective_scan_cuda_nrow",
     "selective_scan_cuda_oflex",
 }
 
@@ -103,7 +121,8 @@ def test_what_is_really_installed_is_overridden(real_packages, imported_before):
     if imported_before:
         importlib.import_module(interface)
     with compat.install(installed="override") as installation:
-        assert {"mamba_ssm", "mamba_ssm.ops"}.isdisjoint(installation.modules)
+        packages = {"mamba_ssm", "mamba_ssm.ops", "mamba_ssm.modules.mamba_simple", "mamba_ssm.utils.generation"}
+        assert packages.isdisjoint(installation.modules)
         model = importlib.import_module("mamba_ssm.modules")
         assert model.selective_scan_fn is mamba_ssm.selective_scan_fn
         if imported_before:
@@ -171,7 +190,9 @@ def wrapped_by_projects(extension, kind):
 
 
 @pytest.mark.parametrize("gate", [False, True])
-@pytest.mark.parametrize(("kind", "name"), [("mamba", "cuda"), ("oflex", "cuda_oflex"), ("core", "cuda_core")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("mamba", "cuda"), ("oflex", "cuda_oflex"), ("core", "cuda_core"), ("core", "cuda_nrow")]
+)
 def test_extensions_by_their_fwd_and_bwd(kind, name, gate):
     u, delta, z = (torch.randn(2, 6, 9) for _ in range(3))
     A, B, C = -torch.rand(6, 4), torch.randn(2, 3, 4, 9), torch.randn(2, 3, 4, 9)
@@ -205,3 +226,123 @@ def test_extension_of_oflex():
         grads = extension.bwd(u, delta, A, B, B, None, None, torch.ones_like(out), x, True, 1)
         assert [g is None for g in grads] == [False] * 5 + [True] * 2
         assert [(g.shape, g.dtype) for g in grads[:5]] == [(t.shape, t.dtype) for t in (u, delta, A, B, B)]
+
+
+def test_extension_of_a_single_state():
+    """A (D,), B and C (B, G, L): as with an axis for the state."""
+    u, delta = torch.randn(2, 6, 9), torch.rand(2, 6, 9)
+    A, B, C = -torch.rand(6), torch.randn(2, 3, 9), torch.randn(2, 3, 9)
+    with compat.install():
+        core, single = (importlib.import_module(f"selective_scan_cuda_{name}") for name in ("core", "ndstate"))
+    wide = (A[:, None], B[:, :, None], C[:, :, None])
+    out, x = single.fwd(u, delta, A, B, C, None, None, True, 1)
+    want, want_x = core.fwd(u, delta, *wide, None, None, True, 1)
+    assert torch.equal(out, want)
+    assert torch.equal(x, want_x)
+    grads = single.bwd(u, delta, A, B, C, None, None, torch.ones_like(out), x, True, 1)
+    wants = core.bwd(u, delta, *wide, None, None, torch.ones_like(out), x, True, 1)
+    for grad, want, like in zip(grads, wants, (u, delta, A, B, C)):
+        assert grad.shape == like.shape
+        assert torch.equal(grad.flatten(), want.flatten())
+    assert grads[5:] == [None, None]
+    with pytest.raises(ValueError, match=r"A must have shape \(D\), got \(6, 1\)"):
+        single.fwd(u, delta, *wide, None, None, True, 1)
+
+
+PUBLIC = json.loads((Path(__file__).parent / "public_names.json").read_text())
+# What a model is built of: it must be there, not refused.
+NEEDED = {
+    "mamba_ssm": "Mamba mamba_inner_fn selective_scan_fn",
+    "mamba_ssm.modules.mamba_simple": "Block Mamba RMSNorm layer_norm_fn rms_norm_fn selective_state_update",
+    "mamba_ssm.modules.block": "Block",
+    "mamba_ssm.ops.selective_scan_interface": "SelectiveScanFn MambaInnerFn mamba_inner_ref selective_scan_ref "
+    "rms_norm_forward bimamba_inner_ref MambaInnerFnNoOutProj BiMambaInnerFn",
+    "mamba_ssm.ops.triton.layer_norm": "LayerNormFn RMSNorm layer_norm_fn layer_norm_linear_fn rms_norm_fn",
+    "mamba_ssm.ops.triton.layernorm": "LayerNormFn RMSNorm layer_norm_fn layer_norm_linear_fn rms_norm_fn",
+    "mamba_ssm.ops.triton.selective_state_update": "selective_state_update selective_state_update_ref",
+    "mamba_ssm.utils.generation": "GenerationMixin InferenceParams decode sample",
+    "mamba_ssm.utils.hf": "load_config_hf load_state_dict_hf",
+    "causal_conv1d": "causal_conv1d_fn causal_conv1d_update",
+    "causal_conv1d.causal_conv1d_interface": "CausalConv1dFn causal_conv1d_ref causal_conv1d_update_ref",
+}
+
+
+@pytest.mark.parametrize("version", PUBLIC)
+def test_every_public_name_is_ours_or_refused_with_what_is_covered(version):
+    package = version.partition(" ")[0]
+    explained = rf"stands in for {package} and has no {package}\..*It covers .*(Mamba, Block|causal_conv1d_fn)"
+    with compat.install():
+        there = compat.installed()
+        for module, names in PUBLIC[version].items():
+            if module not in there:
+                with pytest.raises(ImportError, match=explained):
+                    importlib.import_module(module)
+                continue
+            for name in names.split():
+                scope: dict = {}
+                if name in there[module] or name == "__version__":
+                    exec(f"from {module} import {name}", scope)
+                    assert scope[name] is not None
+                else:
+                    with pytest.raises(ImportError, match=explained):
+                        exec(f"from {module} import {name}", scope)
+
+
+def test_what_models_are_built_of_is_there():
+    with compat.install():
+        for module, names in NEEDED.items():
+            for name in names.split():
+                assert callable(getattr(importlib.import_module(module), name)), (module, name)
+        ours = compat.installed()
+    assert not [name for module, names in NEEDED.items() for name in names.split() if name not in ours[module]]
+    assert compat.installed() == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("from mamba_ssm import Mamba2", "Mamba-2 has no kernels here"),
+        ("import mamba_ssm.modules.mamba2", "Mamba-2 has no kernels here"),
+        ("from mamba_ssm import MambaLMHeadModel", "MambaForCausalLM"),
+        ("from mamba_ssm.ops.triton import ssd_combined", "installed='override'"),
+    ],
+)
+def test_refusals_come_and_go(statement, message):
+    with compat.install():
+        with pytest.raises(ImportError, match=message):
+            exec(statement, {})
+        assert not hasattr(importlib.import_module("mamba_ssm"), "no_such_name")
+        assert importlib.util.find_spec("no_such_package") is None
+    with pytest.raises(ModuleNotFoundError, match="No module named 'mamba_ssm'"):
+        exec(statement, {})
+
+
+def hugging_face(folder, monkeypatch, text, number="5.24.0"):
+    """A transformers of this version, of which only the file that looks for kernels is there."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(folder))
+    write_package(folder, "transformers", integrations="")
+    (folder / "transformers" / "integrations").mkdir()
+    (folder / "transformers" / "integrations" / "hub_kernels.py").write_text(text)
+    metadata = folder / f"transformers-{number}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {number}\n")
+
+
+def test_transformers_that_cannot_find_them_is_told(tmp_path, monkeypatch):
+    hugging_face(tmp_path, monkeypatch, "", "4.57.6")
+    with pytest.warns(UserWarning, match=r"transformers 4\.57\.6 looks for mamba_ssm .* on NVIDIA GPUs alone.*5\.24"):
+        compat.install()
+
+
+def test_transformers_models_imported_before_are_told(tmp_path, monkeypatch):
+    hugging_face(tmp_path, monkeypatch, "def use_kernel_func_from_hub_with_fallback(): ...")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compat.install()
+    early = ModuleType("transformers.models.mamba.modeling_mamba")
+    early.causal_conv1d_fn = None
+    monkeypatch.setitem(sys.modules, early.__name__, early)
+    with pytest.warns(UserWarning, match=r"modeling_mamba had been imported .* before the models of transformers"):
+        compat.install()

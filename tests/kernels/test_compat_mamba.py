@@ -3,6 +3,7 @@
 import inspect
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from oracle import assert_as_accurate, scan_loop, together
@@ -264,3 +265,23 @@ def test_errors_name_the_argument():
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+@pytest.mark.parametrize("truth", [1, 1.0, np.bool_(True), np.float32(2), torch.tensor(True)])
+@pytest.mark.parametrize("lie", [None, 0, 0.0, np.bool_(False), torch.tensor(False)])
+def test_flags_count_by_their_truth(truth, lie):
+    u, delta, A, B, C, *_ = arguments()
+    want, last = selective_scan_fn(u, delta, A, B, C, delta_softplus=True, return_last_state=True)
+    got, state = selective_scan_fn(u, delta, A, B, C, None, None, None, truth, truth)
+    assert torch.equal(got, want)
+    assert torch.equal(state, last)
+    plain = selective_scan_fn(u, delta, A, B, C)
+    assert torch.equal(selective_scan_fn(u, delta, A, B, C, None, None, None, lie, lie), plain)
+
+
+@pytest.mark.parametrize("flag", ["yes", [], [True], torch.ones(2), np.ones(2)])
+def test_what_is_no_flag_is_refused(flag):
+    u, delta, A, B, C, *_ = arguments()
+    for name in ("delta_softplus", "return_last_state"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
+            selective_scan_fn(u, delta, A, B, C, **{name: flag})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
+from vmddpm_kernels.backends.cpu_steps import CpuSteps
 from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
@@ -32,7 +33,7 @@ def _status(describe: Callable[[], str]) -> BackendStatus:
         return BackendStatus(False, str(error))
 
 
-class CpuBackend:
+class CpuBackend(CpuSteps):
     devices = frozenset({"cpu"})
 
     def runs_on(self, device: str) -> bool:

@@ -23,6 +23,7 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.backends.triton import TritonSteps
 from vmddpm_kernels.routes import RouteOrder, check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
@@ -94,7 +95,9 @@ def _limits(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", by_capability)
 
 
-class CudaBackend:
+class CudaBackend(TritonSteps):
+    """Causal convolutions and single steps are Triton's, or plain PyTorch's where Triton does not run."""
+
     def __init__(self, runtime: Runtime | None = None) -> None:
         self.runtime = runtime or TorchRuntime()
         self.devices = self.runtime.devices

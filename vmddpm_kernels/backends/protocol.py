@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """One implementation of all operators. Tensors come checked (`ScanInputs.check`) but for the values of tables, and
-    are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in memory as
-    (B, K, D, L)."""
+    """One implementation of all operators. Tensors come checked (`check` of their inputs) but for the values of
+    tables, and are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in
+    memory as (B, K, D, L)."""
 
     @property
     def devices(self) -> frozenset[str]:
@@ -59,3 +60,21 @@ class Backend(Protocol):
 
     def cross_merge(self, y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
         """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""
+
+    def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
+        """y (B, L, D) in x's dtype; steps lie side by side in it if `inputs.channel_first()`, otherwise channels do."""
+
+    def causal_conv1d_backward(
+        self, dy: Tensor, inputs: ConvInputs, silu: bool, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of the inputs in their shapes and dtypes, None for None. Those that are not `needed` may be
+        left out."""
+
+    def causal_conv1d_update(
+        self, x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+    ) -> Tensor:
+        """y (B, L, D) of x (B, L, D) after the steps that `state` (B, S, D) ends with, S at least W - 1; they and x
+        move on into it, in place."""
+
+    def state_update(self, inputs: StateInputs, softplus: bool) -> Tensor:
+        """y in u's shape and dtype; `inputs.state` moves on, in place."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.backends.reference_steps import ReferenceSteps
 from vmddpm_kernels.interception import recorded_by_autograd
 from vmddpm_kernels.routes import RouteOrder, check_table
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
@@ -16,7 +17,7 @@ from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, Scan
 NAME = "reference"
 
 
-class ReferenceBackend:
+class ReferenceBackend(ReferenceSteps):
     devices: frozenset[str] = frozenset()  # chosen where nothing else runs
 
     def runs_on(self, device: str) -> bool:

@@ -5,6 +5,7 @@ code that stays as it is.
 """
 
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -12,23 +13,28 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from vmddpm_kernels import cross_scan
-from vmddpm_kernels.compat import extensions, mamba_ssm, selective_scan, vmamba
+from vmddpm_kernels.compat import transformers, vmamba
+from vmddpm_kernels.compat.refusals import Refusals, refuse_names
+from vmddpm_kernels.compat.stand_ins import contents, names_of
 
-__all__ = ["Installation", "install", "uninstall"]
+__all__ = ["Installation", "install", "installed", "uninstall"]
 
 _installations: list["Installation"] = []
 
 
 def install(installed: str = "refuse", vmamba_package: str | None = None) -> "Installation":
-    """Stands in for mamba_ssm and for VMamba's kernels, for model code that is imported from then on.
+    """Stands in for mamba_ssm, causal_conv1d and VMamba's kernels, for model code that is imported from then on.
 
-    `mamba_ssm.ops.selective_scan_interface`, `selective_scan`, `selective_scan_cuda`, `selective_scan_cuda_oflex` and
-    `selective_scan_cuda_core` are entered in sys.modules. causal_conv1d is not: mamba_ssm's code works without.
+    Entered in sys.modules: `mamba_ssm` with Mamba's blocks and functions, `causal_conv1d`, and the extensions
+    `selective_scan`, `selective_scan_cuda`, `selective_scan_cuda_core`, `_ndstate`, `_nrow` and `_oflex`. What these
+    packages have besides is refused by an ImportError that says what is covered. Warns where the installed transformers
+    cannot find them, and says why.
 
     Args:
         installed: what happens where one of these packages is really installed. "refuse" raises ImportError; "keep"
             leaves all names of that package to it, for example a mamba_ssm that was built without
-            `selective_scan_cuda`; "override" stands in for it too, and for nothing else in that package.
+            `selective_scan_cuda`; "override" stands in for its functions too (of mamba_ssm, for the modules of
+            `mamba_ssm.ops`), and for nothing else in that package.
         vmamba_package: the package of VMamba's own csm_triton.py and csms6s.py, "models" for example, or "" if they are
             imported by these names alone: both are stood in for too, whether they exist or not.
 
@@ -42,7 +48,7 @@ def install(installed: str = "refuse", vmamba_package: str | None = None) -> "In
         raise ValueError(f'installed must be "refuse", "keep" or "override", got {installed!r}')
     if not isinstance(vmamba_package, str | None):
         raise TypeError(f"vmamba_package must be a str or None, got {type(vmamba_package).__name__}")
-    modules = _stand_ins()
+    modules = {name: _module(name, names) for name, names in contents().items()}
     real = {root: origin for root in {name.partition(".")[0] for name in modules} if (origin := _real_origin(root))}
     if real and installed == "refuse":
         places = ", ".join(f"{root} ({origin})" for root, origin in sorted(real.items()))
@@ -50,14 +56,30 @@ def install(installed: str = "refuse", vmamba_package: str | None = None) -> "In
             f"really installed: {places}; pass installed='override' to stand in for it, or 'keep' to leave it"
         )
     for name, module in list(modules.items()):
-        if name.partition(".")[0] in real and (installed == "keep" or hasattr(module, "__path__")):
+        root = name.partition(".")[0]
+        replaced = root != "mamba_ssm" or (name.startswith("mamba_ssm.ops.") and not hasattr(module, "__path__"))
+        if root in real and (installed == "keep" or not replaced):
             del modules[name]
     if vmamba_package is not None:
         prefix = f"{vmamba_package}." if vmamba_package else ""
-        scans = _contents(cross_scan)
+        scans = names_of(cross_scan)
         modules[f"{prefix}csm_triton"] = _module(f"{prefix}csm_triton", scans)
-        modules[f"{prefix}csms6s"] = _module(f"{prefix}csms6s", scans | _contents(vmamba))
+        modules[f"{prefix}csms6s"] = _module(f"{prefix}csms6s", scans | names_of(vmamba))
+    if obstacle := transformers.obstacle():
+        warnings.warn(obstacle, stacklevel=2)
     return Installation(modules)
+
+
+def installed() -> dict[str, list[str]]:
+    """The modules in sys.modules that are stand-ins, and their names."""
+    ours = {name: module for installation in _installations for name, module in installation.modules.items()}
+    return {
+        name: sorted(
+            key for key, value in vars(module).items() if not (key.startswith("__") or isinstance(value, ModuleType))
+        )
+        for name, module in sorted(ours.items())
+        if sys.modules.get(name) is module
+    }
 
 
 def uninstall() -> None:
@@ -76,12 +98,16 @@ class Installation:
             sys.modules[name] = module
             _set_attribute(name, module)
         _installations.append(self)
+        packages = [name for name, module in modules.items() if hasattr(module, "__path__") and "." not in name]
+        self._refusals = Refusals(packages)
+        sys.meta_path.insert(0, self._refusals)
 
     def remove(self) -> None:
         """Puts back what was there before. Code that has imported a function keeps it. Safe to call twice."""
         if self not in _installations:
             return
         _installations.remove(self)
+        sys.meta_path.remove(self._refusals)
         for name, module, attribute in reversed(self._before):
             _set_attribute(name, attribute)
             if sys.modules.get(name) is self.modules[name]:
@@ -98,40 +124,12 @@ class Installation:
         self.remove()
 
 
-def _stand_ins() -> dict[str, ModuleType]:
-    interface = _contents(mamba_ssm)
-    contents: dict[str, Mapping[str, Any]] = {
-        "mamba_ssm": {name: interface[name] for name in ("mamba_inner_fn", "selective_scan_fn")} | {"__path__": []},
-        "mamba_ssm.ops": {"__path__": []},
-        "mamba_ssm.ops.selective_scan_interface": interface,
-        "selective_scan": _contents(selective_scan),
-        "selective_scan_cuda": {"fwd": extensions.mamba_fwd, "bwd": extensions.mamba_bwd},
-        "selective_scan_cuda_oflex": {"fwd": extensions.oflex_fwd, "bwd": extensions.vmamba_bwd},
-        "selective_scan_cuda_core": {"fwd": extensions.core_fwd, "bwd": extensions.vmamba_bwd},
-    }
-    return {name: _module(name, names) for name, names in contents.items()}
-
-
-def _contents(module: Any) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in module.__all__}
-
-
 def _module(name: str, contents: Mapping[str, Any]) -> ModuleType:
     module = ModuleType(name, "vmddpm_kernels.compat stands in for this module.")
     module.__spec__ = ModuleSpec(name, None, is_package="__path__" in contents)
     vars(module).update(contents)
-    if name == "mamba_ssm":
-        module.__getattr__ = _refuse_modules  # type: ignore[method-assign]
+    refuse_names(module)
     return module
-
-
-def _refuse_modules(name: str) -> Any:
-    if name in ("Mamba", "Mamba2", "Mamba3", "Block", "MambaLMHeadModel", "modules", "models"):
-        raise ImportError(
-            f"vmddpm_kernels.compat stands in for mamba_ssm's scan, not for {name}. Install mamba_ssm itself, with "
-            "MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc, and pass installed='override' to compat.install()"
-        )
-    raise AttributeError(f"module 'mamba_ssm', of vmddpm_kernels.compat, has no attribute {name!r}")
 
 
 def _real_origin(root: str) -> str | None:

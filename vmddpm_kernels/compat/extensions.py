@@ -1,5 +1,6 @@
-"""`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_oflex` and
-`selective_scan_cuda_core` have them, for code that wraps these in an autograd Function of its own.
+"""`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_core` and its variants `_nrow`
+(which has the same functions), `_ndstate` and `_oflex` have them, for code that wraps these in an autograd Function of
+its own.
 
 What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where
 such code looks for it, and zeros between. `bwd` computes the forward again.
@@ -122,6 +123,54 @@ def vmamba_bwd(
     scan = partial(vmamba.selective_scan_fn, delta_softplus=delta_softplus)
     tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
     return _gradients(scan, tensors, dout)[1]
+
+
+def ndstate_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+) -> list[Tensor]:
+    """`selective_scan_cuda_ndstate.fwd`: `core_fwd` with a single state and no axis for it: A (D,), B and C
+    (B, G, L)."""
+    A, B, C = _with_state(A, B, C)
+    return core_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows)
+
+
+def ndstate_bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+) -> list[Tensor | None]:
+    """`selective_scan_cuda_ndstate.bwd`: `vmamba_bwd`, A, B and C as in `ndstate_fwd`."""
+    shapes = A.shape, B.shape, C.shape
+    A, B, C = _with_state(A, B, C)
+    grads = vmamba_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows)
+    for i, shape in enumerate(shapes, start=2):
+        grad = grads[i]
+        grads[i] = None if grad is None else grad.view(shape)
+    return grads
+
+
+def _with_state(A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    for name, t, axes, dims in (("A", A, "D", 1), ("B", B, "B, G, L", 3), ("C", C, "B, G, L", 3)):
+        check_float(name, t)
+        if t.dim() != dims:
+            raise ValueError(f"{name} must have shape ({axes}), got {tuple(t.shape)}")
+    return A[:, None], B.unsqueeze(2), C.unsqueeze(2)
 
 
 def _states(last_state: Tensor) -> Tensor:

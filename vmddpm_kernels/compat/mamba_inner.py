@@ -1,14 +1,13 @@
-"""mamba_ssm's Mamba block between its first and its last projection, and its variants in Vim's fork of mamba_ssm.
-
-Everything but the scan is PyTorch's; causal_conv1d is not needed.
-"""
+"""mamba_ssm's Mamba block between its first and its last projection, and its variants in Vim's fork of mamba_ssm."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_dense, check_float, check_shape
+from vmddpm_kernels.causal_conv1d import causal_conv1d
+from vmddpm_kernels.checks import check_dense, check_float, check_shape, check_truth
 from vmddpm_kernels.compat.mamba_scan import selective_scan_fn
+from vmddpm_kernels.modules.norm import normalized
 
 
 def mamba_inner_fn(
@@ -128,6 +127,39 @@ def bimamba_inner_fn(
     return _project(y, out_proj_weight, out_proj_bias)
 
 
+def bimamba_inner_ref(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    A_b: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """`bimamba_inner_fn`: in Vim's fork its steps one by one, as they are here in both."""
+    return bimamba_inner_fn(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, A_b, B, C,
+        D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
+    )  # fmt: skip
+
+
+def rms_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6, is_rms_norm: bool = True
+) -> Tensor:
+    """x (..., D) normalized over its last axis, which `mamba_inner_fn` does to B, C and delta; in x's dtype."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return normalized(wide, weight, bias, eps, check_truth("is_rms_norm", is_rms_norm)).to(x.dtype)
+
+
 def _project(y: Tensor, out_proj_weight: Tensor, out_proj_bias: Tensor | None) -> Tensor:
     """y (B, D, L) -> (B, L, E)."""
     _check_weight("out_proj_weight", out_proj_weight, y, 2)
@@ -160,7 +192,7 @@ def _inner(
     width = 2 if isinstance(A[0], Tensor) and A[0].is_complex() else 1  # real numbers a state takes
     rank, states = _check(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A[0], B, C, width)
     x, z = xz.chunk(2, dim=1)                                                   # (B, D, L)
-    x = F.silu(_causal_conv(x, conv1d_weight, conv1d_bias))
+    x = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")  # type: ignore[assignment]
     projected = F.linear(x.transpose(1, 2), x_proj_weight)                      # (B, L, R + N + N)
     delta = F.linear(projected[..., :rank], delta_proj_weight)                  # (B, L, D)
     delta = _normalized("dt_rms_weight", delta, rms[2], eps).transpose(1, 2)
@@ -224,13 +256,6 @@ def _check_weight(name: str, weight: Tensor, xz: Tensor, dims: int) -> None:
         raise TypeError(f"{name} must have xz's dtype {xz.dtype} outside of autocast, got {weight.dtype}")
 
 
-def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (B, D, L) with W - 1 zeros before it; computed in the wider of the two dtypes, as causal_conv1d does."""
-    wide = torch.promote_types(x.dtype, weight.dtype)
-    padded = F.pad(x.to(wide), (weight.shape[2] - 1, 0))
-    return F.conv1d(padded, weight.to(wide), None if bias is None else bias.to(wide), groups=x.shape[1]).to(x.dtype)
-
-
 def _biased(name: str, projected: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return projected
@@ -244,7 +269,7 @@ def _normalized(name: str, projected: Tensor, weight: Tensor | None, eps: float)
         return projected
     check_float(name, weight, projected)
     check_shape(name, weight, "N", projected.shape[-1:])
-    return F.rms_norm(projected.float(), weight.shape, weight.float(), eps).to(projected.dtype)
+    return rms_norm_forward(projected, weight, None, eps)
 
 
 def _steps_last(projected: Tensor, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """mamba_ssm's selective scan, on any device.
 
-As there, `return_last_state` counts by its truth, and None is False. What differs: the last state carries gradient,
+As there, flags count by their truth, and None is False. What differs: the last state carries gradient,
 float64 is computed in float64, and delta, B and C may have dtypes of their own.
 """
 
@@ -8,7 +8,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_optional_flag
+from vmddpm_kernels.checks import check_float, check_truth
 from vmddpm_kernels.compat.complex_scan import complex_scan
 from vmddpm_kernels.compat.groups import common_groups
 from vmddpm_kernels.selective_scan import selective_scan
@@ -109,13 +109,14 @@ def _scan(
     return_last_state: bool | None,
     backend: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    softplus = check_optional_flag("delta_softplus", delta_softplus)
+    softplus = check_truth("delta_softplus", delta_softplus)
+    wanted = check_truth("return_last_state", return_last_state)
     check_float("u", u)
     if u.dim() != 3:
         raise ValueError(f"u must have shape (B, D, L), got {tuple(u.shape)}")
     if isinstance(A, Tensor) and A.is_complex():
         out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, softplus)
-        return (out, last_state) if return_last_state else out
+        return (out, last_state) if wanted else out
     check_float("B", B, u)
     check_float("C", C, u)
     B, C = common_groups(u, B, C)
@@ -123,4 +124,4 @@ def _scan(
         u, delta, A, B, C, D, z, delta_bias,
         delta_softplus=softplus, return_last_state=True, backend=backend,
     )  # fmt: skip
-    return (out, last_state.to(A.dtype)) if return_last_state else out
+    return (out, last_state.to(A.dtype)) if wanted else out

@@ -2,19 +2,25 @@
 
 from vmddpm_kernels.compat.mamba_inner import (
     bimamba_inner_fn,
+    bimamba_inner_ref,
     mamba_inner_fn,
     mamba_inner_fn_no_out_proj,
     mamba_inner_ref,
+    rms_norm_forward,
 )
 from vmddpm_kernels.compat.mamba_scan import selective_scan_fn, selective_scan_ref
 
 __all__ = [
+    "BiMambaInnerFn",
     "MambaInnerFn",
+    "MambaInnerFnNoOutProj",
     "SelectiveScanFn",
     "bimamba_inner_fn",
+    "bimamba_inner_ref",
     "mamba_inner_fn",
     "mamba_inner_fn_no_out_proj",
     "mamba_inner_ref",
+    "rms_norm_forward",
     "selective_scan_fn",
     "selective_scan_ref",
 ]
@@ -30,3 +36,15 @@ class MambaInnerFn:
     """`mamba_inner_fn` for those who call mamba_ssm's autograd Function."""
 
     apply = staticmethod(mamba_inner_fn)
+
+
+class MambaInnerFnNoOutProj:
+    """`mamba_inner_fn_no_out_proj` for those who call the autograd Function of Vim's fork."""
+
+    apply = staticmethod(mamba_inner_fn_no_out_proj)
+
+
+class BiMambaInnerFn:
+    """`bimamba_inner_fn` for those who call the autograd Function of Vim's fork."""
+
+    apply = staticmethod(bimamba_inner_fn)

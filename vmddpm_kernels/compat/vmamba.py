@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_optional_flag
+from vmddpm_kernels.checks import check_float, check_truth
 from vmddpm_kernels.selective_scan import selective_scan
 
 __all__ = [
@@ -55,11 +55,11 @@ def selective_scan_fn(
         TypeError, ValueError: naming the argument that does not fit.
     """
     delta, delta_bias = per_channel(u, delta, delta_bias)
-    wide = check_optional_flag("oflex", oflex) and backend not in ("core", "mamba")
+    wide = check_truth("oflex", oflex) and backend not in ("core", "mamba")
     chosen = _BACKENDS.get(backend, backend) if isinstance(backend, str) else backend
     y = selective_scan(
         widened(u) if wide else u, delta, A, B, C, D, None, delta_bias,
-        delta_softplus=check_optional_flag("delta_softplus", delta_softplus), backend=chosen,
+        delta_softplus=check_truth("delta_softplus", delta_softplus), backend=chosen,
     )  # fmt: skip
     return y.float() if wide else y
 

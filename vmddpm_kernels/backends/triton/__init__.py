@@ -11,13 +11,43 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.backends.reference_steps import ReferenceSteps
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
+from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 CHUNK = 32  # steps from one checkpoint to the next
 
 
-class TritonBackend:
+class TritonSteps(ReferenceSteps):
+    """Causal convolutions and single steps, in plain PyTorch where Triton is not there or the tensors are not on a
+    GPU."""
+
+    def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
+        if not _runs_on(inputs.x):
+            return super().causal_conv1d(inputs, silu)
+        from vmddpm_kernels.backends.triton.steps import causal_conv1d
+
+        return causal_conv1d(inputs, silu)
+
+    def causal_conv1d_backward(
+        self, dy: Tensor, inputs: ConvInputs, silu: bool, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        if not _runs_on(inputs.x):
+            return super().causal_conv1d_backward(dy, inputs, silu, needed)
+        from vmddpm_kernels.backends.triton.steps import causal_conv1d_backward
+
+        return causal_conv1d_backward(dy, inputs, silu)
+
+    def state_update(self, inputs: StateInputs, softplus: bool) -> Tensor:
+        if not _runs_on(inputs.state):
+            return super().state_update(inputs, softplus)
+        from vmddpm_kernels.backends.triton.steps import state_update
+
+        return state_update(inputs, softplus)
+
+
+class TritonBackend(TritonSteps):
     devices = frozenset({"cuda", "xpu"})  # as torch names them; AMD GPUs are "cuda" there
 
     def runs_on(self, device: str) -> bool:
@@ -74,6 +104,10 @@ class TritonBackend:
         from vmddpm_kernels.backends.triton.cross_scan import cross_merge
 
         return cross_merge(y, order, sum_routes, channel_first)
+
+
+def _runs_on(tensor: Tensor) -> bool:
+    return find_spec("triton") is not None and (not tensor.is_cpu or _interpreted())
 
 
 def _interpreted() -> bool:

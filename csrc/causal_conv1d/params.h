@@ -1,0 +1,44 @@
+// The causal depthwise convolution over sequences, forward, backward, and a few steps from a state that moves on.
+//
+//   v_l = bias + sum_k weight_k x_{l-W+1+k},   y_l = v_l, or SiLU(v_l);   steps before the first are `history`.
+//
+// Axes: batch B, step L, channel D, tap W. `Acc` is float, or double if `wide`.
+#pragma once
+#include "../common/tensor.h"
+
+namespace vmddpm {
+
+constexpr int64_t kLeastTaps = 2, kMostTaps = 4;
+
+struct ConvParams {
+  int64_t batch, length, channels, width;
+  bool wide;
+  bool silu;
+  bool columns;         // steps lie side by side in x and y, otherwise channels do
+  int threads;
+  View x, y;            // (B, 1, L, D) of one type, double if `wide`
+  const void* weight;   // Acc (D, W)
+  const void* bias;     // Acc (D) or null
+  const void* history;  // Acc (B, W - 1, D) or null: zeros
+};
+
+struct ConvGradParams {
+  ConvParams forward;   // y unused
+  View dy, dx;          // as x
+  void* dweight;        // Acc (B, D, W), to be summed over the batch
+  void* dbias;          // Acc (B, D), likewise, or null
+  void* dhistory;       // Acc (B, W - 1, D) or null
+};
+
+// x and y (B, 1, L, D), the state (B, 1, S, D) with S >= W - 1, any types and strides. The state holds the last S steps,
+// and the new ones when the function returns.
+struct ConvUpdateParams {
+  int64_t batch, length, channels, width, state_length;
+  bool wide;
+  bool silu;
+  View x, y, state;
+  const void* weight;   // Acc (D, W)
+  const void* bias;     // Acc (D) or null
+};
+
+}  // namespace vmddpm

@@ -1,0 +1,126 @@
+#include "steps.h"
+
+#include "../common/dispatch.h"
+
+namespace vmddpm {
+namespace {
+
+using Sizes = std::array<int64_t, 4>;
+
+int64_t size_at(const py::handle& tensor, size_t axis) {
+  return number_at(py::tuple(get(tensor, names.shape)), axis);
+}
+
+View stored_view(const py::handle& tensor, const Sizes& sizes) {
+  const View v = view(tensor);
+  check_storage_of(v, tensor, sizes);
+  return v;
+}
+
+// x (B, L, D).
+ConvParams conv_params(const py::handle& x, const py::handle& weight, const py::handle& bias,
+                       const py::handle& history, bool wide, bool silu, bool columns, int threads) {
+  ConvParams p{};
+  p.batch = size_at(x, 0);
+  p.length = size_at(x, 1);
+  p.channels = size_at(x, 2);
+  p.width = size_at(weight, 1);
+  p.wide = wide;
+  p.silu = silu;
+  p.columns = columns;
+  p.threads = threads;
+  const int64_t float_size = wide ? 8 : 4;
+  p.x = stored_view(x, {p.batch, 1, p.length, p.channels});
+  p.weight = stored_pointer(weight, p.channels * p.width, float_size);
+  p.bias = stored_pointer(bias, p.channels, float_size);
+  p.history = stored_pointer(history, p.batch * (p.width - 1) * p.channels, float_size);
+  return p;
+}
+
+void conv_forward(const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& history,
+                  const py::handle& y, bool wide, bool silu, bool columns, int threads) {
+  ConvParams p = conv_params(x, weight, bias, history, wide, silu, columns, threads);
+  p.y = stored_view(y, {p.batch, 1, p.length, p.channels});
+  const py::gil_scoped_release release;
+  cpu_kernels().conv_forward(p);
+}
+
+void conv_backward(const py::handle& dy, const py::handle& x, const py::handle& weight, const py::handle& bias,
+                   const py::handle& history, const py::handle& dx, const py::handle& dweight, const py::handle& dbias,
+                   const py::handle& dhistory, bool wide, bool silu, bool columns, int threads) {
+  ConvGradParams g{};
+  g.forward = conv_params(x, weight, bias, history, wide, silu, columns, threads);
+  const ConvParams& p = g.forward;
+  const Sizes sizes{p.batch, 1, p.length, p.channels};
+  g.dy = stored_view(dy, sizes);
+  g.dx = stored_view(dx, sizes);
+  g.dweight = pointer(dweight);
+  g.dbias = pointer(dbias);
+  g.dhistory = pointer(dhistory);
+  const py::gil_scoped_release release;
+  cpu_kernels().conv_backward(g);
+}
+
+// x and y (B, L, D), state (B, S, D).
+void conv_update(const py::handle& x, const py::handle& state, const py::handle& weight, const py::handle& bias,
+                 const py::handle& y, bool wide, bool silu) {
+  ConvUpdateParams p{};
+  p.batch = size_at(x, 0);
+  p.length = size_at(x, 1);
+  p.channels = size_at(x, 2);
+  p.width = size_at(weight, 1);
+  p.state_length = size_at(state, 1);
+  p.wide = wide;
+  p.silu = silu;
+  const Sizes sizes{p.batch, 1, p.length, p.channels};
+  const int64_t float_size = wide ? 8 : 4;
+  p.x = stored_view(x, sizes);
+  p.y = stored_view(y, sizes);
+  p.state = stored_view(state, {p.batch, 1, p.state_length, p.channels});
+  p.weight = stored_pointer(weight, p.channels * p.width, float_size);
+  p.bias = stored_pointer(bias, p.channels, float_size);
+  const py::gil_scoped_release release;
+  cpu_kernels().conv_update(p);
+}
+
+// As `StateUpdateParams` has them, or all without the axis of the heads and that of the groups, which are then 1.
+void state_update(const py::handle& state, const py::handle& x, const py::handle& delta, const py::handle& A,
+                  const py::handle& B, const py::handle& C, const py::handle& D, const py::handle& z,
+                  const py::handle& delta_bias, const py::handle& y, bool wide, bool softplus, int threads) {
+  StateUpdateParams p{};
+  const py::tuple shape = get(state, names.shape);
+  const bool heads = shape.size() == 4;
+  p.batch = number_at(shape, 0);
+  p.heads = heads ? number_at(shape, 1) : 1;
+  p.channels = number_at(shape, heads ? 2 : 1);
+  p.states = number_at(shape, heads ? 3 : 2);
+  p.groups = heads ? size_at(B, 1) : 1;
+  p.wide = wide;
+  p.softplus = softplus;
+  p.threads = threads;
+  const Sizes steps{p.batch, 1, p.heads, p.channels}, matrix{p.batch, 1, p.groups, p.states};
+  const Sizes parameter{1, 1, p.heads, p.channels};
+  p.state = stored_view(state, {p.batch, p.heads, p.channels, p.states});
+  p.x = stored_view(x, steps);
+  p.delta = stored_view(delta, steps);
+  p.z = stored_view(z, steps);
+  p.y = stored_view(y, steps);
+  p.A = stored_view(A, {p.heads, 1, p.channels, p.states});
+  p.B = stored_view(B, matrix);
+  p.C = stored_view(C, matrix);
+  p.D = stored_view(D, parameter);
+  p.delta_bias = stored_view(delta_bias, parameter);
+  const py::gil_scoped_release release;
+  cpu_kernels().state_update(p);
+}
+
+}  // namespace
+
+void define_steps(py::module_& m) {
+  m.def("conv_forward", &conv_forward);
+  m.def("conv_backward", &conv_backward);
+  m.def("conv_update", &conv_update);
+  m.def("state_update", &state_update);
+}
+
+}  // namespace vmddpm

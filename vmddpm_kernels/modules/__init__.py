@@ -1,0 +1,8 @@
+"""Blocks over the operators, as plain modules: Mamba's mixer and what stands around it, with the parameter names and
+shapes of the published models."""
+
+from vmddpm_kernels.modules.block import Block
+from vmddpm_kernels.modules.mamba import Mamba
+from vmddpm_kernels.modules.norm import RMSNorm
+
+__all__ = ["Block", "Mamba", "RMSNorm"]

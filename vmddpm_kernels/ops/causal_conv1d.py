@@ -1,0 +1,173 @@
+"""The causal depthwise convolution as an operator: `torch.ops.vmddpm.causal_conv1d_forward` and
+`causal_conv1d_backward`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmddpm_kernels.backends import BACKENDS, by_name, reference, reference_steps, select
+from vmddpm_kernels.backends.extension import empty
+from vmddpm_kernels.checks import FLOATS, check_input
+from vmddpm_kernels.interception import (
+    Way,
+    Ways,
+    entry_below_autograd,
+    in_forward_mode,
+    refuse_batched,
+    transformed,
+    way_in,
+)
+from vmddpm_kernels.library import define, differentiate, directly, note_change, vmap_by_loop
+from vmddpm_kernels.step_inputs import LEAST_TAPS, MOST_TAPS, ConvInputs
+
+_INPUTS = len(ConvInputs._fields)
+
+
+def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
+    """y (B, L, D), differentiable."""
+    chosen = _select(backend, inputs.x, inputs.weight)
+    # PyTorch's own operators: compilers, transforms and forward mode follow them.
+    if chosen == reference.NAME or in_forward_mode() or (transformed() and not torch.compiler.is_compiling()):
+        inputs.check()
+        return reference_steps.causal_conv1d(inputs, silu)
+    call = _WAYS.way_in(*inputs)
+    if call is causal_conv1d_forward:
+        inputs.check()  # before the dispatcher says in its own words what does not fit
+    result: Tensor = call(*inputs, silu, chosen)
+    return result
+
+
+def convolve_in_place(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str | None
+) -> Tensor | None:
+    """y (B, L, D) after the steps that `state` (B, S, D) ends with; the state moves on. None if somebody wants to hear
+    of what is computed, autograd for one: then nothing has been done."""
+    if way_in((x, state, weight, bias)) is not Way.KERNEL:
+        return None
+    chosen = _select(backend, x, weight)
+    y = BACKENDS[chosen].causal_conv1d_update(x, state, weight, bias, silu)
+    if chosen != reference.NAME:
+        note_change(state)
+    return y
+
+
+def _select(backend: str | None, x: Tensor, weight: Tensor) -> str:
+    chosen = select(backend, x)
+    if chosen == reference.NAME or weight.dim() != 2 or LEAST_TAPS <= weight.shape[1] <= MOST_TAPS:
+        return chosen
+    if backend is None:
+        return reference.NAME
+    raise ValueError(
+        f"weight (D, W) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {chosen!r}, got W = {weight.shape[1]}; "
+        "leave backend out, or pass backend='reference'"
+    )
+
+
+def _forward(*args: Any) -> Tensor:
+    inputs, (silu, backend) = ConvInputs(*args[:_INPUTS]), args[_INPUTS:]
+    inputs.check()
+    return by_name(backend, inputs.x).causal_conv1d(inputs, silu)
+
+
+def _forward_fake(*args: Any) -> Tensor:
+    inputs = ConvInputs(*args[:_INPUTS])
+    inputs.check()
+    x = inputs.x
+    return empty(tuple(x.shape), inputs.channel_first(), x.dtype, x.device)
+
+
+def _run_backward(
+    dy: Tensor, inputs: ConvInputs, silu: bool, backend: str, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Arguments are checked, as saved tensors may change behind autograd's back."""
+    _check_backward(dy, inputs)
+    return by_name(backend, inputs.x).causal_conv1d_backward(dy, inputs, silu, needed)
+
+
+def _check_backward(dy: Tensor, inputs: ConvInputs) -> None:
+    inputs.check()
+    check_input("dy", dy, inputs.x, inputs.x.device, "B, L, D", tuple(inputs.x.shape), FLOATS)
+
+
+def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
+    silu, backend = args[_INPUTS:]
+    grads = _run_backward(dy, ConvInputs(*args[:_INPUTS]), silu, backend, (True,) * _INPUTS)
+    return [g for g in grads if g is not None]
+
+
+def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
+    inputs = ConvInputs(*args[:_INPUTS])
+    _check_backward(dy, inputs)
+    return [_forward_fake(*args), *(t.new_empty(t.shape) for t in inputs[1:] if t is not None)]
+
+
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool silu, str backend"
+causal_conv1d_forward = define(f"causal_conv1d_forward({_CONV}) -> Tensor", _forward, _forward_fake)
+# A gradient for each of the tensors that is given, in its dtype.
+causal_conv1d_backward = define(
+    f"causal_conv1d_backward(Tensor dy, {_CONV}) -> Tensor[]", _backward, _backward_fake
+)
+
+
+class CausalConv1d(torch.autograd.Function):
+    """`causal_conv1d_forward` with its derivative: deterministic gradients, second derivatives raise. The arguments of
+    `apply` are those of the operator."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        result: Tensor = entry_below_autograd(causal_conv1d_forward, _forward, args[:_INPUTS])(*args)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.options = inputs[_INPUTS:]
+        ctx.save_for_backward(*inputs[:_INPUTS])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(dy)
+        inputs, (silu, backend) = ConvInputs(*ctx.saved_tensors), ctx.options
+        way = way_in((dy, *inputs))
+        if way is Way.KERNEL:
+            return *_run_backward(dy, inputs, silu, backend, ctx.needs_input_grad), None, None
+        call = causal_conv1d_backward if way is Way.DISPATCHER else CausalConv1dBackward.apply
+        grads = iter(call(dy, *inputs, silu, backend))
+        return *[t if t is None else next(grads) for t in inputs], None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CausalConv1d, info, in_dims, *args)
+
+
+_TWICE = "the compiled causal_conv1d has no second derivative; pass backend='reference' to differentiate twice"
+
+
+class CausalConv1dBackward(torch.autograd.Function):
+    """Gradients that raise when they are differentiated again."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(entry_below_autograd(causal_conv1d_backward, _backward, args[: 1 + _INPUTS])(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(CausalConv1dBackward, info, in_dims, *args)
+
+
+differentiate(causal_conv1d_forward, CausalConv1d, _forward)
+differentiate(causal_conv1d_backward, CausalConv1dBackward, _backward)
+_WAYS = Ways(causal_conv1d_forward, CausalConv1d.apply, directly(CausalConv1d, _forward), _forward)
