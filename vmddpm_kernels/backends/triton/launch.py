@@ -66,6 +66,13 @@ def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
     return {name: tensor, f"{name}_b": b, f"{name}_k": k, f"{name}_l": l, f"{name}_d": d}
 
 
+def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
+    """A tensor and its strides as kernels take them, by the names of their parameters: `name`, and `name_` and a letter
+    for each axis."""
+    strides = [0] * len(axes) if tensor is None else tensor.stride()
+    return {name: tensor, **{f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}}
+
+
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device: within this context it is `device`."""
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

@@ -26,12 +26,20 @@ def from_rate(v):
 
 
 @triton.jit
+def decay(v):
+    """e^(delta A) from v = delta * rate."""
+    if v.dtype == tl.float64:
+        return tl.exp(v)
+    else:  # noqa: RET505
+        return tl.exp2(v)
+
+
+@triton.jit
 def decays(delta, rates, N: tl.constexpr):
     """e^(delta A) of N rates."""
     tiles = ()
     for s in tl.static_range(N):
-        v = delta * rates[s]
-        tiles += (tl.exp(v) if v.dtype == tl.float64 else tl.exp2(v),)
+        tiles += (decay(delta * rates[s]),)
     return tiles
 
 

@@ -18,7 +18,7 @@ def update(
     y, y_b: tl.int64, y_h: tl.int64, y_p: tl.int64, heads: tl.int64, channels: tl.int64, states: tl.int64,
     heads_of_group: tl.int64, SOFTPLUS: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """`first` and `second` are B and C: a parameter of those names is fetched otherwise (launch.py)."""
+    """`first` and `second` are B and C."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
     p = program % blocks * CHANNELS + tl.arange(0, CHANNELS)

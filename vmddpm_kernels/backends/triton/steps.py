@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.extension import cast, cast_given, empty, rounded
 from vmddpm_kernels.backends.triton import conv
-from vmddpm_kernels.backends.triton.launch import check_memory, launch
+from vmddpm_kernels.backends.triton.launch import check_memory, launch, with_strides
 from vmddpm_kernels.backends.triton.state_update import update
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
@@ -19,18 +19,19 @@ _ELEMENTS = 1024            # of a program's states
 
 
 def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
-    x, (weight, bias, history) = inputs.x, _cast(inputs)
+    x, parameters = inputs.x, _parameters(inputs)
     y = empty(tuple(x.shape), inputs.channel_first(), x.dtype, x.device)
     check_memory(inputs)
     launch(
-        conv.conv_forward, _tiles(x, x.shape[1]), x.device, x, *x.stride(), y, *y.stride(), history, weight, bias,
-        *x.shape[1:], **_options(inputs, silu),
+        conv.conv_forward, _tiles(x, x.shape[1]), x.device, **_rows("x", x), **_rows("y", y), **parameters,
+        **_options(inputs, silu),
     )  # fmt: skip
     return y
 
 
 def causal_conv1d_backward(dy: Tensor, inputs: ConvInputs, silu: bool) -> list[Tensor | None]:
-    x, (weight, bias, history) = inputs.x, _cast(inputs)
+    x, parameters = inputs.x, _parameters(inputs)
+    weight, bias, history = (parameters[name] for name in ("weight", "bias", "history"))
     batch, length, channels = x.shape
     dtype, width = weight.dtype, weight.shape[1]
     dx = empty(tuple(x.shape), inputs.channel_first(), x.dtype, x.device)
@@ -38,14 +39,13 @@ def causal_conv1d_backward(dy: Tensor, inputs: ConvInputs, silu: bool) -> list[T
     dbias = None if bias is None else torch.empty(batch, channels, dtype=dtype, device=x.device)
     dhistory = None if history is None else torch.empty_like(history)
     check_memory((dy, *inputs))
-    sources, parameters = (dy, *dy.stride(), x, *x.stride()), (history, weight, bias, length, channels)
-    options = _options(inputs, silu)
+    arguments = {**_rows("dy", dy), **_rows("x", x), **parameters, **_options(inputs, silu)}
     launch(
-        conv.conv_input_gradient, _tiles(x, length + width - 1), x.device, *sources, dx, *dx.stride(), dhistory,
-        *parameters, **options,
+        conv.conv_input_gradient, _tiles(x, length + width - 1), x.device, **_rows("dx", dx), dhistory=dhistory,
+        **arguments,
     )  # fmt: skip
     programs = batch * triton.cdiv(channels, _CHANNELS) * (width + 1)
-    launch(conv.conv_weight_gradient, programs, x.device, *sources, dweight, dbias, *parameters, **options)
+    launch(conv.conv_weight_gradient, programs, x.device, dweight=dweight, dbias=dbias, **arguments)
     grads = (dx, dweight.sum(0), None if dbias is None else dbias.sum(0), dhistory)
     return [g if g is None or t is None else rounded(g, t.dtype) for g, t in zip(grads, inputs)]
 
@@ -60,14 +60,15 @@ def state_update(inputs: StateInputs, softplus: bool) -> Tensor:
     batch, heads, channels, states = state.shape
     padded = triton.next_power_of_2(states)
     block = max(1, _ELEMENTS // padded)
-    arguments = [
-        argument
-        for tensor, axes in zip((state, u, delta, A, B, C, D, z, delta_bias), (4, 3, 3, 3, 3, 3, 2, 3, 2))
-        for argument in ((None, *[0] * axes) if tensor is None else (tensor, *tensor.stride()))
-    ]
+    tensors = {
+        **with_strides("state", state, "bhpn"), **with_strides("u", u, "bhp"), **with_strides("delta", delta, "bhp"),
+        **with_strides("A", A, "hpn"), **with_strides("first", B, "bgn"), **with_strides("second", C, "bgn"),
+        **with_strides("D", D, "hp"), **with_strides("z", z, "bhp"), **with_strides("bias", delta_bias, "hp"),
+        **with_strides("y", of_heads, "bhp"),
+    }  # fmt: skip
     launch(
-        update, batch * heads * triton.cdiv(channels, block), state.device, *arguments, of_heads, *of_heads.stride(),
-        heads, channels, states, heads // B.shape[1], SOFTPLUS=softplus, CHANNELS=block, STATES=padded,
+        update, batch * heads * triton.cdiv(channels, block), state.device, **tensors, heads=heads, channels=channels,
+        states=states, heads_of_group=heads // B.shape[1], SOFTPLUS=softplus, CHANNELS=block, STATES=padded,
         ACC=_accumulation(inputs.accumulation()),
     )  # fmt: skip
     return y
@@ -81,9 +82,19 @@ def _with_heads(inputs: StateInputs) -> Sequence[Tensor | None]:
     return [None if t is None else t.unsqueeze(axis) for t, axis in zip(inputs, axes)]
 
 
-def _cast(inputs: ConvInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    dtype = inputs.accumulation()
-    return cast_given(inputs.weight, dtype), cast(inputs.bias, dtype), cast(inputs.history, dtype)
+def _rows(name: str, tensor: Tensor) -> dict[str, Any]:
+    return with_strides(name, tensor, "bld")
+
+
+def _parameters(inputs: ConvInputs) -> dict[str, Any]:
+    dtype, (_, length, channels) = inputs.accumulation(), inputs.x.shape
+    return {
+        "history": cast(inputs.history, dtype),
+        "weight": cast_given(inputs.weight, dtype),
+        "bias": cast(inputs.bias, dtype),
+        "length": length,
+        "channels": channels,
+    }
 
 
 def _tiles(x: Tensor, steps: int) -> int:
