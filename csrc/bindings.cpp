@@ -105,6 +105,7 @@ ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, 
   g.forward.checkpoints = stored_pointer(checkpoints, number(call(checkpoints, names.numel)), float_size);
   g.dy = stored_view(dy, p, p.channels);
   g.dlast_state = stored_pointer(dlast_state, p.batch * p.routes * p.channels * p.states, float_size);
+  g.only_input = get(grads, names.ddelta).is_none();
   g.dx = view(get(grads, names.dx));
   g.ddelta = view(get(grads, names.ddelta));
   g.dA = pointer(get(grads, names.dA));

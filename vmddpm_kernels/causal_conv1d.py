@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float, check_shape, check_tensor
+from vmddpm_kernels.checks import check_flag, check_float, check_shape, check_tensor, has_places_of_its_own
 from vmddpm_kernels.ops.causal_conv1d import convolve, convolve_in_place
 from vmddpm_kernels.step_inputs import ConvInputs
 
@@ -80,7 +80,8 @@ def causal_conv1d_update(
 
     Args:
         x: (B, D), or (B, D, L) for L steps.
-        conv_state: (B, D, S) with S at least W - 1, the last S steps; changed in place.
+        conv_state: (B, D, S) with S at least W - 1, the last S steps; changed in place, so that no other argument may
+            lie in its memory.
         weight, bias, activation, backend: as in `causal_conv1d`.
         cache_seqlens: (B,) int32 or int64: `conv_state` is a ring, and the next step is written at cache_seqlens % S.
         conv_state_indices: (B,) int32 or int64: `conv_state` is (more, D, S), and these are the rows of x's sequences,
@@ -119,8 +120,10 @@ def causal_conv1d_update(
             check_shape(name, t, "B", (x.shape[0],))
     steps = x.unsqueeze(1) if x.dim() == 2 else x.mT                            # (B, L, D)
     y = None
-    if cache_seqlens is None and conv_state_indices is None and _whole(conv_state):
-        ConvInputs(steps, weight, bias).check()
+    inputs = ConvInputs(steps, weight, bias)
+    inputs.check()
+    exact = conv_state.dtype != torch.float64 or inputs.accumulation() == torch.float64  # steps move on as they are
+    if cache_seqlens is None and conv_state_indices is None and exact and has_places_of_its_own(conv_state):
         y = convolve_in_place(steps, conv_state.mT, weight, bias, silu, backend)
     if y is None:
         y = _by_copies(steps, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices, backend)
@@ -174,8 +177,3 @@ def _check_weight(weight: Tensor, x: Tensor, channels: int) -> None:
 
 def _window(weight: Tensor, more: int) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1] + more
-
-
-def _whole(tensor: Tensor) -> bool:
-    """Whether no two elements share memory."""
-    return tensor.is_contiguous() or 0 not in (s for s, n in zip(tensor.stride(), tensor.shape) if n > 1)

@@ -124,3 +124,16 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, int) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def has_places_of_its_own(tensor: Tensor) -> bool:
+    """Whether no two elements of a tensor share memory, as those of an expanded one do: it can be changed in place.
+    False as well for the rare layouts whose axes interleave."""
+    if tensor.is_contiguous():
+        return True
+    extent = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n > 1):
+        if stride < extent:
+            return False
+        extent += (size - 1) * stride
+    return True

@@ -70,6 +70,8 @@ def merge_image(
 
 def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | None, *, merge: bool) -> Tensor | None:
     """The result of a call that nobody intercepts, with regular routes, on the backend `cpu`; None of any other."""
+    if tensor is None:
+        return None
     way = way_in((tensor,))
     if (way is not Way.KERNEL and way is not Way.AUTOGRAD) or select(backend, tensor) != "cpu":
         return None

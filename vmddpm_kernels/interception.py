@@ -6,7 +6,7 @@ the public way.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum, auto
 from typing import Any, NamedTuple, TypeVar
 
@@ -164,6 +164,13 @@ def recorded_by_autograd() -> Iterator[None]:
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
         yield
+
+
+def not_autocast(device: str) -> AbstractContextManager[Any]:
+    """Within it torch.autocast changes no dtype."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def traced() -> bool:

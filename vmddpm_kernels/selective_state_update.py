@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag
+from vmddpm_kernels.checks import check_flag, has_places_of_its_own
 from vmddpm_kernels.ops.state_update import step
 from vmddpm_kernels.step_inputs import StateInputs
 
@@ -51,7 +51,7 @@ def selective_state_update(
     softplus = check_flag("delta_softplus", delta_softplus)
     inputs = StateInputs(state, u, delta, A, B, C, D, z, delta_bias)
     inputs.check()
-    if not state.is_contiguous() and 0 in (s for s, n in zip(state.stride(), state.shape) if n > 1):
+    if not has_places_of_its_own(state):
         raise ValueError("state is changed in place and must not be expanded: some of its elements share memory")
     if state.requires_grad and state.is_leaf and torch.is_grad_enabled():
         raise ValueError("state is a leaf that requires gradient, which cannot be changed in place; clone it")

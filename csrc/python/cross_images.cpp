@@ -26,17 +26,19 @@ struct Sizes {
 
 bool is_flag(const py::handle& value) { return PyBool_Check(value.ptr()); }
 
-// Whether the shape is that of the side. Finds out what it says of the sizes.
+// Whether the shape is that of the side, with pixels that can be numbered. Finds out what it says of the sizes.
 bool read_shape(const py::tuple& shape, const Side& side, Sizes& sizes) {
   if (shape.size() != side.axes()) return false;
   if (side.per_route && number_at(shape, side.route_axis()) != kRoutes) return false;
   sizes.batch = number_at(shape, 0);
   sizes.channels = number_at(shape, side.channel_axis());
   const int64_t first = number_at(shape, side.pixel_axis());
-  if (side.pixels_on_one_axis) return first == sizes.length();
-  sizes.height = first;
-  sizes.width = number_at(shape, side.pixel_axis() + 1);
-  return true;
+  if (!side.pixels_on_one_axis) {
+    sizes.height = first;
+    sizes.width = number_at(shape, side.pixel_axis() + 1);
+  }
+  if (sizes.height < 1 || sizes.width < 1 || sizes.height > (kMostPixels - 1) / sizes.width) return false;
+  return !side.pixels_on_one_axis || first == sizes.length();
 }
 
 // The tensor as (B, K, L, C), if its pixels are evenly spaced.
@@ -76,10 +78,7 @@ py::object copied(const py::handle& tensor, Sizes sizes, const Side& from, const
                   int threads) {
   View source, result;
   if (!is_dense(tensor) || !flag(get(tensor, names.is_cpu)) || !read_dtype(tensor, source.dtype)) return py::none();
-  if (!read_shape(get(tensor, names.shape), from, sizes) || sizes.height < 1 || sizes.width < 1 ||
-      sizes.height >= kMostPixels / sizes.width || !read_view(tensor, from, sizes, source)) {
-    return py::none();
-  }
+  if (!read_shape(get(tensor, names.shape), from, sizes) || !read_view(tensor, from, sizes, source)) return py::none();
   source.data = pointer(tensor);
   check_storage_of(source, tensor, {sizes.batch, from.per_route ? kRoutes : 1, sizes.length(), sizes.channels});
   py::object out = call(tensor, names.new_empty, shape_of(to, sizes));

@@ -1,5 +1,8 @@
 #include "steps.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "../common/dispatch.h"
 
 namespace vmddpm {
@@ -17,6 +20,38 @@ View stored_view(const py::handle& tensor, const Sizes& sizes) {
   return v;
 }
 
+// The bytes from a view's first element to its last.
+struct Extent {
+  const char *first, *end;
+  Extent(const View& v, const Sizes& sizes) {
+    const int64_t size = size_of(v.dtype);
+    first = static_cast<const char*>(v.data);
+    int64_t last = 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] == 0) first = nullptr;
+      last += (sizes[i] - 1) * v.stride[i];
+    }
+    end = first ? first + (last + 1) * size : nullptr;
+  }
+  bool meets(const Extent& other) const { return first && other.first && first < other.end && other.first < end; }
+};
+
+// What is read while a state is changed in place must lie elsewhere.
+void check_apart(const Extent& state, const View& v, const Sizes& sizes) {
+  if (!state.meets(Extent(v, sizes))) return;
+  throw std::invalid_argument(
+      "an argument lies in the memory of the state, which is changed in place: pass a clone of the argument");
+}
+
+// Throws unless there is a kernel for so many taps.
+int64_t taps(const py::handle& weight) {
+  const int64_t width = size_at(weight, 1);
+  if (width < 2 || width > 4) {
+    throw std::invalid_argument("weight (D, W) must have 2 to 4 taps, got W = " + std::to_string(width));
+  }
+  return width;
+}
+
 // x (B, L, D).
 ConvParams conv_params(const py::handle& x, const py::handle& weight, const py::handle& bias,
                        const py::handle& history, bool wide, bool silu, bool columns, int threads) {
@@ -24,7 +59,7 @@ ConvParams conv_params(const py::handle& x, const py::handle& weight, const py::
   p.batch = size_at(x, 0);
   p.length = size_at(x, 1);
   p.channels = size_at(x, 2);
-  p.width = size_at(weight, 1);
+  p.width = taps(weight);
   p.wide = wide;
   p.silu = silu;
   p.columns = columns;
@@ -68,7 +103,7 @@ void conv_update(const py::handle& x, const py::handle& state, const py::handle&
   p.batch = size_at(x, 0);
   p.length = size_at(x, 1);
   p.channels = size_at(x, 2);
-  p.width = size_at(weight, 1);
+  p.width = taps(weight);
   p.state_length = size_at(state, 1);
   p.wide = wide;
   p.silu = silu;
@@ -79,6 +114,7 @@ void conv_update(const py::handle& x, const py::handle& state, const py::handle&
   p.state = stored_view(state, {p.batch, 1, p.state_length, p.channels});
   p.weight = stored_pointer(weight, p.channels * p.width, float_size);
   p.bias = stored_pointer(bias, p.channels, float_size);
+  check_apart(Extent(p.state, {p.batch, 1, p.state_length, p.channels}), p.x, sizes);
   const py::gil_scoped_release release;
   cpu_kernels().conv_update(p);
 }
@@ -110,6 +146,11 @@ void state_update(const py::handle& state, const py::handle& x, const py::handle
   p.C = stored_view(C, matrix);
   p.D = stored_view(D, parameter);
   p.delta_bias = stored_view(delta_bias, parameter);
+  const Extent extent(p.state, {p.batch, p.heads, p.channels, p.states});
+  for (const View* v : {&p.x, &p.delta, &p.z}) check_apart(extent, *v, steps);
+  for (const View* v : {&p.B, &p.C}) check_apart(extent, *v, matrix);
+  for (const View* v : {&p.D, &p.delta_bias}) check_apart(extent, *v, parameter);
+  check_apart(extent, p.A, {p.heads, 1, p.channels, p.states});
   const py::gil_scoped_release release;
   cpu_kernels().state_update(p);
 }

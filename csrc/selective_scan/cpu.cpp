@@ -111,15 +111,14 @@ void backward(const ScanGradParams& g) {
   const int threads = threads_of(p, kBackwardStates);
   const Tasks tasks = tasks_of(p, plan, threads);
   const int64_t count = p.batch * p.routes * p.length * p.states;
-  const bool only_dx = !g.ddelta.data;
   prefer_large_pages_for(g.dx, p);
-  if (!only_dx) {
+  if (!g.only_input) {
     prefer_large_pages_for(g.ddelta, p);
     for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
   }
   Parts<T> parts{static_cast<T*>(g.dB), static_cast<T*>(g.dC), 0};
   Workspace memory;
-  const bool apart = tasks.splits != 1 && !only_dx;  // no task has all groups of a sequence
+  const bool apart = tasks.splits != 1 && !g.only_input;  // no task has all groups of a sequence
   if (apart) {
     const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
     T* start = memory.reserve<T>(2 * plan.groups * count);

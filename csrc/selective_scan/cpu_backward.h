@@ -315,7 +315,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
         BackwardAhead ahead;
         if (chunk > 0) ahead = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
-        if (!g.ddelta.data) {
+        if (g.only_input) {
           for (int64_t block = task.block_begin; block < task.block_end; ++block) {
             input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &ahead, w);
           }

@@ -30,10 +30,10 @@ struct ScanParams {
 
 struct ScanGradParams {
   ScanParams forward;          // y and last_state unused
+  bool only_input;             // on a CPU: nothing but dx and dinitial_state is wanted, all else is null
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
-  View dx, ddelta;             // any type; dx Acc if sum_routes. On a CPU ddelta, dB and dC are null if nothing but dx
-                               // and dinitial_state is wanted
+  View dx, ddelta;             // any type; dx Acc if sum_routes
   View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise

@@ -75,10 +75,9 @@ void update(const StateUpdateParams& p) {
       T* const state = row_at<T>(p.state, state_direct, at, p.states, room + 2 * padded);
       const T* const A =
           row_at<T>(p.A, A_direct, h * p.A.stride[0] + channel * p.A.stride[2], p.states, room + 3 * padded);
-      const T rate = delta[i] * kDecayScale<T>;
       Vec<T> product{};
       for (int64_t n = 0; n < padded; n += W) {
-        const Vec<T> decay = growth_lanes(load(A + n) * rate);
+        const Vec<T> decay = growth_lanes(load(A + n) * kDecayScale<T> * delta[i]);
         Vec<T> next = decay * load(static_cast<const T*>(state) + n) + load(B + n) * drive[i];
         if (n + W == padded) next = select(live, next, Vec<T>{});
         store(state + n, next);

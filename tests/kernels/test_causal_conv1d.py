@@ -267,3 +267,40 @@ def test_names_of_the_package():
     two = names.causal_conv1d_update_ref(x[:, :, 0], states[1], weight, bias, "silu")
     torch.testing.assert_close(one, two)
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("width", [1, 5, 6])
+def test_operators_refuse_taps_that_have_no_kernel(width):
+    x, weight = torch.randn(2, 9, 6), torch.randn(6, width)
+    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got W = {width}"):
+        causal_conv1d_forward(x, weight, None, None, False, "cpu")
+    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got W = {width}"):
+        causal_conv1d_backward(x, x, weight, None, None, False, "cpu")
+
+
+@pytest.mark.parametrize("width", [1, 6])
+def test_a_weight_that_gets_other_taps_before_the_backward(width):
+    x, weight = torch.randn(2, 6, 9, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    y = vk.causal_conv1d(x, weight)
+    weight.data = torch.randn(6, width)
+    with pytest.raises((ValueError, RuntimeError), match=r"taps|version|shape"):
+        y.sum().backward()
+
+
+def test_autocast_rounds_no_plain_convolution():
+    x, weight = torch.randn(2, 6, 20), torch.randn(6, 5)
+    expected = vk.causal_conv1d(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vk.causal_conv1d(x, weight), expected)
+
+
+def test_steps_move_on_in_a_wider_state_as_they_are():
+    state = torch.full((1, 1, 4), 1 / 3, dtype=torch.float64)
+    vk.causal_conv1d_update(torch.zeros(1, 1), state, torch.ones(1, 4))
+    assert torch.equal(state[0, 0, :3], torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_arguments_in_the_memory_of_the_state():
+    whole, weight = torch.randn(3, 3, 4), torch.randn(3, 4)
+    with pytest.raises(ValueError, match="pass a clone"):
+        vk.causal_conv1d_update(whole[:2, :, 3], whole[1:], weight, backend="cpu")

@@ -129,3 +129,9 @@ def test_the_environment_names_the_backend(monkeypatch):
     monkeypatch.setattr(native, "cross_image", None)
     x = torch.randn(1, 2, 3, 4)
     assert torch.equal(vk.cross_scan(x), scan_by_definition(x, True, True, False, 0))
+
+
+@pytest.mark.parametrize("function", [vk.cross_scan, vk.cross_merge])
+def test_no_tensor_at_all(function):
+    with pytest.raises(TypeError, match=r"(x|y) must be a torch\.Tensor"):
+        function(None)

@@ -262,3 +262,33 @@ def test_samples_stay_within_the_filters():
     assert set(sample(logits, top_k=0, top_p=0.8).tolist()) == {0, 1}
     assert set(sample(logits, top_k=0, min_p=0.2).tolist()) == {0, 1}
     assert set(sample(logits, top_k=3, temperature=100.0).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"dt_rank": 0}, "dt_rank"), ({"dt_rank": "foo"}, "dt_rank"), ({"d_conv": 0}, "d_conv"),
+        ({"nslices": 0, "bimamba_type": "v3"}, "nslices"), ({"expand": 0.01}, "expand"),
+    ],
+)  # fmt: skip
+def test_sizes_are_checked_when_a_module_is_made(sizes, words):
+    with pytest.raises(ValueError, match=words):
+        Mamba(32, **sizes)
+
+
+def test_states_of_another_batch_are_refused_before_anything_moves():
+    module = Mamba(32, layer_idx=0)
+    cache = SimpleNamespace(key_value_memory_dict={0: module.allocate_inference_cache(2, 0)}, seqlen_offset=0)
+    with pytest.raises(ValueError, match="conv_state"):
+        module(torch.randn(1, 4, 32), inference_params=cache)
+    conv_state, ssm_state = module.allocate_inference_cache(2, 0)
+    with pytest.raises(ValueError, match="ssm_state"):
+        module.step(torch.randn(2, 1, 32), conv_state, ssm_state[:1])
+    assert not conv_state.any()
+
+
+def test_dropout_of_everything_and_of_more():
+    x, weight = torch.randn(2, 5), torch.ones(5)
+    assert torch.isfinite(layer_norm.layer_norm_fn(x, weight, None, x, dropout_p=1.0)).all()
+    with pytest.raises(ValueError, match="dropout_p must be from 0 to 1"):
+        layer_norm.layer_norm_fn(x, weight, None, x, dropout_p=2.0)

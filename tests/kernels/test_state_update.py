@@ -217,3 +217,20 @@ def test_names_of_mamba_ssm():
     assert torch.equal(got, y)
     assert torch.equal(many[[3, 1]], want)
     assert not many[[0, 2]].any()
+
+
+def test_arguments_in_the_memory_of_the_state():
+    state, u = torch.randn(1, 20, 16), torch.ones(1, 20)
+    with pytest.raises(ValueError, match="pass a clone"):
+        vk.selective_state_update(state, u, u, -torch.ones(20, 16), state[:, 0], state[:, 1], backend="cpu")
+    overlapping = torch.randn(64).as_strided((2, 6, 16), (1, 1, 1))
+    with pytest.raises(ValueError, match="must not be expanded"):
+        vk.selective_state_update(overlapping, *[torch.ones(2, 6)] * 2, -torch.ones(6, 16), *[torch.ones(2, 16)] * 2)
+
+
+def test_no_decay_over_any_step():
+    """0 times a step that is near the largest number is no decay."""
+    state, u = torch.ones(1, 1, 1), torch.zeros(1, 1)
+    B = torch.ones(1, 1)
+    y = vk.selective_state_update(state, u, torch.full((1, 1), 3e38), torch.full((1, 1), -0.0), B, B, backend="cpu")
+    assert y.item() == 1

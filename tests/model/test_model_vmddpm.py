@@ -236,4 +236,7 @@ def test_weights_and_a_configuration_that_do_not_belong_together_are_told_apart(
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors, tmp_path / "model.safetensors")  # another program's have no copy of the configuration
+    with pytest.raises(InputError, match=r"delete model\.sha256 if another program wrote these weights"):
+        VMDDPM.from_pretrained(tmp_path)
+    (tmp_path / "model.sha256").unlink()
     assert VMDDPM.from_pretrained(tmp_path).config == model.config

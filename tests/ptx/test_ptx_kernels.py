@@ -109,7 +109,9 @@ def test_the_cases_launch_every_kernel(backend, run_ptx):
 
         there = set(cuda_kernels.kernels(90))
     else:
-        sources = [path.read_text() for path in TRITON_KERNELS.glob("*.py")]
+        # Convolutions and single steps are run by the interpreter alone.
+        others = ("conv.py", "state_update.py")
+        sources = [path.read_text() for path in TRITON_KERNELS.glob("*.py") if path.name not in others]
         there = {name for source in sources for name in re.findall(r"^@kernel\ndef (\w+)", source, re.MULTILINE)}
     assert len(there) > 5
     assert launched == there

@@ -98,7 +98,8 @@ def check_unit(folder: Path) -> None:
             raise InputError(f"{folder} has no {name}; it is not what save_pretrained wrote")
     checksum = folder / "model.sha256"  # files of other programs, and older ones, have none
     if checksum.exists() and checksum.read_text(encoding="utf-8").split()[:1] != [sha256(folder / "model.safetensors")]:
-        raise InputError(f"{folder}: model.safetensors is not what was written, by its checksum in {checksum.name}")
+        raise InputError(f"{folder}: model.safetensors is not what was written, by its checksum in {checksum.name}; "
+                         f"delete {checksum.name} if another program wrote these weights")  # fmt: skip
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
         embedded = (file.metadata() or {}).get("config")  # as above
     beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))

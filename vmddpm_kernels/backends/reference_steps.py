@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.interception import recorded_by_autograd
+from vmddpm_kernels.interception import not_autocast, recorded_by_autograd
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 
@@ -19,9 +19,10 @@ def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
     if steps.shape[-1] <= before or 0 in steps.shape:  # no step, or no channel, of which F.conv1d makes an error
         y = steps[..., before:] * 1
     else:
-        y = F.conv1d(
-            steps, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=weight.shape[0]
-        )
+        with not_autocast(x.device.type):
+            y = F.conv1d(
+                steps, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=weight.shape[0]
+            )
     y = (F.silu(y) if silu else y).to(x.dtype)
     laid_out: Tensor = y.contiguous().mT if inputs.channel_first() else y.mT.contiguous()
     return laid_out

@@ -182,7 +182,7 @@ def _with_masks(
 ) -> Any:  # fmt: skip
     if rowscale is not None:
         x = x * rowscale[..., None]
-    if dropout_p > 0:
+    if dropout_p != 0:
         given = ((x, mask), (x1, mask1))
         x, x1 = (  # type: ignore[assignment]
             t if t is None else _dropped(t, _dropout_mask(t, dropout_p) if m is None else m, dropout_p)
@@ -199,8 +199,12 @@ def _with_masks(
 
 def _dropout_mask(t: Tensor | None, p: float) -> Tensor | None:
     """True where an element is kept."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout_p must be from 0 to 1, got {p}")
     return torch.rand(t.shape, device=t.device) >= p if t is not None and p > 0 else None
 
 
 def _dropped(t: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    return t if mask is None else t.masked_fill(~mask, 0.0) / (1 - p)
+    if mask is None:
+        return t
+    return t.masked_fill(~mask, 0.0) / (1 - p) if p < 1 else torch.zeros_like(t)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_truth
+from vmddpm_kernels.checks import INTEGERS, check_tensor, check_truth
 from vmddpm_kernels.selective_state_update import selective_state_update as update
 
 __all__ = ["selective_state_update", "selective_state_update_ref"]
@@ -50,6 +50,8 @@ def _update(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, dt_softplus: bool | None, rows: Tensor | None, backend: str | None,
 ) -> Tensor:  # fmt: skip
+    if rows is not None:
+        check_tensor("state_batch_indices", rows, state, INTEGERS)
     if rows is not None and bool((rows < 0).any()):
         raise ValueError("state_batch_indices must be rows of state, got a negative one")
     used = state if rows is None else state[rows.long()]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmddpm_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
+from vmddpm_kernels.checks import check_count, check_shape
 from vmddpm_kernels.selective_scan import selective_scan
 from vmddpm_kernels.selective_state_update import selective_state_update
 
@@ -79,7 +80,14 @@ class Mamba(nn.Module):
             raise ValueError(f'dt_init must be "random" or "constant", got {dt_init!r}')
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
+        if isinstance(dt_rank, str) and dt_rank != "auto":
+            raise ValueError(f'dt_rank must be "auto" or a positive integer, got {dt_rank!r}')
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "dt_rank": self.dt_rank, "nslices": nslices}
+        for name, size in sizes.items():
+            check_count(name, size)
+        if self.d_inner < 1:
+            raise ValueError(f"expand times d_model must be at least 1, got {expand} times {d_model}")
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
         self.bimamba_type, self.nslices = bimamba_type, nslices
         self.if_divide_out = if_divide_out or if_devide_out
@@ -155,6 +163,7 @@ class Mamba(nn.Module):
             states = self._get_states_from_cache(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
+            self._check_states(states, hidden_states.shape[0], exact=True)
         xz = self.in_proj(hidden_states)                                        # (B, L, 2 expand D)
         y = self._both_ways(xz) if self.bimamba_type == "v1" else self._branch(xz, "", states)
         if "_b" in _BRANCHES[self.bimamba_type]:
@@ -236,6 +245,7 @@ class Mamba(nn.Module):
                 f"hidden_states must have shape (B, 1, D) with D = {self.d_model} in a step, got "
                 f"{tuple(hidden_states.shape)}"
             )
+        self._check_states((conv_state, ssm_state), hidden_states.shape[0], exact=False)
         x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)          # (B, E)
         x = causal_conv1d_update(
             x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation=self.activation
@@ -246,6 +256,13 @@ class Mamba(nn.Module):
             ssm_state, x, delta, self._A(""), B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
         )
         return self._scaled(self.out_proj(y)).unsqueeze(1), conv_state, ssm_state
+
+    def _check_states(self, states: tuple[Tensor, Tensor], batch_size: int, *, exact: bool) -> None:
+        """ValueError unless they are the states of so many sequences. A step needs the last W - 1 inputs at least."""
+        conv_state, ssm_state = states
+        shape = (batch_size, self.d_inner, conv_state.shape[-1] if conv_state.dim() and not exact else self.d_conv)
+        check_shape("conv_state", conv_state, "B, E, W", shape)
+        check_shape("ssm_state", ssm_state, "B, E, N", (batch_size, self.d_inner, self.d_state))
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any

@@ -55,25 +55,34 @@ def convolve_in_place(
 
 def _select(backend: str | None, x: Tensor, weight: Tensor) -> str:
     chosen = select(backend, x)
-    if chosen == reference.NAME or weight.dim() != 2 or LEAST_TAPS <= weight.shape[1] <= MOST_TAPS:
-        return chosen
-    if backend is None:
+    if backend is None and not _has_kernels(weight):
         return reference.NAME
+    _check_taps(weight, chosen)
+    return chosen
+
+
+def _has_kernels(weight: Tensor) -> bool:
+    return weight.dim() != 2 or LEAST_TAPS <= weight.shape[1] <= MOST_TAPS
+
+
+def _check_taps(weight: Tensor, backend: str) -> None:
+    if backend == reference.NAME or _has_kernels(weight):
+        return
     raise ValueError(
-        f"weight (D, W) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {chosen!r}, got W = {weight.shape[1]}; "
-        "leave backend out, or pass backend='reference'"
+        f"weight (D, W) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {backend!r}, got W = "
+        f"{weight.shape[1]}; leave backend out, or pass backend='reference'"
     )
 
 
 def _forward(*args: Any) -> Tensor:
     inputs, (silu, backend) = ConvInputs(*args[:_INPUTS]), args[_INPUTS:]
-    inputs.check()
+    _check(inputs, backend)
     return by_name(backend, inputs.x).causal_conv1d(inputs, silu)
 
 
 def _forward_fake(*args: Any) -> Tensor:
     inputs = ConvInputs(*args[:_INPUTS])
-    inputs.check()
+    _check(inputs, args[-1])
     x = inputs.x
     return empty(tuple(x.shape), inputs.channel_first(), x.dtype, x.device)
 
@@ -82,12 +91,17 @@ def _run_backward(
     dy: Tensor, inputs: ConvInputs, silu: bool, backend: str, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Arguments are checked, as saved tensors may change behind autograd's back."""
-    _check_backward(dy, inputs)
+    _check_backward(dy, inputs, backend)
     return by_name(backend, inputs.x).causal_conv1d_backward(dy, inputs, silu, needed)
 
 
-def _check_backward(dy: Tensor, inputs: ConvInputs) -> None:
+def _check(inputs: ConvInputs, backend: str) -> None:
     inputs.check()
+    _check_taps(inputs.weight, backend)
+
+
+def _check_backward(dy: Tensor, inputs: ConvInputs, backend: str) -> None:
+    _check(inputs, backend)
     check_input("dy", dy, inputs.x, inputs.x.device, "B, L, D", tuple(inputs.x.shape), FLOATS)
 
 
@@ -99,7 +113,7 @@ def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
 
 def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
     inputs = ConvInputs(*args[:_INPUTS])
-    _check_backward(dy, inputs)
+    _check_backward(dy, inputs, args[-1])
     return [_forward_fake(*args), *(t.new_empty(t.shape) for t in inputs[1:] if t is not None)]
 
 
