@@ -7,9 +7,10 @@ namespace {
 // A channel of one sequence.
 template <typename T, typename S, int W>
 struct Column {
+  static constexpr int64_t kFirst = (W - 1 + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   const S* x;
   T weight[W], bias;
-  T start[W - 1 + kLanes<T>] = {};  // the steps before the first, and the first
+  T start[W - 1 + kFirst] = {};  // the steps before the first, and the first: whole registers that reach back before them
 
   Column(const ConvParams& p, int64_t batch, int64_t c)
       : x(static_cast<const S*>(p.x.data) + batch * p.x.stride[0] + c * p.x.stride[3]),
@@ -19,14 +20,14 @@ struct Column {
       const T* const history = static_cast<const T*>(p.history) + batch * (W - 1) * p.channels + c;
       for (int i = 0; i < W - 1; ++i) start[i] = history[i * p.channels];
     }
-    for (int64_t i = 0; i < kLanes<T> && i < p.length; ++i) start[W - 1 + i] = static_cast<T>(widen(x[i]));
+    for (int64_t i = 0; i < kFirst && i < p.length; ++i) start[W - 1 + i] = static_cast<T>(widen(x[i]));
   }
 
   // Of steps l, l + 1, ... ; l is a multiple of the lanes.
   VMDDPM_INLINE void taps_at(int64_t l, int64_t count, Vec<T>* taps) const {
     VMDDPM_UNROLL
     for (int k = 0; k < W; ++k) {
-      taps[k] = l == 0 ? load(start + k) : load_some<T>(x + l - (W - 1) + k, count);
+      taps[k] = l < kFirst ? load(start + l + k) : load_some<T>(x + l - (W - 1) + k, count);
     }
   }
 
@@ -53,9 +54,9 @@ void forward_column(const ConvParams& p, int64_t batch, int64_t c) {
 
 template <typename T>
 inline T sum_of(Vec<T> v) {
-  T sum = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
+  double sum = 0;
+  for (int i = 0; i < kLanes<T>; ++i) sum += static_cast<double>(v[i]);
+  return static_cast<T>(sum);
 }
 
 // `slopes` has room for the steps, a register and W - 1 more.
@@ -72,9 +73,8 @@ void backward_column(const ConvGradParams& g, int64_t batch, int64_t c, T* slope
     column.taps_at(l, count, taps);
     if (p.silu) dv = dv * silu_slope_lanes<T>(column.weighted(taps));
     store(slopes + l, dv);
-    sums.add(dv, taps, l / kLanes<T>);
+    sums.add(dv, taps);
   }
-  sums.close();
   for (int64_t i = p.length; i < p.length + W - 1 + kLanes<T>; ++i) slopes[i] = T(0);
   for (int64_t l = 0; l < p.length; l += kLanes<T>) {
     Vec<T> sum{};

@@ -11,31 +11,26 @@ using vmddpm::ConvParams;
 using vmddpm::ConvUpdateParams;
 using vmddpm::View;
 
-// dweight and dbias: sums over the steps, of a few at a time first, so that errors do not grow with their number.
+// dweight and dbias: sums over the steps that keep what each addition rounds away (Kahan), so that errors do not grow with
+// their number.
 template <typename T, int W>
 struct Sums {
-  static constexpr int64_t kTogether = 64;
   Vec<T> weight[W] = {}, bias{};
 
-  VMDDPM_INLINE void add(Vec<T> dv, const Vec<T>* taps, int64_t index) {
+  VMDDPM_INLINE void add(Vec<T> dv, const Vec<T>* taps) {
     VMDDPM_UNROLL
-    for (int k = 0; k < W; ++k) part_weight[k] += dv * taps[k];
-    part_bias += dv;
-    if (index % kTogether == kTogether - 1) close();
-  }
-
-  VMDDPM_INLINE void close() {
-    VMDDPM_UNROLL
-    for (int k = 0; k < W; ++k) {
-      weight[k] += part_weight[k];
-      part_weight[k] = Vec<T>{};
-    }
-    bias += part_bias;
-    part_bias = Vec<T>{};
+    for (int k = 0; k < W; ++k) add_to(weight[k], lost_weight[k], dv * taps[k]);
+    add_to(bias, lost_bias, dv);
   }
 
  private:
-  Vec<T> part_weight[W] = {}, part_bias{};
+  static VMDDPM_INLINE void add_to(Vec<T>& total, Vec<T>& lost, Vec<T> value) {
+    const Vec<T> corrected = value - lost, sum = total + corrected;
+    lost = (sum - total) - corrected;
+    total = sum;
+  }
+
+  Vec<T> lost_weight[W] = {}, lost_bias{};
 };
 
 }  // namespace

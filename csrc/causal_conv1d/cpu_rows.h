@@ -88,7 +88,7 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
       lanes.take(load_some<T>(rows.x + l * rows.stride + c, count));
       dv = load_some<T>(dy + l * g.dy.stride[2], count);
       if (p.silu) dv = dv * silu_slope_lanes<T>(lanes.weighted());
-      sums.add(dv, lanes.taps, l);
+      sums.add(dv, lanes.taps);
     }
     slopes[0] = dv;
     const int64_t step = l - (W - 1);  // all steps that it is a tap of are known
@@ -101,7 +101,6 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
       store_some<T>(dhistory + l * p.channels, sum, count);
     }
   }
-  sums.close();
   for (int64_t i = 0; i < kLanes<T> && i < count; ++i) {
     const int64_t at = batch * p.channels + c + i;
     for (int k = 0; k < W; ++k) static_cast<T*>(g.dweight)[at * W + k] = sums.weight[k][i];
