@@ -188,7 +188,7 @@ inline typename VectorOf<T, bytes>::type fold(V v) {
 
 // target[s] += the sum over the lanes of v[s]: a butterfly whose every stage adds two registers into one.
 template <typename T, int S>
-inline void add_lane_sums(const Vec<T>* v, T* target) {
+VMDDPM_INLINE void add_lane_sums(const Vec<T>* v, T* target) {
   constexpr int size = static_cast<int>(sizeof(T)), W = kLanes<T>;
   if constexpr (S > W) {
     add_lane_sums<T, W>(v, target);
@@ -224,7 +224,7 @@ inline void add_lane_sums(const Vec<T>* v, T* target) {
 #if !defined(VMDDPM_PLAIN_VECTORS) && defined(__AVX2__) && (defined(__clang__) || __GNUC__ >= 12)
 // Likewise, with shuffles that stay inside 16 bytes until the last stage: they are cheaper.
 template <>
-inline void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
+VMDDPM_INLINE void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
   using Sums = VectorOf<float, 32>::type;
   Sums pairs[4], quads[2], total;
   VMDDPM_UNROLL
