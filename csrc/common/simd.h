@@ -158,17 +158,25 @@ inline void interleave(V a, V b, V& low, V& high) {
 }
 #endif
 
+constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
+
+// S registers hold a matrix, row after row. At each stage the values of the upper half come between those of the lower
+// half: after log2(rows) stages the matrix is transposed.
+template <typename T, int S, int kStages>
+inline void shuffle_stages(Vec<T>* matrix) {
+  Vec<T> shuffled[S];
+  for (int stage = 0; stage < kStages; ++stage) {
+    VMDDPM_UNROLL
+    for (int i = 0; i < S / 2; ++i) interleave(matrix[i], matrix[i + S / 2], shuffled[2 * i], shuffled[2 * i + 1]);
+    VMDDPM_UNROLL
+    for (int i = 0; i < S; ++i) matrix[i] = shuffled[i];
+  }
+}
+
 // Lane j of rows[i] changes places with lane i of rows[j].
 template <typename T>
 inline void transpose(Vec<T>* rows) {
-  constexpr int W = kLanes<T>;
-  Vec<T> turned[W];
-  for (int stage = 1; stage < W; stage *= 2) {
-    VMDDPM_UNROLL
-    for (int i = 0; i < W / 2; ++i) interleave(rows[i], rows[i + W / 2], turned[2 * i], turned[2 * i + 1]);
-    VMDDPM_UNROLL
-    for (int i = 0; i < W; ++i) rows[i] = turned[i];
-  }
+  shuffle_stages<T, kLanes<T>, log2_of(kLanes<T>)>(rows);
 }
 
 // The upper half of a register added to its lower half, down to `bytes`.

@@ -2,6 +2,8 @@
 // and a small contiguous array in the type of the accumulation. The only place where visit orders and layouts are dealt
 // with; the recurrences see nothing but tiles.
 #pragma once
+#include <type_traits>
+
 #include "lanes.h"
 #include "tensor.h"
 
@@ -58,10 +60,38 @@ void load_scattered(const Source* source, const View& view, Steps steps, int64_t
   }
 }
 
+// f(S) if whole sequences of S steps, fewer than a register has lanes, follow each other without a gap.
+template <typename T, typename Function>
+bool with_short_sequences(const View& view, const Steps& steps, Function f) {
+  if (view.stride[3] != steps.count || steps.first != 0) return false;
+  const auto take = [&](auto count) {
+    if constexpr (decltype(count)::value < kLanes<T>) {
+      if (steps.count != decltype(count)::value) return false;
+      f(count);
+      return true;
+    }
+    return false;
+  };
+  return take(std::integral_constant<int, 2>()) || take(std::integral_constant<int, 4>()) ||
+         take(std::integral_constant<int, 8>());
+}
+
 // As many steps and channels as a register has lanes at a time; what is left over goes the slow way.
 template <typename T, typename Source>
 void load_columns(const Source* source, const View& view, const Steps& steps, int64_t columns, int64_t width, T* rows) {
   constexpr int64_t W = kLanes<T>;
+  const bool done = columns % W == 0 && with_short_sequences<T>(view, steps, [&](auto count) {
+    constexpr int S = decltype(count)::value;
+    for (int64_t c = 0; c < columns; c += W) {
+      Vec<T> matrix[S];
+      VMDDPM_UNROLL
+      for (int i = 0; i < S; ++i) matrix[i] = load_lanes<T>(source + c * S + i * W);
+      shuffle_stages<T, S, log2_of(W)>(matrix);
+      VMDDPM_UNROLL
+      for (int i = 0; i < S; ++i) store(rows + i * width + c, matrix[i]);
+    }
+  });
+  if (done) return;
   const int64_t whole_steps = steps.count / W * W, whole_columns = columns / W * W;
   for (int64_t c = 0; c < whole_columns; c += W) {
     for (int64_t i = 0; i < whole_steps; i += W) {
@@ -131,6 +161,21 @@ template <typename T, bool kAdd, typename Target>
 void store_columns(Target* target, const View& view, const Steps& steps, int64_t columns, int64_t width,
                    const T* rows) {
   constexpr int64_t W = kLanes<T>;
+  const bool done = columns % W == 0 && with_short_sequences<T>(view, steps, [&](auto count) {
+    constexpr int S = decltype(count)::value;
+    for (int64_t c = 0; c < columns; c += W) {
+      Vec<T> matrix[S];
+      VMDDPM_UNROLL
+      for (int i = 0; i < S; ++i) matrix[i] = load(rows + i * width + c);
+      shuffle_stages<T, S, log2_of(S)>(matrix);
+      VMDDPM_UNROLL
+      for (int i = 0; i < S; ++i) {
+        Target* const to = target + c * S + i * W;
+        store_lanes<T>(to, kAdd ? load_lanes<T>(to) + matrix[i] : matrix[i]);
+      }
+    }
+  });
+  if (done) return;
   const int64_t whole_steps = steps.count / W * W, whole_columns = columns / W * W;
   for (int64_t c = 0; c < whole_columns; c += W) {
     for (int64_t i = 0; i < whole_steps; i += W) {

@@ -34,43 +34,58 @@ struct BackwardBuffers {
 
 using BackwardAhead = Ahead<7>;  // x, delta, dy, dx, ddelta, B and C
 
-// The states of a chunk again, S at a time. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the
-// zero-order hold, phi(v) and phi'(v) drive B. dC is complete.
+// A step again, for S states. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the zero-order hold, phi(v)
+// and phi'(v) drive B. kFirst: the states are zero before, and of no interest to a gradient.
+template <typename T, int S, Rule kRule, bool kFirst>
+VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, int64_t n, int64_t states, int64_t i,
+                                  Vec<T>* state) {
+  using V = Vec<T>;
+  const T* B = w.B + i * states + n;
+  const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
+  V lanes_of_dC[S];
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) {
+    const V v = delta * a[s];
+    const V decay = kFirst ? v * V{} : decay_of<kRule>(v);
+    const V decayed = kFirst ? decay : decay * state[s];
+    V input = drive * B[s];
+    if constexpr (kRule == Rule::zero_order_hold) {
+      V phi, dphi;
+      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      w.phi[i * S + s] = phi;
+      w.input[i * S + s] = dphi * input;
+      input *= phi;
+    }
+    state[s] = decayed + input;
+    w.decay[i * S + s] = decay;
+    w.decayed[i * S + s] = decayed;
+    lanes_of_dC[s] = dy * state[s];
+  }
+  if constexpr (S == 1) {
+    w.lanes_of_dC[i] = lanes_of_dC[0];
+  } else {
+    add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
+  }
+}
+
+// The states of a chunk again, S at a time; they are zero before it if it is the `first`. dC is complete.
 template <typename T, int S, Rule kRule>
 void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, int64_t n, int64_t states,
-                      int64_t steps, BackwardAhead* ahead) {
-  using V = Vec<T>;
-  V state[S];
+                      int64_t steps, bool first, BackwardAhead* ahead) {
+  Vec<T> state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) state[s] = h[s];
-  for (int64_t i = 0; i < steps; ++i) {
+  int64_t i = 0;
+  if constexpr (kRule == Rule::decaying) {
+    if (first) {
+      if (ahead) ahead->ask();
+      recompute_step<T, S, kRule, true>(w, a, n, states, 0, state);
+      i = 1;
+    }
+  }
+  for (; i < steps; ++i) {
     if (ahead) ahead->ask();
-    const T* B = w.B + i * states + n;
-    const V delta = w.delta[i], drive = w.drive[i], dy = w.dy[i];
-    V lanes_of_dC[S];
-    VMDDPM_UNROLL
-    for (int s = 0; s < S; ++s) {
-      const V v = delta * a[s];
-      const V decay = decay_of<kRule>(v);
-      const V decayed = decay * state[s];
-      V input = drive * B[s];
-      if constexpr (kRule == Rule::zero_order_hold) {
-        V phi, dphi;
-        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
-        w.phi[i * S + s] = phi;
-        w.input[i * S + s] = dphi * input;
-        input *= phi;
-      }
-      state[s] = decayed + input;
-      w.decay[i * S + s] = decay;
-      w.decayed[i * S + s] = decayed;
-      lanes_of_dC[s] = dy * state[s];
-    }
-    if constexpr (S == 1) {
-      w.lanes_of_dC[i] = lanes_of_dC[0];
-    } else {
-      add_lane_sums<T, S>(lanes_of_dC, w.dC + i * states + n);
-    }
+    recompute_step<T, S, kRule, false>(w, a, n, states, i, state);
   }
   if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes_of_dC, steps, states, w.dC + n);
 }
@@ -80,10 +95,10 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
 //   dv = g (e^v h_{i-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 template <typename T, int S, Rule kRule>
 void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
-                    int64_t states, int64_t steps, BackwardAhead* ahead) {
+                    int64_t states, int64_t steps, bool first, BackwardAhead* ahead) {
   using V = Vec<T>;
   constexpr bool kZoh = kRule == Rule::zero_order_hold;
-  recompute_states<T, S, kRule>(w, a, h, n, states, steps, ahead);
+  recompute_states<T, S, kRule>(w, a, h, n, states, steps, first, ahead);
   V adjoint[S], gradA[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
@@ -164,6 +179,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t local = block - task.block_begin;
+  const bool first = begins_with_zero(p, steps);
   const V* h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block, w.h);
 
   with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
@@ -176,7 +192,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   V* dh = w.dh + local * N;
   LongSum<T>* dA = w.dA + local * N;
   for_states(N, [&](auto at_once, int64_t n) {
-    adjoint_states<T, at_once.value, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, ahead);
+    adjoint_states<T, at_once.value, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, first, ahead);
     ahead = nullptr;
   });
 
@@ -185,35 +201,47 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 
-// dx and the gradient of the initial state alone: the adjoint recurrence needs no states. As adjoint_states.
-template <typename T, int S, Rule kRule>
-void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t n, int64_t states, int64_t steps,
-                      BackwardAhead* ahead) {
+// kFirst: nobody asks for the adjoint before this step.
+template <typename T, int S, Rule kRule, bool kFirst>
+VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int64_t n, int64_t states, int64_t i,
+                              Vec<T>* adjoint) {
   using V = Vec<T>;
-  V adjoint[S];
+  const T* B = w.B + i * states + n;
+  const T* C = w.C + i * states + n;
+  const V delta = w.delta[i], dy = w.dy[i];
+  V ddrive[2] = {};
   VMDDPM_UNROLL
-  for (int s = 0; s < S; ++s) adjoint[s] = dh[s];
-  for (int64_t i = steps - 1; i >= 0; --i) {
-    if (ahead) ahead->ask();
-    const T* B = w.B + i * states + n;
-    const T* C = w.C + i * states + n;
-    const V delta = w.delta[i], dy = w.dy[i];
-    V ddrive[2] = {};
-    VMDDPM_UNROLL
-    for (int s = 0; s < S; ++s) {
-      const V v = delta * a[s], g = adjoint[s] + dy * C[s];
-      const V decay = decay_of<kRule>(v);
-      V gphi = g;
+  for (int s = 0; s < S; ++s) {
+    const V g = adjoint[s] + dy * C[s];
+    V gphi = g;
+    if constexpr (!kFirst) {
+      const V v = delta * a[s], decay = decay_of<kRule>(v);
       if constexpr (kRule == Rule::zero_order_hold) {
         V phi, dphi;
         zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
         gphi *= phi;
       }
       adjoint[s] = g * decay;
-      ddrive[s & 1] += gphi * B[s];
     }
-    w.ddrive[i] += ddrive[0] + ddrive[1];
+    ddrive[s & 1] += gphi * B[s];
   }
+  w.ddrive[i] += ddrive[0] + ddrive[1];
+}
+
+// dx and the gradient of the initial state alone: the adjoint recurrence needs no states. As adjoint_states.
+template <typename T, int S, Rule kRule>
+void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t n, int64_t states, int64_t steps,
+                      bool first, BackwardAhead* ahead) {
+  constexpr bool kShort = kRule != Rule::zero_order_hold;
+  Vec<T> adjoint[S];
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) adjoint[s] = dh[s];
+  const int64_t end = kShort && first ? 1 : 0;
+  for (int64_t i = steps - 1; i >= end; --i) {
+    if (ahead) ahead->ask();
+    input_step<T, S, kRule, false>(w, a, n, states, i, adjoint);
+  }
+  if (end == 1) input_step<T, S, kRule, kShort>(w, a, n, states, 0, adjoint);
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) dh[s] = adjoint[s];
 }
@@ -224,6 +252,7 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t local = block - task.block_begin;
+  const bool first = begins_with_zero(p, steps);
   with_rows<T>(p.delta, g.dy, task.batch, k, steps, channel, columns, w.delta, w.dy, [&](const auto& rows, const auto& dy) {
     for (int64_t i = 0; i < steps.count; ++i) {
       const Vec<T> raw = load_lanes<T>(rows.at(i)) + w.bias[local];
@@ -233,7 +262,7 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
     }
   });
   for_states(N, [&](auto at_once, int64_t n) {
-    adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, ahead);
+    adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, first, ahead);
     ahead = nullptr;
   });
   for (int64_t i = 0; i < steps.count; ++i) w.ddrive[i] = w.ddrive[i] * w.delta[i] + w.D[local] * w.dy[i];
@@ -305,10 +334,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
     }
     for (task.batch = task.batch_begin; task.batch < task.batch_end; ++task.batch) {
       const int64_t sequence = task.batch * p.routes + k;
-      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        const int64_t row = sequence * p.channels + block * plan.lanes;
-        load_states<T>(g.dlast_state, row, columns_of(p, plan, block), N, w.dh + (block - task.block_begin) * N);
-      }
+      load_all_states<T>(g.dlast_state, p, plan, task, k, w.dh);
       for (int64_t chunk = plan.chunks - 1; chunk >= 0; --chunk) {
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);

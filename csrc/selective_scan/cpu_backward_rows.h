@@ -23,6 +23,10 @@ const Vec<T>* states_before(const ScanParams& p, const ScanPlan& plan, int64_t s
 template <typename T>
 void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* target) {
   constexpr int W = kLanes<T>;
+  if (steps <= 2) {  // alone they are folded in less time
+    for (int64_t i = 0; i < steps; ++i) add_lane_sums<T, 1>(lanes + i, target + i * states);
+    return;
+  }
   for (int64_t i = 0; i < W; ++i) lanes[steps + i] = Vec<T>{};
   for (int64_t first = 0; first < steps; first += W) {
     T sums[W] = {};
@@ -74,12 +78,12 @@ struct ResultRows {
   }
 };
 
-// A chunk of a route again, forward. To lanes_of_dC come dy h, whose sums over lanes are dC. The way back will write to dx
-// and ddelta, and then it is the turn of the chunk before.
+// A chunk of a route again, forward; the state is zero before the `first`. To lanes_of_dC come dy h, whose sums over lanes
+// are dC. The way back will write to dx and ddelta, and then it is the turn of the chunk before.
 template <typename T, bool kSoftplus, int S, typename Source>
 VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> dx, PixelRows<const char> ddelta,
-                                    Steps chunk, const AdjointChannels<T, S>& of, AdjointTiles<T> tiles, const T* B,
-                                    Vec<T>* lanes_of_dC) {
+                                    Steps chunk, bool first, const AdjointChannels<T, S>& of, AdjointTiles<T> tiles,
+                                    const T* B, Vec<T>* lanes_of_dC) {
   constexpr int W = kLanes<T>;
   Vec<T> state[S];
   VMDDPM_UNROLL
@@ -103,7 +107,13 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
       const Vec<T> raw = load_lanes<T>(row.delta + s * W) + of.bias[s];
       Vec<T> slope = splat(T(1));
       const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw, &slope) : raw;
-      const Vec<T> decay = decay_lanes(delta * of.A[s]);
+      const Vec<T> v = delta * of.A[s];
+      Vec<T> decay;
+      if (first && i == 0) {  // as `decayed` of cpu_common.h
+        decay = v * Vec<T>{};
+      } else {
+        decay = decay_lanes(v);
+      }
       const Vec<T> decayed = decay * state[s];
       state[s] = decayed + delta * x * B[i];
       const int64_t at = i * S + s;
@@ -178,7 +188,8 @@ void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& t
                                           rows(static_cast<Source*>(g.ddelta.data), g.ddelta)};
   const AdjointTiles<T> tiles{w.delta, w.slope, w.decay, w.decayed};
   const auto there = [&](auto softplus) {
-    recompute_rows<T, softplus.value>(in, bytes_of(out.dx), bytes_of(out.ddelta), steps, of, tiles, w.B, w.lanes_of_dC);
+    recompute_rows<T, softplus.value>(in, bytes_of(out.dx), bytes_of(out.ddelta), steps,
+                                      begins_with_zero(p, steps), of, tiles, w.B, w.lanes_of_dC);
   };
   const auto back = [&](auto add) {
     adjoint_rows<T, add.value>(in, out, steps, of, tiles, w.B, w.C, w.lanes_of_dB);

@@ -51,6 +51,13 @@ V decay_of(V v) {
   return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
 }
 
+// e^v state. A state that is zero needs no exponential: NaN and infinity come through the product. Where e^v may overflow
+// it is taken all the same, so that infinity times zero is what it is anywhere else.
+template <Rule kRule, bool kZero, typename V>
+V decayed(V v, V state) {
+  return kZero && kRule == Rule::decaying ? v * V{} : decay_of<kRule>(v) * state;
+}
+
 // Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.
 // A cache line between them keeps equal places of tiles of whole pages out of the same few lines of the cache.
 class Arena {
@@ -125,6 +132,9 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
   return {p.table ? p.table + route * p.length : nullptr, first, smaller(p.length - first, plan.chunk)};
 }
 
+// Whether states are zero before a chunk, and a gradient of nobody's interest.
+inline bool begins_with_zero(const ScanParams& p, const Steps& chunk) { return chunk.first == 0 && !p.initial_state; }
+
 // (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
 template <typename T>
 void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
@@ -132,6 +142,7 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
   if (!source || columns < W) std::memset(static_cast<void*>(out), 0, static_cast<size_t>(states) * sizeof(Vec<T>));
   if (!source) return;
   const T* from = static_cast<const T*>(source) + row * states;
+  if (columns == W && states == 1) return void(*out = load(from));
   int64_t n = 0;
   for (; columns == W && n + W <= states; n += W) {
     for (int64_t c = 0; c < W; ++c) out[n + c] = load(from + c * states + n);
@@ -140,6 +151,18 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
   T* lanes = reinterpret_cast<T*>(out);
   for (int64_t c = 0; c < columns; ++c) {
     for (int64_t rest = n; rest < states; ++rest) lanes[rest * W + c] = from[c * states + rest];
+  }
+}
+
+// Those of all blocks of a task in one sequence, (B, K, D, N), or zeros.
+template <typename T>
+void load_all_states(const void* source, const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
+                     Vec<T>* out) {
+  const int64_t blocks = task.block_end - task.block_begin;
+  if (!source) return void(std::memset(static_cast<void*>(out), 0, static_cast<size_t>(blocks * p.states) * sizeof(Vec<T>)));
+  for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+    const int64_t row = (task.batch * p.routes + route) * p.channels + block * plan.lanes;
+    load_states<T>(source, row, columns_of(p, plan, block), p.states, out + (block - task.block_begin) * p.states);
   }
 }
 
@@ -155,6 +178,7 @@ template <typename T>
 void store_states(void* target, int64_t row, int64_t columns, int64_t states, Vec<T>* in) {
   constexpr int64_t W = kLanes<T>;
   T* to = static_cast<T*>(target) + row * states;
+  if (columns == W && states == 1) return store(to, *in);
   int64_t n = 0;
   for (; columns == W && n + W <= states; n += W) {
     transpose<T>(in + n);
@@ -258,10 +282,14 @@ void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, 
                       const Steps& steps, int64_t column, int64_t columns, Vec<T>* tile, Vec<T>* spare) {
   const View& result = result_of(p, sum, narrow, route);
   const bool add = p.sum_routes && route > 0, apart = add && &result != &sum;
-  if (apart && columns == kLanes<T> && has_rows(sum) && has_rows(result)) {
-    const Rows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
+  if (columns == kLanes<T> && has_rows(result) && (!add || has_rows(sum))) {
     return with_type(result, [&](auto* data) {
       const auto to = rows_of(data, result, batch, route, steps, column);
+      if (!add) {
+        for (int64_t i = 0; i < steps.count; ++i) store_lanes<T>(to.at(i), tile[i]);
+        return;
+      }
+      const Rows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
       for (int64_t i = 0; i < steps.count; ++i) store_lanes<T>(to.at(i), load(before.at(i)) + tile[i]);
     });
   }

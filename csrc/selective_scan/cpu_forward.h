@@ -51,37 +51,48 @@ struct PreparedForward {
   ForwardStep<T> operator()(int64_t i) const { return {delta[i], drive[i], y[i]}; }
 };
 
-// Eq. 6 and the recurrence for S states of one block over a chunk:
-//   h = exp(delta A) h + drive B,  y += C h,  where drive = delta x; B and C are (steps, N) rows.
+// A step of the recurrence for S states: h = exp(delta A) h + drive B,  y += C h,  where drive = delta x; B and C are
+// rows of N states. kFirst: h is zero before.
+template <typename T, int S, Rule kRule, bool kFirst>
+VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, const T* B, const T* C, Vec<T>* state) {
+  Vec<T> y[2] = {};  // summed apart, so that many states do not make one long chain of roundings
+  VMDDPM_UNROLL
+  for (int s = 0; s < S; ++s) {
+    const Vec<T> v = step.delta * a[s];
+    Vec<T> input = step.drive * B[s];
+    if constexpr (kRule == Rule::zero_order_hold) {
+      const Vec<T> decay = decay_of<kRule>(v);
+      Vec<T> phi, dphi;
+      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      input *= phi;
+      state[s] = decay * state[s] + input;
+    } else {
+      state[s] = decayed<kRule, kFirst>(v, state[s]) + input;
+    }
+    y[s & 1] += state[s] * C[s];
+  }
+  return step.skip + (y[0] + y[1]);
+}
+
+// S states of one block over a chunk, which are zero before it if it is the `first`.
 template <typename T, int S, Rule kRule, typename Prepare>
 void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states,
-                 int64_t steps, ForwardAhead* ahead) {
+                 int64_t steps, bool first, ForwardAhead* ahead) {
   Vec<T> a[S], state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     a[s] = A[s];
     state[s] = h[s];
   }
-  for (int64_t i = 0; i < steps; ++i) {
-    const T* B = w.B + i * states + n;
-    const T* C = w.C + i * states + n;
+  int64_t i = 0;
+  if (kRule == Rule::decaying && first) {
     if (ahead) ahead->ask();
-    const ForwardStep<T> step = prepare(i);
-    Vec<T> y[2] = {};  // summed apart, so that many states do not make one long chain of roundings
-    VMDDPM_UNROLL
-    for (int s = 0; s < S; ++s) {
-      const Vec<T> v = step.delta * a[s];
-      const Vec<T> decay = decay_of<kRule>(v);
-      Vec<T> input = step.drive * B[s];
-      if constexpr (kRule == Rule::zero_order_hold) {
-        Vec<T> phi, dphi;
-        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
-        input *= phi;
-      }
-      state[s] = decay * state[s] + input;
-      y[s & 1] += state[s] * C[s];
-    }
-    w.y[i] = step.skip + (y[0] + y[1]);
+    w.y[0] = scan_step<T, S, kRule, true>(prepare(0), a, w.B + n, w.C + n, state);
+    i = 1;
+  }
+  for (; i < steps; ++i) {
+    if (ahead) ahead->ask();
+    w.y[i] = scan_step<T, S, kRule, false>(prepare(i), a, w.B + i * states + n, w.C + i * states + n, state);
   }
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) h[s] = state[s];
@@ -90,7 +101,7 @@ void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* 
 // All states of a block over a chunk. A single one takes its steps as they are prepared; several share tiles of them.
 template <typename T, Rule kRule, typename Prepare>
 void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t states, int64_t steps,
-                ForwardAhead* ahead) {
+                bool first, ForwardAhead* ahead) {
   // A short recurrence leaves no time to wait for memory.
   ForwardAhead* const early = states < kStatesAtOnce ? ahead : nullptr;
   if (early) ahead = nullptr;
@@ -103,7 +114,7 @@ void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Ve
   }
   const PreparedForward<T> prepared{w.delta, w.drive, w.y};
   for_states(states, [&](auto at_once, int64_t n) {
-    scan_states<T, at_once.value, kRule>(prepared, w, A + n, h + n, n, states, steps, ahead);
+    scan_states<T, at_once.value, kRule>(prepared, w, A + n, h + n, n, states, steps, first, ahead);
     ahead = nullptr;
   });
 }
@@ -114,9 +125,10 @@ void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, 
                    const Steps& steps, ForwardAhead* ahead, const ForwardBuffers<T>& w) {
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t place = block - task.block_begin, local = place * N;
+  const bool first = begins_with_zero(p, steps);
   with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
     const auto scan = [&](const auto& prepare) {
-      scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, ahead);
+      scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, first, ahead);
     };
     return p.softplus ? scan(prepare_forward<T, true>(x, delta, w.bias[place], w.D[place]))
                       : scan(prepare_forward<T, false>(x, delta, w.bias[place], w.D[place]));
@@ -138,10 +150,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
     const View& y = result_of(p, p.y, p.narrow_y, k);
     for (task.batch = task.batch_begin; task.batch < task.batch_end; ++task.batch) {
       const int64_t sequence = task.batch * p.routes + k;
-      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        const int64_t row = sequence * p.channels + block * plan.lanes;
-        load_states<T>(p.initial_state, row, columns_of(p, plan, block), N, w.h + (block - task.block_begin) * N);
-      }
+      load_all_states<T>(p.initial_state, p, plan, task, k, w.h);
       for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);

@@ -31,7 +31,7 @@ struct ForwardRows {
 };
 
 // y too is asked for ahead: where it lies in main memory, a sequence takes twice the time without.
-template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
+template <typename T, bool kSoftplus, bool kAdd, bool kFirst, typename Source, typename Target>
 void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
   for (int64_t block = 0; block < of.blocks; ++block) {
     const int64_t column = block * kLanes<T>;
@@ -40,21 +40,26 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
     prefetch(later.y + column);
     const Vec<T> x = load_lanes<T>(row.x + column), raw = load_lanes<T>(row.delta + column) + of.bias[block];
     const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw) : raw;
-    const Vec<T> h = decay_lanes(delta * of.A[block]) * of.h[block] + delta * x * B;
+    const Vec<T> h = decayed<Rule::decaying, kFirst>(delta * of.A[block], of.h[block]) + delta * x * B;
     of.h[block] = h;
     const Vec<T> y = of.D[block] * x + h * C;
     store_lanes<T>(row.y + column, kAdd ? load_lanes<T>(row.sum + column) + y : y);
   }
 }
 
-// A chunk of a route that has so many steps; B and C are the chunk's.
+// A chunk of a route that has so many steps; B and C are the chunk's. The state is zero before the `first` chunk.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk, int64_t length,
-                               ForwardChannels<T> of, const T* B, const T* C) {
+                               bool first, ForwardChannels<T> of, const T* B, const T* C) {
   const int64_t ahead = rows_ahead(of.blocks), last = length - 1 - chunk.first;
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    const auto row = rows.at(chunk.pixel(i)), later = rows.at(chunk.pixel(smaller(i + ahead, last)));
-    scan_row<T, kSoftplus, kAdd>(row, later, of, B[i], C[i]);
+  const auto later = [&](int64_t i) { return rows.at(chunk.pixel(smaller(i + ahead, last))); };
+  int64_t i = 0;
+  if (first) {
+    scan_row<T, kSoftplus, kAdd, true>(rows.at(chunk.pixel(0)), later(0), of, B[0], C[0]);
+    i = 1;
+  }
+  for (; i < chunk.count; ++i) {
+    scan_row<T, kSoftplus, kAdd, false>(rows.at(chunk.pixel(i)), later(i), of, B[i], C[i]);
   }
 }
 
@@ -73,6 +78,7 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
   for (const View* view : {&p.x, &p.delta, &p.y, &y}) rows = rows && has_rows(*view);
   const int64_t begin = task.block_begin, end = whole_blocks_end(p, plan, task.block_end);
   if (!rows || begin >= end) return begin;
+  const bool first = begins_with_zero(p, chunk);
   const bool alone = begin == 0 && task.block_end == plan.blocks;
   const int64_t at_once = alone ? end - begin : kBlocksAtOnceBesideOthers;
   const bool taken = with_row_types<T>(p.x.dtype, y.dtype, [&](auto source, auto target) {
@@ -89,7 +95,7 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
                                                 of_view(static_cast<Target*>(y.data), y)};
         const int64_t i = block - begin;
         const ForwardChannels<T> of{w.A + i, w.bias + i, w.D + i, w.h + i, smaller(at_once, end - block)};
-        scan_rows<T, softplus.value, add.value>(at, chunk, p.length, of, w.B, w.C);
+        scan_rows<T, softplus.value, add.value>(at, chunk, p.length, first, of, w.B, w.C);
       }
     };
     const auto with_softplus = [&](auto add) {
