@@ -15,8 +15,9 @@ constexpr int64_t kCacheBytes = 10 << 20;  // larger results are written past th
 
 // Up to so many pixels it takes less time to go along a table, with as many channels at a time as a register has lanes,
 // than to transpose each plane for itself: for copies from plane to plane, copies of rows to planes, and sums.
-constexpr int64_t kFewToCopy = 160, kFewToTurn = 4096, kFewToSum = 1280;
-constexpr int64_t kConflict = 1 << 10;  // planes whole multiples of it apart compete for the same cache sets
+constexpr int64_t kFewToCopy = 640, kFewToTurn = 4096, kFewToSum = 1280;
+// Beyond so many pixels, planes whole multiples of a distance apart compete for the same cache sets.
+constexpr int64_t kFewToConflict = 160, kConflict = 1 << 10;
 
 Layout layout_of(const View& view, const CrossScanParams& p) {
   // Where both pixels and channels lie side by side, because there is only one of either, the others matter.
@@ -27,7 +28,7 @@ Layout layout_of(const View& view, const CrossScanParams& p) {
 bool wants_lanes(const Job& job, bool sum) {
   const int64_t length = job.walks.length;
   if (job.channels < kMostSide) return false;
-  if (length > kFewToCopy && length * size_of(job.to.dtype) % kConflict == 0) return false;
+  if (length > kFewToConflict && length * size_of(job.to.dtype) % kConflict == 0) return false;
   const bool turn = job.from_layout == Layout::rows;
   return length <= (sum ? kFewToSum : turn ? kFewToTurn : kFewToCopy);
 }

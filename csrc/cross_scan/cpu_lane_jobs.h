@@ -31,6 +31,35 @@ void gather_lanes(const T* from, int64_t from_pitch, const int32_t* pixels, int6
   });
 }
 
+// N channels from planes to planes, as they are or backwards.
+template <int N, typename T>
+void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, bool reversed, T* to, int64_t to_pitch) {
+  for (int c = 0; c < N; ++c) {
+    const T* const plane = from + c * from_pitch;
+    for_each_start(length, N, [&](int64_t step) {
+      const auto lanes = load_as<Lanes<T, N>>(plane + (reversed ? length - N - step : step));
+      store_as(to + c * to_pitch + step, reversed ? reversed_lanes(lanes) : lanes);
+    });
+  }
+}
+
+// The same if walk k needs no more: it goes along the rows of the planes, or backwards along the columns that an earlier
+// walk from the same planes went along. Returns whether it did.
+template <int N, typename T>
+bool copy_known_walk(const Job& job, const T* planes, int64_t image, int64_t k, T* to) {
+  if (job.walks.irregular) return false;
+  const Walk& walk = job.walks.regular[k];
+  const int64_t pitch = job.to.stride[3], length = job.walks.length;
+  if (!walk.columns) {
+    copy_planes_of_lanes<N>(planes, job.from.stride[3], length, walk.reversed, to, pitch);
+    return true;
+  }
+  if (k < image + 2) return false;
+  const bool reversed = walk.reversed != job.walks.regular[k - 2].reversed;
+  copy_planes_of_lanes<N>(to - 2 * job.to.stride[1], pitch, length, reversed, to, pitch);
+  return true;
+}
+
 template <typename T>
 void copy_lanes(const Job& job) {
   const int64_t length = job.walks.length;
@@ -42,17 +71,20 @@ void copy_lanes(const Job& job) {
     const bool together = job.past_cache && pitch == length && length * N * int64_t{sizeof(T)} <= kPanelBytes;
     for_each_lanes(job, shared ? 1 : job.routes, N, [&](int64_t b, int64_t image, int64_t first, int64_t channels) {
       for_each_start(channels, N, [&](int64_t c) {
-        const T* from = at<const T>(job.from, b, image, 0, first + c);
+        const T* const start = at<const T>(job.from, b, image, 0, first + c);
+        const T* from = planes ? nullptr : start;
         int64_t from_pitch = job.from.stride[2];
-        if (planes) {
+        const auto turn_planes = [&] {
           T* const panel = panel_workspace.reserve<T>(length * N);
-          turn(from, job.from.stride[3], N, length, panel, N, N * job.from.stride[3]);
+          turn(start, job.from.stride[3], N, length, panel, N, N * job.from.stride[3]);
           from = panel;
           from_pitch = N;
-        }
+        };
         T* const block = together ? strip_workspace.reserve<T>(length * N) : nullptr;
         for (int64_t k = image; k < (shared ? job.routes : image + 1); ++k) {
           T* const to = at<T>(job.to, b, k, 0, first + c);
+          if (planes && !together && copy_known_walk<N>(job, start, image, k, to)) continue;
+          if (!from) turn_planes();
           gather_lanes<N>(from, from_pitch, job.walks[k].pixels, length, together ? block : to, pitch);
           if (together) copy_run(to, block, length * N, false, true);
         }

@@ -47,11 +47,13 @@ inline Walk regular_walk(int64_t height, int64_t width, int32_t scans, int64_t k
 struct Walks {
   int64_t height, width, length;
   Walk regular[4];
+  bool irregular;                   // what the table says is all that is known
   const int32_t* pixels = nullptr;  // (K, L), where pixels are asked for
   const int32_t* steps = nullptr;   // (K, L), where steps are asked for
 
   // If `undone`, the walks lead from the sequences back to the pixels.
-  Walks(const CrossScanParams& p, bool undone) : height(p.height), width(p.width), length(p.length) {
+  Walks(const CrossScanParams& p, bool undone)
+      : height(p.height), width(p.width), length(p.length), irregular(p.table != nullptr) {
     for (int64_t k = 0; k < 4; ++k) regular[k] = regular_walk(height, width, p.scans, k, undone);
   }
   Walk operator[](int64_t k) const {
