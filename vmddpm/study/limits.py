@@ -1,8 +1,10 @@
 """What one visitor may take from the others: guesses of passwords, hashes at a time, connections, time."""
 
 import asyncio
+import ctypes
 import ipaddress
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +22,15 @@ CONNECTIONS, CONNECTIONS_OF_ADDRESS = 512, 256
 HEADER_BYTES, HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS = 16_384, 10.0, 10.0, 30.0
 LOOK_SECONDS = 1.0  # between looks at a connection
 SEND_BYTES = 1 << 18  # that the system keeps of a response: what is taken of more than that is seen
+
+
+def return_large_blocks() -> None:
+    """Memory of a megabyte or more, as a hash takes, goes back to the system as soon as it is free. Left to itself
+    glibc keeps such blocks for the next one, in every thread, once it has seen one freed."""
+    mmap_threshold = -3  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(mmap_threshold, 1 << 20)
 
 
 class Busy(VmddpmError):

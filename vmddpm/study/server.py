@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from vmddpm.files import LockedError, lock
 from vmddpm.study.folder import Study, StudyError, digest
-from vmddpm.study.limits import CONNECTIONS, HEADER_BYTES, LimitedProtocol
+from vmddpm.study.limits import CONNECTIONS, HEADER_BYTES, LimitedProtocol, return_large_blocks
 from vmddpm.study.readers import load_readers
 from vmddpm.study.routes import StudyServer
 from vmddpm.study.sessions import SESSION_SECONDS, cookie_name, session_secret
@@ -131,6 +131,7 @@ def serve(
     """
     import uvicorn
 
+    return_large_blocks()
     study, local = Study.open(path), is_local(host)
     if not local and not load_readers(study):
         raise StudyError(f"other machines reach {host}, and no reader has a password; make some with "
