@@ -46,7 +46,7 @@ def contenders(group: str, case: Case, peers: Peers, device: str, backend: str, 
     found = {}
     more = [name for name, one in ONCE.items() if group == "ours" and (case == one or device == "cpu")]
     for name in CONTENDERS[group] + more:
-        if name not in makers:
+        if name not in makers or name in peers.missing:
             continue
         try:
             if name == "ours in Triton" and device == "cpu":  # interpreted: a rehearsal

@@ -52,6 +52,20 @@ def measure_case(
     return record
 
 
+def interpreter_fails() -> str | None:
+    """Why Triton's interpreter cannot rehearse anything: that of 3.6 fails with NumPy 2.4."""
+    import numpy as np
+    import triton
+
+    from benchmarks.gpu.exp2_kernel import exp2_kernel
+
+    try:
+        exp2_kernel[(1,)](torch.empty(8), 2, 8)
+    except Exception as error:
+        return f"Triton {triton.__version__} interprets no kernels with NumPy {np.__version__}: {error}"
+    return None
+
+
 def describe(case: Case) -> dict[str, Any]:
     sizes = {key: getattr(case, key) for key in ("batch", "height", "width", "routes", "length", "channels", "states")}
     counts = {"exponentials": case.exponentials, "least_bytes": case.least_bytes}
@@ -82,6 +96,9 @@ def main() -> None:
     if "peers" not in seen and options.group == "rivals":
         missing = {name: why for name, why in rivals.missing.items() if name in ("VMamba", "mamba")}
         note({"case": "peers", "missing": missing, "revisions": rivals.revisions})
+    if options.dry_run and options.group == "triton" and (why := interpreter_fails()):
+        rivals.missing["ours in Triton"] = why
+        note({"case": "peers", "missing": rivals.missing})
     left = [case for case in cases_of(options.group, tiny=options.dry_run) if case.name not in seen]
     for i, case in enumerate(left):
         if time.monotonic() > deadline:
