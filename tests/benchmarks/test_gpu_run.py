@@ -230,6 +230,34 @@ def test_ncu_without_a_table():
         counters.by_call(counters.parse(raw_page((FORWARD, "1", "1", "1", "1", "1", "1"))))
 
 
+NCU = """#!{python}
+import sys
+from pathlib import Path
+metrics = sys.argv[sys.argv.index("--metrics") + 1].split(",")
+log = Path(sys.argv[sys.argv.index("--log-file") + 1])
+if len(metrics) > {most}:
+    log.write_text("==ERROR== Failed to find metric " + metrics[-1])
+    sys.exit(1)
+log.write_text({page!r})
+"""
+
+
+def test_an_ncu_that_does_not_know_all_metrics(monkeypatch, tmp_path):
+    marker = ("spin_kernel(long)", "1", "1", "1", "1", "1", "1")
+    page = raw_page(*[marker, (FORWARD, "4", "1", "1", "1", "1", "1")] * len(CALLS))
+    ncu = tmp_path / "ncu"
+    ncu.write_text(NCU.format(python=sys.executable, most=len(counters.FEW), page=page))
+    ncu.chmod(0o755)
+    monkeypatch.setattr(phases.shutil, "which", lambda name: str(ncu))
+    found = phases.look(tmp_path, 60, dry_run=False)
+    assert found["outcome"] == "ok"
+    assert [call["case"] for call in found["calls"]] == [call.name for call in CALLS]
+    assert "Failed to find metric" in (tmp_path / "counters.log").read_text()
+    ncu.write_text(NCU.format(python=sys.executable, most=0, page=page))
+    found = phases.look(tmp_path, 60, dry_run=False)
+    assert (found["outcome"], found["error"]) == ("failed", "no table from ncu")
+
+
 def test_each_call_has_a_prediction():
     predictions = counters.predicted()
     for call in CALLS:
