@@ -20,7 +20,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ def counted_once(shape: tuple[int, ...], dtype: str, gpu: Gpu) -> list[Any]:
     path = COUNTS / f"{name}.json"
     if not path.exists():
         launches = counted(Shape(*shape), dtype, gpu=gpu, most_blocks=4)
-        write(path, json.dumps([asdict(launch) for launch in launches]))
+        write(path, json.dumps([vars(launch) for launch in launches]))
     return [
         Launch(**{**launch, "opcodes": Counter(launch["opcodes"] or {})}) for launch in json.loads(path.read_text())
     ]

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")  # what counts the kernels of a launch asks for it
 
-from benchmarks.gpu import assumptions, calibrate
+from benchmarks.gpu import assumptions, calibrate, kernel_counts
 from benchmarks.gpu.assumptions import ASSUMED, load
 from benchmarks.gpu.calibrate import constants, efficiency_through
 from benchmarks.gpu.counters import INSTRUCTIONS, ISSUE, WARPS
@@ -100,6 +100,24 @@ def test_predicted_beside_measured(monkeypatch, tmp_path, capsys):
     assert load() == found
     monkeypatch.setattr(assumptions, "MEASURED", tmp_path / "none.json")
     assert load() is ASSUMED
+
+
+def test_what_was_counted_is_kept(monkeypatch, tmp_path):
+    def counted(shape, dtype, gpu, most_blocks):
+        calls.append(shape)
+        return launches(shape, dtype, gpu)
+
+    calls = []
+    monkeypatch.setattr(kernel_counts, "counted", counted)
+    monkeypatch.setattr(calibrate, "COUNTS", tmp_path / "counts")
+    shape, gpu = (1, 4, 6, 20, 16), ASSUMED.gpus[90]
+    first = calibrate.counted_once(shape, "bfloat16", gpu)
+    assert first == calibrate.counted_once(shape, "bfloat16", gpu) == launches(shape, "bfloat16", gpu)
+    assert calls == [kernel_counts.Shape(*shape)]
+    calibrate.counted_once(shape, "float32", gpu)
+    monkeypatch.setattr(calibrate, "sources_digest", lambda: "others")
+    calibrate.counted_once(shape, "bfloat16", gpu)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(
