@@ -90,12 +90,11 @@ def main() -> None:
         with options.lines.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
 
-    rivals = load(device) if options.group == "rivals" else Peers()
+    rivals = load(device, ("VMamba", "mamba")) if options.group == "rivals" else Peers()
     if "ceilings" not in seen and options.group == "ours":
         note({"case": "ceilings", **measure_ceilings(device)})
     if "peers" not in seen and options.group == "rivals":
-        missing = {name: why for name, why in rivals.missing.items() if name in ("VMamba", "mamba")}
-        note({"case": "peers", "missing": missing, "revisions": rivals.revisions})
+        note({"case": "peers", "missing": rivals.missing, "revisions": rivals.revisions})
     if options.dry_run and options.group == "triton" and (why := interpreter_fails()):
         rivals.missing["ours in Triton"] = why
         note({"case": "peers", "missing": rivals.missing})

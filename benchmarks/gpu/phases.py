@@ -16,6 +16,7 @@ from benchmarks.gpu.machine import nvcc
 
 HERE = Path(__file__).resolve().parent
 RESTARTS = 4
+TO_COMPILE = 0.6  # of the rivals' time, at most, until they are compiled
 TO_END = 0.15  # of a phase's time, for what was begun within the rest to come to its end
 
 
@@ -93,7 +94,7 @@ def rivals(folder: Path, seconds: float, dry_run: bool, compiling: list[Running]
     begun = time.monotonic()
     said = []
     for running in compiling or []:
-        running.deadline = begun + 0.4 * seconds
+        running.deadline = begun + TO_COMPILE * seconds
         said += [f"compiling: {running.wait()['outcome']}: {line}" for line in last_lines(running.log, 1)]
     result = measured("rivals", folder, seconds - (time.monotonic() - begun), dry_run)
     return {**result, "said": said, "seconds": round(time.monotonic() - begun, 1)}

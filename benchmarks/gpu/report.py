@@ -1,5 +1,6 @@
-"""The results as a file and as a short table."""
+"""The results of a run as a file and as a short table, which `python -m benchmarks.gpu.report FILE` prints again."""
 
+import argparse
 import json
 import os
 from collections.abc import Iterator
@@ -125,3 +126,20 @@ def one_direction(measured: dict[str, Any]) -> str:
         memory = measured.get("memory_over_ours", {}).get(name)
         parts.append(f"{short} x{ratio:.2f}" + (f" mem x{memory:.1f}" if memory and short == name else ""))
     return " ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the results of a run, complete or not")
+    options = parser.parse_args()
+    try:
+        results = load(options.file)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    machine = results["machine"]
+    print(f"{machine['gpu']['name']}, {machine['date']}, commit {machine['commit']}: {results['outcome']}\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

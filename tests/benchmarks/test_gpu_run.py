@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import results
 from benchmarks.gpu import checks, counters, phases, report, run
 from benchmarks.gpu.commands import CUT, end_all, start
 from benchmarks.gpu.counter_calls import CALLS
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["build", "smoke", "counters", "ours", "rivals", "triton", "tests", "model"]
-MACHINE = {"gpu": {"name": "A GPU"}, "date": "2026-01-02"}
+MACHINE = {"gpu": {"name": "A GPU"}, "date": "2026-01-02", "commit": "c0ffee"}
 
 
 @pytest.fixture
@@ -55,10 +56,10 @@ def test_a_run_stopped_after_any_phase(session, after):
         killed(None, None, None)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     for path in (stopped.path, Path(os.environ["OUT"]) / stopped.path.name):
-        results = report.load(path)
-        assert list(results["phases"]) == NAMES[:after]
-        assert results["outcome"] == run.STOPPED
-        assert [line.split()[0] for line in report.table(results).splitlines() if line] == NAMES[:after]
+        found = report.load(path)
+        assert list(found["phases"]) == NAMES[:after]
+        assert found["outcome"] == run.STOPPED
+        assert [line.split()[0] for line in report.table(found).splitlines() if line] == NAMES[:after]
         assert not list(path.parent.glob("*.tmp"))
 
 
@@ -67,10 +68,10 @@ def test_what_it_comes_to(session, capsys):
     ended = session(chosen)
     run.run(ended)
     ended.finish()
-    results = report.load(ended.path)
-    assert results["outcome"] == "failed"
-    assert results["cut"] == ["smoke"]
-    assert "cut, as their time ran out: smoke" in report.table(results)
+    found = report.load(ended.path)
+    assert found["outcome"] == "failed"
+    assert found["cut"] == ["smoke"]
+    assert "cut, as their time ran out: smoke" in report.table(found)
     assert session(chosen).path != ended.path  # which is kept
 
 
@@ -114,6 +115,17 @@ def test_a_file_that_is_no_run(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             report.load(path)
+
+
+def test_the_table_of_a_file(session, monkeypatch, capsys):
+    stopped = session({"build": done(seconds=3.0)})
+    run.run(stopped)
+    monkeypatch.setattr(sys, "argv", ["report", str(stopped.path)])
+    report.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:4] == [f"A GPU, 2026-01-02, commit c0ffee: {run.STOPPED}", "", "build          ok       3.0 s"]
+    with pytest.raises(ValueError, match="those of `make gpu`"):
+        results.load(stopped.path)
 
 
 def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path):
@@ -290,12 +302,12 @@ def test_the_whole_rehearsal(tmp_path, triton):
         environment["PYTHONPATH"] = os.pathsep.join([*python_path(triton), os.environ.get("PYTHONPATH", "")])
     rehearsal = rehearse(tmp_path, "--budget", "900", environment=environment)
     said, _ = rehearsal.communicate()
-    results = result_of(tmp_path)
+    found = result_of(tmp_path)
     assert [line.split(":")[0] for line in said.splitlines()[: len(NAMES)]] == NAMES
-    assert {name: phase["outcome"] for name, phase in results["phases"].items()} == dict.fromkeys(NAMES, "ok"), said
-    assert results["outcome"] == "ok"
+    assert {name: phase["outcome"] for name, phase in found["phases"].items()} == dict.fromkeys(NAMES, "ok"), said
+    assert found["outcome"] == "ok"
     assert rehearsal.returncode == 0
-    assert triton in (None, results["machine"]["triton"])
+    assert triton in (None, found["machine"]["triton"])
 
 
 @pytest.mark.slow
@@ -309,8 +321,8 @@ def test_a_rehearsal_that_is_ended(tmp_path):
     rehearsal.terminate()
     rehearsal.communicate()
     assert rehearsal.returncode == 128 + signal.SIGTERM
-    results = result_of(tmp_path)
-    assert list(results["phases"]) == ["build"]
-    assert results["outcome"] == run.STOPPED
+    found = result_of(tmp_path)
+    assert list(found["phases"]) == ["build"]
+    assert found["outcome"] == run.STOPPED
     programs = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in programs
