@@ -62,7 +62,8 @@ class Work:
         self.case, self.images, self.noise = case, images, torch.randn_like(images)
         self.t = torch.full(images.shape[:1], 500, device=images.device)
         shuffle = {"regeneration": case.shuffled}
-        self.model = VMDDPM(ModelConfig(**{**vars(config), **shuffle})).to(images.device)
+        with images.device:  # where its weights are drawn sooner
+            self.model = VMDDPM(ModelConfig(**{**vars(config), **shuffle}))
         torch.nn.init.normal_(self.model.projection[-1].weight, std=0.1)  # zero at the start of training
         self.predict = torch.compile(self.model) if case.way == "compiled" else self.model
         on_gpu = images.device.type == "cuda"

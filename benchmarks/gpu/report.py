@@ -76,22 +76,35 @@ def phase_lines(phases: dict[str, Any]) -> Iterator[str]:
 
 
 def counter_lines(calls: list[dict[str, Any]]) -> Iterator[str]:
-    """Instructions of a warp per (step, state), as they were executed and as they were counted without a GPU."""
+    """Instructions of a warp per (step, state), as they were executed and as they were counted without a GPU; of the
+    kernel that takes longest, its use of the issue slots, its resident warps, and what they waited for most."""
     if calls:
-        yield f"{'instructions a step and state':44}{'executed':>9}{'counted':>9}{'apart':>8}{'ms':>9}  issue, warps"
+        yield f"{'instructions a step and state':44}{'executed':>9}{'counted':>9}{'apart':>8}{'EX2':>7}{'ms':>8}"
     for call in calls:
-        expected = call["predicted"]
-        counted, apart = (f"{expected['all']:.1f}", _apart(call, expected["all"])) if expected else ("-", "-")
-        largest = max(call["kernels"], key=lambda k: k.get("gpu__time_duration.sum") or 0, default={})
-        issue = largest.get("smsp__issue_active.avg.pct_of_peak_sustained_active")
-        warps = largest.get("sm__warps_active.avg.per_cycle_active")
-        figures = [f"{value:.0f}{unit}" for value, unit in ((issue, " %"), (warps, "")) if isinstance(value, float)]
-        executed, ms = ("-" if call[key] is None else f"{call[key]:.2f}" for key in ("instructions", "milliseconds"))
-        yield f"{call['case']:44}{executed:>9}{counted:>9}{apart:>8}{ms:>9}  {', '.join(figures)}"
+        expected = (call["predicted"] or {}).get("all")
+        executed, largest = call["instructions"], max(call["kernels"], key=_nanoseconds, default={})
+        apart = f"{executed / expected - 1:+.0%}" if executed and expected else "-"
+        figures = {
+            "issue {:.0f} %": largest.get("smsp__issue_active.avg.pct_of_peak_sustained_active"),
+            "{:.0f} warps": largest.get("sm__warps_active.avg.per_cycle_active"),
+            "{:.2f} conflicts": call.get("bank conflicts"),
+            "{:.1f} B of L2": call.get("L2 bytes"),
+        }
+        details = [text.format(value) for text, value in figures.items() if isinstance(value, float)]
+        details += [f"waits: {stall}" for stall in list(largest.get("stalls", {}))[:1]]
+        yield (
+            f"{call['case']:44}{_figure(executed, 1):>9}{_figure(expected, 1):>9}{apart:>8}"
+            f"{_figure(call.get('EX2 pipe'), 2):>7}{_figure(call['milliseconds'], 2):>8}  {', '.join(details)}"
+        )
 
 
-def _apart(call: dict[str, Any], expected: float) -> str:
-    return "-" if call["instructions"] is None else f"{call['instructions'] / expected - 1:+.0%}"
+def _nanoseconds(kernel: dict[str, Any]) -> float:
+    value = kernel.get("gpu__time_duration.sum")
+    return value if isinstance(value, float) else 0.0
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:

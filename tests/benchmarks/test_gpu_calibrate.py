@@ -86,7 +86,7 @@ def test_predicted_beside_measured(monkeypatch, tmp_path, capsys):
     assert found.efficiency(8) == pytest.approx(0.8)
     rows = {tuple(line.split()[:3]): line.split() for line in said.splitlines() if line.strip()}
     assert rows["clock,", "GHz", "1.85"][2:] == ["1.85", "2"]
-    assert rows["a", "call", "11.00"][2:5] == ["11.00", "10.0", "+10%"]
+    assert rows["a", "call", "11.0"][2:5] == ["11.0", "10.0", "+10%"]
     forward = rows["2,4,64,64,16", "bfloat16", "f"]
     both = rows["2,4,64,64,16", "bfloat16", "f+b"]
     # 1.1e9 instructions of warps on 400 schedulers at 2 GHz, 13 or 14 blocks of 4 warps resident: 0.8 and more.

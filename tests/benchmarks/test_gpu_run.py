@@ -146,6 +146,21 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path):
         assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
+def test_a_rival_that_is_still_compiled(monkeypatch, tmp_path):
+    """It is ended before the others are timed, and they are measured all the same."""
+    programs = {"VMamba": "echo 'VMamba: built in 3 s'", "mamba": "echo compiling; exec sleep 1000"}
+    compiling = [start(["sh", "-c", program], tmp_path / name, 100) for name, program in programs.items()]
+
+    def measured(group, folder, seconds, dry_run):
+        assert not any(running.going() for running in compiling)
+        return {"outcome": "ok", "cases": ["a case"]}
+
+    monkeypatch.setattr(phases, "measured", measured)
+    found = phases.rivals(tmp_path, 2.0, False, compiling)
+    assert found["said"] == ["compiling: ok: VMamba: built in 3 s", "compiling: cut: compiling"]
+    assert found["cases"] == ["a case"]
+
+
 def test_what_a_cut_program_had(tmp_path):
     """Its lines but for the one that it was about to write; a case that was begun was not measured."""
     lines = tmp_path / "ours.jsonl"
@@ -232,7 +247,10 @@ def test_what_ncu_says():
     assert kernel["stalls"] == {"barrier": 3.5, "wait": 1.25}
     assert kernel["grid"] == "(384, 1, 1)"
     (_, line) = report.counter_lines([found])
-    assert line.split()[:3] == ["128,4,192,784,16", "bfloat16", "forward"]
+    expected = counters.predicted()["128,4,192,784,16", "bfloat16", "forward"]["all"]
+    apart = f"{90_316_800 / pairs / expected - 1:+.0%}"
+    figures = [f"{90_316_800 / pairs:.1f}", f"{expected:.1f}", apart, f"{9_633_792 / pairs:.2f}", "1.50"]
+    assert line.split() == ["128,4,192,784,16", "bfloat16", "forward", *figures, "waits:", "barrier"]
 
 
 def test_ncu_without_a_table():
