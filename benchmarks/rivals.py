@@ -47,6 +47,7 @@ def import_extension(name: str) -> None:
     folder = BUILDS / name
     if not (folder / "built").exists():
         raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.peers` says why")
+    importlib.import_module("torch")  # whose libraries it is linked with
     module_from(folder / f"{name}.so", name)
 
 
