@@ -37,7 +37,7 @@ nightly: install lint torch-floor .venv/samples  ## longer tests, more random ca
 torch-floor: install  ## the packages against the types of the oldest torch that pyproject.toml allows
 	$(BIN)/python tests/torch_floor/torch_floor.py
 
-gpu:  ## on a machine with a GPU and torch: builds, tests, sanitizes and measures the CUDA kernels against their rivals
+gpu:  ## on a machine with a GPU and torch, in eight minutes: builds, measures the CUDA kernels and their rivals, tests
 	$(PYTHON) benchmarks/gpu/run.py
 
 install: .venv/installed

@@ -167,8 +167,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args()
+    try:
+        files: dict[Path, Any] = {path: load(path) for path in options.files}
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
-    files: dict[Path, Any] = {path: load(path) for path in options.files}
     for path, data in files.items():
         plots = write_plots(data, options.out / path.stem)
         pictures = [f"![{plot.stem}]({path.stem}/{plot.name})" for plot in sorted(plots.glob("*.png"))]

@@ -64,4 +64,10 @@ def ours(contender: str) -> bool:
 
 
 def load(path: Path) -> Record:
-    return json.loads(path.read_text())
+    """Raises ValueError where the file has no such results."""
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict) or "times" not in found:
+        raise ValueError(
+            f"{path}: not the results of `pytest benchmarks`; those of `make gpu`: `python -m benchmarks.gpu.report`"
+        )
+    return found

@@ -4,7 +4,7 @@ is missing is a line in the results."""
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +47,7 @@ def import_extension(name: str) -> None:
     folder = BUILDS / name
     if not (folder / "built").exists():
         raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.peers` says why")
+    importlib.import_module("torch")  # whose libraries it is linked with
     module_from(folder / f"{name}.so", name)
 
 
@@ -92,12 +93,19 @@ def load_transformers(device: str) -> Callable[..., Any]:
         raise FileNotFoundError(f"{error}; `pip install transformers`") from None
 
 
-def load(device: str) -> Peers:
-    """What is there, ready to call. On a CPU their own PyTorch versions."""
+LOADERS = {
+    "VMamba": ("vmamba", load_vmamba),
+    "mamba": ("mamba", load_mamba),
+    "mamba.py": ("mambapy", load_mambapy),
+    "transformers": ("transformers", load_transformers),
+}
+
+
+def load(device: str, names: Iterable[str] = tuple(LOADERS)) -> Peers:
+    """What is there of these, ready to call. On a CPU their own PyTorch versions."""
     peers = Peers()
-    every = (("VMamba", "vmamba", load_vmamba), ("mamba", "mamba", load_mamba), ("mamba.py", "mambapy", load_mambapy),
-             ("transformers", "transformers", load_transformers))  # fmt: skip
-    for name, attribute, function in every:
+    for name in names:
+        attribute, function = LOADERS[name]
         try:
             setattr(peers, attribute, function(device))
             revision = SOURCES / name / "REVISION"

@@ -1,5 +1,6 @@
-"""What a prediction assumes of GPUs, in one place. Nothing here was measured by this project; a file of the same names
-and other values takes its place (`predict --assumptions FILE.json`), for example after a run of benchmarks/gpu/run.py.
+"""What a prediction assumes of GPUs, in one place. Nothing here was measured by this project; measured.json beside this
+file, once `python -m benchmarks.gpu.calibrate` has made it of a run on a GPU, takes its place, or a file of the same
+names that is given (`predict --assumptions FILE.json`).
 
 Limits of a multiprocessor are those of the CUDA C++ Programming Guide (technical specifications by compute capability);
 multiprocessors, clock and bandwidth those of the data sheets. How many of its issue slots a scheduler uses follows
@@ -69,12 +70,19 @@ ASSUMED = Assumptions(
 )
 
 
-def load(path: Path | None) -> Assumptions:
+MEASURED = Path(__file__).with_name("measured.json")
+
+
+def load(path: Path | None = None) -> Assumptions:
     """ASSUMED with what the JSON file says instead: the names of `Assumptions`; of `gpus`, by architecture, those of
-    `Gpu`. Raises ValueError for a name that is not one."""
+    `Gpu`; under `from`, where the values are from. Without a file it is MEASURED, if there is one. Raises ValueError
+    for a name that is not one."""
     if path is None:
-        return ASSUMED
+        if not MEASURED.exists():
+            return ASSUMED
+        path = MEASURED
     given: dict[str, Any] = json.loads(path.read_text())
+    given.pop("from", None)
     gpus = dict(ASSUMED.gpus)
     for architecture, changes in given.pop("gpus", {}).items():
         _check_names(changes, Gpu, path)

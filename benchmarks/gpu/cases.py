@@ -1,41 +1,58 @@
-"""What is measured on a GPU: shapes, and who takes part."""
+"""What is measured on a GPU: shapes, and who takes part. The most telling come first, should the time run out."""
 
 from dataclasses import replace
 
 import torch
 
-from benchmarks.contenders import IMAGES as IMAGE_CONTENDERS
-from benchmarks.contenders import SEQUENCES as SEQUENCE_CONTENDERS
+from benchmarks.contenders import IMAGES, SEQUENCES
 from benchmarks.problem import Case, Contender, Problem
 from benchmarks.rivals import Missing, Peers
 
-# The stages of VM-DDPM at 128 x 128 with batch 16, the first two also with sampling (2, 2, 2, 2), those of VMamba-T at
-# 224 x 224, and plain sequences.
-IMAGES = [(16, 32, 32, 192), (16, 16, 16, 384), (16, 8, 8, 768), (16, 4, 4, 1536),
-          (16, 64, 64, 192), (16, 32, 32, 384),
-          (64, 56, 56, 192), (64, 28, 28, 384), (64, 14, 14, 768), (64, 7, 7, 1536)]  # fmt: skip
-SEQUENCES = [(16, 0, 1024, 1536), (16, 0, 2048, 1536), (16, 0, 2047, 1536), (16, 0, 4096, 1536),
-             (1, 0, 65536, 96), (64, 0, 16, 3072)]  # fmt: skip
-TYPES = [(torch.bfloat16, 16), (torch.float32, 16), (torch.bfloat16, 1), (torch.float32, 1)]
+# Stages of VM-DDPM at 128 x 128 with batch 16 and of VMamba-T at 224 x 224 with batch 128, and a plain sequence.
+SHAPES = [(16, 32, 32, 192), (4, 64, 64, 192), (128, 28, 28, 192), (128, 56, 56, 96),
+          (16, 16, 16, 384), (128, 14, 14, 384), (16, 8, 8, 768), (16, 0, 2048, 1536)]  # fmt: skip
+ONE_STATE = [(64, 56, 56, 192), (16, 32, 32, 192)]
+AGAINST_RIVALS = [Case(*sizes, 16) for sizes in (*SHAPES[:4], SHAPES[-1])] + [Case(*ONE_STATE[0], 1)]
+IN_TRITON = [Case(*SHAPES[0], 16), Case(*SHAPES[2], 16), Case(*ONE_STATE[0], 1)]
 
 
-def all_cases(tiny: bool) -> list[Case]:
-    """The most telling first, should the time run out."""
-    cases = [Case(*sizes, states, dtype) for dtype, states in TYPES for sizes in [*IMAGES, *SEQUENCES]]
+def of(dtype: torch.dtype, cases: list[Case]) -> list[Case]:
+    return [replace(case, dtype=dtype) for case in cases]
+
+
+ALONE = [Case(*sizes, 16) for sizes in SHAPES]
+CASES = {
+    "ours": of(torch.bfloat16, [*ALONE, *(Case(*sizes, 1) for sizes in ONE_STATE)]) + of(torch.float32, ALONE),
+    "rivals": of(torch.bfloat16, AGAINST_RIVALS),
+    "triton": of(torch.bfloat16, IN_TRITON),
+}
+CONTENDERS = {"ours": ["ours"], "rivals": ["ours", "VMamba", "mamba_ssm"], "triton": ["ours", "ours in Triton"]}
+# One case each: what another order of visits, or another layout, costs.
+ONCE = {"ours shuffled": CASES["ours"][0], "ours channel last": CASES["ours"][len(SHAPES) - 1]}
+
+
+def cases_of(group: str, tiny: bool) -> list[Case]:
+    cases = CASES[group]
     if tiny:
-        cases = [replace(c, batch=2, height=min(c.height, 3), width=min(c.width, 7), channels=6) for c in cases]
+        batch, height, width = (1, 1, 2) if group == "triton" else (2, 3, 7)  # there it is interpreted
+        sizes = [{"height": min(c.height, height), "width": min(c.width, width)} for c in cases]
+        cases = [replace(c, batch=batch, channels=6, **size) for c, size in zip(cases, sizes)]
     return list(dict.fromkeys(cases))
 
 
-def contenders(case: Case, peers: Peers, device: str, backend: str, seed: int) -> dict[str, Contender]:
+def contenders(group: str, case: Case, peers: Peers, device: str, backend: str, seed: int) -> dict[str, Contender]:
     problem = Problem.draw(case, device, seed)
-    makers = IMAGE_CONTENDERS if case.height else SEQUENCE_CONTENDERS
+    makers = IMAGES if case.height else SEQUENCES
     found = {}
-    for name in ("ours", "ours shuffled", "ours channel last", "ours in Triton", "VMamba", "mamba_ssm",
-                 "attention"):  # fmt: skip
-        if name in makers:
-            try:
+    more = [name for name, one in ONCE.items() if group == "ours" and (case == one or device == "cpu")]
+    for name in CONTENDERS[group] + more:
+        if name not in makers or name in peers.missing:
+            continue
+        try:
+            if name == "ours in Triton" and device == "cpu":  # interpreted: a rehearsal
+                found[name] = makers["ours"](problem, "triton", peers)
+            else:
                 found[name] = makers[name](problem, backend, peers)
-            except Missing:  # peers.missing has it
-                continue
+        except Missing:  # peers.missing has it
+            continue
     return found

@@ -1,5 +1,5 @@
-"""What this GPU can do at most, measured in the same run: bytes a second of a copy, and exponentials a second, which is
-what a selective scan of many states ends at."""
+"""What this GPU can do at most, measured in the same run: bytes a second of a copy, exponentials a second, which is
+what a selective scan of many states ends at, its clock, and what a launch costs after another."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from benchmarks.timing import measure
 
 COPY_BYTES = 1 << 30
 EXP2_PROGRAMS, EXP2_BLOCK, EXP2_ROUNDS = 132 * 64, 2048, 512
+SLEEP_CYCLES = 20_000_000
+LAUNCHES = 200
 
 
 def copy_bandwidth(device: str) -> float:
@@ -29,11 +31,29 @@ def exp2_rate() -> float:
     return out.numel() * EXP2_ROUNDS / (1e-3 * result["ms"])
 
 
+def clock() -> float:
+    """Cycles a second of the multiprocessors, from a kernel that waits for a number of them."""
+    result = measure(lambda _: torch.cuda._sleep(SLEEP_CYCLES), [None], "cuda")
+    return SLEEP_CYCLES / (1e-3 * result["ms"])
+
+
+def launch_seconds() -> float:
+    """Of a launch that follows another and has next to nothing to do, in a graph, where the host takes no part."""
+    one = torch.zeros(1, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            one.add_(1)
+    return 1e-3 * float(measure(lambda _: graph.replay(), [None], "cuda")["ms"]) / LAUNCHES
+
+
 def measure_ceilings(device: str) -> dict[str, Any]:
     ceilings: dict[str, Any] = {"copy_bytes_per_second": copy_bandwidth(device)}
     if device == "cuda":
-        try:
-            ceilings["exp2_per_second"] = exp2_rate()
-        except Exception as error:  # a figure beside the point of the run
-            ceilings["exp2_error"] = f"{type(error).__name__}: {error}"
+        more = {"exp2_per_second": exp2_rate, "clock_hertz": clock, "launch_seconds": launch_seconds}
+        for name, function in more.items():
+            try:
+                ceilings[name] = function()
+            except Exception as error:  # a figure beside the point of the run
+                ceilings[f"{name.split('_')[0]}_error"] = f"{type(error).__name__}: {error}"
     return ceilings

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+LEAST_PRIORITY = ["nice", "-n", "19"]
+CUT = "cut"  # its time ran out; what it had is kept
+_running: "set[Running]" = set()
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A program that was started, and what it leaves behind."""
 
@@ -22,25 +25,32 @@ class Running:
     begun: float
     deadline: float
 
+    def going(self) -> bool:
+        return self.process.poll() is None
+
     def end(self) -> None:
         """Ends it and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        _running.discard(self)
 
     def wait(self) -> dict[str, Any]:
-        """Its outcome: "ok", "failed" with its code, or "out of time", when it and its children are ended."""
+        """Its outcome: "ok", "failed" with its code, or CUT, when it and its children are ended."""
         try:
-            code = self.process.wait(max(1.0, self.deadline - time.monotonic()))
+            code = self.process.wait(max(0.0, self.deadline - time.monotonic()))
             outcome: dict[str, Any] = {"outcome": "ok"} if code == 0 else {"outcome": "failed", "code": code}
         except subprocess.TimeoutExpired:
-            self.end()
-            outcome = {"outcome": "out of time"}
+            outcome = {"outcome": CUT}
+        self.end()
         return {**outcome, "seconds": round(time.monotonic() - self.begun, 1)}
 
 
-def start(command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> Running:
-    """Starts a program in the repository's root, in a process group of its own, with the root on Python's path."""
+def start(
+    command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None, polite: bool = False
+) -> Running:
+    """Starts a program in the repository's root, in a process group of its own, with the root on Python's path; a
+    `polite` one gives way to all others."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # cmake, ninja of a venv
     variables = {**os.environ, "PATH": tools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
@@ -49,9 +59,18 @@ def start(command: list[str], log: Path, seconds: float, environment: dict[str, 
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
         process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    return Running(process, log, begun, begun + seconds)
+            LEAST_PRIORITY * polite + command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    running = Running(process, log, begun, begun + seconds)
+    _running.add(running)
+    return running
+
+
+def end_all() -> None:
+    """Ends every program that still runs."""
+    for running in list(_running):
+        running.end()
 
 
 def run(command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> dict[str, Any]:

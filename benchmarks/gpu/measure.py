@@ -1,5 +1,6 @@
-"""Measures the cases one after another and appends a line of JSON for each; a program of its own, as an error on the
-GPU ends every later call of the process it happens in. Started again, it goes on after the cases it has a line for."""
+"""Measures the cases of a group (cases.py) one after another and appends a line of JSON for each; a program of its own,
+as an error on the GPU ends every later call of the process it happens in. Started again, it goes on after the cases it
+has a line for. Where others take part, how far their results are from ours is noted before anything is timed."""
 
 import argparse
 import json
@@ -9,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import all_cases, contenders
-from ceilings import measure_ceilings
 
+from benchmarks.gpu.cases import CASES, cases_of, contenders
+from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.problem import BOTH, FORWARD, Case, Contender, difference
 from benchmarks.rivals import Peers, load
-from benchmarks.timing import LEAST_REPETITIONS, measure, sets_needed
+from benchmarks.timing import measure, sets_needed
 
 GPU_ERROR = 3
 RIVALS = ("VMamba", "mamba_ssm", "ours in Triton")
+REPETITIONS = 15
 
 
 def differences(all_of_them: dict[str, Contender]) -> dict[str, dict[str, float]]:
@@ -28,11 +30,12 @@ def bytes_of(contender: Contender) -> int:
     return sum(t.numel() * t.element_size() for t in contender.leaves)
 
 
-def measure_case(case: Case, rivals: Peers, device: str, backend: str, least: int) -> dict[str, Any]:
-    first = contenders(case, rivals, device, backend, seed=0)
+def measure_case(
+    group: str, case: Case, first: dict[str, Contender], rivals: Peers, device: str, backend: str, least: int
+) -> dict[str, Any]:
     sets = sets_needed(min(map(bytes_of, first.values())), device)
-    input_sets = [first, *(contenders(case, rivals, device, backend, s) for s in range(1, sets))]
-    record: dict[str, Any] = {"differences": differences(first)}
+    input_sets = [first, *(contenders(group, case, rivals, device, backend, s) for s in range(1, sets))]
+    record: dict[str, Any] = {}
     for direction in (FORWARD, BOTH):
         results = {
             name: measure(lambda one, d=direction: one.call(d), [s[name] for s in input_sets], device, least)
@@ -49,6 +52,20 @@ def measure_case(case: Case, rivals: Peers, device: str, backend: str, least: in
     return record
 
 
+def interpreter_fails() -> str | None:
+    """Why Triton's interpreter cannot rehearse anything: that of 3.6 fails with NumPy 2.4."""
+    import numpy as np
+    import triton
+
+    from benchmarks.gpu.exp2_kernel import exp2_kernel
+
+    try:
+        exp2_kernel[(1,)](torch.empty(8), 2, 8)
+    except Exception as error:
+        return f"Triton {triton.__version__} interprets no kernels with NumPy {np.__version__}: {error}"
+    return None
+
+
 def describe(case: Case) -> dict[str, Any]:
     sizes = {key: getattr(case, key) for key in ("batch", "height", "width", "routes", "length", "channels", "states")}
     counts = {"exponentials": case.exponentials, "least_bytes": case.least_bytes}
@@ -57,13 +74,14 @@ def describe(case: Case) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("group", choices=CASES)
     parser.add_argument("lines", type=Path, help="where the lines of JSON go")
     parser.add_argument("--seconds", type=float, default=180, help="no case is begun after this")
     parser.add_argument("--dry-run", action="store_true", help="tiny cases on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     device = backend = "cpu" if options.dry_run else "cuda"
-    least = 2 if options.dry_run else LEAST_REPETITIONS
+    least = 2 if options.dry_run else REPETITIONS
 
     lines_before = options.lines.read_text().splitlines() if options.lines.exists() else []
     seen = [json.loads(line)["case"] for line in lines_before]
@@ -72,26 +90,34 @@ def main() -> None:
         with options.lines.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
 
-    rivals = load(device)
-    if "ceilings" not in seen:
+    rivals = load(device, ("VMamba", "mamba")) if options.group == "rivals" else Peers()
+    if "ceilings" not in seen and options.group == "ours":
         note({"case": "ceilings", **measure_ceilings(device)})
+    if "peers" not in seen and options.group == "rivals":
         note({"case": "peers", "missing": rivals.missing, "revisions": rivals.revisions})
-    for case in all_cases(tiny=options.dry_run):
-        if case.name in seen:
-            continue
+    if options.dry_run and options.group == "triton" and (why := interpreter_fails()):
+        rivals.missing["ours in Triton"] = why
+        note({"case": "peers", "missing": rivals.missing})
+    left = [case for case in cases_of(options.group, tiny=options.dry_run) if case.name not in seen]
+    for i, case in enumerate(left):
         if time.monotonic() > deadline:
-            note({"case": "out of time", "first_not_measured": case.name})
+            note({"case": "out of time", "not_measured": [one.name for one in left[i:]]})
             break
         begun = time.perf_counter()
-        note({**describe(case), "begun": True})
+        record: dict[str, Any] = {**describe(case), "begun": True}
+        note(record)
         try:
-            record = measure_case(case, rivals, device, backend, least)
+            first = contenders(options.group, case, rivals, device, backend, seed=0)
+            record["differences"] = differences(first)
+            note(record)
+            record |= measure_case(options.group, case, first, rivals, device, backend, least)
         except Exception as error:  # the other cases are still worth having
-            record = {"error": f"{type(error).__name__}: {error}"}
+            record["error"] = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - begun
-        note({**describe(case), **record, "seconds": seconds})
+        note({**record, "begun": False, "seconds": seconds})
         print(f"{case.name}: {record.get('error', 'measured')}, {seconds:.1f} s", flush=True)
-        if "error" in record and device == "cuda":
+        if device == "cuda":
+            first = {}
             try:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()

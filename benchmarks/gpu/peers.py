@@ -1,21 +1,25 @@
 """The rivals, built from their own sources where those lie in benchmarks/peers/, which git ignores:
 
-    git clone https://github.com/MzeroMiko/VMamba benchmarks/peers/VMamba
-    git clone https://github.com/state-spaces/mamba benchmarks/peers/mamba
+    git clone https://github.com/MzeroMiko/VMamba /somewhere/VMamba
+    git clone https://github.com/state-spaces/mamba /somewhere/mamba
+    python benchmarks/gpu/peers.py --collect /somewhere/VMamba /somewhere/mamba    # the files that are used, 0.3 MB
+    python benchmarks/gpu/peers.py [VMamba | mamba]                                # compiles what is there
 
-Of VMamba, kernels/selective_scan and classification/models/{csm_triton,csms6s}.py are used; of mamba,
-csrc/selective_scan and mamba_ssm. A file REVISION in either folder, if there is one, is copied into the results.
-`python3 -m benchmarks.gpu.peers` compiles what is there into build/peers/ for the GPU of this machine (or sm_90), a
-minute or two on 16 cores; nothing is installed. What is missing is reported as missing.
+The first takes what is needed out of clones to benchmarks/peers/, with their revisions, and says what is missing: only
+these files have to travel to a machine with a GPU. The second compiles them into build/peers/ for the GPU of this
+machine (or sm_90); nothing is installed. Only what is measured is compiled: float32 and bfloat16, real states.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.rivals import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
 
@@ -29,20 +33,87 @@ NVCC_FLAGS = [
     *(f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS")),
     *(f"-U__CUDA_NO_{name}__" for name in ("BFLOAT16_CONVERSIONS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")),
 ]
-# Complex states take longer to compile than all the rest, and nothing here uses them.
-COMPLEX_STUB = """
+# What is used of each; a pattern stands for at least one file.
+FILES = {
+    "VMamba": [
+        "LICENSE",
+        "kernels/selective_scan/csrc/selective_scan/*.h",
+        "kernels/selective_scan/csrc/selective_scan/*.cuh",
+        *(f"kernels/selective_scan/csrc/selective_scan/cusoflex/*.{kind}" for kind in ("cpp", "cu", "cuh", "h")),
+        "classification/models/csm_triton.py",
+        "classification/models/csms6s.py",
+    ],
+    "mamba": [
+        "LICENSE",
+        *(f"csrc/selective_scan/*.{kind}" for kind in ("cpp", "cu", "cuh", "h")),
+        "mamba_ssm/ops/__init__.py",
+        "mamba_ssm/ops/selective_scan_interface.py",
+        "mamba_ssm/ops/triton/__init__.py",
+        "mamba_ssm/ops/triton/layer_norm.py",
+        "mamba_ssm/utils/__init__.py",
+        "mamba_ssm/utils/determinism.py",
+        "mamba_ssm/utils/torch.py",
+    ],
+}
+TELLING = {"VMamba": "kernels/selective_scan", "mamba": "mamba_ssm"}  # a folder that a clone of the other has not
+# Complex states and half precision take longer to compile than all the rest, and nothing here uses them, nor gradients
+# in bfloat16 of VMamba's results, which are float32.
+LEFT_OUT = ("complex_t", "at::Half", "at::BFloat16, float, at::BFloat16")
+STUB = """
 #include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 #include <c10/util/complex.h>
 #include <cuda_runtime.h>
-#include "selective_scan.h"
+#include "selective_scan{oflex}.h"
 using complex_t = c10::complex<float>;
-template <typename input_t, typename weight_t>
-void selective_scan_fwd_cuda(SSMParamsBase&, cudaStream_t) { TORCH_CHECK(false, "built without complex states"); }
-template <typename input_t, typename weight_t>
-void selective_scan_bwd_cuda(SSMParamsBwd&, cudaStream_t) { TORCH_CHECK(false, "built without complex states"); }
+template <{parameters}>
+void selective_scan_fwd_cuda(SSMParamsBase&, cudaStream_t) {{ TORCH_CHECK(false, "not built for this type"); }}
+template <{parameters}>
+void selective_scan_bwd_cuda(SSMParamsBwd&, cudaStream_t) {{ TORCH_CHECK(false, "not built for this type"); }}
 """
+
+
+def collect(folders: list[Path], into: Path = SOURCES) -> list[str]:
+    """Copies the FILES out of clones; what was collected before is replaced. Returns what is missing, a line each.
+    Raises ValueError for a folder that is no clone of either."""
+    clones = {}
+    for folder in folders:
+        name = next((name for name, telling in TELLING.items() if (folder / telling).is_dir()), None)
+        if name is None:
+            raise ValueError(f"{folder}: no clone of VMamba or mamba: it has no {' or '.join(TELLING.values())}")
+        clones[name] = folder
+    missing = []
+    for name, patterns in FILES.items():
+        if name not in clones:
+            if not (into / name).is_dir():
+                missing.append(f"{name}: no clone of it was given")
+            continue
+        found = {pattern: sorted(clones[name].glob(pattern)) for pattern in patterns}
+        missing += [f"{name}: no {pattern} in {clones[name]}" for pattern, paths in found.items() if not paths]
+        replace(into / name, clones[name], [path for paths in found.values() for path in paths])
+    return missing
+
+
+def replace(folder: Path, clone: Path, paths: list[Path]) -> None:
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    for path in paths:
+        target = new / path.relative_to(clone)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (new / "REVISION").write_text(f"{revision(clone)}\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def revision(clone: Path) -> str:
+    if (clone / ".git").exists():
+        command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return (clone / "REVISION").read_text().strip() if (clone / "REVISION").exists() else "unknown"
 
 
 def cuda_home() -> Path:
@@ -55,6 +126,8 @@ def cuda_home() -> Path:
 
 def headers_of_wheels() -> list[Path]:
     """CUDA headers that came with torch, for a toolkit that was installed without its libraries' headers."""
+    import torch
+
     return sorted((Path(torch.__file__).parents[1] / "nvidia").glob("cu*/include"))
 
 
@@ -65,14 +138,14 @@ def write_if_changed(path: Path, text: str) -> Path:
 
 
 def split(sources: list[Path], folder: Path) -> tuple[list[Path], list[str]]:
-    """One file for each explicit instantiation, so that they compile side by side; the complex ones are left out and
-    returned as text."""
+    """One file for each explicit instantiation, so that they compile side by side; those LEFT_OUT are returned as
+    text."""
     files, left_out = [], []
     for source in sources:
         lines = source.read_text().splitlines()
         includes = [line for line in lines if line.startswith("#include")]
         for i, line in enumerate(line for line in lines if line.startswith("template void")):
-            if "complex_t" in line:
+            if any(types in line for types in LEFT_OUT):
                 left_out.append(line)
             else:
                 files.append(write_if_changed(folder / f"{source.stem}_{i}.cu", "\n".join([*includes, line, ""])))
@@ -102,38 +175,72 @@ def compile_extension(name: str, sources: list[Path], includes: list[Path]) -> N
 def build_vmamba() -> None:
     source = SOURCES / "VMamba" / "kernels" / "selective_scan" / "csrc" / "selective_scan"
     oflex = source / "cusoflex"
-    folder = BUILDS / VMAMBA_EXTENSION
-    folder.mkdir(parents=True, exist_ok=True)
-    files, _ = split(sorted(oflex.glob("*.cu")), folder)
-    compile_extension(VMAMBA_EXTENSION, [oflex / "selective_scan_oflex.cpp", *files], [source, oflex])
+    stub = STUB.format(oflex="_oflex", parameters="int rows, typename input_t, typename weight_t, typename output_t")
+    build_extension(VMAMBA_EXTENSION, oflex, oflex / "selective_scan_oflex.cpp", stub, [source, oflex])
 
 
 def build_mamba() -> None:
     source = SOURCES / "mamba" / "csrc" / "selective_scan"
-    folder = BUILDS / MAMBA_EXTENSION
+    stub = STUB.format(oflex="", parameters="typename input_t, typename weight_t")
+    build_extension(MAMBA_EXTENSION, source, source / "selective_scan.cpp", stub, [source])
+
+
+def build_extension(name: str, kernels: Path, bindings: Path, stub: str, includes: list[Path]) -> None:
+    folder = BUILDS / name
     folder.mkdir(parents=True, exist_ok=True)
-    files, complex_lines = split(sorted(source.glob("*.cu")), folder)
-    stub = write_if_changed(folder / "complex_stub.cu", "\n".join([COMPLEX_STUB, *complex_lines, ""]))
-    compile_extension(MAMBA_EXTENSION, [source / "selective_scan.cpp", *files, stub], [source])
+    files, left_out = split(sorted(kernels.glob("*.cu")), folder)
+    stubs = write_if_changed(folder / "left_out.cu", "\n".join([stub, *left_out, ""]))
+    compile_extension(name, [bindings, *files, stubs], includes)
 
 
-def build() -> None:
-    """Compiles what lies in benchmarks/peers/; says what happened to each."""
+BUILDERS: dict[str, Callable[[], None]] = {"VMamba": build_vmamba, "mamba": build_mamba}
+
+
+def build(names: list[str]) -> bool:
+    """Compiles what lies in benchmarks/peers/; says what happened to each, and returns whether all is well."""
+    import torch
+
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     os.environ["CUDA_HOME"] = str(cuda_home())
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{capability[0]}.{capability[1]}")
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
-    for name, function in (("VMamba", build_vmamba), ("mamba", build_mamba)):
+    well = True
+    for name in names:
         if not (SOURCES / name).is_dir():
             print(f"{name}: no sources in {SOURCES / name}", flush=True)
             continue
         start = time.perf_counter()
         try:
-            function()
+            BUILDERS[name]()
             print(f"{name}: built in {time.perf_counter() - start:.0f} s", flush=True)
         except Exception as error:  # the other one is still worth having
+            well = False
             print(f"{name}: failed after {time.perf_counter() - start:.0f} s: {error}", flush=True)
+    return well
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"to compile, {' or '.join(BUILDERS)}; all if none")
+    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="clones to take the files out of")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(BUILDERS)):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BUILDERS)}")
+    if not options.collect:
+        sys.exit(not build(options.names or list(BUILDERS)))
+    try:
+        missing = collect(options.collect)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for name in FILES:
+        files = [path for path in (SOURCES / name).rglob("*") if path.is_file()]
+        if files:
+            size = sum(path.stat().st_size for path in files) / 1e6
+            print(f"{name}: {len(files)} files, {size:.2f} MB, revision {revision(SOURCES / name)}")
+    for line in missing:
+        print(f"missing: {line}")
+    sys.exit(bool(missing))
 
 
 if __name__ == "__main__":
-    build()
+    main()

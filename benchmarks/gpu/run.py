@@ -1,118 +1,170 @@
-"""Everything there is to do on a GPU machine, in one command of under nine minutes: build the extension for its GPU,
-run the GPU tests, look at the kernels with compute-sanitizer, and measure them beside VMamba's and mamba_ssm's.
+"""Everything there is to do on a GPU machine, in one command of eight minutes, in the order of what is learned in a
+second: is it right, does it execute what was counted, how fast is it, how fast are others, do all tests pass, how fast
+is the model.
 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
-    python3 benchmarks/gpu/run.py --only build,benchmarks --budget 300
-    python3 benchmarks/gpu/run.py --only build,triton    # the GPU tests once more, through the Triton kernels
-    python3 benchmarks/gpu/run.py --only build,model     # steps of the paper's model: eager, compiled, replayed graphs
-    python3 benchmarks/gpu/run.py --only build,training  # runs on a real brain, with and without regeneration
     python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU; its results are thrown away
+    python3 benchmarks/gpu/run.py --only build,smoke,counters --budget 200
+    python3 benchmarks/gpu/run.py --only build,triton-tests  # the GPU tests once more, through the Triton kernels
+    python3 benchmarks/gpu/run.py --only build,compiled  # steps of the paper's model through torch.compile
+    python3 benchmarks/gpu/run.py --only build,training  # runs on a real brain, with and without regeneration
 
 The rivals are measured where their sources lie in benchmarks/peers/ (see peers.py). The results are written after each
-part, so that a run that is ended leaves what it had.
+phase, so that a run that is ended has all that came before. A phase that takes longer than its share of the time is cut
+and keeps what it had; the last lines say which were. `python -m benchmarks.gpu.calibrate FILE` puts predictions beside
+what was measured. The exit status is 1 if anything failed, 2 if the machine has no GPU.
 """
 
 import argparse
+import os
+import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import phases
-import torch
-from commands import ROOT
-from machine import describe, slug
-from report import save, save_logs, table
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-PARTS = ("build", "tests", "sanitizer", "benchmarks")
-ON_REQUEST = ("triton", "model", "training")
-AT_MOST = {"build": 200.0, "peers": 330.0, "tests": 230.0, "sanitizer": 230.0, "triton": 500.0, "model": 300.0,
-           "training": 1200.0}  # fmt: skip
-KEPT_FOR_BENCHMARKS = 150.0
+from benchmarks.gpu import phases
+from benchmarks.gpu.commands import CUT, ROOT, Running, end_all
+from benchmarks.gpu.machine import describe, slug
+from benchmarks.gpu.report import save, save_logs, table
+
+BUDGET, REHEARSAL = 465.0, 165.0  # seconds
+STOPPED = "stopped before its end"
+Function = Callable[[Path, float, bool], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is done, and its share of the time that is left when it begins; what it does not need, later ones have."""
+
+    function: Function
+    share: float
+
+
+# In the order in which they run.
+PHASES = {
+    "build": Phase(phases.build, 60),
+    "smoke": Phase(phases.smoke, 25),
+    "counters": Phase(phases.look, 35),
+    "ours": Phase(phases.ours, 45),
+    "rivals": Phase(phases.rivals, 65),
+    "triton": Phase(phases.triton, 25),
+    "tests": Phase(phases.tests, 80),
+    "model": Phase(phases.model, 45),
+}
+ON_REQUEST = {
+    "triton-tests": Phase(phases.triton_tests, 200),
+    "compiled": Phase(phases.compiled, 200),
+    "training": Phase(phases.training, 400),
+}
+# With one of these outcomes there is nothing to learn from the rest.
+ENDS_THE_RUN = {"build": ("failed", CUT), "smoke": ("failed",)}
 
 
 class Session:
     """The clock, and the results so far."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.parts = options.only
-        self.dry_run = options.dry_run
-        self.end = time.monotonic() + options.budget
-        self.machine = describe("cpu" if self.dry_run else "cuda")
+    def __init__(self, chosen: dict[str, Phase], dry_run: bool, budget: float, results: Path):
+        self.phases, self.dry_run = chosen, dry_run
+        self.end = time.monotonic() + budget
         self.logs = Path(tempfile.mkdtemp(prefix="vmddpm-gpu-"))
-        results = self.logs if self.dry_run else options.results
-        self.path = results / f"{slug(self.machine['gpu']['name'])}-{self.machine['date']}.json"
-        self.results: dict[str, Any] = {"machine": self.machine, "dry_run": self.dry_run, "phases": {}}
+        machine = describe("cpu" if dry_run else "cuda")
+        self.path = unused(self.logs if dry_run else results, f"{slug(machine['gpu']['name'])}-{machine['date']}")
+        self.results: dict[str, Any] = {
+            "kind": "gpu run",
+            "machine": machine,
+            "dry_run": dry_run,
+            "outcome": STOPPED,  # until it has ended
+            "cut": [],
+            "phases": {},
+        }
+        save(self.results, self.path)  # says now, and not in eight minutes, if that cannot be
 
-    def seconds(self, part: str) -> float:
-        """For this part, with time left for the measurements after it."""
-        left = self.end - time.monotonic()
-        if part == "benchmarks":
-            return left - 5
-        kept = KEPT_FOR_BENCHMARKS if "benchmarks" in self.parts else 5
-        return max(1.0, min(AT_MOST[part], left - kept))
+    def seconds(self, name: str) -> float:
+        """For this phase: its share of what is left."""
+        names = list(self.phases)
+        left = sum(self.phases[other].share for other in names[names.index(name) :])
+        return max(1.0, (self.end - time.monotonic()) * self.phases[name].share / left)
 
-    def note(self, part: str, result: dict[str, Any]) -> None:
-        self.results["phases"][part] = result
+    def note(self, name: str, result: dict[str, Any]) -> None:
+        self.results["phases"][name] = result
+        self.results["cut"] = [n for n, phase in self.results["phases"].items() if phase["outcome"] == CUT]
         save(self.results, self.path)
         save_logs(self.logs)
-        print(f"{part}: {result.get('outcome', 'done')}", flush=True)
+        print(f"{name}: {result['outcome']}, {result.get('seconds', 0)} s", flush=True)
+
+    def finish(self) -> None:
+        outcomes = [phase["outcome"] for phase in self.results["phases"].values()]
+        self.results["outcome"] = next((worst for worst in ("failed", CUT) if worst in outcomes), "ok")
+        save(self.results, self.path)
+
+
+def unused(folder: Path, name: str) -> Path:
+    """A file of another run of the day is kept."""
+    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
+    return next(path for n in names if not (path := folder / f"{n}.json").exists())
 
 
 def run(session: Session) -> None:
-    peers = None
-    if "benchmarks" in session.parts and not session.dry_run:
-        peers = phases.start_peers(session.logs, session.seconds("peers"))  # compiles beside all that is not timed
-    if "build" in session.parts:
-        session.note("build", {"outcome": "skipped: dry run"} if session.dry_run else build(session))
-    with ThreadPoolExecutor() as pool:
-        checks = {
-            part: pool.submit(getattr(phases, part), session.logs, session.seconds(part), session.dry_run)
-            for part in ("tests", "sanitizer", "triton")
-            if part in session.parts
-        }
-        for part, check in checks.items():
-            session.note(part, check.result())
-    if peers:
-        session.note("peers", phases.finish_peers(peers, wanted="benchmarks" in session.parts))
-    if "benchmarks" in session.parts:
-        session.note("benchmarks", phases.benchmarks(session.logs, session.seconds("benchmarks"), session.dry_run))
-    for part in ("model", "training"):  # one after another, as they are timed
-        if part in session.parts:
-            session.note(part, getattr(phases, part)(session.logs, session.seconds(part), session.dry_run))
-
-
-def build(session: Session) -> dict[str, Any]:
-    result = phases.build(session.logs, session.seconds("build"))
-    if result["outcome"] != "ok":
-        session.parts = []  # there is nothing to test or to measure
-    return result
-
-
-def passed(phases_done: dict[str, Any]) -> bool:
-    entries = [e for p in phases_done.values() for e in ([p] if "outcome" in p else p.values())]
-    return not any(entry["outcome"] in ("failed", "out of time") for entry in entries)
+    compiling: list[Running] = []
+    if "rivals" in session.phases and not session.dry_run:
+        compiling = phases.start_peers(session.logs, session.end - time.monotonic())
+    broken = None
+    for name, phase in session.phases.items():
+        if broken:
+            session.note(name, {"outcome": f"skipped: {broken}"})
+            continue
+        options = {"compiling": compiling} if name == "rivals" else {}
+        try:
+            result = phase.function(session.logs, session.seconds(name), session.dry_run, **options)
+        except Exception as error:  # the other phases are still worth having
+            result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
+        if any(running.going() for running in compiling):
+            result["beside"] = "the rivals were being compiled, at the least priority"
+        session.note(name, result)
+        if result["outcome"] in ENDS_THE_RUN.get(name, ()):
+            broken = f"{name} {'was cut' if result['outcome'] == CUT else result['outcome']}"
+            end_all()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--budget", type=float, default=525, help="seconds for all of it")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help="parts, with commas")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--budget", type=float, help=f"seconds for all of it, {BUDGET:g} if not given")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PHASES), help="phases, with commas")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the file")
     options = parser.parse_args()
-    if unknown := set(options.only) - {*PARTS, *ON_REQUEST}:
-        parser.error(f"unknown parts {sorted(unknown)}; the parts are {', '.join(PARTS + ON_REQUEST)}")
-    if not options.dry_run and not torch.cuda.is_available():
-        sys.exit("run.py needs a CUDA device; --dry-run rehearses without one")
-    session = Session(options)
-    run(session)
-    session.results["outcome"] = "ok" if passed(session.results["phases"]) else "failed"
-    save(session.results, session.path)
+    every = {**PHASES, **ON_REQUEST}
+    if unknown := set(options.only) - set(every):
+        parser.error(f"unknown phases {', '.join(sorted(unknown))}; the phases are {', '.join(every)}")
+    if not options.dry_run and not gpu_is_there():
+        print("run.py needs a CUDA device that torch finds; --dry-run rehearses without one", file=sys.stderr)
+        sys.exit(2)
+    chosen = {name: phase for name, phase in every.items() if name in options.only}
+    budget = options.budget or (REHEARSAL if options.dry_run else BUDGET)
+    if options.dry_run:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is tiny only waits for more
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    session = Session(chosen, options.dry_run, budget, options.results)
+    try:
+        run(session)
+    finally:
+        end_all()
+    session.finish()
     print(f"\n{table(session.results)}\n\n{session.path}")
-    sys.exit(session.results["outcome"] != "ok")
+    sys.exit(session.results["outcome"] == "failed")
+
+
+def gpu_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run_config(name: str, minutes: float, tiny: bool) -> RunConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for the run folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run folders")
     parser.add_argument("lines", type=Path, help="where the lines of JSON go")
     parser.add_argument("--seconds", type=float, default=480, help="of training, in all")
     parser.add_argument("--dry-run", action="store_true", help="the demo's model each time")

@@ -1,0 +1,91 @@
+"""The calls that counters.py looks at, each once: the program that ncu runs. Before each call stands a launch of
+MARKER, so that the launches between two are a call's."""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+import vmddpm_kernels as vk
+
+MARKER = "spin_kernel"  # of torch.cuda._sleep
+
+
+@dataclass(frozen=True)
+class Call:
+    """A direction of a scan of B, K, D, L, N, and what of the kernels it shows."""
+
+    shape: tuple[int, int, int, int, int]
+    dtype: torch.dtype
+    direction: str
+    shows: str
+
+    @property
+    def name(self) -> str:
+        return f"{','.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')} {self.direction}"
+
+
+FILLED, STAGE = (128, 4, 192, 784, 16), (16, 4, 192, 1024, 16)
+LONG, ONE_STATE = (4, 4, 192, 4096, 16), (64, 4, 192, 3136, 1)
+CALLS = [
+    Call(FILLED, torch.bfloat16, "forward", "16 states a thread"),
+    Call(FILLED, torch.bfloat16, "backward", "whole sequences"),
+    Call(STAGE, torch.bfloat16, "forward", "4 states a thread, images of routes"),
+    Call(LONG, torch.bfloat16, "forward", "segments and the walk before them"),
+    Call(FILLED, torch.float32, "backward", "float32"),
+    Call(ONE_STATE, torch.bfloat16, "backward", "one state"),
+]
+
+
+def run(call: Call, device: str, tiny: bool) -> None:
+    B, K, D, L, N = (2, 4, 6, 16, call.shape[4]) if tiny else call.shape
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, generator=generator, device=device)
+
+    side = int(L**0.5)
+    x, delta = normal(B, L, D).to(call.dtype), normal(B, K, L, D).to(call.dtype)
+    matrices = [normal(B, K, L, N).to(call.dtype) for _ in range(2)]
+    A = -torch.rand(K, D, N, generator=generator, device=device) - 0.1
+    leaves = [t.requires_grad_() for t in (x, delta, A, *matrices, normal(K, D), normal(K, D))]
+    table = vk.routes(side, side, device=device)
+    dy = torch.ones_like(x)
+    if call.direction == "forward":
+        with profiled(device):
+            vk.cross_selective_scan(*leaves, table, delta_softplus=True)  # with checkpoints, as in training
+        return
+    y = vk.cross_selective_scan(*leaves, table, delta_softplus=True)
+    with profiled(device):
+        torch.autograd.grad(y, leaves, dy)
+
+
+class profiled:
+    """ncu looks at what is launched within."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+            torch.cuda._sleep(1)
+
+    def __exit__(self, *exception: object) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU")
+    dry_run = parser.parse_args().dry_run
+    for call in CALLS:
+        run(call, "cpu" if dry_run else "cuda", dry_run)
+        print(call.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
