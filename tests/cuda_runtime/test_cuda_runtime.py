@@ -20,8 +20,9 @@ def cases(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path_factory.mktemp("cuda_runtime") / "cases"
-    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{HERE}", f"-I{CSRC / 'common' / 'gpu'}"]
-    subprocess.run([compiler, *options, str(HERE / "cases.cpp"), "-o", str(program)], check=True)
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    folders = [f"-I{HERE}", f"-I{CSRC / 'common' / 'gpu'}"]
+    subprocess.run([compiler, *options, *folders, str(HERE / "cases.cpp"), "-o", str(program)], check=True)
     return program
 
 
