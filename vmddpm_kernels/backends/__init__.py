@@ -2,7 +2,6 @@
 device and availability."""
 
 import os
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ def _place(x: Tensor) -> tuple[str, int | None]:
 
 def _best(device: str, index: int | None) -> str:
     for name, backend in BACKENDS.items():
-        if device in backend.devices and backend.status(_device(device, index)).active:
+        if device in backend.devices and backend.status(_numbered(device, index)).active:
             return name
     return "reference"
 
@@ -67,7 +66,7 @@ def _best(device: str, index: int | None) -> str:
 def _named(name: str, device: str, index: int | None) -> str:
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(BACKENDS)}")
-    status = BACKENDS[name].status(_device(device, index))
+    status = BACKENDS[name].status(_numbered(device, index))
     if not status.active:
         raise RuntimeError(f"backend {name!r} is not available: {status.detail}")
     if not BACKENDS[name].runs_on(device):
@@ -77,9 +76,8 @@ def _named(name: str, device: str, index: int | None) -> str:
     return name
 
 
-@lru_cache
-def _device(device: str, index: int | None) -> torch.device:
-    return torch.device(device, index) if index is not None else torch.device(device)
+def _numbered(device: str, index: int | None) -> torch.device | None:
+    return None if index is None else torch.device(device, index)
 
 
 # A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
