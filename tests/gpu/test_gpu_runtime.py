@@ -9,6 +9,7 @@ import torch
 from gpu_cases import BACKEND, DEVICE, assert_equal_bits, operator, problem, random_table, run
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.backends.cuda_runtime import TorchRuntime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
@@ -63,7 +64,8 @@ def values(seed):
 def forward_and_backward(leaves, dy):
     y = vk.cross_selective_scan(*leaves, table=vk.routes(height, width, device="cuda"))
     x = leaves[0].detach().mT.unflatten(2, (height, width))
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy), vk.cross_merge(vk.cross_scan(x).unflatten(3, (height, width)))]
+    merged = vk.cross_merge(vk.cross_scan(x).unflatten(3, (height, width)))
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy), merged]
 
 leaves, dy = values(0)
 torch.cuda.synchronize()
@@ -87,6 +89,41 @@ def test_the_first_call_of_a_process_is_captured():
     done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
     refused = os.environ["VMDDPM_BACKEND"] == "triton" and "call the operator once before it" in done.stderr
     assert refused or done.stdout.split() == ["equal"], done.stderr
+
+
+FAULT = """
+import time, torch, vmddpm_kernels as vk
+x = torch.randn(2, 8, 5, 7, device="cuda")
+vk.cross_scan(x)
+torch.cuda.synchronize()
+torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]  # stopped by an assertion on the GPU
+time.sleep(1)
+vk.cross_scan(x)
+"""
+
+
+def test_a_fault_of_earlier_work_is_not_ours():
+    if os.environ["VMDDPM_BACKEND"] != "cuda":
+        pytest.skip("Triton's own words")
+    done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, text=True)
+    assert "device-side assert triggered" in done.stderr
+    assert "cross_scan_" not in done.stderr or "work that was queued on this GPU before" in done.stderr, done.stderr
+
+
+def test_a_kernel_can_be_loaded():
+    """The GPU is asked, and the current device stays so."""
+    if os.environ["VMDDPM_BACKEND"] != "cuda":
+        pytest.skip("of the CUDA kernels")
+    runtime, current = TorchRuntime(), torch.cuda.current_device()
+    for number in range(torch.cuda.device_count()):
+        gpu = runtime.gpu(number)
+        probe = runtime.probe(number)
+        assert gpu.number == number
+        assert gpu.name == torch.cuda.get_device_name(number)
+        assert (probe.error, probe.message) == ("", "")
+        assert probe.driver >= 12000
+        assert probe.built >= 12000
+        assert torch.cuda.current_device() == current
 
 
 def test_a_table_first_used_on_two_streams():

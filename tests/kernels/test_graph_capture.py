@@ -78,3 +78,19 @@ def test_a_permutation_on_the_cpu_is_refused(graph):
     permutation = vk.patch_permutation(2, 3, seed=0)
     with graph, pytest.raises(RuntimeError, match="permutation is on cpu, from where the capture of a CUDA graph"):
         vk.routes(2, 3, permutation=permutation, device="meta")
+
+
+def test_triton_says_that_it_cannot_load_a_kernel():
+    launching = pytest.importorskip("vmddpm_kernels.backends.triton.launch")
+
+    def fails_with(words):
+        def run(**arguments):
+            raise RuntimeError(words)
+
+        return {(1,): run}
+
+    said = "Triton Error [CUDA]: operation not permitted when stream is capturing"
+    with pytest.raises(RuntimeError, match="call the operator once before it, with inputs of the same dtypes"):
+        launching.launch(fails_with(said), 1, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"^Triton Error \[CUDA\]: out of memory$"):
+        launching.launch(fails_with("Triton Error [CUDA]: out of memory"), 1, torch.device("cpu"))
