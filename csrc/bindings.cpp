@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #endif
 
 #include "common/dispatch.h"
+#include "common/probe.h"
 #include "cross_scan/cross_scan.h"
 #include "python/cross_images.h"
 #include "python/steps.h"
@@ -226,6 +228,12 @@ void cuda_merge(const py::handle& image, const py::handle& table, int64_t height
   cross_merge_cuda(p, inverse_table, {limits.first, limits.second}, device, reinterpret_cast<void*>(stream));
 }
 
+std::tuple<std::string, std::string, int, int> probe(int device) {
+  const py::gil_scoped_release release;
+  GpuProbe found = cuda_probe(device);
+  return {std::move(found.error), std::move(found.message), found.driver, found.built};
+}
+
 void define_cuda(py::module_ m) {
   py::class_<GpuScanPlan>(m, "GpuScanPlan", py::module_local())
       .def_readonly("states_per_thread", &GpuScanPlan::states_per_thread)
@@ -236,6 +244,7 @@ void define_cuda(py::module_ m) {
       .def_readonly("segments", &GpuScanPlan::segments)
       .def_readonly("chunks", &GpuScanPlan::chunks)
       .def_readonly("images", &GpuScanPlan::images);
+  m.def("probe", &probe);
   m.def("scan_plan", &cuda_plan);
   m.def("scan_forward", &cuda_forward);
   m.def("scan_backward", &cuda_backward);

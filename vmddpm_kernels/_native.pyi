@@ -131,6 +131,8 @@ class CudaKernels:
 
     CHUNK: int
     architectures: str
+    def probe(self, device: int) -> tuple[str, str, int, int]:
+        """The fields of backends.cuda_runtime.Probe. The device becomes the current one."""
     def scan_plan(
         self, sizes: ScanSizes, options: ScanOptions, limits: tuple[int, int], backward: bool
     ) -> GpuScanPlan: ...

@@ -34,9 +34,13 @@ def _check_size(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-@lru_cache(maxsize=256)
 def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
     return _four_routes(torch.arange(height * width, dtype=torch.int32, device=device).view(height, width), code)
+
+
+# Of a CPU alone. A table kept on a GPU would have no values where it was made while a CUDA graph was captured, other
+# streams would have to wait for it, and graphs would go on reading it when it is no longer kept.
+_kept_routes = lru_cache(maxsize=256)(_base_routes)
 
 
 def _four_routes(image: Tensor, code: int) -> Tensor:
@@ -121,10 +125,17 @@ def routes(
 def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
     # The tensors of inference mode do not count their changes.
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        if permutation is None and device == "cpu":
+            return _mark_checked(_kept_routes(height, width, code, device).clone())
         if permutation is None:
-            return _mark_checked(_base_routes(height, width, code, device).clone())
+            return _mark_checked(_base_routes(height, width, code, device))
         if permutation.shape[0] != height * width or not _is_checked(permutation):
             check_table(permutation[None], height * width, name="permutation")
+        if permutation.device.type != torch.device(device).type and capturing(torch.device(device)):
+            raise RuntimeError(
+                f"permutation is on {permutation.device}, from where the capture of a CUDA graph cannot copy it to "
+                f"{device}: make the table before the capture, or pass a permutation on {device}"
+            )
         shuffled = permutation.to(device, torch.int32).view(height, width)
         return _mark_checked(_four_routes(shuffled, code))
 
@@ -199,12 +210,23 @@ def _draw(height: int, width: int, patch_size: int, generator: torch.Generator |
     return _mark_checked(shuffled.permute(0, 2, 1, 3).flatten())
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether what is done on the device now is not done, but captured for a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
     """Raise ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
-    are no values, only unless it has that length."""
+    are no values, only unless it has that length. RuntimeError while a CUDA graph is captured, where nothing may be
+    read."""
     right_length = table.shape[-1] == length
     if right_length and table.is_meta:
         return
+    if capturing(table.device):
+        raise RuntimeError(
+            f"{name} has to be read once before a CUDA graph is captured: call the operator with it outside first "
+            "(backend 'reference' reads it in every call)"
+        )
     if not right_length or not untraced(_holds_permutations, table):
         raise ValueError(
             f"every row of {name} must hold each of 0..{length - 1} exactly once; "
@@ -229,14 +251,16 @@ def _state(table: Tensor) -> tuple[Any, ...] | None:
 
 def _mark_checked(table: Tensor) -> Tensor:
     """Remember, as long as its memory lives, that the table holds permutations: reading it on a GPU would wait for the
-    GPU."""
-    table.untyped_storage()._vmddpm_checked = _state(table)  # type: ignore[attr-defined]
+    GPU. One that is made while a CUDA graph is captured holds nothing until the graph is replayed: it counts as checked
+    only for what is captured with it."""
+    table.untyped_storage()._vmddpm_checked = _state(table), capturing(table.device)  # type: ignore[attr-defined]
     return table
 
 
 def _is_checked(table: Tensor) -> bool:
     state = _state(table)
-    return state is not None and getattr(table.untyped_storage(), "_vmddpm_checked", None) == state
+    checked, captured = getattr(table.untyped_storage(), "_vmddpm_checked", (None, False))
+    return state is not None and checked == state and (not captured or capturing(table.device))
 
 
 def private_copy(table: Tensor) -> Tensor:
@@ -257,9 +281,5 @@ def check_table_once(table: Tensor, length: int) -> None:
         if table.shape[-1] != length:
             raise ValueError(f"table must have {length} steps, got shape {tuple(table.shape)}")
         return
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "table has to be read once before a CUDA graph is captured: call the operator with it outside first"
-        )
     check_table(table, length)
     _mark_checked(table)

@@ -1,5 +1,6 @@
 // Cross scan and merge on a GPU. The regular routes need no table: sequences of planes go through tiles of images,
 // sequences of rows from pixel to pixel, in any order. Sequences of planes along a table have kernels of their own.
+#include "../common/probe.h"
 #include "cuda_plan.h"
 
 namespace vmddpm {
@@ -93,6 +94,12 @@ bool is_empty(const CrossScanParams& p) { return p.batch == 0 || p.routes == 0 |
 
 }  // namespace
 }  // namespace gpu
+
+GpuProbe cuda_probe(int device) {
+  auto [error, message] = gpu::refusal(reinterpret_cast<const void*>(&gpu::invert_table), device);  // the smallest
+  const auto [driver, built] = gpu::versions();
+  return {std::move(error), std::move(message), driver, built};
+}
 
 void cross_scan_cuda(const CrossScanParams& p, int32_t* inverse, GpuLimits limits, int device, void* stream) {
   if (gpu::is_empty(p)) return;

@@ -10,7 +10,7 @@ import torch
 
 from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.cuda import CudaBackend
-from vmddpm_kernels.backends.protocol import BackendStatus
+from vmddpm_kernels.backends.cuda_runtime import Gpu, Probe
 
 # Any problem fills the first of these GPUs, so that blocks walk whole sequences; few fill the second, where sequences
 # are cut into segments.
@@ -27,8 +27,14 @@ class EmulatedRuntime:
     shared_bytes: int
     devices = frozenset({"cuda"})
 
-    def status(self) -> BackendStatus:
-        return BackendStatus(True, "emulated")
+    def missing(self) -> None:
+        return None
+
+    def gpu(self, number: int | None) -> Gpu:
+        return Gpu(number or 0, "an emulated GPU", (9, 0))
+
+    def probe(self, number: int) -> Probe:
+        return Probe(*self.kernels.probe(number))
 
     def limits(self, device: torch.device) -> tuple[int, int]:
         return self.multiprocessors, self.shared_bytes

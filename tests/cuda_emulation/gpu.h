@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "emulation.h"
 #include "half.h"
@@ -27,6 +28,10 @@ namespace gpu {
 constexpr int kWarp = 32;
 
 inline void use_device(int) {}
+
+// A GPU that runs every kernel, without a driver.
+inline std::pair<std::string, std::string> refusal(const void*, int) { return {}; }
+inline std::pair<int, int> versions() { return {0, 0}; }
 
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes,

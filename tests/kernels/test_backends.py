@@ -38,8 +38,8 @@ def test_choice_on_a_gpu(monkeypatch):
     """cuda where it was built, else triton, else reference."""
     works = {"cuda": True, "triton": True}
     for name in works:
-        monkeypatch.setattr(BACKENDS[name], "status", lambda name=name: BackendStatus(works[name], ""))
-    nvidia, intel = (SimpleNamespace(is_cpu=False, device=SimpleNamespace(type=name)) for name in ("cuda", "xpu"))
+        monkeypatch.setattr(BACKENDS[name], "status", lambda _, name=name: BackendStatus(works[name], ""))
+    nvidia, intel = (SimpleNamespace(is_cpu=False, device=torch.device(name, 0)) for name in ("cuda", "xpu"))
     assert [select(None, x) for x in (nvidia, intel)] == ["cuda", "triton"]
     assert select("triton", nvidia) == "triton"
     works["cuda"] = False
@@ -51,7 +51,7 @@ def test_choice_on_a_gpu(monkeypatch):
 def test_triton_is_not_chosen_on_the_cpu_but_may_be_asked_for(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(BACKENDS["triton"], "status", lambda: BackendStatus(True, ""))
+    monkeypatch.setattr(BACKENDS["triton"], "status", lambda _: BackendStatus(True, ""))
     assert select("triton", x) == "triton"
     monkeypatch.setattr(extension, "native", None)
     assert select(None, x) == "reference"
@@ -62,7 +62,8 @@ def test_triton_is_not_chosen_on_the_cpu_but_may_be_asked_for(monkeypatch):
 
 def test_missing_triton_is_said(monkeypatch):
     monkeypatch.setattr(triton, "find_spec", lambda name: None)
-    assert vk.backends()["triton"] == vk.BackendStatus(False, "Triton is not installed; `pip install triton`")
+    missing = vk.BackendStatus(False, "Triton is not installed; `pip install triton`", "not_installed")
+    assert vk.backends()["triton"] == missing
     with pytest.raises(RuntimeError, match="pip install triton"):
         select("triton", torch.zeros(1))
 
@@ -101,7 +102,20 @@ def test_wrong_instruction_set_is_said():
     assert "VMDDPM_CPU_ISA=mmx is not available here; choose from" in done.stdout
 
 
-def test_import_needs_nothing_of_the_model():
-    code = "import sys, vmddpm_kernels; print(*(m in sys.modules for m in ('vmddpm', 'triton', 'diffusers')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False", "False"]
+def test_import_needs_nothing_of_the_model_and_asks_no_gpu():
+    code = """
+import sys, torch
+def refuse(*_):
+    raise RuntimeError("asked")
+torch.version.hip = "6.4"
+for name in ("is_available", "current_device", "get_device_properties", "get_device_name", "init"):
+    setattr(torch.cuda, name, refuse)
+import vmddpm_kernels
+print(*(m in sys.modules for m in ("vmddpm", "triton", "diffusers")))
+print(*(f"{name}={status.active}" for name, status in vmddpm_kernels.backends().items()))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    imported, statuses = done.stdout.splitlines()
+    assert imported.split() == ["False", "False", "False"]
+    assert statuses.split() == ["cuda=False", "triton=False", "cpu=True", "reference=True"]

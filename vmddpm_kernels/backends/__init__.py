@@ -3,6 +3,7 @@ device and availability."""
 
 import os
 
+import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends.cpu import CpuBackend
@@ -39,29 +40,33 @@ def select(name: str | None, x: Tensor) -> str:
     """
     if not name and _VARIABLE in _ENVIRONMENT:
         name = os.environ["VMDDPM_BACKEND"]
-    return _named(name, _device_type(x)) if name else _best(_device_type(x))
+    return _named(name, *_place(x)) if name else _best(*_place(x))
 
 
 def by_name(name: str, x: Tensor) -> Backend:
     """The backend of this name, which must run on x's device. Raises as `select`."""
-    return BACKENDS[_named(name, _device_type(x))]
+    return BACKENDS[_named(name, *_place(x))]
 
 
-def _device_type(x: Tensor) -> str:
-    return "cpu" if x.is_cpu else x.device.type  # which makes a string
+_CPU = ("cpu", None)
 
 
-def _best(device: str) -> str:
+def _place(x: Tensor) -> tuple[str, int | None]:
+    """The type of x's device and its number, as constants of a traced graph."""
+    return _CPU if x.is_cpu else (x.device.type, x.device.index)  # which makes a string
+
+
+def _best(device: str, index: int | None) -> str:
     for name, backend in BACKENDS.items():
-        if device in backend.devices and backend.status().active:
+        if device in backend.devices and backend.status(_numbered(device, index)).active:
             return name
     return "reference"
 
 
-def _named(name: str, device: str) -> str:
+def _named(name: str, device: str, index: int | None) -> str:
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; backend must be one of {', '.join(BACKENDS)}")
-    status = BACKENDS[name].status()
+    status = BACKENDS[name].status(_numbered(device, index))
     if not status.active:
         raise RuntimeError(f"backend {name!r} is not available: {status.detail}")
     if not BACKENDS[name].runs_on(device):
@@ -69,6 +74,10 @@ def _named(name: str, device: str) -> str:
             f"backend {name!r} does not run on device {device}; use backend='reference' or move the tensors"
         )
     return name
+
+
+def _numbered(device: str, index: int | None) -> torch.device | None:
+    return None if index is None else torch.device(device, index)
 
 
 # A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result

@@ -30,7 +30,7 @@ def _status(describe: Callable[[], str]) -> BackendStatus:
     try:
         return BackendStatus(True, describe())
     except ValueError as error:
-        return BackendStatus(False, str(error))
+        return BackendStatus(False, str(error), "setting")
 
 
 class CpuBackend(CpuSteps):
@@ -39,9 +39,9 @@ class CpuBackend(CpuSteps):
     def runs_on(self, device: str) -> bool:
         return device == "cpu"
 
-    def status(self) -> BackendStatus:
+    def status(self, device: torch.device | None = None) -> BackendStatus:
         native = extension.native
-        return BackendStatus(False, extension.problem) if native is None else _status(native.describe)
+        return extension.missing() if native is None else _status(native.describe)
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """(B, K, checkpoints, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it."""

@@ -2,14 +2,12 @@
 captured in a CUDA graph."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.backends import extension
+from vmddpm_kernels.backends.cuda_runtime import Runtime, TorchRuntime, find_gpu, gpu_status
 from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
@@ -28,71 +26,7 @@ from vmddpm_kernels.routes import RouteOrder, check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 if TYPE_CHECKING:
-    from vmddpm_kernels._native import CudaKernels, GpuScanPlan
-
-
-class Runtime(Protocol):
-    """What the backend asks of the machine; the tests give it one of an emulated GPU."""
-
-    devices: frozenset[str]
-
-    @property
-    def kernels(self) -> "CudaKernels": ...
-
-    def status(self) -> BackendStatus: ...
-
-    def limits(self, device: torch.device) -> tuple[int, int]:
-        """Multiprocessors, and bytes of shared memory a block may have."""
-
-    def stream(self, device: torch.device) -> tuple[int, int]:
-        """The GPU's number, and the stream torch works on there."""
-
-    def current(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Within it the kernels may make `device` the current one: torch puts its own back afterwards."""
-
-
-class TorchRuntime:
-    devices = frozenset({"cuda"})
-
-    @property
-    def kernels(self) -> "CudaKernels":
-        return extension.native.cuda
-
-    def status(self) -> BackendStatus:
-        if extension.native is None:
-            return BackendStatus(False, extension.problem)
-        if not hasattr(extension.native, "cuda"):
-            return BackendStatus(
-                False, "built without CUDA; put nvcc (12 or newer) on PATH and run `VMDDPM_CUDA=1 pip install .`"
-            )
-        built = f"CUDA C++ for {self.kernels.architectures}"
-        if not torch.cuda.is_available():
-            return BackendStatus(
-                False, f"{built}, but torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"
-            )
-        return BackendStatus(True, f"{built}, {torch.cuda.get_device_name()}")
-
-    def limits(self, device: torch.device) -> tuple[int, int]:
-        return _limits(device)
-
-    def stream(self, device: torch.device) -> tuple[int, int]:
-        return device.index, torch.cuda.current_stream(device).cuda_stream
-
-    def current(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.cuda.device(device)
-
-
-# Bytes of shared memory a block may have, by compute capability (CUDA C++ Programming Guide, technical specifications),
-# for a torch that does not tell.
-_SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
-_LEAST_SHARED_BYTES = 99 << 10  # from compute capability 8.0 on
-
-
-@lru_cache(maxsize=64)
-def _limits(device: torch.device) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device)
-    by_capability = _SHARED_BYTES.get((properties.major, properties.minor), _LEAST_SHARED_BYTES)
-    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", by_capability)
+    from vmddpm_kernels._native import GpuScanPlan
 
 
 class CudaBackend(TritonSteps):
@@ -101,12 +35,27 @@ class CudaBackend(TritonSteps):
     def __init__(self, runtime: Runtime | None = None) -> None:
         self.runtime = runtime or TorchRuntime()
         self.devices = self.runtime.devices
+        self._known: dict[int, BackendStatus] = {}  # by the numbers of GPUs
 
     def runs_on(self, device: str) -> bool:
         return device in self.devices
 
-    def status(self) -> BackendStatus:
-        return self.runtime.status()
+    def status(self, device: torch.device | None = None) -> BackendStatus:
+        """A GPU is asked once, unless what it says may pass."""
+        if missing := self.runtime.missing():
+            return missing
+        number = device.index if device is not None and device.type in self.devices else None
+        if number in self._known:
+            return self._known[number]
+        gpu = find_gpu(self.runtime, number)
+        if isinstance(gpu, BackendStatus):
+            return gpu
+        if gpu.number not in self._known:
+            status = gpu_status(self.runtime, gpu)
+            if status.reason == "gpu_error":
+                return status
+            self._known[gpu.number] = status
+        return self._known[gpu.number]
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.checks import FLOATS, check_input
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanSizes
 
@@ -27,6 +28,11 @@ except ImportError as error:
         f"{error}; build the extension with `pip install .` in the source tree, and start python outside it, "
         "where its folder does not hide the installed package, or install with `pip install -e .`"
     )
+
+
+def missing() -> BackendStatus:
+    """Of a backend that needs the extension where there is none."""
+    return BackendStatus(False, problem, "not_installed")
 
 
 def checked_sizes(

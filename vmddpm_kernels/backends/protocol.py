@@ -2,21 +2,42 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
+Reason = Literal[
+    "not_installed",       # a package is missing, or the compiled extension
+    "built_without_cuda",
+    "setting",             # an environment variable asks for what is not there, or came too late
+    "no_gpu",
+    "not_nvidia",          # a GPU of another make
+    "capability",          # a GPU older than the kernels allow
+    "no_kernel_image",     # a GPU that this build has no kernels for
+    "driver_too_old",      # for the CUDA of this build
+    "ptx_too_new",         # for the driver, which would have to compile the kernels for this GPU
+    "gpu_error",           # anything else that the GPU or its driver says; it may pass
+]
+
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it."""
+    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it.
+
+    Args:
+        active: whether it can.
+        detail: a sentence for people.
+        reason: for programs, why it cannot: one of the words of `Reason`; None where it can.
+    """
 
     active: bool
     detail: str
+    reason: Reason | None = None
 
 
 class Backend(Protocol):
@@ -31,7 +52,8 @@ class Backend(Protocol):
     def runs_on(self, device: str) -> bool:
         """Whether it runs on a type of device when asked for by name."""
 
-    def status(self) -> BackendStatus: ...
+    def status(self, device: torch.device | None = None) -> BackendStatus:
+        """Whether it can run on this device, of several GPUs; by default on the current one. Raises nothing."""
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
         """The shape of what the forward keeps for the backward; sizes may be symbols."""

@@ -23,7 +23,7 @@ class ReferenceBackend(ReferenceSteps):
     def runs_on(self, device: str) -> bool:
         return True
 
-    def status(self) -> BackendStatus:
+    def status(self, device: torch.device | None = None) -> BackendStatus:
         return BackendStatus(True, "PyTorch, any device and floating dtype, differentiable to any order")
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
+
+#include "runtime.h"
 
 #define VMDDPM_DEVICE __device__ __forceinline__
 // For the compiler and the host.
@@ -21,31 +21,6 @@ namespace vmddpm {
 namespace gpu {
 
 constexpr int kWarp = 32;
-
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
-  }
-}
-
-// Kernels launched from this thread run on the device.
-inline void use_device(int index) { check(cudaSetDevice(index), "cudaSetDevice"); }
-
-// kernel<<<blocks, threads, shared_bytes, stream>>>(params). Nothing is allocated and nothing waits.
-template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes, void* stream,
-            Params params) {
-  if (blocks == 0) return;
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": the problem needs more than 2^31 blocks");
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
-  }
-  void* arguments[] = {&params};
-  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), arguments,
-                         static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)),
-        name);
-}
 
 VMDDPM_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 VMDDPM_DEVICE int threads() { return static_cast<int>(blockDim.x); }

@@ -53,22 +53,34 @@ class TritonBackend(TritonSteps):
     def runs_on(self, device: str) -> bool:
         return device in self.devices or (device == "cpu" and _interpreted())
 
-    def status(self) -> BackendStatus:
+    def status(self, device: torch.device | None = None) -> BackendStatus:
         if find_spec("triton") is None:
-            return BackendStatus(False, "Triton is not installed; `pip install triton`")
+            return BackendStatus(False, "Triton is not installed; `pip install triton`", "not_installed")
         if _interpreted():
             triton = sys.modules.get("triton")
             if triton is not None and isinstance(triton.language.sum, triton.JITFunction):
                 return BackendStatus(
-                    False, "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts"
+                    False,
+                    "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts",
+                    "setting",
                 )
             return BackendStatus(True, "Triton, interpreted on the CPU")
-        for name in sorted(self.devices):
+        index = None
+        types = sorted(self.devices)
+        if device is not None and device.type in self.devices:
+            index, types = device.index, [device.type]
+        for name in types:
             gpu = torch.get_device_module(name)
-            if gpu.is_available():
-                return BackendStatus(True, f"Triton, {gpu.get_device_name()}")
+            try:
+                if gpu.is_available():
+                    return BackendStatus(True, f"Triton, {gpu.get_device_name(index)}")
+            except (RuntimeError, AssertionError) as error:  # of a driver, or a process that was forked
+                line = str(error).partition("\n")[0]
+                return BackendStatus(False, f"the GPU cannot be asked: {line}", "gpu_error")
         return BackendStatus(
-            False, "torch finds no GPU; set TRITON_INTERPRET=1 before the program starts to run it, slowly, on the CPU"
+            False,
+            "torch finds no GPU; set TRITON_INTERPRET=1 before the program starts to run it, slowly, on the CPU",
+            "no_gpu",
         )
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:

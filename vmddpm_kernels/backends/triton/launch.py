@@ -52,9 +52,18 @@ def check_memory(tensors: Iterable[Tensor | None]) -> None:
 
 def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
     """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535."""
-    if programs:
+    if programs == 0:
+        return
+    try:
         with _current(device):
             kernel[(programs,)](**arguments, **OPTIONS)
+    except RuntimeError as error:
+        if "captur" not in str(error):
+            raise
+        raise RuntimeError(
+            "Triton loads a kernel when it is first called, which the capture of a CUDA graph does not allow: call the "
+            "operator once before it, with inputs of the same dtypes"
+        ) from error
 
 
 def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
