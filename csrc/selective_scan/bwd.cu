@@ -47,13 +47,10 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
   const PairSteps own(4 + a.log2_tiles, slices);
   const int count = w.valid - own.column();
   if (count <= 0) return;
-  const auto offset = [&](const PairStream& s, int size) -> int64_t {
-    return kPairs ? own.column() * size : own.column() * s.at.column;
-  };
-  const char* x_lane = a.x.at.data + w.x + offset(a.x, sizeof(E));
-  char* dx_lane = a.dx.at.data + w.dx + offset(a.dx, a.dx.at.wide ? sizeof(Acc) : sizeof(E));
-  char* ddelta_lane = a.ddelta.at.data + w.ddelta + offset(a.ddelta, a.ddelta.at.wide ? sizeof(Acc) : sizeof(E));
-  partial += (own.pair / kUnit << a.log2_slices) * kStrip * kUnit + own.pair % kUnit;
+  const char* x_lane = lane_at<kPairs>(a.x, w.x, own.column());
+  char* dx_lane = lane_at<kPairs>(a.dx, w.dx, own.column());
+  char* ddelta_lane = lane_at<kPairs>(a.ddelta, w.ddelta, own.column());
+  partial += (own.tile() << a.log2_slices) * kStrip * kUnit + own.lane();
   Acc skip[2];
   load_row(skips + own.column(), skip);
 #pragma unroll 1
@@ -65,15 +62,18 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
     fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw);
     Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
     Pair<Acc>& gradients = dy[own.place() + t * kPitchOfPairs];
-    Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2];
+    Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2], slope[2] = {Acc(1), Acc(1)};
     sum_of_slices(partial + u * kUnit, slices, kStrip * kUnit, total);
     load_row(step.value, delta);
     load_row(gradients.value, gradient);
     values_of<kPairs>(raw, x);
+    if (a.softplus) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) slope[j] = softplus_slope(delta[j]);
+    }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      ddelta[j] = total[j] + total[2 + j] * x[j];
-      if (a.softplus) ddelta[j] *= softplus_slope(delta[j]);
+      ddelta[j] = (total[j] + total[2 + j] * x[j]) * slope[j];
       dx[j] = total[2 + j] * delta[j] + skip[j] * gradient[j];
       dD[j] += gradient[j] * x[j];
       dbias[j] += ddelta[j];
@@ -174,11 +174,10 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
       wait_copies<0>();
       barrier();
       const ChunkSteps steps = steps_of(w, chunk, pixels);
-      const int padded = (steps.count + kStrip - 1) / kStrip * kStrip, last = padded / kSub - 1;
+      const int padded = (steps.count + kStrip - 1) / kStrip * kStrip, last = (steps.count - 1) / kSub;
       decode_channels<E>(a, w, steps, padded, bias, drive, dy);
       const Seat seat(a);
-      load_piece<2, S>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, seat.column, seat.slice * S,
-                       static_cast<const Acc*>(a.checkpoints), h);
+      load_piece<2, S>(a, w, seat.column, seat.slice * S, checkpoint<Acc>(a, w, chunk), h);
       decode_matrices<E, Acc, S>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
@@ -212,11 +211,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
         barrier();
       }
       if (!a.pairs && a.dx.by_steps) {
-        store_columns<E, Acc>(a.dx, a.dx.at.data + w.dx, steps, w.valid, w.adds,
+        store_columns<E, Acc>(a.dx, w.dx, steps, w.valid, w.adds,
                               [=](int place, int j) { return dy[place].value[j]; });
       }
       if (!a.pairs && a.ddelta.by_steps) {
-        store_columns<E, Acc>(a.ddelta, a.ddelta.at.data + w.ddelta, steps, w.valid, a.add,
+        store_columns<E, Acc>(a.ddelta, w.ddelta, steps, w.valid, a.add,
                               [=](int place, int j) { return drive[place].value[j]; });
       }
 #pragma unroll
@@ -336,18 +335,14 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
     barrier();
     load_parameters(a, w, biases, skips);
     barrier();
-    const auto lane_at = [&](const PairStream& s, int64_t block, int size) {
-      return s.at.data + block + (kPairs ? static_cast<int64_t>(column * size) : column * s.at.column);
-    };
-    const int dx_size = a.dx.at.wide ? sizeof(Acc) : sizeof(E), ddelta_size = a.ddelta.at.wide ? sizeof(Acc) : sizeof(E);
-    const char* x_lane = lane_at(a.x, w.x, sizeof(E));
-    const char* delta_lane = lane_at(a.delta, w.delta, sizeof(E));
-    const char* dy_lane = lane_at(a.dy, w.dy, sizeof(E));
+    const char* x_lane = lane_at<kPairs>(a.x, w.x, column);
+    const char* delta_lane = lane_at<kPairs>(a.delta, w.delta, column);
+    const char* dy_lane = lane_at<kPairs>(a.dy, w.dy, column);
     Alone<kPairs, E, Acc, kSub> at{a};
     at.channels = channels;
     at.add = w.adds;
-    at.dx = lane_at(a.dx, w.dx, dx_size);
-    at.ddelta = lane_at(a.ddelta, w.ddelta, ddelta_size);
+    at.dx = lane_at<kPairs>(a.dx, w.dx, column);
+    at.ddelta = lane_at<kPairs>(a.ddelta, w.ddelta, column);
     Acc rates[2], h[2], dh[2], bias[2];
     // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
     Acc dA[2] = {}, dD[2] = {}, dbias[2] = {};
@@ -366,8 +361,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
 
 #pragma unroll 1
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-      load_piece<2, 1>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, 2 * thread(), 0,
-                       static_cast<const Acc*>(a.checkpoints), h);
+      load_piece<2, 1>(a, w, 2 * thread(), 0, checkpoint<Acc>(a, w, chunk), h);
       wait_copies<0>();
       barrier();
       const ChunkSteps steps = steps_of(w, chunk, pixels);
@@ -485,6 +479,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.segments = plan.segments;
   a.segment = plan.segment;
   a.chunks = plan.chunks;
+  a.piece = p.states * p.channels;
   a.images = p.sum_routes && plan.images ? plan.images : p.routes;
   a.log2_slices = log2_of(plan.slices);
   a.log2_tiles = log2_of(plan.tiles);

@@ -66,6 +66,7 @@ struct BackwardArguments {
   int64_t batch, routes, length, channels, states;
   int64_t first_state;                // of this launch
   int64_t groups, segments, segment, chunks;
+  int64_t piece;                      // states of all channels: of a checkpoint, of a segment
   int64_t images;                     // a block walks every images-th route, and adds up what they give dx
   int32_t log2_slices, log2_tiles;
   bool softplus, has_dy;
@@ -90,11 +91,12 @@ struct Work {
   int32_t steps;                           // of the segment
   int32_t valid;                           // channels of the block that exist
   int32_t states;                          // states that exist, of those of this launch
-  // Of the route at hand: where tensors begin, in bytes, at the block's first channel or state.
+  // Of the route at hand: where tensors begin, at the block's first channel or state.
   int64_t route;                           // before the first: that less a.images
   bool adds;                               // dx, to what is there
-  int64_t x, delta, dy, B, C, dx, ddelta;
+  char *x, *delta, *dy, *B, *C, *dx, *ddelta;
   int64_t matrices;                        // rows of dB and dC, in elements
+  int64_t checkpoints;                     // those of the segment, likewise
   const int32_t* table;                    // at the segment's first step
 };
 
@@ -121,7 +123,7 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work
 VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
   const int64_t route = w.route + a.images;
   const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
-    return w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
+    return s.at.data + w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
   };
   w.route = route;
   w.adds = a.add || route != w.image;
@@ -133,6 +135,7 @@ VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
   w.dx = start(a.dx, w.image, w.channel);
   w.ddelta = start(a.ddelta, route, w.channel);
   w.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
+  w.checkpoints = ((w.batch * a.routes + route) * a.chunks + w.first_step / kGpuChunk) * a.piece;
   w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
 }
 
@@ -151,18 +154,22 @@ VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
   commit_copies();
 }
 
-// Where the states of (batch, route, segment or chunk) lie in a tensor (B, K, pieces, N, D): state n of channel d at
-// offset + n * channels + d.
-VMDDPM_DEVICE int64_t piece_offset(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces) {
-  return ((w.batch * a.routes + w.route) * pieces + piece) * a.states * a.channels;
+// The states (N, D) before a chunk of the segment.
+template <typename Acc>
+VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const Work& w, int chunk) {
+  return static_cast<const Acc*>(a.checkpoints) + w.checkpoints + chunk * a.piece;
 }
 
-// A thread's S states, from `first` on of the launch's, to a tensor (B, K, pieces, N, D).
+// Where those of the segment lie in a tensor (B, K, segments, N, D): state n of channel d at offset + n * channels + d.
+VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const Work& w) {
+  return ((w.batch * a.routes + w.route) * a.segments + w.segment) * a.piece;
+}
+
+// A thread's S states, from `first` on of the launch's, to where a piece (N, D) lies.
 template <typename Acc, int S>
-VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces, int column, int first,
-                               const Acc (&h)[S], Acc* to) {
+VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
   if (column >= w.valid) return;
-  to += piece_offset(a, w, piece, pieces) + (a.first_state + first) * a.channels + w.channel + column;
+  to += (a.first_state + first) * a.channels + w.channel + column;
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     if (first + s < w.states) to[s * a.channels] = h[s];
@@ -171,9 +178,9 @@ VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int64_
 
 // The same of n neighbouring channels from there, zero where there is no such state or channel.
 template <int n, int S, typename Acc>
-VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int64_t piece, int64_t pieces, int column, int first,
-                              const Acc* from, Acc (&h)[n * S]) {
-  from += piece_offset(a, w, piece, pieces) + (a.first_state + first) * a.channels + w.channel + column;
+VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc* from,
+                              Acc (&h)[n * S]) {
+  from += (a.first_state + first) * a.channels + w.channel + column;
 #pragma unroll
   for (int s = 0; s < S; ++s, from += a.channels) {
 #pragma unroll
@@ -196,7 +203,7 @@ VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int c
 template <typename Acc, int S>
 VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int column, int first, Acc (&h)[S]) {
   const Acc* start = static_cast<const Acc*>(a.start);
-  if (a.start_by_segment) return load_piece<1, S>(a, w, w.segment, a.segments, column, first, start, h);
+  if (a.start_by_segment) return load_piece<1, S>(a, w, column, first, start + segment_states(a, w), h);
   start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
 #pragma unroll
   for (int s = 0; s < S; ++s) h[s] = a.start && column < w.valid && first + s < w.states ? start[s] : Acc(0);
@@ -226,10 +233,17 @@ struct RawPair {
   Raw<E> raw[2];
 };
 
+// Where a tensor has the channel that is `column` from a block's first.
+template <bool kPairs>
+VMDDPM_DEVICE char* lane_at(const PairStream& s, char* block, int column) {
+  if constexpr (kPairs) return opaque(block + wide_product(column, static_cast<int32_t>(s.at.column)));  // of one element
+  return opaque(block + column * s.at.column);
+}
+
 // A lane's two channels, the first at `lane`, of which `count` (1 or more) exist; else the first twice.
 template <bool kPairs, typename E>
 VMDDPM_DEVICE void fetch_pair(const PairStream& s, const char* lane, int32_t pixel, int count, RawPair<E>& pair) {
-  const char* from = lane + static_cast<int64_t>(pixel) * s.at.step;
+  const char* from = lane + wide_product(pixel, s.at.step);
   if constexpr (!kPairs) {
     pair.raw[0] = load_raw<E>(from);
     pair.raw[1] = load_raw<E>(from + (count > 1 ? s.at.column : 0));
@@ -271,7 +285,7 @@ VMDDPM_DEVICE void store_pair_as(const PairStream& s, char* to, int count, bool 
 // Two values, of which `count` exist, or adds them to what is there, which is then of the accumulation's type.
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, bool add, const Acc (&values)[2]) {
-  char* to = lane + static_cast<int64_t>(pixel) * s.at.step;
+  char* to = lane + wide_product(pixel, s.at.step);
   if constexpr (sizeof(E) < sizeof(Acc)) {
     if (!s.at.wide) return store_pair_as<kPairs, E>(s, to, count, false, values);
   }
@@ -292,12 +306,15 @@ VMDDPM_DEVICE ChunkSteps steps_of(const Work& w, int chunk, const int32_t* pixel
 
 // Of a thread that goes through the steps of one pair: `first`, first + `stride`, ...
 struct PairSteps {
-  int first, stride, pair;
+  uint32_t number = opaque(thread());
+  int stride, first, pair;
   VMDDPM_DEVICE PairSteps(int log2_pairs, int slices)
-      : first(opaque(thread()) >> log2_pairs), stride(slices), pair(opaque(thread()) & ((1 << log2_pairs) - 1)) {}
+      : stride(slices), first(number >> log2_pairs), pair(number & ((1u << log2_pairs) - 1)) {}
   // The column of its first channel, and its place at step 0 of what is [tile][step][lane].
   VMDDPM_DEVICE int column() const { return 2 * pair; }
-  VMDDPM_DEVICE int place() const { return pair / kUnit * kTilePairs + pair % kUnit; }
+  VMDDPM_DEVICE int place() const { return tile() * kTilePairs + lane(); }
+  VMDDPM_DEVICE int tile() const { return static_cast<uint32_t>(pair) / kUnit; }
+  VMDDPM_DEVICE int lane() const { return static_cast<uint32_t>(pair) % kUnit; }
 };
 
 // delta, delta x and dy of one step of a pair of which `count` channels are there, zero for others.
@@ -325,10 +342,9 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w,
                                       int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
   const PairSteps own(4 + a.log2_tiles, 1 << a.log2_slices);
   const int count = w.valid - own.column(), column = count > 0 ? own.column() : 0;
-  const auto lane = [&](const PairStream& s, int64_t block) {
-    return s.at.data + block + (kPairs ? column * static_cast<int>(sizeof(E)) : column * s.at.column);
-  };
-  const char *delta_lane = lane(a.delta, w.delta), *x_lane = lane(a.x, w.x), *dy_lane = lane(a.dy, w.dy);
+  const char* delta_lane = lane_at<kPairs>(a.delta, w.delta, column);
+  const char* x_lane = lane_at<kPairs>(a.x, w.x, column);
+  const char* dy_lane = lane_at<kPairs>(a.dy, w.dy, column);
   Acc bias[2];
   load_row(biases + own.column(), bias);
   drive += own.place();
@@ -362,9 +378,9 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, co
     const int count = w.valid - 2 * pair, column = count > 0 ? 2 * pair : 0;
     const int32_t pixel = steps.pixels[t];
     RawPair<E> raw_delta, raw_x, raw_dy = {};
-    fetch_pair<false>(a.delta, a.delta.at.data + w.delta + column * a.delta.at.column, pixel, count, raw_delta);
-    fetch_pair<false>(a.x, a.x.at.data + w.x + column * a.x.at.column, pixel, count, raw_x);
-    if (a.has_dy) fetch_pair<false>(a.dy, a.dy.at.data + w.dy + column * a.dy.at.column, pixel, count, raw_dy);
+    fetch_pair<false>(a.delta, lane_at<false>(a.delta, w.delta, column), pixel, count, raw_delta);
+    fetch_pair<false>(a.x, lane_at<false>(a.x, w.x, column), pixel, count, raw_x);
+    if (a.has_dy) fetch_pair<false>(a.dy, lane_at<false>(a.dy, w.dy, column), pixel, count, raw_dy);
     Acc bias[2];
     load_row(biases + 2 * pair, bias);
     decode_pair<false>(a, raw_delta, raw_x, raw_dy, bias, t < steps.count ? count : 0, drive[place], dy[place]);
@@ -396,8 +412,8 @@ VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w,
     const int slice = by_steps ? i / kChunk : i & ((1 << a.log2_slices) - 1);
     const int count = t < steps.count ? w.states - slice * S : 0, column = count > 0 ? slice * S : 0;
     const int32_t pixel = steps.pixels[t];
-    const char* b = a.B.at.data + w.B + static_cast<int64_t>(pixel) * a.B.at.step + column * a.B.at.column;
-    const char* c = a.C.at.data + w.C + static_cast<int64_t>(pixel) * a.C.at.step + column * a.C.at.column;
+    const char* b = lane_at<false>(a.B, w.B, column) + wide_product(pixel, a.B.at.step);
+    const char* c = lane_at<false>(a.C, w.C, column) + wide_product(pixel, a.C.at.step);
     Acc values[2 * S];
 #pragma unroll
     for (int s = 0; s < S; ++s) {
@@ -419,11 +435,12 @@ VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const Work& w, co
 
 template <typename T, typename Acc, typename Value>
 VMDDPM_DEVICE void store_columns_as(const PairStream& s, char* block, const ChunkSteps& steps, int valid, bool add, Value value) {
+  block = opaque(block);
 #pragma unroll 1
   for (int i = opaque(thread()); i < valid * kChunk; i += threads()) {
     const int t = i % kChunk, c = i / kChunk;
     if (t >= steps.count) continue;
-    T& target = *reinterpret_cast<T*>(block + static_cast<int64_t>(steps.pixels[t]) * s.at.step + c * s.at.column);
+    T& target = *reinterpret_cast<T*>(block + wide_product(steps.pixels[t], s.at.step) + c * s.at.column);
     Acc result = value(c / kWarp * kTilePairs + t * kPitchOfPairs + c % kWarp / 2, c % 2);
     if (add) result += static_cast<Acc>(widen(target));
     narrow(result, target);
