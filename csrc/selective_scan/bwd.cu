@@ -1,6 +1,7 @@
 // The adjoint scan. A segment's chunks are walked from the last to the first. Each is replayed from its checkpoint,
 // keeping the states at every few steps in shared memory, and then walked backwards: the states and decays of those few
 // steps are computed again into registers, where the adjoint recurrence reads them.
+#include "batch_part.h"
 #include "cuda_adjoint.h"
 #include "cuda_launch.h"
 
@@ -467,6 +468,8 @@ void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool z
   launch("scan_backward", kernel, block_count(a), kUnit * plan.slices * plan.tiles, a.at.bytes, stream, a);
 }
 
+int64_t matrix_elements(const ScanParams& p) { return p.batch * p.routes * p.length * p.states; }
+
 BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work) {
   const ScanParams& p = g.forward;
   BackwardArguments a{};
@@ -511,8 +514,8 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.checkpoints = p.checkpoints;
   a.segment_state = work.segment_state;
   a.segment_delta = work.segment_delta;
-  a.dB = g.dB;
-  a.dC = g.dC;
+  a.dB = work.matrices ? work.matrices : g.dB;
+  a.dC = work.matrices ? static_cast<char*>(work.matrices) + plan.groups * matrix_elements(p) * size_of(accumulated) : g.dC;
   a.dA = g.dA;
   a.dD = g.dD;
   a.ddelta_bias = g.ddelta_bias;
@@ -520,12 +523,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   return a;
 }
 
-}  // namespace
-}  // namespace gpu
-
-void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
-  using namespace gpu;
-  use_device(device);
+void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, void* stream) {
   const ScanParams& p = g.forward;
   BackwardArguments a = backward_arguments(g, plan, work);
   if (plan.segments > 1) {
@@ -548,6 +546,20 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
     fold(work.images, p.sum_routes ? plan.images : 1, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), g.dx.data,
          g.dx.dtype, stream);
   }
+  if (work.matrices) {
+    fold(a.dB, plan.groups, matrix_elements(p), g.dB, work.dB, stream);
+    fold(a.dC, plan.groups, matrix_elements(p), g.dC, work.dC, stream);
+  }
+}
+
+}  // namespace
+}  // namespace gpu
+
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+  gpu::use_device(device);
+  gpu::for_parts(g.forward.batch, plan, [&](int64_t first, int64_t count) {
+    gpu::scan_part(gpu::part_of(g, plan, work, first, count), plan, work, stream);
+  });
 }
 
 }  // namespace vmddpm

@@ -3,6 +3,7 @@
 // A lane walks S states of its channel through a segment. Where the states of a channel are shared out among the warps of
 // a block (kSlices > 1), each of these takes a group of the steps of a tile to find delta and the drive delta x for all of
 // them, and to add up y.
+#include "batch_part.h"
 #include "cuda_launch.h"
 #include "cuda_stream.h"
 
@@ -477,20 +478,23 @@ int forward_shared_bytes(const GpuScanPlan& plan, bool wide) {
 
 }  // namespace gpu
 
-void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+void cuda_scan_forward(const ScanParams& whole, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
   using namespace gpu;
   use_device(device);
-  const ForwardArguments a = forward_arguments(p, plan, work);
-  switch (p.x.dtype) {
-    case DType::f64: scan<double>(a, p, plan, stream); break;
-    case DType::f32: scan<float>(a, p, plan, stream); break;
-    case DType::f16: scan<Half>(a, p, plan, stream); break;
-    case DType::bf16: scan<BFloat16>(a, p, plan, stream); break;
-  }
-  if (plan.images) {
-    const int64_t parts = p.sum_routes ? p.routes : 1;
-    fold(work.images, parts, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), p.y.data, p.y.dtype, stream);
-  }
+  for_parts(whole.batch, plan, [&](int64_t first, int64_t count) {
+    const ScanParams p = part_of(whole, plan, first, count);
+    const ForwardArguments a = forward_arguments(p, plan, work);
+    switch (p.x.dtype) {
+      case DType::f64: scan<double>(a, p, plan, stream); break;
+      case DType::f32: scan<float>(a, p, plan, stream); break;
+      case DType::f16: scan<Half>(a, p, plan, stream); break;
+      case DType::bf16: scan<BFloat16>(a, p, plan, stream); break;
+    }
+    if (plan.images) {
+      const int64_t images = p.sum_routes ? p.routes : 1;
+      fold(work.images, images, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), p.y.data, p.y.dtype, stream);
+    }
+  });
 }
 
 }  // namespace vmddpm
