@@ -116,9 +116,10 @@ void launch_carry(const BackwardArguments& a, void* stream) {
 void adjoint_carries(BackwardArguments a, const ScanGradParams& g, const GpuScanPlan& plan, void* stream) {
   const ScanParams& p = g.forward;
   a.images = a.routes;
-  a.log2_tiles = 0;
-  while (a.log2_tiles < 2 && kWarp << a.log2_tiles < a.channels) ++a.log2_tiles;
-  a.groups = (a.channels + (kWarp << a.log2_tiles) - 1) / (kWarp << a.log2_tiles);
+  // The widest blocks that have no warp without channels.
+  const int64_t warps = (a.channels + kWarp - 1) / kWarp;
+  for (a.log2_tiles = 2; warps % (1 << a.log2_tiles) != 0;) --a.log2_tiles;
+  a.groups = warps >> a.log2_tiles;
   switch (p.x.dtype) {
     case DType::f64: launch_carry<double>(a, stream); break;
     case DType::f32: launch_carry<float>(a, stream); break;
