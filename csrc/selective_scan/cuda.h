@@ -1,4 +1,5 @@
-// The selective scan on a GPU: how it is cut (plan.cu), and its two directions (fwd.cu, bwd.cu).
+// The selective scan on a GPU: how it is cut (plan.cu), its two directions (fwd.cu, bwd.cu), and what adds up their
+// parts (fold.cu).
 //
 // A thread owns one channel and S of its states, in registers, and walks the sequence. A warp is 32 neighbouring
 // channels, so that B and C are the same for all of it and come as broadcasts from shared memory, and any visit order

@@ -1,7 +1,7 @@
 // What one thread of the adjoint scan does: a few steps of two channels at a time, and the sums over the channels of its
 // unit.
 #pragma once
-#include "cuda_chunk.h"
+#include "cuda_work.h"
 
 namespace vmddpm {
 namespace gpu {

@@ -222,9 +222,9 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
 }  // namespace
 
 // Which threads do what. All routes, images, segments and groups of channels are blocks of one launch of the forward scan:
-// what is predicted to take the least time is chosen among the ways to share out the states of a channel, the warps of
-// channels in a block and the pieces of a sequence that are walked side by side. So it is for the adjoint scan, whose blocks
-// walk summed routes one after another where there are enough of them: each partial image is memory.
+// what needs the least memory is chosen among what is predicted to take hardly more than the least time, of the ways to
+// share out the states of a channel, the warps of channels in a block, the pieces of a sequence that are walked side by side
+// and the parts of the batch. So it is for the adjoint scan, whose blocks may walk summed routes one after another.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
   GpuScanPlan plan = backward ? backward_plan(p, limits) : forward_plan(p, limits);
   if (p.channels == 0) plan.groups = 0;  // and no block
