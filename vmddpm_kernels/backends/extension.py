@@ -149,7 +149,8 @@ def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
 
 def empty_gradients(
     inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor,
-    ddelta: Tensor | None, narrow_dx: Tensor | None = None, matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
+    ddelta: Tensor | None, narrow_dx: Tensor | None = None,
+    matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> ScanGradients:  # fmt: skip
     """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
     one of partial sums over groups of channels where `groups` > 1. dB and dC are made where there is a ddelta, in the
