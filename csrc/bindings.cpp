@@ -194,7 +194,7 @@ void cuda_forward(const py::handle& inputs, const py::handle& options, const py:
                   const py::handle& segment_delta, const py::handle& images, int device, uintptr_t stream) {
   ScanParams p = scan_params(inputs, options, sizes, 1);
   fill_outputs(p, outputs);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images)};
+  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images), nullptr, {}, {}};
   const py::gil_scoped_release release;
   cuda_scan_forward(p, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -202,9 +202,10 @@ void cuda_forward(const py::handle& inputs, const py::handle& options, const py:
 void cuda_backward(const py::handle& inputs, const py::handle& options, const py::handle& sizes, const py::handle& dy,
                    const py::handle& dlast_state, const py::handle& checkpoints, const py::handle& grads,
                    const GpuScanPlan& plan, const py::handle& segment_state, const py::handle& segment_delta,
-                   const py::handle& images, int device, uintptr_t stream) {
+                   const py::handle& images, const py::handle& matrices, int device, uintptr_t stream) {
   const ScanGradParams g = grad_params(inputs, options, sizes, dy, dlast_state, checkpoints, grads, 1);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images)};
+  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images), pointer(matrices),
+                         view(get(grads, names.dB)).dtype, view(get(grads, names.dC)).dtype};
   const py::gil_scoped_release release;
   cuda_scan_backward(g, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -243,7 +244,8 @@ void define_cuda(py::module_ m) {
       .def_readonly("passes", &GpuScanPlan::passes)
       .def_readonly("segments", &GpuScanPlan::segments)
       .def_readonly("chunks", &GpuScanPlan::chunks)
-      .def_readonly("images", &GpuScanPlan::images);
+      .def_readonly("images", &GpuScanPlan::images)
+      .def_readonly("part", &GpuScanPlan::part);
   m.def("probe", &probe);
   m.def("scan_plan", &cuda_plan);
   m.def("scan_forward", &cuda_forward);

@@ -125,6 +125,8 @@ class GpuScanPlan:
     def chunks(self) -> int: ...
     @property
     def images(self) -> int: ...
+    @property
+    def part(self) -> int: ...
 
 class CudaKernels:
     """The submodule `cuda`, which a build without CUDA lacks."""
@@ -162,6 +164,7 @@ class CudaKernels:
         segment_state: Tensor | None,
         segment_delta: Tensor | None,
         images: Tensor | None,
+        matrices: Tensor | None,
         device: int,
         stream: int,
     ) -> None: ...

@@ -58,7 +58,10 @@ VMDDPM_DEVICE float softplus_slope(float y) {
   series = fmaf(series, -y, 1.0f / 6.0f);
   series = fmaf(series, -y, 0.5f);
   series = fmaf(series, -y, 1.0f);
-  return y < 0.5f ? series * y : 1.0f - exp_negative(y);
+  series *= y;
+  // Both at hand, one is selected: lanes of a warp that take either way take both.
+  const float difference = 1.0f - exp_negative(y);
+  return y < 0.5f ? series : difference;
 }
 VMDDPM_DEVICE double softplus_slope(double y) { return y > 20.0 ? 1.0 : -::expm1(-y); }
 

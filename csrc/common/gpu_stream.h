@@ -86,7 +86,7 @@ struct Group {
       int32_t at[kGroup];
       load_row(pixels, at);
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) raw[i] = load_raw<E>(lane + static_cast<int64_t>(at[i]) * s.step);
+      for (int i = 0; i < kGroup; ++i) raw[i] = load_raw<E>(lane + wide_product(at[i], s.step));
     }
   }
 
@@ -117,7 +117,7 @@ VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pi
     load_row(pixels, at);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + static_cast<int64_t>(at[i]) * s.step));
+      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
     }
   }
 }

@@ -24,9 +24,9 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
   }
   barrier();
   const bool valid = thread() < w.valid;
-  const int64_t channel = valid ? thread() : 0;
-  const char* delta_lane = a.delta.at.data + w.delta + channel * a.delta.at.column;
-  const char* dy_lane = a.dy.at.data + w.dy + channel * a.dy.at.column;
+  const int channel = valid ? thread() : 0;
+  const char* delta_lane = lane_at<false>(a.delta, w.delta, channel);
+  const char* dy_lane = lane_at<false>(a.dy, w.dy, channel);
   const Acc* biases = static_cast<const Acc*>(a.delta_bias);
   const Acc bias = biases ? biases[w.route * a.channels + w.channel + channel] : Acc(0);
   Acc rates[S], dh[S] = {}, delta_sum = Acc(0);
@@ -40,8 +40,7 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
     const ChunkSteps steps = steps_of(w, chunk, pixels);
     for (int i = opaque(thread()); i < kChunk * S; i += threads()) {
       const int t = i / S, s = i % S;
-      const char* from = a.C.at.data + w.C + static_cast<int64_t>(steps.pixels[t]) * a.C.at.step +
-                         (s < w.states ? s : 0) * a.C.at.column;
+      const char* from = lane_at<false>(a.C, w.C, s < w.states ? s : 0) + wide_product(steps.pixels[t], a.C.at.step);
       Acc value;
       if (sizeof(E) == sizeof(Acc) || a.C.at.wide) {
         value = *reinterpret_cast<const Acc*>(from);
@@ -59,8 +58,8 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
       load_row(steps.pixels + first, pixel);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        raw_delta[i] = load_raw<E>(delta_lane + static_cast<int64_t>(pixel[i]) * a.delta.at.step);
-        if (a.has_dy) raw_dy[i] = load_raw<E>(dy_lane + static_cast<int64_t>(pixel[i]) * a.dy.at.step);
+        raw_delta[i] = load_raw<E>(delta_lane + wide_product(pixel[i], a.delta.at.step));
+        if (a.has_dy) raw_dy[i] = load_raw<E>(dy_lane + wide_product(pixel[i], a.dy.at.step));
       }
     };
     const int last = (steps.count - 1) / kGroup * kGroup;
@@ -87,7 +86,7 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
       }
     }
   }
-  store_piece(a, w, w.segment, a.segments, thread(), 0, dh, static_cast<Acc*>(a.segment_state));
+  store_piece(a, w, thread(), 0, dh, static_cast<Acc*>(a.segment_state) + segment_states(a, w));
   if (a.first_state == 0 && valid) {
     const int64_t row = (w.batch * a.routes + w.route) * a.segments + w.segment;
     static_cast<Acc*>(a.segment_delta)[row * a.channels + w.channel + thread()] = delta_sum;
@@ -117,9 +116,10 @@ void launch_carry(const BackwardArguments& a, void* stream) {
 void adjoint_carries(BackwardArguments a, const ScanGradParams& g, const GpuScanPlan& plan, void* stream) {
   const ScanParams& p = g.forward;
   a.images = a.routes;
-  a.log2_tiles = 0;
-  while (a.log2_tiles < 2 && kWarp << a.log2_tiles < a.channels) ++a.log2_tiles;
-  a.groups = (a.channels + (kWarp << a.log2_tiles) - 1) / (kWarp << a.log2_tiles);
+  // The widest blocks that have no warp without channels.
+  const int64_t warps = (a.channels + kWarp - 1) / kWarp;
+  for (a.log2_tiles = 2; warps % (1 << a.log2_tiles) != 0;) --a.log2_tiles;
+  a.groups = warps >> a.log2_tiles;
   switch (p.x.dtype) {
     case DType::f64: launch_carry<double>(a, stream); break;
     case DType::f32: launch_carry<float>(a, stream); break;

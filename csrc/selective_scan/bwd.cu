@@ -1,7 +1,9 @@
 // The adjoint scan. A segment's chunks are walked from the last to the first. Each is replayed from its checkpoint,
 // keeping the states at every few steps in shared memory, and then walked backwards: the states and decays of those few
 // steps are computed again into registers, where the adjoint recurrence reads them.
+#include "batch_part.h"
 #include "cuda_adjoint.h"
+#include "cuda_combine.h"
 #include "cuda_launch.h"
 
 namespace vmddpm {
@@ -18,100 +20,6 @@ struct Seat {
         tile(opaque(thread()) / kUnit >> a.log2_slices),
         column(tile * kWarp + 2 * lane) {}
 };
-
-// The sum of a step's Drive over slices that lie `apart` from one another.
-template <typename Acc>
-VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, Acc (&sum)[4]) {
-  const auto add = [&](int g) {
-    Acc more[4];
-    load_row(from[g * apart].value, more);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] += more[j];
-  };
-  load_row(from[0].value, sum);
-  if (slices == kMostUnits) {
-#pragma unroll
-    for (int g = 1; g < kMostUnits; ++g) add(g);
-  } else {
-#pragma unroll 1
-    for (int g = 1; g < slices; ++g) add(g);
-  }
-}
-
-// What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
-template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
-                                  int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
-                                  Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
-  const int slices = 1 << a.log2_slices;
-  const PairSteps own(4 + a.log2_tiles, slices);
-  const int count = w.valid - own.column();
-  if (count <= 0) return;
-  const auto offset = [&](const PairStream& s, int size) -> int64_t {
-    return kPairs ? own.column() * size : own.column() * s.at.column;
-  };
-  const char* x_lane = a.x.at.data + w.x + offset(a.x, sizeof(E));
-  char* dx_lane = a.dx.at.data + w.dx + offset(a.dx, a.dx.at.wide ? sizeof(Acc) : sizeof(E));
-  char* ddelta_lane = a.ddelta.at.data + w.ddelta + offset(a.ddelta, a.ddelta.at.wide ? sizeof(Acc) : sizeof(E));
-  partial += (own.pair / kUnit << a.log2_slices) * kStrip * kUnit + own.pair % kUnit;
-  Acc skip[2];
-  load_row(skips + own.column(), skip);
-#pragma unroll 1
-  for (int u = own.first; u < kStrip; u += own.stride) {
-    const int t = begin + u;
-    if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
-    const int32_t pixel = steps.pixels[t];
-    RawPair<E> raw;
-    fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw);
-    Drive<Acc>& step = drive[own.place() + t * kPitchOfPairs];
-    Pair<Acc>& gradients = dy[own.place() + t * kPitchOfPairs];
-    Acc total[4], delta[2], x[2], gradient[2], dx[2], ddelta[2];
-    sum_of_slices(partial + u * kUnit, slices, kStrip * kUnit, total);
-    load_row(step.value, delta);
-    load_row(gradients.value, gradient);
-    values_of<kPairs>(raw, x);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      ddelta[j] = total[j] + total[2 + j] * x[j];
-      if (a.softplus) ddelta[j] *= softplus_slope(delta[j]);
-      dx[j] = total[2 + j] * delta[j] + skip[j] * gradient[j];
-      dD[j] += gradient[j] * x[j];
-      dbias[j] += ddelta[j];
-    }
-    if (!kPairs && a.dx.by_steps) {
-      store_row(gradients.value, dx);
-    } else {
-      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, w.adds, dx);
-    }
-    if (!kPairs && a.ddelta.by_steps) {
-      store_row(step.value, ddelta);
-    } else {
-      store_pair<kPairs, E>(a.ddelta, ddelta_lane, pixel, count, a.add, ddelta);
-    }
-  }
-}
-
-// And what its tiles have: rows of dB and dC, n states at once.
-template <int kRows, int n, typename Acc>
-VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
-                                 int begin, int tiles, int log2_states, const Acc* sums) {
-  const int share = 2 * kRows << log2_states;  // of a tile
-#pragma unroll 1
-  for (int i = opaque(thread()) * n; i < share; i += threads() * n) {
-    const int state = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (kRows - 1);
-    if (begin + u >= steps.count || state >= w.states) continue;
-    Acc sum[n], more[n];
-    load_row(sums + i, sum);
-#pragma unroll 1
-    for (int j = 1; j < tiles; ++j) {
-      load_row(sums + j * share + i, more);
-#pragma unroll
-      for (int k = 0; k < n; ++k) sum[k] += more[k];
-    }
-    const int64_t element = steps.pixels[begin + u] * a.states + state;
-    store_row(static_cast<Acc*>(row < kRows ? a.dB : a.dC) + w.matrices + element, sum);
-  }
-}
 
 template <typename E, int S, bool kZoh>
 VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
@@ -174,11 +82,10 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
       wait_copies<0>();
       barrier();
       const ChunkSteps steps = steps_of(w, chunk, pixels);
-      const int padded = (steps.count + kStrip - 1) / kStrip * kStrip, last = padded / kSub - 1;
+      const int padded = (steps.count + kStrip - 1) / kStrip * kStrip, last = (steps.count - 1) / kSub;
       decode_channels<E>(a, w, steps, padded, bias, drive, dy);
       const Seat seat(a);
-      load_piece<2, S>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, seat.column, seat.slice * S,
-                       static_cast<const Acc*>(a.checkpoints), h);
+      load_piece<2, S>(a, w, seat.column, seat.slice * S, checkpoint<Acc>(a, w, chunk), h);
       decode_matrices<E, Acc, S>(a, w, steps, matrices);
       fetch_pixels(w, chunk - 1, pixels);
       barrier();
@@ -212,11 +119,11 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
         barrier();
       }
       if (!a.pairs && a.dx.by_steps) {
-        store_columns<E, Acc>(a.dx, a.dx.at.data + w.dx, steps, w.valid, w.adds,
+        store_columns<E, Acc>(a.dx, w.dx, steps, w.valid, w.adds,
                               [=](int place, int j) { return dy[place].value[j]; });
       }
       if (!a.pairs && a.ddelta.by_steps) {
-        store_columns<E, Acc>(a.ddelta, a.ddelta.at.data + w.ddelta, steps, w.valid, a.add,
+        store_columns<E, Acc>(a.ddelta, w.ddelta, steps, w.valid, a.add,
                               [=](int place, int j) { return drive[place].value[j]; });
       }
 #pragma unroll
@@ -265,213 +172,14 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   } while (w.route + a.images < a.routes);
 }
 
-// What steps are computed from, of one state of two channels that a thread has alone, in registers; and what follows from
-// the results at once.
-template <bool kPairs, typename E, typename Acc, int kSub>
-struct Alone {
-  const BackwardArguments& a;
-  const Pair<Acc>* matrices;   // in shared memory, from the first step on
-  int32_t pixels[kSub];
-  int steps, channels;         // that are there
-  bool add;
-  char *dx, *ddelta;
-  Acc deltas[kSub][2], xs[kSub][2], gradients[kSub][2], skip[2], dD[2], dbias[2];
-
-  VMDDPM_DEVICE void step(int u, Acc (&values)[4]) const {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      values[j] = deltas[u][j];
-      values[2 + j] = deltas[u][j] * xs[u][j];
-    }
-  }
-  VMDDPM_DEVICE void gradient(int u, Acc (&values)[2]) const {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) values[j] = gradients[u][j];
-  }
-  VMDDPM_DEVICE void B(int u, Acc (&values)[1]) const { values[0] = matrices[u].value[0]; }
-  VMDDPM_DEVICE void B_and_C(int u, Acc (&values)[2]) const { load_row(matrices[u].value, values); }
-  VMDDPM_DEVICE void keep(int u, const Acc (&results)[4]) {
-    Acc more[2], ddeltas[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      ddeltas[j] = results[j] + results[2 + j] * xs[u][j];
-      if (a.softplus) ddeltas[j] *= softplus_slope(deltas[u][j]);
-      more[j] = results[2 + j] * deltas[u][j] + skip[j] * gradients[u][j];
-    }
-    if (u >= steps || channels <= 0) return;  // there the state goes on as it is, and its gradient with it
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      dD[j] += gradients[u][j] * xs[u][j];
-      dbias[j] += ddeltas[j];
-    }
-    store_pair<kPairs, E>(a.dx, dx, pixels[u], channels, add, more);
-    store_pair<kPairs, E>(a.ddelta, ddelta, pixels[u], channels, false, ddeltas);
-  }
-};
-
-// The adjoint scan of one state. A thread reads its two channels for itself, a few steps ahead of their use, and keeps
-// nothing in shared memory but delta and the states at every few steps; the block's B and C come through it.
-template <bool kPairs, typename E, bool kZoh>
-VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_backward_alone(VMDDPM_ARGUMENTS(BackwardArguments) a) {
-  using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
-  constexpr int kSub = alone_steps(sizeof(E) == 8, kZoh), kSums = 2 * kSub;
-  char* shared = gpu::shared();
-  Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
-  int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
-  Pair<Acc>* matrices = reinterpret_cast<Pair<Acc>*>(shared + a.at.matrices);
-  Pair<Acc>* deltas = reinterpret_cast<Pair<Acc>*>(shared + a.at.drive) + thread();
-  Pair<Acc>* history = reinterpret_cast<Pair<Acc>*>(shared + a.at.history) + thread();
-  Acc* sums = reinterpret_cast<Acc*>(shared + a.at.sums);
-  Acc* biases = reinterpret_cast<Acc*>(shared + a.at.bias);
-  Acc* skips = reinterpret_cast<Acc*>(shared + a.at.skip);
-  const int lane = thread() % kWarp, element = lane / (kWarp / kSums);
-  Acc* own_sum = sums + (2 * (thread() / kWarp) + element / kSub) * kChunk + element % kSub;
-
-  if (thread() == 0) begin_block(a, 0, w);
-  barrier();
-  const int channels = w.valid - 2 * thread(), column = channels > 0 ? 2 * thread() : 0;
-  do {
-    barrier();  // the route before this one is done with shared memory
-    if (thread() == 0) next_route(a, w);
-    barrier();
-    load_parameters(a, w, biases, skips);
-    barrier();
-    const auto lane_at = [&](const PairStream& s, int64_t block, int size) {
-      return s.at.data + block + (kPairs ? static_cast<int64_t>(column * size) : column * s.at.column);
-    };
-    const int dx_size = a.dx.at.wide ? sizeof(Acc) : sizeof(E), ddelta_size = a.ddelta.at.wide ? sizeof(Acc) : sizeof(E);
-    const char* x_lane = lane_at(a.x, w.x, sizeof(E));
-    const char* delta_lane = lane_at(a.delta, w.delta, sizeof(E));
-    const char* dy_lane = lane_at(a.dy, w.dy, sizeof(E));
-    Alone<kPairs, E, Acc, kSub> at{a};
-    at.channels = channels;
-    at.add = w.adds;
-    at.dx = lane_at(a.dx, w.dx, dx_size);
-    at.ddelta = lane_at(a.ddelta, w.ddelta, ddelta_size);
-    Acc rates[2], h[2], dh[2], bias[2];
-    // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
-    Acc dA[2] = {}, dD[2] = {}, dbias[2] = {};
-    load_row(biases + 2 * thread(), bias);
-    load_row(skips + 2 * thread(), at.skip);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      Acc one[1];
-      load_rates(a, w, 2 * thread() + j, 0, one);
-      rates[j] = one[0];
-      load_start(a, w, 2 * thread() + j, 0, one);
-      dh[j] = one[0];
-    }
-    const int chunks = (w.steps + kChunk - 1) / kChunk;
-    fetch_pixels(w, chunks - 1, pixels);
-
-#pragma unroll 1
-    for (int chunk = chunks - 1; chunk >= 0; --chunk) {
-      load_piece<2, 1>(a, w, w.first_step / kGpuChunk + chunk, a.chunks, 2 * thread(), 0,
-                       static_cast<const Acc*>(a.checkpoints), h);
-      wait_copies<0>();
-      barrier();
-      const ChunkSteps steps = steps_of(w, chunk, pixels);
-      decode_matrices<E, Acc, 1>(a, w, steps, matrices);
-      fetch_pixels(w, chunk - 1, pixels);
-      barrier();
-      const int last = (steps.count - 1) / kSub;
-
-      RawPair<E> raw[kSub], more[kSub];
-      const auto fetch = [&](const PairStream& one, const char* one_lane, const PairStream& other, const char* other_lane,
-                             bool has_other, int group) {
-        int32_t at_pixels[kSub];
-        load_row(steps.pixels + group * kSub, at_pixels);
-#pragma unroll
-        for (int u = 0; u < kSub; ++u) {
-          fetch_pair<kPairs>(one, one_lane, at_pixels[u], channels, raw[u]);
-          if (has_other) fetch_pair<kPairs>(other, other_lane, at_pixels[u], channels, more[u]);
-        }
-      };
-      fetch(a.x, x_lane, a.delta, delta_lane, true, 0);
-#pragma unroll 1
-      for (int group = 0; group <= last; ++group) {
-        at.matrices = matrices + group * kSub;
-#pragma unroll
-        for (int u = 0; u < kSub; ++u) {
-          values_of<kPairs>(raw[u], at.xs[u]);
-          values_of<kPairs>(more[u], at.deltas[u]);
-        }
-        if (group < last) fetch(a.x, x_lane, a.delta, delta_lane, true, group + 1);
-#pragma unroll
-        for (int u = 0; u < kSub; ++u) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            Acc& delta = at.deltas[u][j];
-            delta += bias[j];
-            if (a.softplus) delta = softplus(delta);
-            if (group * kSub + u >= steps.count || j >= channels) delta = Acc(0);
-          }
-          store_row(deltas[(group * kSub + u) * threads()].value, at.deltas[u]);
-        }
-        store_row(history[group * threads()].value, h);
-        replay_steps<1, kSub, kZoh>(at, rates, h);
-      }
-
-      Acc chunk_dA[2] = {};
-#pragma unroll
-      for (int j = 0; j < 2; ++j) at.dD[j] = at.dbias[j] = Acc(0);
-#pragma unroll
-      for (int u = 0; u < kSub; ++u) more[u] = RawPair<E>{};
-      fetch(a.x, x_lane, a.dy, dy_lane, a.has_dy, last);
-#pragma unroll 1
-      for (int group = last; group >= 0; --group) {
-        at.matrices = matrices + group * kSub;
-        at.steps = steps.count - group * kSub;
-        load_row(steps.pixels + group * kSub, at.pixels);
-#pragma unroll
-        for (int u = 0; u < kSub; ++u) {
-          values_of<kPairs>(raw[u], at.xs[u]);
-          values_of<kPairs>(more[u], at.gradients[u]);
-          load_row(deltas[(group * kSub + u) * threads()].value, at.deltas[u]);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            if (u >= at.steps || j >= channels) at.gradients[u][j] = Acc(0);
-          }
-        }
-        load_row(history[group * threads()].value, h);
-        if (group > 0) fetch(a.x, x_lane, a.dy, dy_lane, a.has_dy, group - 1);
-        const Acc sum = adjoint_steps<1, kSub, kZoh, kWarp>(at, rates, h, dh, chunk_dA, lane);
-        if (lane % (kWarp / kSums) == 0) own_sum[group * kSub] = sum;
-      }
-      barrier();
-      combine_tiles<kChunk, 1>(a, w, steps, 0, threads() / kWarp, 0, sums);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        dA[j] += chunk_dA[j];
-        dD[j] += at.dD[j];
-        dbias[j] += at.dbias[j];
-      }
-    }
-
-    const int64_t piece = ((w.batch * a.segments + w.segment) * a.routes + w.route) * a.channels + w.channel;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (j >= channels) continue;
-      const Acc one[1] = {dh[j]};
-      static_cast<Acc*>(a.dA)[piece + column + j] = dA[j];
-      if (a.dstart && w.segment == 0) store_states(a, w, column + j, 0, one, static_cast<Acc*>(a.dstart));
-      if (a.dD) static_cast<Acc*>(a.dD)[piece + column + j] = dD[j];
-      if (a.ddelta_bias) static_cast<Acc*>(a.ddelta_bias)[piece + column + j] = dbias[j];
-    }
-  } while (w.route + a.images < a.routes);
-}
-
 template <typename E>
 void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool zoh, void* stream) {
-  if (plan.states_per_thread * plan.slices == 1) {
-    auto kernel = a.pairs ? &scan_backward_alone<true, E, false> : &scan_backward_alone<false, E, false>;
-    if (zoh) kernel = a.pairs ? &scan_backward_alone<true, E, true> : &scan_backward_alone<false, E, true>;
-    return launch("scan_backward_alone", kernel, block_count(a), kUnit * plan.tiles, a.at.bytes, stream, a);
-  }
   constexpr int S = sizeof(E) == 8 ? 1 : 2;
   const auto kernel = zoh ? &scan_backward<E, S, true> : &scan_backward<E, S, false>;
   launch("scan_backward", kernel, block_count(a), kUnit * plan.slices * plan.tiles, a.at.bytes, stream, a);
 }
+
+int64_t matrix_elements(const ScanParams& p) { return p.batch * p.routes * p.length * p.states; }
 
 BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work) {
   const ScanParams& p = g.forward;
@@ -485,6 +193,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.segments = plan.segments;
   a.segment = plan.segment;
   a.chunks = plan.chunks;
+  a.piece = p.states * p.channels;
   a.images = p.sum_routes && plan.images ? plan.images : p.routes;
   a.log2_slices = log2_of(plan.slices);
   a.log2_tiles = log2_of(plan.tiles);
@@ -516,8 +225,8 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.checkpoints = p.checkpoints;
   a.segment_state = work.segment_state;
   a.segment_delta = work.segment_delta;
-  a.dB = g.dB;
-  a.dC = g.dC;
+  a.dB = work.matrices ? work.matrices : g.dB;
+  a.dC = work.matrices ? static_cast<char*>(work.matrices) + plan.groups * matrix_elements(p) * size_of(accumulated) : g.dC;
   a.dA = g.dA;
   a.dD = g.dD;
   a.ddelta_bias = g.ddelta_bias;
@@ -525,12 +234,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   return a;
 }
 
-}  // namespace
-}  // namespace gpu
-
-void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
-  using namespace gpu;
-  use_device(device);
+void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, void* stream) {
   const ScanParams& p = g.forward;
   BackwardArguments a = backward_arguments(g, plan, work);
   if (plan.segments > 1) {
@@ -542,6 +246,10 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     a.first_state = pass * plan.states_per_thread * plan.slices;
     a.add = pass > 0;
+    if (plan.states_per_thread * plan.slices == 1) {
+      backward_alone(a, p, plan, stream);
+      continue;
+    }
     switch (p.x.dtype) {
       case DType::f64: launch_backward<double>(a, plan, p.zoh, stream); break;
       case DType::f32: launch_backward<float>(a, plan, p.zoh, stream); break;
@@ -553,6 +261,20 @@ void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const 
     fold(work.images, p.sum_routes ? plan.images : 1, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), g.dx.data,
          g.dx.dtype, stream);
   }
+  if (work.matrices) {
+    fold(a.dB, plan.groups, matrix_elements(p), g.dB, work.dB, stream);
+    fold(a.dC, plan.groups, matrix_elements(p), g.dC, work.dC, stream);
+  }
+}
+
+}  // namespace
+}  // namespace gpu
+
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+  gpu::use_device(device);
+  gpu::for_parts(g.forward.batch, plan, [&](int64_t first, int64_t count) {
+    gpu::scan_part(gpu::part_of(g, plan, work, first, count), plan, work, stream);
+  });
 }
 
 }  // namespace vmddpm

@@ -1,4 +1,5 @@
-// The selective scan on a GPU: how it is cut (plan.cu), and its two directions (fwd.cu, bwd.cu).
+// The selective scan on a GPU: how it is cut (plan.cu), its two directions (fwd.cu, bwd.cu), and what adds up their
+// parts (fold.cu).
 //
 // A thread owns one channel and S of its states, in registers, and walks the sequence. A warp is 32 neighbouring
 // channels, so that B and C are the same for all of it and come as broadcasts from shared memory, and any visit order
@@ -19,16 +20,19 @@ struct GpuScanPlan {
   int64_t segments;           // pieces of the sequence that are scanned side by side
   int64_t chunk, chunks;      // steps between checkpoints, and how many there are
   int64_t images;             // partial images whose sum is y, one of each route, or dx; 0 if that is written at once
+  int64_t part;               // of the batch, that is walked at once: workspaces have room for no more
 };
 
 // Sizes only are read of `p`. Throws std::invalid_argument if a block needs more shared memory than there is.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward);
 
-// Workspaces, beside what ScanParams has. States of checkpoints and segments lie as (..., N, D).
+// Workspaces, beside what ScanParams has, of a part b of the batch. States of checkpoints and segments lie as (..., N, D).
 struct GpuScanWork {
-  void* segment_state;  // Acc (B, K, segments, N, D), or null if there is one segment
-  void* segment_delta;  // Acc (B, K, segments, D), likewise
+  void* segment_state;  // Acc (b, K, segments, N, D), or null if there is one segment
+  void* segment_delta;  // Acc (b, K, segments, D), likewise
   void* images;         // Acc (images, ...) of y's shape and order in memory, or null
+  void* matrices;       // Acc (2, groups, b, K, L, N), whose sums over the groups are dB and dC, or null if there is one group
+  DType dB, dC;         // of these, then; else they are Acc, and not rounded
 };
 
 // p.checkpoints is Acc (B, K, chunks, N, D) here. x and delta are of one type, B and C both of that or of the
@@ -36,7 +40,7 @@ struct GpuScanWork {
 // channels next to each other. Both throw std::runtime_error naming the kernel that could not be launched.
 void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
 
-// dA is Acc (B, segments, K, D, N) here, dD and ddelta_bias (B, segments, K, D), dB and dC (groups, B, K, L, N).
+// dA is Acc (B, segments, K, D, N) here, dD and ddelta_bias (B, segments, K, D).
 // dx and ddelta may be half precision if nothing is added to them: one pass, and for dx one route or routes not summed.
 void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
 

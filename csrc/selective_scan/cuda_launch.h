@@ -1,6 +1,6 @@
 // From a problem and its plan to launches.
 #pragma once
-#include "cuda_chunk.h"
+#include "cuda_work.h"
 
 namespace vmddpm {
 namespace gpu {
@@ -37,6 +37,9 @@ void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, 
 // out[i] = images[0][i] + images[1][i] + ..., in this order, rounded once, for i < count: `images` is Acc (parts, count),
 // Acc double if out is.
 void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream);
+
+// The adjoint scan of one state.
+void backward_alone(const BackwardArguments& a, const ScanParams& p, const GpuScanPlan& plan, void* stream);
 
 // What enters each segment from behind it, to a.segment_state: the gradient of the state after its last step.
 void adjoint_carries(BackwardArguments a, const ScanGradParams& g, const GpuScanPlan& plan, void* stream);

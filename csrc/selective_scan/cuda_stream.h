@@ -94,8 +94,8 @@ struct Matrices {
       const int t = row + k * rows;
       if (t >= kTileSteps) break;
       const int32_t pixel = *pixels.at(tile * kTileSteps + t);
-      b[k] = as_raw<T>(B + static_cast<int64_t>(pixel) * B_stream.step);
-      if constexpr (kC) c[k] = as_raw<T>(C + static_cast<int64_t>(pixel) * C_stream.step);
+      b[k] = as_raw<T>(B + wide_product(pixel, B_stream.step));
+      if constexpr (kC) c[k] = as_raw<T>(C + wide_product(pixel, C_stream.step));
     }
   }
 

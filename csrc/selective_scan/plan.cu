@@ -40,6 +40,50 @@ double cycles(int64_t blocks, double warps, int64_t resident, double instruction
   return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
 }
 
+constexpr double kLaunch = 4500;  // cycles
+
+// A way to cut a problem, the cycles it is predicted to take, and the numbers that its workspaces hold.
+struct Cut {
+  GpuScanPlan plan;
+  double time;
+  int64_t numbers;
+};
+
+// Of those that take hardly more time than the fastest, the one that takes the least memory.
+GpuScanPlan chosen(const std::vector<Cut>& cuts) {
+  constexpr double kHardly = 1.05;
+  const auto faster = [](const Cut& a, const Cut& b) { return a.time < b.time; };
+  const double most = kHardly * std::min_element(cuts.begin(), cuts.end(), faster)->time;
+  const Cut* best = nullptr;
+  for (const Cut& cut : cuts) {
+    if (cut.time > most) continue;
+    if (!best || cut.numbers < best->numbers || (cut.numbers == best->numbers && cut.time < best->time)) best = &cut;
+  }
+  return best->plan;
+}
+
+// That fill half of the places that a GPU has for blocks.
+int64_t least_images(int64_t resident, const GpuLimits& limits, int64_t blocks_of_image) {
+  return ceil_div(resident * limits.multiprocessors, 2 * std::max<int64_t>(1, blocks_of_image));
+}
+
+// The problem cut as the plan says, and where a part of the batch fills the GPU, also with so many images of it at a time.
+// walk(images): the cycles that so many take; a part is `launches` launches.
+template <typename Walk>
+void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, int64_t numbers_of_image, int launches,
+               int64_t least, Walk walk) {
+  constexpr int64_t kMostParts = 64;
+  const int64_t most = numbers_of_image > 0 && plan.segments == 1 ? std::min(p.batch, kMostParts) : 1;
+  for (int64_t parts = 1; parts <= std::max<int64_t>(1, most); ++parts) {
+    plan.part = std::max<int64_t>(1, ceil_div(p.batch, parts));
+    if (parts > 1 && plan.part < least) break;
+    const int64_t whole = p.batch / plan.part, rest = p.batch % plan.part;
+    double time = static_cast<double>(whole) * walk(plan.part) + (rest ? walk(rest) : 0);
+    time += static_cast<double>((whole + (rest > 0) - 1) * launches) * kLaunch;
+    cuts.push_back({plan, time, plan.part * numbers_of_image});
+  }
+}
+
 // A way to share out the states of a channel, and what a warp executes (BUDGET.md): for a step, and for a state of it.
 struct ForwardKernel {
   int states, slices;
@@ -53,7 +97,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
   constexpr ForwardKernel kOne{1, 1, 2, 4, 32, 52, 8, true}, kFour{4, 1, 2, 4, 24, 48, 6, true};
   constexpr ForwardKernel kSixteen{16, 1, 3, 4, 16, 48, 6, false}, kSplit{4, 4, 1, 2, 24, 26, 6, true};
   constexpr ForwardKernel kDouble{1, 4, 1, 2, 8, 60, 60, true};
-  constexpr double kLaunch = 4500, kBlock = 400;  // cycles, and instructions of a warp
+  constexpr double kBlock = 400;  // instructions of a warp
   std::vector<ForwardKernel> kernels;
   if (p.wide) {
     kernels = {kDouble};
@@ -65,8 +109,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
     kernels = {kSixteen, kSplit};
   }
 
-  GpuScanPlan best{};
-  double least = 0;
+  std::vector<Cut> cuts;
   int64_t needed = INT64_MAX;
   const int64_t columns = ceil_div(p.channels, gpu::kWarp), chunks = ceil_div(p.length, kGpuChunk);
   for (const ForwardKernel& kernel : kernels) {
@@ -91,24 +134,22 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        const int64_t blocks = p.batch * p.routes * plan.groups * plan.segments;
+        const int64_t blocks = p.routes * plan.groups * plan.segments;  // of an image
         const double steps = static_cast<double>(std::min(p.length, plan.segment));
         const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
         // Warps beyond the last channel do not walk.
         const double walking = warps * static_cast<double>(columns) / static_cast<double>(of_blocks);
-        double time = cycles(blocks, walking, resident, walk, limits.multiprocessors);
-        if (plan.segments > 1) time += 0.75 * time + 2 * kLaunch;
-        time *= static_cast<double>(plan.passes);
-        if (best.slices == 0 || time < least) {
-          least = time;
-          best = plan;
-        }
-        if (!kernel.carries || blocks * warps >= 16 * limits.multiprocessors) break;
+        const int64_t numbers = plan.images * p.length * p.channels * (p.sum_routes ? 1 : p.routes);
+        add_parts(cuts, plan, p, numbers, 2, least_images(resident, limits, blocks), [&](int64_t images) {
+          const double time = cycles(images * blocks, walking, resident, walk, limits.multiprocessors);
+          return static_cast<double>(plan.passes) * (plan.segments > 1 ? 1.75 * time + 2 * kLaunch : time);
+        });
+        if (!kernel.carries || p.batch * blocks * warps >= 16 * limits.multiprocessors) break;
       }
     }
   }
-  if (best.slices == 0) throw_too_large(needed, limits);
-  return best;
+  if (cuts.empty()) throw_too_large(needed, limits);
+  return chosen(cuts);
 }
 
 // Likewise of the adjoint scan, whose blocks are units of half a warp with two channels a lane; `cell`: what a warp executes
@@ -122,16 +163,15 @@ struct BackwardKernel {
 GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
   constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 121}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
   constexpr BackwardKernel kDouble{1, gpu::kMostUnits, 1, 2, 8, 1000, 300};
-  constexpr double kLaunch = 4500, kBlock = 700;  // cycles, and instructions of a warp
+  constexpr double kBlock = 700;  // instructions of a warp
   const bool alone = p.states == 1, summed = p.sum_routes && p.routes > 1;
   BackwardKernel kernel = alone ? kAlone : p.wide ? kDouble : kShared;
   if (p.wide || p.zoh) kernel.warps = 8;
 
-  GpuScanPlan best{};
-  double least = 0;
+  std::vector<Cut> cuts;
   int64_t needed = INT64_MAX;
   const int64_t columns = std::max<int64_t>(1, ceil_div(p.channels, gpu::kWarp)), chunks = ceil_div(p.length, kGpuChunk);
-  for (int slices = kernel.most_slices; slices >= 1 && best.slices == 0; slices /= 2) {
+  for (int slices = kernel.most_slices; slices >= 1 && cuts.empty(); slices /= 2) {
     // No more slices than states; fewer only where shared memory is short.
     if (slices > 1 && kernel.states * slices / 2 >= p.states) continue;
     const int least_tiles = std::max(kernel.least_tiles, 2 / slices);  // a block is a warp at least
@@ -155,37 +195,36 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        // Partial images take memory: more of them only where they save time. Segments of one route meet pixels of
-        // another's others, so there each route needs its own.
+        // Segments of one route meet pixels of another's others, so there each route needs its own partial image.
         const int64_t fewest = plan.segments > 1 ? p.routes : 1;
         for (int64_t images = summed ? fewest : 1; images <= (summed ? p.routes : 1); ++images) {
           plan.images = summed || plan.passes > 1 ? images : 0;
           const int64_t routes = summed ? ceil_div(p.routes, images) : 1;
-          const int64_t blocks = p.batch * (summed ? images : p.routes) * plan.groups * plan.segments;
+          const int64_t blocks = (summed ? images : p.routes) * plan.groups * plan.segments;  // of an image
           const double steps = static_cast<double>(std::min(p.length, plan.segment));
           const double walk = static_cast<double>(routes) * (kBlock + steps * step);
-          double time = cycles(blocks, warps, resident, walk, limits.multiprocessors);
-          if (plan.segments > 1) time += (alone ? 0.5 : 0.25) * time + 2 * kLaunch;
-          time *= static_cast<double>(plan.passes);
-          if (best.slices == 0 || time < 0.95 * least) {
-            least = time;
-            best = plan;
-          }
+          const int64_t matrices = p.wide && plan.groups == 1 ? 0 : 2 * plan.groups * p.routes * p.length * p.states;
+          const int64_t numbers = plan.images * p.length * p.channels * (p.sum_routes ? 1 : p.routes) + matrices;
+          add_parts(cuts, plan, p, numbers, 4, least_images(resident, limits, blocks), [&](int64_t part) {
+            const double time = cycles(part * blocks, warps, resident, walk, limits.multiprocessors);
+            return static_cast<double>(plan.passes) *
+                   (plan.segments > 1 ? (alone ? 1.5 : 1.25) * time + 2 * kLaunch : time);
+          });
         }
         if (p.batch * p.routes * plan.groups * plan.segments * warps >= 16 * limits.multiprocessors) break;
       }
     }
   }
-  if (best.slices == 0) throw_too_large(needed, limits);
-  return best;
+  if (cuts.empty()) throw_too_large(needed, limits);
+  return chosen(cuts);
 }
 
 }  // namespace
 
 // Which threads do what. All routes, images, segments and groups of channels are blocks of one launch of the forward scan:
-// what is predicted to take the least time is chosen among the ways to share out the states of a channel, the warps of
-// channels in a block and the pieces of a sequence that are walked side by side. So it is for the adjoint scan, whose blocks
-// walk summed routes one after another where there are enough of them: each partial image is memory.
+// what needs the least memory is chosen among what is predicted to take hardly more than the least time, of the ways to
+// share out the states of a channel, the warps of channels in a block, the pieces of a sequence that are walked side by side
+// and the parts of the batch. So it is for the adjoint scan, whose blocks may walk summed routes one after another.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
   GpuScanPlan plan = backward ? backward_plan(p, limits) : forward_plan(p, limits);
   if (p.channels == 0) plan.groups = 0;  // and no block

@@ -70,6 +70,8 @@ VMDDPM_DEVICE T* opaque(T* address) {
   return address;
 }
 
+VMDDPM_DEVICE int64_t wide_product(int32_t a, int32_t b) { return static_cast<int64_t>(a) * b; }
+
 VMDDPM_DEVICE char* shared() { return emulation::here.shared; }
 
 template <typename T>

@@ -27,6 +27,8 @@ CASES = {
     "whole rows, bfloat16, segments": ((1, 2, 70, 32, 16), torch.bfloat16, EMPTY, {}),
     "single elements, half": ((1, 2, 20, 5, 3), torch.float16, FILLED, {}),
     "double": ((1, 2, 37, 9, 5), torch.float64, FILLED, {}),
+    "parts of the batch": ((5, 4, 70, 5, 6), torch.bfloat16, FILLED, {}),
+    "parts of the batch, one state": ((9, 4, 100, 5, 1), torch.float32, FILLED, {}),
     "no softplus": ((2, 2, 37, 9, 5), torch.float32, FILLED, {"delta_softplus": False}),
     "zoh": ((1, 2, 37, 9, 6), torch.float32, FILLED, {"discretization": "zoh"}),
     "zoh, one state": ((1, 1, 20, 9, 1), torch.float32, FILLED, {"discretization": "zoh"}),

@@ -39,3 +39,23 @@ def test_fits_every_gpu(emulated_native, states, wide, zoh, shared_bytes):
             emulated_native, 8, 4, 768, 512, states, backward, summed=True, wide=wide, zoh=zoh, limits=limits
         )
         assert plan.passes * plan.slices * plan.states_per_thread >= states
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "dim", "length", "states", "limits"),
+    [(128, 192, 784, 16, H200), (256, 192, 1024, 16, H200), (5, 5, 70, 6, (0, H200[1])), (9, 5, 100, 1, (0, H200[1]))],
+)
+def test_workspaces_are_of_a_part_of_a_large_batch(emulated_native, batch, dim, length, states, limits, backward):
+    plan = cut(emulated_native, batch, 4, dim, length, states, backward, summed=True, limits=limits)
+    assert 1 <= plan.part < batch
+    assert plan.segments == 1
+    if limits is H200:  # bytes of float32 a (pixel, channel) of the whole batch
+        partial_matrices = 2 * plan.groups * 4 * states / dim if backward else 0
+        workspace = 4 * (plan.images + partial_matrices) * plan.part / batch
+        assert workspace <= (5 if backward else 8)
+
+
+def test_a_small_batch_is_one_part(emulated_native):
+    for backward in (False, True):
+        assert cut(emulated_native, 16, 4, 192, 1024, 16, backward, summed=True).part == 16

@@ -73,7 +73,7 @@ class CudaBackend(TritonSteps):
         arguments, vectors = _streamed(inputs, order, sizes, vectors)
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
         y = empty(image_shape(sizes), vectors, result, device)
-        images = torch.empty(plan.images * y.numel(), dtype=dtype, device=device) if plan.images else None
+        images = _partial_images(y, plan, dtype)
         state = torch.empty(
             sizes.batch, sizes.routes, sizes.channels, sizes.states, dtype=dtype, device=device
         )
@@ -104,19 +104,25 @@ class CudaBackend(TritonSteps):
         channel_first = options.channel_first and not plan.images
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
         dx = empty(image_shape(sizes), channel_first, result, device)
-        images = torch.empty(plan.images * dx.numel(), dtype=dtype, device=device) if plan.images else None
+        images = _partial_images(dx, plan, dtype)
         ddelta_dtype = dtype if plan.passes > 1 else arguments.delta.dtype
         ddelta = empty(sizes[:4], options.channel_first, ddelta_dtype, device)
-        grads = empty_gradients(arguments, sizes, sizes.batch * plan.segments, plan.groups, (True,) * 8, dx, ddelta)
+        pieces = sizes.batch * plan.segments
+        of_matrices = (dtype, dtype) if sizes.wide else (inputs.B.dtype, inputs.C.dtype)
+        grads = empty_gradients(arguments, sizes, pieces, 1, (True,) * 8, dx, ddelta, matrix_dtypes=of_matrices)
+        matrices = None
+        if plan.groups != 1 or of_matrices != (dtype, dtype):
+            of_part = (2, plan.groups, plan.part, sizes.routes, sizes.length, sizes.states)
+            matrices = torch.empty(of_part, dtype=dtype, device=device)
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(
                 arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
-                *_workspaces(sizes, plan, dtype, device), images, *self.runtime.stream(device),
+                *_workspaces(sizes, plan, dtype, device), images, matrices, *self.runtime.stream(device),
             )  # fmt: skip
-        del images
+        del images, matrices
         if options.channel_first != channel_first:
             grads = grads._replace(dx=empty(dx.shape, True, inputs.x.dtype, device).copy_(dx))
-        return gradients_of(inputs, arguments, grads, partial=sizes.batch * plan.segments != 1 or plan.groups != 1)
+        return gradients_of(inputs, arguments, grads, partial=pieces != 1)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape
@@ -200,6 +206,13 @@ def _channel_last(tensor: Tensor) -> Tensor:
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
+
+
+def _partial_images(of: Tensor, plan: "GpuScanPlan", dtype: torch.dtype) -> Tensor | None:
+    """Whose sum y or dx is, of as much of the batch as is walked at once."""
+    if not plan.images:
+        return None
+    return torch.empty(plan.images, plan.part, *of.shape[1:], dtype=dtype, device=of.device)
 
 
 def _workspaces(

@@ -150,25 +150,28 @@ def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
 def empty_gradients(
     inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor,
     ddelta: Tensor | None, narrow_dx: Tensor | None = None,
+    matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> ScanGradients:  # fmt: skip
     """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
-    one of partial sums over groups of channels where `groups` > 1. dB and dC are made where there is a ddelta."""
+    one of partial sums over groups of channels where `groups` > 1. dB and dC are made where there is a ddelta, in the
+    type of the accumulation or in `matrix_dtypes`."""
     _, _, A, B, _, D, delta_bias, initial_state, _ = inputs
+    of_dB, of_dC = matrix_dtypes or (A.dtype, A.dtype)
     batch, routes, length, _, states, _, _ = sizes
     matrix = (batch, routes, length, states) if groups == 1 else (groups, batch, routes, length, states)
     dB: Tensor | None
     if ddelta is None:
         dB = None
-    elif groups == 1 and B.dtype is A.dtype and B.is_contiguous():
+    elif groups == 1 and B.dtype is of_dB and B.is_contiguous():
         dB = torch.empty_like(B)  # for less time than by its shape
     else:
-        dB = torch.empty(matrix, dtype=A.dtype, device=A.device)
+        dB = torch.empty(matrix, dtype=of_dB, device=A.device)
     return ScanGradients(
         dx,
         ddelta,
         _partial(A, pieces) if needed[2] else None,
         dB,
-        None if dB is None else torch.empty_like(dB),
+        None if dB is None else torch.empty_like(dB, dtype=of_dC),
         None if D is None or not needed[5] else _partial(D, pieces),
         None if delta_bias is None or not needed[6] else _partial(delta_bias, pieces),
         None if initial_state is None or not needed[7] else torch.empty_like(initial_state),

@@ -40,7 +40,7 @@ class _Side(NamedTuple):
 
     @property
     def in_rows(self) -> bool:
-        return self.strides[3] <= self.strides[2]
+        return self.strides[3] < self.strides[2]
 
     def aligned(self, *elements: int) -> bool:
         """Whether these many elements, and what lies between images, are whole vectors that begin as vectors do."""

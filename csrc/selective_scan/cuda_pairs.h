@@ -1,0 +1,96 @@
+// Two neighbouring channels of a lane: how tensors are read and written by them.
+#pragma once
+#include "../common/gpu_stream.h"
+
+namespace vmddpm {
+namespace gpu {
+
+template <typename Acc>
+using Pair = Pack<Acc, 2>;
+
+// A tensor of two channels to a lane.
+struct PairStream {
+  Stream at;
+  bool pairs;      // two neighbours, the first of them even, are one aligned access
+  bool by_steps;   // steps are closer to one another than channels: lanes go along them
+};
+
+// `wide`: of the accumulation's type where others may be narrower.
+inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], bool wide) {
+  PairStream s{make_stream(view, sizes, false, wide), false, false};
+  const int64_t pair = int64_t{2} << log2_size(view.dtype);
+  const auto aligned = [&](int64_t bytes) { return bytes % pair == 0; };
+  s.pairs = s.at.column * 2 == pair && sizes[3] % 2 == 0 && aligned(reinterpret_cast<intptr_t>(view.data)) &&
+            aligned(s.at.batch) && aligned(s.at.route) && aligned(s.at.step);
+  s.by_steps = sizes[3] > 1 && magnitude(s.at.column) > magnitude(s.at.step);
+  return s;
+}
+
+// Two channels' elements as they were loaded; where they have two bytes and make a pair, both are in the first.
+template <typename E>
+struct RawPair {
+  Raw<E> raw[2];
+};
+
+// Where a tensor has the channel that is `column` from a block's first.
+template <bool kPairs>
+VMDDPM_DEVICE char* lane_at(const PairStream& s, char* block, int column) {
+  if constexpr (kPairs) return opaque(block + wide_product(column, static_cast<int32_t>(s.at.column)));  // of one element
+  return opaque(block + column * s.at.column);
+}
+
+// A lane's two channels, the first at `lane`, of which `count` (1 or more) exist; else the first twice.
+template <bool kPairs, typename E>
+VMDDPM_DEVICE void fetch_pair(const PairStream& s, const char* lane, int32_t pixel, int count, RawPair<E>& pair) {
+  const char* from = lane + wide_product(pixel, s.at.step);
+  if constexpr (!kPairs) {
+    pair.raw[0] = load_raw<E>(from);
+    pair.raw[1] = load_raw<E>(from + (count > 1 ? s.at.column : 0));
+  } else if constexpr (sizeof(E) == 2) {
+    pair.raw[0] = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    load_row(reinterpret_cast<const E*>(from), pair.raw);
+  }
+}
+
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void values_of(const RawPair<E>& pair, Acc (&values)[2]) {
+  values[0] = widen_raw<E>(pair.raw[0]);
+  if constexpr (kPairs && sizeof(E) == 2) {
+    values[1] = widen_raw<E>(pair.raw[0] >> 16);
+  } else {
+    values[1] = widen_raw<E>(pair.raw[1]);
+  }
+}
+
+template <bool kPairs, typename T, typename Acc>
+VMDDPM_DEVICE void store_pair_as(const PairStream& s, char* to, int count, bool add, const Acc (&values)[2]) {
+  if constexpr (kPairs) {
+    T results[2];
+    if (add) load_row(reinterpret_cast<const T*>(to), results);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) narrow(add ? values[j] + static_cast<Acc>(widen(results[j])) : values[j], results[j]);
+    store_row(reinterpret_cast<T*>(to), results);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 2; ++j, to += s.at.column) {
+      if (j >= count) continue;
+      T& target = *reinterpret_cast<T*>(to);
+      narrow(add ? values[j] + static_cast<Acc>(widen(target)) : values[j], target);
+    }
+  }
+}
+
+// Two values, of which `count` exist, or adds them to what is there, which is then of the accumulation's type.
+template <bool kPairs, typename E, typename Acc>
+VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, bool add, const Acc (&values)[2]) {
+  char* to = lane + wide_product(pixel, s.at.step);
+  if constexpr (sizeof(E) < sizeof(Acc)) {
+    if (!s.at.wide) return store_pair_as<kPairs, E>(s, to, count, false, values);
+  }
+  if (add) return store_pair_as<kPairs, Acc>(s, to, count, true, values);
+  store_pair_as<kPairs, Acc>(s, to, count, false, values);
+}
+
+}  // namespace gpu
+}  // namespace vmddpm

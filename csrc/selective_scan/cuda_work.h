@@ -1,0 +1,221 @@
+// A block's piece of the adjoint scan: what it is given, what it keeps in shared memory, and its states and parameters.
+//
+// A lane has two neighbouring channels, so a unit of 16 lanes has 32, which is what a tile is. Warps of two units read
+// either two slices of the states of the same channels, or two tiles.
+#pragma once
+#include "../common/gpu_math.h"
+#include "cuda.h"
+#include "cuda_pairs.h"
+
+namespace vmddpm {
+namespace gpu {
+
+constexpr int kChunk = static_cast<int>(kGpuChunk);
+constexpr int kUnit = kWarp / 2;
+constexpr int kPitchOfPairs = kUnit + 1;              // lanes along steps meet few banks twice
+constexpr int kTilePairs = kChunk * kPitchOfPairs;
+constexpr int kStrip = 8;                             // steps after which slices add up
+constexpr int kMostUnits = 8;                         // slices of a channel's states
+constexpr int kMatrixPitch = kChunk + 1;              // steps of a slice's B and C
+
+// Steps whose states the backward holds in registers at once, of S states of two channels.
+VMDDPM_CONSTANT int sub_steps(int S, bool wide, bool zoh) { return 8 / S / (wide ? 2 : 1) / (zoh ? 2 : 1); }
+
+// The same of a thread that has the only state of its channels.
+VMDDPM_CONSTANT int alone_steps(bool wide, bool zoh) { return 4 / (wide ? 2 : 1) / (zoh ? 2 : 1); }
+
+// What a step of two channels is computed from: delta, then delta x, of each.
+template <typename Acc>
+using Drive = Pack<Acc, 4>;
+
+// Byte offsets into a block's shared memory.
+struct ChunkLayout {
+  int32_t work, pixels;   // pixels of two chunks
+  int32_t drive, dy;      // Drive and Pair [tile][step][lane]
+  int32_t matrices;       // B, then C: Pack<Acc, 2 S> [slice][step]
+  int32_t history;        // states [sub-step][thread]
+  int32_t partial;        // Drive [tile][slice][step of a strip][lane]: ddelta and ddrive to be added up
+  int32_t sums;           // dB and dC [tile][which][step of a strip][state]
+  int32_t totals;         // Drive [thread]: the gradients of D and of delta_bias, of the chunks so far
+  int32_t bias, skip;     // delta_bias and D of the block's channels
+  int32_t bytes;
+};
+
+struct BackwardArguments {
+  int64_t batch, routes, length, channels, states;
+  int64_t first_state;                // of this launch
+  int64_t groups, segments, segment, chunks;
+  int64_t piece;                      // states of all channels: of a checkpoint, of a segment
+  int64_t images;                     // a block walks every images-th route, and adds up what they give dx
+  int32_t log2_slices, log2_tiles;
+  bool softplus, has_dy;
+  bool add;                           // to what a launch before this one gave dx and ddelta
+  bool pairs;                         // all of x, delta, dy, dx and ddelta are read and written in pairs
+  bool start_by_segment;
+  ChunkLayout at;
+  PairStream x, delta, dy, B, C, dx, ddelta;
+  const void *A, *D, *delta_bias;
+  const int32_t* table;
+  const void* start;                  // gradients of the states: (B, K, D, N), or (B, K, segments, N, D); null is zero
+  const void* checkpoints;
+  void *segment_state, *segment_delta;
+  void *dB, *dC, *dA, *dD, *ddelta_bias, *dstart;
+};
+
+// A block's piece of the work. It lives in shared memory: every thread needs it, seldom, and a register each for its
+// numbers would be missing where the recurrences run.
+struct Work {
+  int64_t batch, image, group, segment, channel;  // `channel` is the block's first
+  int64_t first_step;
+  int32_t steps;                           // of the segment
+  int32_t valid;                           // channels of the block that exist
+  int32_t states;                          // states that exist, of those of this launch
+  // Of the route at hand: where tensors begin, at the block's first channel or state.
+  int64_t route;                           // before the first: that less a.images
+  bool adds;                               // dx, to what is there
+  char *x, *delta, *dy, *B, *C, *dx, *ddelta;
+  int64_t matrices;                        // rows of dB and dC, in elements
+  int64_t checkpoints;                     // those of the segment, likewise
+  const int32_t* table;                    // at the segment's first step
+};
+
+// For the first thread of a block.
+VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work& w) {
+  int64_t index = block();
+  w.group = index % a.groups;
+  index /= a.groups;
+  w.segment = index % a.segments;
+  index /= a.segments;
+  w.image = index % a.images;
+  w.batch = index / a.images;
+  w.route = w.image - a.images;
+  w.first_step = w.segment * a.segment;
+  const int64_t steps = a.length - w.first_step, width = kWarp << a.log2_tiles;
+  w.steps = static_cast<int32_t>(steps < a.segment ? steps : a.segment);
+  w.channel = w.group * width;
+  w.valid = static_cast<int32_t>(a.channels - w.channel < width ? a.channels - w.channel : width);
+  const int64_t states = a.states - a.first_state;
+  w.states = static_cast<int32_t>(states < 1 << log2_states ? states : 1 << log2_states);
+}
+
+// Likewise, for each route.
+VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
+  const int64_t route = w.route + a.images;
+  const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
+    return s.at.data + w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
+  };
+  w.route = route;
+  w.adds = a.add || route != w.image;
+  w.x = start(a.x, route, w.channel);
+  w.delta = start(a.delta, route, w.channel);
+  w.dy = start(a.dy, route, w.channel);
+  w.B = start(a.B, route, a.first_state);
+  w.C = start(a.C, route, a.first_state);
+  w.dx = start(a.dx, w.image, w.channel);
+  w.ddelta = start(a.ddelta, route, w.channel);
+  w.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
+  w.checkpoints = ((w.batch * a.routes + route) * a.chunks + w.first_step / kGpuChunk) * a.piece;
+  w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
+}
+
+// Starts copying where the steps of a chunk stand. Beyond the last step its pixel is repeated, so that what is loaded for
+// them is there.
+VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
+  if (chunk >= 0 && thread() < kChunk) {
+    const int step = chunk * kChunk + thread(), inside = step < w.steps ? step : w.steps - 1;
+    int32_t* to = pixels + chunk % 2 * kChunk + thread();
+    if (w.table) {
+      copy_async<4>(to, w.table + inside, 4);
+    } else {
+      *to = static_cast<int32_t>(w.first_step) + inside;
+    }
+  }
+  commit_copies();
+}
+
+// The states (N, D) before a chunk of the segment.
+template <typename Acc>
+VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const Work& w, int chunk) {
+  return static_cast<const Acc*>(a.checkpoints) + w.checkpoints + chunk * a.piece;
+}
+
+// Where those of the segment lie in a tensor (B, K, segments, N, D): state n of channel d at offset + n * channels + d.
+VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const Work& w) {
+  return ((w.batch * a.routes + w.route) * a.segments + w.segment) * a.piece;
+}
+
+// A thread's S states, from `first` on of the launch's, to where a piece (N, D) lies.
+template <typename Acc, int S>
+VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
+  if (column >= w.valid) return;
+  to += (a.first_state + first) * a.channels + w.channel + column;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    if (first + s < w.states) to[s * a.channels] = h[s];
+  }
+}
+
+// The same of n neighbouring channels from there, zero where there is no such state or channel.
+template <int n, int S, typename Acc>
+VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc* from,
+                              Acc (&h)[n * S]) {
+  from += (a.first_state + first) * a.channels + w.channel + column;
+#pragma unroll
+  for (int s = 0; s < S; ++s, from += a.channels) {
+#pragma unroll
+    for (int j = 0; j < n; ++j) h[j * S + s] = column + j < w.valid && first + s < w.states ? from[j] : Acc(0);
+  }
+}
+
+// To a tensor (B, K, D, N).
+template <typename Acc, int S>
+VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
+  if (column >= w.valid) return;
+  to += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    if (first + s < w.states) to[s] = h[s];
+  }
+}
+
+// The S states a thread starts a segment from.
+template <typename Acc, int S>
+VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int column, int first, Acc (&h)[S]) {
+  const Acc* start = static_cast<const Acc*>(a.start);
+  if (a.start_by_segment) return load_piece<1, S>(a, w, column, first, start + segment_states(a, w), h);
+  start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
+#pragma unroll
+  for (int s = 0; s < S; ++s) h[s] = a.start && column < w.valid && first + s < w.states ? start[s] : Acc(0);
+}
+
+// The rates of S states of a channel, zero (a decay of one) where there is no such state or channel.
+template <typename Acc, int S>
+VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const Work& w, int column, int first, Acc (&rates)[S]) {
+  const Acc* A = static_cast<const Acc*>(a.A) + (w.route * a.channels + w.channel + column) * a.states + a.first_state;
+#pragma unroll
+  for (int s = 0; s < S; ++s) rates[s] = column < w.valid && first + s < w.states ? rate(A[first + s]) : Acc(0);
+}
+
+// delta_bias and D of the block's channels, to shared memory; zero where there is none.
+template <typename Acc>
+VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const Work& w, Acc* bias, Acc* skip) {
+  const int64_t row = w.route * a.channels + w.channel;
+  for (int c = thread(); c < kWarp << a.log2_tiles; c += threads()) {
+    bias[c] = a.delta_bias && c < w.valid ? static_cast<const Acc*>(a.delta_bias)[row + c] : Acc(0);
+    skip[c] = a.D && a.first_state == 0 && c < w.valid ? static_cast<const Acc*>(a.D)[row + c] : Acc(0);
+  }
+}
+
+// The steps of a chunk, and where they stand.
+struct ChunkSteps {
+  const int32_t* pixels;  // in shared memory
+  int32_t count;
+};
+
+VMDDPM_DEVICE ChunkSteps steps_of(const Work& w, int chunk, const int32_t* pixels) {
+  const int left = w.steps - chunk * kChunk;
+  return {pixels + chunk % 2 * kChunk, left < kChunk ? left : kChunk};
+}
+
+}  // namespace gpu
+}  // namespace vmddpm
