@@ -76,7 +76,7 @@ def sizes():
                     long = length >= 784 and (discretization == "zoh" or not common)
                     rare = states == 5 or length == 65 or (discretization == "zoh" and not common)
                     both = common and discretization == "mamba" and length < 784
-                    other_turn = not both and K != (1, 4)[(l + n) % 2]
+                    other_turn = not both and (1, 4)[(l + n) % 2] != K
                     slow = long or rare or other_turn or (states == 256 and length >= 196)
                     marks = [pytest.mark.slow] if slow else []
                     yield pytest.param(length, states, K, discretization, marks=marks)

@@ -161,7 +161,10 @@ CASES = {
         f"{str(dtype).removeprefix('torch.')}, steps": lambda dtype=dtype: convolution_and_step(dtype)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     },
-    **{f"float32, {taps} taps": lambda taps=taps: convolution_and_step(torch.float32, taps, 2**taps) for taps in (2, 3)},
+    **{
+        f"float32, {taps} taps": lambda taps=taps: convolution_and_step(torch.float32, taps, states=2**taps)
+        for taps in (2, 3)
+    },
     # What only images of 513 to 1024 pixels need, of sequences in planes that begin anywhere in a sector.
     "bfloat16, wide": lambda: scan_and_merge(31, 33, torch.bfloat16),
 }
