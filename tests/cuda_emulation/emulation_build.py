@@ -35,29 +35,31 @@ _OPTIONS = {
 }
 
 
-def build(
-    sanitizer: str = os.environ.get(_CURRENT, "none"),
-    target: str = "_native",
-    folder: Path | None = None,
-    kernels: Path = ROOT / "csrc",
-) -> Path:
+def build(sanitizer: str = os.environ.get(_CURRENT, "none"), target: str = "_native") -> Path:
     """The built `_native` module, or the `selftest` program, or the `selftest_library`; built again where needed.
 
-    Without a sanitizer's name, for the one that this Python runs under. `kernels` may be a copy of csrc/ with a fault
-    planted, built in a folder of its own."""
-    folder = folder or BUILD / sanitizer
+    Without a sanitizer's name, for the one that this Python runs under. `planted` is the `_native` module with
+    `planted_source` in place of csrc/selective_scan/fwd.cu."""
+    folder = BUILD / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _configure(sanitizer, folder, kernels)
+        _configure(sanitizer, folder)
         _run(["cmake", "--build", str(folder), "--target", target])
+    module = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     files = {
-        "_native": f"_native{sysconfig.get_config_var('EXT_SUFFIX')}",
+        "_native": module,
+        "planted": f"planted/{module}",
         "selftest": "selftest",
         "selftest_library": "libselftest_library.so",
         "emulator_archive": "libemulator_archive.a",
     }
     return folder / files[target]
+
+
+def planted_source(sanitizer: str) -> Path:
+    """Where to write fwd.cu with a fault, before `planted` is built."""
+    return BUILD / sanitizer / "planted" / "fwd.cu"
 
 
 def load(path: Path) -> ModuleType:
@@ -121,13 +123,12 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _configure(sanitizer: str, folder: Path, kernels: Path) -> None:
+def _configure(sanitizer: str, folder: Path) -> None:
     """Once for each compiler and Python: ninja sees to everything else that changes."""
     import pybind11
 
     options = [
         f"-DSANITIZER={sanitizer}",
-        f"-DKERNELS={kernels}",
         f"-DCMAKE_CXX_COMPILER={_compiler()}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

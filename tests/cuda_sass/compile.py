@@ -3,6 +3,7 @@
 The cubins lie in build/sass/ and are compiled again only when a file they include, or the command, has changed.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -142,12 +143,17 @@ def _cubin(source: Path, architecture: int) -> Cubin:
     command = [find_nvcc(), *FLAGS, include, f"-arch=sm_{architecture}", "-lineinfo", "-ptx", str(source)]
     assembler = [find_ptxas(), "-v", "-lineinfo", f"-arch=sm_{architecture}"]
     signature = f"{shlex.join(command)} && {shlex.join(assembler)}"
-    if _fresh(cubin, dependencies, signature):
-        return cubin
     cubin.path.parent.mkdir(parents=True, exist_ok=True)
-    # Named after the process, so that two runs at the same time do not write into each other's files.
+    with Path(f"{stem}.lock").open("w") as lock:  # of several processes one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _fresh(cubin, dependencies, signature):
+            _compile(cubin, dependencies, command, assembler, signature)
+    return cubin
+
+
+def _compile(cubin: Cubin, dependencies: Path, command: list[str], assembler: list[str], signature: str) -> None:
     files = (cubin.path, cubin.ptx, dependencies)
-    partial, partial_ptx, partial_dependencies = partials = [Path(f"{path}.{os.getpid()}") for path in files]
+    partial, partial_ptx, partial_dependencies = partials = [Path(f"{path}.partial") for path in files]
     started = time.time()
     _run([*command, "-MD", "-MF", str(partial_dependencies), "-o", str(partial_ptx)])
     said = _run([*assembler, str(partial_ptx), "-o", str(partial)])
@@ -155,11 +161,10 @@ def _cubin(source: Path, architecture: int) -> Cubin:
         os.replace(written, file)
     # The log comes last and stands for all of them. It is as old as the start, so that a file which was edited during
     # the compilation counts as newer.
-    partial_log = Path(f"{cubin.log}.{os.getpid()}")
+    partial_log = Path(f"{cubin.log}.partial")
     partial_log.write_text(f"{signature}\n{said}")
     os.utime(partial_log, (started, started))
     os.replace(partial_log, cubin.log)
-    return cubin
 
 
 def _run(command: list[str]) -> str:

@@ -49,7 +49,13 @@ def disassembled():
     return found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Every test run compiles for the two whose code differs most, and which the tests of the PTX run.
+IN_EVERY_RUN = (80, 90)
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=[] if a in IN_EVERY_RUN else pytest.mark.slow) for a in ARCHITECTURES]
+)
 def test_kernels_stay_in_registers(architecture):
     entries = compiled_resources(architecture)
     assert entries, "ptxas reported no kernel"

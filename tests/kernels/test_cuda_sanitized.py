@@ -1,6 +1,5 @@
 """The CUDA kernels on the emulated GPU: under AddressSanitizer and ThreadSanitizer, and with threads in any order."""
 
-import shutil
 from pathlib import Path
 
 import emulation_build as build
@@ -28,21 +27,19 @@ def test_no_report(name):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
-def test_planted_race_is_reported(tmp_path, monkeypatch):
+def test_planted_race_is_reported():
     """Without the barrier before a walk, threads read tiles that others still write."""
     if reason := build.missing("thread"):
         pytest.skip(reason)
-    sources = tmp_path / "csrc"
-    shutil.copytree(build.ROOT / "csrc", sources)
-    kernel = sources / "selective_scan" / "fwd.cu"
-    text = kernel.read_text()
+    text = (build.ROOT / "csrc" / "selective_scan" / "fwd.cu").read_text()
     planted = text.replace("    barrier();\n    pixels.fetch(tile + 2)", "    pixels.fetch(tile + 2)")
     assert planted != text
-    kernel.write_text(planted)
-    folder = tmp_path / "build"
-    build.build("thread", folder=folder, kernels=sources)
+    source = build.planted_source("thread")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(planted)
+    module = build.build("thread", "planted")
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_cuda_branches.py"), "-k", "slices"]
-    done = build.sanitized("thread", arguments, {"VMDDPM_EMULATION_FOLDER": str(folder)}, timeout=900)
+    done = build.sanitized("thread", arguments, {"VMDDPM_EMULATION_MODULE": str(module)}, timeout=900)
     assert done.returncode == build.REPORTED, done.stdout[-3000:]
     assert "data race" in done.stderr
     assert "fwd.cu" in done.stderr

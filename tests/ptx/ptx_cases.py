@@ -28,6 +28,18 @@ CROSS_SCANS = {"cuda": 480, "triton": 40}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
 
 
+def far_off(
+    case: object, names: list[str], ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]
+) -> str:
+    """What is far beyond the rule of accuracy, which a case of few values may miss by one sum that cancels."""
+    for name, *values in zip(names, ours, reference, exact, strict=True):
+        unit = torch.finfo(values[0].dtype).eps * (16 if values[0].dtype == torch.float64 else 1)
+        error, other = (relative_error(value, values[2]) for value in values[:2])
+        if not error <= (4 if values[0].numel() >= 64 else 32) * max(other, unit):
+            return f"{name}: error {error:.2e}, of the reference {other:.2e}: {case}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Case:
     """A scan of images along summed routes or of sequences in groups, and how it is launched."""
@@ -91,13 +103,7 @@ class Case:
             return list(function(*tensors))
 
     def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
-        """What is far beyond the rule of accuracy, which a case of few values may miss by one sum that cancels."""
-        for name, *values in zip(self.names(), ours, reference, exact, strict=True):
-            unit = torch.finfo(values[0].dtype).eps * (16 if values[0].dtype == torch.float64 else 1)
-            error, other = (relative_error(value, values[2]) for value in values[:2])
-            if not error <= (4 if values[0].numel() >= 64 else 32) * max(other, unit):
-                return f"{name}: error {error:.2e}, of the reference {other:.2e}: {self}"
-        return ""
+        return far_off(self, self.names(), ours, reference, exact)
 
     def names(self) -> list[str]:
         """Of what `compute` and `exact` return."""

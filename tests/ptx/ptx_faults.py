@@ -132,6 +132,7 @@ def cases() -> Iterator[AnyCase]:
     """All that the nightly tests run on one architecture (test_ptx_kernels.py)."""
     for dtype in FLOATS:
         for zoh in (False, True):
+            yield from Case.chosen(dtype, zoh)
             yield from (Case.random(seed, dtype, zoh) for seed in range(SCANS["cuda"]))
         yield from (CrossCase.random(seed, dtype) for seed in range(CROSS_SCANS["cuda"]))
 

@@ -280,6 +280,8 @@ class Translator:
         if set(modifiers) - {"ftz"} or "|" in to:
             raise Unsupported("")
         a, b = self.value(first, type), self.value(second, type)
+        if type in _HALVES:
+            a, b, type = *(f"emulation::widened<{_HALVES[type]}>({half})" for half in (a, b)), "f32"
         if "ftz" in modifiers:
             a, b = _flushed(a), _flushed(b)
         compare = _UNSIGNED_COMPARE.get(compare, compare)
@@ -305,6 +307,8 @@ class Translator:
         kind = "pred" if type == "pred" else "float" if _is_float(type) else "integer"
         if type.endswith("x2"):
             kind = "pair" if type[0] in "us" else "pair of halves"
+        if type in _HALVES:
+            kind = "half"
         words = [m for m in modifiers if m not in ("ftz", "rn")] if kind == "float" else modifiers
         template = kinds[".".join([kind, *words])]
         types = [type] * (len(i.operands) - 1)

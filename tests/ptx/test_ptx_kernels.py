@@ -10,6 +10,7 @@ import torch
 from oracle import assert_as_accurate, relative_error
 from ptx import parse
 from ptx_cases import CROSS_SCANS, FLOATS, SCANS, STATES, Case, CrossCase
+from ptx_steps import ConvCase, UpdateCase
 from ptx_to_cpp import translate
 from ptx_tools import require_nvcc
 from versions import VERSIONS
@@ -80,6 +81,16 @@ def test_cross_scan(backend, first, table, run_ptx):
     assert kernels.launched
 
 
+@pytest.mark.parametrize("kind", [ConvCase, UpdateCase])
+def test_steps(kind, run_ptx):
+    """A convolution with all that it may have, in tiles that are not full; one step of 16 states."""
+    case = next(c for c in kind.all(torch.bfloat16) if c.optional and getattr(c, "taps", 4) == 4 and c.seed % 6 == 2)
+    kernels = run_ptx("triton", 90)
+    for name, value, expected in zip(case.names(), case.compute("triton"), case.exact(), strict=True):
+        assert relative_error(value, expected) <= torch.finfo(value.dtype).eps, name
+    assert kernels.launched
+
+
 def scans(backend, dtype, zoh):
     """The cases of the nightly run."""
     states = TRITON_STATES if backend == "triton" else STATES
@@ -104,33 +115,50 @@ def test_the_cases_launch_every_kernel(backend, run_ptx):
             kernels = run_ptx(backend, 90, case.multiprocessors, case.shared_bytes, mode="record")
             case.compute(backend)
             launched |= {one.name for one in kernels.launched}
+        if backend == "triton":
+            for case in [*ConvCase.all(dtype), *UpdateCase.all(dtype)]:
+                kernels = run_ptx(backend, 90, mode="record")
+                case.compute(backend)
+                launched |= {one.name for one in kernels.launched}
     if backend == "cuda":
         import cuda_kernels
 
         there = set(cuda_kernels.kernels(90))
     else:
-        # Convolutions and single steps are run by the interpreter alone.
-        others = ("conv.py", "state_update.py")
-        sources = [path.read_text() for path in TRITON_KERNELS.glob("*.py") if path.name not in others]
+        sources = [path.read_text() for path in TRITON_KERNELS.glob("*.py")]
         there = {name for source in sources for name in re.findall(r"^@kernel\ndef (\w+)", source, re.MULTILINE)}
     assert len(there) > 5
     assert launched == there
 
 
 # Of scans 4 types, with and without zoh, on both architectures: 1,792 cases of cuda, 320 of triton. Of cross scans and
-# merges 3,840 and 320.
+# merges 3,840 and 320, of convolutions 240, of single steps 288.
 @pytest.mark.slow
 @pytest.mark.parametrize("zoh", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_random_scans(backend, architecture, dtype, zoh, run_ptx, monkeypatch):
+    check_together(scans(backend, dtype, zoh), backend, monkeypatch, lambda case: (
+        run_ptx(backend, architecture, case.multiprocessors, case.shared_bytes)
+    ))  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("kind", [ConvCase, UpdateCase])
+def test_random_steps(kind, architecture, dtype, run_ptx, monkeypatch):
+    check_together(kind.all(dtype), "triton", monkeypatch, lambda case: run_ptx("triton", architecture))
+
+
+def check_together(cases, backend, monkeypatch, prepare):
     """Outputs and gradients of each case, and of all together by the rule of accuracy: of one case, a single sum that
     happens to cancel may decide."""
     results = {}
-    for case in scans(backend, dtype, zoh):
+    for case in cases:
         monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)
-        run_ptx(backend, architecture, case.multiprocessors, case.shared_bytes)
+        prepare(case)
         three = case.compute(backend), case.compute("reference"), case.exact()
         assert not (what := case.wrong(*three)), what
         for name, *values in zip(case.names(), *three):
@@ -152,8 +180,9 @@ def test_random_cross_scans(backend, architecture, dtype, run_ptx, monkeypatch):
         assert not (what := case.wrong(ours, ours, case.exact())), what
 
 
-def test_an_unknown_instruction_is_named():
-    text = ".entry odd(\n.param .u64 odd_param_0\n)\n{\n.reg .b32 %r<2>;\nlop3.b32 %r0, %r1, %r1, %r1, 0x80;\nret;\n}\n"
-    (kernel,) = parse(text)
-    with pytest.raises(Exception, match=r"odd: line 6: the instruction `lop3.b32 %r0, .*` is not known"):
+@pytest.mark.parametrize("instruction", ["lop3.b32 %r0, %r1, %r1, %r1, 0x80", "add.bf16 %h0, %h0, %h0"])
+def test_an_unknown_instruction_is_named(instruction):
+    registers = ".reg .b32 %r<2>;\n.reg .b16 %h<1>;"
+    (kernel,) = parse(f".entry odd(\n.param .u64 odd_param_0\n)\n{{\n{registers}\n{instruction};\nret;\n}}\n")
+    with pytest.raises(Exception, match=rf"odd: line 7: the instruction `{re.escape(instruction)}` is not known"):
         translate(kernel, "odd")

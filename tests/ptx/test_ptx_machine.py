@@ -50,6 +50,8 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
         ("mad.lo.s32 %r1, %r0, %r0, 7;", [t * t + 7 for t in range(32)]),
         ("div.u32 %r1, 100, 7; rem.u32 %r2, 100, 7; add.s32 %r1, %r1, %r2;", [14 + 2] * 32),
         ("setp.lt.u32 %p0, %r0, 9; selp.b32 %r1, 3, 4, %p0;", [3] * 9 + [4] * 23),
+        *((f"sub.s32 %r2, %r0, 9; cvt.rn.f32.s32 %f0, %r2; cvt.rn.{half}.f32 %h0, %f0; mov.b16 %h1, 0; "
+           f"setp.lt.{half} %p0, %h0, %h1; selp.b32 %r1, 3, 4, %p0;", [3] * 9 + [4] * 23) for half in ("f16", "bf16")),
         ("shfl.sync.bfly.b32 %r1, %r0, 5, 31, -1;", [t ^ 5 for t in range(32)]),
         ("add.s32 %r2, %r0, 3; shfl.sync.idx.b32 %r1|%p1, %r0, %r2, 31, -1;", [(t + 3) % 32 for t in range(32)]),
         ("mov.b32 {%h0, %h1}, %r0; mov.b32 %r1, {%h1, %h0};", [t << 16 for t in range(32)]),

@@ -21,10 +21,11 @@ from triton.backends.compiler import GPUTarget
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.extension import empty
-from vmddpm_kernels.backends.triton import cross_scan, selective_scan
+from vmddpm_kernels.backends.triton import cross_scan, selective_scan, steps
 from vmddpm_kernels.backends.triton.launch import OPTIONS
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
+from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -64,7 +65,7 @@ def compile_only(target, launched):
         compiled = kernel.warmup(grid=(programs,), **arguments, **OPTIONS)
         launched.append((kernel, compiled, seconds() - started))
 
-    selective_scan.launch = cross_scan.launch = launch
+    selective_scan.launch = cross_scan.launch = steps.launch = launch
 
 
 def seconds():
@@ -106,6 +107,23 @@ def every_layout(height, width, dtype, channels=96):
     scan_and_merge(height, width, dtype, [(True, True), (True, False), (False, True), (False, False)], None, channels)
 
 
+def convolution_and_step(dtype, taps=4, states=16):
+    """A causal convolution, forward and backward, and one step of a scan, with all that they may have: by the backend's
+    own functions, as itself it leaves tensors of the CPU to PyTorch."""
+    batch, length, channels = 2, 40, 72
+
+    def zeros(*shape):
+        return torch.zeros(shape, dtype=dtype)
+
+    x = zeros(batch, length, channels)
+    inputs = ConvInputs(x, zeros(channels, taps), zeros(channels), zeros(batch, taps - 1, channels))
+    steps.causal_conv1d(inputs, True)
+    steps.causal_conv1d_backward(zeros(*x.shape), inputs, True)
+    row, matrix, vector = zeros(batch, channels), zeros(batch, states), zeros(channels)
+    state, A = zeros(batch, channels, states), zeros(channels, states)
+    steps.state_update(StateInputs(state, row, row, A, matrix, matrix, vector, row, vector), True)
+
+
 def along_table(dtype):
     scan_and_merge(3, 5, dtype, table=vk.routes(3, 5, permutation=vk.patch_permutation(3, 5, seed=0)))
 
@@ -138,6 +156,14 @@ CASES = {
             ", large": lambda dtype: every_layout(160, 160, dtype),
             ", table": along_table,
         }.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, steps": lambda dtype=dtype: convolution_and_step(dtype)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    },
+    **{
+        f"float32, {taps} taps": lambda taps=taps: convolution_and_step(torch.float32, taps, states=2**taps)
+        for taps in (2, 3)
     },
     # What only images of 513 to 1024 pixels need, of sequences in planes that begin anywhere in a sector.
     "bfloat16, wide": lambda: scan_and_merge(31, 33, torch.bfloat16),

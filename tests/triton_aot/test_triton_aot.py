@@ -15,12 +15,13 @@ PROGRAM = Path(__file__).parent / "compile_triton.py"
 PINNED = version("triton")
 TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100"]
 # Of every kernel the variant that matters most; all of them in the nightly run.
-CASES = ["N=16 bfloat16", "bfloat16", "bfloat16, table"]
-MORE_ON_SM_90 = ["N=16 bfloat16, filled", "float32", "bfloat16, unaligned"]
-MORE_ON_SM_90 += ["N=1 float32", "N=5 float32", "N=16 float32", "N=16 float32, zoh", "N=20 float32", "N=16 float64"]
+CASES = ["N=16 bfloat16", "bfloat16", "bfloat16, table", "bfloat16, steps"]
+MORE_ON_SM_90 = ["N=16 bfloat16, filled", "float32", "bfloat16, unaligned", "N=16 float32, zoh"]
 SCANS = ("scan_forward", "scan_backward")
 CASES_OF_SCANS = [f"N={n} {dtype}" for n in (1, 4, 8, 16, 32) for dtype in ("float32", "bfloat16", "float16")]
-CASES_OF_SCANS += ["N=16 bfloat16, filled", "N=16 float32, zoh", "N=16 float64"]
+CASES_OF_SCANS += ["N=16 bfloat16, filled", "N=5 float32", "N=20 float32", "N=16 float32, zoh", "N=16 float64"]
+STEPS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "update")
+CASES_OF_STEPS = ["bfloat16, steps", "float16, steps", "float32, steps", "float32, 2 taps"]
 
 
 def compiled(tmp_path, *arguments, triton=PINNED):
@@ -46,7 +47,7 @@ def test_compiles(target, tmp_path):
     rows = compiled(tmp_path, "resources", target, *CASES)
     print_table(target, rows)
     copies = {"scan_planes", "merge_planes", "scan_rows", "merge_rows"}
-    assert {row["kernel"] for row in rows} == {*SCANS, "fold_routes", "gather_along_routes", *copies}
+    assert {row["kernel"] for row in rows} == {*SCANS, *STEPS, "fold_routes", "gather_along_routes", *copies}
     assert not [row for row in rows if row["kernel"] in SCANS and row["spilled"] + row["shared"]]
     if target.startswith("sm"):
         assert all(row["widest"] == [16, 16] for row in rows if row["kernel"] in copies), "no accesses of 16 bytes"
@@ -61,11 +62,13 @@ def test_nothing_spills(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("triton", VERSIONS)
-def test_scans_by_every_version(triton, target, tmp_path):
-    """No kernel of a scan needs shared memory, or more than the registers that there are."""
-    rows = compiled(tmp_path, "resources", target, *CASES_OF_SCANS, triton=triton)
+def test_every_version(triton, target, tmp_path):
+    """No kernel of a scan needs shared memory, and none of these more than the registers that there are."""
+    rows = compiled(tmp_path, "resources", target, *CASES_OF_SCANS, *CASES_OF_STEPS, triton=triton)
     print_table(target, rows, triton)
-    assert not [row for row in rows if row["kernel"] in SCANS and row["spilled"] + row["shared"]]
+    assert {row["kernel"] for row in rows} >= {*SCANS, *STEPS}
+    assert not [row for row in rows if row["kernel"] in SCANS and row["shared"]]
+    assert not [row for row in rows if row["kernel"] in (*SCANS, *STEPS) and row["spilled"]]
 
 
 @pytest.mark.slow

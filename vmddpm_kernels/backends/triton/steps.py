@@ -14,7 +14,7 @@ from vmddpm_kernels.backends.triton.launch import check_memory, launch, with_str
 from vmddpm_kernels.backends.triton.state_update import update
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
-_STEPS, _CHANNELS = 32, 64  # of a tile
+_STEPS, _CHANNELS = 8, 64   # of a tile: four elements a thread, whose taps and slopes stay in registers
 _ELEMENTS = 1024            # of a program's states
 
 
