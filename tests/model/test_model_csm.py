@@ -24,7 +24,7 @@ def ordered(height, width):
 
 
 def shuffled(height, width, seed, patch_size=1):
-    return routes(height, width, 0, patch_permutation(height, width, patch_size, seed=seed))
+    return routes(height, width, permutation=patch_permutation(height, width, patch_size=patch_size, seed=seed))
 
 
 def layer_norm(x, weight, bias):
@@ -96,7 +96,7 @@ def test_gradients_match_the_definition():
 def test_regeneration_is_the_same_directions_over_a_shuffled_image(patch_size):
     height, width = 4, 6
     csm, x = make_csm().double(), image(2, 8, height, width).double()
-    permutation = patch_permutation(height, width, patch_size, seed=5).tolist()
+    permutation = patch_permutation(height, width, patch_size=patch_size, seed=5).tolist()
     # Place (i, j) of the shuffled image holds pixel permutation[i * width + j] of the image.
     directions = four_directions(height, width)
     orders = [[divmod(permutation[i * width + j], width) for i, j in direction] for direction in directions]
