@@ -1,5 +1,5 @@
-"""Cross scan and cross merge: an image or a volume to sequences and back (VMamba, arXiv 2401.10166), as pure copies; and
-the names under which VMamba and the projects that copied it import them."""
+"""Cross scan and cross merge: an image or a volume to sequences and back (VMamba, arXiv 2401.10166), as pure copies;
+and the names under which VMamba and the projects that copied it import them."""
 
 from torch import Tensor
 
@@ -42,8 +42,8 @@ def cross_scan(
 
     Args:
         x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`; a volume (B, C, D, H, W) or (B, D, H, W, C). With
-            `one_by_one` route k reads an image of its own: (B, K, C, H, W) or (B, H, W, K, C), and with D in front of H.
-            Any strides.
+            `one_by_one` route k reads an image of its own: (B, K, C, H, W) or (B, H, W, K, C), and with D in front of
+            H. Any strides.
         out_channel_first: layout of the result.
         scans: which routes, see `vmddpm_kernels.routes`. 0 is K = 4 routes of an image and six of a volume.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
@@ -78,8 +78,8 @@ def cross_merge(
     As in VMamba, `in_channel_first` names the image side (the result) and `out_channel_first` the sequence side (y).
 
     Args:
-        y: (B, K, C, H, W), or (B, H, W, K, C) if not `out_channel_first`, with D in front of H for volumes. H and W give
-            the image's size; the elements are steps of the routes, in order.
+        y: (B, K, C, H, W), or (B, H, W, K, C) if not `out_channel_first`, with D in front of H for volumes. H and W
+            give the image's size; the elements are steps of the routes, in order.
         one_by_one: keep the K images apart instead of summing them.
         scans, permutation, backend: as in `cross_scan`.
 

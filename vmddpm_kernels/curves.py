@@ -1,8 +1,8 @@
 """The order in which a route visits the pixels of an image or the voxels of a volume, by name.
 
-A route is named `[curve-]axes[-reversed]`. `axes` has a letter for each axis, the outermost loop first: "hw" reads an image
-row by row, "wh" column by column, "hwd" walks a volume (D, H, W) through its slices at each pixel. A capital letter runs
-that axis backwards, and "-reversed" the whole route. A curve bends the walk over these loops:
+A route is named `[curve-]axes[-reversed]`. `axes` has a letter for each axis, the outermost loop first: "hw" reads an
+image row by row, "wh" column by column, "hwd" walks a volume (D, H, W) through its slices at each pixel. A capital
+letter runs that axis backwards, and "-reversed" the whole route. A curve bends the walk over these loops:
 
 | curve | visits |
 | --- | --- |
@@ -25,7 +25,7 @@ from torch import Tensor
 LETTERS = "tdhw"  # time, depth, height, width: an image is "hw"
 Size = Sequence[int]
 
-_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@(\d+))?-)?([tdhw]{1,4})(-reversed)?", re.IGNORECASE)
+_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@(\d+))?-)?([tdhwTDHW]{1,4})(-reversed)?")
 
 
 def pixel_count(size: Size) -> int:
@@ -70,8 +70,14 @@ def parse(name: str, axes: int) -> Route:
 
 
 def visits(size: Size, route: Route, device: torch.device) -> Tensor:
-    """The pixels (row-major numbers, int64 (L,)) in the order of the route, made on the device without waiting for it."""
-    letters = LETTERS[-len(size):]
+    """The pixels (row-major numbers, int64 (L,)) in the order of the route, made on the device without waiting for it.
+
+    Raises:
+        ValueError: on a Hilbert curve through a cube of more than 2^63 pixels.
+    """
+    if route.curve == "hilbert" and max(_bits(size)) * len(size) > 63:
+        raise ValueError(f"the Hilbert curve of {tuple(size)} has steps beyond int64; shorten the longest side")
+    letters = LETTERS[-len(size) :]
     grid = torch.arange(pixel_count(size), device=device).view(tuple(size))
     grid = grid.permute([letters.index(axis) for axis in route.axes.lower()])
     grid = grid.flip([place for place, axis in enumerate(route.axes) if axis.isupper()])
@@ -122,13 +128,11 @@ def _zorder(size: Size, route: Route, device: torch.device) -> Tensor:
 def _hilbert(size: Size, route: Route, device: torch.device) -> Tensor:
     places, coordinates = _places(size, device)
     bits = max(_bits(size))
-    if bits * len(size) > 63:
-        raise ValueError(f"the Hilbert curve of an image of {tuple(size)} needs steps beyond int64; shorten its longest side")
     for bit in reversed(range(1, bits)):
         below = (1 << bit) - 1
         for axis in range(len(size)):
             first, other = coordinates[0], coordinates[axis]
-            mirrored = (other >> bit) % 2 == 1  # that half of the cube is mirrored, the other one has two axes exchanged
+            mirrored = (other >> bit) % 2 == 1  # one half of the cube is, the other one has two axes exchanged
             exchanged = torch.where(mirrored, 0, (first ^ other) & below)
             coordinates[0] = first ^ torch.where(mirrored, below, exchanged)
             if axis:
@@ -155,14 +159,14 @@ def _zigzag(size: Size, route: Route, device: torch.device) -> Tensor:
 def _diagonal(size: Size, route: Route, device: torch.device) -> Tensor:
     _, (number, row) = _places((size[1], size[0]), device)
     shift = row if route.curve == "diagonal" else -row
-    return row * size[1] + (number + shift) % size[1]
+    return _number([row, (number + shift) % size[1]], size)
 
 
 def _window(size: Size, route: Route, device: torch.device) -> Tensor:
     _, coordinates = _places(size, device)
     windows = _number([c // route.side for c in coordinates], [-(-extent // route.side) for extent in size])
     inside = _number([c % route.side for c in coordinates], [route.side] * len(size))
-    return (windows * route.side ** len(size) + inside).argsort()
+    return _number([windows, inside], [1, route.side ** len(size)]).argsort()
 
 
 def _skip(size: Size, route: Route, device: torch.device) -> Tensor:
@@ -191,7 +195,7 @@ def _both_ways(*names: str) -> tuple[str, ...]:
 
 
 def _cross(axes: int) -> tuple[str, ...]:
-    """The axes in order, and with each other one in the place of the first: VMamba's cross scan, in any number of them."""
+    """The axes in order, and with each other one in the place of the first: VMamba's cross scan of any dimension."""
     letters = LETTERS[-axes:]
     exchanged = [letters[i] + letters[1:i] + letters[0] + letters[i + 1 :] for i in range(1, axes)]
     return _both_ways(letters, *exchanged)
@@ -247,16 +251,13 @@ def route_names(scans: int | str, axes: int = 2) -> tuple[str, ...]:
         isinstance(scans, int) and scans not in range(len(NUMBERED))
     ):
         raise ValueError(f"scans must be 0-3, the name of a set or names of routes joined by commas, got {scans!r}")
-    if isinstance(scans, str):
-        name = scans
-    else:
-        name = NUMBERED[scans] if scans else f"cross{axes}d"
+    name = scans if isinstance(scans, str) else NUMBERED[scans] if scans else f"cross{axes}d"
     if name in SETS:
         if axes not in SETS[name]:
             fitting = [other for other, routes in SETS.items() if axes in routes]
             raise ValueError(
                 f"scans {scans!r} is for images with {' or '.join(map(str, SETS[name]))} axes, not {axes}; "
-                + (f"those with {axes} have {', '.join(fitting)}" if fitting else f"name routes over {LETTERS[-axes:]!r}")
+                + (f"those with {axes} have {', '.join(fitting)}" if fitting else f"name a route: {LETTERS[-axes:]!r}")
             )
         return SETS[name][axes]
     names = tuple(part.strip() for part in name.split(","))

@@ -1,6 +1,6 @@
 """Images and volumes along routes and back: what `cross_scan` and `cross_merge` do with tensors whose pixels lie on two
-to four axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the extension;
-every other call arranges the axes and takes the operators."""
+to four axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the
+extension; every other call arranges the axes and takes the operators."""
 
 from typing import Any, NamedTuple
 

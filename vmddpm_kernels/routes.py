@@ -1,8 +1,8 @@
 """Visit orders: which pixel each scan route reads at each step.
 
-A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major number, L = H*W, or D*H*W of a volume)
-at step l. Everything that reorders pixels (scan directions, space-filling curves, patch shuffling, any order a user
-brings) is such a table, so the operators know one kind of order only and composed orders are one table again.
+A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major number, L = H*W, or D*H*W of a
+volume) at step l. Everything that reorders pixels (scan directions, space-filling curves, patch shuffling, any order a
+user brings) is such a table, so the operators know one kind of order only and composed orders are one table again.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,16 @@ from vmddpm_kernels.library import define
 _AXES = {"t": "time", "d": "depth", "h": "height", "w": "width"}
 
 
+def _names(size: Sequence[Any]) -> list[str]:
+    return [_AXES[letter] for letter in LETTERS[-len(size) :]]
+
+
 def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
     if not 1 <= len(size) <= len(LETTERS):
         raise ValueError(
             f"give the image's size as 1 to {len(LETTERS)} numbers, got {len(size)}; scans and patch_size go by keyword"
         )
-    names = [_AXES[letter] for letter in LETTERS[-len(size) :]]
+    names = _names(size)
     checked = tuple(check_count(name, extent) for name, extent in zip(names, size))
     if pixel_count(checked) >= 2**31:
         raise ValueError(
@@ -73,6 +77,9 @@ class RouteOrder(NamedTuple):
         return routes(self.height, self.width, scans=self.scans, device=device)
 
 
+_CODES = {route_names(name): code for code, name in enumerate(NUMBERED)}
+
+
 def check_scan_code(scans: object) -> None:
     """Raise ValueError unless a number of VMamba's sets of routes."""
     if not isinstance(scans, int) or scans not in range(len(NUMBERED)):
@@ -84,10 +91,9 @@ def route_order(
 ) -> RouteOrder:
     """`routes` with the same arguments, without a table where none is needed."""
     size = _check_size(size)
-    names = route_names(scans, len(size))
-    for code, numbered in enumerate(NUMBERED):
-        if permutation is None and len(size) == 2 and names == route_names(numbered, 2):
-            return RouteOrder(None, *size, code)
+    code = _CODES.get(route_names(scans, len(size)))
+    if code is not None and permutation is None:
+        return RouteOrder(None, *size, code)
     return RouteOrder(routes(*size, scans=scans, permutation=permutation, device=device))
 
 
@@ -101,15 +107,15 @@ def routes(
 
     Args:
         size: (H, W), (D, H, W), (T, D, H, W) or (L,) in tokens, each at least 1, their product below 2^31.
-        scans: a set of routes, by the name of the model that it is from or by VMamba's number, or routes of your own choice
-            joined by commas. With two axes: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times),
-            2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns), "omnidirectional"
-            (RS-Mamba: the cross scan and both diagonals), "local" (LocalMamba: the cross scan and windows of 2 and 7) and
-            "efficient" (EfficientVMamba: every second pixel first, each route from another one on; that model stops
-            after the first quarter). With three: 0 or "cross3d" (six routes: each axis outermost, and all reversed), "ss3d"
-            (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and "tri-orientated" (SegMamba: forwards,
-            backwards and through the slices). With both: "snake", "hilbert", "zorder" and "zigzag". 0 is the cross scan of
-            one and of four axes too.
+        scans: a set of routes, by the name of the model that it is from or by VMamba's number, or routes of your own
+            choice joined by commas. With two axes: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows
+            four times), 2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns),
+            "omnidirectional" (RS-Mamba: the cross scan and both diagonals), "local" (LocalMamba: the cross scan and
+            windows of 2 and 7) and "efficient" (EfficientVMamba: every second pixel first, each route from another
+            one on; that model stops after the first quarter). With three: 0 or "cross3d" (six routes: each axis
+            outermost, and all reversed), "ss3d" (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and
+            "tri-orientated" (SegMamba: forwards, backwards and through the slices). With both: "snake", "hilbert",
+            "zorder" and "zigzag". 0 is the cross scan of one and of four axes too.
             A route is named `[curve-]axes[-reversed]`, `axes` from the outermost loop to the innermost: "hw" is rows,
             "wh" columns, "hwd" along the slices; a capital letter runs backwards. Curves are snake, hilbert, zorder,
             zigzag, diagonal, antidiagonal, window7 and skip2, with any number; see `vmddpm_kernels.curves`.
@@ -181,25 +187,25 @@ def patch_permutation(
 ) -> Tensor:
     """A random pixel order that moves whole patches: Sequence Regeneration of VM-DDPM, section III-D.
 
-    The image is cut into patches of the same side along every axis, the patches change places, the pixels inside a patch
-    keep their order.
+    The image is cut into patches of the same side along every axis, the patches change places, the pixels inside a
+    patch keep their order.
 
     Args:
         size: (H, W) or (D, H, W) in tokens (1 to 4 numbers), multiples of patch_size.
         patch_size: side of a patch in tokens.
         seed: makes the order a function of the seed alone.
         generator: a CPU generator to draw from instead; without either, torch's global generator is used.
-        keys: (patches,) real numbers, random ones for a random order: the place of a patch is that of its key among all,
-            equal keys in the order of the patches. The order is made where the keys are; nothing waits for a GPU, so that
-            a CUDA graph with other keys at each replay has other orders.
+        keys: (patches,) real numbers, random ones for a random order: the place of a patch is that of its key among
+            all, equal keys in the order of the patches. The order is made where the keys are; nothing waits for a
+            GPU, so that a CUDA graph with other keys at each replay has other orders.
 
     Returns:
         int32 (L,), L the product of `size`: place q of the shuffled image holds pixel `permutation[q]`. On the CPU, or
         where the keys are.
 
     Raises:
-        TypeError, ValueError: if the sizes are not multiples of patch_size, the keys are not one for each patch, or more
-            than one of seed, generator and keys is given.
+        TypeError, ValueError: if the sizes are not multiples of patch_size, the keys are not one for each patch, or
+            more than one of seed, generator and keys is given.
 
     Example:
         >>> patch_permutation(1, 4, patch_size=2, keys=torch.tensor([0.9, 0.1])).tolist()
@@ -209,7 +215,7 @@ def patch_permutation(
     size = _check_size(size)
     if any(extent % patch_size for extent in size):
         raise ValueError(
-            f"{' and '.join(_AXES[letter] for letter in LETTERS[-len(size) :])} must be positive multiples of patch_size, "
+            f"{' and '.join(_names(size))} must be positive multiples of patch_size, "
             f"got {' x '.join(map(str, size))} with patch_size {patch_size}"
         )
     if not isinstance(generator, (torch.Generator, type(None))):

@@ -66,7 +66,7 @@ def test_the_model_in_one_graph():
 
 
 def test_a_step_that_is_a_tensor_is_an_input_of_the_graph():
-    """As a number it would be compiled, and captured, anew; and nothing of the graph lies on another device."""
+    """As a number it would be compiled, and captured, anew."""
     graphs = []
     model = make_model()
     graph = compiled(model, lambda module, inputs: graphs.append(inputs) or module.forward)

@@ -35,7 +35,7 @@ def layer_norm(x, weight, bias):
 def definition(csm, x, pixel_orders, zoh=False):
     """The module in float64 by its definition, one pixel of one route after the other.
 
-    pixel_orders: four lists of (row, column), the order in which each route visits the pixels."""
+    pixel_orders: lists of (row, column), the order in which each route visits the pixels."""
     w = {name: p.double() for name, p in csm.named_parameters()}
     x = x.double()
     batch = x.shape[0]
@@ -80,6 +80,16 @@ def test_matches_the_definition(discretization, height, width):
     table = ordered(height, width)
     torch.testing.assert_close(csm.double()(x.double(), table), expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(csm.float()(x, table).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scans", "count"), [("omnidirectional", 8), ("hw,snake-wh-reversed,skip2-hw", 3), ("hw", 1)])
+def test_weights_follow_the_routes(scans, count):
+    csm, x = make_csm(scans=scans).double(), image(2, 8, 3, 5).double()
+    for name in ("x_proj", "dt_proj", "dt_bias", "A_log", "D"):
+        assert getattr(csm, name).shape[0] == count
+    orders = [[divmod(pixel, 5) for pixel in order] for order in routes(3, 5, scans=scans).tolist()]
+    y = csm(x, routes(3, 5, scans=scans))
+    torch.testing.assert_close(y, definition(csm, x, orders), rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_match_the_definition():

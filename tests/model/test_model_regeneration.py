@@ -185,13 +185,15 @@ class NothingLeavesTheDevice(TorchDispatchMode):
 def orders_by_their_kernels(device, scans):
     """What the operators of a pass do, outside of them, where modes see it."""
     step = torch.zeros((), dtype=torch.int64, device=device)
-    keys = random_keys(*order_key_tensor((7, step), step.device).unbind(), 3, 24)
+    keys = random_keys(*order_key_tensor((7, step), step.device), 3, 24)
     for row in keys:
         permutation = routes_module._make_patch_order(row, (8, 12), 2)
         yield routes_module._make_routes((8, 12), scans, permutation, str(step.device))
 
 
-@pytest.mark.parametrize("scans", ["hw,wh-reversed", "hilbert-hw,zorder-wh,zigzag-hw", "window3-hw,skip2-hw,diagonal-hw"])
+@pytest.mark.parametrize(
+    "scans", ["hw,wh-reversed", "hilbert-hw,zorder-wh,zigzag-hw", "window3-hw,skip2-hw,diagonal-hw"]
+)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_orders_are_made_without_the_host(device, scans, monkeypatch):
     """On the CPU nothing reads a value. As fake tensors of another device, which may not meet any of the CPU."""
@@ -223,6 +225,18 @@ def test_a_made_table_is_not_checked_again(monkeypatch):
         routes_module.check_table_once(table.add_(1), 24)
     with pytest.raises(TypeError):
         routes_module.check_table_once(torch.arange(24)[None], 24)
+
+
+def test_scans_by_name(tables):
+    for scans, count in (("omnidirectional", 8), ("hilbert", 4), ("hw", 1)):
+        for regeneration in (False, True):
+            tables.clear()
+            make_model(scans=scans, regeneration=regeneration)(*batch(1), order_key=(0, 0))
+            assert all(len(table) == count for table in tables)
+            ordered = routes(8, 16, scans=scans)
+            assert torch.equal(tables[0], ordered) != regeneration
+    words = random_keys(torch.tensor(0), torch.tensor(0), 1, 128)
+    assert torch.equal(tables[0][0], words[0].argsort(stable=True).int())
 
 
 def test_keys_of_any_values_make_a_permutation():

@@ -115,7 +115,7 @@ class ModelConfig:
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
         try:
-            self.route_count
+            route_names(self.scans, 2)
         except ValueError as error:
             raise InputError(f"scans is {self.scans!r}; it must be a set of routes for images: {error}") from None
         self._require(

@@ -1,8 +1,8 @@
-"""Random numbers from their number alone, on any device with the same bits: Philox4x32-10 (Salmon, Moraes, Dror and Shaw,
-Parallel random numbers: as easy as 1, 2, 3, SC 2011).
+"""Random numbers from their number alone, on any device with the same bits: Philox4x32-10 (Salmon, Moraes, Dror and
+Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011).
 
-Words of 32 bits are held in int64, as torch has few operators of unsigned integers. Products of two words wrap around int64,
-and the masks keep the bits that count.
+Words of 32 bits are held in int64, as torch has few operators of unsigned integers. Products of two words wrap around
+int64, and the masks keep the bits that count.
 """
 
 import torch
@@ -48,8 +48,8 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
 def random_keys(seed: Tensor, step: Tensor, rows: int, columns: int) -> Tensor:
     """Random int64 (rows, columns), each a function of seed, step, row and column alone.
 
-    The seed is the key of Philox, the step, the row and half the column are its counter: two numbers of 64 bits each. No
-    counter is used twice, so that no two steps or rows share their numbers.
+    The seed is the key of Philox, the step, the row and half the column are its counter: two numbers of 64 bits each.
+    No counter is used twice, so that no two steps or rows share their numbers.
 
     Args:
         seed, step: int64 scalars on the device of the result.

@@ -1,7 +1,8 @@
 """Sequence Regeneration (paper section III-D): a new visit order before every S6, without a parameter.
 
-Orders are made where the features are, from (seed, step) and the number of the S6, by a counter-based generator: nothing is
-copied from the host and nothing waits for a GPU. With a step that is a tensor, a CUDA graph has new orders at each replay.
+Orders are made where the features are, from (seed, step) and the number of the S6, by a counter-based generator:
+nothing is copied from the host and nothing waits for a GPU. With a step that is a tensor, a CUDA graph has new orders
+at each replay.
 """
 
 import torch
@@ -18,8 +19,8 @@ OrderKey = tuple[int | Tensor, int | Tensor]
 
 
 def order_key_tensor(key: OrderKey | None, device: torch.device) -> Tensor:
-    """(seed, step) as int64 (2,) on the device, each an integer or an integer tensor of one element there; None draws them
-    from torch's global generator of the device, so that `torch.manual_seed` repeats them.
+    """(seed, step) as int64 (2,) on the device, each an integer or an integer tensor of one element there; None draws
+    them from torch's global generator of the device, so that `torch.manual_seed` repeats them.
 
     Raises:
         InputError: on a tensor elsewhere, or that is no integer.
@@ -45,7 +46,7 @@ def _word(name: str, word: int | Tensor, device: torch.device) -> Tensor:
 # One operator, as a graph of its hundred small ones would have nothing to gain.
 @torch.library.custom_op("vmddpm::order_keys", mutates_args=())
 def _order_keys(key: Tensor, layers: int, patches: int) -> Tensor:
-    return random_keys(*key.unbind(), layers, patches)
+    return random_keys(key[0], key[1], layers, patches)
 
 
 @_order_keys.register_fake

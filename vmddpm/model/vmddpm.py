@@ -56,8 +56,8 @@ class VMDDPM(
             x: (B, image_channels, H, W) noisy images, H and W multiples of `config.size_multiple`.
             t: (B,) integer or real diffusion steps.
             order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
-                an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None draws a
-                key from torch's global generator of that device.
+                an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
+                draws a key from torch's global generator of that device.
 
         Returns:
             (B, image_channels, H, W).
