@@ -54,18 +54,20 @@ def parse(name: str, axes: int) -> Route:
     match = _NAME.fullmatch(name)
     if match is None or (match[1] or "") not in ("", *CURVES):
         raise ValueError(
-            f"{name!r} is no route: it must be [curve-]axes[-reversed], as {letters!r} or 'snake-{letters}-reversed', "
-            f"with one of the curves {', '.join(CURVES)}"
+            f"scans has {name!r}, which is no route: it must be [curve-]axes[-reversed], as {letters!r} or "
+            f"'snake-{letters}-reversed', with one of the curves {', '.join(CURVES)}"
         )
     curve, side, start, loops = match[1] or "", match[2], match[3], match[4]
     if sorted(loops.lower()) != sorted(letters):
-        raise ValueError(f"route {name!r} must have each of the axes {', '.join(letters)} once")
+        raise ValueError(f"route {name!r} of scans must have each of the axes {', '.join(letters)} once")
     if (curve in _SIDED) != bool(side) or side == "0" or (start is not None and curve != "skip"):
-        raise ValueError(f"route {name!r} must have a side of at least 1 with window and skip alone, and @ with skip")
+        raise ValueError(
+            f"route {name!r} of scans must have a side of at least 1 with window and skip alone, and @ with skip"
+        )
     if curve in _FLAT and axes != 2:
-        raise ValueError(f"route {name!r} is for images with two axes, not {axes}")
+        raise ValueError(f"route {name!r} of scans is for images with two axes, not {axes}")
     if start is not None and int(start) >= int(side) ** axes:
-        raise ValueError(f"route {name!r} must start at one of its {int(side) ** axes} grids, numbered from 0")
+        raise ValueError(f"route {name!r} of scans must start at one of its {int(side) ** axes} grids, numbered from 0")
     return Route(curve, int(side or 1), int(start or 0), loops, match[5] is not None)
 
 
@@ -76,7 +78,9 @@ def visits(size: Size, route: Route, device: torch.device) -> Tensor:
         ValueError: on a Hilbert curve through a cube of more than 2^63 pixels.
     """
     if route.curve == "hilbert" and max(_bits(size)) * len(size) > 63:
-        raise ValueError(f"the Hilbert curve of {tuple(size)} has steps beyond int64; shorten the longest side")
+        raise ValueError(
+            f"the Hilbert curve of scans over {tuple(size)} has steps beyond int64; shorten the longest side"
+        )
     letters = LETTERS[-len(size) :]
     grid = torch.arange(pixel_count(size), device=device).view(tuple(size))
     grid = grid.permute([letters.index(axis) for axis in route.axes.lower()])
@@ -158,8 +162,7 @@ def _zigzag(size: Size, route: Route, device: torch.device) -> Tensor:
 
 def _diagonal(size: Size, route: Route, device: torch.device) -> Tensor:
     _, (number, row) = _places((size[1], size[0]), device)
-    shift = row if route.curve == "diagonal" else -row
-    return _number([row, (number + shift) % size[1]], size)
+    return _number([row, (number + (row if route.curve == "diagonal" else -row)) % size[1]], size)
 
 
 def _window(size: Size, route: Route, device: torch.device) -> Tensor:
@@ -171,9 +174,8 @@ def _window(size: Size, route: Route, device: torch.device) -> Tensor:
 
 def _skip(size: Size, route: Route, device: torch.device) -> Tensor:
     places, coordinates = _places(size, device)
-    grids = route.side ** len(size)
-    grid = _number([c % route.side for c in coordinates], [route.side] * len(size))
-    return ((grid - route.start) % grids * len(places) + places).argsort()
+    grid = _number([c % route.side for c in coordinates], [route.side] * len(size)) - route.start
+    return _number([grid % route.side ** len(size), places], [1, len(places)]).argsort()
 
 
 CURVES: dict[str, Callable[[Size, Route, torch.device], Tensor]] = {

@@ -93,7 +93,7 @@ def route_order(
     size = _check_size(size)
     code = _CODES.get(route_names(scans, len(size)))
     if code is not None and permutation is None:
-        return RouteOrder(None, *size, code)
+        return RouteOrder(None, size[0], size[1], code)
     return RouteOrder(routes(*size, scans=scans, permutation=permutation, device=device))
 
 
