@@ -40,7 +40,7 @@ def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
 
 
 _made: dict[tuple[Any, ...], Tensor] = {}  # tables, by size, routes and device
-_MOST_MADE = 256
+_MOST_STEPS = 1 << 24  # of all of them together: 64 MiB
 
 
 def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.device) -> Tensor:
@@ -52,12 +52,18 @@ def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.de
         table = torch.stack([orders[name] for name in names])
         # What a capture of a CUDA graph makes has no values before its replay; a fake tensor never has.
         if type(table) is Tensor and not (table.is_cuda and torch.cuda.is_current_stream_capturing()):
-            if table.is_cuda:
-                torch.cuda.current_stream(device).synchronize()  # other streams may read it from now on
-            while len(_made) >= _MOST_MADE:
-                _made.pop(next(iter(_made)), None)
-            _made[key] = table
+            _remember(key, table)
     return table
+
+
+def _remember(key: tuple[Any, ...], table: Tensor) -> None:
+    if table.numel() > _MOST_STEPS:
+        return
+    if table.is_cuda:
+        torch.cuda.current_stream(table.device).synchronize()  # other streams may read it from now on
+    while sum(made.numel() for made in list(_made.values())) + table.numel() > _MOST_STEPS:
+        _made.pop(next(iter(_made)), None)
+    _made[key] = table
 
 
 class RouteOrder(NamedTuple):

@@ -1,6 +1,7 @@
 """Every named route and set against a construction of its own: loops over coordinates, or the models' own reshaping of
 padded arrays, at odd sizes."""
 
+import importlib
 import itertools
 from math import prod
 
@@ -260,6 +261,17 @@ def test_routes_of_ones_own():
     order = vk.patch_permutation(3, 4, seed=1)
     shuffled = vk.routes(3, 4, scans="hilbert", permutation=order)
     assert torch.equal(shuffled, order[vk.routes(3, 4, scans="hilbert").long()])
+
+
+def test_what_is_remembered_has_a_limit(monkeypatch):
+    routes = importlib.import_module("vmddpm_kernels.routes")
+    monkeypatch.setattr(routes, "_made", {})
+    monkeypatch.setattr(routes, "_MOST_STEPS", 100)
+    for width in (3, 4, 3, 16, 30, 20):  # 9, 12, 48, 90 and 60 steps of one route
+        assert vk.routes(3, width, scans="wh").tolist() == [numbers(loops((3, width), "wh"), (3, width))]
+    assert [key[0] for key in routes._made] == [(3, 20)]
+    vk.routes(3, 40, scans="wh")
+    assert [key[0] for key in routes._made] == [(3, 20)]  # more alone than all may have
 
 
 @pytest.mark.parametrize(
