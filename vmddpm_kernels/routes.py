@@ -41,28 +41,39 @@ def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
 
 _made: dict[tuple[Any, ...], Tensor] = {}  # tables, by size, routes and device
 _MOST_STEPS = 1 << 24  # of all of them together: 64 MiB
+_captured: set[tuple[Any, ...]] = set()  # those that CUDA graphs read, which are never forgotten
 
 
 def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.device) -> Tensor:
     """The table of these routes, made where it is wanted. Nobody may change it."""
+    device = torch.empty(0, device=device).device  # "cuda" is the current GPU, whose number is part of the key
     key = (size, names, device.type, device.index)
     table = _made.get(key)
     if table is None:
         orders = {name: visits(size, parse(name, len(size)), device).to(torch.int32) for name in names}
         table = torch.stack([orders[name] for name in names])
-        # What a capture of a CUDA graph makes has no values before its replay; a fake tensor never has.
-        if type(table) is Tensor and not (table.is_cuda and torch.cuda.is_current_stream_capturing()):
+        # What is made while a CUDA graph is captured has no values before its replay; a fake tensor never has.
+        if type(table) is Tensor and not capturing(device):
             _remember(key, table)
+    elif capturing(device):
+        _captured.add(key)
     return table
 
 
+def _steps_made() -> int:
+    return sum(table.numel() for table in list(_made.values()))
+
+
 def _remember(key: tuple[Any, ...], table: Tensor) -> None:
-    if table.numel() > _MOST_STEPS:
+    room = _MOST_STEPS - table.numel()
+    for oldest in [other for other in list(_made) if other not in _captured] if room >= 0 else []:
+        if _steps_made() <= room:
+            break
+        _made.pop(oldest, None)
+    if _steps_made() > room:
         return
     if table.is_cuda:
         torch.cuda.current_stream(table.device).synchronize()  # other streams may read it from now on
-    while sum(made.numel() for made in list(_made.values())) + table.numel() > _MOST_STEPS:
-        _made.pop(next(iter(_made)), None)
     _made[key] = table
 
 
@@ -168,6 +179,11 @@ def _make_routes(size: Sequence[int], scans: str, permutation: Tensor | None, de
             return _mark_checked(base.clone())
         if permutation.shape[0] != pixel_count(size) or not _is_checked(permutation):
             check_table(permutation[None], pixel_count(size), name="permutation")
+        if permutation.device.type != wanted.type and capturing(wanted):
+            raise RuntimeError(
+                f"permutation is on {permutation.device}, from where the capture of a CUDA graph cannot copy it to "
+                f"{device}: make the table before the capture, or pass a permutation on {device}"
+            )
         shuffled = permutation.to(wanted, torch.int32)
         return _mark_checked(shuffled.index_select(0, base.flatten()).view(base.shape))
 
