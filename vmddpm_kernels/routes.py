@@ -100,7 +100,7 @@ _CODES = {route_names(name): code for code, name in enumerate(NUMBERED)}
 def check_scan_code(scans: object) -> None:
     """Raise ValueError unless a number of VMamba's sets of routes."""
     if not isinstance(scans, int) or scans not in range(len(NUMBERED)):
-        raise ValueError(f"scans must be a number of 0-3 where there is no table, got {scans!r}")
+        raise ValueError(f"scans must be 0-3 where there is no table, got {scans!r}")
 
 
 def route_order(
