@@ -1,5 +1,5 @@
-"""Cross scan and cross merge: an image to four sequences and back (VMamba, arXiv 2401.10166), as pure copies; and the
-names under which VMamba and the projects that copied it import them."""
+"""Cross scan and cross merge: an image or a volume to sequences and back (VMamba, arXiv 2401.10166), as pure copies;
+and the names under which VMamba and the projects that copied it import them."""
 
 from torch import Tensor
 
@@ -38,21 +38,26 @@ def cross_scan(
     permutation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The image read along four routes; VMamba's `cross_scan_fn`. L = H*W.
+    """The image read along K routes, VMamba's four by default; its `cross_scan_fn`. L = H*W, or D*H*W of a volume.
 
     Args:
-        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`. With `one_by_one` route k reads an image of
-            its own: (B, 4, C, H, W) or (B, H, W, 4, C). Any strides.
+        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`; a volume (B, C, D, H, W) or (B, D, H, W, C). With
+            `one_by_one` route k reads an image of its own: (B, K, C, H, W) or (B, H, W, K, C), and with D in front of
+            H. Any strides.
         out_channel_first: layout of the result.
-        scans: which routes, see `vmddpm_kernels.routes`.
+        scans: which routes, see `vmddpm_kernels.routes`. 0 is K = 4 routes of an image and six of a volume.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
-        (B, 4, C, L), or (B, L, 4, C) if not `out_channel_first`; contiguous, x's dtype, an exact copy of values.
+        (B, K, C, L), or (B, L, K, C) if not `out_channel_first`; contiguous, x's dtype, an exact copy of values.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> cross_scan(torch.zeros(1, 8, 4, 16, 16), scans="tri-orientated").shape
+        torch.Size([1, 3, 8, 1024])
     """
     layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
     return scan_image(x, layout, permutation, backend)
@@ -68,18 +73,18 @@ def cross_merge(
     permutation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The four sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
+    """The K sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
 
     As in VMamba, `in_channel_first` names the image side (the result) and `out_channel_first` the sequence side (y).
 
     Args:
-        y: (B, 4, C, H, W), or (B, H, W, 4, C) if not `out_channel_first`. H and W give the image's size; the
-            elements are steps of the routes, in order.
-        one_by_one: keep the four images apart instead of summing them.
+        y: (B, K, C, H, W), or (B, H, W, K, C) if not `out_channel_first`, with D in front of H for volumes. H and W
+            give the image's size; the elements are steps of the routes, in order.
+        one_by_one: keep the K images apart instead of summing them.
         scans, permutation, backend: as in `cross_scan`.
 
     Returns:
-        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, 4, C, L) or (B, L, 4, C).
+        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, K, C, L) or (B, L, K, C).
         Contiguous, y's dtype; half precision is summed in float32 and rounded once.
 
     Raises:

@@ -70,5 +70,6 @@ FVCORE_HANDLES: dict[str, Callable[[Any, Any], int] | None] = {
     "vmddpm::selective_scan_forward": _traced_scan,
     "vmddpm::cross_scan": None,
     "vmddpm::cross_merge": None,
+    "vmddpm::patch_order": None,
     "vmddpm::routes": None,
 }

@@ -1,6 +1,6 @@
-"""Images along the four routes and back: what `cross_scan` and `cross_merge` do with tensors whose pixels lie on two
-axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the extension;
-every other call arranges the axes and takes the operators."""
+"""Images and volumes along routes and back: what `cross_scan` and `cross_merge` do with tensors whose pixels lie on two
+to four axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the
+extension; every other call arranges the axes and takes the operators."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vmddpm_kernels.backends import extension, select
 from vmddpm_kernels.checks import check_flag, check_float
+from vmddpm_kernels.curves import LETTERS, route_names
 from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced, way_in
 from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
 from vmddpm_kernels.routes import route_order
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # of an image whose pixels lie on one axis
 
 
 class Layout(NamedTuple):
@@ -38,9 +39,9 @@ def scan_image(
     in_channel_first, out_channel_first, one_by_one, scans = layout
     if size is not None:
         x = x.unflatten(_pixel_axis(in_channel_first, one_by_one), size)
-    image, (height, width) = _to_routes(x, in_channel_first, one_by_one, "x")
-    order = route_order(height, width, scans, permutation, x.device)
-    sequences = scan_routes(image, order, out_channel_first, backend)                   # (B, 4, L, C)
+    image, extents = _to_routes(x, in_channel_first, one_by_one, scans, "x")
+    order = route_order(extents, scans, permutation, x.device)
+    sequences = scan_routes(image, order, out_channel_first, backend)                   # (B, K, L, C)
     y = sequences.transpose(2, 3) if out_channel_first else sequences.transpose(1, 2)
     return y if size is None else y.unflatten(_pixel_axis(out_channel_first, True), size)
 
@@ -57,9 +58,9 @@ def merge_image(
     in_channel_first, out_channel_first, one_by_one, scans = layout
     if size is not None:
         y = y.unflatten(_pixel_axis(out_channel_first, True), size)
-    sequences, (height, width) = _to_routes(y, out_channel_first, True, "y")
-    order = route_order(height, width, scans, permutation, y.device)
-    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, 4 or 1, L, C)
+    sequences, extents = _to_routes(y, out_channel_first, True, scans, "y")
+    order = route_order(extents, scans, permutation, y.device)
+    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, K or 1, L, C)
     if not one_by_one:
         pixels = pixels[:, 0]
         x = pixels.transpose(1, 2) if in_channel_first else pixels
@@ -119,20 +120,35 @@ def _check_flags(layout: Layout) -> None:
         check_flag(name, getattr(layout, name))
 
 
-def _to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tuple[Tensor, Size]:
-    """An image or four of them -> (B, 1 or 4, L, C) and (H, W)."""
-    size = untraced(_image_size, x, channel_first, per_route, name)
+def _to_routes(
+    x: Tensor, channel_first: bool, per_route: bool, scans: int | str, name: str
+) -> tuple[Tensor, tuple[int, ...]]:
+    """An image or one for each route -> (B, 1 or K, L, C) and (H, W) or (D, H, W)."""
+    size = untraced(_image_size, x, channel_first, per_route, scans, name)
     if not per_route:
-        x = x.unsqueeze(1 if channel_first else 3)
-    image = x.permute(0, 1, 3, 4, 2) if channel_first else x.permute(0, 3, 1, 2, 4)     # (B, K, H, W, C)
-    return image.flatten(2, 3), size
+        x = x.unsqueeze(1 if channel_first else -2)
+    first = 3 if channel_first else 1
+    pixels = range(first, first + len(size))
+    image = x.permute(0, 1, *pixels, 2) if channel_first else x.permute(0, -2, *pixels, -1)  # (B, K, D, H, W, C)
+    return image.flatten(2, -2), size
 
 
-def _image_size(x: Tensor, channel_first: bool, per_route: bool, name: str) -> Size:
-    axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
-    if x.dim() != (5 if per_route else 4) or (per_route and x.shape[1 if channel_first else 3] != 4):
-        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
-    height, width = x.shape[-2:] if channel_first else x.shape[1:3]
-    if height == 0 or width == 0:
-        raise ValueError(f"{name} ({axes}) must have at least one pixel, got {tuple(x.shape)}")
-    return height, width
+def _image_size(x: Tensor, channel_first: bool, per_route: bool, scans: int | str, name: str) -> tuple[int, ...]:
+    axes = x.dim() - (3 if per_route else 2)
+    fits = 2 <= axes <= len(LETTERS)
+    count = len(route_names(scans, axes if fits else 2)) if per_route else 1
+    if not fits or (per_route and x.shape[1 if channel_first else -2] != count):
+        shapes = [_shape(channel_first, per_route, count, n) for n in ([axes] if fits else [2, 3])]
+        raise ValueError(f"{name} must have shape {' or '.join(shapes)}, got {tuple(x.shape)}")
+    size = tuple(x.shape[-axes:] if channel_first else x.shape[1 : 1 + axes])
+    if min(size) == 0:
+        raise ValueError(
+            f"{name} {_shape(channel_first, per_route, count, axes)} must have at least one pixel, got {tuple(x.shape)}"
+        )
+    return size
+
+
+def _shape(channel_first: bool, per_route: bool, count: int, axes: int) -> str:
+    """How the docstrings write the shape of an image."""
+    pixels, channel = list(LETTERS[-axes:].upper()), [str(count), "C"] if per_route else ["C"]
+    return f"({', '.join(['B', *channel, *pixels] if channel_first else ['B', *pixels, *channel])})"

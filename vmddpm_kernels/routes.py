@@ -1,60 +1,80 @@
 """Visit orders: which pixel each scan route reads at each step.
 
-A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major index, L = H*W) at step l.
-Everything that reorders pixels (the four scan directions, patch shuffling, any curve a user brings) is such a
-table, so the operators know one kind of order only and composed orders are one table again.
+A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major number, L = H*W, or D*H*W of a
+volume) at step l. Everything that reorders pixels (scan directions, space-filling curves, patch shuffling, any order a
+user brings) is such a table, so the operators know one kind of order only and composed orders are one table again.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vmddpm_kernels.checks import check_count, check_dense
+from vmddpm_kernels.curves import LETTERS, NUMBERED, parse, pixel_count, route_names, visits
 from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.library import define
 
-SCAN_CODES = {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}
+_AXES = {"t": "time", "d": "depth", "h": "height", "w": "width"}
 
 
-def check_scan_code(scans: int | str) -> int:
-    """The number of a set of routes, given by number or name."""
-    code = SCAN_CODES.get(scans, -1) if isinstance(scans, str) else scans
-    if not isinstance(code, int) or code not in range(len(SCAN_CODES)):
-        raise ValueError(f"scans must be 0-3 or one of {sorted(SCAN_CODES)}, got {scans!r}")
-    return code
+def _names(size: Sequence[Any]) -> list[str]:
+    return [_AXES[letter] for letter in LETTERS[-len(size) :]]
 
 
-def _check_size(height: int, width: int) -> tuple[int, int]:
-    height, width = check_count("height", height), check_count("width", width)
-    if height * width >= 2**31:
-        raise ValueError(f"height * width must be below 2^31, the pixels an int32 can number, got {height} x {width}")
-    return height, width
+def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
+    if not 1 <= len(size) <= len(LETTERS):
+        raise ValueError(
+            f"give the image's size as 1 to {len(LETTERS)} numbers, got {len(size)}; scans and patch_size go by keyword"
+        )
+    names = _names(size)
+    checked = tuple(check_count(name, extent) for name, extent in zip(names, size))
+    if pixel_count(checked) >= 2**31:
+        raise ValueError(
+            f"{' * '.join(names)} must be below 2^31, the pixels an int32 can number, got "
+            + " x ".join(map(str, checked))
+        )
+    return checked
 
 
-def _base_routes(height: int, width: int, code: int, device: str) -> Tensor:
-    return _four_routes(torch.arange(height * width, dtype=torch.int32, device=device).view(height, width), code)
+_made: dict[tuple[Any, ...], Tensor] = {}  # tables, by size, routes and device
+_MOST_STEPS = 1 << 24  # of all of them together: 64 MiB
+_captured: set[tuple[Any, ...]] = set()  # those that CUDA graphs read, which are never forgotten
 
 
-# Of a CPU alone. A table kept on a GPU would have no values where it was made while a CUDA graph was captured, other
-# streams would have to wait for it, and graphs would go on reading it when it is no longer kept.
-_kept_routes = lru_cache(maxsize=256)(_base_routes)
+def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.device) -> Tensor:
+    """The table of these routes, made where it is wanted. Nobody may change it."""
+    device = torch.empty(0, device=device).device  # "cuda" is the current GPU, whose number is part of the key
+    key = (size, names, device.type, device.index)
+    table = _made.get(key)
+    if table is None:
+        orders = {name: visits(size, parse(name, len(size)), device).to(torch.int32) for name in names}
+        table = torch.stack([orders[name] for name in names])
+        # What is made while a CUDA graph is captured has no values before its replay; a fake tensor never has.
+        if type(table) is Tensor and not capturing(device):
+            _remember(key, table)
+    elif capturing(device):
+        _captured.add(key)
+    return table
 
 
-def _four_routes(image: Tensor, code: int) -> Tensor:
-    """The pixels (H, W) in the orders of the four routes, (4, L)."""
-    rows, columns = image.flatten(), image.t().flatten()
-    if code == 0:
-        routes = [rows, columns, rows.flip(0), columns.flip(0)]
-    elif code == 1:
-        routes = [rows, rows, rows, rows]
-    elif code == 2:
-        routes = [rows, rows, rows.flip(0), rows.flip(0)]
-    else:  # the image turned by 0, 90, 180 and 270 degrees, each read row by row
-        routes = [torch.rot90(image, quarter).flatten() for quarter in range(4)]
-    return torch.stack(routes)
+def _steps_made() -> int:
+    return sum(table.numel() for table in list(_made.values()))
+
+
+def _remember(key: tuple[Any, ...], table: Tensor) -> None:
+    room = _MOST_STEPS - table.numel()
+    for oldest in [other for other in list(_made) if other not in _captured] if room >= 0 else []:
+        if _steps_made() <= room:
+            break
+        _made.pop(oldest, None)
+    if _steps_made() > room:
+        return
+    if table.is_cuda:
+        torch.cuda.current_stream(table.device).synchronize()  # other streams may read it from now on
+    _made[key] = table
 
 
 class RouteOrder(NamedTuple):
@@ -69,43 +89,71 @@ class RouteOrder(NamedTuple):
         return 4 if self.table is None else self.table.shape[0]
 
     def as_table(self, device: torch.device) -> Tensor:
-        return routes(self.height, self.width, self.scans, device=device) if self.table is None else self.table
+        if self.table is not None:
+            return self.table
+        return routes(self.height, self.width, scans=self.scans, device=device)
+
+
+_CODES = {route_names(name): code for code, name in enumerate(NUMBERED)}
+
+
+def check_scan_code(scans: object) -> None:
+    """Raise ValueError unless a number of VMamba's sets of routes."""
+    if not isinstance(scans, int) or scans not in range(len(NUMBERED)):
+        raise ValueError(f"scans must be 0-3 where there is no table, got {scans!r}")
 
 
 def route_order(
-    height: int, width: int, scans: int | str, permutation: Tensor | None, device: torch.device
+    size: Sequence[int], scans: int | str, permutation: Tensor | None, device: torch.device
 ) -> RouteOrder:
     """`routes` with the same arguments, without a table where none is needed."""
-    height, width = _check_size(height, width)
-    table = None if permutation is None else routes(height, width, scans, permutation, device)
-    return RouteOrder(table, height, width, check_scan_code(scans))
+    size = _check_size(size)
+    code = _CODES.get(route_names(scans, len(size)))
+    if code is not None and permutation is None:
+        return RouteOrder(None, size[0], size[1], code)
+    return RouteOrder(routes(*size, scans=scans, permutation=permutation, device=device))
 
 
 def routes(
-    height: int,
-    width: int,
+    *size: int,
     scans: int | str = 0,
     permutation: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The four scan routes of VMamba over a height x width image, as a table.
+    """The routes of a scan over an image or a volume, as a table.
 
     Args:
-        height, width: image size in tokens, each at least 1.
-        scans: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times),
-            2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns).
+        size: (H, W), (D, H, W), (T, D, H, W) or (L,) in tokens, each at least 1, their product below 2^31.
+        scans: a set of routes, by the name of the model that it is from or by VMamba's number, or routes of your own
+            choice joined by commas. With two axes: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows
+            four times), 2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns),
+            "omnidirectional" (RS-Mamba: the cross scan and both diagonals), "local" (LocalMamba: the cross scan and
+            windows of 2 and 7) and "efficient" (EfficientVMamba: every second pixel first, each route from another
+            one on; that model stops after the first quarter). With three: 0 or "cross3d" (six routes: each axis
+            outermost, and all reversed), "ss3d" (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and
+            "tri-orientated" (SegMamba: forwards, backwards and through the slices). With both: "snake", "hilbert",
+            "zorder" and "zigzag". 0 is the cross scan of one and of four axes too.
+            A route is named `[curve-]axes[-reversed]`, `axes` from the outermost loop to the innermost: "hw" is rows,
+            "wh" columns, "hwd" along the slices; a capital letter runs backwards. Curves are snake, hilbert, zorder,
+            zigzag, diagonal, antidiagonal, window7 and skip2, with any number; see `vmddpm_kernels.curves`.
         permutation: (L,) pixel order of Sequence Regeneration (VM-DDPM, section III-D), as `patch_permutation`
             returns it: the shuffled image holds pixel `permutation[q]` at place q, and the routes run over
             the shuffled image.
         device: where the table is made; the permutation's device if not given.
 
     Returns:
-        int32 (4, L), L = height * width: `table[k, l]` is the pixel route k visits at step l.
+        int32 (K, L), L the product of `size`: `table[k, l]` is the pixel route k visits at step l.
 
     Raises:
-        ValueError: on a size below 1, an unknown `scans`, or a permutation that is not one of range(L).
+        TypeError, ValueError: on a size below 1, routes that do not exist or do not fit the number of axes, or a
+            permutation that is not one of range(L).
+
+    Example:
+        >>> routes(2, 3, scans="hw,snake-hw").tolist()
+        [[0, 1, 2, 3, 4, 5], [0, 1, 2, 5, 4, 3]]
     """
-    height, width = _check_size(height, width)
+    size = _check_size(size)
+    names = route_names(scans, len(size))
     if permutation is not None:
         check_dense("permutation", permutation)
     if device is None and permutation is not None:
@@ -118,96 +166,144 @@ def routes(
     wanted = torch.device(device or "cpu")
     if permutation is not None and permutation.is_meta and wanted.type != "meta":
         raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {wanted}")
-    table: Tensor = _routes(height, width, check_scan_code(scans), permutation, str(wanted))
+    table: Tensor = _routes(size, ",".join(names), permutation, str(wanted))
     return table
 
 
-def _make_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
+def _make_routes(size: Sequence[int], scans: str, permutation: Tensor | None, device: str) -> Tensor:
+    size, names, wanted = tuple(size), tuple(scans.split(",")), torch.device(device)
     # The tensors of inference mode do not count their changes.
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-        if permutation is None and device == "cpu":
-            return _mark_checked(_kept_routes(height, width, code, device).clone())
+        base = _base_routes(size, names, wanted)
         if permutation is None:
-            return _mark_checked(_base_routes(height, width, code, device))
-        if permutation.shape[0] != height * width or not _is_checked(permutation):
-            check_table(permutation[None], height * width, name="permutation")
-        if permutation.device.type != torch.device(device).type and capturing(torch.device(device)):
+            return _mark_checked(base.clone())
+        if permutation.shape[0] != pixel_count(size) or not _is_checked(permutation):
+            check_table(permutation[None], pixel_count(size), name="permutation")
+        if permutation.device.type != wanted.type and capturing(wanted):
             raise RuntimeError(
                 f"permutation is on {permutation.device}, from where the capture of a CUDA graph cannot copy it to "
                 f"{device}: make the table before the capture, or pass a permutation on {device}"
             )
-        shuffled = permutation.to(device, torch.int32).view(height, width)
-        return _mark_checked(_four_routes(shuffled, code))
+        shuffled = permutation.to(wanted, torch.int32)
+        return _mark_checked(shuffled.index_select(0, base.flatten()).view(base.shape))
 
 
-def _fake_routes(height: int, width: int, code: int, permutation: Tensor | None, device: str) -> Tensor:
-    return torch.empty((4, height * width), dtype=torch.int32, device=device)
+def _fake_routes(size: Sequence[int], scans: str, permutation: Tensor | None, device: str) -> Tensor:
+    return torch.empty((scans.count(",") + 1, pixel_count(size)), dtype=torch.int32, device=device)
 
 
 # An operator: what it reads (the permutation's values) and remembers (tables it has made) is no part of a graph.
 _routes = define(
-    "routes(SymInt height, SymInt width, int scans, Tensor? permutation, str device) -> Tensor",
+    "routes(SymInt[] size, str scans, Tensor? permutation, str device) -> Tensor",
     _make_routes,
     _fake_routes,
 )
 
 
 def patch_permutation(
-    height: int,
-    width: int,
+    *size: int,
     patch_size: int = 1,
-    *,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """A random pixel order that moves whole patches: Sequence Regeneration of VM-DDPM, section III-D.
 
-    The image is cut into patch_size x patch_size patches, the patches change places, the pixels inside a patch
-    keep their order.
+    The image is cut into patches of the same side along every axis, the patches change places, the pixels inside a
+    patch keep their order.
 
     Args:
-        height, width: image size in tokens, multiples of patch_size.
+        size: (H, W) or (D, H, W) in tokens (1 to 4 numbers), multiples of patch_size.
         patch_size: side of a patch in tokens.
         seed: makes the order a function of the seed alone.
         generator: a CPU generator to draw from instead; without either, torch's global generator is used.
+        keys: (patches,) real numbers, random ones for a random order: the place of a patch is that of its key among
+            all, equal keys in the order of the patches. The order is made where the keys are; nothing waits for a
+            GPU, so that a CUDA graph with other keys at each replay has other orders.
 
     Returns:
-        int32 (L,), L = height * width: place q of the shuffled image holds pixel `permutation[q]`.
+        int32 (L,), L the product of `size`: place q of the shuffled image holds pixel `permutation[q]`. On the CPU, or
+        where the keys are.
 
     Raises:
-        ValueError: if the sizes are not multiples of patch_size, or both seed and generator are given.
+        TypeError, ValueError: if the sizes are not multiples of patch_size, the keys are not one for each patch, or
+            more than one of seed, generator and keys is given.
+
+    Example:
+        >>> patch_permutation(1, 4, patch_size=2, keys=torch.tensor([0.9, 0.1])).tolist()
+        [2, 3, 0, 1]
     """
     patch_size = check_count("patch_size", patch_size)
-    height, width = _check_size(height, width)
-    if height % patch_size or width % patch_size:
+    size = _check_size(size)
+    if any(extent % patch_size for extent in size):
         raise ValueError(
-            "height and width must be positive multiples of patch_size, "
-            f"got {height} x {width} with patch_size {patch_size}"
+            f"{' and '.join(_names(size))} must be positive multiples of patch_size, "
+            f"got {' x '.join(map(str, size))} with patch_size {patch_size}"
         )
     if not isinstance(generator, (torch.Generator, type(None))):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+    if sum(source is not None for source in (seed, generator, keys)) > 1:
+        raise ValueError("give one of seed, generator and keys, not both")
+    if keys is not None:
+        return _order_by_keys(keys, size, patch_size)
     if seed is not None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
             raise TypeError(f"seed must be an int of at most 64 bits or None, got {seed!r}")
-        if generator is not None:
-            raise ValueError("give seed or generator, not both")
         generator = torch.Generator().manual_seed(seed)
     if generator is None:
-        return _draw(height, width, patch_size, None)
-    return untraced(_draw, height, width, patch_size, generator)  # a traced graph would forget the generator
+        return _draw(size, patch_size, None)
+    return untraced(_draw, size, patch_size, generator)  # a traced graph would forget the generator
 
 
-def _draw(height: int, width: int, patch_size: int, generator: torch.Generator | None) -> Tensor:
-    patches = (height // patch_size) * (width // patch_size)
-    order = torch.randperm(patches, generator=generator, dtype=torch.int32)
+def _patches(size: Sequence[int], patch_size: int) -> int:
+    return pixel_count([extent // patch_size for extent in size])
+
+
+def _draw(size: Sequence[int], patch_size: int, generator: torch.Generator | None) -> Tensor:
+    order = torch.randperm(_patches(size, patch_size), generator=generator, dtype=torch.int32)
+    return _mark_checked(_pixels_of(order, size, patch_size))
+
+
+def _pixels_of(order: Tensor, size: Sequence[int], patch_size: int) -> Tensor:
+    """The pixels of patches that stand in this order, int32."""
     if patch_size == 1:
-        return _mark_checked(order)
-    pixels = torch.arange(height * width, dtype=torch.int32)
+        return order
+    axes = len(size)
+    pixels = torch.arange(pixel_count(size), dtype=torch.int32, device=order.device)
+    grid = [extent // patch_size for extent in size]
     # (patch row, y, patch column, x) -> (patch row, patch column, y, x): one row of `patched` is one patch.
-    grid = (height // patch_size, patch_size, width // patch_size, patch_size)
-    patched = pixels.view(grid).permute(0, 2, 1, 3).reshape(patches, patch_size * patch_size)
-    shuffled = patched[order.long()].view(grid[0], grid[2], patch_size, patch_size)
-    return _mark_checked(shuffled.permute(0, 2, 1, 3).flatten())
+    outer, inner = range(0, 2 * axes, 2), range(1, 2 * axes, 2)
+    halves = [part for extent in grid for part in (extent, patch_size)]
+    patched = pixels.view(halves).permute(*outer, *inner).reshape(pixel_count(grid), patch_size**axes)
+    shuffled = patched[order.long()].view(*grid, *[patch_size] * axes)
+    return shuffled.permute([half for axis in range(axes) for half in (axis, axes + axis)]).flatten()
+
+
+def _order_by_keys(keys: Tensor, size: tuple[int, ...], patch_size: int) -> Tensor:
+    check_dense("keys", keys)
+    if keys.is_complex() or keys.dtype == torch.bool:
+        raise TypeError(f"keys must be real numbers, got {keys.dtype}")
+    patches = _patches(size, patch_size)
+    if keys.dim() != 1 or keys.shape[0] != patches:
+        raise ValueError(f"keys must have shape (patches,) = ({patches},), got {tuple(keys.shape)}")
+    permutation: Tensor = _patch_order(keys, size, patch_size)
+    return permutation
+
+
+def _make_patch_order(keys: Tensor, size: Sequence[int], patch_size: int) -> Tensor:
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        order = keys.detach().argsort(stable=True).to(torch.int32)  # a permutation, whatever the keys are
+        return _mark_checked(_pixels_of(order, size, patch_size))
+
+
+def _fake_patch_order(keys: Tensor, size: Sequence[int], patch_size: int) -> Tensor:
+    return torch.empty((pixel_count(size),), dtype=torch.int32, device=keys.device)
+
+
+# An operator: that its result holds a permutation is remembered with the result's memory.
+_patch_order = define(
+    "patch_order(Tensor keys, SymInt[] size, SymInt patch_size) -> Tensor", _make_patch_order, _fake_patch_order
+)
 
 
 def capturing(device: torch.device) -> bool:

@@ -70,7 +70,7 @@ class Graph(TorchDispatchMode):
                 tensor.copy_(value)
 
         for tensor in tensors:
-            tensor.fill_(float("nan") if tensor.is_floating_point() else 99)
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)  # no permutation, but what gathers can read
         self.work.append(again)
 
 

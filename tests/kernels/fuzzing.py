@@ -1,11 +1,14 @@
 """Calls of every public function for test_fuzz.py: valid ones, and ways to spoil an argument."""
 
+from math import prod
+
 import hypothesis.strategies as st
 import numpy as np
 import torch
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.compat import extensions, mamba_ssm, selective_scan, vmamba
+from vmddpm_kernels.curves import SETS, route_names
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 sizes = st.sampled_from([1, 2, 3, 5, 9, 0])
@@ -34,14 +37,20 @@ class Maker:
         return torch.stack([torch.randperm(length, generator=self.generator) for _ in range(rows)]).int()
 
 
+def image(m):
+    """The pixels of an image or a volume, a set of routes for it, and how many they are."""
+    pixels = [m.draw(few) for _ in range(m.draw(st.sampled_from([2, 2, 3])))]
+    names = [name for name, routes in SETS.items() if len(pixels) in routes]
+    scans = m.draw(st.sampled_from([0, 1, 2, 3, *names] if len(pixels) == 2 else [0, *names]))
+    return pixels, scans, len(route_names(scans, len(pixels)))
+
+
 def cross_scan(m):
-    batch, channels, height, width = (m.draw(s) for s in (sizes, sizes, few, few))
-    first, one_by_one = m.draw(flag), m.draw(flag)
-    pixels = (height, width)
-    channel = (4, channels) if one_by_one else (channels,)
+    batch, channels, first, one_by_one = m.draw(sizes), m.draw(sizes), m.draw(flag), m.draw(flag)
+    pixels, scans, routes = image(m)
+    channel = (routes, channels) if one_by_one else (channels,)
     x = m.normal(batch, *channel, *pixels) if first else m.normal(batch, *pixels, *channel)
-    permutation = m.maybe(m.permutations(1, height * width)[0])
-    scans = m.draw(st.sampled_from([0, 1, 2, 3, "cross2d", "unidi", "bidi", "rot90"]))
+    permutation = m.maybe(m.permutations(1, prod(pixels))[0])
     return {
         "x": x, "in_channel_first": first, "out_channel_first": m.draw(flag), "one_by_one": one_by_one,
         "scans": scans, "permutation": permutation, "backend": None,
@@ -50,12 +59,12 @@ def cross_scan(m):
 
 def cross_merge(m):
     arguments = cross_scan(m)
-    batch, channels, height, width = (m.draw(s) for s in (sizes, sizes, few, few))
-    first = arguments["out_channel_first"]
-    shape = (batch, 4, channels, height, width) if first else (batch, height, width, 4, channels)
+    pixels, scans, routes = image(m)
+    batch, channels, first = m.draw(sizes), m.draw(sizes), arguments["out_channel_first"]
+    shape = (batch, routes, channels, *pixels) if first else (batch, *pixels, routes, channels)
     del arguments["x"]
-    permutation = m.maybe(m.permutations(1, height * width)[0])
-    return {"y": m.normal(*shape), **arguments, "permutation": permutation}
+    permutation = m.maybe(m.permutations(1, prod(pixels))[0])
+    return {"y": m.normal(*shape), **arguments, "scans": scans, "permutation": permutation}
 
 
 def scan(m, constant=False):
@@ -112,16 +121,28 @@ def cross_selective_scan(m):
     }  # fmt: skip
 
 
+def routes_of(depth, height, width, scans, permutation):
+    """`routes` of an image where depth is 1."""
+    size = (height, width) if isinstance(depth, int) and depth == 1 else (depth, height, width)
+    return vk.routes(*size, scans=scans, permutation=permutation)
+
+
 def routes(m):
-    height, width = m.draw(sizes), m.draw(sizes)
-    permutation = m.maybe(m.permutations(1, height * width)[0])
-    return {"height": height, "width": width, "scans": m.draw(st.integers(0, 4)), "permutation": permutation}
+    depth, height, width = m.draw(few), m.draw(sizes), m.draw(sizes)
+    permutation = m.maybe(m.permutations(1, depth * height * width)[0])
+    scans = m.draw(st.sampled_from([0, 1, 2, 3, 4, *SETS, "hw,wh-reversed", "snake-dHw", "skip3@5-wh", "hh"]))
+    return {"depth": depth, "height": height, "width": width, "scans": scans, "permutation": permutation}
+
+
+def permutation_of(height, width, patch_size, seed, keys):
+    return vk.patch_permutation(height, width, patch_size=patch_size, seed=seed, keys=keys)
 
 
 def patch_permutation(m):
-    size = m.draw(few)
-    height, width = size * m.draw(few), size * m.draw(few)
-    return {"height": height, "width": width, "patch_size": size, "seed": m.draw(st.integers(0, 5))}
+    size, rows, columns = m.draw(few), m.draw(few), m.draw(few)
+    keys = m.maybe(m.normal(rows * columns))
+    seed = m.draw(st.integers(0, 5)) if keys is None else None
+    return {"height": size * rows, "width": size * columns, "patch_size": size, "seed": seed, "keys": keys}
 
 
 def mamba(m):
@@ -206,8 +227,8 @@ TARGETS = {
     "cross_selective_scan": (vk.cross_selective_scan, cross_selective_scan),
     "cross_scan_fn": (vk.cross_scan.cross_scan_fn, vmamba_function(cross_scan)),
     "cross_merge_fn": (vk.cross_scan.cross_merge_fn, vmamba_function(cross_merge)),
-    "routes": (vk.routes, routes),
-    "patch_permutation": (vk.patch_permutation, patch_permutation),
+    "routes": (routes_of, routes),
+    "patch_permutation": (permutation_of, patch_permutation),
     "mamba_ssm.selective_scan_fn": (mamba_ssm.selective_scan_fn, mamba),
     "mamba_ssm.selective_scan_fn, complex": (mamba_ssm.selective_scan_fn, mamba_complex),
     "mamba_ssm.mamba_inner_fn": (mamba_ssm.mamba_inner_fn, mamba_inner),

@@ -291,7 +291,7 @@ def test_torch_jit_trace(backend, gradients, tmp_path):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_sizes_of_a_traced_tensor_are_numbers():
     def function(x):
-        return vk.routes(x.shape[2], x.shape[3]) + vk.patch_permutation(x.shape[2], x.shape[3], 1, seed=0)
+        return vk.routes(x.shape[2], x.shape[3]) + vk.patch_permutation(x.shape[2], x.shape[3], seed=0)
 
     x = torch.zeros(1, 1, 3, 4)
     assert torch.equal(torch.jit.trace(function, x)(x), function(x))

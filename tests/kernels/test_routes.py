@@ -10,7 +10,7 @@ import vmddpm_kernels as vk
 @pytest.mark.parametrize("scans", [0, 1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (5, 1), (4, 7), (8, 8)])
 def test_routes_by_definition(height, width, scans):
-    table = vk.routes(height, width, scans)
+    table = vk.routes(height, width, scans=scans)
     assert table.dtype == torch.int32
     assert table.shape == (4, height * width)
     for k in range(4):
@@ -21,7 +21,7 @@ def test_routes_by_definition(height, width, scans):
 
 def test_names_are_the_codes():
     for name, code in {"cross2d": 0, "unidi": 1, "bidi": 2, "rot90": 3}.items():
-        assert torch.equal(vk.routes(3, 4, name), vk.routes(3, 4, code))
+        assert torch.equal(vk.routes(3, 4, scans=name), vk.routes(3, 4, scans=code))
 
 
 def test_permutation_composes_with_routes():
@@ -40,7 +40,7 @@ def test_routes_are_not_shared_between_callers():
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_patches_move_whole(patch):
     height, width = 6, 12
-    permutation = vk.patch_permutation(height, width, patch, seed=5).long()
+    permutation = vk.patch_permutation(height, width, patch_size=patch, seed=5).long()
     assert torch.equal(permutation.sort().values, torch.arange(height * width))
     grid = permutation.view(height, width)
     homes = set()
@@ -74,14 +74,14 @@ def test_permutations_are_uniform():
 
 
 def test_errors():
-    for arguments, words in [((0, 3), "at least 1"), ((3, 3, "spiral"), "scans"), ((3, 3, 4), "scans")]:
+    for size, scans, words in [((0, 3), 0, "at least 1"), ((3, 3), "spiral", "scans"), ((3, 3), 4, "scans")]:
         with pytest.raises(ValueError, match=words):
-            vk.routes(*arguments)
+            vk.routes(*size, scans=scans)
     with pytest.raises(ValueError, match=r"permutation must hold each of 0\.\.5"):
         vk.routes(2, 3, permutation=torch.zeros(6, dtype=torch.int32))
     with pytest.raises(ValueError, match="permutation must be an integer"):
         vk.routes(2, 3, permutation=torch.zeros(6))
     with pytest.raises(ValueError, match="multiples of patch_size"):
-        vk.patch_permutation(5, 4, 2)
+        vk.patch_permutation(5, 4, patch_size=2)
     with pytest.raises(ValueError, match="not both"):
         vk.patch_permutation(4, 4, seed=1, generator=torch.Generator())

@@ -72,7 +72,7 @@ def test_dtypes(dtype, softplus, zoh):
 @pytest.mark.parametrize("scans", [0, 1, 2, 3])
 def test_scans_of_an_image(scans):
     permutation = vk.patch_permutation(4, 5, seed=scans) if scans else None
-    check_routes((1, 4, 20, 30, 4), FLOAT32, vk.routes(4, 5, scans, permutation))
+    check_routes((1, 4, 20, 30, 4), FLOAT32, vk.routes(4, 5, scans=scans, permutation=permutation))
 
 
 def test_memory_of_another_order():

@@ -65,6 +65,18 @@ def test_the_model_in_one_graph():
     assert torch.equal(graph(x, t), expected)
 
 
+def test_a_step_that_is_a_tensor_is_an_input_of_the_graph():
+    """As a number it would be compiled, and captured, anew."""
+    graphs = []
+    model = make_model()
+    graph = compiled(model, lambda module, inputs: graphs.append(inputs) or module.forward)
+    x, t = torch.randn(2, 1, 8, 12), torch.tensor([3, 500])
+    outputs = [graph(x, t, (1, torch.tensor(step))) for step in range(3)]
+    assert len(graphs) == 1
+    assert all(torch.equal(output, model(x, t, (1, step))) for step, output in enumerate(outputs))
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 3
+
+
 @pytest.mark.slow
 def test_ordered_scans_in_one_graph():
     model = make_model(regeneration=False)

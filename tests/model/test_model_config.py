@@ -22,6 +22,7 @@ def test_paper_configuration():
         ("image_channels", 2), ("base_channels", 0), ("base_channels", 33), ("sampling", ()),
         ("sampling", (4, 0, 2, 2)), ("channel_multipliers", (1, 2)), ("channel_multipliers", (1, 2, 4, 0)),
         ("layers_per_stage", 0), ("d_state", 0), ("expand", 0), ("dt_rank", 0), ("scans", 4),
+        ("scans", "cross3d"), ("scans", "spiral"), ("scans", "hw,wd"), ("scans", True),
         ("discretization", "euler"), ("regeneration_patch_size", 0), ("time_embedding_dim", 0),
         ("norm_groups", 0), ("norm_groups", 36),
     ],
@@ -35,6 +36,9 @@ def test_bad_values_name_field_value_and_fix(field, value):
 def test_json_round_trip():
     config = ModelConfig(base_channels=64, sampling=(2, 2, 2, 2), dt_rank=3)
     assert ModelConfig(**json.loads(json.dumps(asdict(config)))) == config
+    named = ModelConfig(scans="local", base_channels=64)
+    assert ModelConfig(**json.loads(json.dumps(asdict(named)))) == named
+    assert named.route_count == 8
     assert hash(config) == hash(ModelConfig(base_channels=64, sampling=[2, 2, 2, 2], dt_rank=3))
 
 
@@ -45,6 +49,8 @@ def test_command_line():
     arguments = ["--model.sampling=[2,2,2,2]", "--model.discretization=zoh", "--model.regeneration=false"]
     expected = ModelConfig(sampling=(2, 2, 2, 2), discretization="zoh", regeneration=False)
     assert auto_cli(build, args=arguments) == expected
+    assert auto_cli(build, args=["--model.scans", "hilbert"]).scans == "hilbert"
+    assert auto_cli(build, args=["--model.scans", "2"]).scans == 2
     with pytest.raises(ValueError, match="scans is 9; it must be"):
         auto_cli(build, args=["--model.scans", "9"])
 

@@ -24,7 +24,7 @@ def ordered(height, width):
 
 
 def shuffled(height, width, seed, patch_size=1):
-    return routes(height, width, 0, patch_permutation(height, width, patch_size, seed=seed))
+    return routes(height, width, permutation=patch_permutation(height, width, patch_size=patch_size, seed=seed))
 
 
 def layer_norm(x, weight, bias):
@@ -35,7 +35,7 @@ def layer_norm(x, weight, bias):
 def definition(csm, x, pixel_orders, zoh=False):
     """The module in float64 by its definition, one pixel of one route after the other.
 
-    pixel_orders: four lists of (row, column), the order in which each route visits the pixels."""
+    pixel_orders: lists of (row, column), the order in which each route visits the pixels."""
     w = {name: p.double() for name, p in csm.named_parameters()}
     x = x.double()
     batch = x.shape[0]
@@ -82,6 +82,16 @@ def test_matches_the_definition(discretization, height, width):
     torch.testing.assert_close(csm.float()(x, table).double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("scans", "count"), [("omnidirectional", 8), ("hw,snake-wh-reversed,skip2-hw", 3), ("hw", 1)])
+def test_weights_follow_the_routes(scans, count):
+    csm, x = make_csm(scans=scans).double(), image(2, 8, 3, 5).double()
+    for name in ("x_proj", "dt_proj", "dt_bias", "A_log", "D"):
+        assert getattr(csm, name).shape[0] == count
+    orders = [[divmod(pixel, 5) for pixel in order] for order in routes(3, 5, scans=scans).tolist()]
+    y = csm(x, routes(3, 5, scans=scans))
+    torch.testing.assert_close(y, definition(csm, x, orders), rtol=1e-10, atol=1e-12)
+
+
 def test_gradients_match_the_definition():
     csm, x = make_csm().double(), image(2, 8, 3, 4).double().requires_grad_()
     weight = image(2, 8, 3, 4, seed=2).double()
@@ -96,7 +106,7 @@ def test_gradients_match_the_definition():
 def test_regeneration_is_the_same_directions_over_a_shuffled_image(patch_size):
     height, width = 4, 6
     csm, x = make_csm().double(), image(2, 8, height, width).double()
-    permutation = patch_permutation(height, width, patch_size, seed=5).tolist()
+    permutation = patch_permutation(height, width, patch_size=patch_size, seed=5).tolist()
     # Place (i, j) of the shuffled image holds pixel permutation[i * width + j] of the image.
     directions = four_directions(height, width)
     orders = [[divmod(permutation[i * width + j], width) for i, j in direction] for direction in directions]

@@ -1,10 +1,18 @@
+import importlib
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vmddpm.errors import InputError
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.model import csm as csm_module
+from vmddpm.model.philox import random_keys
 from vmddpm.model.regeneration import VisitOrders, order_key_tensor
-from vmddpm_kernels import cross_selective_scan, routes
+from vmddpm_kernels import cross_selective_scan, patch_permutation, routes
+
+routes_module = importlib.import_module("vmddpm_kernels.routes")  # the package's `routes` is the function
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
 LAYERS = 17
@@ -118,7 +126,8 @@ def test_sampling_shuffles_by_default(tables):
 
 
 def test_patches_stay_whole():
-    orders = VisitOrders(ModelConfig(**SMALL, regeneration_patch_size=2), order_key_tensor((0, 0)), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    orders = VisitOrders(ModelConfig(**SMALL, regeneration_patch_size=2), order_key_tensor((0, 0), cpu), cpu)
     patches = orders.next(4, 6)[0].view(2, 2, 3, 2).transpose(1, 2).reshape(6, 4)  # the pixels of each patch
     inside = torch.tensor([0, 1, 6, 7], dtype=torch.int32)
     assert torch.equal(patches - patches[:, :1], inside.expand(6, 4))
@@ -130,3 +139,108 @@ def test_a_table_cached_in_inference_mode_serves_training():
     with torch.inference_mode():
         model(x, t)
     model(x, t).sum().backward()
+
+
+def test_a_step_that_is_a_tensor_is_the_same_step(tables):
+    model = make_model()
+    model(*batch(), order_key=(2**70 - 5, 2**40 + 3))
+    model(*batch(), order_key=(torch.tensor([-5]), torch.tensor(2**40 + 3)))
+    assert all(torch.equal(a, b) for a, b in zip(tables[:LAYERS], tables[LAYERS:]))
+
+
+def test_an_order_is_that_of_sorted_words(tables):
+    """Of the generator alone, which test_model_philox.py checks."""
+    make_model()(*batch(), order_key=(5, 11))
+    words = random_keys(torch.tensor(5), torch.tensor(11), LAYERS, 128).tolist()
+    for row, table in zip(words, tables):
+        length = table.shape[1]
+        assert table[0].tolist() == sorted(range(length), key=row.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ((0, torch.tensor(1.0)), "step of order_key must be an integer"),
+        ((torch.tensor([1, 2]), 0), "seed of order_key must be an integer"),
+        ((0, torch.zeros((), dtype=torch.int64, device="meta")), "step of order_key is on meta, but x is on cpu"),
+    ],
+)
+def test_keys_that_do_not_fit(key, words):
+    with pytest.raises(InputError, match=words):
+        make_model()(*batch(1), order_key=key)
+
+
+class NothingLeavesTheDevice(TorchDispatchMode):
+    """Refuses what reads a value on the host or copies from device to device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"), f"{name} waits for the device"
+        result = function(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_"):
+            assert all(t.device == result.device for t in args if isinstance(t, torch.Tensor)), "copied to a device"
+        return result
+
+
+def orders_by_their_kernels(device, scans):
+    """What the operators of a pass do, outside of them, where modes see it."""
+    step = torch.zeros((), dtype=torch.int64, device=device)
+    keys = random_keys(*order_key_tensor((7, step), step.device), 3, 24)
+    for row in keys:
+        permutation = routes_module._make_patch_order(row, (8, 12), 2)
+        yield routes_module._make_routes((8, 12), scans, permutation, str(step.device))
+
+
+@pytest.mark.parametrize(
+    "scans", ["hw,wh-reversed", "hilbert-hw,zorder-wh,zigzag-hw", "window3-hw,skip2-hw,diagonal-hw"]
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_orders_are_made_without_the_host(device, scans, monkeypatch):
+    """On the CPU nothing reads a value. As fake tensors of another device, which may not meet any of the CPU."""
+    monkeypatch.setattr(routes_module, "_made", {})
+    with FakeTensorMode() if device == "meta" else NothingLeavesTheDevice():
+        for table in orders_by_their_kernels(device, scans):
+            assert table.shape == (len(scans.split(",")), 96)
+            assert table.device.type == device
+    assert len(routes_module._made) == (device == "cpu")  # a fake table is not remembered
+
+
+def test_a_pass_reads_no_value():
+    config = {**SMALL, "channel_multipliers": (1,), "sampling": (4,), "layers_per_stage": 1}
+    with torch.device("meta"):  # where there is none
+        model = VMDDPM(ModelConfig(**config))
+        step = torch.zeros((), dtype=torch.int64)
+        model(torch.zeros(1, 1, 8, 12), torch.zeros(1, dtype=torch.int64), order_key=(7, step)).sum().backward()
+
+
+def test_a_made_table_is_not_checked_again(monkeypatch):
+    cpu = torch.device("cpu")
+    table = VisitOrders(ModelConfig(**SMALL), order_key_tensor((0, torch.tensor(1)), cpu), cpu).next(4, 6)
+    monkeypatch.setattr(routes_module, "_holds_permutations", None)  # what waits for a GPU
+    routes_module.check_table_once(table, 24)
+    routes_module.check_table_once(routes_module.private_copy(table), 24)
+    with pytest.raises(ValueError, match="23 steps"):
+        routes_module.check_table_once(table, 23)
+    with pytest.raises(TypeError):  # changed since, or a user's: it is read
+        routes_module.check_table_once(table.add_(1), 24)
+    with pytest.raises(TypeError):
+        routes_module.check_table_once(torch.arange(24)[None], 24)
+
+
+def test_scans_by_name(tables):
+    for scans, count in (("omnidirectional", 8), ("hilbert", 4), ("hw", 1)):
+        for regeneration in (False, True):
+            tables.clear()
+            make_model(scans=scans, regeneration=regeneration)(*batch(1), order_key=(0, 0))
+            assert all(len(table) == count for table in tables)
+            ordered = routes(8, 16, scans=scans)
+            assert torch.equal(tables[0], ordered) != regeneration
+    words = random_keys(torch.tensor(0), torch.tensor(0), 1, 128)
+    assert torch.equal(tables[0][0], words[0].argsort(stable=True).int())
+
+
+def test_keys_of_any_values_make_a_permutation():
+    for keys in (torch.zeros(6), torch.full((6,), float("nan")), torch.tensor([3, 1, 2, 1, 3, 0])):
+        order = patch_permutation(2, 3, keys=keys)
+        assert sorted(order.tolist()) == list(range(6))
+    assert order.tolist() == [5, 1, 3, 2, 0, 4]  # equal ones stay in order

@@ -56,7 +56,7 @@ def diffusion_loss(
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
-    order_key: tuple[int, int] | None,
+    order_key: tuple[int | Tensor, int | Tensor] | None,
     config: DiffusionConfig,
 ) -> Tensor:
     """The mean squared error of the prediction, weighted by `config.min_snr_gamma`: a float32 scalar.

@@ -111,7 +111,8 @@ def sample(
 
     Args:
         model: the noise predictor, called as model(x, t, order_key=(seed, step number)) with x float32
-            (B, C, H, W) and t int64 (B,). It runs in eval mode and is handed back in the mode it came in.
+            (B, C, H, W), t int64 (B,) and the step number an int64 scalar on their device, which compiled models and
+            CUDA graphs take for an input. It runs in eval mode and is handed back in the mode it came in.
         indices: numbers of the images, each at least 0, in any order.
         image_shape: (C, H, W).
         config: the process the model was trained for.
@@ -142,7 +143,7 @@ def sample(
     # The noise that DDIM steps along is taken from the clipped image, so that the two still add up to x_t.
     options = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     blocks = sorted({index // batch_size for index in indices})
-    total = len(blocks) * steps
+    total, numbers = len(blocks) * steps, torch.arange(steps, device=device)
     images: dict[int, Tensor] = {}
     with _evaluating(model):
         for block_number, block in enumerate(blocks):
@@ -152,7 +153,7 @@ def sample(
             x = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)
             for number, t in enumerate(scheduler.timesteps.tolist()):
                 batch_t = torch.full((batch_size,), t, device=device)
-                predicted = model(x, batch_t, order_key=(seed, number)).float()
+                predicted = model(x, batch_t, order_key=(seed, numbers[number])).float()
                 x = scheduler.step(predicted, t, x, generator=generators, **options).prev_sample
                 if progress is not None:
                     progress(block_number * steps + number + 1, total)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vmddpm.errors import InputError
 from vmddpm_kernels.checks import MAX_STATES
+from vmddpm_kernels.curves import route_names
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class ModelConfig:
     """III-A: "use the zero-order preservation (ZOH) rule to discretize the parameters" (Eq. 6). "zoh" is
     Eq. 6 as printed; "mamba" is B̄ = ΔB, which the kernels of Mamba and VMamba compute under that name."""
 
-    scans: int = 0
+    scans: int | str = 0
     """III-D: "from the upper left corner or lower right corner in four directions: up, down, left, and
-    right". 0 is VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets, see
-    `vmddpm_kernels.routes`."""
+    right". 0 is VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets; other models' go by
+    name, such as "hilbert", "local" or "omnidirectional", and routes of one's own joined by commas, see
+    `vmddpm_kernels.routes`. S6 has weights for each route."""
 
     regeneration: bool = True
     """III-D: "Before the scan expansion operation, the input image is randomly shuffled in the patch
@@ -112,7 +114,10 @@ class ModelConfig:
             "channel_multipliers", f"{stages} multipliers of at least 1, one for each factor of sampling",
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
-        self._require(self.scans in (0, 1, 2, 3), "scans", "0, 1, 2 or 3")
+        try:
+            route_names(self.scans, 2)
+        except ValueError as error:
+            raise InputError(f"scans is {self.scans!r}; it must be a set of routes for images: {error}") from None
         self._require(
             all(width % self.norm_groups == 0 for width in self.widths),
             "norm_groups", f"a divisor of every stage's width {self.widths}",
@@ -136,6 +141,16 @@ class ModelConfig:
     def size_multiple(self) -> int:
         """An image's height and width must be multiples of this, so that every stage holds whole patches."""
         return prod(self.sampling) * (self.regeneration_patch_size if self.regeneration else 1)
+
+    @property
+    def route_count(self) -> int:
+        """Routes of every scan, K."""
+        return len(route_names(self.scans, 2))
+
+    @property
+    def s6_count(self) -> int:
+        """S6 of a forward pass: those of every stage, down and up, and the bottleneck's."""
+        return 2 * len(self.sampling) * self.layers_per_stage + 1
 
     def rank(self, width: int) -> int:
         """Rank of the step-size projection in a CSM of this width."""

@@ -1,4 +1,4 @@
-"""The Cross-Scan Module: S6 along four routes over the feature map (paper III-D; SS2D of VMamba)."""
+"""The Cross-Scan Module: S6 along routes over the feature map, four by default (paper III-D; SS2D of VMamba)."""
 
 import math
 
@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from vmddpm.model.config import ModelConfig
 from vmddpm_kernels import cross_selective_scan
 
-ROUTES = 4
 DT_MIN, DT_MAX = 1e-3, 1e-1  # Mamba's range of initial step sizes
 
 
@@ -17,12 +16,12 @@ class CSM(nn.Module):
     """Norm, expand to a value and a gate, depthwise 3 x 3, scan, S6 and merge, norm, gate, project.
 
     Each route has its own S6 weights: x_proj (K, R + 2N, D), dt_proj (K, D, R), dt_bias, D (K, D), A_log
-    (K, D, N), with K = 4 routes, D = expand * channels, N = d_state and R = dt_rank.
+    (K, D, N), with K routes of `config.scans`, D = expand * channels, N = d_state and R = dt_rank.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        inner = config.expand * channels
+        inner, routes = config.expand * channels, config.route_count
         self.rank, self.states = config.rank(channels), config.d_state
         self.discretization = config.discretization
         self.norm = nn.LayerNorm(channels)
@@ -30,11 +29,11 @@ class CSM(nn.Module):
         self.value = nn.Linear(channels, inner, bias=False)
         self.gate = nn.Linear(channels, inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.x_proj = nn.Parameter(torch.empty(ROUTES, self.rank + 2 * self.states, inner))
-        self.dt_proj = nn.Parameter(torch.empty(ROUTES, inner, self.rank))
-        self.dt_bias = nn.Parameter(torch.empty(ROUTES, inner))
-        self.A_log = nn.Parameter(torch.empty(ROUTES, inner, self.states))
-        self.D = nn.Parameter(torch.ones(ROUTES, inner))
+        self.x_proj = nn.Parameter(torch.empty(routes, self.rank + 2 * self.states, inner))
+        self.dt_proj = nn.Parameter(torch.empty(routes, inner, self.rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, inner))
+        self.A_log = nn.Parameter(torch.empty(routes, inner, self.states))
+        self.D = nn.Parameter(torch.ones(routes, inner))
         self.norm_out = nn.LayerNorm(inner)
         self.out = nn.Linear(inner, channels, bias=False)
         self._init_s6()
@@ -50,7 +49,7 @@ class CSM(nn.Module):
         self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W) in channels_last memory, table (4, H * W) of visit orders -> (B, C, H, W)."""
+        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W)."""
         height, width = x.shape[2:]
         tokens = self.norm(x.permute(0, 2, 3, 1))                                 # (B, H, W, C)
         value = self.conv(self.value(tokens).permute(0, 3, 1, 2))                 # (B, D, H, W)
@@ -59,14 +58,14 @@ class CSM(nn.Module):
         y = self.out(y * F.silu(self.gate(tokens).flatten(1, 2)))                 # (B, L, C)
         return torch.unflatten(y, 1, (height, width)).permute(0, 3, 1, 2)         # (B, C, H, W)
 
-    # Paper Eq. 5-6 with input-dependent delta, B and C (S6), on the four sequences of section III-D
+    # Paper Eq. 5-6 with input-dependent delta, B and C (S6), on the sequences of section III-D
     def s6(self, x: Tensor, table: Tensor) -> Tensor:
         """Scan expansion, S6 and scan merge: x (B, L, D) -> (B, L, D).
 
         The projections act on single pixels, so they commute with every visit order: they run once, in
         pixel order.
         """
-        projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (ROUTES, -1))    # (B, L, K, R + 2N)
+        projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (len(self.x_proj), -1))  # (B, L, K, R + 2N)
         low_rank, B, C = projected.permute(2, 0, 1, 3).split([self.rank, self.states, self.states], dim=3)
         delta = torch.bmm(low_rank.flatten(1, 2), self.dt_proj.transpose(1, 2))          # (K, B * L, D)
         delta = delta.unflatten(1, x.shape[:2]).transpose(0, 1)                          # (B, K, L, D)

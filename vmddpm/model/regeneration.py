@@ -1,41 +1,57 @@
-"""Sequence Regeneration (paper section III-D): a new visit order before every S6, without a parameter."""
+"""Sequence Regeneration (paper section III-D): a new visit order before every S6, without a parameter.
 
-from functools import lru_cache
+Orders are made where the features are, from (seed, step) and the number of the S6, by a counter-based generator:
+nothing is copied from the host and nothing waits for a GPU. With a step that is a tensor, a CUDA graph has new orders
+at each replay.
+"""
 
 import torch
 from torch import Tensor
 
+from vmddpm.errors import InputError
 from vmddpm.model.config import ModelConfig
-from vmddpm.seeding import mix_seed, signed_64
+from vmddpm.model.philox import random_keys
+from vmddpm.seeding import signed_64
 from vmddpm_kernels import patch_permutation, routes
+from vmddpm_kernels.curves import pixel_count
+
+OrderKey = tuple[int | Tensor, int | Tensor]
 
 
-def order_key_tensor(key: tuple[int, int] | None) -> Tensor:
-    """(seed, step) as int64 (2,) on the CPU; None draws them from torch's global CPU generator, so that
-    `torch.manual_seed` repeats them."""
+def order_key_tensor(key: OrderKey | None, device: torch.device) -> Tensor:
+    """(seed, step) as int64 (2,) on the device, each an integer or an integer tensor of one element there; None draws
+    them from torch's global generator of the device, so that `torch.manual_seed` repeats them.
+
+    Raises:
+        InputError: on a tensor elsewhere, or that is no integer.
+    """
     if key is None:
-        return torch.randint(2**63 - 1, (2,))
-    return torch.tensor([word if -(2**63) <= word < 2**63 else signed_64(word) for word in key])
+        return torch.randint(2**63 - 1, (2,), device=device)
+    return torch.stack([_word(name, word, device) for name, word in zip(("seed", "step"), key)])
 
 
-@lru_cache(maxsize=64)
-def _ordered_table(height: int, width: int, scans: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a cached inference tensor could not serve a later training step
-        return routes(height, width, scans, device=device)
+def _word(name: str, word: int | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(word, Tensor):  # torch.full fills on the device, torch.tensor would copy to it
+        return torch.full((), word if -(2**63) <= word < 2**63 else signed_64(word), dtype=torch.int64, device=device)
+    if word.numel() != 1 or word.is_floating_point() or word.is_complex() or word.dtype == torch.bool:
+        raise InputError(
+            f"the {name} of order_key must be an integer or an integer tensor of one element, "
+            f"got {word.dtype} of shape {tuple(word.shape)}"
+        )
+    if word.device != device:
+        raise InputError(f"the {name} of order_key is on {word.device}, but x is on {device}; move it there")
+    return word.reshape(()).to(torch.int64)
 
 
-# An operator, as random numbers and tables already made are no part of a graph.
-@torch.library.custom_op("vmddpm::visit_order", mutates_args=())
-def _visit_order(
-    key: Tensor, layer: int, height: int, width: int, patch_size: int, scans: int, device: torch.device
-) -> Tensor:
-    permutation = patch_permutation(height, width, patch_size, seed=mix_seed(*key.tolist(), layer))
-    return routes(height, width, scans, permutation, device)
+# One operator, as a graph of its hundred small ones would have nothing to gain.
+@torch.library.custom_op("vmddpm::order_keys", mutates_args=())
+def _order_keys(key: Tensor, layers: int, patches: int) -> Tensor:
+    return random_keys(key[0], key[1], layers, patches)
 
 
-@_visit_order.register_fake
-def _(key: Tensor, layer: int, height: int, width: int, patch_size: int, scans: int, device: torch.device) -> Tensor:
-    return torch.empty((4, height * width), dtype=torch.int32, device=device)
+@_order_keys.register_fake
+def _(key: Tensor, layers: int, patches: int) -> Tensor:
+    return key.new_empty((layers, patches))
 
 
 class VisitOrders:
@@ -45,9 +61,9 @@ class VisitOrders:
     of the feature map alone: not on the batch, the device or the weights.
 
     Args:
-        config: `scans` and `regeneration_patch_size` are read.
+        config: `scans`, `regeneration_patch_size` and the number of S6 are read.
         key: (seed, step) of the shuffles as `order_key_tensor` makes it; None means ordered scans.
-        device: where the tables are put.
+        device: where the tables are put, and the key is.
     """
 
     def __init__(self, config: ModelConfig, key: Tensor | None, device: torch.device) -> None:
@@ -55,15 +71,20 @@ class VisitOrders:
         self.key = key
         self.device = device
         self.calls = 0
+        self.ordered: dict[tuple[int, ...], Tensor] = {}
+        self.sort_keys: Tensor | None = None  # (S6, patches of the first feature map, which is the largest)
 
-    def next(self, height: int, width: int) -> Tensor:
-        """The table of the next S6, int32 (4, height * width), as `cross_selective_scan` takes it."""
+    def next(self, *size: int) -> Tensor:
+        """The table of the next S6, int32 (K, L), as `cross_selective_scan` takes it; size is (H, W)."""
         layer = self.calls
         self.calls += 1
         scans, patch_size = self.config.scans, self.config.regeneration_patch_size
-        if self.key is not None:
-            table: Tensor = _visit_order(self.key, layer, height, width, patch_size, scans, self.device)
-            return table
-        if torch.compiler.is_compiling():  # a graph makes its own table: a cache would be a constant of it
-            return routes(height, width, scans, device=self.device)
-        return _ordered_table(height, width, scans, self.device)
+        if self.key is None:
+            if size not in self.ordered:
+                self.ordered[size] = routes(*size, scans=scans, device=self.device)
+            return self.ordered[size]
+        patches = pixel_count([extent // patch_size for extent in size])
+        if self.sort_keys is None:
+            self.sort_keys = _order_keys(self.key, self.config.s6_count, patches)
+        permutation = patch_permutation(*size, patch_size=patch_size, keys=self.sort_keys[layer, :patches])
+        return routes(*size, scans=scans, permutation=permutation)

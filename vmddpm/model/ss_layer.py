@@ -22,7 +22,7 @@ class MSSBlock(nn.Module):
         self.cnn = TimeCNN(channels, config.time_dim, config.norm_groups)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W), time (B, time_dim), table (4, H * W) -> (B, C, H, W)."""
+        """x (B, C, H, W), time (B, time_dim), table (K, H * W) -> (B, C, H, W)."""
         u: Tensor = x + self.csm(x, table)
         y: Tensor = u + self.cnn(u, time)
         return y
@@ -43,6 +43,6 @@ class SSLayer(nn.Module):
         self.mss = MSSBlock(channels, config)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W), time (B, time_dim), table (4, H * W) -> (B, C, H, W)."""
+        """x (B, C, H, W), time (B, time_dim), table (K, H * W) -> (B, C, H, W)."""
         y: Tensor = x + self.mss(self.resnet(x, time), time, table)
         return y

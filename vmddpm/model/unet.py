@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vmddpm.errors import InputError
 from vmddpm.model.pretrained import Pretrained
+from vmddpm.model.regeneration import OrderKey
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class UNet(nn.Module, Pretrained):
             downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
         )  # fmt: skip
 
-    def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
         """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); it has no scan to order."""
         noise: Tensor = self.network(x, t, return_dict=False)[0]
         return noise

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vmddpm.errors import InputError
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.pretrained import Pretrained
-from vmddpm.model.regeneration import VisitOrders, order_key_tensor
+from vmddpm.model.regeneration import OrderKey, VisitOrders, order_key_tensor
 from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
 from vmddpm.model.time_embedding import TimeEmbedding
 
@@ -49,20 +49,21 @@ class VMDDPM(
         self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's older types
 
-    def forward(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
         """The noise in x (or the velocity, as trained).
 
         Args:
             x: (B, image_channels, H, W) noisy images, H and W multiples of `config.size_multiple`.
             t: (B,) integer or real diffusion steps.
-            order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. None draws
-                a key from torch's global CPU generator.
+            order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
+                an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
+                draws a key from torch's global generator of that device.
 
         Returns:
             (B, image_channels, H, W).
 
         Raises:
-            InputError: if the shape of x or t does not fit.
+            InputError: if the shape of x or t does not fit, or order_key is on another device.
         """
         time, orders = self._prepare(x, t, order_key)
         h, skips = self._encode(x, time, orders)
@@ -74,7 +75,7 @@ class VMDDPM(
         noise: Tensor = self.projection(h)
         return noise
 
-    def encode(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None = None) -> Tensor:
+    def encode(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
         """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in
         `forward`."""
         return self._encode(x, *self._prepare(x, t, order_key))[0]
@@ -86,7 +87,7 @@ class VMDDPM(
             skips.append(x)
         return x, skips
 
-    def _prepare(self, x: Tensor, t: Tensor, order_key: tuple[int, int] | None) -> tuple[Tensor, VisitOrders]:
+    def _prepare(self, x: Tensor, t: Tensor, order_key: OrderKey | None) -> tuple[Tensor, VisitOrders]:
         channels, multiple = self.config.image_channels, self.config.size_multiple
         if x.dim() != 4 or x.shape[1] != channels:
             raise InputError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
@@ -98,5 +99,5 @@ class VMDDPM(
         if t.shape != x.shape[:1]:
             raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
-        key = order_key_tensor(order_key) if shuffled else None
+        key = order_key_tensor(order_key, x.device) if shuffled else None
         return self.time(t), VisitOrders(self.config, key, x.device)

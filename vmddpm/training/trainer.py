@@ -176,13 +176,14 @@ def add_gradients(
     options = config.training
     device, dtype = ranks.device, AUTOCAST[options.precision]
     loss_here = torch.zeros((), device=device)
+    order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
     parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
     for part in parts:
         x0, t, noise = (values.to(device, non_blocking=True) for values in part)
         last = part is parts[-1]
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = diffusion_loss(network, x0, t, noise, (options.seed, step), config.diffusion)
+                loss = diffusion_loss(network, x0, t, noise, order_key, config.diffusion)
             loss = loss * (len(x0) / options.batch_size)
             scaler.scale(loss * ranks.count).backward()  # processes are averaged, not added
         loss_here += loss.detach()
