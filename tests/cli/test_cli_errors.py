@@ -166,7 +166,7 @@ def test_a_fault_of_the_program_shows_its_traceback(failure, words, switch, monk
      (PermissionError(errno.EACCES, "Permission denied", "b"), "[Errno 13] Permission denied: 'b'"),
      (TimeoutError(), "TimeoutError"),
      (ModuleNotFoundError("No module named 'pydicom'", name="pydicom"),
-      "pydicom is missing; `pip install \".[train]\"` in the source tree brings it")],
+      "pydicom is missing; `pip install \"vmddpm[train]\"` brings it")],
 )  # fmt: skip
 def test_an_error_of_the_system_is_one_line_that_names_the_switch(failure, line, monkeypatch, capsys):
     fail(monkeypatch, failure)

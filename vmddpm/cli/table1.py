@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+COMMON = ("extractor.path",)
 SUMMARY = "the paper's Table I: train, draw and evaluate every system"
 HELP = """Make Table I: DCGAN, SAGAN, UNetGAN, DDPM, DDIM and VM-DDPM are trained (or reused), sampled and evaluated,
 and printed beside the paper's figures. A command that was stopped goes on; table1 and ablate may share a folder.

@@ -5,6 +5,10 @@ from typing import Any
 
 from vmddpm.cli.presets import PRESETS
 
+COMMON = (
+    "data.root", "data.pattern", "data.size", "data.channels", "data.limit", "model.base_channels", "training.steps",
+    "training.minutes", "training.batch_size", "training.precision", "training.device", "training.seed",
+)  # fmt: skip
 SUMMARY = "train, or continue a run"
 HELP = """Train a VM-DDPM, or a system it is compared with, on a folder of images, or continue the run in a run folder.
 
