@@ -177,16 +177,21 @@ def test_help_does_not_wait_for_what_only_runs_need():
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_what_the_base_install_can_do_needs_no_extra(capsys):
+def test_what_the_base_install_can_do_needs_no_extra():
     """Its packages are hidden from a process, which asks for what such an install is asked for."""
-    extras = ["jsonargparse", "yaml", "diffusers", "huggingface_hub", "safetensors", "nibabel", "pydicom", "PIL", "tqdm",
-              "tifffile", "imagecodecs", "tensorboard", "matplotlib", "scipy", "starlette", "nilearn"]  # fmt: skip
-    program = f"import sys; sys.modules.update(dict.fromkeys({extras})); from vmddpm.cli import main; "
-    for words in (["--help"], ["--version"], ["info"], ["info", "--help"], ["study", "--help"], ["trian"]):
-        done = subprocess.run([sys.executable, "-c", f"{program}sys.exit(main({words}))"], capture_output=True, text=True)
-        assert done.returncode == (2 if words == ["trian"] else 0), done.stderr
+    extras = ["jsonargparse", "yaml", "diffusers", "huggingface_hub", "safetensors", "nibabel", "pydicom", "PIL",
+              "tqdm", "tifffile", "imagecodecs", "tensorboard", "matplotlib", "scipy", "starlette"]  # fmt: skip
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({extras})); from vmddpm.cli import main\n"
+        "for words in (['--help'], ['--version'], ['info', '--help'], ['info'], ['study', '--help'], ['trian']):\n"
+        "    try: code = main(words)\n"
+        "    except SystemExit as stopped: code = stopped.code\n"
+        "    print(code)\n"
+        "sys.exit(main(['train']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert re.findall(r"^\d+$", done.stdout, re.MULTILINE) == ["0", "0", "0", "0", "0", "2"]
     assert "did you mean train?" in done.stderr
-    done = subprocess.run([sys.executable, "-c", f"{program}sys.exit(main(['train']))"], capture_output=True, text=True)
     assert 'pip install "vmddpm[train]"' in done.stderr
 
 
@@ -198,9 +203,7 @@ def test_help_quotes_the_paper(capsys):
 def test_every_option_is_explained_before_the_paper_is_quoted():
     for words in commands():
         for action in build_parser(*words)._actions:
-            assert not re.match(r"""\W*("[a-z]|[IVX]+-[A-Z]:)""", action.help or "") or action.help.startswith(
-                ('"auto"', '"fail"')
-            ), (words, action.dest, action.help)
+            assert not re.match(r'\s*(?:"|[IVX]+-[A-D])', action.help or ""), (words, action.dest, action.help)
 
 
 def test_info(capsys):

@@ -243,6 +243,8 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
 
 # Exceptions of Python's own that vmddpm raises, with the reason.
 ALLOWED = {
+    ("cli/__init__.py", "SystemExit"): "help was asked for and shown, as by argparse",
+    ("cli/usage.py", "SystemExit"): "a misspelt command line ends as argparse ends one",
     ("files.py", "OSError"): "a system call that Python has no function for fails as those of Python do",
     ("training/interrupts.py", "KeyboardInterrupt"): "a second Ctrl-C ends the command as Ctrl-C does anywhere",
     ("training/trainer.py", "KeyboardInterrupt"): "a run that was asked to stop is saved and ends as by Ctrl-C",

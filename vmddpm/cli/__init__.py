@@ -1,9 +1,9 @@
 """The command `vmddpm`: one module here for each sub-command, thin; what it does lives in the packages.
 
 A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`; and
-may have `COMMON`, the dotted options of its short help. One with sub-commands of its own has instead `HELP`, `COMMANDS`,
-their summaries by name, `build(new_parser, name)` and `run(parser, options, name)`. `new_parser(description=...)` makes
-a parser with the name of the command.
+may have `COMMON`, the dotted options of its short help. One with sub-commands of its own has instead `HELP`,
+`COMMANDS`, their summaries by name, `build(new_parser, name)` and `run(parser, options, name)`.
+`new_parser(description=...)` makes a parser with the name of the command.
 """
 
 import io
@@ -33,7 +33,8 @@ example:
   vmddpm sample --run runs/small --num 16 --out samples"""
 SWITCHES = """
   --traceback  show where an error arose; it may stand anywhere
-  --version    show the version"""
+  --version    show the version
+"""
 UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 BASE = ("info",)  # those that need no more than the base install has
@@ -75,47 +76,38 @@ def build_parser(*words: str) -> Any:
 
 def parse(argv: list[str]) -> Call:
     """Reads a command line. Raises SystemExit: with 2 if it is misspelt, which is told; with 0 if it asks for help."""
-    name, rest = _chosen("vmddpm", "command", argv, {name: partial(_summary, name) for name in COMMANDS}, HELP, SWITCHES)
+    if argv[:1] == ["--version"]:
+        print(f"vmddpm {version('vmddpm')}")
+        raise SystemExit(0)
+    name, *rest = argv or [""]
+    if name not in COMMANDS:
+        summaries = {command: str(_module(command).SUMMARY) for command in COMMANDS}
+        _answer("vmddpm", "command", name, summaries, HELP, SWITCHES)
     words: tuple[str, ...] = (name,)
     module = _module(name)
     if hasattr(module, "COMMANDS"):
-        summaries = {inner: partial(str, text) for inner, text in module.COMMANDS.items()}
-        inner, rest = _chosen(f"vmddpm {name}", "sub-command", rest, summaries, module.HELP)
+        inner, *rest = rest or [""]
+        if inner not in module.COMMANDS:
+            _answer(f"vmddpm {name}", "sub-command", inner, module.COMMANDS, module.HELP)
         words = (name, inner)
     parser = build_parser(*words)
     return Call(words, parser, parser.parse_args(with_preset_files(rest)))
 
 
-def _summary(name: str) -> str:
-    return str(_module(name).SUMMARY)
-
-
-def _chosen(
-    prog: str, kind: str, words: list[str], summaries: dict[str, Any], text: str, switches: str = ""
-) -> tuple[str, list[str]]:
-    """The command that is named first, and the words behind it."""
-    first, *rest = words or [""]
-    if first in summaries:
-        return first, rest
-    if first in ASKS_FOR_HELP:
-        _help(prog, kind, {name: summary() for name, summary in summaries.items()}, text, switches)
-    if first == "--version" and switches:
-        print(f"vmddpm {version('vmddpm')}")
+def _answer(prog: str, kind: str, word: str, summaries: dict[str, str], text: str, switches: str = "") -> NoReturn:
+    """Of a word in the place of a command that is none: help if it asks for it, else what is wrong with it."""
+    if word in ASKS_FOR_HELP:
+        width = max(map(len, summaries))
+        lines = (f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
+        print(f"usage: {prog} {kind.upper()} [options]\n\n{text.strip()}\n\n{kind}s:", *lines, sep="\n")
+        print(f"{switches}\n`{prog} {kind.upper()} --help` shows the options of one.")
         raise SystemExit(0)
     known = f"its {kind}s are {', '.join(summaries)}; `{prog} --help` says what each does"
-    if not first:
+    if not word:
         refuse(prog, f"a {kind} is missing", known)
-    if first.startswith("-") and not nearest(first, ("--help", "--version")):
-        refuse(prog, f"{first} stands before the {kind}, and belongs behind it", known)
-    refuse(prog, f"{first!r} is no {kind}{meant(first, [*summaries, '--help', '--version'])}", known)
-
-
-def _help(prog: str, kind: str, summaries: dict[str, str], text: str, switches: str) -> NoReturn:
-    width = max(map(len, summaries))
-    lines = (f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
-    print(f"usage: {prog} {kind.upper()} [options]\n\n{text.strip()}\n\n{kind}s:", *lines, sep="\n")
-    print(f"{switches}\n\n`{prog} {kind.upper()} --help` shows the options of one.")
-    raise SystemExit(0)
+    if word.startswith("-") and not nearest(word, ("--help", "--version")):
+        refuse(prog, f"{word} stands before the {kind}, and belongs behind it", known)
+    refuse(prog, f"{word!r} is no {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import os
 import re
 import types
 from collections.abc import Iterable
-from copy import copy
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -27,14 +26,13 @@ class _ShortFormatter(_Formatter):
     """The first sentence of what an option does, and its default."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = (action.help or "").partition("\n\n")[0]
-        text = re.split(r"(?<=[.;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".;")
+        text = first_sentence(action)
         has_default = action.option_strings and action.default not in (None, argparse.SUPPRESS, False)
         return f"{text} (default: %(default)s)" if has_default and "default" not in text else text
 
 
 class _WholeHelp(argparse._HelpAction):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:  # type: ignore[override]
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(parser.format_help(), end="")
         parser.exit()
 
@@ -58,7 +56,7 @@ class OptionParser(ArgumentParser):
         parser.add_argument("--help-all", action=_WholeHelp, help="show every option, in full, and exit")
         return parser
 
-    def parse_args(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
         self.needed = {action.dest for action in self._actions if action.required}  # jsonargparse hides it meanwhile
         return super().parse_args(*arguments, **options)
 
@@ -66,11 +64,10 @@ class OptionParser(ArgumentParser):
         """The short help."""
         shown = [action for action in self._choices() if "." not in action.dest or action.dest in self.common]
         formatter, whole = self.formatter_class, self._action_groups
-        positional = argparse._ArgumentGroup(self, "arguments")
-        options = argparse._ArgumentGroup(self, "options")
+        groups: list[Any] = [argparse._ArgumentGroup(self, title) for title in ("arguments", "options")]
         for action in shown:
-            (options if action.option_strings else positional)._group_actions.append(action)
-        self.formatter_class, self._action_groups = _ShortFormatter, [positional, options]
+            groups[bool(action.option_strings)]._group_actions.append(action)
+        self.formatter_class, self._action_groups = _ShortFormatter, groups
         try:
             text = self.format_help()
         finally:
@@ -164,7 +161,7 @@ class OptionParser(ArgumentParser):
         actions = [action for key in keys for action in self._choices() if action.dest == key]
         names = [self._name(action) for action in actions]
         verb = "is" if len(names) == 1 else "are"
-        purpose = f"{names[0]}: {self._help(actions[0])}" if len(names) == 1 else f"usage: {self._usage()}"
+        purpose = f"{names[0]}: {first_sentence(actions[0])}" if len(names) == 1 else f"usage: {self._usage()}"
         return f"{', '.join(names)} {verb} missing", purpose
 
     def _no_config(self, path: str, message: str) -> tuple[str, str]:
@@ -202,13 +199,12 @@ class OptionParser(ArgumentParser):
 
     def _purpose(self, option: str) -> str:
         action = self._option_string_actions.get(option)
-        return f"{option}: {self._help(action)}" if action else ""
+        return f"{option}: {first_sentence(action)}" if action else ""
 
-    @staticmethod
-    def _help(action: argparse.Action) -> str:
-        short = copy(action)
-        short.default = None
-        return _ShortFormatter("")._get_help_string(short)
+
+def first_sentence(action: argparse.Action) -> str:
+    """What an option does, in a few words."""
+    return re.split(r"(?<=[.;])\s", " ".join((action.help or "").split()), maxsplit=1)[0].rstrip(".;")
 
 
 def expected(kind: Any) -> str:

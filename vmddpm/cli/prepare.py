@@ -38,9 +38,10 @@ def build(new_parser: Any, name: str) -> Any:
     one.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that decode")
     one.add_argument("--test-share", type=float, default=0.0, help="share of the patients, about, on the test side")
     if name == "acdc":
-        one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es", help="two frames, or all")
+        one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es",
+                         help="frames of each heart: ed-es, end-diastole and end-systole, or cine, all")  # fmt: skip
     if name == "brats":
-        one.add_argument("--modality", choices=MODALITIES, default="flair", help="which of the four")
+        one.add_argument("--modality", choices=MODALITIES, default="flair", help="which of the four modalities")
     if name == "chestxray":
         one.add_argument("--official-split", action="store_true",
                          help="sides by the owners' train_val_list.txt and test_list.txt")  # fmt: skip

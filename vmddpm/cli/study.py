@@ -90,7 +90,8 @@ def _report_options(new_parser: Any) -> Any:
     report.add_argument("--counts", type=int, nargs="+", default=None,
                         help="printed counts in place of a study, four a reader: real judged real and synthetic, "
                              "then synthetic judged real and synthetic")  # fmt: skip
-    report.add_argument("--margin", type=float, default=0.1, help="of the equivalence test; choose it before the study")
+    report.add_argument("--margin", type=float, default=0.1,
+                        help="margin of the equivalence test; choose it before the study")  # fmt: skip
     report.add_argument("--out", type=str, default=None, help="folder for the files; default: `report` in the study's")
     return report
 

@@ -47,7 +47,7 @@ class MetricsConfig:
     """Images that the extractor sees at a time."""
 
     seed: int = 0
-    """Of the subsets and of the simulated floor."""
+    """Seed of the subsets and of the simulated floor."""
 
     device: str = "auto"
     """Where the extractor runs; "auto" is the GPU if there is one."""
