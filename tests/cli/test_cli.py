@@ -61,12 +61,17 @@ def test_train_sample_and_train_on(scans):
 
     done = run(*train, "--training.steps", 6)
     assert done.returncode == 0, done.stderr
+    assert "continues from step 4\n" in done.stdout
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
     sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr
+        assert done.stdout == f"3 images written to {scans / out}\n"
+    (scans / "b" / "000002.png").unlink()
+    done = run(*sample, "--out", scans / "b")
+    assert done.stdout == f"1 image written to {scans / 'b'}; the others of the 3 were there\n"
     for name in ("000000.png", "000001.png", "000002.png", "grid.png"):
         assert (scans / "a" / name).read_bytes() == (scans / "b" / name).read_bytes()
     assert Image.open(scans / "a" / "000000.png").size == (16, 16)

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
     Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
     """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _warn(str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
@@ -137,6 +137,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _name(words: Iterable[str]) -> str:
     return next((f"vmddpm {word}" for word in words if word in COMMANDS), "vmddpm")
+
+
+def _warn(text: str) -> None:
+    """On a line of its own, above a progress bar if there is one."""
+    write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
+    write(f"warning: {text}", file=sys.stderr)
 
 
 def _flush() -> None:

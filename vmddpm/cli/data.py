@@ -27,12 +27,12 @@ def build(new_parser: Any, _: str) -> Any:
 def run(parser: Any, options: Any, _: str) -> None:
     from vmddpm.data import DataError
     from vmddpm.data.check import check_store
-    from vmddpm.data.remarks import summary
+    from vmddpm.data.remarks import counted, summary
 
     found, slices = check_store(Path(options.store))
     sides = {side: {info.patient for info in slices if info.split == side} for side in ("train", "test")}
-    print(f"{len(slices):,} images of {len(sides['train']):,} patients in train and {len(sides['test']):,} in test; "
-          f"{found.blank:,} images of one value")  # fmt: skip
+    print(f"{counted(len(slices), 'image')} of {counted(len(sides['train']), 'patient')} in train and "
+          f"{len(sides['test']):,} in test; {counted(found.blank, 'image')} of one value")  # fmt: skip
 
     print(*summary(found.remarks), sep="\n", end="\n" if found.remarks else "")
 

@@ -56,7 +56,7 @@ def build(new_parser: Any, name: str) -> Any:
 def run(parser: Any, options: Any, name: str) -> None:
     from vmddpm.data import DataConfig, DataError, layouts
     from vmddpm.data.prepare import prepare_store
-    from vmddpm.data.remarks import summary
+    from vmddpm.data.remarks import counted, summary
 
     root = Path(os.path.expanduser(options.root)).absolute()
     config = DataConfig(root=str(root), **options.data.as_dict())
@@ -68,8 +68,10 @@ def run(parser: Any, options: Any, name: str) -> None:
     made = prepare_store(layout, config, Path(options.out), made_from={"dataset": name, **own},
                          test_share=options.test_share, processes=options.processes)  # fmt: skip
     paper = f"; the paper has {layout.paper:,}" if layout.paper else ""
-    print(f"{made['images']:,} images of {made['seen']:,} slices read{paper}")
+    print(f"{counted(made['images'], 'image')} of {counted(made['seen'], 'slice')} read{paper}")
     for side, (images, patients) in made["sides"].items():
-        print(f"{side}: {images:,} images of {patients:,} patients")
+        print(f"{side}: {counted(images, 'image')} of {counted(patients, 'patient')}")
     print(*summary(made["remarks"]), sep="\n", end="\n" if made["remarks"] else "")
+    if made["remarks"]:
+        print(f"each of these files is in {Path(options.out) / 'store.json'}, under remarks")
     print(f"{made['images'] / made['seconds']:.1f} images/s; the store is {options.out}")

@@ -35,10 +35,13 @@ def build(new_parser: Any) -> Any:
 
 
 def run(parser: Any, options: Any) -> None:
+    from vmddpm.data.remarks import counted
     from vmddpm.generate import generate
 
-    generate(
+    made = generate(
         options.run, options.out, options.num, sampler=options.sampler, steps=options.steps, seed=options.seed,
         batch_size=options.batch, weights=options.weights, ordered=options.ordered, form=options.format,
         device=options.device, compile=options.compile,
     )  # fmt: skip
+    print(f"{counted(made, 'image')} written to {options.out}"
+          + (f"; the others of the {options.num} were there" if made < options.num else ""))  # fmt: skip
