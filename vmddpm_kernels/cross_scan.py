@@ -3,7 +3,9 @@ names under which VMamba and the projects that copied it import them."""
 
 from torch import Tensor
 
+from vmddpm_kernels.checks import check_axes, check_count
 from vmddpm_kernels.images import Layout, merge_image, scan_image
+from vmddpm_kernels.interception import untraced
 
 __all__ = [
     "CrossMerge",
@@ -67,6 +69,7 @@ def cross_merge(
     *,
     permutation: Tensor | None = None,
     backend: str | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """The four sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
 
@@ -74,19 +77,41 @@ def cross_merge(
 
     Args:
         y: (B, 4, C, H, W), or (B, H, W, 4, C) if not `out_channel_first`. H and W give the image's size; the
-            elements are steps of the routes, in order.
+            elements are steps of the routes, in order. With `size`, what `cross_scan` returns: (B, 4, C, L) or
+            (B, L, 4, C).
         one_by_one: keep the four images apart instead of summing them.
         scans, permutation, backend: as in `cross_scan`.
+        size: (H, W) of the image, where y has its steps on one axis.
 
     Returns:
-        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, 4, C, L) or (B, L, 4, C).
+        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, 4, C, L) or (B, L, 4, C). With `size`
+        the image's pixels are on two axes, as `cross_scan` takes them: (B, C, H, W), (B, H, W, C) and so on.
         Contiguous, y's dtype; half precision is summed in float32 and rounded once.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> x = torch.randn(1, 3, 4, 6)
+        >>> torch.allclose(cross_merge(cross_scan(x), size=(4, 6)), 4 * x)      # four routes over each pixel
+        True
     """
     layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
-    return merge_image(y, layout, permutation, backend)
+    if size is not None:
+        size = untraced(_check_size, y, size, bool(out_channel_first))
+    return merge_image(y, layout, permutation, backend, size)
+
+
+def _check_size(y: Tensor, size: tuple[int, int], channel_first: bool) -> tuple[int, int]:
+    """The size of the image of which y holds the sequences. Raise TypeError or ValueError if it is none."""
+    axes = check_axes("y", y, "B, 4, C, L" if channel_first else "B, L, 4, C")
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"size must be (height, width), got {size!r}")
+    height, width = check_count("height", size[0]), check_count("width", size[1])
+    length = axes[3 if channel_first else 1]
+    if height * width != length:
+        raise ValueError(f"size is ({height}, {width}), {height * width} pixels; y has {length}")
+    return height, width
 
 
 def cross_scan_fn(

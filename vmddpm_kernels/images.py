@@ -131,7 +131,10 @@ def _to_routes(x: Tensor, channel_first: bool, per_route: bool, name: str) -> tu
 def _image_size(x: Tensor, channel_first: bool, per_route: bool, name: str) -> Size:
     axes = ["B, H, W, C", "B, C, H, W", "B, H, W, 4, C", "B, 4, C, H, W"][2 * per_route + channel_first]
     if x.dim() != (5 if per_route else 4) or (per_route and x.shape[1 if channel_first else 3] != 4):
-        raise ValueError(f"{name} must have shape ({axes}), got {tuple(x.shape)}")
+        one_axis = "; with its pixels on one axis, as cross_scan returns it, give size=(height, width)"
+        raise ValueError(
+            f"{name} must have shape ({axes}), got {tuple(x.shape)}{one_axis if name == 'y' and x.dim() == 4 else ''}"
+        )
     height, width = x.shape[-2:] if channel_first else x.shape[1:3]
     if height == 0 or width == 0:
         raise ValueError(f"{name} ({axes}) must have at least one pixel, got {tuple(x.shape)}")
