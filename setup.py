@@ -6,6 +6,7 @@ VMDDPM_CUDA_ARCHS="80;90" names the GPU architectures.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,17 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True, env=env)
 
 
+def long_description() -> str:
+    """README.md for the package's page, which has none of the files that its links and pictures lead to: the words of a
+    link stay, a picture goes."""
+    text = (SOURCE.parent / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"(?<!!)\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension("vmddpm_kernels._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

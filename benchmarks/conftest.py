@@ -1,5 +1,5 @@
-"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` measures, prints what it found
-and writes a result file.
+"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` says how long it will take,
+measures and prints what it found. It writes nothing, but with `--results FOLDER` a result file and its plots there.
 
 Who takes part in a case is measured in turn, by the first of its tests; each test then reports one of them to
 pytest-benchmark, whose tables, JSON and comparisons therefore work as ever."""
@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import quiet
 from benchmarks.contest import Contest, Makers
 from benchmarks.gpu.machine import describe
 from benchmarks.limits import Work, measure_limits
 from benchmarks.plots import write_plots
 from benchmarks.quiet import Others
 from benchmarks.report import markdown
-from benchmarks.results import FOLDER, Results
-from benchmarks.rivals import ROOT, load
+from benchmarks.results import Results
+from benchmarks.rivals import load
 from benchmarks.scaling import summarise
 from benchmarks.timing import keep_freed_memory
 
+TYPICAL = {"quick": 1.5, "full": 6.0}  # seconds of a test, roughly: measuring, and making and checking what is measured
 PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds a contender is measured for, and least rounds
 
 
@@ -29,13 +31,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmddpm benchmarks")
     group.addoption("--benchmark", action="store_true", help="measure instead of running every case once")
     group.addoption("--profile", choices=PROFILES, default="quick", help="how much of it: quick (minutes) or full")
-    group.addoption("--results", type=Path, default=FOLDER, help="folder of the result file")
+    group.addoption("--results", type=Path, default=None,
+                    help="folder for a result file and its plots; by default nothing is written")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MEASURING] = config.getoption("--benchmark") or config.getoption("benchmark_only")
     if not config.stash[MEASURING]:
         config.option.benchmark_disable = True
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if not config.stash[MEASURING] or config.option.collectonly:
+        return
+    writer, profile = config.get_terminal_writer(), config.getoption("--profile")
+    count = len(session.items)
+    minutes = count * TYPICAL[profile] / 60
+    folder = config.getoption("--results")
+    kept = f"results go to {folder}" if folder else "no file is written; --results FOLDER keeps the results"
+    writer.line(f"\n{count} measurements, profile {profile}: some {minutes:.1f} minutes on an idle machine; {kept}")
+    busy = quiet.busy_now()
+    if busy is not None and busy > quiet.BUSY:
+        writer.line(f"warning: other programs take {busy:.0%} of the processors: the times will be those of a busy "
+                    "machine", yellow=True)  # fmt: skip
 
 
 MEASURING = pytest.StashKey[bool]()
@@ -178,6 +197,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     slopes, found.data["crossings"] = summarise(found["times"])
     found["scaling"].extend(slopes)
     found["machine"]["others"] = config.stash[OTHERS].share()
-    path = found.save(config.getoption("--results"))
-    plots = write_plots(found.data, ROOT / "build" / "benchmarks" / path.stem)
-    terminalreporter.write_line("\n".join([*markdown(found.data), "", f"results: {path}", f"plots: {plots}"]))
+    terminalreporter.write_line("\n".join(markdown(found.data)))
+    if folder := config.getoption("--results"):
+        path = found.save(folder)
+        terminalreporter.write_line(f"\nresults: {path}\nplots: {write_plots(found.data, folder / path.stem)}")

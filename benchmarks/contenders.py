@@ -80,7 +80,7 @@ def compiled_reference(problem: Problem, backend: str, peers: Peers) -> Contende
 
 def _fused(problem: Problem, backend: str, table: Tensor) -> Contender:
     def run(*tensors: Tensor) -> Tensor:
-        return vk.cross_selective_scan(*tensors, table, backend=backend)
+        return vk.cross_selective_scan(*tensors, table, delta_softplus=True, backend=backend)
 
     return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
 

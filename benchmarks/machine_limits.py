@@ -4,24 +4,27 @@
 from what the machine can do at all.
 """
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().with_suffix(".cpp")
-PROGRAM = SOURCE.parents[1] / "build" / "benchmarks" / "machine_limits"
 FLAGS = "-O3 -std=c++17 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing -pthread -Wno-psabi"
 
 
+@cache
 def program() -> Path:
-    """The compiled program, newer than the sources it includes."""
-    sources = [SOURCE, *(SOURCE.parents[1] / "csrc" / "common").glob("*.h")]
-    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < max(s.stat().st_mtime for s in sources):
-        PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([os.environ.get("CXX", "g++"), *FLAGS.split(), SOURCE, "-o", PROGRAM], check=True)
-    return PROGRAM
+    """The compiled program, in a temporary folder that this process removes."""
+    folder = tempfile.mkdtemp(prefix="vmddpm-limits-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "machine_limits")
+    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS.split(), SOURCE, "-o", path], check=True)
+    return path
 
 
 @cache

@@ -4,7 +4,15 @@ import os
 import time
 from pathlib import Path
 
+BUSY = 0.1  # the share from which figures are marked as those of a busy machine
 TICK = os.sysconf("SC_CLK_TCK")
+
+
+def busy_now(seconds: float = 1.0) -> float | None:
+    """The share of all processors that other programs take in so many seconds from now."""
+    others = Others()
+    time.sleep(seconds)
+    return others.share()
 
 
 class Others:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plots import write_plots
+from benchmarks.quiet import BUSY
 from benchmarks.results import Record, load
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -39,7 +40,9 @@ def machine(data: Record) -> Iterator[str]:
     yield (f"{machine['date']}, commit {machine['commit'][:10]}{changed}, torch {machine['torch']}, "
            f"Python {machine['python']}, {machine['threads']} threads, profile {data['profile']}.")  # fmt: skip
     if machine["others"] is not None:
-        yield f"Other processes, those of the memory suite among them, took {machine['others']:.0%} of the processors."
+        mark = "**Measured on a busy machine: do not compare these times.** " if machine["others"] > BUSY else ""
+        yield (f"{mark}Other processes, those of the memory suite among them, took {machine['others']:.0%} of the "
+               "processors.")  # fmt: skip
     rates = ", ".join(f"{name} {value:.3g}" for name, value in limits.items() if isinstance(value, float))
     yield f"Limits measured in the same run, a second: {rates}."
 

@@ -37,14 +37,13 @@ def test_python_block(text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", blocks("sh"))
 def test_shell_block(text, monkeypatch):
-    from vmddpm.cli import build_parser
-    from vmddpm.cli.presets import with_preset_files
+    from vmddpm.cli import parse
 
     monkeypatch.chdir(ROOT)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for program, *arguments in commands(text):
         if program == "vmddpm":
-            build_parser()[0].parse_args(with_preset_files(arguments))
+            parse(arguments)
         elif program == "make":
             assert {a for a in arguments if "=" not in a} <= set(targets)
         elif program == "python" and arguments[0] == "-m":

@@ -34,8 +34,8 @@ def generate(
     device: str = "auto",
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
-) -> None:
-    """Writes images 0 to count - 1 of a seed to the folder `out`, see `samples`.
+) -> int:
+    """Writes images 0 to count - 1 of a seed to the folder `out`, see `samples`; returns how many this process made.
 
     Image i depends on the weights, sampler, steps, seed, batch size and `compile` alone, so an interrupted call is
     continued by the same call: blocks whose images are all there are passed over. Under `torchrun` each process makes
@@ -96,3 +96,4 @@ def generate(
             samples.write(block, to_uint8(images))
     if not samples.missing():
         samples.finish()
+    return sum(map(len, mine))

@@ -1,6 +1,8 @@
 """Argument checks shared by the operators: each names the argument, what it was and what it must be."""
 
 import sys
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,11 +20,20 @@ _ONE_OF = {
     (torch.float64,): "float64, as the scan accumulates in it",
 }
 
+_COMPAT = (
+    "Functions with the names and the order of mamba_ssm are in vmddpm_kernels.compat.mamba_ssm, those of VMamba in "
+    "vmddpm_kernels.compat.vmamba"
+)
+_NAMES_HERE = {
+    "dt_bias": "delta_bias", "dt_softplus": "delta_softplus", "softplus": "delta_softplus", "routes": "table",
+    "initial_states": "initial_state", "return_final_states": "return_last_state",
+}  # fmt: skip
+
 
 def check_dense(name: str, tensor: object) -> None:
     """TypeError unless a dense tensor of one process."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}{_of_another_order(name, tensor)}")
     if tensor.layout is not torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
@@ -49,7 +60,7 @@ def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torc
     """TypeError unless a dense tensor of one of the dtypes; ValueError unless on the same device as `like`."""
     check_dense(name, tensor)
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {_ONE_OF[dtypes]}, got {tensor.dtype}")
+        raise TypeError(f"{name} must be {_ONE_OF[dtypes]}, got {tensor.dtype}{_of_another_order(name, tensor)}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but x is on {like.device}; move them to one device")
 
@@ -57,7 +68,38 @@ def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torc
 def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) -> None:
     """ValueError unless tensor.shape == shape; `axes` is how the docstring writes the shape."""
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}{_of_another_order(name, tensor)}"
+        )
+
+
+def _of_another_order(name: str, value: object) -> str:
+    """What was probably meant by an argument in the place of another; empty if nothing is known."""
+    if isinstance(value, bool):
+        return f"; flags go by name, as delta_softplus={value}. {_COMPAT}"
+    if not isinstance(value, Tensor):
+        return ""
+    if value.dtype in INTEGERS and name != "table":
+        return "; visit orders go by table="
+    if name == "z" and value.dim() == 1:
+        return f"; a bias goes by delta_bias=. {_COMPAT}"
+    return ""
+
+
+def misnamed(function: str, positions: tuple[object, ...], names: Mapping[str, object]) -> TypeError:
+    """The error of a call with arguments that a function does not have."""
+    for name in names:
+        here = f"; here it is {_NAMES_HERE[name]}" if name in _NAMES_HERE else ""
+        return TypeError(f"{function} has no argument {name}{here}. {_COMPAT}")
+    many = "argument" if len(positions) == 1 else "arguments"
+    return TypeError(f"{function} got {len(positions)} positional {many} too many; options go by name. {_COMPAT}")
+
+
+def warn_of_change(text: str) -> None:
+    """A FutureWarning in the line that calls the operator; none from a graph while it is traced, which cannot have
+    one."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(text, FutureWarning, stacklevel=3)
 
 
 def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:

@@ -1,9 +1,13 @@
 """Cross scan and cross merge: an image or a volume to sequences and back (VMamba, arXiv 2401.10166), as pure copies;
 and the names under which VMamba and the projects that copied it import them."""
 
+from math import prod
+
 from torch import Tensor
 
+from vmddpm_kernels.checks import check_axes, check_count
 from vmddpm_kernels.images import Layout, merge_image, scan_image
+from vmddpm_kernels.interception import untraced
 
 __all__ = [
     "CrossMerge",
@@ -72,6 +76,7 @@ def cross_merge(
     *,
     permutation: Tensor | None = None,
     backend: str | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Tensor:
     """The K sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
 
@@ -79,19 +84,42 @@ def cross_merge(
 
     Args:
         y: (B, K, C, H, W), or (B, H, W, K, C) if not `out_channel_first`, with D in front of H for volumes. H and W
-            give the image's size; the elements are steps of the routes, in order.
+            give the image's size; the elements are steps of the routes, in order. With `size`, what `cross_scan`
+            returns: (B, K, C, L) or (B, L, K, C).
         one_by_one: keep the K images apart instead of summing them.
         scans, permutation, backend: as in `cross_scan`.
+        size: (H, W) of the image, or (D, H, W), where y has its steps on one axis.
 
     Returns:
-        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, K, C, L) or (B, L, K, C).
+        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, K, C, L) or (B, L, K, C). With `size`
+        the image's pixels are on axes of their own, as `cross_scan` takes them: (B, C, H, W), (B, H, W, C) and so on.
         Contiguous, y's dtype; half precision is summed in float32 and rounded once.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> x = torch.randn(1, 3, 4, 6)
+        >>> torch.allclose(cross_merge(cross_scan(x), size=(4, 6)), 4 * x)      # four routes over each pixel
+        True
     """
     layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
-    return merge_image(y, layout, permutation, backend)
+    if size is not None:
+        size = untraced(_check_size, y, size, bool(out_channel_first))
+    return merge_image(y, layout, permutation, backend, size)
+
+
+def _check_size(y: Tensor, size: tuple[int, ...], channel_first: bool) -> tuple[int, ...]:
+    """The size of the image of which y holds the sequences. Raise TypeError or ValueError if it is none."""
+    axes = check_axes("y", y, "B, K, C, L" if channel_first else "B, L, K, C")
+    if not isinstance(size, (tuple, list)) or len(size) not in (2, 3):
+        raise TypeError(f"size must be (height, width), or (depth, height, width), got {size!r}")
+    names = ("depth", "height", "width")[-len(size) :]
+    sizes = tuple(check_count(name, count) for name, count in zip(names, size))
+    length = axes[3 if channel_first else 1]
+    if prod(sizes) != length:
+        raise ValueError(f"size is {sizes}, {prod(sizes)} pixels; y has {length}")
+    return sizes
 
 
 def cross_scan_fn(

@@ -1,10 +1,10 @@
 """Cross scan, selective scan and cross merge in one operator: the core of a vision state-space model."""
 
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_axes, check_discretization, check_flag
+from vmddpm_kernels.checks import check_axes, check_discretization, check_flag, misnamed, warn_of_change
 from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
@@ -12,21 +12,21 @@ from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[False] = False,
     backend: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[True],
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool = True,
+    delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: bool,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
@@ -40,12 +40,13 @@ def cross_selective_scan(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     table: Tensor | None = None,
-    *,
-    delta_softplus: bool = True,
+    *positions: NoReturn,
+    delta_softplus: bool | None = None,
     discretization: str = "mamba",
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
     backend: str | None = None,
+    **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """S6 along K routes over one image, summed back to pixels (VMamba's SS2D core).
 
@@ -61,8 +62,10 @@ def cross_selective_scan(
         B, C: (B, K, L, N) input and output matrices of each pixel.
         D: (K, D) skip weight.
         delta_bias: (K, D).
-        table: (K, L) int32 from `routes`, or any table whose rows are permutations; None means row-major order.
-        delta_softplus: apply softplus to delta (identity above 20).
+        table: (K, L) int32 from `routes`, or any table whose rows are permutations. Without it all routes run in
+            row-major order; of more than one route, that is a FutureWarning, and will be an error.
+        delta_softplus: apply softplus to delta + delta_bias (identity above 20). Give it: without it softplus is
+            applied, with a FutureWarning, and later it will not be, as in `selective_scan`.
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (B, K, D, N).
         return_last_state: also return the state after the last step, (B, K, D, N), with gradient.
@@ -75,11 +78,24 @@ def cross_selective_scan(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
+    if positions or names:
+        raise misnamed("cross_selective_scan", positions, names)
     check_flag("return_last_state", return_last_state)
     check_axes("x", x, "B, L, D")
     inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
-    options = scan_options(check_flag("delta_softplus", delta_softplus), check_discretization(discretization), False)
+    softplus = delta_softplus is None or check_flag("delta_softplus", delta_softplus)
+    options = scan_options(softplus, check_discretization(discretization), False)
     y, last_state = scan(inputs, options, backend, last_state=return_last_state)
+    if delta_softplus is None:
+        warn_of_change(
+            "cross_selective_scan without delta_softplus applies softplus to delta, and later will not, as "
+            "selective_scan; give delta_softplus=True or False"
+        )
+    if table is None and delta.shape[1] > 1:
+        warn_of_change(
+            f"cross_selective_scan without table runs all {delta.shape[1]} routes in row-major order, and later will "
+            "refuse to; give table=routes(height, width), or any other (K, L) of visit orders"
+        )
     if not return_last_state:
         return y
     assert last_state is not None

@@ -14,7 +14,7 @@ from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced,
 from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
 from vmddpm_kernels.routes import route_order
 
-Size = tuple[int, int]  # of an image whose pixels lie on one axis
+Size = tuple[int, ...]  # of an image or a volume whose pixels lie on one axis
 
 
 class Layout(NamedTuple):
@@ -71,7 +71,7 @@ def merge_image(
 
 def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | None, *, merge: bool) -> Tensor | None:
     """The result of a call that nobody intercepts, with regular routes, on the backend `cpu`; None of any other."""
-    if tensor is None:
+    if tensor is None or (size is not None and len(size) != 2):
         return None
     way = way_in((tensor,))
     if (way is not Way.KERNEL and way is not Way.AUTOGRAD) or select(backend, tensor) != "cpu":
@@ -122,7 +122,7 @@ def _check_flags(layout: Layout) -> None:
 
 def _to_routes(
     x: Tensor, channel_first: bool, per_route: bool, scans: int | str, name: str
-) -> tuple[Tensor, tuple[int, ...]]:
+) -> tuple[Tensor, Size]:
     """An image or one for each route -> (B, 1 or K, L, C) and (H, W) or (D, H, W)."""
     size = untraced(_image_size, x, channel_first, per_route, scans, name)
     if not per_route:
@@ -133,13 +133,17 @@ def _to_routes(
     return image.flatten(2, -2), size
 
 
-def _image_size(x: Tensor, channel_first: bool, per_route: bool, scans: int | str, name: str) -> tuple[int, ...]:
+def _image_size(x: Tensor, channel_first: bool, per_route: bool, scans: int | str, name: str) -> Size:
     axes = x.dim() - (3 if per_route else 2)
     fits = 2 <= axes <= len(LETTERS)
     count = len(route_names(scans, axes if fits else 2)) if per_route else 1
     if not fits or (per_route and x.shape[1 if channel_first else -2] != count):
         shapes = [_shape(channel_first, per_route, count, n) for n in ([axes] if fits else [2, 3])]
-        raise ValueError(f"{name} must have shape {' or '.join(shapes)}, got {tuple(x.shape)}")
+        on_one_axis = "; with its pixels on one axis, as cross_scan returns it, give size=(height, width)"
+        raise ValueError(
+            f"{name} must have shape {' or '.join(shapes)}, got {tuple(x.shape)}"
+            f"{on_one_axis if name == 'y' and x.dim() == 4 else ''}"
+        )
     size = tuple(x.shape[-axes:] if channel_first else x.shape[1 : 1 + axes])
     if min(size) == 0:
         raise ValueError(

@@ -1,12 +1,12 @@
 """The selective scan (S6) over sequences."""
 
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_discretization, check_flag, check_float, check_shape
+from vmddpm_kernels.checks import check_discretization, check_flag, check_float, check_shape, misnamed
 from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
@@ -42,13 +42,14 @@ def selective_scan(
     D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    *,
+    *positions: NoReturn,
     delta_softplus: bool = False,
     discretization: str = "mamba",
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
     channel_last: bool = False,
     backend: str | None = None,
+    **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """S6 (Mamba, arXiv 2312.00752, Algorithm 2) over a batch of sequences.
 
@@ -61,7 +62,7 @@ def selective_scan(
             with `channel_last` (B, L, N) or (B, L, G, N).
         D, delta_bias: (D,).
         z: gate, shape of u.
-        delta_softplus: apply softplus to delta + delta_bias (identity above 20).
+        delta_softplus: apply softplus to delta + delta_bias (identity above 20); not by default.
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (B, D, N), zero if not given.
         return_last_state: also return h_L, (B, D, N); it carries gradient.
@@ -75,6 +76,8 @@ def selective_scan(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
+    if positions or names:
+        raise misnamed("selective_scan", positions, names)
     channel_last, return_last_state = (
         check_flag(name, value)
         for name, value in (("channel_last", channel_last), ("return_last_state", return_last_state))

@@ -1,9 +1,11 @@
 """One step of the selective scan (S6), for decoding token by token."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, has_places_of_its_own
+from vmddpm_kernels.checks import check_flag, has_places_of_its_own, misnamed
 from vmddpm_kernels.ops.state_update import step
 from vmddpm_kernels.step_inputs import StateInputs
 
@@ -18,9 +20,10 @@ def selective_state_update(
     D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    *,
+    *positions: NoReturn,
     delta_softplus: bool = False,
     backend: str | None = None,
+    **names: NoReturn,
 ) -> Tensor:
     """The next step of `selective_scan` (Mamba, arXiv 2312.00752, Algorithm 2), whose state moves on in place.
 
@@ -48,6 +51,8 @@ def selective_state_update(
         >>> u, delta, B, C = torch.randn(2, 6), torch.rand(2, 6), torch.randn(2, 16), torch.randn(2, 16)
         >>> y = selective_state_update(state, u, delta, A, B, C)                # (2, 6)
     """
+    if positions or names:
+        raise misnamed("selective_state_update", positions, names)
     softplus = check_flag("delta_softplus", delta_softplus)
     inputs = StateInputs(state, u, delta, A, B, C, D, z, delta_bias)
     inputs.check()

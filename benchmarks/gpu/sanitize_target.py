@@ -27,7 +27,7 @@ def scan(dtype: torch.dtype, states: int, shape: tuple[int, int, int, int], zoh:
     table = None if zoh else torch.stack([torch.randperm(length) for _ in range(K)]).int().to(device)
     discretization = "zoh" if zoh else "mamba"
     outputs = vk.cross_selective_scan(
-        *tensors, table, initial_state=h0, return_last_state=True, discretization=discretization
+        *tensors, table, delta_softplus=True, initial_state=h0, return_last_state=True, discretization=discretization
     )
     finite(*outputs, *torch.autograd.grad(outputs, [*tensors, h0], [torch.ones_like(o) for o in outputs]))
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.limits import Work, least_seconds
 from benchmarks.problem import BOTH, FORWARD, Case
-from benchmarks.report import BEGIN, END, markdown, put_between_markers, readme_block
+from benchmarks.report import BEGIN, END, machine, markdown, put_between_markers, readme_block
 from benchmarks.results import Results
 from benchmarks.scaling import crossing, slope, summarise
 from benchmarks.timing import measure_in_turn
@@ -55,6 +55,14 @@ def test_least_bytes_are_those_of_the_tensors():
     x, delta, B = 2 * 15 * 7, 2 * 4 * 15 * 7, 2 * 4 * 15 * 4
     assert case.least_bytes == 4 * (2 * x + delta + 2 * B)
     assert case.least_backward_bytes == 4 * (3 * x + 2 * delta + 4 * B)
+
+
+@pytest.mark.parametrize(("share", "marked"), [(0.02, False), (0.4, True), (None, False)])
+def test_times_of_a_busy_machine_are_marked(share, marked):
+    made = {"date": "2026-11-29", "commit": "0" * 40, "changed_files": [], "torch": "2.13.0", "python": "3.11",
+            "threads": 2, "others": share}  # fmt: skip
+    text = "\n".join(machine({"machine": made, "profile": "quick", "limits": {"copy": 1e10}}))
+    assert ("**Measured on a busy machine" in text) == marked
 
 
 def test_contenders_take_turns():

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -18,9 +19,8 @@ import yaml
 from nibabel.testing import data_path
 from PIL import Image
 
-from vmddpm.cli import COMMANDS, PRESETS, build_parser, main
+from vmddpm.cli import COMMANDS, PRESETS, build_parser, main, parse
 from vmddpm.cli.prepare import DATASETS
-from vmddpm.cli.presets import with_preset_files
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.data.layouts import OPTIONS
 from vmddpm.demo import demo_config, mni152_slices
@@ -61,12 +61,17 @@ def test_train_sample_and_train_on(scans):
 
     done = run(*train, "--training.steps", 6)
     assert done.returncode == 0, done.stderr
+    assert "continues from step 4\n" in done.stdout
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
     sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr
+        assert done.stdout == f"3 images written to {scans / out}\n"
+    (scans / "b" / "000002.png").unlink()
+    done = run(*sample, "--out", scans / "b")
+    assert done.stdout == f"1 image written to {scans / 'b'}; the others of the 3 were there\n"
     for name in ("000000.png", "000001.png", "000002.png", "grid.png"):
         assert (scans / "a" / name).read_bytes() == (scans / "b" / name).read_bytes()
     assert Image.open(scans / "a" / "000000.png").size == (16, 16)
@@ -126,39 +131,84 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def commands(parser, *words):
-    """(words, parser) of a command, of its sub-commands, of theirs."""
-    yield words, parser
-    for name, inner in parser._subcommands_action.choices.items() if parser._subcommands_action else ():
-        yield from commands(inner, *words, name)
+def commands():
+    """The words of every command and sub-command."""
+    for name in COMMANDS:
+        module = import_module(f"vmddpm.cli.{name}")
+        yield from ((name, inner) for inner in module.COMMANDS) if hasattr(module, "COMMANDS") else [(name,)]
 
 
-def test_every_help_has_examples_that_parse():
-    parser, _ = build_parser()
-    seen = list(commands(parser, "vmddpm"))
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_help_has_examples_that_parse(capsys):
+    seen = [(), *{words[:1] for words in commands()}, *(words for words in commands() if len(words) == 2)]
     assert len(seen) > len(COMMANDS) + len(DATASETS)
-    for words, inner in seen:
-        examples = re.findall(r"^  (?:torchrun .* -- )?(vmddpm.*)", inner.format_help(), re.MULTILINE)
-        assert any(shlex.split(line)[: len(words)] == list(words) for line in examples), words
+    for words in seen:
+        for switch in ("--help", "--help-all"):
+            text = help_of(capsys, *words, switch) if words != ("info",) else help_of(capsys, "info", "--help")
+            examples = re.findall(r"^  (?:torchrun .* -- )?(vmddpm.*)", text, re.MULTILINE)
+            assert any(shlex.split(line)[: len(words) + 1] == ["vmddpm", *words] for line in examples), words
         for line in examples:
             with pytest.raises(SystemExit, match=r"^0$") if "--print_config" in line else nullcontext():
-                parser.parse_args(with_preset_files(shlex.split(line)[1:]))
+                parse(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("words", sorted(set(commands()) - {("info",)}), ids=" ".join)
+def test_the_short_help_fits_a_screen_and_the_long_one_has_every_option(words, capsys):
+    short, whole = help_of(capsys, *words, "--help"), help_of(capsys, *words, "--help-all")
+    assert len(short.splitlines()) <= 60
+    options = [action.option_strings[0] for action in build_parser(*words)._choices() if action.option_strings]
+    assert all(option in whole for option in options)
+    required = re.findall(r"--[a-z.-]+", short.splitlines()[0])
+    assert all(re.search(rf"^  {option} ", short, re.MULTILINE) for option in required)
+    assert f"`vmddpm {' '.join(words)} --help-all`" in short
+
+
+def test_version(capsys):
+    assert help_of(capsys, "--version") == f"vmddpm {version('vmddpm')}\n"
 
 
 def test_help_does_not_wait_for_what_only_runs_need():
     program = (
-        "import sys; from vmddpm.cli import build_parser; build_parser()[0].format_help(); "
+        "import sys; from vmddpm.cli import build_parser; build_parser('train').format_help(); "
         "print([name for name in ('diffusers', 'torch._dynamo', 'scipy.stats') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_what_the_base_install_can_do_needs_no_extra():
+    """Its packages are hidden from a process, which asks for what such an install is asked for."""
+    extras = ["jsonargparse", "yaml", "diffusers", "huggingface_hub", "safetensors", "nibabel", "pydicom", "PIL",
+              "tqdm", "tifffile", "imagecodecs", "tensorboard", "matplotlib", "scipy", "starlette"]  # fmt: skip
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({extras})); from vmddpm.cli import main\n"
+        "for words in (['--help'], ['--version'], ['info', '--help'], ['info'], ['study', '--help'], ['trian']):\n"
+        "    try: code = main(words)\n"
+        "    except SystemExit as stopped: code = stopped.code\n"
+        "    print(code)\n"
+        "sys.exit(main(['train']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert re.findall(r"^\d+$", done.stdout, re.MULTILINE) == ["0", "0", "0", "0", "0", "2"]
+    assert "did you mean train?" in done.stderr
+    assert 'pip install "vmddpm[train]"' in done.stderr
+
+
 def test_help_quotes_the_paper(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(help_of(capsys, "train", "--help-all").split())
     assert "connect two State Space Layers (SSLayers) in series" in text
+
+
+def test_every_option_is_explained_before_the_paper_is_quoted():
+    for words in commands():
+        for action in build_parser(*words)._actions:
+            assert not re.match(r'\s*(?:"|[IVX]+-[A-D])', action.help or ""), (words, action.dest, action.help)
 
 
 def test_info(capsys):
@@ -221,11 +271,12 @@ def test_prepare_and_train_choose_the_same_slices(name, preset):
 
 @pytest.mark.parametrize(
     ("module", "cure", "arguments"),
-    [("jsonargparse", 'pip install ".[train]"', ["info"]), ("fcntl", "Linux and macOS", ["info"]),
+    [("jsonargparse", 'pip install "vmddpm[train]"', ["train"]),
+     ("fcntl", "Linux and macOS", ["sample", "--run", "r", "--out", "o"]),
      ("nilearn", 'pip install ".[demo]"', ["demo"]),
      ("nilearn", 'pip install ".[demo]"', ["table1", "--out", "t"]),
-     ("scipy", 'pip install ".[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),
-     ("starlette", 'pip install ".[study]"', ["study", "serve", "study"])],
+     ("scipy", 'pip install "vmddpm[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),
+     ("starlette", 'pip install "vmddpm[study]"', ["study", "serve", "study"])],
 )  # fmt: skip
 def test_a_missing_module_is_named_with_its_cure(module, cure, arguments, tmp_path):
     program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main({arguments}))"

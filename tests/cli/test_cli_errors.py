@@ -121,6 +121,59 @@ def test_an_error_of_the_user_is_one_line(command, words, capsys):
     assert not Path("new").exists()
 
 
+MISTAKES = [  # a command line, what its answer must say, and the way out that it must name
+    ("", "a command is missing", "vmddpm --help"),
+    ("trian", "did you mean train", "its commands are train, sample"),
+    ("help", "'help' is no command", "did you mean --help"),
+    ("--config demo train", "--config stands before the command", "belongs behind it"),
+    ("train --config demo --data.rot images --run new", "--data.rot is no option", "did you mean --data.root"),
+    ("train --conf demo --run new", "--conf is no option", "did you mean --config"),
+    ("train --steps 10 --run new", "--steps is no option", "did you mean --training.steps"),
+    ("train --config dmo --run new", "no preset; did you mean demo", "the presets are demo, paper-acdc"),
+    ("train --config images --run new", "--config images: is a folder", "give a YAML file"),
+    ("train --config small.yaml", "--run is missing", "the run folder"),
+    ("train images --config small.yaml --run new", "'images' is one word too many", "usage: vmddpm train --run RUN"),
+    ("train --config small.yaml --run new --training.steps many", "steps is 'many'", "a whole number"),
+    ("train --config small.yaml --run new --training.precision fp8", "is 'fp8'", "one of fp32, bf16, fp16"),
+    ("train --config small.yaml --run new --training.minutes soon", "is 'soon'", "a number or null"),
+    ("train --config small.yaml --run new --data.window 40", "window is '40'", "2 numbers in brackets"),
+    ("train --config unknown/config.yaml --run new", "entry model.base_chanels", "did you mean model.base_channels"),
+    ("train --config unreadable/config.yaml --run new", "is no YAML file of options", "--help-all"),
+    ("train --config small.yaml --run new --data.root nowhere", "nowhere: no such file", "name an image or a folder"),
+    ("train --config small.yaml --run new --data.root broken", "000000.png: cannot be read", "set on_error to skip"),
+    ("train --config small.yaml --run run --model.d_state 4", "model.d_state is 2 there and 4", "another folder"),
+    ("sample --run nowhere --out new", "nowhere holds no run", "config.yaml"),
+    ("sample --run run --out new --ordered=yes", "--ordered takes no value", "scan in order"),
+    ("sample --run run --out new --sampler none", "sampler is 'none'", "ddim"),
+    ("evaluate --run run --samples images --extractor.path random", "--out is missing", "folder for the result"),
+    ("prepare brast x --out new", "did you mean brats", "acdc, brats, chestxray, folder"),
+    ("prepare brats x --out new --modality flar", "did you mean flair", "one of flair, t1, t1ce, t2"),
+    ("study create --real images --out new", "--synthetic is missing", "folder of synthetic images"),
+    ("study serve nowhere --port many", "--port is 'many'", "a whole number"),
+    ("data check images", "is no store", "vmddpm prepare"),
+    ("info --hlp", "--hlp is no option", "did you mean --help"),
+    ("demo --out new --minutes", "--minutes: a value is missing", "--minutes: "),
+]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("command", "words", "way_out"), MISTAKES)
+def test_a_mistake_is_answered_in_three_lines_with_the_way_out(command, words, way_out, capsys):
+    try:
+        code = main(command.split())
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code in (1, 2)
+    output, error = capsys.readouterr()
+    told = error[error.index("vmddpm") :]  # behind a bar, if there was one
+    assert not output or code == 1
+    assert words in told
+    assert way_out in told
+    assert len(told.splitlines()) <= 3
+    assert all(len(line) <= 200 for line in told.splitlines())
+    assert not Path("new").exists()
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", [f"--traceback {TRAIN}", f"{TRAIN} --traceback"])
 def test_traceback_shows_where_an_error_of_the_user_arose(command, capsys):
@@ -166,7 +219,7 @@ def test_a_fault_of_the_program_shows_its_traceback(failure, words, switch, monk
      (PermissionError(errno.EACCES, "Permission denied", "b"), "[Errno 13] Permission denied: 'b'"),
      (TimeoutError(), "TimeoutError"),
      (ModuleNotFoundError("No module named 'pydicom'", name="pydicom"),
-      "pydicom is missing; `pip install \".[train]\"` in the source tree brings it")],
+      "pydicom is missing; `pip install \"vmddpm[train]\"` brings it")],
 )  # fmt: skip
 def test_an_error_of_the_system_is_one_line_that_names_the_switch(failure, line, monkeypatch, capsys):
     fail(monkeypatch, failure)
@@ -243,6 +296,8 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
 
 # Exceptions of Python's own that vmddpm raises, with the reason.
 ALLOWED = {
+    ("cli/__init__.py", "SystemExit"): "help was asked for and shown, as by argparse",
+    ("cli/usage.py", "SystemExit"): "a misspelt command line ends as argparse ends one",
     ("files.py", "OSError"): "a system call that Python has no function for fails as those of Python do",
     ("training/interrupts.py", "KeyboardInterrupt"): "a second Ctrl-C ends the command as Ctrl-C does anywhere",
     ("training/trainer.py", "KeyboardInterrupt"): "a run that was asked to stop is saved and ends as by Ctrl-C",

@@ -1,5 +1,6 @@
 """SliceDataset as a whole: skipping, limits, loaders, and volumes in memory."""
 
+import csv
 import shutil
 
 import nibabel as nib
@@ -11,6 +12,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from vmddpm.data import DataConfig, DataError, SliceDataset, from_volumes
+from vmddpm.data.remarks import summary, write_remarks
 
 
 @pytest.fixture
@@ -42,26 +44,44 @@ def test_by_default_a_broken_file_fails_the_run_by_name(folder):
 
 def test_broken_files_are_skipped_as_a_whole_and_listed(folder):
     for _ in range(2):  # decoded, then from the cache
-        with pytest.warns(UserWarning, match="3 files could not be read and were skipped:") as record:
+        reasons = "1 cannot be read as NIfTI; 1 is empty; 1 is not a DICOM file"
+        with pytest.warns(UserWarning, match=f"^3 files could not be read and were skipped: {reasons}$"):
             dataset = read(folder, on_error="skip")
-        (message,) = [str(warning.message) for warning in record if "skipped" in str(warning.message)]
         assert len(dataset) == dataset.seen == 8 + 1 + 1
         assert [info.path.rsplit("/")[-1] for info in dataset.slices] == ["a.nii.gz"] * 8 + ["b.dcm", "c.png"]
         assert len(dataset.skipped) == 3
         for entry, name in zip(dataset.skipped, ("b-cut.nii.gz", "empty.png", "notes.dcm")):
             assert entry.startswith(f"{folder / name}: ")
-            assert entry in message
         # What follows a file that was taken back is in its own place.
         np.testing.assert_allclose(dataset[9].numpy(), 200 / 127.5 - 1, atol=2e-5)
 
 
-def test_a_list_of_many_skipped_files_is_shortened(folder):
+def test_skipped_files_are_told_by_reason_and_all_of_them_are_in_a_table(folder, tmp_path):
     for number in range(40):
         (folder / f"x{number}.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"(?s)^43 files .*\n  \.\.\. and 23 more$") as record:
+    with pytest.warns(UserWarning, match=r"^43 files could not be read and were skipped: 41 is empty; 1 .*; 1 .*$"):
         dataset = read(folder, on_error="skip")
     assert len(dataset.skipped) == 43
-    assert str(record[0].message).count("\n") == 21
+    lines = [line for line in summary(dataset.remarks) if line.startswith("skipped: ")]
+    assert len(lines) == 3
+    assert f"skipped: 41 files, is empty; the first is {folder / 'empty.png'}: is empty" in lines
+    write_remarks(dataset.remarks, tmp_path / "remarks.csv")
+    with open(tmp_path / "remarks.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "error"]
+    assert [f"{row['source']}: {row['reason']}" for row in rows] == dataset.skipped
+
+
+def test_colour_that_is_made_grey_is_told(tmp_path):
+    """Not of a grey picture that is stored in colour."""
+    (tmp_path / "images").mkdir()
+    grey = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "images" / "grey.png")
+    Image.fromarray(np.stack([grey, grey, grey.T], -1)).save(tmp_path / "images" / "red.png")
+    dataset = read(tmp_path / "images", min_foreground=0.0)
+    assert summary(dataset.remarks) == [
+        f"note: 1 slice of 1 file, colour made grey; channels 3 keeps it ({tmp_path / 'images' / 'red.png'})"
+    ]
+    assert not read(tmp_path / "images", min_foreground=0.0, channels=3).remarks
 
 
 def test_nothing_but_broken_files_is_an_error_even_when_skipping(tmp_path):

@@ -108,7 +108,7 @@ def test_a_window_that_is_none_is_left_aside_and_told(tmp_path, keyword, vr, val
     dataset = read(tmp_path, path, size=64)
     np.testing.assert_allclose(dataset[0][0].numpy(), percentiles(RAMP), atol=2e-5)
     (line,) = summary(dataset.remarks)
-    assert line.startswith("note: 1 slices of 1 files, ")
+    assert line.startswith("note: 1 slice of 1 file, ")
     assert words in line
     assert "the window is left aside" in line
     with pytest.raises(DataError, match=f"{words}.*set window to"):

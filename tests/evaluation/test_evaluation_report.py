@@ -3,19 +3,21 @@
 import json
 import os
 import sys
+import warnings
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
 from evaluation_cases import extractor_file, patients
+from matplotlib.figure import Figure
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vmddpm.evaluation import MetricsConfig, SampleFolder, describe_real, describe_result, evaluate, load_extractor
 from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance
 from vmddpm.evaluation.images import describe_images, quantised, small_pixels
-from vmddpm.evaluation.memorisation import closest, copies, find_copies
+from vmddpm.evaluation.memorisation import closest, copies, draw_closest, find_copies
 
 CONFIG = MetricsConfig(kid_subsets=10, kid_subset_size=50, batch_size=250)
 
@@ -102,6 +104,45 @@ def test_report(extractor, tmp_path):
     text = describe_result(result)
     assert "Fréchet distance, features of features.pt" in text
     assert "a perfect generator would get" in text
+    assert result["precision_of_noise"] == 0
+    assert "means nothing" not in text
+
+
+def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_path):
+    """A few odd images among the real ones lie so far from all others that anything falls between them."""
+    training = torch.cat([patients(60, 4), torch.randn(2, 1, 64, 64).sign()])
+    noise = torch.randn(20, 1, 64, 64).clamp(-1, 1)
+    real = describe_real(training, extractor, CONFIG, patients(60, 6), progress=False)
+    result = evaluate(real, noise, extractor, CONFIG, tmp_path, progress=False)
+    assert result["precision"] > 0.5
+    assert result["precision_of_noise"] > 0.5
+    (line,) = [line for line in describe_result(result).splitlines() if line.startswith("precision")]
+    assert "this precision means nothing: images of pure noise get" in line
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_the_picture_of_the_closest_pairs_says_what_it_shows(count, extractor, tmp_path, monkeypatch):
+    """The words are those that matplotlib is given, inside the picture and not one over another."""
+    training, held_out, samples = patients(30, 8), patients(20, 9), patients(count, 10)
+    described = [describe_images(x, extractor, mirror=True) for x in (samples, training, held_out)]
+    found = find_copies(*described)
+    drawn, save = [], Figure.savefig
+
+    def kept(figure, path, dpi):
+        drawn.append(figure)
+        save(figure, path, dpi=dpi)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    with warnings.catch_warnings(action="error"):
+        draw_closest(found, samples, training, tmp_path / "closest.png")
+    texts = [*drawn[0].texts, *drawn[0].axes[0].texts]
+    words = [text.get_text() for text in texts]
+    assert words[0].endswith("to the nearest of the held-out real images: 0 is a copy.")
+    assert words[1:3] == ["samples", "nearest\ntraining\nimages"]
+    drawn[0].canvas.draw()
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(drawn[0].bbox.x0 <= box.x0 and box.x1 <= drawn[0].bbox.x1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_distance_of_torchmetrics_with_the_same_extractor(extractor, tmp_path):

@@ -18,14 +18,15 @@ class GANConfig:
     """
 
     latent_dim: int = 1000
-    """"uniformly distributed noise vectors z in [-1, 1]^1000 are used as input in model training and testing"."""
+    """Length of the noise vectors: "uniformly distributed noise vectors z in [-1, 1]^1000 are used as input in model
+    training and testing"."""
 
     base_channels: int = 64
     """Width at full resolution; 64 in the released code of all three."""
 
     loss: Literal["bce", "hinge"] = "bce"
-    """"the GAN-related model loss function uses Binary Cross Entropy Loss". "hinge" is what the authors of SAGAN use
-    themselves."""
+    """Loss of both networks, "bce" or "hinge", which the authors of SAGAN use themselves. "the GAN-related model loss
+    function uses Binary Cross Entropy Loss"."""
 
     beta1: float = 0.5
     """Adam's decay of the gradient's mean, of both networks; not stated, the value of DCGAN."""
@@ -34,7 +35,8 @@ class GANConfig:
     """Adam's decay of the gradient's square; not stated, the customary value."""
 
     discriminator_learning_rate: float | None = None
-    """Null is training.learning_rate, as the paper names one rate for all; SAGAN's authors use four times as much."""
+    """Learning rate of the discriminator. Null is training.learning_rate, as the paper names one rate for all; SAGAN's
+    authors use four times as much."""
 
     attention_size: int = 32
     """Side of the feature maps that SAGAN's self-attention looks at, in both networks; 32 in its released code."""

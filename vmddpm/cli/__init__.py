@@ -1,7 +1,9 @@
 """The command `vmddpm`: one module here for each sub-command, thin; what it does lives in the packages.
 
-A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`. One
-with sub-commands of its own adds them in `extend(parser, new_parser)`: jsonargparse wants the outer ones first.
+A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`; and
+may have `COMMON`, the dotted options of its short help. One with sub-commands of its own has instead `HELP`,
+`COMMANDS`, their summaries by name, `build(new_parser, name)` and `run(parser, options, name)`.
+`new_parser(description=...)` makes a parser with the name of the command.
 """
 
 import io
@@ -9,14 +11,19 @@ import os
 import sys
 import traceback
 import warnings
-from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, NoReturn
 
 from vmddpm.cli.presets import PRESETS, with_preset_files
+from vmddpm.cli.usage import PlainParser, meant, nearest, refuse
 from vmddpm.errors import VmddpmError
 
-__all__ = ["PRESETS", "build_parser", "main"]
+__all__ = ["PRESETS", "Call", "build_parser", "main", "parse"]
 
 HELP = """VM-DDPM: Vision-Mamba diffusion for medical image synthesis.
 
@@ -24,29 +31,83 @@ example:
   vmddpm demo --minutes 6 --out runs/demo
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
   vmddpm sample --run runs/small --num 16 --out samples"""
+SWITCHES = """
+  --traceback  show where an error arose; it may stand anywhere
+  --version    show the version
+"""
 UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
+BASE = ("info",)  # those that need no more than the base install has
+ASKS_FOR_HELP = ("-h", "--help", "--help-all")
 
 
-def build_parser() -> tuple[Any, dict[str, Any]]:
-    """The command line and its sub-commands' own parsers, by name."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+@dataclass(frozen=True)
+class Call:
+    """A command line that was understood.
 
-    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the line breaks of the examples; jsonargparse hands it on to the sub-commands."""
+    Attributes:
+        words: the command and its sub-command, if it has one.
+        parser: of its options.
+        options: what was given, and defaults.
+    """
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="vmddpm", formatter_class=Formatter, description=HELP)
-    parser.add_argument("--traceback", action="store_true", help="show where an error arose; may follow the command")
-    commands = parser.add_subcommands(required=True)
-    parsers = {}
-    for name in COMMANDS:
-        module = import_module(f"vmddpm.cli.{name}")
-        parsers[name] = module.build(ArgumentParser)
-        commands.add_subcommand(name, parsers[name], help=module.SUMMARY)
-        if hasattr(module, "extend"):
-            module.extend(parsers[name], ArgumentParser)
-    return parser, parsers
+    words: tuple[str, ...]
+    parser: Any
+    options: Any
+
+    def run(self) -> None:
+        _module(self.words[0]).run(self.parser, self.options, *self.words[1:])
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"vmddpm.cli.{name}")
+
+
+def build_parser(*words: str) -> Any:
+    """The parser of a command's options: ("train",), or ("study", "create")."""
+    prog, module = " ".join(("vmddpm", *words)), _module(words[0])
+    if words[0] in BASE:
+        return module.build(partial(PlainParser, prog))
+    from vmddpm.cli.options import OptionParser
+
+    new_parser = partial(OptionParser.of_command, prog, getattr(module, "COMMON", ()), getattr(module, "PRESETS", ()))
+    return module.build(new_parser, *words[1:])
+
+
+def parse(argv: list[str]) -> Call:
+    """Reads a command line. Raises SystemExit: with 2 if it is misspelt, which is told; with 0 if it asks for help."""
+    if argv[:1] == ["--version"]:
+        print(f"vmddpm {version('vmddpm')}")
+        raise SystemExit(0)
+    name, *rest = argv or [""]
+    if name not in COMMANDS:
+        summaries = {command: str(_module(command).SUMMARY) for command in COMMANDS}
+        _answer("vmddpm", "command", name, summaries, HELP, SWITCHES)
+    words: tuple[str, ...] = (name,)
+    module = _module(name)
+    if hasattr(module, "COMMANDS"):
+        inner, *rest = rest or [""]
+        if inner not in module.COMMANDS:
+            _answer(f"vmddpm {name}", "sub-command", inner, module.COMMANDS, module.HELP)
+        words = (name, inner)
+    parser = build_parser(*words)
+    return Call(words, parser, parser.parse_args(with_preset_files(rest)))
+
+
+def _answer(prog: str, kind: str, word: str, summaries: dict[str, str], text: str, switches: str = "") -> NoReturn:
+    """Of a word in the place of a command that is none: help if it asks for it, else what is wrong with it."""
+    if word in ASKS_FOR_HELP:
+        width = max(map(len, summaries))
+        lines = (f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
+        print(f"usage: {prog} {kind.upper()} [options]\n\n{text.strip()}\n\n{kind}s:", *lines, sep="\n")
+        print(f"{switches}\n`{prog} {kind.upper()} --help` shows the options of one.")
+        raise SystemExit(0)
+    known = f"its {kind}s are {', '.join(summaries)}; `{prog} --help` says what each does"
+    if not word:
+        refuse(prog, f"a {kind} is missing", known)
+    if word.startswith("-") and not nearest(word, ("--help", "--version")):
+        refuse(prog, f"{word} stands before the {kind}, and belongs behind it", known)
+    refuse(prog, f"{word!r} is no {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,13 +116,14 @@ def main(argv: list[str] | None = None) -> int:
     0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
     Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
     """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _warn(str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = with_preset_files(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    words = [word for word in given if word != "--traceback"]
     try:
         try:
-            _run(sorted(words, key=lambda word: word != "--traceback"))  # it goes first, the others keep their order
+            parse(words).run()
         finally:
             _flush()
     except KeyboardInterrupt:
@@ -69,16 +131,18 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except Exception as error:
-        name = next((f"vmddpm {word}" for word in words if word in COMMANDS), "vmddpm")
-        return _report(error, name, traced="--traceback" in words)
+        return _report(error, _name(words), traced=len(words) < len(given))
     return 0
 
 
-def _run(words: list[str]) -> None:
-    parser, parsers = build_parser()
-    arguments = parser.parse_args(words)
-    name = arguments.subcommand
-    import_module(f"vmddpm.cli.{name}").run(parsers[name], arguments[name])
+def _name(words: Iterable[str]) -> str:
+    return next((f"vmddpm {word}" for word in words if word in COMMANDS), "vmddpm")
+
+
+def _warn(text: str) -> None:
+    """On a line of its own, above a progress bar if there is one."""
+    write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
+    write(f"warning: {text}", file=sys.stderr)
 
 
 def _flush() -> None:
@@ -112,5 +176,5 @@ def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
     if package == "fcntl":
         cure = "the command locks files as Linux and macOS do; run it on one of them"
     else:
-        cure = f"`pip install \".[{'study' if name == 'vmddpm study' else 'train'}]\"` in the source tree brings it"
+        cure = f"`pip install \"vmddpm[{'study' if name == 'vmddpm study' else 'train'}]\"` brings it"
     return f"{missing} is missing; {cure}{hint}", 1

@@ -8,6 +8,7 @@ HELP = """Look into a store made by `vmddpm prepare`.
 
 example:
   vmddpm data check stores/brats"""
+COMMANDS = {"check": "damage, patients on both sides, duplicates"}
 CHECK = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
 there twice, exactly or nearly, under two patients' names. What `prepare` left out is told again. Exit code 1 if
 anything is found.
@@ -17,26 +18,21 @@ example:
 SHOWN = 10
 
 
-def build(new_parser: Any) -> Any:
-    return new_parser(description=HELP)
+def build(new_parser: Any, _: str) -> Any:
+    parser = new_parser(description=CHECK)
+    parser.add_argument("store", type=str, help="the folder")
+    return parser
 
 
-def extend(parser: Any, new_parser: Any) -> None:
-    actions = parser.add_subcommands(required=True, dest="action")
-    check = new_parser(description=CHECK)
-    check.add_argument("store", type=str, help="the folder")
-    actions.add_subcommand("check", check, help="damage, patients on both sides, duplicates")
-
-
-def run(parser: Any, options: Any) -> None:
+def run(parser: Any, options: Any, _: str) -> None:
     from vmddpm.data import DataError
     from vmddpm.data.check import check_store
-    from vmddpm.data.remarks import summary
+    from vmddpm.data.remarks import counted, summary
 
-    found, slices = check_store(Path(options.check.store))
+    found, slices = check_store(Path(options.store))
     sides = {side: {info.patient for info in slices if info.split == side} for side in ("train", "test")}
-    print(f"{len(slices):,} images of {len(sides['train']):,} patients in train and {len(sides['test']):,} in test; "
-          f"{found.blank:,} images of one value")  # fmt: skip
+    print(f"{counted(len(slices), 'image')} of {counted(len(sides['train']), 'patient')} in train and "
+          f"{len(sides['test']):,} in test; {counted(found.blank, 'image')} of one value")  # fmt: skip
 
     print(*summary(found.remarks), sep="\n", end="\n" if found.remarks else "")
 
@@ -57,4 +53,4 @@ def run(parser: Any, options: Any) -> None:
         if len(lines) > SHOWN:
             print(f"  ... and {len(lines) - SHOWN:,} more")
     if any(lists.values()):
-        raise DataError(f"{options.check.store}: something was found, see above")
+        raise DataError(f"{options.store}: something was found, see above")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+COMMON = ("extractor.path",)
 SUMMARY = "compare samples with real images"
 HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
 recall, and copies of training images. The result is evaluation.json and closest.png in --out. The extractor's file is a

@@ -16,27 +16,32 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--run", type=str, required=True, help="the run folder")
     parser.add_argument("--out", type=str, required=True, help="folder for the images; those already there are kept")
     parser.add_argument("--num", type=int, default=16, help="number of images")
-    parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm, ddim or dpm-solver; a GAN needs none")
+    parser.add_argument("--sampler", type=str, default="ddpm", help="way of denoising: ddpm, ddim or dpm-solver; "
+                        "a GAN needs none")  # fmt: skip
     parser.add_argument(
-        "--steps", type=int, default=None, help="at most the steps of training, with ddim a divisor; default: all"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
+        "--steps", type=int, default=None,
+        help="steps of denoising, at most those of training, with ddim a divisor; default: all",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images: the same gives the same images")
     parser.add_argument("--batch", type=int, default=16, help="images at a time; part of what fixes an image")
-    parser.add_argument("--weights", type=str, default="ema", help="ema (averaged) or raw")
+    parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
     parser.add_argument("--ordered", action="store_true", help="scan in order, whatever the network was trained with")
     parser.add_argument("--format", type=str, default="png", help="png, a file an image, or npy, a file a batch")
     parser.add_argument(
         "--compile", type=str, default="no", help="mode of torch.compile: no, default, reduce-overhead (CUDA graphs)"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda ...")
     return parser
 
 
 def run(parser: Any, options: Any) -> None:
+    from vmddpm.data.remarks import counted
     from vmddpm.generate import generate
 
-    generate(
+    made = generate(
         options.run, options.out, options.num, sampler=options.sampler, steps=options.steps, seed=options.seed,
         batch_size=options.batch, weights=options.weights, ordered=options.ordered, form=options.format,
         device=options.device, compile=options.compile,
     )  # fmt: skip
+    print(f"{counted(made, 'image')} written to {options.out}"
+          + (f"; the others of the {options.num} were there" if made < options.num else ""))  # fmt: skip

@@ -33,11 +33,22 @@ example:
   vmddpm study report --counts 86 14 81 17 44 28 58 21"""
 
 
-def build(new_parser: Any) -> Any:
-    return new_parser(description=HELP)
+COMMANDS = {
+    "create": "make a study from two folders of images",
+    "readers": "register readers and make their passwords",
+    "serve": "serve the page",
+    "report": "tables and statistics",
+}
+COMMON = ("data.size", "data.channels")
 
 
-def extend(parser: Any, new_parser: Any) -> None:
+def build(new_parser: Any, name: str) -> Any:
+    builders = {"create": _create_options, "readers": _readers_options, "serve": _serve_options,
+                "report": _report_options}  # fmt: skip
+    return builders[name](new_parser)
+
+
+def _create_options(new_parser: Any) -> Any:
     from vmddpm.data import DataConfig
     from vmddpm.study.create import CreateOptions
 
@@ -52,37 +63,41 @@ def extend(parser: Any, new_parser: Any) -> None:
                              "`vmddpm sample` has written them")  # fmt: skip
     create.add_class_arguments(CreateOptions)
     create.add_class_arguments(DataConfig, "data", skip={"root", "pattern"})
+    return create
 
+
+def _readers_options(new_parser: Any) -> Any:
     readers = new_parser(description=READERS)
     readers.add_argument("study", type=str, help="the folder of the study")
     readers.add_argument("codes", type=str, nargs="+", help="reader codes: letters, digits, - and _")
+    return readers
 
+
+def _serve_options(new_parser: Any) -> Any:
     serve = new_parser(description=SERVE)
     serve.add_argument("study", type=str, help="the folder of the study")
     serve.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on")
     serve.add_argument("--certificate", type=str, default=None, help="certificate for HTTPS, PEM")
     serve.add_argument("--private-key", type=str, default=None, help="its private key, PEM")
+    return serve
 
+
+def _report_options(new_parser: Any) -> Any:
     report = new_parser(description=REPORT)
     report.add_argument("study", type=str, nargs="?", default=None, help="the folder of the study")
     report.add_argument("--key", type=str, default=None, help="the key, if it is not in the study's folder")
     report.add_argument("--counts", type=int, nargs="+", default=None,
                         help="printed counts in place of a study, four a reader: real judged real and synthetic, "
                              "then synthetic judged real and synthetic")  # fmt: skip
-    report.add_argument("--margin", type=float, default=0.1, help="of the equivalence test; choose it before the study")
+    report.add_argument("--margin", type=float, default=0.1,
+                        help="margin of the equivalence test; choose it before the study")  # fmt: skip
     report.add_argument("--out", type=str, default=None, help="folder for the files; default: `report` in the study's")
-
-    commands = parser.add_subcommands(required=True)
-    commands.add_subcommand("create", create, help="make a study from two folders of images")
-    commands.add_subcommand("readers", readers, help="register readers and make their passwords")
-    commands.add_subcommand("serve", serve, help="serve the page")
-    commands.add_subcommand("report", report, help="tables and statistics")
+    return report
 
 
-def run(parser: Any, options: Any) -> None:
-    name = options.subcommand
-    {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options[name])
+def run(parser: Any, options: Any, name: str) -> None:
+    {"create": _create, "readers": _readers, "serve": _serve, "report": _report}[name](options)
 
 
 def _create(options: Any) -> None:

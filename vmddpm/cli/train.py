@@ -5,6 +5,10 @@ from typing import Any
 
 from vmddpm.cli.presets import PRESETS
 
+COMMON = (
+    "data.root", "data.pattern", "data.size", "data.channels", "data.limit", "model.base_channels", "training.steps",
+    "training.minutes", "training.batch_size", "training.precision", "training.device", "training.seed",
+)  # fmt: skip
 SUMMARY = "train, or continue a run"
 HELP = """Train a VM-DDPM, or a system it is compared with, on a folder of images, or continue the run in a run folder.
 
@@ -28,7 +32,7 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
-    from vmddpm.data.remarks import summary
+    from vmddpm.data.remarks import counted, summary, write_remarks
     from vmddpm.systems import cost, train_system
     from vmddpm.training import RunConfig, RunFolder
     from vmddpm.training.ranks import joined
@@ -42,8 +46,13 @@ def run(parser: Any, options: Any) -> None:
         dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
         if ranks.first:
             print(f"{config.system}: {cost(config)}")
-            print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
+            limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
+            seen = counted(dataset.seen, "slice")
+            print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
+            if dataset.remarks:
+                write_remarks(dataset.remarks, folder.remarks_path)
+                print(f"each of these files is in {folder.remarks_path}")
         train_system(config, dataset, folder)
         if ranks.first:
             print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")

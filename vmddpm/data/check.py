@@ -73,18 +73,19 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
         found.empty_sides = sorted({"train", "test"} - set(split.values()))
 
     hashes, contents, places = [], defaultdict(list), []
-    for i in tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True):
-        try:
-            image = images[i]
-        except DataError as error:
-            found.damaged.append(str(error))
-            continue
-        if image.min() == image.max():
-            found.blank += 1
-            continue
-        places.append(i)
-        hashes.append(difference_hash(image))
-        contents[slices[i].crc32].append(i)
+    with tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True) as bar:
+        for i in bar:
+            try:
+                image = images[i]
+            except DataError as error:
+                found.damaged.append(str(error))
+                continue
+            if image.min() == image.max():
+                found.blank += 1
+                continue
+            places.append(i)
+            hashes.append(difference_hash(image))
+            contents[slices[i].crc32].append(i)
 
     def differ(i: int, j: int) -> bool:
         return slices[i].patient != slices[j].patient

@@ -20,49 +20,48 @@ class DataConfig:
     that a field reads.
 
     Attributes:
-        root: a store made by `vmddpm prepare`, whose own options then hold (`size` and `channels` must be the same,
-            `split` and `limit` choose from it); or a folder, searched recursively in sorted order (hidden files and
-            folders are left out, links are followed), or one file. Files are NIfTI and Analyze (.nii, .hdr with
-            .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, by the extra [itk]), DICOM (.dcm,
-            .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG, TIFF, BMP, PGM, WebP,
-            JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
+        root: the images: a folder, an image file, or a store made by `vmddpm prepare`. A store's own options then hold
+            (`size` and `channels` must be the same, `split` and `limit` choose from it); a folder is searched
+            recursively in sorted order (hidden files and folders are left out, links are followed). Files are NIfTI and
+            Analyze (.nii, .hdr with .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, by the extra
+            [itk]), DICOM (.dcm, .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG,
+            TIFF, BMP, PGM, WebP, JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
         split: which side of a store, "train", "test" or "all". Other folders have no sides: all is "train".
-        pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`: "we use
-            6528 2D brain images under a single modality". Which modality is not said; the pattern chooses it,
-            and also keeps label maps out.
+        pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`. It chooses the
+            modality, and keeps label maps out. Which modality is not said: "we use 6528 2D brain images under a single
+            modality".
         modality: shell pattern for the Modality of DICOM files, such as `MR`; what does not match is left out, and so
             are files that are not DICOM. The same holds for the next two.
         series: shell pattern for the Series Description, or the Series Instance UID.
         image_type: shell pattern for the Image Type, whose values are joined by backslashes: `ORIGINAL\\PRIMARY*`.
-        limit: keep the first so many slices only: "We use the first 34,999 images for experiments". Read as
-            the first in the sorted order of the paths. Null keeps all.
-        size: side of the images in pixels: "we uniformly scaled the image center to 128 × 128 resolution".
-            Read as the largest centred square, in millimetres where the file knows its pixel spacing, resized
-            with antialiasing.
-        channels: 1, or 3. Colour becomes grey by luminance, grey becomes colour by repetition.
-        axes: which slices of a NIfTI volume, of axial, coronal and sagittal: "The 2D axial slices were then
-            separated to form a training dataset". DICOM and raster images are taken as they were stored.
-        frames: "all" frames of a 4-D volume, the "first" only, or the one of a number, counted from 0, such as one
-            modality of several along the last axis: "1798 2D cardiac MRIs images from 3DMR scans" does not say which
-            phases of the heart were used.
-        normalize: how intensities are mapped to [-1, 1]: "regular normalization". "percentile" maps the two
+        limit: keep the first so many slices only, in the sorted order of the paths. Null keeps all. "We use the first
+            34,999 images for experiments".
+        size: side of the images in pixels. The largest centred square, in millimetres where the file knows its pixel
+            spacing, is resized with antialiasing: "we uniformly scaled the image center to 128 × 128 resolution".
+        channels: of the images, 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour by
+            repetition.
+        axes: which slices of a NIfTI volume, of axial, coronal and sagittal. DICOM and raster images are taken as they
+            were stored. "The 2D axial slices were then separated to form a training dataset".
+        frames: which frames of a 4-D volume: "all", the "first" only, or the one of a number, counted from 0, such as
+            one modality of several along the last axis. Which phases of the heart were used is not said: "1798 2D
+            cardiac MRIs images from 3DMR scans".
+        normalize: how intensities are mapped to [-1, 1]. "percentile" maps the two
             `percentiles` of each volume (a 3-D frame, or a DICOM or raster file); "window" maps `window`, or
             the file's own first VOI window or VOI table; "full" maps the whole range of the bit depth of a
             raster or colour image (12 bits where a 16-bit file uses no more), and the smallest to the largest value
-            of anything else. "auto" is "window"
-            if there is a window, given here or in the file, else "full" where there is a bit depth, else
-            "percentile"; so MR volumes go by percentiles, CT files by their window, photographs by their full
-            range.
-        normalize_by: "file", or "series": DICOM files of one series that have no window share their percentiles, or
-            their smallest and largest value.
+            of anything else. "auto" is "window" if there is a window, given here or in the file, else "full" where
+            there is a bit depth, else "percentile"; so MR volumes go by percentiles, CT files by their window,
+            photographs by their full range. "regular normalization".
+        normalize_by: whose range counts, "file" or "series": DICOM files of one series that have no window share their
+            percentiles, or their smallest and largest value.
         percentiles: the lower and upper percentile, of the finite voxels of a volume.
         window: (centre, width) in the units of the rescaled values, such as (40, 400) in Hounsfield units for
             soft tissue in CT. It is used for every file.
-        min_foreground: slices with a smaller share of foreground pixels are left out; 0 keeps all. "we use
-            6528 2D brain images" is 22.9 for each of 285 patients: which ones is not said. A pixel is
-            foreground when it is above 5 % of the normalised range.
-        on_error: a file that cannot be read makes the data set "fail" with its name, or is put on a list of
-            skipped files ("skip"), which is shown once as a warning.
+        min_foreground: slices with a smaller share of foreground pixels are left out; 0 keeps all. A pixel is
+            foreground when it is above 5 % of the normalised range. "we use 6528 2D brain images" is 22.9 for each of
+            285 patients: which ones is not said.
+        on_error: what a file that cannot be read does: it makes the data set "fail" with its name, or is left out
+            ("skip"), counted by reason, and listed in a file.
         max_pixels: a larger picture or slice is refused by its header, before it is decoded.
         max_voxels: the same for what is in memory at once: a 3-D frame of a NIfTI volume, all of a DICOM file.
             Reading so many takes up to 6 GiB, and up to 10 GiB where values have 32 or 64 bits in the file.

@@ -16,7 +16,7 @@ from vmddpm.data import cache
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.files import find
 from vmddpm.data.readers import read_file
-from vmddpm.data.remarks import Excluded, Remark, listed, summary
+from vmddpm.data.remarks import Excluded, Remark, counted, listed, skipped_in_short, summary
 from vmddpm.data.series import series_ranges
 from vmddpm.data.slicing import Plane, SliceInfo, volume_planes
 from vmddpm.data.store import is_store, open_store
@@ -60,9 +60,8 @@ class SliceDataset(Dataset[Tensor]):
     def _take(self, config: DataConfig, found: cache.SliceSet) -> None:
         self.config, self._images = config, found.images
         self.slices, self.remarks, self.seen = found.slices, found.remarks, found.seen
-        if self.skipped:
-            heading = f"{len(self.skipped)} files could not be read and were skipped:"
-            warnings.warn(listed(heading, self.skipped), stacklevel=3)
+        if skipped := skipped_in_short(self.remarks):
+            warnings.warn(skipped, stacklevel=3)
 
     @property
     def skipped(self) -> list[str]:
@@ -191,5 +190,6 @@ def _nothing_left(where: str, config: DataConfig, remarks: list[Remark], seen: i
             "foreground; lower min_foreground (0 keeps every slice), or change normalize"
         )
     if remarks:
-        return listed(f"{where}: no image is left of {len(remarks)} files:", summary(remarks))
+        files = counted(sum(remark.files for remark in remarks), "file")
+        return listed(f"{where}: no image is left of {files}:", summary(remarks))
     return f"{where}: there is nothing to read"

@@ -138,5 +138,6 @@ def _named(kind: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         # The libraries raise nearly every class of exception on damaged files.
-        reason = re.sub(r"<_io\.[^>]*>", "the file", " ".join(str(error).replace(path, "the file").split()))
+        name = Path(path).name
+        reason = re.sub(r"<_io\.[^>]*>", name, " ".join(str(error).replace(path, name).split()))
         raise DataError(f"cannot be read as {kind}: {reason or type(error).__name__}") from error

@@ -1,12 +1,17 @@
 """What is said about files that are left out or were read in a way worth knowing."""
 
-from collections import defaultdict
+import csv
+import io
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from vmddpm.data.config import DataError
+from vmddpm.files import write_text
 
-LISTED = 20
+LISTED = 2  # lines
 # In this order kinds of remarks are told.
 HEADINGS = {"error": "skipped", "name": "left out", "class": "left out", "foreground": "left out", "note": "note"}
 
@@ -37,27 +42,58 @@ class Remark:
 
 
 def summary(remarks: Iterable[Remark]) -> list[str]:
-    """A line for each reason, with its counts and its first file; every file that could not be read has its own."""
+    """A line for each reason, with its counts and its first file."""
     groups: dict[tuple[str, str], list[Remark]] = defaultdict(list)
     for remark in remarks:
-        groups[remark.kind, remark.source if remark.kind == "error" else remark.reason].append(remark)
+        groups[remark.kind, _in_short(remark.reason) if remark.kind == "error" else remark.reason].append(remark)
     lines = []
     for kind in HEADINGS:
-        for (group_kind, _), members in groups.items():
+        for (group_kind, reason), members in groups.items():
             if group_kind != kind:
                 continue
             first, files = members[0], sum(member.files for member in members)
             if kind == "error":
-                lines.append(f"{HEADINGS[kind]}: {first.source}: {first.reason}")
+                many = f"{files:,} files, {reason}; the first is " if files > 1 else ""
+                lines.append(f"{HEADINGS[kind]}: {many}{first.source}: {first.reason}")
                 continue
             slices = [member.slices for member in members if member.slices is not None]
-            count = f"{sum(slices):,} slices of {files:,} files" if slices else f"{files:,} files"
-            lines.append(f"{HEADINGS[kind]}: {count}, {first.reason} ({first.source}{' ...' if files > 1 else ''})")
+            count = f"{counted(sum(slices), 'slice')} of {counted(files, 'file')}" if slices else counted(files, "file")
+            lines.append(f"{HEADINGS[kind]}: {count}, {reason} ({first.source}{' ...' if files > 1 else ''})")
     return lines
 
 
+def skipped_in_short(remarks: Iterable[Remark]) -> str:
+    """How many files could not be read, by reason, in a line; empty if all could."""
+    errors = [remark for remark in remarks if remark.kind == "error"]
+    if len(errors) < 2:
+        text = "".join(f"1 file could not be read and was skipped: {one.source}: {one.reason}" for one in errors)
+        return text.encode(errors="backslashreplace").decode()
+    reasons = Counter(_in_short(remark.reason) for remark in errors)
+    by_reason = "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    return f"{len(errors):,} files could not be read and were skipped: {by_reason}"
+
+
+def _in_short(reason: str) -> str:
+    """A reason without what is of one file alone."""
+    return re.split(r"[:;]| \((?=\D)", reason, maxsplit=1)[0].strip()
+
+
+def counted(number: int, noun: str) -> str:
+    """"1 file", "2,000 files"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def write_remarks(remarks: Iterable[Remark], path: Path) -> None:
+    """All remarks as a table, a CSV file with the fields of `Remark` for columns."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(Remark)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(remark) for remark in remarks)
+    write_text(path, text.getvalue().encode(errors="backslashreplace").decode())
+
+
 def listed(heading: str, lines: list[str]) -> str:
-    """The heading with the first lines below it. Bytes of a file's name that are no text are shown as escapes, as in
-    every message that may be written to a file."""
-    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n  ".join([heading, *lines[:LISTED], *more]).encode(errors="backslashreplace").decode()
+    """The heading with the first lines below it, three lines at most. Bytes of a file's name that are no text are shown
+    as escapes, as in every message that may be written to a file."""
+    more = [f"... and {len(lines) - LISTED + 1:,} more reasons"] if len(lines) > LISTED else []
+    return "\n  ".join([heading, *lines[: LISTED - len(more)], *more]).encode(errors="backslashreplace").decode()

@@ -31,16 +31,21 @@ class Tally:
         for plane in planes:
             image = prepare(plane.pixels, plane.black, plane.white, self.config, plane.spacing)
             self.seen += 1
-            if plane.note:
-                self._notes[plane.note] += 1
+            for note in filter(None, (plane.note, self._loses_colour(plane.pixels))):
+                self._notes[note] += 1
             if foreground_share(image) >= self.config.min_foreground:
                 yield plane, image
             else:
                 self._dark += 1
 
+    def _loses_colour(self, pixels: np.ndarray) -> str:
+        coloured = pixels.ndim == 3 and self.config.channels == 1 and np.ptp(pixels, axis=2).any()
+        return "colour made grey; channels 3 keeps it" if coloured else ""
+
     def remarks(self) -> list[Remark]:
         found = [Remark(self.source, "note", note, count) for note, count in self._notes.items()]
         if self._dark:
-            reason = f"foreground below min_foreground {self.config.min_foreground:g}"
+            share = f"{100 * self.config.min_foreground:g} %"
+            reason = f"less than {share} of their pixels above the background; min_foreground 0 keeps them"
             found.append(Remark(self.source, "foreground", reason, self._dark))
         return found

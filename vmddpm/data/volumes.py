@@ -245,7 +245,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = re.sub(r"^.*?ERROR:|\w+\(0x[0-9a-f]+\):|Reason:.*", "", str(error), flags=re.DOTALL)
-        reason = " ".join(reason.replace(str(path), "the file").split())
+        reason = " ".join(reason.replace(str(path), path.name).split())
         raise DataError(f"is damaged or cut short, or of a kind that SimpleITK does not read ({reason})") from error
 
 

@@ -19,8 +19,8 @@ class DiffusionConfig:
     """
 
     timesteps: int = 1000
-    """III-A: "T and β represent the number of diffusion steps and the variance scheduling". T is not stated;
-    1000 is that of Ho et al. (2020), whom the paper follows."""
+    """Number of diffusion steps, T; not stated. 1000 is that of Ho et al. (2020), whom the paper follows. III-A: "T and
+    β represent the number of diffusion steps and the variance scheduling"."""
 
     beta_start: float = 1e-4
     """Variance of the first step; not stated, the value of Ho et al. (2020)."""
@@ -33,8 +33,8 @@ class DiffusionConfig:
     "squaredcos_cap_v2", diffusers' name for the cosine of Nichol and Dhariwal (2021), reads neither end."""
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    """III-A: "directly train the model ε_θ(x_t, t) to predict ε" (Eq. 4). "v_prediction" is the velocity of
-    Salimans and Ho (2022), not of the paper."""
+    """What the network predicts: "epsilon", the noise (Eq. 4), or "v_prediction", the velocity of Salimans and Ho
+    (2022), which is not of the paper. III-A: "directly train the model ε_θ(x_t, t) to predict ε"."""
 
     min_snr_gamma: float | None = None
     """Weight of each image's loss by its noise level, min(SNR, gamma) / SNR of the error of the noise, after Hang et

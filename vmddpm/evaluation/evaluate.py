@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vmddpm.devices import choose_device
@@ -17,9 +19,10 @@ from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, 
 from vmddpm.evaluation.images import ImageFeatures, Images, describe_images
 from vmddpm.evaluation.kid import kernel_distance
 from vmddpm.evaluation.memorisation import COPY, draw_closest, find_copies, summary
-from vmddpm.evaluation.neighbours import precision_and_recall
+from vmddpm.evaluation.neighbours import precision_and_recall, share_among
 from vmddpm.files import write_text
 
+NOISE_IMAGES = 64
 _PACKAGES = ("vmddpm", "torch", "numpy", "pillow")
 
 
@@ -47,7 +50,7 @@ class MetricsConfig:
     """Images that the extractor sees at a time."""
 
     seed: int = 0
-    """Of the subsets and of the simulated floor."""
+    """Seed of the subsets and of the simulated floor."""
 
     device: str = "auto"
     """Where the extractor runs; "auto" is the GPU if there is one."""
@@ -114,6 +117,8 @@ def evaluate(
         seed=config.seed,
     )  # fmt: skip
     precision, recall = precision_and_recall(real.features.features, described.features, config.neighbours)
+    noise = describe_images(_noise(samples[0].shape, config), extractor, batch_size=config.batch_size)
+    precision_of_noise = share_among(noise.features, real.features.features, config.neighbours)
     memorisation = find_copies(described, real.features, real.held_out)
     result: dict[str, Any] = {
         "distance": extractor.name,
@@ -121,6 +126,7 @@ def evaluate(
         "floor": frechet_floor(real.gaussian, gaussian.count, config.seed),
         "kid": kid._asdict(),
         "precision": precision,
+        "precision_of_noise": precision_of_noise,
         "recall": recall,
         "neighbours": config.neighbours,
         "memorisation": summary(memorisation, config.copy_threshold),
@@ -150,6 +156,12 @@ def _describe(
         )  # fmt: skip
 
 
+def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
+    """Images that show nothing: what a network that has learned nothing draws."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return torch.randn(NOISE_IMAGES, *shape, generator=generator).clamp(-1, 1)
+
+
 def _doubts(real: Gaussian, synthetic: Gaussian) -> list[str]:
     doubts = []
     dimensions = len(real.mean)
@@ -174,6 +186,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _meaning_of(result: dict[str, Any]) -> str:
+    """What to think of a precision that noise reaches as well."""
+    noise = result["precision_of_noise"]
+    if noise < max(0.05, result["precision"] / 2):
+        return ""
+    return (f"; this precision means nothing: images of pure noise get {noise:.3f}, as the features of real images lie "
+            "so far apart that anything falls between them. Read the distances, and look at the images")  # fmt: skip
+
+
 def describe_result(result: dict[str, Any]) -> str:
     """The result in a few lines, for a terminal."""
     kid, copied = result["kid"], result["memorisation"]
@@ -185,7 +206,8 @@ def describe_result(result: dict[str, Any]) -> str:
             "these numbers of images",
             f"kernel distance (KID): {kid['mean']:.4g} ± {kid['deviation']:.2g} ({kid['subsets']} subsets of "
             f"{kid['subset_size']})",
-            f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)",
+            f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)"
+            + _meaning_of(result),
             f"copies of training images: {copied['copies']} of {result['n_synthetic']} samples "
             f"({100 * copied['share']:.1f} %; the same rule takes {100 * copied['share_among_reference']:.1f} % of the "
             f"{copied['reference']} for copies)",

@@ -49,8 +49,9 @@ class ExtractorConfig:
     (.safetensors, or of torch.save). Null for TorchScript. The module is imported, which runs it."""
 
     resizer: Literal["tf1", "bilinear", "bicubic", "none"] = "tf1"
-    """"tf1" is TensorFlow 1's bilinear, that of the original FID; "bilinear" and "bicubic" are antialiased, as in
-    torchmetrics and clean-fid; "none" leaves it to the network. FIDs of different resizers are not comparable."""
+    """How images are resized for the network: "tf1" is TensorFlow 1's bilinear, that of the original FID; "bilinear"
+    and "bicubic" are antialiased, as in torchmetrics and clean-fid; "none" leaves it to the network. FIDs of different
+    resizers are not comparable."""
 
     size: int = 299
     """Side of the images that the network sees."""

@@ -16,6 +16,7 @@ from vmddpm.evaluation.neighbours import nearest, nearest_few
 from vmddpm.files import written_whole
 
 COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) draw the line at the same share
+LABELS, WIDEST_SENTENCE = 0.8, 8.5  # inches of the picture of the closest pairs: for the rows' names, and at least
 _AROUND = 5  # real images looked at around each training image, each way round
 
 
@@ -145,16 +146,28 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
         index, mirrored = int(m.nearest[space].index[i]), bool(m.nearest[space].mirrored[i])
         real = training[index]
         below.append(quantised(real.flip(2) if mirrored else real))
-        notes.append(f"sample {i}\n{m.ratio[space][i]:.2f} by {space}\ntraining {index}{', mirrored' * mirrored}")
+        notes.append((f"sample {i}\n{m.ratio[space][i]:.2f} by {space}", f"image {index}{', mirrored' * mirrored}"))
     picture = torch.cat([torch.cat(row, 2) for row in (above, below)], 1)  # (C, 2 size, pairs * size)
-    figure = Figure(figsize=(1.5 * len(pairs), 4), facecolor="white")
-    axes = figure.add_axes((0.01, 0.01, 0.98, 0.74))
+    size = picture.shape[1] / 2
+    width, inches = LABELS + 1.5 * len(pairs), 1.5
+    figure = Figure(figsize=(max(width, WIDEST_SENTENCE), 2 * inches + 1.2), facecolor="white")
+    wide, high = figure.get_size_inches()
+    axes = figure.add_axes((LABELS / wide, 0.35 / high, inches * len(pairs) / wide, 2 * inches / high))
     axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
-    size = picture.shape[2] / len(pairs)
-    for place, note in enumerate(notes):
-        axes.text((place + 0.5) * size, -0.04 * size, note, ha="center", va="bottom", fontsize=7)
-    figure.suptitle(f"Closest pairs; 1 is the distance from the training image to the nearest of the {m.reference}",
-                    fontsize=8)  # fmt: skip
+    for row, label in enumerate(("samples", "nearest\ntraining\nimages")):
+        axes.text(-0.1 * size, (row + 0.5) * size, label, ha="right", va="center", fontsize=8)
+    for place, (top, bottom) in enumerate(notes):
+        axes.text((place + 0.5) * size, -0.04 * size, top, ha="center", va="bottom", fontsize=7)
+        axes.text((place + 0.5) * size, 2.04 * size, bottom, ha="center", va="top", fontsize=7)
+    figure.text(0.01, 0.99, sentence(m), ha="left", va="top", fontsize=8)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def sentence(m: Memorisation) -> str:
+    """What the picture shows."""
+    return (
+        "The samples closest to the training set, each above its nearest training image; the number is their distance\n"
+        f"over that of the training image to the nearest of the {m.reference}: 0 is a copy."
+    )

@@ -86,10 +86,11 @@ def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> Precisi
             f"precision and recall with {k} neighbours need more than {k} images in each set, got {len(real)} and "
             f"{len(synthetic)}"
         )
-    return PrecisionRecall(_share_among(synthetic, real, k), _share_among(real, synthetic, k))
+    return PrecisionRecall(share_among(synthetic, real, k), share_among(real, synthetic, k))
 
 
-def _share_among(images: Tensor, members: Tensor, k: int) -> float:
+def share_among(images: Tensor, members: Tensor, k: int) -> float:
+    """The share of `images` (n, d) that lie among `members` (m, d), as in `precision_and_recall`."""
     # The nearest is the image itself. (topk takes a quarter of the time of kthvalue.)
     radii = torch.cat(
         [_squared_distances(members[rows], members).topk(k + 1, dim=1, largest=False).values[:, -1]

@@ -21,31 +21,31 @@ class ModelConfig:
     """Channels of the image, 1 (grey) or 3 (colour)."""
 
     base_channels: int = 96
-    """III-B: "Assuming the input image size is (B, C, H, W), after passing through the encoder, it will
-    output feature vectors of (B, 8C, H/32, W/32)." One C cannot count both the image's channels and the
-    features; we read the second as a base width. 96 is that of VM-UNet, whose encoder has this very output
-    shape."""
+    """Width of the first stage, C. One C cannot count both the image's channels and the features; we read the second
+    as a base width. 96 is that of VM-UNet, whose encoder has the paper's output shape. III-B: "Assuming the input image
+    size is (B, C, H, W), after passing through the encoder, it will output feature vectors of (B, 8C, H/32, W/32)."
+    """
 
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    """III-B: "Each stage performs up or down sampling operations to increase or decrease the size of input
-    features and adjust the number of channels." Stage i is base_channels * channel_multipliers[i] wide; the
-    last gives 8C."""
+    """Width of each stage over base_channels; the last gives 8C. III-B: "Each stage performs up or down sampling
+    operations to increase or decrease the size of input features and adjust the number of channels." """
 
     sampling: tuple[int, ...] = (4, 2, 2, 2)
-    """III-B: "a symmetrical structure, both consisting of four sampling stages", and an output at H/32.
-    Four samplings by 2 stop at H/16, so the first is by 4, as in the patch embedding of VMamba and VM-UNet.
-    (2, 2, 2, 2) is the variant that takes H/32 for a slip: finer detail, four times the tokens."""
+    """How many times smaller each stage makes the image. Four samplings by 2 stop at H/16, while the paper's output is
+    at H/32, so the first is by 4, as in the patch embedding of VMamba and VM-UNet. (2, 2, 2, 2) is the variant that
+    takes H/32 for a slip: finer detail, four times the tokens. III-B: "a symmetrical structure, both consisting of four
+    sampling stages"."""
 
     image_skip: bool = False
-    """III-B: "perform feature fusion on the feature map extracted from the encoding path and the corresponding
-    resolution on the decoding path". At the image's own resolution the encoding path has the noisy image alone,
-    and the final projection "restores" the image from the decoder without it. True fuses the two there, with a
-    ResNet block: more work at full resolution, but fine detail and low noise levels are learned much sooner."""
+    """Fuse the noisy image with the decoder's output at full resolution, with a ResNet block: more work there, but fine
+    detail and low noise levels are learned much sooner. The paper's final projection "restores" the image from the
+    decoder without it. III-B: "perform feature fusion on the feature map extracted from the encoding path and the
+    corresponding resolution on the decoding path"."""
 
     layers_per_stage: int = 2
-    """III-B: "connect two State Space Layers (SSLayers) in series and perform up or down sampling
-    operations". The order within a stage is open: the encoder samples first and the decoder last, so that
-    they mirror each other."""
+    """State Space Layers of each stage. The order within a stage is open: the encoder samples first and the decoder
+    last, so that they mirror each other. III-B: "connect two State Space Layers (SSLayers) in series and perform up or
+    down sampling operations"."""
 
     d_state: int = 16
     """States per channel of S6; not stated, the value of Mamba and VM-UNet."""
@@ -57,34 +57,35 @@ class ModelConfig:
     """Rank of the step-size projection; not stated. None is ceil(width / 16), as in Mamba and VM-UNet."""
 
     discretization: Literal["mamba", "zoh"] = "mamba"
-    """III-A: "use the zero-order preservation (ZOH) rule to discretize the parameters" (Eq. 6). "zoh" is
-    Eq. 6 as printed; "mamba" is B̄ = ΔB, which the kernels of Mamba and VMamba compute under that name."""
+    """How the state equation is made discrete: "zoh" is Eq. 6 as printed; "mamba" is B̄ = ΔB, which the kernels of Mamba
+    and VMamba compute under that name. III-A: "use the zero-order preservation (ZOH) rule to discretize the
+    parameters"."""
 
     scans: int | str = 0
-    """III-D: "from the upper left corner or lower right corner in four directions: up, down, left, and
-    right". 0 is VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets; other models' go by
-    name, such as "hilbert", "local" or "omnidirectional", and routes of one's own joined by commas, see
-    `vmddpm_kernels.routes`. S6 has weights for each route."""
+    """Routes of the scan: 0 is VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets; other
+    models' go by name, such as "hilbert", "local" or "omnidirectional", and routes of one's own joined by commas, see
+    `vmddpm_kernels.routes`. S6 has weights for each route. III-D: "from the upper left corner or lower right corner in
+    four directions: up, down, left, and right"."""
 
     regeneration: bool = True
-    """III-D: "Before the scan expansion operation, the input image is randomly shuffled in the patch
-    dimension", "before each S6 operation". One new order for each S6, shared by the batch and by the four
-    routes, in place of the ordered sequences; merging "into image form" undoes it. False is the ablation
-    "VM-DDPM + CSM" of Table II."""
+    """Shuffle the patches before each S6: one new order for each, shared by the batch and by the four routes, in place
+    of the ordered sequences; merging "into image form" undoes it. False is the ablation "VM-DDPM + CSM" of Table II.
+    III-D: "Before the scan expansion operation, the input image is randomly shuffled in the patch dimension", "before
+    each S6 operation"."""
 
     regeneration_patch_size: int = 1
-    """III-D: "in the patch dimension". A patch is one token, as in VMamba; p > 1 moves blocks of p x p
-    tokens."""
+    """Side of a patch in tokens: 1 as in VMamba; p > 1 moves blocks of p x p tokens. III-D: "in the patch
+    dimension"."""
 
     regeneration_at_sampling: bool = True
-    """III-D: "the S6 module will receive a diverse and evenly distributed set of extended sequences" speaks
-    of training only. A network trained on shuffled sequences has never met an ordered one, so sampling
-    shuffles too; False turns the shuffle off in eval mode."""
+    """Shuffle when images are drawn, too: a network trained on shuffled sequences has never met an ordered one. False
+    turns the shuffle off in eval mode. III-D speaks of training only: "the S6 module will receive a diverse and evenly
+    distributed set of extended sequences"."""
 
     time_embedding_dim: int | None = None
-    """III-B: "each part supports vectorized embedding of time information": sinusoids, a perceptron of this
-    width, and a scale and a shift per channel in every CNN. None is 4 * base_channels, as in Ho et al.
-    (2020)."""
+    """Width of the perceptron that embeds the time step: sinusoids before it, and a scale and a shift per channel in
+    every CNN behind it. None is 4 * base_channels, as in Ho et al. (2020). III-B: "each part supports vectorized
+    embedding of time information"."""
 
     norm_groups: int = 32
     """Groups of every GroupNorm, a divisor of every stage's width; not stated, the value of Ho et al.

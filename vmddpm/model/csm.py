@@ -71,5 +71,5 @@ class CSM(nn.Module):
         delta = delta.unflatten(1, x.shape[:2]).transpose(0, 1)                          # (B, K, L, D)
         return cross_selective_scan(
             x, delta, -self.A_log.exp(), B.transpose(0, 1), C.transpose(0, 1), self.D, self.dt_bias, table,
-            discretization=self.discretization,
+            delta_softplus=True, discretization=self.discretization,
         )

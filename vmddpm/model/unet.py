@@ -34,7 +34,7 @@ class UNetConfig:
     """Groups of every GroupNorm, a divisor of every width."""
 
     dropout: float = 0.0
-    """In the residual blocks."""
+    """Dropout in the residual blocks."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "attention"):  # JSON and YAML know lists only

@@ -26,14 +26,14 @@ class TrainingConfig:
     """Stop after this much training time, if it comes before `steps`."""
 
     batch_size: int = 16
-    """"a batch size of 16": of each step, however many processes share it."""
+    """Images of each step, however many processes share it: "a batch size of 16"."""
 
     micro_batch_size: int | None = None
     """Images that go through the network at a time in one process; their gradients add up to the batch's. Null is a
     process's whole part of the batch; less takes less memory."""
 
     learning_rate: float = 1e-4
-    """"a minimum Learning Rate of 1e-4": of which schedule is not stated, so it is constant."""
+    """Learning rate of Adam; of which schedule is not stated, so it is constant: "a minimum Learning Rate of 1e-4"."""
 
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0; not stated."""
@@ -49,8 +49,8 @@ class TrainingConfig:
     after n steps it is at most (1 + n) / (10 + n). The raw weights are kept beside the averaged ones."""
 
     flip: bool = True
-    """"image flipping and other preprocessing operations": random horizontal flips. On chest X-rays they put the heart
-    on the right in half of the images."""
+    """Mirror images left to right at random. On chest X-rays that puts the heart on the right in half of the images.
+    "image flipping and other preprocessing operations"."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network under autocast; weights, optimiser and scan states are float32 in all. With "fp16" the
@@ -63,7 +63,7 @@ class TrainingConfig:
     """Everything random about a run follows from it: weights, data order, flips, steps, noise, visit orders."""
 
     device: str = "auto"
-    """"auto" is the GPU if there is one, else the CPU."""
+    """Where to train: auto, cpu, cuda ...; "auto" is the GPU if there is one, else the CPU."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""

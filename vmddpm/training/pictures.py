@@ -72,7 +72,8 @@ def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
             axes.plot(steps, running, color=f"C{number}", label=f"{label}, running median")
     if names and lowest > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="loss", title="Training loss")
-    axes.legend()
+    axes.set(xlabel="step", ylabel="loss", title="Training loss" if names else "Training loss: no step was logged yet")
+    if names:
+        axes.legend()
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -28,6 +28,10 @@ class Report:
         self.bar = tqdm(
             total=self.steps_in_time(step, seconds), initial=step, unit="step", disable=not shown, dynamic_ncols=True
         )
+        if step and shown:
+            done = options.steps <= step
+            self.say(f"the run has its {step:,} steps; training.steps asks for more" if done
+                     else f"continues from step {step:,}")  # fmt: skip
 
     def __enter__(self) -> "Report":
         return self

@@ -6,6 +6,7 @@
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
     loss.png         the loss curve, at the end
+    remarks.csv      which files were left out, or read in a way worth knowing
     lock             who is training here
 """
 
@@ -47,8 +48,10 @@ MAY_CHANGE = {"data.root", "data.cache_dir"} | {
                  "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
 
-
 LOCKS = ("lock", "lock.held")
+REMARKS = "remarks.csv"
+TOLD = 3  # differences between configurations
+BEFORE_A_RUN = (*LOCKS, REMARKS)  # what may lie in a folder before a run begins there
 
 
 class RunFolder:
@@ -58,6 +61,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.remarks_path = self.path / REMARKS  # what was left out of the images, and how others were read
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
@@ -70,7 +74,9 @@ class RunFolder:
         """Raises RunError if the folder holds something else than a run of this configuration; writes nothing."""
         if self.config_path.exists():
             self._refuse_if_different(config)
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name not in LOCKS for p in self.path.iterdir())):
+        elif self.path.exists() and (
+            not self.path.is_dir() or any(p.name not in BEFORE_A_RUN for p in self.path.iterdir())
+        ):
             raise RunError(f"{self.path} is not empty and holds no run; choose another folder, or empty it")
         if (self.path / "checkpoint.pt").exists():
             raise RunError(f"{self.path} is a run of an older version of vmddpm; continue it with that version")
@@ -128,9 +134,11 @@ class RunFolder:
             if value != here[name] and name not in MAY_CHANGE
         ]
         if differences:
+            more = [f"and {len(differences) - TOLD} more"] if len(differences) > TOLD else []
             raise RunError(
-                f"{self.path} holds a run of another configuration, which is left alone; choose another folder, "
-                "or give the run's own configuration to continue it:\n  " + "\n  ".join(differences)
+                f"{self.path} holds a run of another configuration, which is left alone:\n  "
+                f"{'; '.join([*differences[:TOLD], *more])}\n  "
+                "choose another folder, or give the run's own configuration to continue it"
             )
 
     def save_weights(self, kind: str, model: Pretrained) -> None:

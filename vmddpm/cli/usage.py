@@ -1,0 +1,52 @@
+"""How a command line that cannot be understood is answered: one line that says what was wrong, one with the way out."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+USAGE = 2  # the exit code of a misspelt command line, that of argparse
+
+
+def refuse(prog: str, *lines: str) -> NoReturn:
+    """Prints the lines, the first behind the name of the command, and ends the program with exit code 2."""
+    print(f"{prog}: " + "\n  ".join(line for line in lines if line), file=sys.stderr)
+    raise SystemExit(USAGE)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant; empty if none is near. An abbreviation is near, if of one word only, and
+    so is the last part of a dotted option."""
+    choices = list(known)
+    bare = word.lstrip("-").replace("-", "_")
+    plain = {choice.lstrip("-").replace("-", "_"): choice for choice in choices}
+    for fits in (str.startswith, lambda name, part: name.split(".")[-1] == part):
+        found = {choice for name, choice in plain.items() if bare and fits(name, bare)}
+        if len(found) == 1:
+            return found.pop()
+    close = difflib.get_close_matches(bare, plain, n=1) or difflib.get_close_matches(
+        bare.split(".")[-1], [name.split(".")[-1] for name in plain], n=1, cutoff=0.75
+    )
+    return next((choice for name, choice in plain.items() if close and name in close), "") or next(
+        (choice for name, choice in plain.items() if close and name.split(".")[-1] in close), ""
+    )
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """"; did you mean X?", or nothing."""
+    found = nearest(word, known)
+    return f"; did you mean {found}?" if found else ""
+
+
+class PlainParser(argparse.ArgumentParser):
+    """A parser of the base install, which has no jsonargparse; its errors are lines as those of `OptionParser`."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        told = f"{word} is no option{meant(word, self._option_string_actions)}" if word else message
+        refuse(self.prog, told, f"`{self.prog} --help` shows what it takes")
