@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from vmddpm.cli.presets import PRESETS, with_preset_files
+from vmddpm.cli.waiting import sleep_while_waiting
 from vmddpm.errors import VmddpmError
 
 __all__ = ["PRESETS", "build_parser", "main"]
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    sleep_while_waiting()
     words = with_preset_files(sys.argv[1:] if argv is None else argv)
     try:
         try:
