@@ -1,8 +1,8 @@
 """Builds the C++/CUDA extension `vmddpm_kernels._native` with CMake and Ninja; everything else is in pyproject.toml.
 
 Nothing here needs torch: the extension takes plain pointers, so one binary serves every torch version.
-Environment: VMDDPM_CUDA=0 leaves CUDA out, VMDDPM_CUDA=1 makes a missing nvcc an error, VMDDPM_CUDA=AUTO builds it where
-nvcc is. Unset, it is 0 where the torch that is installed beside this build has no CUDA, else AUTO.
+Environment: VMDDPM_CUDA=0 leaves CUDA out, VMDDPM_CUDA=1 makes a missing nvcc an error, VMDDPM_CUDA=AUTO builds CUDA
+where nvcc is. Unset, it is 0 where the torch that is installed beside this build has no CUDA, else AUTO.
 VMDDPM_CUDA_ARCHS="80;90" names the GPU architectures.
 """
 
@@ -20,11 +20,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path(__file__).resolve().parent / "csrc"
+CPU = "C++ for the CPU, about two minutes on two cores"
+WHAT = {
+    "0": f"{CPU}, without CUDA",
+    "1": f"{CPU}, and CUDA, some minutes more",
+    "AUTO": f"{CPU}, and CUDA, some minutes more, where nvcc is",
+}
 
 
 def torch_without_cuda() -> bool:
-    """Whether a torch is installed here that cannot use CUDA kernels; pip's isolated builds see none. Not imported, which
-    takes seconds."""
+    """Whether a torch is installed here that cannot use CUDA kernels; pip's isolated builds see none. It is not
+    imported, which takes seconds."""
     found = find_spec("torch")
     version = Path(found.origin).with_name("version.py") if found and found.origin else None
     return bool(version and version.exists() and runpy.run_path(str(version)).get("cuda") is None)
@@ -49,13 +55,11 @@ class CMakeBuild(build_ext):
             f"-DVMDDPM_CUDA_ARCHS={os.environ.get('VMDDPM_CUDA_ARCHS', '')}",
         ]
         configure = ["cmake", "-S", str(SOURCE), "-B", str(build), "-G", "Ninja", *options]
-        left_out = ", without CUDA as torch here has none (VMDDPM_CUDA=1 builds it)" if cuda == "0" else " and CUDA"
-        say(f"compiling the kernels in C++{left_out if 'VMDDPM_CUDA' not in os.environ else ''}: two to four minutes of "
-            "processor time for C++, the first time; one line a file")
+        print(f"compiling the kernels: {WHAT.get(cuda, CPU)}; what is up to date is left alone", flush=True)
         begun = time.monotonic()
         subprocess.run(configure, check=True, env=env)
         subprocess.run(["cmake", "--build", str(build)], check=True, env=env)
-        say(f"the kernels took {time.monotonic() - begun:.0f} s")
+        print(f"the kernels took {time.monotonic() - begun:.0f} s", flush=True)
 
 
 setup(

@@ -7,6 +7,7 @@ with sub-commands of its own adds them in `extend(parser, new_parser)`: jsonargp
 import io
 import os
 import sys
+import time
 import traceback
 import warnings
 from argparse import RawDescriptionHelpFormatter
@@ -27,6 +28,8 @@ example:
   vmddpm sample --run runs/small --num 16 --out samples"""
 UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
+
+started = time.monotonic()  # the command, whose loading of torch and options takes seconds
 
 
 def build_parser() -> tuple[Any, dict[str, Any]]:
@@ -59,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    global started
+    started = time.monotonic()
     sleep_while_waiting()
     words = with_preset_files(sys.argv[1:] if argv is None else argv)
     try:

@@ -1,8 +1,8 @@
 """How threads wait for each other on a machine that others use too.
 
-A step on a CPU is some thousand parallel parts. The OpenMP runtime lets threads that wait for the next one spin for
-milliseconds; beside another program a spinning thread holds the very processor that the thread it waits for needs, and a
-step takes ten times as long.
+A training step on a CPU is some thousand parallel parts. The OpenMP runtime lets threads that wait for the next one
+spin for milliseconds; beside another program a spinning thread holds the very processor that the thread it waits for
+needs, and a step takes ten times as long.
 """
 
 import os
