@@ -78,6 +78,18 @@ def call(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
+def test_a_training_of_days_on_a_cpu_is_refused_without_a_configuration_and_announced_with_one(scans, capsys):
+    long = ["--training.steps", 10**12, "--data.root", scans / "nowhere", "--run", scans / "run"]
+    small = ["--model.base_channels", 8, "--model.norm_groups", 4, "--training.device", "cpu"]
+    code, error = call(capsys, "train", *small, *long)
+    assert code == 1
+    assert re.search(r"about [\d,]+ days on this CPU for 1,000,000,000,000 steps; take --config demo", error)
+    assert main([str(word) for word in ["train", "--config", scans / "small.yaml", *long]]) == 1  # nowhere
+    told = capsys.readouterr()
+    assert re.search(r"vmddpm: .* parameters.*\nwarning: about [\d,]+ days on this CPU for", told.out)
+    assert "no such file or folder" in told.err
+
+
 def test_errors_are_one_line_with_the_way_out(scans, capsys):
     train = ["train", "--config", scans / "small.yaml"]
     (scans / "empty").mkdir()
