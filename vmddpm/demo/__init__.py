@@ -17,7 +17,6 @@ from vmddpm.data.mni152 import mni152_template
 from vmddpm.demo.bar import BudgetBar
 from vmddpm.demo.picture import save_comparison
 from vmddpm.demo.plan import (
-    BLOCK,
     BRAINS,
     FINISHING,
     Budget,
@@ -131,23 +130,23 @@ def _speed_now(planned: Speed, training_step: float) -> Speed:
 
 
 def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: BudgetBar) -> tuple[Tensor, Drawing]:
-    """Images (n, C, size, size) by DDIM, on the CPU: those of the plan, or what there is time for, a block at least."""
+    """Images (n, C, size, size) by DDIM, on the CPU: those of the plan, or what there is time for, a batch at least."""
     budget = plan.budget
-    end = FINISHING * budget.seconds  # what is to be left then
+    end = FINISHING / 2 * budget.seconds  # what is to be left then; the rest is for what training took longer
     drawing = choose_drawing(budget.left() - end, speed, plan.drawing.images, plan.drawing.steps)
     model = model.to(choose_device(config.training.device, scans=True))
     shape = (config.data.channels, config.data.size, config.data.size)
     blocks: list[Tensor] = []
-    while BLOCK * len(blocks) < drawing.images:
-        done, before = BLOCK * len(blocks), budget.spent()
-        numbers = range(done, min(done + BLOCK, drawing.images))
+    for first in range(0, drawing.images, drawing.batch):
+        before = budget.spent()
+        numbers = range(first, min(first + drawing.batch, drawing.images))
 
         def progress(step: int, steps: int, last: int = numbers[-1]) -> None:
             bar.show(f"drawing image {last + 1} of {drawing.images}, step {step} of {steps}")
 
         blocks.append(
             sample(model, numbers, shape, config=config.diffusion, sampler="ddim", steps=drawing.steps,
-                   seed=config.training.seed, batch_size=BLOCK, progress=progress).cpu()
+                   seed=config.training.seed, batch_size=drawing.batch, progress=progress).cpu()
         )  # fmt: skip
         if budget.spent() - before > budget.left() - end:  # the next one would not end in time
             break

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from vmddpm.errors import InputError
 
 BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
+LEAST = 4  # images, where there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # and weights, curves and the picture
-# Of runs that ended after so many steps (tests/demo has none of them: it takes minutes):
+# Of runs that ended after so many steps:
 OUTLINES, BRAINS = 100, 300
 
 
@@ -23,13 +24,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Images, and DDIM steps to each."""
+    """Images, and DDIM steps to each; `batch` of them are drawn together."""
 
     images: int
     steps: int
 
+    @property
+    def batch(self) -> int:
+        return min(self.images, BLOCK)
+
     def seconds(self, speed: Speed) -> float:
-        return math.ceil(self.images / BLOCK) * self.steps * speed.drawing_step
+        batches = math.ceil(self.images / self.batch)
+        return batches * self.steps * speed.drawing_step * self.batch / BLOCK
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Plan:
     drawing: Drawing
     speed: Speed
     budget: "Budget"
+    most_images: int
 
     def __str__(self) -> str:
         drawn = f"{self.drawing.images} images of {self.drawing.steps} DDIM steps"
@@ -65,10 +72,11 @@ class Plan:
         return "\n".join(lines)
 
     def minutes_for_brains(self) -> int:
-        """Of the whole command, at this speed."""
-        training = max(BRAINS - self.taken, 0) * self.speed.training_step
-        drawing = self.drawing.seconds(self.speed)
-        return math.ceil((self.budget.spent() + drawing + training) / (1 - FINISHING) / 60)
+        """Of the whole command, at this speed, so that its plan reaches them."""
+        spent, needed, whole = self.budget.spent(), (BRAINS - self.taken) * self.speed.training_step, 1
+        while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
+            whole += 1
+        return whole
 
 
 class Budget:
@@ -94,16 +102,22 @@ class Budget:
 
 def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0) -> Plan:
     """The plan at this moment: as many images and sampler steps as fit, and training in all that is left."""
-    left = budget.left()
+    training, drawing = _divide(budget.seconds, budget.spent(), speed, most_images)
+    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images)
+
+
+def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tuple[float, Drawing]:
+    """Seconds of training, and what is drawn after it."""
+    left = max(seconds - spent, 0.0)
     drawing = choose_drawing(DRAWING * left, speed, most_images)
-    training = max(left - drawing.seconds(speed) - FINISHING * budget.seconds, 0.0)
-    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget)
+    return max(left - drawing.seconds(speed) - FINISHING * seconds, 0.0), drawing
 
 
 def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = 50) -> Drawing:
     """The first of some drawings, best first, that fits in `seconds`; the last if none does."""
     counts = [most_images, *(n for n in (2 * BLOCK, BLOCK) if n < most_images)]
     choices = [Drawing(most_images, 50), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
+    choices.append(Drawing(min(LEAST, most_images), 10))
     choices = [drawing for drawing in choices if drawing.steps <= most_steps]
     return next((drawing for drawing in choices if drawing.seconds(speed) <= seconds), choices[-1])
 
