@@ -11,7 +11,7 @@ from torch import nn
 import vmddpm.demo as module
 from vmddpm.cli import main
 from vmddpm.demo import demo
-from vmddpm.demo.plan import BRAINS, OUTLINES, Budget, Drawing, Speed, choose_drawing, make_plan, what_is_seen
+from vmddpm.demo.plan import BLOBS, BRAINS, Budget, Drawing, Speed, choose_drawing, make_plan, what_is_seen
 from vmddpm.errors import InputError
 
 IMAGES = torch.rand(100, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -111,7 +111,7 @@ def test_fewer_images_where_the_machine_is_slower():
 def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     machine = Machine(Speed(2.0, 0.5))
     result, _ = run(machine, minutes=1)
-    assert result["steps"] < OUTLINES
+    assert result["steps"] < BLOBS
     out = capsys.readouterr().out
     before, after = out.split(f"{result['steps']} steps, ")
     needed = int(re.search(rf"about {BRAINS} steps, some (\d+) minutes here", before)[1])
@@ -127,7 +127,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     assert took <= 60 * needed * 1.05
     out = capsys.readouterr().out
     assert "does not reach" not in out
-    assert "brains, on the right of" in out
+    assert "brains seen from three sides, grainy inside, on the right of" in out
     assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']} steps)"
 
 
@@ -136,7 +136,9 @@ def test_a_run_that_goes_on_counts_what_it_has():
     plan = make_plan(budget, Speed(1.0, 0.1), 64, taken=BRAINS - 10)
     assert "does not reach" not in str(plan)
     assert f"on from step {BRAINS - 10}" in str(plan)
-    assert what_is_seen(BRAINS) == "brains"
+    assert [what_is_seen(n).split()[0] for n in (0, BLOBS - 1, BLOBS, BRAINS - 1, BRAINS)] == [
+        "noise,", "noise,", "grainy", "grainy", "brains"
+    ]
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])

@@ -10,8 +10,8 @@ BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
 LEAST = 4  # images, where there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # and weights, curves and the picture
-# Of runs that ended after so many steps:
-OUTLINES, BRAINS = 100, 300
+# What runs drew that ended after so many steps: after 28 noise, after 103 blobs, after 600 brains, each from its side.
+BLOBS, BRAINS = 100, 600
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: i
 def what_is_seen(steps: int) -> str:
     """What a model draws after `steps` steps, as runs of that length have shown."""
     if steps >= BRAINS:
-        return "brains"
-    return "outlines of heads, not brains" if steps >= OUTLINES else "noise, not brains"
+        return "brains seen from three sides, grainy inside"
+    return "grainy blobs of the size of heads, not brains" if steps >= BLOBS else "noise, not brains"
 
 
 def as_minutes(seconds: float) -> str:
