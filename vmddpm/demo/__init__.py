@@ -30,7 +30,7 @@ from vmddpm.demo.plan import (
 )
 from vmddpm.demo.speed import measure_speed
 from vmddpm.devices import choose_device
-from vmddpm.diffusion import DiffusionConfig, sample
+from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
 from vmddpm.evaluation import projected_frechet_distance
 from vmddpm.files import write_text
@@ -93,6 +93,7 @@ def demo(
         raise InputError(f"images is {images}; it must be from 2 to {len(dataset) - 2}")
     print(f"{len(dataset)} slices of the MNI152 template at {config.data.size} x {config.data.size}; timing a step ...",
           flush=True)  # fmt: skip
+    make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
     speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
     taken, seconds = _progress(folder)
     plan = make_plan(budget, speed, images, taken)
@@ -110,11 +111,11 @@ def demo(
 
         before = budget.spent()
         model = train(config, dataset, folder, progress=False, after_step=after_step)
-        now = _speed_now(speed, (budget.spent() - before) / max(step - taken, 1))
+        now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
         synthetic, drawing = _draw(model, config, plan, now, bar)
         bar.show("writing the picture")
         result = _write(folder, dataset, synthetic, drawing, step)
-    print(_closing(folder, plan, result, budget))
+    print(_closing(folder, result, budget))
     return result
 
 
@@ -174,7 +175,7 @@ def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing:
     return result
 
 
-def _closing(folder: RunFolder, plan: Plan, result: dict[str, Any], budget: Budget) -> str:
+def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:
     step = result["steps"]
     seen = f"{what_is_seen(step)}, on the right of"
     if step < BRAINS:
