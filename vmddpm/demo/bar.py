@@ -1,5 +1,7 @@
 """One bar for everything that a budget is spent on."""
 
+from typing import NoReturn
+
 from tqdm import tqdm
 
 from vmddpm.demo.plan import Budget, as_minutes
@@ -10,8 +12,9 @@ class BudgetBar:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.bar = tqdm(total=budget.seconds, bar_format="{percentage:3.0f}%|{bar}| {postfix[0]}", postfix=[""],
-                        dynamic_ncols=True, mininterval=0.5)  # fmt: skip
+        self.bar: tqdm[NoReturn] = tqdm(
+            total=budget.seconds, bar_format="{percentage:3.0f}%|{bar}| {desc}", dynamic_ncols=True, mininterval=0.5
+        )
 
     def __enter__(self) -> "BudgetBar":
         return self
@@ -20,5 +23,5 @@ class BudgetBar:
         self.bar.close()
 
     def show(self, text: str) -> None:
-        self.bar.postfix[0] = f"{as_minutes(self.budget.left())} left, {text}"
+        self.bar.set_description_str(f"{as_minutes(self.budget.left())} left, {text}", refresh=False)
         self.bar.update(min(self.budget.spent(), self.budget.seconds) - self.bar.n)
