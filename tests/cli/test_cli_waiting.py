@@ -21,7 +21,7 @@ def test_waiting_threads_sleep_unless_the_user_chose(chosen, spins):
     if not runtimes:
         pytest.skip("torch brings another OpenMP runtime than GNU's here")
     # The runtime alone, as torch takes seconds to load.
-    program = "import ctypes, sys; from vmddpm.cli import waiting as w; w.sleep_while_waiting(); ctypes.CDLL(sys.argv[1])"
+    program = "import ctypes, sys; from vmddpm.cli.waiting import *; sleep_while_waiting(); ctypes.CDLL(sys.argv[1])"
     shown = subprocess.run([sys.executable, "-c", program, runtimes[0]], capture_output=True, text=True, check=True,
                            env={**own, **chosen, "OMP_DISPLAY_ENV": "verbose"}).stderr  # fmt: skip
     found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", shown)
