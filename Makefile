@@ -5,17 +5,21 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
+OUT ?= runs/demo
 BIN := .venv/bin
 # A test process a core, each with one thread of its own.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 # Packages that bring medical images, which the nightly tests read beside those of the packages that are needed anyway.
 SAMPLES := pydicom-data dipy scikit-image
-SOURCES := pyproject.toml setup.py constraints.txt requirements.lock $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+# For `make lock`: what the packages and their build need, without torch.
+COMPILE := build/lock/bin/uv pip compile pyproject.toml build/lock/build.txt -c constraints.txt --universal \
+  --python-version 3.11 --overrides build/lock/without-torch.txt --generate-hashes --no-annotate --no-header --quiet
 
 .PHONY: demo test lint nightly torch-floor gpu install lock clean
 
-demo: install  ## train a small VM-DDPM on a real brain and draw new slices
-	$(BIN)/vmddpm demo --minutes $(MINUTES) --out runs/demo
+demo: .venv/demo  ## train a small VM-DDPM on a real brain and draw new slices, in MINUTES once .venv is set up
+	$(BIN)/vmddpm demo --minutes $(MINUTES) --out $(OUT)
 
 test: install lint  ## what CI runs
 	$(TEST)
@@ -43,22 +47,32 @@ gpu:  ## on a machine with a GPU and torch, in eight minutes: builds, measures t
 install: .venv/installed
 
 # torch comes first, from its own line of the constraints: which of its builds it is depends on the machine and on
-# PIP_ARGS, so that it and what it alone brings have no hash. Everything else is a file that requirements.lock knows.
-.venv/installed: $(SOURCES)
+# PIP_ARGS, so that it and what it alone brings have no hash. Everything else is a file that a lock knows. The extension is
+# built by a command of its own, as pip shows nothing of what takes longest.
+.venv/demo: $(SOURCES) requirements-demo.lock
+	@echo "setting up .venv: packages, then the kernels: three minutes on two cores, and what downloads take"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --require-hashes -r requirements-demo.lock
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-lock:  ## after a change of constraints.txt or of the dependencies: writes requirements.lock anew
+.venv/installed: .venv/demo requirements.lock  ## the developers' tools too
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --require-hashes -r requirements.lock
+	touch $@
+
+lock:  ## after a change of constraints.txt or of the dependencies: writes both locks anew, of the same versions
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet $(PIP_ARGS) uv
 	echo 'torch ; python_version < "3"' > build/lock/without-torch.txt
-	build/lock/bin/uv pip compile pyproject.toml --extra dev -c constraints.txt --overrides build/lock/without-torch.txt \
-	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade -o build/lock/hashes
-	{ sed '/^[^#]/,$$d' requirements.lock; cat build/lock/hashes; } > build/lock/new
-	mv build/lock/new requirements.lock
+	build/lock/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > build/lock/build.txt
+	$(COMPILE) --extra dev --upgrade -o build/lock/requirements.lock
+	sed -n 's/ \\$$//; /^[^ #]/p' build/lock/requirements.lock > build/lock/versions.txt
+	$(COMPILE) --extra demo -c build/lock/versions.txt --upgrade -o build/lock/requirements-demo.lock
+	for name in requirements.lock requirements-demo.lock; do \
+	  { sed '/^[^#]/,$$d' $$name; cat build/lock/$$name; } > build/lock/new && mv build/lock/new $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info vmddpm_kernels/_native*.so

@@ -1,18 +1,20 @@
-"""requirements.lock is what constraints.txt and pyproject.toml ask for: all of it, once, each file with its hash."""
+"""The locks are what constraints.txt and pyproject.toml ask for: all of it, once, each file with its hash."""
 
 import re
 from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
 
-def locked():
+def locked(lock="requirements.lock"):
     """{name: the requirement's lines as pip reads them}; a name may be there for several versions of Python."""
-    text = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+    text = (ROOT / lock).read_text().replace("\\\n", " ")
     found = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -26,9 +28,10 @@ def constraints():
     return [Requirement(line) for line in lines if not line.startswith("#")]
 
 
-def test_every_file_has_a_hash_and_every_version_is_the_constraints():
-    found = locked()
-    assert len(found) > 100
+@pytest.mark.parametrize(("lock", "least"), [("requirements.lock", 100), ("requirements-demo.lock", 60)])
+def test_every_file_has_a_hash_and_every_version_is_the_constraints(lock, least):
+    found = locked(lock)
+    assert len(found) > least
     for lines in found.values():
         for requirement, hashes in lines:
             assert hashes, requirement
@@ -41,9 +44,24 @@ def test_every_file_has_a_hash_and_every_version_is_the_constraints():
             assert [str(Requirement(line).specifier) for line, _ in found[name]] == [str(wanted.specifier)]
 
 
-def test_nothing_that_is_needed_is_missing():
+def test_the_demo_has_a_part_of_the_developers_files():
+    def files(lock):  # of what a version is for, markers say less where less asks for it
+        lines = [(name, *line) for name, lines in lock.items() for line in lines]
+        return {(name, str(Requirement(line).specifier), *hashes) for name, line, hashes in lines}
+
+    part = locked("requirements-demo.lock")
+    assert files(part) <= files(locked())
+    assert not {"pytest", "mypy", "ruff", "mkdocs", "transformers", "playwright"} & set(part)
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert {canonicalize_name(Requirement(line).name) for line in build} <= set(part)
+
+
+@pytest.mark.parametrize(
+    ("lock", "extra", "least"), [("requirements.lock", "dev", 80), ("requirements-demo.lock", "demo", 50)]
+)
+def test_nothing_that_is_needed_is_missing(lock, extra, least):
     """Everything that the packages ask for, of what is installed here; torch and what it brings aside."""
-    found, seen = locked(), set()
+    found, seen = locked(lock), set()
 
     def walk(name, extras):
         if (name, extras) in seen or name == "torch":
@@ -53,7 +71,7 @@ def test_nothing_that_is_needed_is_missing():
             if any(requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
                 walk(canonicalize_name(requirement.name), tuple(sorted(requirement.extras)))
 
-    walk("vmddpm", ("dev",))
+    walk("vmddpm", (extra,))
     needed = {name for name, _ in seen} - {"vmddpm"}
     assert needed - set(found) == set()
-    assert len(needed) > 80
+    assert len(needed) > least

@@ -1,6 +1,7 @@
 """Every system of the paper's tables by its name: how it is trained, and what it costs."""
 
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -57,6 +58,21 @@ def cost(config: RunConfig) -> Cost:
         before = counter.get_total_flops()  # of starting values that are orthogonal
         network.eval()(*inputs)
     return Cost(_parameters(network), judged, counter.get_total_flops() - before)
+
+
+def seconds_on_cpu(config: RunConfig, flops: int, processes: int = 1) -> float:
+    """About how long a training takes on this CPU, from the FLOPs of a pass of one image and the speed of a matrix
+    product here, as busy as the machine is: a step is three passes (forward, and twice that backward) of each image.
+    `processes` share a batch."""
+    a = torch.rand(1024, 1024)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begun)
+    options = config.training
+    total = options.steps * options.batch_size / processes * 3 * flops * min(times) / (2 * 1024**3)
+    return min(total, 60 * options.minutes) if options.minutes else total
 
 
 def _parameters(network: nn.Module) -> int:

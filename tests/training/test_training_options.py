@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vmddpm.data import DataError
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.training import RunError, RunFolder, train
 from vmddpm.training.checkpoints import Checkpoints
-from vmddpm.training.report import Report
+from vmddpm.training.report import Report, duration
 
 IMAGES = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -87,6 +88,26 @@ def test_the_bar_has_no_end_before_the_time_is_known(tmp_path):
         assert report.bar.total == 200
     with Report(RunFolder(tmp_path), config(steps=50).training, 0, 0.0, torch.device("cpu"), False) as report:
         assert report.bar.total == 50
+
+
+def test_a_start_tells_its_speed_and_its_end_after_ten_steps(tmp_path, capsys):
+    options = config(steps=100_030, batch_size=1).training
+    with Report(RunFolder(tmp_path), options, 20, 500.0, torch.device("cpu"), True) as report:
+        for step in range(21, 41):  # the first step takes a minute, the others two seconds
+            report.step(step, 500.0 + 60 + 2 * (step - 21), {"loss": 1.0, "gradient_norm": 1.0})
+        assert capsys.readouterr().out.startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
+        now = datetime(2026, 2, 28, 12)
+        assert "2026-03-02 19:33" in report.outlook(30, 578.0, 2.0, now)
+        assert "not in this century" in report.outlook(30, 578.0, 1e5, now)
+    report.options = config(steps=100_030, minutes=20.0).training
+    assert "10 minutes left: it ends about 2026-02-28 12:10" in report.outlook(30, 578.0, 2.0, now)
+    assert "20 seconds left" in report.outlook(100_020, 578.0, 2.0, now)
+
+
+def test_durations_are_told_in_a_unit_of_which_there_are_two():
+    told = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 172_799, 172_800, 3.2e8)]
+    minutes, hours, days = ["2.0 minutes", "120 minutes"], ["2.0 hours", "48 hours"], ["2.0 days", "3,704 days"]
+    assert told == ["0 seconds", "119 seconds", *minutes, *hours, *days]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

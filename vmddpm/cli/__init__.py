@@ -9,6 +9,7 @@ may have `COMMON`, the dotted options of its short help. One with sub-commands o
 import io
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 from vmddpm.cli.presets import PRESETS, with_preset_files
 from vmddpm.cli.usage import PlainParser, meant, nearest, refuse
+from vmddpm.cli.waiting import sleep_while_waiting
 from vmddpm.errors import VmddpmError
 
 __all__ = ["PRESETS", "Call", "build_parser", "main", "parse"]
@@ -39,6 +41,8 @@ UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE
 COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 BASE = ("info",)  # those that need no more than the base install has
 ASKS_FOR_HELP = ("-h", "--help", "--help-all")
+
+started = time.monotonic()  # the command, whose loading of torch and options takes seconds
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: _warn(str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    global started
+    started = time.monotonic()
+    sleep_while_waiting()
     given = sys.argv[1:] if argv is None else argv
     words = [word for word in given if word != "--traceback"]
     try:

@@ -19,6 +19,8 @@ example:
   vmddpm train --config paper-acdc --print_config
   torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
+LONG = 86400  # seconds of a training that nobody starts unawares
+
 
 def build(new_parser: Any) -> Any:
     from vmddpm.training import RunConfig
@@ -43,9 +45,12 @@ def run(parser: Any, options: Any) -> None:
     with joined(config.training.device, scans=config.system == "vmddpm") as ranks:
         if ranks.first:
             folder.check(config)
+            price = cost(config)
+            print(f"{config.system}: {price}")
+            if ranks.device.type == "cpu":
+                _announce(config, price.flops, ranks.count, chosen=bool(options.config))
         dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
         if ranks.first:
-            print(f"{config.system}: {cost(config)}")
             limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
             seen = counted(dataset.seen, "slice")
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
@@ -56,3 +61,22 @@ def run(parser: Any, options: Any) -> None:
         train_system(config, dataset, folder)
         if ranks.first:
             print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
+
+
+def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
+    """Says how long a training takes on a CPU, if it is more than a day. Raises InputError if nobody chose it by a
+    configuration."""
+    from vmddpm.errors import InputError
+    from vmddpm.systems import seconds_on_cpu
+    from vmddpm.training.report import duration
+
+    seconds = seconds_on_cpu(config, flops, processes)
+    if seconds < LONG:
+        return
+    told = f"about {duration(seconds)} on this CPU for {config.training.steps:,} steps"
+    if not chosen:
+        raise InputError(
+            f"without --config, model and length are the paper's: {told}; take --config demo for a model that a CPU "
+            "trains in minutes, or name the paper's, as in --config paper-brats2018, to train it all the same"
+        )
+    print(f"warning: {told}; --config demo is a model that a CPU trains in minutes")

@@ -1,6 +1,7 @@
-"""How a run is going: lines of metrics.jsonl, TensorBoard, a bar."""
+"""How a run is going: lines of metrics.jsonl, TensorBoard, a bar, and when it will end."""
 
 import resource
+from datetime import datetime, timedelta
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from tqdm import tqdm
 
 from vmddpm.training.config import TrainingConfig
 from vmddpm.training.run_folder import RunFolder
+
+LONGEST = 50 * 365 * 86400.0  # seconds, of an end that is told as a date
+TIMED = 10  # steps that a start takes before its speed is told; the first is not counted, as everything is new to it
 
 
 class Report:
@@ -24,6 +28,8 @@ class Report:
     ) -> None:
         self.folder, self.options, self.device = folder, options, device
         self.logged = step, seconds
+        self.began = step
+        self.after_first = seconds
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
         self.bar = tqdm(
             total=self.steps_in_time(step, seconds), initial=step, unit="step", disable=not shown, dynamic_ncols=True
@@ -42,6 +48,10 @@ class Report:
 
     def step(self, step: int, seconds: float, metrics: dict[str, Any]) -> None:
         """After each step: `step` and `seconds` as they are now, and the metrics of this step."""
+        if step == self.began + 1:
+            self.after_first = seconds
+        if step == self.began + TIMED and not self.bar.disable:
+            self.say(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
         if step % self.options.log_every == 0:
             speed = (step - self.logged[0]) * self.options.batch_size / (seconds - self.logged[1])
             self.logged = step, seconds
@@ -61,8 +71,25 @@ class Report:
             return self.options.steps
         return min(self.options.steps, round(step * 60 * self.options.minutes / seconds)) if seconds > 0 else None
 
+    def outlook(self, step: int, seconds: float, a_step: float, now: datetime) -> str:
+        """How long a step takes, what is left of the run, and when it will end."""
+        left = (self.options.steps - step) * a_step
+        if self.options.minutes:
+            left = max(min(left, 60 * self.options.minutes - seconds), 0.0)
+        end = f"{now + timedelta(seconds=left):%Y-%m-%d %H:%M}" if left < LONGEST else "not in this century"
+        return f"{a_step:.3g} s a step, {duration(left)} left: it ends about {end}, samples and checkpoints aside"
+
     def say(self, text: str) -> None:
         self.bar.write(text)
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two: 100 -> "100 seconds", 7000 -> "117 minutes", 2e5 -> "2.3 days"."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            count = seconds / length
+            return f"{count:.1f} {unit}" if count < 10 else f"{count:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def peak_memory_mib(device: torch.device) -> int:

@@ -7,6 +7,7 @@ stopped.
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -33,7 +34,14 @@ GIVE_UP_AFTER = 50  # steps in a row without a finite gradient
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bool = True) -> nn.Module:
+def train(
+    config: RunConfig,
+    dataset: Images,
+    folder: RunFolder,
+    *,
+    progress: bool = True,
+    after_step: Callable[[int, dict[str, Any]], object] | None = None,
+) -> nn.Module:
     """Trains a network on `dataset` in `folder`, or continues the run that is there.
 
     Under `torchrun` all processes call it; they share each batch, and the first one alone touches `folder`.
@@ -43,6 +51,7 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
         dataset: float32 (C, size, size) images in [-1, 1]; its length and order must not change between runs.
         folder: see `run_folder`.
         progress: show a bar with the loss, images per second and time left.
+        after_step: called after each step, in the first process, as after_step(steps taken, metrics of the step).
 
     Returns:
         The network with its averaged (EMA) weights.
@@ -130,8 +139,10 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
                 step += 1
                 seconds += took
                 if report is not None:
-                    report.step(step, seconds, {"loss": loss, "gradient_norm": mine[1], "learning_rate": rate,
-                                                "skipped": skipped})  # fmt: skip
+                    metrics = {"loss": loss, "gradient_norm": mine[1], "learning_rate": rate, "skipped": skipped}
+                    report.step(step, seconds, metrics)
+                    if after_step is not None:
+                        after_step(step, metrics)
                 if ranks.first and options.sample_every and step % options.sample_every == 0:
                     save_samples(ema, config, folder, step)
                     clock = time.perf_counter()

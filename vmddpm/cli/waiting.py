@@ -1,0 +1,21 @@
+"""How threads wait for each other on a machine that others use too.
+
+A training step on a CPU is some thousand parallel parts. The OpenMP runtime lets threads that wait for the next one
+spin for milliseconds; beside another program a spinning thread holds the very processor that the thread it waits for
+needs, and a step takes ten times as long.
+"""
+
+import os
+import sys
+
+# The user's own choice, for the runtimes of GNU, LLVM and Intel.
+_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def sleep_while_waiting() -> None:
+    """Has threads that wait give up their processor, unless the environment says how they are to wait.
+
+    The runtime reads the environment once, when torch loads it; the kernels use the same one.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _CHOICES):
+        os.environ["OMP_WAIT_POLICY"] = "passive"

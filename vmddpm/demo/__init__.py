@@ -1,0 +1,185 @@
+"""The demo: a small VM-DDPM learns a real brain in a few minutes and draws new slices of it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from vmddpm.data import DataConfig, SliceDataset, from_volumes
+from vmddpm.data.mni152 import mni152_template
+from vmddpm.demo.bar import BudgetBar
+from vmddpm.demo.picture import save_comparison
+from vmddpm.demo.plan import (
+    BRAINS,
+    FINISHING,
+    Budget,
+    Drawing,
+    Plan,
+    Speed,
+    as_minutes,
+    choose_drawing,
+    make_plan,
+    what_is_seen,
+)
+from vmddpm.demo.speed import measure_speed
+from vmddpm.devices import choose_device
+from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
+from vmddpm.errors import InputError
+from vmddpm.evaluation import projected_frechet_distance
+from vmddpm.files import write_text
+from vmddpm.model import ModelConfig
+from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
+from vmddpm.training.checkpoints import Checkpoints
+
+__all__ = ["demo", "demo_config", "mni152_slices"]
+
+
+def demo_config(minutes: float) -> RunConfig:
+    """The preset `demo` with a time budget for training."""
+    plain = yaml.safe_load((files("vmddpm.presets") / "demo.yaml").read_text(encoding="utf-8"))
+    return RunConfig(
+        model=ModelConfig(**plain["model"]),
+        diffusion=DiffusionConfig(**plain["diffusion"]),
+        data=DataConfig(**plain["data"]),
+        training=TrainingConfig(**{**plain["training"], "minutes": minutes}),
+    )
+
+
+def mni152_slices(config: DataConfig) -> SliceDataset:
+    """Slices, 3 mm apart, of the MNI152 T1 template (an average of 152 adult brains)."""
+    return from_volumes([mni152_template(resolution=3)], config)
+
+
+def demo(
+    out: Path,
+    *,
+    minutes: float = 6.0,
+    images: int = 64,
+    started: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Trains, then writes `out`/demo.png with real and synthetic slices, in `minutes` all together.
+
+    A plan from measured times is printed first. A demo run that is there is continued for another `minutes`.
+
+    Args:
+        out: the run folder.
+        minutes: from `started` to the return; where the machine becomes slower meanwhile, fewer images are drawn.
+        images: at most so many of each kind in the picture.
+        started: when the command started, by `clock`; now if None.
+        clock: the time in seconds.
+
+    Returns:
+        What `out`/demo.json holds too: steps, images, and the figure of merit of the synthetic slices and, for scale,
+        of as many real ones, each against other real ones.
+
+    Raises:
+        RunError: if `out` holds anything but a demo run.
+        InputError: if `minutes` or `images` cannot be.
+    """
+    budget = Budget(60 * minutes, clock() if started is None else started, clock)
+    folder, config = RunFolder(out), demo_config(minutes)
+    config = replace(config, training=replace(config.training, sample_every=0))
+    folder.check(config)
+    dataset = mni152_slices(config.data)
+    if not 2 <= images <= len(dataset) - 2:
+        raise InputError(f"images is {images}; it must be from 2 to {len(dataset) - 2}")
+    print(f"{len(dataset)} slices of the MNI152 template at {config.data.size} x {config.data.size}; timing a step ...",
+          flush=True)  # fmt: skip
+    make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
+    speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
+    taken, seconds = _progress(folder)
+    plan = make_plan(budget, speed, images, taken)
+    print(plan, flush=True)
+
+    with BudgetBar(budget) as bar:
+        bar.show("training")
+        step = taken
+        config = replace(config, training=replace(config.training, minutes=(seconds + plan.training_seconds) / 60))
+
+        def after_step(number: int, metrics: dict[str, Any]) -> None:
+            nonlocal step
+            step = number
+            bar.show(f"training, step {step}, loss {metrics['loss']:.3f}")
+
+        before = budget.spent()
+        model = train(config, dataset, folder, progress=False, after_step=after_step)
+        now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
+        synthetic, drawing = _draw(model, config, plan, now, bar)
+        bar.show("writing the picture")
+        result = _write(folder, dataset, synthetic, drawing, step)
+    print(_closing(folder, result, budget))
+    return result
+
+
+def _progress(folder: RunFolder) -> tuple[int, float]:
+    """Steps of the run that is there, and the seconds they took."""
+    state = Checkpoints(folder.path / "checkpoints").newest()
+    return (state["step"], state["seconds"]) if state else (0, 0.0)
+
+
+def _speed_now(planned: Speed, training_step: float) -> Speed:
+    """Drawing has slowed down, or sped up, as training has."""
+    return Speed(training_step, planned.drawing_step * training_step / planned.training_step)
+
+
+def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: BudgetBar) -> tuple[Tensor, Drawing]:
+    """Images (n, C, size, size) by DDIM, on the CPU: those of the plan, or what there is time for, a batch at least."""
+    budget = plan.budget
+    end = FINISHING / 2 * budget.seconds  # what is to be left then; the rest is for what training took longer
+    drawing = choose_drawing(budget.left() - end, speed, plan.drawing.images, plan.drawing.steps)
+    model = model.to(choose_device(config.training.device, scans=True))
+    shape = (config.data.channels, config.data.size, config.data.size)
+    blocks: list[Tensor] = []
+    for first in range(0, drawing.images, drawing.batch):
+        before = budget.spent()
+        numbers = range(first, min(first + drawing.batch, drawing.images))
+
+        def progress(step: int, steps: int, last: int = numbers[-1]) -> None:
+            bar.show(f"drawing image {last + 1} of {drawing.images}, step {step} of {steps}")
+
+        blocks.append(
+            sample(model, numbers, shape, config=config.diffusion, sampler="ddim", steps=drawing.steps,
+                   seed=config.training.seed, batch_size=drawing.batch, progress=progress).cpu()
+        )  # fmt: skip
+        if budget.spent() - before > budget.left() - end:  # the next one would not end in time
+            break
+    images = torch.cat(blocks)
+    return images, replace(drawing, images=len(images))
+
+
+def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int) -> dict[str, Any]:
+    count = len(synthetic)
+    slices = torch.stack([dataset[i] for i in range(len(dataset))])
+    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
+    real, others = slices[order[:count]], slices[order[count:]]
+    result = {
+        "steps": step, "images": count, "sampler_steps": drawing.steps,
+        "figure_of_merit": "Fréchet distance in a fixed random projection (not FID)",
+        "synthetic": projected_frechet_distance(slices, synthetic),
+        "real": projected_frechet_distance(others, real),
+    }  # fmt: skip
+    write_text(folder.path / "demo.json", json.dumps(result, indent=2) + "\n")
+    short = "" if step >= BRAINS else f"; brains take about {BRAINS}"
+    save_comparison(
+        real, synthetic, folder.path / "demo.png",
+        titles=("real (MNI152)", f"synthetic (VM-DDPM after {step} steps{short})"),
+    )  # fmt: skip
+    return result
+
+
+def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:
+    step = result["steps"]
+    seen = f"{what_is_seen(step)}, on the right of"
+    if step < BRAINS:
+        more = f"brains take about {BRAINS} steps: the same command again goes on from step {step}"
+    else:
+        more = f"the same command again goes on from step {step} and makes them finer"
+    return f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"

@@ -1,0 +1,135 @@
+"""How a budget of minutes is spent: what is trained and drawn follows from the speed that was measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmddpm.errors import InputError
+
+BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
+LEAST = 4  # images, where there is no time for a whole block
+DRAWING = 0.15  # the share of the time left that drawing may take
+FINISHING = 0.04  # and weights, curves and the picture
+# What runs drew that ended after so many steps: after 28 noise, after 103 blobs, after 600 brains, each from its side.
+BLOBS, BRAINS = 100, 600
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds, as this machine is now."""
+
+    training_step: float  # of one batch
+    drawing_step: float  # one step of the sampler for one block of images
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images, and DDIM steps to each; `batch` of them are drawn together."""
+
+    images: int
+    steps: int
+
+    @property
+    def batch(self) -> int:
+        return min(self.images, BLOCK)
+
+    def seconds(self, speed: Speed) -> float:
+        batches = math.ceil(self.images / self.batch)
+        return batches * self.steps * speed.drawing_step * self.batch / BLOCK
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Args:
+    taken: steps of a run that is continued.
+    steps: that this run will take, about.
+    training_seconds: for them.
+    """
+
+    taken: int
+    steps: int
+    training_seconds: float
+    drawing: Drawing
+    speed: Speed
+    budget: "Budget"
+    most_images: int
+
+    def __str__(self) -> str:
+        drawn = f"{self.drawing.images} images of {self.drawing.steps} DDIM steps"
+        start = f", on from step {self.taken}" if self.taken else ""
+        steps = f"about {self.steps} steps of {self.speed.training_step:.2f} s{start}"
+        lines = [
+            f"plan: {as_minutes(self.budget.seconds)} in all, {as_minutes(self.budget.spent())} of them gone",
+            f"  train  {as_minutes(self.training_seconds)}, {steps}",
+            f"  draw   {as_minutes(self.drawing.seconds(self.speed))}, {drawn}",
+        ]
+        if self.taken + self.steps < BRAINS:
+            lines.append(
+                f"This machine, as busy as it is now, does not reach brains in that time: they take about {BRAINS} "
+                f"steps, some {self.minutes_for_brains()} minutes here. The picture will show "
+                f"{what_is_seen(self.taken + self.steps)}."
+            )
+        return "\n".join(lines)
+
+    def minutes_for_brains(self) -> int:
+        """Of the whole command, at this speed, so that its plan reaches them."""
+        spent, needed, whole = self.budget.spent(), (BRAINS - self.taken) * self.speed.training_step, 1
+        while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
+            whole += 1
+        return whole
+
+
+class Budget:
+    """Time, counted from the start of the command.
+
+    Args:
+        seconds: all there are.
+        started: when the command started, by `clock`.
+        clock: the time in seconds, from whenever.
+    """
+
+    def __init__(self, seconds: float, started: float, clock: Callable[[], float]) -> None:
+        if not seconds > 0:
+            raise InputError(f"minutes is {seconds / 60:g}; it must be above 0")
+        self.seconds, self.started, self.clock = seconds, started, clock
+
+    def spent(self) -> float:
+        return self.clock() - self.started
+
+    def left(self) -> float:
+        return max(self.seconds - self.spent(), 0.0)
+
+
+def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0) -> Plan:
+    """The plan at this moment: as many images and sampler steps as fit, and training in all that is left."""
+    training, drawing = _divide(budget.seconds, budget.spent(), speed, most_images)
+    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images)
+
+
+def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tuple[float, Drawing]:
+    """Seconds of training, and what is drawn after it."""
+    left = max(seconds - spent, 0.0)
+    drawing = choose_drawing(DRAWING * left, speed, most_images)
+    return max(left - drawing.seconds(speed) - FINISHING * seconds, 0.0), drawing
+
+
+def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = 50) -> Drawing:
+    """The first of some drawings, best first, that fits in `seconds`; the last if none does."""
+    counts = [most_images, *(n for n in (2 * BLOCK, BLOCK) if n < most_images)]
+    choices = [Drawing(most_images, 50), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
+    choices.append(Drawing(min(LEAST, most_images), 10))
+    choices = [drawing for drawing in choices if drawing.steps <= most_steps]
+    return next((drawing for drawing in choices if drawing.seconds(speed) <= seconds), choices[-1])
+
+
+def what_is_seen(steps: int) -> str:
+    """What a model draws after `steps` steps, as runs of that length have shown."""
+    if steps >= BRAINS:
+        return "brains seen from three sides, grainy inside"
+    return "grainy blobs of the size of heads, not brains" if steps >= BLOBS else "noise, not brains"
+
+
+def as_minutes(seconds: float) -> str:
+    """65.2 -> "1:05"."""
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"
