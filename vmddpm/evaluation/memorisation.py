@@ -13,7 +13,6 @@ from torch import Tensor
 from vmddpm.errors import InputError
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
 from vmddpm.evaluation.neighbours import nearest, nearest_few
-from vmddpm.files import written_whole
 
 COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) draw the line at the same share
 _AROUND = 5  # real images looked at around each training image, each way round
@@ -135,7 +134,7 @@ def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
 
 
 def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Path, count: int = 8) -> None:
-    """A picture: samples above, their nearest training images below, and how far apart they are."""
+    """Writes a picture: samples above, their nearest training images below, and how far apart they are."""
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)
@@ -156,5 +155,4 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
         axes.text((place + 0.5) * size, -0.04 * size, note, ha="center", va="bottom", fontsize=7)
     figure.suptitle(f"Closest pairs; 1 is the distance from the training image to the nearest of the {m.reference}",
                     fontsize=8)  # fmt: skip
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    figure.savefig(path, dpi=130)
