@@ -23,6 +23,7 @@ from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, ahead, generator_of, images_at, numbers_at
 from vmddpm.training.checkpoints import Stateful
 from vmddpm.training.config import RunConfig
+from vmddpm.training.data_identity import checksums
 from vmddpm.training.errors import TrainingError
 from vmddpm.training.interrupts import stop_requests
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
@@ -50,8 +51,9 @@ def train_gan(config: RunConfig, dataset: Images, folder: RunFolder, *, progress
     """
     options = config.training
     _refuse_unusable(config, len(dataset))
-    device = choose_device(options.device)
+    device, data = choose_device(options.device), checksums(dataset)
     with folder.training(config) as (checkpoints, saved), stop_requests() as stop_asked:
+        refuse_other_data(dataset, data, saved["data"] if saved else data)
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         networks = generator_config(config)
         generator, ema = (Generator(networks).to(device) for _ in range(2))
@@ -69,11 +71,11 @@ def train_gan(config: RunConfig, dataset: Images, folder: RunFolder, *, progress
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
-            refuse_other_data(saved, len(dataset))
+        folder.begin(config, step)
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
+            checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data})
             folder.save_weights("raw", generator)
             folder.save_weights("ema", ema)
 

@@ -8,7 +8,6 @@ stopped.
 import math
 import time
 from contextlib import closing, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,12 @@ from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, ahead, inputs_at
 from vmddpm.training.checkpoints import Stateful
 from vmddpm.training.config import RunConfig, TrainingConfig
+from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.errors import TrainingError
 from vmddpm.training.interrupts import stop_requests
 from vmddpm.training.networks import build_network
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
-from vmddpm.training.ranks import Ranks, joined
+from vmddpm.training.ranks import Ranks, joined, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
@@ -49,22 +49,26 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
 
     Raises:
         RunError: if the folder cannot be used, before anything is written to it, or a checkpoint cannot be written.
-        TrainingError: if the data set is empty or not the one the run was begun with, or the loss stays infinite.
-        DataError: if an image cannot be read any more; what was trained is saved.
+        TrainingError: if the data set is empty or not the one the run was begun with, before anything is written, or
+            the loss stays infinite.
+        DataError: if an image cannot be read: at the start, before anything is written; later, when what was trained is
+            saved.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
     """
     options = config.training
     if len(dataset) == 0:
         raise TrainingError("the data set has no image")
+    count = rank_and_count()[1]
+    if options.batch_size < count:
+        raise TrainingError(f"training.batch_size is {options.batch_size}; {count} processes need one image each")
+    data = checksums(dataset)
     with (
         joined(options.device, scans=config.system == "vmddpm") as ranks,
         folder.training(config) if ranks.first else nullcontext((None, None)) as (checkpoints, saved),
         stop_requests() as stop_asked,
     ):
         saved = ranks.from_first(saved)
-        if options.batch_size < ranks.count:
-            raise TrainingError(f"training.batch_size is {options.batch_size}; {ranks.count} processes need one image "
-                                "each")  # fmt: skip
+        refuse_other_data(dataset, data, ranks.from_first(saved["data"] if saved else data))
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         network = build_network(config).to(ranks.device).train()
         ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
@@ -77,7 +81,8 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
-            refuse_other_data(saved, len(dataset))
+        if ranks.first:
+            folder.begin(config, step)
         if options.compile != "no":
             network.compile(mode=options.compile)
         shared = ranks.shared(network)
@@ -85,7 +90,7 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
         def save() -> None:
             if checkpoints is not None:  # in the first process
                 state = {name: part.state_dict() for name, part in parts.items()}
-                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "images": len(dataset)})
+                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data})
                 folder.save_weights("raw", network)
                 folder.save_weights("ema", ema)
 
@@ -148,11 +153,10 @@ def train(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bo
         return ema
 
 
-def refuse_other_data(saved: dict[str, Any], images: int) -> None:
-    if saved["images"] != images:
+def refuse_other_data(dataset: Images, now: Tensor, before: Tensor) -> None:
+    if told := difference(dataset, now, before):
         raise TrainingError(
-            f"the data set has {images} images, the run was begun with {saved['images']}: their order would be another "
-            "one; give it the same data, or begin a new run in another folder"
+            f"{told}; give the run the same data (data.root), or begin a new one in another folder. Nothing was changed"
         )
 
 
