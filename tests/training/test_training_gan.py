@@ -15,11 +15,9 @@ from vmddpm.generate import generate
 from vmddpm.model.unet import UNetConfig
 from vmddpm.samples import read_samples
 from vmddpm.seeding import mix_seed
-from vmddpm.systems import train_system
-from vmddpm.training import RunError, RunFolder, TrainingError
-from vmddpm.training import gan_trainer as trainer_module
+from vmddpm.training import RunError, RunFolder, TrainingError, gan_learner, train
 from vmddpm.training.batches import images_at
-from vmddpm.training.gan_trainer import LATENTS, inputs_at, train_gan
+from vmddpm.training.gan_learner import LATENTS, inputs_at
 
 GANS = ("dcgan", "sagan", "unetgan")
 
@@ -46,19 +44,19 @@ class Stop(Exception):
 @pytest.mark.parametrize("system", GANS)
 def test_a_stopped_run_ends_in_the_same_weights(system, images, tmp_path, monkeypatch):
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    train_gan(gan_config(system), images, whole, progress=False)
+    train(gan_config(system), images, whole, progress=False)
 
-    def killed(dataset, at, config):
+    def killed(dataset, at, config, rows):
         if at == 5:
             raise Stop
-        return inputs_at(dataset, at, config)
+        return inputs_at(dataset, at, config, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "inputs_at", killed)
+        patch.setattr(gan_learner, "inputs_at", killed)
         with pytest.raises(Stop):
-            train_gan(gan_config(system), images, stopped, progress=False)
+            train(gan_config(system), images, stopped, progress=False)
     torch.rand(100)  # what else draws random numbers does not matter
-    train_gan(gan_config(system), images, stopped, progress=False)
+    train(gan_config(system), images, stopped, progress=False)
     assert_same(weights(whole), weights(stopped))
     losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (whole, stopped)]
     assert losses[0] == losses[1]
@@ -75,7 +73,7 @@ def test_samples_of_a_run(system, images, tmp_path):
     if system == "unet":
         unet = UNetConfig(widths=(8, 16), attention=(False, True), layers_per_stage=1, norm_groups=4)
         config = replace(config, unet=unet)
-    train_system(config, images, folder, progress=False)
+    train(config, images, folder, progress=False)
     assert folder.load_config() == config
     options = {"sampler": "ddim", "steps": 2, "device": "cpu", "progress": False, "batch_size": 4}
     generate(folder.path, tmp_path / "a", 6, **options)
@@ -89,22 +87,22 @@ def test_samples_of_a_run(system, images, tmp_path):
 
 
 def test_another_system_is_another_run(images, tmp_path):
-    train_gan(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
+    train(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
     with pytest.raises(RunError, match="system is 'dcgan' there and 'sagan' here"):
-        train_gan(gan_config("sagan", steps=1), images, RunFolder(tmp_path), progress=False)
+        train(gan_config("sagan", steps=1), images, RunFolder(tmp_path), progress=False)
     with pytest.raises(RunError, match=r"gan\.latent_dim is 12 there and 5 here"):
-        train_gan(gan_config("dcgan", gan={"latent_dim": 5}), images, RunFolder(tmp_path), progress=False)
+        train(gan_config("dcgan", gan={"latent_dim": 5}), images, RunFolder(tmp_path), progress=False)
 
 
 def test_what_gans_cannot_do_is_refused_before_work(images, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="has no image"):
-        train_gan(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
+        train(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
     for options in ({"compile": "default"}, {"micro_batch_size": 2}, {"precision": "fp16"}):
         with pytest.raises(TrainingError, match=f"training.{next(iter(options))}"):
-            train_gan(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
+            train(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="without torchrun"):
-        train_gan(gan_config("dcgan"), images, RunFolder(tmp_path / "run"))
+        train(gan_config("dcgan"), images, RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -197,7 +195,7 @@ def test_a_batch_is_learned_by_heart(system, tmp_path, capsys):
         training = replace(config.training, sample_steps=25, learning_rate=2e-3)
         diffusion = DiffusionConfig(timesteps=100, beta_schedule="squaredcos_cap_v2")
         config = replace(config, unet=unet, training=training, diffusion=diffusion)
-    train_system(config, real, RunFolder(tmp_path / "run"), progress=False)
+    train(config, real, RunFolder(tmp_path / "run"), progress=False)
     generate(tmp_path / "run", tmp_path / "samples", 64, sampler="ddim", steps=25, batch_size=64, progress=False)
     pixels = torch.stack([torch.from_numpy(block[0, ..., 0]) for block in read_samples(tmp_path / "samples")])
     drawn = pixels.float().flatten(1) / 127.5 - 1

@@ -15,11 +15,11 @@ from PIL import Image
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.model import VMDDPM, ModelConfig
-from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
-from vmddpm.training import trainer as trainer_module
+from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, diffusion_learner, train
 from vmddpm.training.batches import inputs_at
 from vmddpm.training.checkpoints import Checkpoints
-from vmddpm.training.trainer import learning_rate_at, update_ema
+from vmddpm.training.learner import update_ema
+from vmddpm.training.trainer import learning_rate_at
 
 MODEL = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 2,
          "layers_per_stage": 1}  # fmt: skip
@@ -65,7 +65,7 @@ def train_until(step, cfg, images, folder, monkeypatch):
         return real(dataset, at, cfg, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "inputs_at", inputs)
+        patch.setattr(diffusion_learner, "inputs_at", inputs)
         with pytest.raises(Stop):
             train(cfg, images, folder, progress=False)
 

@@ -29,8 +29,8 @@ def build(new_parser: Any) -> Any:
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
     from vmddpm.data.remarks import summary
-    from vmddpm.systems import cost, train_system
-    from vmddpm.training import RunConfig, RunFolder
+    from vmddpm.systems import cost
+    from vmddpm.training import RunConfig, RunFolder, train
     from vmddpm.training.ranks import joined
 
     parts = parser.instantiate(options)
@@ -44,6 +44,6 @@ def run(parser: Any, options: Any) -> None:
             print(f"{config.system}: {cost(config)}")
             print(f"{len(dataset)} images from {config.data.root} ({dataset.seen} slices read)")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
-        train_system(config, dataset, folder)
+        train(config, dataset, folder)
         if ranks.first:
             print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
