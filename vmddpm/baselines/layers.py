@@ -104,16 +104,15 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        h = x.float()
-        here = h.new_tensor([h.numel() // h.shape[1]])
-        total = _over_processes(torch.cat([h.sum((0, 2, 3)), here]))
+        h = x.double()  # as torch sums on a CPU
+        total = _over_processes(torch.cat([h.sum((0, 2, 3)), h.new_tensor([h.numel() // h.shape[1]])]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = h - mean[:, None, None]
         variance = _over_processes(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            for running, value in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+                running.copy_(running.double().lerp(value, self.momentum))
         y = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             y = y * self.weight[:, None, None] + self.bias[:, None, None]
