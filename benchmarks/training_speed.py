@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vmddpm.demo import demo_config
 from vmddpm.diffusion import DiffusionConfig, diffusion_loss
 from vmddpm.model import VMDDPM, ModelConfig
-from vmddpm.training.trainer import update_ema
+from vmddpm.training.learner import update_ema
 
 MODELS = {"demo": (64, demo_config(1).model), "paper": (128, ModelConfig())}
 

@@ -33,17 +33,25 @@ class Samples:
 
     Args:
         folder: is made by `take`.
-        count: number of images.
+        count: number of images; if more lie in the folder already, `take` makes it their number.
         batch_size: images of a block.
         form: "png" or "npy".
     """
 
     def __init__(self, folder: Path, count: int, batch_size: int, form: Format) -> None:
-        self.folder, self.count, self.form = folder, count, form
-        self.blocks = [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+        self.folder, self.count, self.batch_size, self.form = folder, count, batch_size, form
+
+    @property
+    def blocks(self) -> list[range]:
+        size, count = self.batch_size, self.count
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def take(self, made_with: dict[str, Any]) -> None:
-        """Raises RunError if the folder holds anything else, or images that were made in another way."""
+        """Warns if the folder holds more images than are asked for: they stay, and the manifest counts them.
+
+        Raises:
+            RunError: if the folder holds anything else, or images that were made in another way.
+        """
         record = self.folder / "sampling.yaml"
         if record.exists():
             there = _made_with(self.folder)
@@ -52,6 +60,13 @@ class Samples:
                 raise RunError(
                     f"{self.folder} holds images made in another way, choose another folder: {'; '.join(changes)}"
                 )
+            if (there_now := self._lying()) > self.count:
+                warnings.warn(
+                    f"{self.folder} holds {there_now} images already, the first {self.count} of which are those asked "
+                    "for; all of them stay",
+                    stacklevel=3,
+                )
+                self.count = there_now
         elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and holds no samples of this program; choose another folder")
         else:
@@ -87,6 +102,20 @@ class Samples:
             manifest["files"] = {_npy(block): sha256(self.folder / _npy(block)) for block in self.blocks}
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
+    def _lying(self) -> int:
+        """How many images lie in the folder, from the first one on without a gap."""
+        there, count = {path.name for path in self.folder.iterdir()}, 0
+        if self.form == "png":
+            while _png(count) in there:
+                count += 1
+            return count
+        while self._is_whole(block := range(count, count + 1), there):
+            rows = len(np.load(self.folder / _npy(block), mmap_mode="r"))
+            count += rows
+            if rows < self.batch_size:
+                break
+        return count
+
     def _is_whole(self, block: range, there: set[str]) -> bool:
         if self.form == "png":
             return all(_png(index) in there for index in block)
@@ -117,7 +146,7 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
     for name, digest in files.items():
         try:
             whole = sha256(folder / name) == digest
-            block = np.load(folder / name)[:left] if whole else np.empty(0)  # an earlier call may have made more
+            block = np.load(folder / name)[:left] if whole else np.empty(0)
         except (OSError, ValueError, IndexError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}); {_AGAIN}") from error
         if block.ndim != 4:
@@ -141,7 +170,11 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     if not (folder / "sampling.yaml").exists():
         return
     made_with = _made_with(folder)
-    _, files = _manifest(folder)
+    count, files = _manifest(folder)
+    expected = {_png(index) for index in range(count)} if files is None else set(files)
+    if others := sorted(_numbered(folder) ^ expected):
+        raise RunError(f"{folder} holds other images than its manifest.json counts, {count}: {others[0]} is the first "
+                       f"of {len(others)} that are missing or too many; {_AGAIN}, or draw to a new folder")  # fmt: skip
     for name, digest in (files or {}).items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
@@ -183,6 +216,11 @@ def _manifest(folder: Path) -> tuple[int, dict[str, str] | None]:
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
             raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
     return count, files
+
+
+def _numbered(folder: Path) -> set[str]:
+    """The names in a folder that are those of images or of blocks."""
+    return {path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.png|images-\d{8,}\.npy", path.name)}
 
 
 def _png(index: int) -> str:

@@ -1,4 +1,4 @@
-"""Every system of the paper's tables by its name: how it is trained, and what it costs."""
+"""Every system of the paper's tables by its name: what it costs."""
 
 import os
 import time
@@ -13,15 +13,9 @@ import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whateve
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
 from vmddpm.devices import choose_device
-from vmddpm.evaluation.images import Images
-from vmddpm.training import RunConfig, RunFolder, train
-from vmddpm.training.gan_trainer import generator_config, train_gan
+from vmddpm.training import RunConfig
+from vmddpm.training.gan_learner import generator_config
 from vmddpm.training.networks import build_network
-
-
-def train_system(config: RunConfig, dataset: Images, folder: RunFolder, *, progress: bool = True) -> nn.Module:
-    """Trains `config.system` on `dataset` in `folder`, or continues it; see `train` and `train_gan`."""
-    return (train_gan if config.system in GANS else train)(config, dataset, folder, progress=progress)
 
 
 @dataclass(frozen=True)

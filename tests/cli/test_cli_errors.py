@@ -301,7 +301,6 @@ ALLOWED = {
     ("files.py", "OSError"): "a system call that Python has no function for fails as those of Python do",
     ("training/interrupts.py", "KeyboardInterrupt"): "a second Ctrl-C ends the command as Ctrl-C does anywhere",
     ("training/trainer.py", "KeyboardInterrupt"): "a run that was asked to stop is saved and ends as by Ctrl-C",
-    ("training/gan_trainer.py", "KeyboardInterrupt"): "the same",
 }
 
 

@@ -71,6 +71,37 @@ def test_evaluate(run, capsys):
     assert "draw them by vmddpm sample" in capsys.readouterr().err
 
 
+def test_training_images_that_are_others_now(run, capsys):
+    """The store in another place, and a store of more patients in its place."""
+    evaluate = ["evaluate", "--run", run / "run", "--samples", run / "samples", "--out", run / "out",
+                "--extractor.path", "random", "--extractor.size", 32, "--metrics.kid_subsets", 2]  # fmt: skip
+    told = "does not hold the images that"
+    (run / "store").rename(run / "elsewhere")
+    assert main([str(w) for w in (*evaluate, "--root", run / "elsewhere")]) == 0
+    assert told not in capsys.readouterr().err
+    prepare = ["prepare", "acdc", run / "ACDC", "--out", run / "store", "--data.size", 16, "--test-share", 0.1]
+    assert main([str(w) for w in prepare]) == 0
+    capsys.readouterr()
+    assert main([str(w) for w in evaluate]) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert "--root" in error
+    assert main([str(w) for w in (*evaluate, "--root", run / "store")]) == 0  # others on purpose
+    assert told in capsys.readouterr().err
+    assert told in json.loads((run / "out" / "evaluation.json").read_text())["warnings"][0]
+
+
+def test_samples_of_another_run_are_refused_before_images_are_decoded(run, capsys):
+    (run / "other").mkdir()
+    for number in range(5):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(run / "other" / f"{number:06d}.png")
+    (run / "store").rename(run / "elsewhere")  # whoever reads it now fails
+    evaluate = ["evaluate", "--run", run / "run", "--samples", run / "other", "--out", run / "out",
+                "--extractor.path", "random"]  # fmt: skip
+    assert main([str(w) for w in evaluate]) == 1
+    assert "channels and pixels (1, 8, 8), the training images have (1, 16, 16)" in capsys.readouterr().err
+
+
 def test_held_out_images(run):
     """The test side of a store, if there is one; any other folder has none."""
     config = DataConfig(root=str(run / "store"), size=16, min_foreground=0.0)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from vmddpm.errors import InputError
 from vmddpm.evaluation import MetricsConfig, SampleFolder, describe_real, describe_result, evaluate, load_extractor
 from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance
 from vmddpm.evaluation.images import describe_images, quantised, small_pixels
@@ -186,6 +187,72 @@ def test_pathologies(extractor, tmp_path):
     for option in ({"kid_subsets": 0}, {"copy_threshold": 1.0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=f"metrics.{next(iter(option))}"):
             MetricsConfig(**option)
+
+
+class Counted:
+    """An extractor that must not be asked."""
+
+    def to(self, device):
+        return self
+
+    def __call__(self, images):
+        raise AssertionError("features are computed")
+
+
+def test_what_can_be_refused_is_refused_before_anything_is_computed(extractor, tmp_path):
+    grey, large, colour = torch.zeros(9, 1, 8, 8), torch.zeros(9, 1, 16, 16), torch.zeros(9, 3, 8, 8)
+    never = Counted()
+    for training, held_out, words in (
+        (grey[:3], None, "there are 3 real images; .* need at least 4"),
+        (grey, large, r"the held-out images have channels and pixels \(1, 16, 16\), the training images \(1, 8, 8\)"),
+        (grey, grey[:0], "there are 0 held-out images"),
+    ):
+        with pytest.raises(InputError, match=words):
+            describe_real(training, never, CONFIG, held_out, progress=False)
+    real = describe_real(patients(20, 0), extractor, CONFIG, progress=False)
+    for samples, words in (
+        (colour, r"the samples have channels and pixels \(3, 8, 8\)"),
+        (patients(3, 1), "there are 3 samples; .* need at least 4"),
+    ):
+        with pytest.raises(InputError, match=words):
+            evaluate(real, samples, never, CONFIG, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("odd", [(9, 8), (8, 8, 3)])
+def test_the_last_of_the_samples_is_looked_at_first(extractor, tmp_path, odd):
+    """A file of another size or colour behind the others, as pictures and in blocks."""
+    real = describe_real(patients(20, 0)[..., :8, :8], extractor, CONFIG, progress=False)
+    for form in ("png", "npy"):
+        (tmp_path / form).mkdir()
+        for number, shape in enumerate([(8, 8)] * 8 + [odd]):
+            pixels = np.zeros(shape, np.uint8)
+            if form == "png":
+                Image.fromarray(pixels).save(tmp_path / form / f"{number:06d}.png")
+            else:
+                np.save(tmp_path / form / f"images-{number:08d}.npy", np.atleast_3d(pixels)[None])
+        with pytest.raises(InputError, match=r"000008\.(png|npy) holds uint8 images with"):
+            evaluate(real, SampleFolder(tmp_path / form), Counted(), CONFIG, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_is_written_whole_or_not_at_all(extractor, tmp_path, monkeypatch):
+    real = describe_real(patients(80, 0), extractor, CONFIG, progress=False)
+    evaluate(real, patients(80, 1), extractor, CONFIG, tmp_path, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"evaluation.json", "closest.png"}
+
+    def full(figure, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", full)
+        for out in (tmp_path, tmp_path / "new"):
+            with pytest.raises(OSError, match="No space left"):
+                evaluate(real, patients(80, 2), extractor, CONFIG, out, progress=False)
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "new").rmdir()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def anonymous_memory():

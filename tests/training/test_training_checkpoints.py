@@ -88,7 +88,7 @@ def renamed(store, content):
 
 def test_another_version_is_named_and_left_alone(store):
     renamed(store, {"schema": 99, "step": 9})
-    with pytest.raises(RunError, match=r"another version of vmddpm \(format 99, this one reads 2\)"):
+    with pytest.raises(RunError, match=r"another version of vmddpm \(format 99, this one reads 3\)"):
         store.newest()
     assert steps(store) == [2, 3, 9]
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_cannot_run_code(store, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    renamed(store, {"schema": 2, "step": Evil()})
+    renamed(store, {"schema": 3, "step": Evil()})
     with pytest.warns(UserWarning, match="is no checkpoint: Weights only load failed"):
         assert store.newest()["step"] == 3
     assert not (tmp_path / "owned").exists()

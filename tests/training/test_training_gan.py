@@ -1,6 +1,9 @@
 """GAN training: losses by their definitions, resuming bit for bit, run folders, samples."""
 
+import copy
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -10,16 +13,17 @@ from gan_cases import gan_config, real_slices
 from vmddpm.baselines.config import GANConfig
 from vmddpm.baselines.losses import cutmix_loss, cutmix_mask, discriminator_loss, generator_loss
 from vmddpm.baselines.networks import Generator
+from vmddpm.data import DataError
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.generate import generate
 from vmddpm.model.unet import UNetConfig
 from vmddpm.samples import read_samples
 from vmddpm.seeding import mix_seed
-from vmddpm.systems import train_system
-from vmddpm.training import RunError, RunFolder, TrainingError
-from vmddpm.training import gan_trainer as trainer_module
+from vmddpm.training import RunError, RunFolder, TrainingError, gan_learner, train
 from vmddpm.training.batches import images_at
-from vmddpm.training.gan_trainer import LATENTS, inputs_at, train_gan
+from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.gan_learner import LATENTS, GANLearner, inputs_at
+from vmddpm.training.ranks import Ranks
 
 GANS = ("dcgan", "sagan", "unetgan")
 
@@ -43,28 +47,125 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("system", GANS)
-def test_a_stopped_run_ends_in_the_same_weights(system, images, tmp_path, monkeypatch):
-    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    train_gan(gan_config(system), images, whole, progress=False)
-
-    def killed(dataset, at, config):
-        if at == 5:
+def train_until(step, cfg, images, folder, monkeypatch):
+    """Trains as a process that is killed at the start of a step."""
+    def killed(dataset, at, config, rows):
+        if at == step:
             raise Stop
-        return inputs_at(dataset, at, config)
+        return inputs_at(dataset, at, config, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "inputs_at", killed)
+        patch.setattr(gan_learner, "inputs_at", killed)
         with pytest.raises(Stop):
-            train_gan(gan_config(system), images, stopped, progress=False)
+            train(cfg, images, folder, progress=False)
+
+
+@pytest.mark.parametrize(("system", "killed_at"), [("dcgan", 5), ("sagan", 5), ("unetgan", 1), ("unetgan", 2)])
+def test_a_stopped_run_ends_in_the_same_weights(system, killed_at, images, tmp_path, monkeypatch):
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    train(gan_config(system), images, whole, progress=False)
+    train_until(killed_at, gan_config(system), images, stopped, monkeypatch)
     torch.rand(100)  # what else draws random numbers does not matter
-    train_gan(gan_config(system), images, stopped, progress=False)
+    train(gan_config(system), images, stopped, progress=False)
     assert_same(weights(whole), weights(stopped))
     losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (whole, stopped)]
     assert losses[0] == losses[1]
     assert [step for step, _, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
     assert {p.name for p in (whole.path / "samples").iterdir()} == {"step-00000003.png", "step-00000006.png"}
     assert (whole.path / "loss.png").exists()
+
+
+def test_a_finished_run_can_be_made_longer(images, tmp_path):
+    whole, extended = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "extended")
+    for folder, steps in ((whole, 6), (extended, 3), (extended, 6)):
+        train(gan_config("dcgan", steps=steps), images, folder, progress=False)
+    assert_same(weights(whole), weights(extended))
+
+
+class Watched:
+    """A data set that does something when training has read so many images of it: each is read once before."""
+
+    def __init__(self, images, after, action):
+        self.images, self.left, self.action = images, len(images) + after, action
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+        return self.images[i]
+
+
+def test_ctrl_c_and_data_that_go_away_save_what_was_trained(images, tmp_path):
+    def gone():
+        raise DataError("image 3 cannot be read any more")
+
+    run = gan_config("dcgan", checkpoint_every=100, sample_every=0)
+    whole = RunFolder(tmp_path / "whole")
+    train(run, images, whole, progress=False)
+    for name, action, error in (
+        ("interrupt", lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt),
+        ("terminate", lambda: os.kill(os.getpid(), signal.SIGTERM), KeyboardInterrupt),
+        ("gone", gone, DataError),
+    ):
+        folder = RunFolder(tmp_path / name)
+        with pytest.raises(error):
+            train(run, Watched(images, 9, action), folder, progress=False)
+        assert 0 < Checkpoints(folder.path / "checkpoints").newest()["step"] < 6
+        train(run, images, folder, progress=False)
+        assert_same(weights(whole), weights(folder))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_at_last_given_up(images, tmp_path):
+    images = torch.stack(images)
+    images[2] = math.nan
+    folder = RunFolder(tmp_path / "some")
+    train(gan_config("dcgan", batch_size=2, sample_every=0), images, folder, progress=False)
+    assert 0 < folder.metrics()[-1]["skipped"] < 6
+    with pytest.raises(TrainingError, match="not finite for 50 steps"):
+        train(gan_config("dcgan", steps=100), images * math.nan, RunFolder(tmp_path / "all"), progress=False)
+
+
+def test_other_data_are_refused(images, tmp_path):
+    train(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
+    with pytest.raises(TrainingError, match="image 6 is not the one the run was begun with"):
+        train(gan_config("dcgan"), [*images[:6], images[0]], RunFolder(tmp_path), progress=False)
+
+
+def test_gradients_of_parts_against_torch_alone(images):
+    """Two parts of two images: each turn's gradient is the mean of those of the parts, each normalised by itself."""
+    config = gan_config("dcgan", micro_batch_size=2)
+    learner = GANLearner(config, Ranks(0, 1, torch.device("cpu")))
+    generator, discriminator = copy.deepcopy(learner.raw), copy.deepcopy(learner.discriminator)
+    inputs = learner.inputs_at(images, 0, range(4))
+    assert learner.step(inputs, 0, 1e-3).finite
+    assert any(not torch.equal(p, q) for p, q in zip(discriminator.parameters(), learner.discriminator.parameters()))
+
+    def gradient(network, loss_of):
+        halves = [torch.autograd.grad(loss_of(rows), list(network.parameters())) for rows in (slice(0, 2), slice(2, 4))]
+        return [(a + b) / 2 for a, b in zip(*halves)]
+
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def judged(rows):
+        real, fake = discriminator(inputs.real[rows])[0], discriminator(generator(inputs.first[rows]).detach())[0]
+        return bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
+
+    def drawn(rows):  # of the discriminator that has learned
+        return bce(learner.discriminator(generator(inputs.second[rows]))[0], torch.ones(2))
+
+    for network, loss_of, found in ((discriminator, judged, learner.discriminator), (generator, drawn, learner.raw)):
+        for expected, parameter in zip(gradient(network, loss_of), found.parameters()):
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_part_that_is_the_whole_batch_changes_nothing(images, tmp_path):
+    for name, size in (("whole", None), ("part", 4)):
+        config = gan_config("unetgan", steps=2, sample_every=0, micro_batch_size=size)
+        train(config, images, RunFolder(tmp_path / name), progress=False)
+    assert_same(weights(RunFolder(tmp_path / "whole")), weights(RunFolder(tmp_path / "part")))
 
 
 @pytest.mark.parametrize("system", [*GANS, "unet"])
@@ -75,7 +176,7 @@ def test_samples_of_a_run(system, images, tmp_path):
     if system == "unet":
         unet = UNetConfig(widths=(8, 16), attention=(False, True), layers_per_stage=1, norm_groups=4)
         config = replace(config, unet=unet)
-    train_system(config, images, folder, progress=False)
+    train(config, images, folder, progress=False)
     assert folder.load_config() == config
     options = {"sampler": "ddim", "steps": 2, "device": "cpu", "progress": False, "batch_size": 4}
     generate(folder.path, tmp_path / "a", 6, **options)
@@ -89,22 +190,22 @@ def test_samples_of_a_run(system, images, tmp_path):
 
 
 def test_another_system_is_another_run(images, tmp_path):
-    train_gan(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
+    train(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
     with pytest.raises(RunError, match="system is 'dcgan' there and 'sagan' here"):
-        train_gan(gan_config("sagan", steps=1), images, RunFolder(tmp_path), progress=False)
+        train(gan_config("sagan", steps=1), images, RunFolder(tmp_path), progress=False)
     with pytest.raises(RunError, match=r"gan\.latent_dim is 12 there and 5 here"):
-        train_gan(gan_config("dcgan", gan={"latent_dim": 5}), images, RunFolder(tmp_path), progress=False)
+        train(gan_config("dcgan", gan={"latent_dim": 5}), images, RunFolder(tmp_path), progress=False)
 
 
 def test_what_gans_cannot_do_is_refused_before_work(images, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="has no image"):
-        train_gan(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
-    for options in ({"compile": "default"}, {"micro_batch_size": 2}, {"precision": "fp16"}):
+        train(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
+    for options in ({"compile": "default"}, {"precision": "fp16"}):
         with pytest.raises(TrainingError, match=f"training.{next(iter(options))}"):
-            train_gan(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="without torchrun"):
-        train_gan(gan_config("dcgan"), images, RunFolder(tmp_path / "run"))
+            train(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="batch_size is 4; with dcgan and a micro_batch_size it must be a multiple"):
+        train(gan_config("dcgan", micro_batch_size=1), images, RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -197,7 +298,7 @@ def test_a_batch_is_learned_by_heart(system, tmp_path, capsys):
         training = replace(config.training, sample_steps=25, learning_rate=2e-3)
         diffusion = DiffusionConfig(timesteps=100, beta_schedule="squaredcos_cap_v2")
         config = replace(config, unet=unet, training=training, diffusion=diffusion)
-    train_system(config, real, RunFolder(tmp_path / "run"), progress=False)
+    train(config, real, RunFolder(tmp_path / "run"), progress=False)
     generate(tmp_path / "run", tmp_path / "samples", 64, sampler="ddim", steps=25, batch_size=64, progress=False)
     pixels = torch.stack([torch.from_numpy(block[0, ..., 0]) for block in read_samples(tmp_path / "samples")])
     drawn = pixels.float().flatten(1) / 127.5 - 1

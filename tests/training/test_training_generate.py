@@ -78,6 +78,37 @@ def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
     assert (tmp_path / "npy" / "grid.png").read_bytes() == (tmp_path / "png" / "grid.png").read_bytes()
 
 
+@pytest.mark.parametrize("form", ["png", "npy"])
+def test_fewer_images_than_lie_there_are_told_and_counted(run, tmp_path, form):
+    """The manifest counts what lies in the folder, whatever was asked for last, and so does an evaluation."""
+    generate(run.path, tmp_path / "out", 9, form=form, **OPTIONS)
+    before = contents(tmp_path / "out")
+    with pytest.warns(UserWarning, match="out holds 9 images already, the first 3 of which are those asked for"):
+        generate(run.path, tmp_path / "out", 3, form=form, **OPTIONS)
+    assert contents(tmp_path / "out") == before
+    assert sum(len(block) for block in read_samples(tmp_path / "out")) == 9
+    (tmp_path / "out" / "manifest.json").unlink()  # a call that was stopped after its first blocks
+    name = "000004.png" if form == "png" else "images-00000004.npy"
+    (tmp_path / "out" / name).unlink()
+    with pytest.warns(UserWarning, match="holds 4 images already, the first 3"):
+        generate(run.path, tmp_path / "out", 3, form=form, **OPTIONS)
+    with pytest.raises(RunError, match=r"holds other images than its manifest\.json counts, 4"):
+        check_drawn(tmp_path / "out", run)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_draw_nothing(run, tmp_path, value):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    model = copy.load_model("ema")
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[5] = value
+    copy.save_weights("ema", model)
+    with pytest.raises(RunError, match="holds weights that are NaN or infinite"):
+        generate(copy.path, tmp_path / "out", 4, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+    generate(copy.path, tmp_path / "out", 4, weights="raw", **OPTIONS)
+
+
 def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
     generate(run.path, tmp_path, 10, form="npy", **OPTIONS)
     whole = contents(tmp_path)

@@ -63,10 +63,10 @@ def test_the_scale_of_the_loss_finds_itself(tmp_path):
 
 
 class Watched:
-    """A data set that does something when its images have been read so many times."""
+    """A data set that does something when training has read so many images of it: each is read once before."""
 
     def __init__(self, after, action):
-        self.left, self.action = after, action
+        self.left, self.action = len(IMAGES) + after, action
 
     def __len__(self):
         return len(IMAGES)

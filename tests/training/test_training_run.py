@@ -2,21 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vmddpm.data import DataConfig
+from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.model import VMDDPM, ModelConfig
-from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
-from vmddpm.training import trainer as trainer_module
+from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, diffusion_learner, train
 from vmddpm.training.batches import inputs_at
 from vmddpm.training.checkpoints import Checkpoints
-from vmddpm.training.trainer import learning_rate_at, update_ema
+from vmddpm.training.learner import update_ema
+from vmddpm.training.trainer import learning_rate_at
 
 MODEL = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 2,
          "layers_per_stage": 1}  # fmt: skip
@@ -62,7 +65,7 @@ def train_until(step, cfg, images, folder, monkeypatch):
         return real(dataset, at, cfg, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "inputs_at", inputs)
+        patch.setattr(diffusion_learner, "inputs_at", inputs)
         with pytest.raises(Stop):
             train(cfg, images, folder, progress=False)
 
@@ -173,10 +176,62 @@ def test_an_empty_data_set_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_data_set_is_refused(images, tmp_path):
+def content(folder):
+    """Every file of a run, but the lock that says who was there last."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_other_data_are_refused_whatever_their_number_and_the_run_is_left_alone(images, tmp_path):
     train(config(steps=2), images, RunFolder(tmp_path), progress=False)
-    with pytest.raises(TrainingError, match="has 6 images, the run was begun with 7"):
-        train(config(steps=4), images[:6], RunFolder(tmp_path), progress=False)
+    (tmp_path / ".half.tmp").write_bytes(b"what a killed process was writing")
+    before, other = content(tmp_path), images.clone()
+    other[3, 0, 0, 0] += 1e-6
+    for data, words in (
+        (images[:6], "has 6 images, the run was begun with 7"),
+        (other, "image 3 is not the one the run was begun with"),
+        (images.flip(0), "image 0 is not the one the run was begun with, and 5 more are"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            train(config(steps=4), data, RunFolder(tmp_path), progress=False)
+        assert content(tmp_path) == before
+
+
+def pictures(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def test_other_files_are_named(tmp_path):
+    """Folders of as many files, of which one is another; a copy of the folder elsewhere is the same data."""
+    pictures(tmp_path / "scans", 4)
+    shutil.copytree(tmp_path / "scans", tmp_path / "copy")
+
+    def data(name):
+        return SliceDataset(DataConfig(root=str(tmp_path / name), size=8, cache_dir=str(tmp_path / "cache")))
+
+    train(config(steps=1), data("scans"), RunFolder(tmp_path / "run"), progress=False)
+    train(config(steps=2), data("copy"), RunFolder(tmp_path / "run"), progress=False)
+    shutil.copy(tmp_path / "scans" / "0.png", tmp_path / "copy" / "2.png")
+    with pytest.raises(TrainingError, match=r"image 2 \(.*copy/2\.png, stored 0, frame 0\) is not the one"):
+        train(config(steps=3), data("copy"), RunFolder(tmp_path / "run"), progress=False)
+
+
+def test_a_run_knows_where_its_data_lie_from_any_folder(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = config(steps=0)
+    train(replace(run, data=replace(run.data, root="scans", cache_dir="cache")), images, RunFolder("run"),
+          progress=False)  # fmt: skip
+    stored = RunFolder("run").load_config().data
+    assert (stored.root, stored.cache_dir) == (str(tmp_path / "scans"), str(tmp_path / "cache"))
+
+
+def test_too_many_processes_are_refused_before_the_folder_is_made(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(TrainingError, match="batch_size is 3; 4 processes need one image each"):
+        train(config(), images, RunFolder(tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_minutes_end_a_run(images, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmddpm.baselines.config import GANConfig, multipliers
+from vmddpm.baselines.layers import BatchNorm
 
 
 def _initialised(network: nn.Module) -> nn.Module:
@@ -27,7 +28,7 @@ class DCGANGenerator(nn.Module):
         widths = [config.base_channels * m for m in multipliers(size)]
         layers: list[nn.Module] = [nn.ConvTranspose2d(config.latent_dim, widths[0], 4, bias=False)]
         for width, narrower in zip(widths, [*widths[1:], channels]):
-            layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            layers += [BatchNorm(width), nn.ReLU(inplace=True)]
             layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
         _initialised(self)
@@ -46,7 +47,7 @@ class DCGANDiscriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1, bias=False)]
         for width, wider in zip(widths, widths[1:]):  # noqa: RUF007
             layers += [nn.LeakyReLU(0.2, inplace=True)]
-            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider)]
+            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1, bias=False), BatchNorm(wider)]
         self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(widths[-1], 1, 4, bias=False))
         _initialised(self)
 

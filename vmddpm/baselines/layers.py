@@ -1,8 +1,10 @@
 """Residual blocks with spectral normalisation, and self-attention, shared by SAGAN and U-Net GAN."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -91,7 +93,54 @@ class SelfAttention(nn.Module):
         return y
 
 
-class PlainNorm(nn.BatchNorm2d):
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all images that the processes of a run share, which torch's
+    SyncBatchNorm knows on GPUs only. In one process it is torch's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        h = x.double()  # as torch sums on a CPU
+        total = _over_processes(torch.cat([h.sum((0, 2, 3)), h.new_tensor([h.numel() // h.shape[1]])]))
+        mean, count = total[:-1] / total[-1], total[-1].detach()
+        centred = h - mean[:, None, None]
+        variance = _over_processes(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            for running, value in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+                running.copy_(running.double().lerp(value, self.momentum))
+        y = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(x.dtype)
+
+
+def _over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _OverProcesses.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _OverProcesses(torch.autograd.Function):
+    """The sum over all processes, each of which differentiates its part of one loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class PlainNorm(BatchNorm):
     """Batch normalisation that the latent has no say in."""
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
@@ -103,7 +152,7 @@ class ModulatedNorm(nn.Module):
 
     def __init__(self, width: int, latent_dim: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(width, affine=False)
+        self.norm = BatchNorm(width, affine=False)
         self.scale, self.shift = (
             nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.ReLU(), nn.Linear(latent_dim, width, bias=False))
             for _ in range(2)

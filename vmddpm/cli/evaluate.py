@@ -34,7 +34,14 @@ def run(parser: Any, options: Any) -> None:
 
     from vmddpm.data import DataError, SliceDataset, held_out_images
     from vmddpm.devices import choose_device
-    from vmddpm.evaluation import SampleFolder, describe_real, describe_result, evaluate, load_extractor
+    from vmddpm.evaluation import (
+        SampleFolder,
+        check_images,
+        describe_real,
+        describe_result,
+        evaluate,
+        load_extractor,
+    )
     from vmddpm.samples import check_drawn
     from vmddpm.training import RunFolder
 
@@ -48,8 +55,14 @@ def run(parser: Any, options: Any) -> None:
     if not data.root:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
                         "folder of real images by --root")  # fmt: skip
-    training = SliceDataset(data, progress=True)
+    check_images(samples, "samples", (data.channels, data.size, data.size), parts.metrics)  # before any is decoded
+    training, doubts = SliceDataset(data, progress=True), []
+    if told := folder.difference(training):
+        told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
+        if not parts.root:
+            raise DataError(f"{told}; name the folder where they lie now by --root, which may be another on purpose")
+        doubts.append(told)
     real = describe_real(training, extractor, parts.metrics, held_out_images(data, parts.held_out))
-    result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out))
+    result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out), doubts=doubts)
     print(describe_result(result))
     print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

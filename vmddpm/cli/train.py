@@ -34,9 +34,9 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
-    from vmddpm.data.remarks import counted, summary, write_remarks
-    from vmddpm.systems import cost, train_system
-    from vmddpm.training import RunConfig, RunFolder
+    from vmddpm.data.remarks import counted, summary
+    from vmddpm.systems import cost
+    from vmddpm.training import RunConfig, RunFolder, train
     from vmddpm.training.ranks import joined
 
     parts = parser.instantiate(options)
@@ -56,9 +56,8 @@ def run(parser: Any, options: Any) -> None:
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
             if dataset.remarks:
-                write_remarks(dataset.remarks, folder.remarks_path)
-                print(f"each of these files is in {folder.remarks_path}")
-        train_system(config, dataset, folder)
+                print(f"each of these files will be in {folder.remarks_path}")
+        train(config, dataset, folder)
         if ranks.first:
             print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
 

@@ -1,6 +1,7 @@
 """The data set: every slice of a folder of medical images, ready for a network."""
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import Excluded, Remark, counted, listed, skipped_in_short, summary
 from vmddpm.data.series import series_ranges
 from vmddpm.data.slicing import Plane, SliceInfo, volume_planes
-from vmddpm.data.store import is_store, open_store
+from vmddpm.data.store import Chosen, is_store, open_store
 from vmddpm.data.tally import Tally
 
 
@@ -73,6 +74,13 @@ class SliceDataset(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         """float32 (channels, size, size) in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
         return torch.from_numpy(cache.decode(self._images[i]))
+
+    def checksums(self) -> np.ndarray:
+        """int64 (n,): CRC-32 of each image's bytes as they are stored. A store has them in its manifest; of other
+        folders all images are read. Raises DataError if one cannot be."""
+        if isinstance(self._images, Chosen):
+            return self._images.checksums()
+        return np.array([zlib.crc32(self._images[i].tobytes()) for i in range(len(self))], np.int64)
 
 
 def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDataset | None":

@@ -160,6 +160,12 @@ class Chosen:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.images[self.places[i]]
 
+    def checksums(self) -> np.ndarray:
+        """int64 (n,), as the manifest has them."""
+        known = self.images.checksums
+        assert known is not None  # `read_store` gives them
+        return known[self.places].astype(np.int64)
+
 
 def open_store(config: DataConfig) -> SliceSet:
     """The side of the store `config.root` that `config` asks for.

@@ -1,6 +1,13 @@
 """Distances between sets of images, and whether one copies the other."""
 
-from vmddpm.evaluation.evaluate import MetricsConfig, RealImages, describe_real, describe_result, evaluate
+from vmddpm.evaluation.evaluate import (
+    MetricsConfig,
+    RealImages,
+    check_images,
+    describe_real,
+    describe_result,
+    evaluate,
+)
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
 from vmddpm.evaluation.images import SampleFolder
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
@@ -12,6 +19,7 @@ __all__ = [
     "MetricsConfig",
     "RealImages",
     "SampleFolder",
+    "check_images",
     "describe_real",
     "describe_result",
     "evaluate",

@@ -3,6 +3,7 @@
 import json
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +17,12 @@ from vmddpm.devices import choose_device
 from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_floor
-from vmddpm.evaluation.images import ImageFeatures, Images, describe_images
+from vmddpm.evaluation.images import ImageFeatures, Images, SampleFolder, describe_images
+from vmddpm.evaluation.kid import LEAST as KID_LEAST
 from vmddpm.evaluation.kid import kernel_distance
 from vmddpm.evaluation.memorisation import COPY, draw_closest, find_copies, summary
 from vmddpm.evaluation.neighbours import precision_and_recall, share_among
-from vmddpm.files import write_text
+from vmddpm.files import flush, written_whole
 
 NOISE_IMAGES = 64
 _PACKAGES = ("vmddpm", "torch", "numpy", "pillow")
@@ -75,6 +77,36 @@ class RealImages:
     held_out: ImageFeatures | None
 
 
+def check_images(
+    images: Images, name: str, shape: tuple[int, ...], config: MetricsConfig, least: int | None = None
+) -> None:
+    """What can be refused before the first feature is computed.
+
+    Args:
+        images: of one side of a comparison.
+        name: of them, for the message.
+        shape: (C, H, W) of the training images.
+        least: how many there must be, by default as many as the metrics need.
+
+    Raises:
+        InputError: if there are too few, or they have another shape. Of a `SampleFolder` all files are looked at, of
+            other images the first.
+    """
+    least = max(KID_LEAST, config.neighbours + 1) if least is None else least
+    if len(images) < least:
+        raise InputError(
+            f"there are {len(images)} {name}; the distances, and precision and recall with metrics.neighbours "
+            f"{config.neighbours}, need at least {least}: give more"
+        )
+    if isinstance(images, SampleFolder):
+        images.check_shapes(shape)
+    elif (found := tuple(images[0].shape)) != shape:
+        raise InputError(
+            f"the {name} have channels and pixels {found}, the training images {shape}; give images of the same size "
+            "and colour"
+        )
+
+
 def describe_real(
     training: Images, extractor: Extractor, config: MetricsConfig, held_out: Images | None = None, *,
     progress: bool = True,
@@ -82,8 +114,13 @@ def describe_real(
     """Features of the training images, which the samples are compared with, and of held-out ones if there are any.
 
     Raises:
-        InputError: if the images do not do: too few, features that are not finite, or all the same.
+        InputError: if the images do not do: too few or of different shapes, before anything is computed; features that
+            are not finite, or all the same.
     """
+    shape = tuple(training[0].shape) if len(training) else ()
+    check_images(training, "real images", shape, config)
+    if held_out is not None:
+        check_images(held_out, "held-out images", shape, config, least=1)
     extractor.to(choose_device(config.device))
     described = _describe(training, extractor, config, "real images", held_out is None, progress)
     others = None if held_out is None else _describe(held_out, extractor, config, "held-out images", True, progress)
@@ -97,18 +134,19 @@ def describe_real(
 
 
 def evaluate(
-    real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *, progress: bool = True
-) -> dict[str, Any]:
-    """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, returns the former.
+    real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *,
+    doubts: Sequence[str] = (), progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, both or neither, and
+    returns the former.
+
+    Args:
+        doubts: what else the result's warnings are to tell.
 
     Raises:
-        InputError: as in `describe_real`, of the samples, or if they have another shape than the training images.
+        InputError: as in `describe_real`, of the samples.
     """
-    if len(samples) and samples[0].shape != real.training[0].shape:
-        raise InputError(
-            f"samples have channels and pixels {tuple(samples[0].shape)}, the training images "
-            f"{tuple(real.training[0].shape)}; give samples of the same run"
-        )
+    check_images(samples, "samples", tuple(real.training[0].shape), config)
     extractor.to(choose_device(config.device))
     described = _describe(samples, extractor, config, "samples", True, progress)
     gaussian = fit_gaussian(described.features, "samples")
@@ -134,12 +172,16 @@ def evaluate(
         "n_synthetic": gaussian.count,
         "dimensions": len(gaussian.mean),
         "extractor": extractor.describe(),
-        "warnings": _doubts(real.gaussian, gaussian),
+        "warnings": [*doubts, *_doubts(real.gaussian, gaussian)],
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
-    write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    draw_closest(memorisation, samples, real.training, out / "closest.png")
+    with written_whole(out / "evaluation.json") as record, written_whole(out / "closest.png") as picture:
+        draw_closest(memorisation, samples, real.training, picture)
+        record.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush(record)
+        # An earlier result goes before its picture does: a result that is there has the picture beside it.
+        (out / "evaluation.json").unlink(missing_ok=True)
     for doubt in result["warnings"]:
         warnings.warn(doubt, stacklevel=2)
     return result

@@ -51,6 +51,24 @@ class SampleFolder:
     def __len__(self) -> int:
         return len(self.places)
 
+    def check_shapes(self, shape: tuple[int, ...]) -> None:
+        """Looks at the header of every file: it takes a moment, where the features of all images take long.
+
+        Raises:
+            InputError: naming the first file whose images are not 8-bit of this shape (C, H, W).
+        """
+        for path in dict.fromkeys(path for path, _ in self.places):
+            if path.suffix == ".npy":
+                block = _block(path)
+                kind, found = str(block.dtype), block.shape[3:] + block.shape[1:3]
+            else:
+                kind, found = _header(path)
+            if kind != "uint8" or found != shape:
+                raise InputError(
+                    f"{path} holds {kind} images with channels and pixels {found}, the training images have {shape}; "
+                    "give samples of the same run"
+                )
+
     def __getitem__(self, i: int) -> Tensor:
         path, row = self.places[i]
         pixels = _picture(path) if row is None else np.array(_block(path)[row])
@@ -68,6 +86,16 @@ def _picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.atleast_3d(np.array(image))
     except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises on damaged files
+        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+
+
+def _header(path: Path) -> tuple[str, tuple[int, ...]]:
+    """The dtype and the shape (C, H, W) that a PNG file's header tells."""
+    try:
+        with Image.open(path) as image:
+            kind = "uint8" if image.mode in ("L", "RGB") else f"{image.mode} mode"
+            return kind, (len(image.getbands()), image.height, image.width)
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 
+LEAST = 4  # images in a set: two to a subset of half of them
+
 
 class KID(NamedTuple):
     """The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; it may fall a little below 0."""
@@ -31,8 +33,8 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: in
         InputError: if a set has fewer than four images.
     """
     smaller = min(len(a), len(b))
-    if smaller < 4:
-        raise InputError(f"the kernel distance needs at least 4 images in each set, got {len(a)} and {len(b)}")
+    if smaller < LEAST:
+        raise InputError(f"the kernel distance needs at least {LEAST} images in each set, got {len(a)} and {len(b)}")
     size = min(subset_size, smaller // 2)
     generator = torch.Generator().manual_seed(seed)
 

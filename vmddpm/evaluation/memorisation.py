@@ -13,7 +13,6 @@ from torch import Tensor
 from vmddpm.errors import InputError
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
 from vmddpm.evaluation.neighbours import nearest, nearest_few
-from vmddpm.files import written_whole
 
 COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) draw the line at the same share
 LABELS, WIDEST_SENTENCE = 0.8, 8.5  # inches of the picture of the closest pairs: for the rows' names, and at least
@@ -136,7 +135,7 @@ def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
 
 
 def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Path, count: int = 8) -> None:
-    """A picture: samples above, their nearest training images below, and how far apart they are."""
+    """Writes a picture: samples above, their nearest training images below, and how far apart they are."""
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)
@@ -161,8 +160,7 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
         axes.text((place + 0.5) * size, -0.04 * size, top, ha="center", va="bottom", fontsize=7)
         axes.text((place + 0.5) * size, 2.04 * size, bottom, ha="center", va="top", fontsize=7)
     figure.text(0.01, 0.99, sentence(m), ha="left", va="top", fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 def sentence(m: Memorisation) -> str:

@@ -13,10 +13,10 @@ from vmddpm.evaluation import Extractor, RealImages, SampleFolder, describe_real
 from vmddpm.evaluation.images import Images
 from vmddpm.files import sha256, write_text
 from vmddpm.generate import generate
-from vmddpm.systems import Cost, cost, train_system
+from vmddpm.systems import Cost, cost
 from vmddpm.tables.data import TableData
 from vmddpm.tables.protocol import Protocol, Row
-from vmddpm.training import RunConfig, RunError, RunFolder
+from vmddpm.training import RunConfig, RunError, RunFolder, train
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
 from vmddpm.training.trainer import finished
@@ -84,7 +84,7 @@ def _trained(config: RunConfig, images: Images, run: RunFolder, progress: bool) 
     checkpoints = Checkpoints(run.path / "checkpoints")
     state = checkpoints.newest()
     if state is None or not finished(config.training, state["step"], state["seconds"]):
-        train_system(config, images, run, progress=progress)
+        train(config, images, run, progress=progress)
         state = checkpoints.newest()
     assert state is not None  # a run that was trained has one
     return state

@@ -15,7 +15,7 @@ import torch
 from vmddpm.files import make_folder, put_in_place, sha256, temporary_name
 from vmddpm.training.errors import RunError
 
-SCHEMA = 2
+SCHEMA = 3
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{32})\.pt")
 
 

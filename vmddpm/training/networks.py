@@ -16,7 +16,7 @@ from vmddpm.training.config import RunConfig
 def build_network(config: RunConfig) -> VMDDPM | UNet:
     """A new noise predictor, called as network(x, t, order_key=...), its weights from torch's global generator."""
     if config.system in GANS:
-        raise InputError(f"system is {config.system!r}, which predicts no noise; train it by vmddpm.systems")
+        raise InputError(f"system is {config.system!r}, which predicts no noise")
     return UNet(config.unet) if config.system == "unet" else VMDDPM(config.model)
 
 

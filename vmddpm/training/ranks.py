@@ -47,6 +47,16 @@ class Ranks:
             return network
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
+    def add_gradients(self, network: nn.Module) -> None:
+        """Each gradient of the network becomes the sum of those of all processes."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        total = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(total)
+        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view(gradient.shape))
+
     def sum(self, *values: float) -> list[float]:
         """Sums over all processes, in float64."""
         if self.count == 1:

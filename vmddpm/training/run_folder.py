@@ -1,6 +1,6 @@
 """A run's folder on disk: what it holds, and who may continue it.
 
-    config.yaml      the resolved configuration
+    config.yaml      the resolved configuration, with absolute paths
     metrics.jsonl    one line every `log_every` steps
     checkpoints/     everything needed to go on, see `checkpoints`
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
@@ -11,9 +11,10 @@
 """
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from torch import nn
 
 from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
+from vmddpm.data.remarks import Remark, write_remarks
 from vmddpm.diffusion import DiffusionConfig
+from vmddpm.evaluation.images import Images
 from vmddpm.files import (
     LockedError,
     folder_written_whole,
@@ -38,6 +41,7 @@ from vmddpm.model.pretrained import Pretrained, check_unit
 from vmddpm.model.unet import UNetConfig
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.config import RunConfig, TrainingConfig
+from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.errors import RunError
 from vmddpm.training.networks import load_network
 
@@ -51,7 +55,7 @@ MAY_CHANGE = {"data.root", "data.cache_dir"} | {
 LOCKS = ("lock", "lock.held")
 REMARKS = "remarks.csv"
 TOLD = 3  # differences between configurations
-BEFORE_A_RUN = (*LOCKS, REMARKS)  # what may lie in a folder before a run begins there
+
 
 
 class RunFolder:
@@ -75,7 +79,7 @@ class RunFolder:
         if self.config_path.exists():
             self._refuse_if_different(config)
         elif self.path.exists() and (
-            not self.path.is_dir() or any(p.name not in BEFORE_A_RUN for p in self.path.iterdir())
+            not self.path.is_dir() or any(p.name not in LOCKS for p in self.path.iterdir())
         ):
             raise RunError(f"{self.path} is not empty and holds no run; choose another folder, or empty it")
         if (self.path / "checkpoint.pt").exists():
@@ -84,6 +88,7 @@ class RunFolder:
     @contextmanager
     def training(self, config: RunConfig) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
         """Holds the folder for a run of `config`: yields its checkpoints and the state to go on from, None if new.
+        Nothing in it is changed but the lock; `begin` comes when nothing is left to refuse.
 
         Raises:
             RunError: if another process is training here, or the folder holds something else, a run of another
@@ -92,17 +97,29 @@ class RunFolder:
         self.check(config)
         with self._lock():
             try:
-                remove_leftovers(self.path)
                 checkpoints = Checkpoints(self.path / "checkpoints", config.training.keep_checkpoints)
-                state = checkpoints.newest()
-                write_text(self.config_path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
-                self._cut_metrics(state["step"] if state else 0)
-                yield checkpoints, state
+                yield checkpoints, checkpoints.newest()
             except OSError as error:
                 raise RunError(
                     f"{self.path} cannot be written ({error.strerror or error}); its checkpoints are intact. Make room "
                     "there, then run the same command again to go on"
                 ) from error
+
+    def begin(self, config: RunConfig, step: int, remarks: Sequence[Remark] = ()) -> None:
+        """Makes the folder, which `training` holds, that of a run of `config` that goes on from `step`.
+
+        Args:
+            remarks: what the data have to say, for remarks.csv.
+        """
+        remove_leftovers(self.path)
+        root, cache_dir = (path and os.path.abspath(os.path.expanduser(path))
+                           for path in (config.data.root, config.data.cache_dir))  # fmt: skip
+        data = replace(config.data, root=root or "", cache_dir=cache_dir)
+        plain = to_plain(replace(config, data=data))
+        write_text(self.config_path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        self._cut_metrics(step)
+        if remarks:
+            write_remarks(remarks, self.remarks_path)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -151,12 +168,28 @@ class RunFolder:
                                "command again to go on") from error  # fmt: skip
 
     def load_model(self, kind: str) -> nn.Module:
-        """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or they are damaged."""
+        """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or they are damaged, or
+        not finite."""
         if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
         with self._reading(kind):
-            return load_network(config, self.weights(kind))
+            model = load_network(config, self.weights(kind))
+        values = model.state_dict()
+        broken = [name for name, v in values.items() if v.is_floating_point() and not v.isfinite().all()]
+        if broken:
+            raise RunError(
+                f"{self.weights(kind)} holds weights that are NaN or infinite ({broken[0]}: {len(broken)} of "
+                f"{len(values)} tensors), which draw no images; begin the run again with a lower "
+                f"training.learning_rate ({config.training.learning_rate:g}), or with training.precision fp32"
+            )
+        return model
+
+    def difference(self, images: Images) -> str | None:
+        """What tells `images` from those that the run learned from, or None; None as well if it has no checkpoint.
+        Raises RunError if no checkpoint can be read, DataError if an image cannot."""
+        state = Checkpoints(self.path / "checkpoints").newest()
+        return difference(images, checksums(images), state["data"]) if state else None
 
     def has_weights(self, kind: str) -> bool:
         return (self.weights(kind) / "model.safetensors").exists()

@@ -1,0 +1,46 @@
+"""Which images a run learns from, so that others are not taken for them, whatever their number."""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from vmddpm.data import SliceDataset
+from vmddpm.evaluation.images import Images
+
+
+def checksums(images: Images) -> Tensor:
+    """int64 (n,): a CRC-32 of each image, in order. Of images on a disk it is that of their stored bytes; all of them
+    are read, but those of a store, whose manifest has their checksums.
+
+    Raises:
+        DataError: if an image cannot be read.
+    """
+    if isinstance(images, SliceDataset):
+        return torch.from_numpy(images.checksums())
+    return torch.tensor([zlib.crc32(images[i].numpy().tobytes()) for i in range(len(images))], dtype=torch.int64)
+
+
+def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
+    """What tells images from those of a run, or None.
+
+    Args:
+        now: `checksums` of the images.
+        before: those of the run.
+    """
+    told = []
+    if len(now) != len(before):
+        told.append(f"the data set has {len(now)} images, the run was begun with {len(before)}")
+    both = min(len(now), len(before))
+    others = (now[:both] != before[:both]).nonzero().flatten().tolist()
+    if others:
+        more = f", and {len(others) - 1} more are" if len(others) > 1 else ""
+        told.append(f"image {others[0]}{_source(images, others[0])} is not the one the run was begun with{more}")
+    return "; ".join(told) or None
+
+
+def _source(images: Images, i: int) -> str:
+    if not isinstance(images, SliceDataset):
+        return ""
+    info = images.slices[i]
+    return f" ({info.path}, {info.axis} {info.index}, frame {info.frame})"

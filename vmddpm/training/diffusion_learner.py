@@ -1,0 +1,98 @@
+"""A step of diffusion training: VM-DDPM, or the UNet of the DDPM and DDIM baselines."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vmddpm.diffusion import diffusion_loss, sample
+from vmddpm.evaluation.images import Images
+from vmddpm.model import VMDDPM
+from vmddpm.model.unet import UNet
+from vmddpm.training.batches import inputs_at
+from vmddpm.training.config import RunConfig
+from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
+from vmddpm.training.networks import build_network
+from vmddpm.training.ranks import Ranks
+
+Inputs = tuple[Tensor, Tensor, Tensor]  # images, diffusion steps, noise
+
+
+class DiffusionLearner(Learner[Inputs]):
+    """A network that predicts noise, optimised by Adam down the clipped gradient of the mean loss."""
+
+    raw: VMDDPM | UNet
+    ema: VMDDPM | UNet
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.raw = build_network(config).to(ranks.device).train()
+        self.ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
+        self.ema.load_state_dict(self.raw.state_dict())
+        options = config.training
+        self.optimizer = torch.optim.Adam(self.raw.parameters(), lr=options.learning_rate)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
+        self.parts = {"model": self.raw, "ema": self.ema, "optimizer": self.optimizer, "scaler": self.scaler}
+
+    def inputs_at(self, dataset: Images, step: int, rows: range) -> Inputs:
+        return inputs_at(dataset, step, self.config, rows)
+
+    def start(self, inputs_at: Callable[[int], Inputs], step: int) -> None:
+        mode = self.config.training.compile
+        if mode != "no":
+            self.raw.compile(mode=mode)
+        self.shared = self.ranks.shared(self.raw)
+        if self.ranks.count > 1:
+            # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
+            # that the first step of a continued run sums as any other.
+            self._add_gradients(inputs_at(step), step)
+
+    def step(self, inputs: Inputs, step: int, rate: float) -> Step:
+        options = self.config.training
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        share = self._add_gradients(inputs, step)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip)
+        mine: list[float] = torch.stack([share, norm.to(share)]).tolist()
+        loss, norm_here = *self.ranks.sum(mine[0]), mine[1]
+        finite = math.isfinite(loss) and math.isfinite(norm_here)
+        if finite:
+            self.scaler.step(self.optimizer)
+            update_ema(self.ema, self.raw, options.ema_decay, step)
+        self.scaler.update()
+        return Step(finite, {"loss": loss, "gradient_norm": norm_here})
+
+    def draw(self, count: int) -> Tensor:
+        """By DDIM."""
+        data, options = self.config.data, self.config.training
+        return sample(
+            self.ema, range(count), (data.channels, data.size, data.size), config=self.config.diffusion,
+            sampler="ddim", steps=options.sample_steps, seed=options.seed,
+        )  # fmt: skip
+
+    def _add_gradients(self, inputs: Inputs, step: int) -> Tensor:
+        """Leaves the gradient of the batch's mean loss, scaled, in the parameters of every process; inputs go through
+        the network `micro_batch_size` at a time.
+
+        Returns:
+            This process's part of the mean loss: the parts of all add up to it.
+        """
+        options, network = self.config.training, self.shared
+        device, dtype = self.ranks.device, AUTOCAST[options.precision]
+        loss_here = torch.zeros((), device=device)
+        order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
+        parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
+        for part in parts:
+            x0, t, noise = (values.to(device, non_blocking=True) for values in part)
+            last = part is parts[-1]
+            with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion)
+                loss = loss * (len(x0) / options.batch_size)
+                self.scaler.scale(loss * self.ranks.count).backward()  # processes are averaged, not added
+            loss_here += loss.detach()
+        return loss_here

@@ -1,0 +1,80 @@
+"""What a run trains, as the loop of `trainer` sees it: networks, their state, and one step of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vmddpm.baselines.networks import Generator
+from vmddpm.evaluation.images import Images
+from vmddpm.model import VMDDPM
+from vmddpm.model.unet import UNet
+from vmddpm.training.checkpoints import Stateful
+from vmddpm.training.config import RunConfig
+from vmddpm.training.ranks import Ranks
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Network = VMDDPM | UNet | Generator
+I = TypeVar("I")
+
+
+class Step(NamedTuple):
+    """What became of a step.
+
+    Attributes:
+        finite: whether all losses and gradients were, so that the step was taken.
+        metrics: of the whole batch, "loss" and "gradient_norm" among them.
+    """
+
+    finite: bool
+    metrics: dict[str, float]
+
+
+class Learner(ABC, Generic[I]):
+    """Made anew, with weights from torch's global generator; the loop then loads the state of a run that goes on.
+
+    Args:
+        config: the run.
+        ranks: the processes that share each step: all make the same learner and call it in the same order.
+
+    Attributes:
+        raw, ema: the network that draws images, and its averaged copy.
+        parts: all that a checkpoint holds, by name.
+    """
+
+    raw: Network
+    ema: Network
+    parts: dict[str, Stateful]
+
+    @abstractmethod
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None: ...
+
+    @abstractmethod
+    def inputs_at(self, dataset: Images, step: int, rows: range) -> I:
+        """This process's rows of the inputs of a step, on the CPU. Called from a thread, a step ahead."""
+
+    @abstractmethod
+    def start(self, inputs_at: Callable[[int], I], step: int) -> None:
+        """Once, when the state is loaded: what must not count as training."""
+
+    @abstractmethod
+    def step(self, inputs: I, step: int, rate: float) -> Step:
+        """One step at this learning rate, with this process's rows; if anything is not finite, no weight changes."""
+
+    @abstractmethod
+    def draw(self, count: int) -> Tensor:
+        """Images 0 to count - 1 of the averaged weights, (count, C, size, size): the same noise at every step."""
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- decay ema + (1 - decay) model, over parameters and buffers; counters are copied."""
+    decay = min(decay, (1 + step) / (10 + step))
+    pairs = zip(ema.state_dict().values(), model.state_dict().values())
+    for average, value in pairs:
+        if average.is_floating_point():
+            average.lerp_(value, 1 - decay)
+        else:
+            average.copy_(value)
