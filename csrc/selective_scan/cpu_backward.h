@@ -46,7 +46,7 @@ VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, 
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     const V v = delta * a[s];
-    const V decay = kFirst ? v * V{} : decay_of<kRule>(v);
+    const V decay = kFirst ? zero_decayed<T>(v) : decay_of<kRule>(v);
     const V decayed = kFirst ? decay : decay * state[s];
     V input = drive * B[s];
     if constexpr (kRule == Rule::zero_order_hold) {

@@ -109,8 +109,8 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
       const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw, &slope) : raw;
       const Vec<T> v = delta * of.A[s];
       Vec<T> decay;
-      if (first && i == 0) {  // as `decayed` of cpu_common.h
-        decay = v * Vec<T>{};
+      if (first && i == 0) {
+        decay = zero_decayed<T>(v);
       } else {
         decay = decay_lanes(v);
       }

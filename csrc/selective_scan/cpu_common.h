@@ -1,6 +1,7 @@
 // What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
 #pragma once
 #include <initializer_list>
+#include <limits>
 #include <type_traits>
 
 #include "../common/math.h"
@@ -51,11 +52,17 @@ V decay_of(V v) {
   return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
 }
 
-// e^v state. A state that is zero needs no exponential: NaN and infinity come through the product. Where e^v may overflow
-// it is taken all the same, so that infinity times zero is what it is anywhere else.
-template <Rule kRule, bool kZero, typename V>
-V decayed(V v, V state) {
-  return kZero && kRule == Rule::decaying ? v * V{} : decay_of<kRule>(v) * state;
+// e^v times a state that is zero, without the exponential: zero, however fast it decays, and NaN where e^v is NaN or
+// infinite.
+template <typename T>
+Vec<T> zero_decayed(Vec<T> v) {
+  return at_least(v, std::numeric_limits<T>::lowest()) * Vec<T>{};
+}
+
+// e^v state, where kZero says that the state is zero. Where e^v may overflow it is taken all the same.
+template <typename T, Rule kRule, bool kZero>
+Vec<T> decayed(Vec<T> v, Vec<T> state) {
+  return kZero && kRule == Rule::decaying ? zero_decayed<T>(v) : decay_of<kRule>(v) * state;
 }
 
 // Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.

@@ -67,7 +67,7 @@ VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, cons
       input *= phi;
       state[s] = decay * state[s] + input;
     } else {
-      state[s] = decayed<kRule, kFirst>(v, state[s]) + input;
+      state[s] = decayed<T, kRule, kFirst>(v, state[s]) + input;
     }
     y[s & 1] += state[s] * C[s];
   }

@@ -40,7 +40,7 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
     prefetch(later.y + column);
     const Vec<T> x = load_lanes<T>(row.x + column), raw = load_lanes<T>(row.delta + column) + of.bias[block];
     const Vec<T> delta = kSoftplus ? softplus_lanes<T>(raw) : raw;
-    const Vec<T> h = decayed<Rule::decaying, kFirst>(delta * of.A[block], of.h[block]) + delta * x * B;
+    const Vec<T> h = decayed<T, Rule::decaying, kFirst>(delta * of.A[block], of.h[block]) + delta * x * B;
     of.h[block] = h;
     const Vec<T> y = of.D[block] * x + h * C;
     store_lanes<T>(row.y + column, kAdd ? load_lanes<T>(row.sum + column) + y : y);

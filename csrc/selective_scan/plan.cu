@@ -79,7 +79,8 @@ void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, in
     if (parts > 1 && plan.part < least) break;
     const int64_t whole = p.batch / plan.part, rest = p.batch % plan.part;
     double time = static_cast<double>(whole) * walk(plan.part) + (rest ? walk(rest) : 0);
-    time += static_cast<double>((whole + (rest > 0) - 1) * launches) * kLaunch;
+    const int64_t more = std::max<int64_t>(0, whole + (rest > 0) - 1);  // parts; an empty batch has none
+    time += static_cast<double>(more * launches) * kLaunch;
     cuts.push_back({plan, time, plan.part * numbers_of_image});
   }
 }

@@ -1,5 +1,6 @@
 """What holds beyond accuracy: layouts, determinism, extremes, empty inputs, partial gradients, errors."""
 
+import math
 import os
 import subprocess
 import sys
@@ -322,3 +323,28 @@ def test_dtype_of_the_accumulation(backend, wide):
     )
     assert last_state.dtype == (torch.float64 if wide < 5 else torch.float32)
     assert y.dtype == tensors[0].dtype
+
+
+@pytest.mark.parametrize(("dtype", "rate", "step"), [
+    (torch.float32, -1e30, 1e10), (torch.float32, -1e5, 1e34), (torch.float32, -1.0, float("inf")),
+    (torch.float32, float("nan"), 1.0), (torch.float64, -1e308, 10.0), (torch.bfloat16, -1e38, 200.0),
+])  # fmt: skip
+@pytest.mark.parametrize("states", [1, 3, 16])
+def test_a_state_that_decays_at_once(backend, dtype, rate, step, states):
+    """delta A beyond all numbers: the state before is gone, and neither it nor its absence leaves a NaN."""
+    if backend != "cpu" and not (math.isfinite(rate) and math.isfinite(step)):
+        pytest.skip("how far what is not finite spreads backward is a backend's own")
+    parameters = torch.float32 if dtype == torch.bfloat16 else dtype
+
+    def results(name):
+        u, delta = torch.ones(1, 20, 2, dtype=dtype), torch.full((1, 20, 2), step, dtype=dtype)
+        A, rows = torch.full((20, states), rate, dtype=parameters), torch.ones(1, states, 2, dtype=dtype)
+        leaves = [t.requires_grad_() for t in (u, delta, A, rows, rows.clone())]
+        y = vk.selective_scan(*leaves, backend=name)
+        return y, *torch.autograd.grad(y.sum(), leaves)
+
+    for ours, expected in zip(results(backend), results("reference")):
+        finite = expected.isfinite()
+        torch.testing.assert_close(ours[finite], expected[finite], rtol=2e-2, atol=0)
+        if backend == "cpu":
+            assert torch.equal(ours.isnan(), expected.isnan())
