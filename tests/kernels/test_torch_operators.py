@@ -13,6 +13,7 @@ import vmddpm_kernels as vk
 import vmddpm_kernels.flops
 from vmddpm_kernels.backends import BACKENDS, extension
 from vmddpm_kernels.compat.vmamba import selective_scan_fn
+from vmddpm_kernels.curves import route_names
 from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.ops.selective_scan import SelectiveScan, selective_scan_backward, selective_scan_forward
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
@@ -60,7 +61,8 @@ def test_opcheck_of_the_copies(compiled_backend, channel_first):
 def test_opcheck_of_routes():
     permutation = vk.patch_permutation(3, 4, seed=1)
     for code, order in itertools.product(range(4), (None, permutation)):
-        torch.library.opcheck(torch.ops.vmddpm.routes.default, (3, 4, code, order, "cpu"))
+        names = ",".join(route_names(code, 2))
+        torch.library.opcheck(torch.ops.vmddpm.routes.default, ((3, 4), names, order, "cpu"))
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
