@@ -9,6 +9,7 @@ from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 
+# Of one route `table` may be left out, which no type can tell: of several, that is a ValueError.
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
@@ -62,8 +63,8 @@ def cross_selective_scan(
         B, C: (B, K, L, N) input and output matrices of each pixel.
         D: (K, D) skip weight.
         delta_bias: (K, D).
-        table: (K, L) int32 from `routes`, or any table whose rows are permutations. Without it all routes run in
-            row-major order; of more than one route, that is a FutureWarning, and will be an error.
+        table: (K, L) int32 from `routes`, or any table whose rows are permutations. Required of more than one route;
+            a single route without it runs in row-major order.
         delta_softplus: apply softplus to delta + delta_bias (identity above 20). Give it: without it softplus is
             applied, with a FutureWarning, and later it will not be, as in `selective_scan`.
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
@@ -76,13 +77,19 @@ def cross_selective_scan(
         if x, delta, A, B or C is.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: naming the argument that does not fit, or the table that is missing.
     """
     if positions or names:
         raise misnamed("cross_selective_scan", positions, names)
     check_flag("return_last_state", return_last_state)
     check_axes("x", x, "B, L, D")
     inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
+    if table is None and check_axes("delta", delta, "B, K, L, D")[1] > 1:
+        inputs.check()  # a table in the place of another argument is told first
+        raise ValueError(
+            f"table is missing: the {int(delta.shape[1])} routes need their visit orders. Give table=routes(height, "
+            'width), with scans="unidi" for rows only, or any other (K, L) of visit orders'
+        )
     softplus = delta_softplus is None or check_flag("delta_softplus", delta_softplus)
     options = scan_options(softplus, check_discretization(discretization), False)
     y, last_state = scan(inputs, options, backend, last_state=return_last_state)
@@ -90,11 +97,6 @@ def cross_selective_scan(
         warn_of_change(
             "cross_selective_scan without delta_softplus applies softplus to delta, and later will not, as "
             "selective_scan; give delta_softplus=True or False"
-        )
-    if table is None and delta.shape[1] > 1:
-        warn_of_change(
-            f"cross_selective_scan without table runs all {delta.shape[1]} routes in row-major order, and later will "
-            "refuse to; give table=routes(height, width), or any other (K, L) of visit orders"
         )
     if not return_last_state:
         return y

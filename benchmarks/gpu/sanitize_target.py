@@ -7,6 +7,8 @@ import itertools
 import torch
 
 import vmddpm_kernels as vk
+from vmddpm_kernels.ops.selective_scan import scan as scan_operator
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STATES = (1, 5, 16, 40)
@@ -25,10 +27,8 @@ def scan(dtype: torch.dtype, states: int, shape: tuple[int, int, int, int], zoh:
                normal(batch, K, length, states), normal(K, dim), normal(K, dim)]  # fmt: skip
     h0 = normal(batch, K, dim, states)
     table = None if zoh else torch.stack([torch.randperm(length) for _ in range(K)]).int().to(device)
-    discretization = "zoh" if zoh else "mamba"
-    outputs = vk.cross_selective_scan(
-        *tensors, table, delta_softplus=True, initial_state=h0, return_last_state=True, discretization=discretization
-    )
+    inputs = ScanInputs(*tensors, h0, table)  # without a table too, which the public function needs
+    outputs = scan_operator(inputs, scan_options(True, zoh, False), None, last_state=True)
     finite(*outputs, *torch.autograd.grad(outputs, [*tensors, h0], [torch.ones_like(o) for o in outputs]))
 
 

@@ -50,9 +50,18 @@ def random_table(K, length, seed=0):
     return torch.stack([torch.randperm(length, generator=g) for _ in range(K)]).int().to(DEVICE)
 
 
-def operator(*tensors, **options):
+def rows(K, length, device=DEVICE):
+    """K routes in row-major order."""
+    return torch.arange(length, dtype=torch.int32, device=device).expand(K, -1)
+
+
+def operator(*tensors, table=None, **options):
+    """Along rows where no table is given."""
+    _, K, length, _ = tensors[1].shape
+    if table is None and K > 1:
+        table = rows(K, length, tensors[1].device)
     options = {"backend": BACKEND, "return_last_state": True, **options}
-    return vk.cross_selective_scan(*tensors[:7], initial_state=tensors[7], **options)
+    return vk.cross_selective_scan(*tensors[:7], table, initial_state=tensors[7], **options)
 
 
 def projection_weights(output, generator):

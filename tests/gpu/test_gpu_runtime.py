@@ -186,14 +186,14 @@ def test_two_streams_at_once():
 
 def test_a_stream_is_waited_for_by_what_follows_on_it():
     """The kernels run on the current stream: work queued there before and after them is in order."""
-    tensors = problem(4, 4, 300, 130, 8, torch.float32)
-    expected = operator(*tensors)[0] * 2
+    tensors, table = problem(4, 4, 300, 130, 8, torch.float32), random_table(4, 300)
+    expected = operator(*tensors, table=table)[0] * 2  # the check of the table waits, once
     late, stream = torch.full_like(tensors[0], float("nan")), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late.copy_(tensors[0])
-        y = operator(late, *tensors[1:])[0] * 2
+        y = operator(late, *tensors[1:], table=table)[0] * 2
     stream.synchronize()
     assert torch.equal(y, expected)
 

@@ -12,12 +12,15 @@ from gpu_cases import (
     problem,
     random_table,
     relative_error,
+    rows,
     run,
     strided,
 )
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import select
+from vmddpm_kernels.ops.selective_scan import scan
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 pytestmark = pytest.mark.gpu
 
@@ -70,7 +73,7 @@ def test_memory_of_another_order(dtype):
 def test_gradient_of_any_strides():
     x, delta, A, B, C, *_ = (t.requires_grad_() for t in problem(2, 2, 9, 5, 3, FLOAT32))
     leaves = (x, delta, A, B, C)
-    y = vk.cross_selective_scan(*leaves, backend=BACKEND)
+    y = vk.cross_selective_scan(*leaves, table=rows(2, 9), backend=BACKEND)
     dy = torch.randn(5, 9, 2, device=DEVICE).permute(2, 1, 0)
     got = torch.autograd.grad(y, leaves, dy, retain_graph=True)
     assert_equal_bits(got, torch.autograd.grad(y, leaves, dy.contiguous(), retain_graph=True))
@@ -83,20 +86,21 @@ def test_kinds_of_table():
     expected = operator(*tensors, table=table)
     assert_equal_bits(operator(*tensors, table=table.long()), expected)
     assert_equal_bits(operator(*tensors, table=table.t().contiguous().t()), expected)
-    in_order = torch.arange(30, dtype=torch.int32, device=DEVICE).expand(4, -1)
-    assert_equal_bits(operator(*tensors, table=in_order), operator(*tensors))
+    without = scan(ScanInputs(*tensors), scan_options(True, False, False), BACKEND, last_state=True)
+    assert_equal_bits(operator(*tensors, table=rows(4, 30)), without)
 
 
 def test_gradients_of_some():
     x, delta, A, B, C, D, bias, h0 = problem(2, 4, 40, 33, 4, FLOAT32)
     full = [t.clone().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
-    y = vk.cross_selective_scan(*full, backend=BACKEND)
+    table = rows(4, 40)
+    y = vk.cross_selective_scan(*full, table, backend=BACKEND)
     expected = torch.autograd.grad(y.sum(), full)
     with torch.no_grad():
-        assert torch.equal(vk.cross_selective_scan(*full, backend=BACKEND), y)
+        assert torch.equal(vk.cross_selective_scan(*full, table, backend=BACKEND), y)
     for i, leaf in enumerate(full):
         some = [leaf if i == j else t.detach() for j, t in enumerate(full)]
-        (got,) = torch.autograd.grad(vk.cross_selective_scan(*some, backend=BACKEND).sum(), leaf)
+        (got,) = torch.autograd.grad(vk.cross_selective_scan(*some, table, backend=BACKEND).sum(), leaf)
         assert torch.equal(got, expected[i])
     h0.requires_grad_()
     _, last = operator(x, delta, A, B, C, D, bias, h0)
@@ -166,7 +170,7 @@ def test_autocast_around_projections():
         delta, B, C = project(x).split([4 * 34, 4 * 8, 4 * 8], dim=-1)
         delta, B, C = (t.unflatten(2, (4, -1)).transpose(1, 2) for t in (delta, B, C))
         assert delta.dtype == torch.bfloat16
-        y = vk.cross_selective_scan(x.bfloat16(), delta, A, B, C, backend=BACKEND)
+        y = vk.cross_selective_scan(x.bfloat16(), delta, A, B, C, table=rows(4, 49), backend=BACKEND)
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     for parameter in (A, *project.parameters()):

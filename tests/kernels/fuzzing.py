@@ -108,13 +108,14 @@ def selective_scan_call(m):
 
 def cross_selective_scan(m):
     batch, routes, length, dim, states = (m.draw(s) for s in (sizes, few, sizes, sizes, few))
+    table = m.permutations(routes, length)
     parameter = m.draw(st.sampled_from([None, torch.float32]))
     return {
         "x": m.normal(batch, length, dim), "delta": m.normal(batch, routes, length, dim),
         "A": m.decay(routes, dim, states, dtype=parameter), "B": m.normal(batch, routes, length, states),
         "C": m.normal(batch, routes, length, states), "D": m.maybe(m.normal(routes, dim, dtype=parameter)),
         "delta_bias": m.maybe(m.normal(routes, dim, dtype=parameter)),
-        "table": m.maybe(m.permutations(routes, length)), "delta_softplus": m.draw(flag),
+        "table": table if routes > 1 else m.maybe(table), "delta_softplus": m.draw(flag),
         "discretization": m.draw(st.sampled_from(["mamba", "zoh"])),
         "initial_state": m.maybe(m.normal(batch, routes, dim, states)), "return_last_state": m.draw(flag),
         "backend": None,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulated import EMPTY, FILLED, use_emulation
 from oracle import relative_error, scan_loop
-from test_scan_accuracy import image_problem, run
+from test_scan_accuracy import image_problem, rows, run
 
 import vmddpm_kernels as vk
 
@@ -145,7 +145,7 @@ def test_small_shared_memory(monkeypatch, emulated_native):
     tensors = image_problem(1, 2, 40, 64, 16, torch.float32)
 
     def scan(*t):
-        return vk.cross_selective_scan(*t[:7], backend="cuda", discretization="zoh")
+        return vk.cross_selective_scan(*t[:7], rows(2, 40), backend="cuda", discretization="zoh")
 
     results = []
     for kilobytes in (227, 163, 99):

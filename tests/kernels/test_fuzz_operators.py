@@ -17,6 +17,7 @@ def scan(m):
     a = cross_selective_scan(m)
     if m.draw(st.booleans()) and a["x"].dim() == 3:  # images of their own
         a["x"] = m.normal(*a["delta"].shape)
+    a["table"] = m.maybe(a["table"])  # of several routes too
     names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "table", "delta_softplus")
     options = {"zoh": m.draw(st.booleans()), "channel_first": m.draw(st.booleans()), "backend": "cpu"}
     return {**{name: a[name] for name in names}, **options, "checkpoint": m.draw(st.booleans())}

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 
 import vmddpm_kernels as vk
 from vmddpm_kernels import interception
+from vmddpm_kernels.ops.selective_scan import scan
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 NAMES = {"vmddpm.selective_scan_forward.default", "vmddpm.cross_scan.default", "vmddpm.cross_merge.default"}
 
@@ -64,9 +66,17 @@ def scan_tensors(dtype=torch.float32, gradients=False):
     return [t.requires_grad_(gradients) for t in image_problem(2, 4, 12, 5, 3, dtype)[:7]]
 
 
+ROWS = vk.routes(3, 4, scans="unidi")
+
+
+def scan_rows(*tensors, backend):
+    """Along the rows of these images."""
+    return vk.cross_selective_scan(*tensors, table=ROWS, backend=backend)
+
+
 def call_all(backend):
     """Every operator once."""
-    vk.cross_selective_scan(*scan_tensors(), backend=backend)
+    scan_rows(*scan_tensors(), backend=backend)
     return vk.cross_merge(vk.cross_scan(torch.randn(1, 2, 3, 4), backend=backend).unflatten(3, (3, 4)), backend=backend)
 
 
@@ -97,9 +107,9 @@ def test_profiler(compiled_backend):
 def test_subclass(compiled_backend):
     tensors = scan_tensors()
     Wrapper.names.clear()
-    y = vk.cross_selective_scan(Wrapper(tensors[0]), *tensors[1:], backend=compiled_backend)
+    y = scan_rows(Wrapper(tensors[0]), *tensors[1:], backend=compiled_backend)
     assert Wrapper.names == {"vmddpm.selective_scan_forward.default"}
-    assert torch.equal(y, vk.cross_selective_scan(*tensors, backend=compiled_backend))
+    assert torch.equal(y, scan_rows(*tensors, backend=compiled_backend))
 
 
 @pytest.mark.parametrize("which", range(7))
@@ -108,12 +118,12 @@ def test_negated_view(compiled_backend, which):
     tensors = scan_tensors()
     negated = [torch._neg_view(-t) if i == which else t for i, t in enumerate(tensors)]
     assert negated[which].is_neg()
-    expected = vk.cross_selective_scan(*tensors, backend=compiled_backend)
-    assert torch.equal(vk.cross_selective_scan(*negated, backend=compiled_backend), expected)
+    expected = scan_rows(*tensors, backend=compiled_backend)
+    assert torch.equal(scan_rows(*negated, backend=compiled_backend), expected)
     grads = []
     for given, dy in ((tensors, -torch.ones_like(expected)), (negated, torch._neg_view(torch.ones_like(expected)))):
         leaves = [t.detach().requires_grad_() for t in given]
-        y = vk.cross_selective_scan(*leaves, backend=compiled_backend)
+        y = scan_rows(*leaves, backend=compiled_backend)
         grads.append(torch.autograd.grad(y, leaves, dy))
     assert all(torch.equal(a, b) for a, b in zip(*grads))
 
@@ -130,20 +140,20 @@ def test_zero_tensor(compiled_backend, which):
     tensors = scan_tensors()
     zeros = [torch._efficientzerotensor(t.shape) if i == which else t for i, t in enumerate(tensors)]
     tensors[which] = torch.zeros_like(tensors[which])
-    expected = vk.cross_selective_scan(*tensors, backend=compiled_backend)
-    assert torch.equal(vk.cross_selective_scan(*zeros, backend=compiled_backend), expected)
+    expected = scan_rows(*tensors, backend=compiled_backend)
+    assert torch.equal(scan_rows(*zeros, backend=compiled_backend), expected)
 
 
 def test_zero_tensor_as_the_gradient(compiled_backend):
     leaves = scan_tensors(gradients=True)
-    y = vk.cross_selective_scan(*leaves, backend=compiled_backend)
+    y = scan_rows(*leaves, backend=compiled_backend)
     for grad in torch.autograd.grad(y, leaves, torch._efficientzerotensor(y.shape)):
         assert torch.equal(grad, torch.zeros_like(grad))
 
 
 def test_functionalize(compiled_backend):
     def function(*tensors):
-        return vk.cross_selective_scan(*tensors, backend=compiled_backend).add_(1)
+        return scan_rows(*tensors, backend=compiled_backend).add_(1)
 
     tensors = scan_tensors()
     assert torch.equal(torch.func.functionalize(function)(*tensors), function(*tensors))
@@ -152,13 +162,13 @@ def test_functionalize(compiled_backend):
 def test_functionalized_tensors_outside_of_a_transform_are_refused(compiled_backend):
     wrapped = [torch._to_functional_tensor(t) for t in scan_tensors()]
     with pytest.raises(ValueError, match=r"has no memory for all of its elements: .* it wraps another tensor"):
-        vk.cross_selective_scan(*wrapped, backend=compiled_backend)
+        scan_rows(*wrapped, backend=compiled_backend)
 
 
 def test_make_fx(compiled_backend):
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    tensors = scan_tensors()
+    tensors = [*scan_tensors(), ROWS]
 
     def function(*tensors):
         return vk.cross_selective_scan(*tensors, backend=compiled_backend)
@@ -187,10 +197,7 @@ def test_forward_mode(compiled_backend, zoh, table):
     every = [torch.randn_like(t) for t in tensors]
 
     def operator(*t):
-        return vk.cross_selective_scan(
-            *t[:7], table, initial_state=t[7], return_last_state=True, backend=compiled_backend,
-            discretization="zoh" if zoh else "mamba",
-        )  # fmt: skip
+        return scan(ScanInputs(*t, table), scan_options(True, zoh, False), compiled_backend, last_state=True)
 
     def loop(*t):
         return scan_loop(*t, table=table, zoh=zoh)
@@ -212,7 +219,7 @@ def test_forward_mode_through_torch_func(compiled_backend):
     tangents = tuple(torch.randn_like(t) for t in tensors)
 
     def operator(*t):
-        return vk.cross_selective_scan(*t, backend=compiled_backend)
+        return scan_rows(*t, backend=compiled_backend)
 
     y, found = torch.func.jvp(operator, tuple(tensors), tangents)
     assert torch.equal(y, operator(*tensors))
@@ -235,7 +242,7 @@ def test_forward_over_reverse_is_refused(compiled_backend):
     tensors = scan_tensors()
     with forward_ad.dual_level():
         leaf = forward_ad.make_dual(tensors[0].requires_grad_(), torch.ones_like(tensors[0]))
-        y = vk.cross_selective_scan(leaf, *tensors[1:], backend=compiled_backend)
+        y = scan_rows(leaf, *tensors[1:], backend=compiled_backend)
         with pytest.raises(RuntimeError, match="backend='reference'"):
             torch.autograd.grad(y.square().sum(), leaf)
 
@@ -315,12 +322,12 @@ def test_dtensor_is_refused(backend):
     local = [t.to_local() for t in rest]
     for first, others in ((x, rest), (x, local), (x.to_local(), [rest[0], *local[1:]])):
         with pytest.raises(TypeError, match=r"(x|delta) must not be a DTensor.*to_local\(\)"):
-            vk.cross_selective_scan(first, *others, backend=backend)
+            scan_rows(first, *others, backend=backend)
     with pytest.raises(TypeError, match=r"x must not be a DTensor.*to_local\(\)"):
         vk.cross_scan(distribute_tensor(torch.zeros(1, 2, 3, 4), mesh, [Replicate()]), backend=backend)
     assert torch.equal(
-        vk.cross_selective_scan(x.to_local(), *local, backend=backend),
-        vk.cross_selective_scan(*scan_tensors(), backend=backend),
+        scan_rows(x.to_local(), *local, backend=backend),
+        scan_rows(*scan_tensors(), backend=backend),
     )
 
 
@@ -331,9 +338,9 @@ def test_a_torch_that_cannot_tell(monkeypatch, compiled_backend):
         call_all(compiled_backend)
     assert seen.names >= NAMES
     leaves = scan_tensors(gradients=True)
-    ours = torch.autograd.grad(vk.cross_selective_scan(*leaves, backend=compiled_backend).sum(), leaves)
+    ours = torch.autograd.grad(scan_rows(*leaves, backend=compiled_backend).sum(), leaves)
     monkeypatch.undo()
-    direct = torch.autograd.grad(vk.cross_selective_scan(*leaves, backend="cpu").sum(), leaves)
+    direct = torch.autograd.grad(scan_rows(*leaves, backend="cpu").sum(), leaves)
     for a, b in zip(ours, direct):
         torch.testing.assert_close(a, b)
 
@@ -405,7 +412,8 @@ def test_first_calls_of_two_threads_behind_an_import_hook():
         "builtins.__import__ = slow\n"
         "def call():\n"
         "    r = torch.randn\n"
-        "    vk.cross_selective_scan(r(1, 6, 2), r(1, 4, 6, 2), -r(4, 2, 3).abs(), r(1, 4, 6, 3), r(1, 4, 6, 3))\n"
+        "    B, C = r(1, 4, 6, 3), r(1, 4, 6, 3)\n"
+        "    vk.cross_selective_scan(r(1, 6, 2), r(1, 4, 6, 2), -r(4, 2, 3).abs(), B, C, table=vk.routes(2, 3))\n"
         "threads = [threading.Thread(target=call) for _ in range(2)]\n"
         "[t.start() for t in threads]\n"
         "[t.join() for t in threads]\n"

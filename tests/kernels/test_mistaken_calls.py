@@ -52,8 +52,8 @@ def step():
         (lambda: selective_state_update(*step(), None, None, None, True), EXTRA),
         (lambda: vk.cross_merge(torch.randn(1, 4, 2, 6)), r"as cross_scan returns it, give size=\(height, width\)"),
         (lambda: vk.cross_merge(torch.randn(1, 4, 2, 6), size=(2, 2)), r"size is \(2, 2\), 4 pixels; y has 6"),
-        (lambda: vk.cross_merge(torch.randn(1, 4, 2, 6), size=6), r"size must be \(height, width\), got 6"),
-        (lambda: vk.cross_merge(torch.randn(1, 4, 2, 2, 3), size=(2, 3)), r"y must have shape \(B, 4, C, L\)"),
+        (lambda: vk.cross_merge(torch.randn(1, 4, 2, 6), size=6), r"size must be \(height, width\), or .*, got 6"),
+        (lambda: vk.cross_merge(torch.randn(1, 4, 2, 2, 3), size=(2, 3)), r"y must have shape \(B, K, C, L\)"),
     ],
 )  # fmt: skip
 def test_a_mistaken_call_is_told_what_to_write(call, words):
@@ -72,20 +72,53 @@ def test_softplus_that_is_not_said_is_applied_with_a_warning():
         selective_scan(*sequence())
 
 
-def test_several_routes_without_a_table_are_warned_of():
-    tensors, rows = image(4), torch.arange(6, dtype=torch.int32).repeat(4, 1)
-    with pytest.warns(FutureWarning, match=r"runs all 4 routes in row-major order.*give table=routes\(height, width\)"):
-        y = cross_selective_scan(*tensors, delta_softplus=True)
+NO_TABLE = r'table is missing: the 4 routes .*table=routes\(height, width\), with scans="unidi" for rows only, or any '
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_several_routes_need_a_table(backend):
+    """Before anything is computed; a single route needs none."""
+    options = {"delta_softplus": True, "backend": backend}
+    with pytest.raises(ValueError, match=NO_TABLE):
+        cross_selective_scan(*image(), **options)
     with warnings.catch_warnings(action="error"):
-        torch.testing.assert_close(y, cross_selective_scan(*tensors, table=rows, delta_softplus=True))
-        cross_selective_scan(*image(1), delta_softplus=True)
+        y = cross_selective_scan(*image(), table=vk.routes(2, 3, scans="unidi"), **options)
+        assert y.shape == (2, 6, 4)
+        tensors, row = image(1), torch.arange(6, dtype=torch.int32)[None]
+        y = cross_selective_scan(*tensors, **options)
+        torch.testing.assert_close(y, cross_selective_scan(*tensors, table=row, **options))
 
 
-def test_calls_that_leave_both_out_compile_as_one_graph():
-    compiled = torch.compile(lambda *t: cross_selective_scan(*t), fullgraph=True, backend="eager")
-    tensors = image()
-    with warnings.catch_warnings(action="ignore"):
-        torch.testing.assert_close(compiled(*tensors), cross_selective_scan(*tensors))
+def test_the_operator_takes_several_routes_without_a_table():
+    y, *_ = torch.ops.vmddpm.selective_scan_forward(
+        *(tensors := image()), *[None] * 4, True, False, False, "cpu", False
+    )
+    rows = vk.routes(2, 3, scans="unidi")
+    torch.testing.assert_close(y, cross_selective_scan(*tensors, table=rows, delta_softplus=True))
+
+
+def test_compiled_calls_need_a_table_too():
+    def function(*tensors):
+        return cross_selective_scan(*tensors)  # of delta_softplus nothing is said in a graph
+
+    for dynamic in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="eager")
+        with warnings.catch_warnings(action="ignore"):
+            torch.testing.assert_close(compiled(*(tensors := image(1))), function(*tensors))
+        with pytest.raises(Exception, match=NO_TABLE):
+            compiled(*image())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traced_calls_need_a_table_too():
+    def function(*tensors):
+        return cross_selective_scan(*tensors, delta_softplus=True)
+
+    tensors = image(1)
+    torch.testing.assert_close(torch.jit.trace(function, tensors)(*tensors), function(*tensors))
+    with pytest.raises(ValueError, match=NO_TABLE):
+        torch.jit.trace(function, image())
 
 
 @pytest.mark.parametrize("in_first", [True, False])

@@ -22,6 +22,11 @@ def image_problem(batch, K, length, dim, states, dtype, seed=0):
     return x, delta, A, B, C, normal(K, dim), normal(K, dim), normal(batch, K, dim, states)
 
 
+def rows(K, length):
+    """K routes in row-major order, (K, L)."""
+    return torch.arange(length, dtype=torch.int32).expand(K, -1)
+
+
 def run(tensors, function):
     """Outputs and gradients of a fixed random projection of them."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]

@@ -10,14 +10,22 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from oracle import relative_error
-from test_scan_accuracy import image_problem, run
+from test_scan_accuracy import image_problem, rows, run
 
 import vmddpm_kernels as vk
-from vmddpm_kernels.scan_inputs import ScanInputs
+from vmddpm_kernels.ops.selective_scan import scan
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 
 def operator(*t, **options):
-    return vk.cross_selective_scan(*t[:7], initial_state=t[7], return_last_state=True, **options)
+    """Along rows."""
+    _, K, length, _ = t[1].shape
+    return vk.cross_selective_scan(*t[:7], rows(K, length), initial_state=t[7], return_last_state=True, **options)
+
+
+def along(table, *t, backend, zoh=False):
+    """What the public functions reduce to, where several routes may go without a table."""
+    return scan(ScanInputs(*t, table), scan_options(True, zoh, False), backend, last_state=True)
 
 
 def strided(t):
@@ -38,7 +46,7 @@ def test_any_strides(backend):
 def test_gradient_of_any_strides(backend):
     """A transposed or expanded incoming gradient is read as it stands."""
     x, delta, A, B, C, *_ = (t.requires_grad_() for t in image_problem(2, 2, 9, 5, 3, torch.float32))
-    y = vk.cross_selective_scan(x, delta, A, B, C, backend=backend)
+    y = vk.cross_selective_scan(x, delta, A, B, C, table=rows(2, 9), backend=backend)
     dy = torch.randn(5, 9, 2)
     got = torch.autograd.grad(y, (x, delta, A, B, C), dy.permute(2, 1, 0), retain_graph=True)
     want = torch.autograd.grad(y, (x, delta, A, B, C), dy.permute(2, 1, 0).contiguous(), retain_graph=True)
@@ -83,6 +91,14 @@ def test_order_of_pixels_is_only_an_order(backend):
         backend=backend,
     )  # fmt: skip
     torch.testing.assert_close(shuffled, y[:, order])
+
+
+@pytest.mark.parametrize("states", [1, 4])
+def test_no_table_is_one_of_rows(backend, states):
+    tensors = image_problem(2, 3, 9, 5, states, torch.float32)
+    with_rows = run(tensors, lambda *t: operator(*t, backend=backend))
+    for ours, expected in zip(run(tensors, lambda *t: along(None, *t, backend=backend)), with_rows):
+        assert torch.equal(ours, expected)
 
 
 def test_extremes_stay_finite(backend):
@@ -134,7 +150,7 @@ def test_growing_states(backend):
     tensors = (x, delta.abs() * 0.1, torch.where(torch.arange(9) == 4, -A, A), B, C)
 
     def growing(backend):
-        return lambda *t: (vk.cross_selective_scan(*t, delta_softplus=False, backend=backend),)
+        return lambda *t: (vk.cross_selective_scan(*t, table=rows(2, 40), delta_softplus=False, backend=backend),)
 
     exact = run([t.double() for t in tensors], growing("reference"))
     for value, expected in zip(run(tensors, growing(backend)), exact):
@@ -158,11 +174,12 @@ def test_empty_inputs(backend, shape):
 def test_only_some_gradients_are_asked_for():
     x, delta, A, B, C, D, bias, h0 = image_problem(1, 2, 9, 3, 2, torch.float32)
     C.requires_grad_()
-    vk.cross_selective_scan(x, delta, A, B, C, D, bias).sum().backward()
+    table = rows(2, 9)
+    vk.cross_selective_scan(x, delta, A, B, C, D, bias, table).sum().backward()
     assert C.grad is not None
     assert x.grad is None
     h0.requires_grad_()
-    _, last = vk.cross_selective_scan(x, delta, A, B, C, initial_state=h0, return_last_state=True)
+    _, last = vk.cross_selective_scan(x, delta, A, B, C, table=table, initial_state=h0, return_last_state=True)
     last.sum().backward()  # y takes no part
     assert torch.isfinite(h0.grad).all()
 
@@ -220,9 +237,8 @@ def test_cpu_agrees_with_reference_on_any_shape(batch, K, length, dim, states, z
     batch = min(batch, 3)
     tensors = image_problem(batch, K, length, dim, states, torch.float64, seed=length)
     table = torch.stack([torch.randperm(length) for _ in range(K)]).int() if with_table else None
-    options = {"table": table, "discretization": "zoh" if zoh else "mamba"}
-    cpu = run(tensors, lambda *t: operator(*t, backend="cpu", **options))
-    reference = run(tensors, lambda *t: operator(*t, backend="reference", **options))
+    cpu = run(tensors, lambda *t: along(table, *t, zoh=zoh, backend="cpu"))
+    reference = run(tensors, lambda *t: along(table, *t, zoh=zoh, backend="reference"))
     for a, b in zip(cpu, reference):
         assert a.shape == b.shape
         assert relative_error(a, b) < 1e-12
@@ -231,14 +247,13 @@ def test_cpu_agrees_with_reference_on_any_shape(batch, K, length, dim, states, z
 VARIANT = """
 import torch, vmddpm_kernels as vk
 from test_scan_accuracy import image_problem, run
+from test_scan_behaviour import along
 assert {isa!r} in vk.backends()["cpu"].detail, vk.backends()["cpu"].detail
-def operator(*t, **options):
-    return vk.cross_selective_scan(*t[:7], initial_state=t[7], return_last_state=True, **options)
 for dtype, bound in ((torch.float32, 2e-6), (torch.float64, 1e-13), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
-    for states, zoh in ((1, "mamba"), (16, "mamba"), (7, "zoh")):
+    for states, zoh in ((1, False), (16, False), (7, True)):
         tensors = image_problem(2, 2, 70, 19, states, dtype)
         cpu, exact = (
-            run(t, lambda *t: operator(*t, backend=b, discretization=zoh))
+            run(t, lambda *t: along(None, *t, backend=b, zoh=zoh))
             for b, t in (("cpu", tensors), ("reference", [t.double() for t in tensors])))
         for a, e in zip(cpu, exact):
             assert (a - e).norm() <= bound * e.norm(), (dtype, states, zoh)
@@ -319,7 +334,7 @@ def test_dtype_of_the_accumulation(backend, wide):
     tensors = list(image_problem(1, 2, 5, 3, 2, torch.float32))
     tensors[wide] = tensors[wide].double()
     y, last_state = vk.cross_selective_scan(
-        *tensors[:7], initial_state=tensors[7], return_last_state=True, backend=backend
+        *tensors[:7], rows(2, 5), initial_state=tensors[7], return_last_state=True, backend=backend
     )
     assert last_state.dtype == (torch.float64 if wide < 5 else torch.float32)
     assert y.dtype == tensors[0].dtype

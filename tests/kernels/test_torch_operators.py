@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
-from test_scan_accuracy import image_problem
+from test_scan_accuracy import image_problem, rows
 from torch.utils.flop_counter import FlopCounterMode
 
 import vmddpm_kernels as vk
 import vmddpm_kernels.flops
 from vmddpm_kernels.backends import BACKENDS, extension
 from vmddpm_kernels.compat.vmamba import selective_scan_fn
+from vmddpm_kernels.curves import route_names
 from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.ops.selective_scan import SelectiveScan, selective_scan_backward, selective_scan_forward
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
@@ -60,7 +61,8 @@ def test_opcheck_of_the_copies(compiled_backend, channel_first):
 def test_opcheck_of_routes():
     permutation = vk.patch_permutation(3, 4, seed=1)
     for code, order in itertools.product(range(4), (None, permutation)):
-        torch.library.opcheck(torch.ops.vmddpm.routes.default, (3, 4, code, order, "cpu"))
+        names = ",".join(route_names(code, 2))
+        torch.library.opcheck(torch.ops.vmddpm.routes.default, ((3, 4), names, order, "cpu"))
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
@@ -81,7 +83,7 @@ def test_flops(compiled_backend):
     tensors = [t.requires_grad_() for t in image_problem(batch, K, length, dim, states, torch.float32)[:7]]
     steps = batch * K * length * dim
     with FlopCounterMode(display=False) as counter:
-        y = vk.cross_selective_scan(*tensors, backend=compiled_backend)
+        y = vk.cross_selective_scan(*tensors, rows(K, length), backend=compiled_backend)
     assert counter.get_total_flops() == 9 * steps * states + steps
     with FlopCounterMode(display=False) as counter:
         y.backward(torch.ones_like(y))
@@ -126,7 +128,7 @@ def test_flops_of_a_traced_model_are_those_of_vmamba():
 def test_profiler_names():
     tensors = [t.requires_grad_() for t in image_problem(1, 4, 12, 5, 3, torch.float32)[:7]]
     with torch.profiler.profile() as profile:
-        vk.cross_selective_scan(*tensors).sum().backward()
+        vk.cross_selective_scan(*tensors, vk.routes(3, 4)).sum().backward()
         vk.cross_merge(vk.cross_scan(torch.zeros(1, 2, 3, 4)).unflatten(3, (3, 4)))
     names = {event.key for event in profile.key_averages()}
     wanted = {"selective_scan_forward", "selective_scan_backward", "cross_scan", "cross_merge"}
@@ -139,7 +141,8 @@ def test_torch_func(compiled_backend):
     delta, A, B, C = rest
 
     def loss(x, delta, A, B, C):
-        y = vk.cross_selective_scan(x[None], delta[None], A, B[None], C[None], backend=compiled_backend)
+        image = x[None], delta[None], A, B[None], C[None]
+        y = vk.cross_selective_scan(*image, table=rows(2, 9), backend=compiled_backend)
         return y.square().sum()
 
     batched = torch.func.vmap(torch.func.grad(loss), in_dims=(0, 0, None, 0, 0))(x, delta, A, B, C)
@@ -151,7 +154,7 @@ def test_torch_func(compiled_backend):
 
 def test_backward_twice(compiled_backend):
     tensors = [t.requires_grad_() for t in image_problem(2, 2, 9, 5, 4, torch.float32)[:7]]
-    y = vk.cross_selective_scan(*tensors, backend=compiled_backend).square().sum()
+    y = vk.cross_selective_scan(*tensors, rows(2, 9), backend=compiled_backend).square().sum()
     first = torch.autograd.grad(y, tensors, retain_graph=True)
     second = torch.autograd.grad(y, tensors)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
@@ -198,7 +201,9 @@ def test_half_precision_extremes_under_autocast(backend, dtype):
     A, D, bias = A.requires_grad_(), (D * 1e-2).requires_grad_(), bias.requires_grad_()
     x.requires_grad_()
     with torch.autocast("cpu", dtype):
-        y, last_state = vk.cross_selective_scan(x, delta, A, B, C, D, bias, return_last_state=True, backend=backend)
+        y, last_state = vk.cross_selective_scan(
+            x, delta, A, B, C, D, bias, rows(4, 30), return_last_state=True, backend=backend
+        )
     assert (y.dtype, last_state.dtype) == (dtype, torch.float32)
     y.float().mean().backward()
     assert all(torch.isfinite(t).all() for t in (y, last_state, x.grad, A.grad, D.grad, bias.grad))

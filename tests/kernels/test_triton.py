@@ -167,7 +167,7 @@ def test_every_plan_that_a_search_tries(backward, monkeypatch):
     ))  # fmt: skip
     choices = iter(tried)
     for _ in tried:
-        check_routes((1, 2, 9, 12, 6), FLOAT32, None)
+        check_routes((1, 2, 9, 12, 6), FLOAT32, random_table(2, 9))
 
 
 def test_search(monkeypatch):

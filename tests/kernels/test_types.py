@@ -14,8 +14,8 @@ from vmddpm_kernels import BackendStatus, backends, cross_scan, cross_selective_
 from vmddpm_kernels.compat.mamba_ssm import selective_scan_fn
 
 x = torch.zeros(1, 4, 2)
-y: Tensor = cross_selective_scan(x, x, x, x, x)
-z, state = cross_selective_scan(x, x, x, x, x, return_last_state=True)
+y: Tensor = cross_selective_scan(x, x, x, x, x, table=routes(2, 2))
+z, state = cross_selective_scan(x, x, x, x, x, table=routes(2, 2), return_last_state=True)
 u: Tensor = selective_scan(x, x, x, x, x)
 v, last = selective_scan(x, x, x, x, x, return_last_state=True)
 w: Tensor = selective_scan_fn(x, x, x, x, x, None, None, None, True)
@@ -26,7 +26,7 @@ WRONG = {
     "x.no_such_method()": "attr-defined",
     "torch.not_a_function(x)": "attr-defined",
     "size: str = x.shape[0]": "assignment",
-    "pair: tuple[Tensor, Tensor] = cross_selective_scan(x, x, x, x, x)": "assignment",
+    "pair: tuple[Tensor, Tensor] = cross_selective_scan(x, x, x, x, x, table=routes(2, 2))": "assignment",
 }
 
 

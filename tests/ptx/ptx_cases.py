@@ -11,7 +11,9 @@ from test_scan_accuracy import image_problem, run
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.routes import RouteOrder
+from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 STATES = (1, 2, 3, 4, 5, 8, 16, 17, 33, 64)
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 65, 77, 100, 150, 200, 300)
@@ -143,8 +145,9 @@ class Case:
             x, delta, B, C = (_offset(t, by) for t, by in zip((x, delta, B, C), self.offsets))
             if not self.channel_last:
                 x, delta = (t.transpose(-1, -2) for t in (x, delta))
-            result = vk.cross_selective_scan(x, delta, A, B, C, D, bias, self._table(), initial_state=h0, **options)
-            return (result,) if self.bare else result
+            inputs = ScanInputs(x, delta, A, B, C, D, bias, h0, self._table())  # the public function needs a table
+            y, last = scan(inputs, scan_options(self.softplus, self.zoh, False), backend, last_state=not self.bare)
+            return (y,) if self.bare else (y, last)
 
         def sequences(t: torch.Tensor) -> torch.Tensor:  # (B, K, L, C) -> (B, L, K C) or (B, K C, L)
             t = t.transpose(1, 2).flatten(2)
