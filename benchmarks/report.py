@@ -16,7 +16,7 @@ from benchmarks.results import Record, load
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 DIRECTIONS = {"forward_backward": "forward + backward", "ddim_step": "DDIM step", "training_step": "training step"}
-IN_README = ("cross_selective_scan", "without_kernels")
+IN_README = ("cross_selective_scan", "cross_scan", "cross_merge", "without_kernels")
 
 
 def markdown(data: Record) -> list[str]:

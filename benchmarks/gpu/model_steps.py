@@ -39,11 +39,12 @@ class ModelStep:
 
 
 def all_steps(device: str) -> Iterator[ModelStep]:
-    """The most telling first. A graph repeats the visit orders that it captured, so that only ordered routes are
-    replayed; without a GPU there is none to rehearse."""
+    """The most telling first: what a program would do is a replayed graph whose every replay has new visit orders.
+    Without a GPU there is no graph to rehearse."""
     for dtype in (torch.bfloat16, torch.float32) if device == "cuda" else (torch.bfloat16,):
         for step in (TRAINING, DDIM):
             if device == "cuda":
+                yield ModelStep(step, "graph", True, dtype)
                 yield ModelStep(step, "graph", False, dtype)
             yield ModelStep(step, "eager", True, dtype)
         yield from (ModelStep(step, "eager", False, dtype) for step in (TRAINING, DDIM))
@@ -61,6 +62,7 @@ class Work:
         torch.manual_seed(0)
         self.case, self.images, self.noise = case, images, torch.randn_like(images)
         self.t = torch.full(images.shape[:1], 500, device=images.device)
+        self.taken = torch.zeros((), dtype=torch.int64, device=images.device)  # steps: each has visit orders of its own
         shuffle = {"regeneration": case.shuffled}
         with images.device:  # where its weights are drawn sooner
             self.model = VMDDPM(ModelConfig(**{**vars(config), **shuffle}))
@@ -71,7 +73,9 @@ class Work:
 
     def noise_of(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.case.dtype, enabled=self.case.dtype != torch.float32):
-            return self.predict(x, self.t, order_key=(0, 0))
+            noise = self.predict(x, self.t, order_key=(0, self.taken))
+        self.taken.add_(1)
+        return noise
 
     def train(self) -> Tensor:
         noisy = LEVEL**0.5 * self.images + (1 - LEVEL) ** 0.5 * self.noise
