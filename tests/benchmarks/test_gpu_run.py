@@ -150,6 +150,8 @@ def test_a_rival_that_is_still_compiled(monkeypatch, tmp_path):
     """It is ended before the others are timed, and they are measured all the same."""
     programs = {"VMamba": "echo 'VMamba: built in 3 s'", "mamba": "echo compiling; exec sleep 1000"}
     compiling = [start(["sh", "-c", program], tmp_path / name, 100) for name, program in programs.items()]
+    while not all((tmp_path / name).read_text().count("\n") > 1 for name in programs):
+        time.sleep(0.05)
 
     def measured(group, folder, seconds, dry_run):
         assert not any(running.going() for running in compiling)
