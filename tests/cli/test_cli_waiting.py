@@ -13,7 +13,7 @@ from vmddpm.cli.waiting import sleep_while_waiting
 
 
 @pytest.mark.parametrize(
-    ("chosen", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_waiting_threads_sleep_unless_the_user_chose(chosen, spins):
     own = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
@@ -33,4 +33,4 @@ def test_a_runtime_that_is_loaded_is_left_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert "torch" in sys.modules
     sleep_while_waiting()
-    assert "OMP_WAIT_POLICY" not in os.environ
+    assert "GOMP_SPINCOUNT" not in os.environ
