@@ -259,7 +259,8 @@ def _radiomic_doubts(frd: RadiomicDistance | None) -> list[str]:
     if frd is None:
         return []
     doubts = [
-        f"{name} without radiomic features, which are left out of the FRD: {undefined}; look for images of one grey level"
+        f"{name} without radiomic features, which are left out of the FRD: {undefined}; look for images of one grey "
+        "level"
         for name, undefined in (("real images", frd.undefined_real), ("samples", frd.undefined_synthetic))
         if undefined
     ]
