@@ -9,8 +9,8 @@ OUT ?= runs/demo
 BIN := .venv/bin
 # A test process a core, each with one thread of its own.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
-# Packages that bring medical images, which the nightly tests read beside those of the packages that are needed anyway.
-SAMPLES := pydicom-data dipy scikit-image
+# Packages for the nightly tests alone: those that bring medical images, and the extra radiomics.
+SAMPLES := pydicom-data dipy scikit-image frd-score pyradiomics-bhklab
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 # For `make lock`: what the packages and their build need, without torch.
 COMPILE := build/lock/bin/uv pip compile pyproject.toml build/lock/build.txt -c constraints.txt --universal \

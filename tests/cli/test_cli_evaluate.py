@@ -39,7 +39,7 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_evaluate(run, capsys):
+def test_evaluate(run, capsys, monkeypatch):
     torch.jit.script(random_convolutions()).save(str(run / "features.pt"))
     evaluate = ["evaluate", "--run", run / "run", "--samples", run / "samples", "--out", run / "out",
                 "--extractor.size", 32, "--metrics.kid_subsets", 5]  # fmt: skip
@@ -56,6 +56,11 @@ def test_evaluate(run, capsys):
     assert np.asarray(Image.open(run / "out" / "closest.png")).std() > 10
 
     random = [*evaluate, "--extractor.path", "random"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "radiomics", None)
+        patch.setattr("vmddpm.data.SliceDataset", None)  # images are not decoded
+        assert main([str(w) for w in (*random, "--metrics.radiomics", 50)]) == 1
+    assert 'pip install ".[radiomics]"' in capsys.readouterr().err
     assert main([str(w) for w in (*random, "--metrics.device", "cuda:99")]) == 1
     assert "use cpu or auto" in capsys.readouterr().err
     (run / "in_memory").mkdir()

@@ -11,6 +11,7 @@ from vmddpm.evaluation.evaluate import (
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
 from vmddpm.evaluation.images import SampleFolder
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
+from vmddpm.evaluation.radiomics import load_radiomics
 
 __all__ = [
     "Extractor",
@@ -24,5 +25,6 @@ __all__ = [
     "describe_result",
     "evaluate",
     "load_extractor",
+    "load_radiomics",
     "projected_frechet_distance",
 ]

@@ -22,10 +22,18 @@ from vmddpm.evaluation.kid import LEAST as KID_LEAST
 from vmddpm.evaluation.kid import kernel_distance
 from vmddpm.evaluation.memorisation import COPY, draw_closest, find_copies, summary
 from vmddpm.evaluation.neighbours import precision_and_recall, share_among
+from vmddpm.evaluation.radiomics import PACKAGES as RADIOMICS_PACKAGES
+from vmddpm.evaluation.radiomics import (
+    RadiomicDistance,
+    RadiomicFeatures,
+    load_radiomics,
+    radiomic_distance,
+    radiomic_features,
+)
 from vmddpm.files import flush, written_whole
 
 NOISE_IMAGES = 64
-_PACKAGES = ("vmddpm", "torch", "numpy", "pillow")
+_PACKAGES = ("vmddpm", "torch", "numpy", "pillow", *RADIOMICS_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class MetricsConfig:
     copy_threshold: float = COPY
     """A sample is a copy if it is nearer to a training image than this share of that one's distance to a real image."""
 
+    radiomics: int = 0
+    """Images of each side, spread evenly over it, whose Fréchet Radiomic Distance is computed too; 0 leaves it out. It
+    takes some tenths of a second an image, and the extra "radiomics"."""
+
     batch_size: int = 32
     """Images that the extractor sees at a time."""
 
@@ -61,6 +73,8 @@ class MetricsConfig:
         for name in ("kid_subsets", "kid_subset_size", "neighbours", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.radiomics < 0 or self.radiomics == 1:
+            raise InputError(f"metrics.radiomics is {self.radiomics}; it must be 0, or a number of images from 2 on")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"metrics.seed is {self.seed}; it must be from 0 to below 2^63")
         if not 0 < self.copy_threshold < 1:
@@ -75,6 +89,7 @@ class RealImages:
     features: ImageFeatures
     gaussian: Gaussian
     held_out: ImageFeatures | None
+    radiomics: RadiomicFeatures | None
 
 
 def check_images(
@@ -114,9 +129,11 @@ def describe_real(
     """Features of the training images, which the samples are compared with, and of held-out ones if there are any.
 
     Raises:
-        InputError: if the images do not do: too few or of different shapes, before anything is computed; features that
-            are not finite, or all the same.
+        InputError: if the images do not do: too few or of different shapes, or packages are missing, before anything
+            is computed; features that are not finite, or all the same.
     """
+    if config.radiomics:
+        load_radiomics()
     shape = tuple(training[0].shape) if len(training) else ()
     check_images(training, "real images", shape, config)
     if held_out is not None:
@@ -130,7 +147,8 @@ def describe_real(
             f"all {gaussian.count} real images have the same features: they are constant or copies of one image, or "
             "the extractor's value range is wrong"
         )
-    return RealImages(training, described, gaussian, others)
+    radiomics = _radiomics(training, config, "real images", progress)
+    return RealImages(training, described, gaussian, others, radiomics)
 
 
 def evaluate(
@@ -147,6 +165,11 @@ def evaluate(
         InputError: as in `describe_real`, of the samples.
     """
     check_images(samples, "samples", tuple(real.training[0].shape), config)
+    if (real.radiomics is not None) != bool(config.radiomics):
+        raise InputError(
+            f"metrics.radiomics is {config.radiomics}, but the real images were described with another; give both the "
+            "same configuration"
+        )
     extractor.to(choose_device(config.device))
     described = _describe(samples, extractor, config, "samples", True, progress)
     gaussian = fit_gaussian(described.features, "samples")
@@ -158,11 +181,16 @@ def evaluate(
     noise = describe_images(_noise(samples[0].shape, config), extractor, batch_size=config.batch_size)
     precision_of_noise = share_among(noise.features, real.features.features, config.neighbours)
     memorisation = find_copies(described, real.features, real.held_out)
+    radiomics = _radiomics(samples, config, "samples", progress)
+    frd = None if real.radiomics is None or radiomics is None else radiomic_distance(
+        real.radiomics, radiomics, config.seed
+    )  # fmt: skip
     result: dict[str, Any] = {
         "distance": extractor.name,
         "value": frechet_distance(real.gaussian, gaussian),
         "floor": frechet_floor(real.gaussian, gaussian.count, config.seed),
         "kid": kid._asdict(),
+        "frd": None if frd is None else frd._asdict(),
         "precision": precision,
         "precision_of_noise": precision_of_noise,
         "recall": recall,
@@ -172,7 +200,7 @@ def evaluate(
         "n_synthetic": gaussian.count,
         "dimensions": len(gaussian.mean),
         "extractor": extractor.describe(),
-        "warnings": [*doubts, *_doubts(real.gaussian, gaussian)],
+        "warnings": [*doubts, *_doubts(real.gaussian, gaussian), *_radiomic_doubts(frd)],
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
@@ -198,6 +226,15 @@ def _describe(
         )  # fmt: skip
 
 
+def _radiomics(images: Images, config: MetricsConfig, name: str, progress: bool) -> RadiomicFeatures | None:
+    if not config.radiomics:
+        return None
+    count = min(config.radiomics, len(images))
+    with tqdm(total=count, desc=f"radiomic features of {name}", unit="image", disable=not progress,
+              dynamic_ncols=True) as bar:  # fmt: skip
+        return radiomic_features(images, count, name, progress=lambda done: bar.update(done - bar.n))
+
+
 def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
     """Images that show nothing: what a network that has learned nothing draws."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -215,6 +252,23 @@ def _doubts(real: Gaussian, synthetic: Gaussian) -> list[str]:
             )
     if not synthetic.covariance.trace() > 0:
         doubts.append("all samples have the same features: the model has collapsed to one image")
+    return doubts
+
+
+def _radiomic_doubts(frd: RadiomicDistance | None) -> list[str]:
+    if frd is None:
+        return []
+    doubts = [
+        f"{name} without radiomic features, which are left out of the FRD: {undefined}; look for images of one grey "
+        "level"
+        for name, undefined in (("real images", frd.undefined_real), ("samples", frd.undefined_synthetic))
+        if undefined
+    ]
+    if min(frd.n_real, frd.n_synthetic) <= frd.dimensions:
+        doubts.append(
+            f"the FRD of {frd.n_real} real images and {frd.n_synthetic} samples is biased upwards, more than its floor "
+            f"says: they are to be more than its {frd.dimensions} features; raise metrics.radiomics"
+        )
     return doubts
 
 
@@ -237,6 +291,16 @@ def _meaning_of(result: dict[str, Any]) -> str:
             "so far apart that anything falls between them. Read the distances, and look at the images")  # fmt: skip
 
 
+def _radiomic_line(frd: dict[str, Any] | None) -> list[str]:
+    if frd is None:
+        return []
+    value, floor = ("-inf" if frd[name] is None else f"{frd[name]:.3f}" for name in ("value", "floor"))
+    return [
+        f"Fréchet Radiomic Distance (FRD): {value}, a logarithm; a perfect generator would get {floor} "
+        f"({frd['dimensions']} features, {frd['n_synthetic']} samples against {frd['n_real']} real images)"
+    ]
+
+
 def describe_result(result: dict[str, Any]) -> str:
     """The result in a few lines, for a terminal."""
     kid, copied = result["kid"], result["memorisation"]
@@ -248,6 +312,7 @@ def describe_result(result: dict[str, Any]) -> str:
             "these numbers of images",
             f"kernel distance (KID): {kid['mean']:.4g} ± {kid['deviation']:.2g} ({kid['subsets']} subsets of "
             f"{kid['subset_size']})",
+            *_radiomic_line(result["frd"]),
             f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)"
             + _meaning_of(result),
             f"copies of training images: {copied['copies']} of {result['n_synthetic']} samples "

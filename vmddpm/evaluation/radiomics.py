@@ -1,0 +1,167 @@
+"""The Fréchet Radiomic Distance (Konz, Osuala et al., Medical Image Analysis, 2026; arXiv:2412.01496).
+
+The features are PyRadiomics' as the authors' package frd-score sets it up: statistics of grey levels and textures of
+the image and of its wavelet bands. (Its Laplacians of Gaussians need volumes; PyRadiomics leaves them out of slices.)
+Both packages are optional.
+"""
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vmddpm.errors import InputError
+from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance, frechet_floor
+from vmddpm.evaluation.images import Images, quantised
+
+PACKAGES = ("frd-score", "pyradiomics-bhklab")
+_VERSION = "v1"  # that of the paper above
+
+
+class RadiomicFeatures(NamedTuple):
+    """The radiomic features of a set of images."""
+
+    values: Tensor  # float32 (n, d), finite
+    names: tuple[str, ...]  # of the d features
+    undefined: int  # images that are left out: those of one grey level have no texture
+
+
+class RadiomicDistance(NamedTuple):
+    """For the result file."""
+
+    value: float | None  # the logarithm of the squared Fréchet distance, as frd-score has it; None if that is 0
+    floor: float | None  # what a perfect generator would get with these numbers of images
+    dimensions: int  # features that vary among the real images
+    n_real: int
+    n_synthetic: int
+    undefined_real: int  # images that were left out
+    undefined_synthetic: int
+
+
+def load_radiomics() -> Any:
+    """frd_score.frd with PyRadiomics behind it.
+
+    Raises:
+        InputError: saying what to install if either is missing.
+    """
+    try:
+        import radiomics  # noqa: F401
+        from frd_score import frd
+    except ImportError as error:
+        raise InputError(
+            f"the Fréchet Radiomic Distance needs frd-score and PyRadiomics, but {error.name} is missing; "
+            '`pip install ".[radiomics]"` in the source tree brings them, or leave metrics.radiomics at 0'
+        ) from error
+    return frd
+
+
+def radiomic_features(
+    images: Images, count: int, name: str = "images", progress: Callable[[int], object] | None = None
+) -> RadiomicFeatures:
+    """Features of `count` of the images, spread evenly over the set, or of all if there are no more.
+
+    Each is taken as its 8-bit file holds it; the channels of a coloured one are averaged.
+
+    Args:
+        images: see `Images`.
+        count: at least 2.
+        name: of the images, for messages.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: if a package is missing; if PyRadiomics refuses an image; if fewer than two images have features.
+    """
+    frd = load_radiomics()
+    extractor = frd.get_feature_extractor(_VERSION, image_dim=2)
+    count = min(count, len(images))
+    rows: list[dict[str, float]] = []
+    undefined = 0
+    with tempfile.TemporaryDirectory(prefix="vmddpm-radiomics-") as folder, _quiet():
+        path = Path(folder) / "image.png"
+        for done in range(count):
+            number = done * len(images) // count
+            grey = quantised(images[number]).float().mean(0).round().byte()
+            features = None if _flat(grey) else _features(frd, extractor, grey, path, f"{name}: image {number}")
+            if features is None or not all(map(math.isfinite, features.values())):
+                undefined += 1
+            else:
+                rows.append(features)
+            if progress is not None:
+                progress(done + 1)
+    if len(rows) < 2:
+        raise InputError(
+            f"{name}: {undefined} of {count} images have no radiomic features, as images of one grey level have no "
+            "texture; the Fréchet Radiomic Distance needs at least 2 others"
+        )
+    names = tuple(rows[0])
+    if any(tuple(row) != names for row in rows):
+        raise InputError(f"{name}: PyRadiomics gives other features for some images than for others")
+    return RadiomicFeatures(torch.tensor([list(row.values()) for row in rows]), names, undefined)
+
+
+def _flat(grey: Tensor) -> bool:
+    """Whether a slice has one grey level, apart from the corner, which frd-score leaves out of every image."""
+    inside = grey.flatten()[1:]
+    return not len(inside) or bool((inside == inside[0]).all())
+
+
+def _features(frd: Any, extractor: Any, grey: Tensor, path: Path, name: str) -> dict[str, float]:
+    """uint8 (H, W) -> {name: feature}, by way of the file that frd-score reads."""
+    Image.fromarray(grey.numpy()).save(path)
+    try:
+        _, features, _ = frd.process_image_mask_pair((path, None), feature_extractor=extractor, frd_version=_VERSION)
+    except Exception as error:  # PyRadiomics raises what it meets
+        raise InputError(
+            f"{name} has no radiomic features ({error}); look at it, or set metrics.radiomics to 0 to do without them"
+        ) from error
+    return dict(features)
+
+
+def radiomic_distance(real: RadiomicFeatures, synthetic: RadiomicFeatures, seed: int = 0) -> RadiomicDistance:
+    """The logarithm of the squared Fréchet distance of the features, each less the mean of the real ones, over their
+    standard deviation. Features that are the same for all real images are left out.
+
+    Raises:
+        InputError: if the sets have different features, or none varies among the real images.
+    """
+    if real.names != synthetic.names:
+        raise InputError(
+            f"the real images have {len(real.names)} radiomic features, the samples {len(synthetic.names)} or others; "
+            "compute both by the same versions of PyRadiomics"
+        )
+    varies = real.values.amax(0) > real.values.amin(0)
+    if not varies.any():
+        raise InputError("all real images have the same radiomic features: they are copies of one image")
+    reference = real.values[:, varies].double()
+    mean, deviation = reference.mean(0), reference.std(0, correction=0)
+    a, b = (
+        fit_gaussian((features.values[:, varies].double() - mean) / deviation, name)
+        for features, name in ((real, "real images"), (synthetic, "samples"))
+    )
+    return RadiomicDistance(
+        _logarithm(frechet_distance(a, b)), _logarithm(frechet_floor(a, b.count, seed)), len(mean), a.count, b.count,
+        real.undefined, synthetic.undefined,
+    )  # fmt: skip
+
+
+def _logarithm(squared: float) -> float | None:
+    return math.log(squared) if squared > 0 else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyRadiomics tells of every image which filters do not fit it."""
+    logger = logging.getLogger("radiomics")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
