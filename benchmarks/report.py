@@ -1,7 +1,7 @@
 """Result files to Markdown tables and plots: `python -m benchmarks.report FILES --readme README.md`.
 
-`--out` gets a page of tables for each machine and the plots; `--readme` the short table between the markers
-<!-- benchmarks --> and <!-- /benchmarks -->, whose links lead to `--out`."""
+`--out` gets a page of tables for each machine and the plots; `--readme` gets one table of headline ratios a machine
+between the markers <!-- benchmarks --> and <!-- /benchmarks -->, with links to the page in `--out`."""
 
 import argparse
 import os
@@ -139,6 +139,29 @@ def table(head: list[str], body: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
 
 
+def headline_table(data: Record) -> list[str]:
+    """How long everyone else takes as a multiple of our time: the least and the greatest ratio over a suite's cases."""
+    body = []
+    for suite in IN_README:
+        rows = in_order([t for t in data["times"] if t["suite"] == suite])
+        ratios: dict[str, dict[str, list[float]]] = {}  # contender -> direction -> one for each case
+        for (_, direction), row in rows.items():
+            for name in (name for name in row if "ours" in row and name != "ours"):
+                ratio = row[name]["median"] / row["ours"]["median"]
+                ratios.setdefault(name, {}).setdefault(direction, []).append(ratio)
+        for name, by_direction in ratios.items():
+            extents = [extent(by_direction.get(direction, [])) for direction in ("forward", "forward_backward")]
+            body.append([f"`{suite}`", name, *extents])
+    return table(["time over ours", "of", "forward", DIRECTIONS["forward_backward"]], body)
+
+
+def extent(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    least, greatest = f"{min(ratios):.2f}x", f"{max(ratios):.2f}x"
+    return least if least == greatest else f"{least} to {greatest}"
+
+
 def readme_block(files: dict[Path, Record], readme: Path, out: Path) -> str:
     lines = []
 
@@ -146,13 +169,10 @@ def readme_block(files: dict[Path, Record], readme: Path, out: Path) -> str:
         return os.path.relpath(path, readme.parent)
 
     for path, data in files.items():
-        page = link(out / f"{path.stem}.md")
-        lines += [f"**{title(data)}** ([every figure]({page}), [file]({link(path)})). {next(machine(data))}", ""]
-        measured = {t["suite"] for t in data["times"]}
-        for suite in (name for name in IN_README if name in measured):
-            lines += [f"`{suite}`", "", *time_table(data, suite), ""]
-        lines += [*slope_table(data), "", *(f"- {line}" for line in findings(data)), ""]
-        lines += [f"![Time over length]({link(out / path.stem / 'scaling.png')})", ""]
+        lines += [*headline_table(data), "", f"{title(data)}: {next(machine(data))}",
+                  *(line for line in machine(data) if line.startswith("**")),  # measured on a busy machine
+                  "Above 1x ours is faster; the ratios are the least and the greatest of the cases measured.",
+                  f"[Every figure]({link(out / f'{path.stem}.md')}) · [result file]({link(path)})", ""]  # fmt: skip
     return "\n".join([BEGIN, *lines[:-1], END])
 
 

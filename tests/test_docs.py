@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = [ROOT / "docs", ROOT / "examples"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for f in FOLDERS for p in sorted(f.rglob("*.md")))]
 
 
 def blocks(language):
@@ -65,8 +66,16 @@ def test_the_kernels_and_the_model_take_ten_lines():
 
 
 def test_the_migration_table_imports_what_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "dropin.md").read_text(encoding="utf-8")
     imports = re.findall(r"`(from vmddpm_kernels[^`]* import [^`]*)`", text)
-    assert len(imports) == 9
+    assert imports
     for statement in imports:
         exec(statement, {})
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/reader_study.md"])
+def test_links_lead_to_files(page):
+    """mkdocs looks after those of docs/."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text)]
+    assert [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()] == []

@@ -1,3 +1,15 @@
 """VM-DDPM: a Vision-Mamba diffusion model that synthesises medical images (Ju and Zhou, 2024)."""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmddpm_kernels import __version__ as __version__
+else:
+
+    def __getattr__(name: str) -> str:
+        """`__version__` when it is asked for, as vmddpm_kernels imports torch, which `--help` does without."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from vmddpm_kernels import __version__
+
+        return __version__

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.limits import Work, least_seconds
 from benchmarks.problem import BOTH, FORWARD, Case
-from benchmarks.report import BEGIN, END, machine, markdown, put_between_markers, readme_block
+from benchmarks.report import BEGIN, END, headline_table, machine, markdown, put_between_markers, readme_block
 from benchmarks.results import Results
 from benchmarks.scaling import crossing, slope, summarise
 from benchmarks.timing import measure_in_turn
@@ -118,6 +118,23 @@ def test_what_is_faster_than_ours_comes_first():
         "| cross_selective_scan | image | forward | copy | 0.50x |",
         "| cross_selective_scan | image | forward | plain PyTorch | 0.80x |",
     ]
+
+
+def test_headlines_are_the_least_and_the_greatest_ratio_of_a_suite():
+    data = result_file()
+    more = [{**t, "case": "other", "median": 2 * t["median"] if t["contender"] == "ours shuffled" else t["median"]}
+            for t in data["times"] if t["suite"] == "cross_selective_scan"]  # fmt: skip
+    data["times"] += [*more, {**more[-1], "direction": BOTH}]
+    assert headline_table(data)[2:] == [
+        "| `cross_selective_scan` | ours shuffled | 1.25x to 2.50x |  |",
+        "| `cross_selective_scan` | attention | 3.00x |  |",
+    ]
+
+
+def test_the_readme_warns_of_a_busy_machine(tmp_path):
+    data = result_file()
+    data["machine"]["others"] = 0.4
+    assert "**Measured on a busy machine" in readme_block({tmp_path / "a.json": data}, tmp_path / "README.md", tmp_path)
 
 
 def test_readme_changes_between_its_markers_alone(tmp_path):

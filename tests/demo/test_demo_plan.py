@@ -10,6 +10,7 @@ from torch import nn
 
 import vmddpm.demo as module
 from vmddpm.cli import main
+from vmddpm.cli.messages import shown
 from vmddpm.demo import demo
 from vmddpm.demo.plan import BLOBS, BRAINS, Budget, Drawing, Speed, choose_drawing, make_plan, what_is_seen
 from vmddpm.errors import InputError
@@ -60,7 +61,8 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "save_comparison", lambda *images, titles: setattr(machine, "titles", titles))
         folder = tmp_path / f"{machine.speed.training_step:g}-{minutes}"
         started = machine.now - 5.0  # loading torch
-        result = demo(folder, minutes=minutes, images=images, started=started, clock=machine.clock)
+        with shown():
+            result = demo(folder, minutes=minutes, images=images, started=started, clock=machine.clock)
         return result, machine.now - started
 
     return run

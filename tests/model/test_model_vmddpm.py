@@ -181,6 +181,13 @@ def test_hub_round_trip(tmp_path):
     assert torch.equal(loaded(x, t, order_key=(4, 2)), model(x, t, order_key=(4, 2)))
 
 
+def test_the_same_network_is_saved_as_the_same_bytes(tmp_path):
+    model = make_model()
+    for number in range(8):
+        model.save_pretrained(tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}) == 1
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o027])
 def test_a_saved_folder_says_what_it_is_and_is_as_open_as_other_files(tmp_path, mask):
     before = os.umask(mask)

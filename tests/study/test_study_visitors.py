@@ -438,12 +438,12 @@ def test_hosts():
     assert [is_local(host) for host in others] == [False] * 8
 
 
-def test_a_study_that_others_may_enter_is_warned_of(tmp_path, capsys, monkeypatch):
+def test_a_study_that_others_may_enter_is_warned_of(tmp_path, caplog, monkeypatch):
     made = make_study(tmp_path, n=2)
     made.path.chmod(0o755)
     monkeypatch.setattr("uvicorn.run", lambda *arguments, **options: None)
     serve(made.path, "127.0.0.1", 1)
-    assert f"`chmod 700 {made.path}` keeps them out" in capsys.readouterr().err
+    assert f"`chmod 700 {made.path}` keeps them out" in caplog.text
 
 
 # Files that name what they should not

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -84,12 +85,12 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        query = self.query(x).flatten(2)  # (B, C / 8, L)
-        key = F.max_pool2d(self.key(x), 2).flatten(2)  # (B, C / 8, L / 4)
-        value = F.max_pool2d(self.value(x), 2).flatten(2)  # (B, C / 2, L / 4)
-        weights = (query.transpose(1, 2) @ key).softmax(-1)  # (B, L, L / 4)
-        gathered = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C / 2, H, W)
-        y: Tensor = x + self.gamma * self.out(gathered)
+        query = rearrange(self.query(x), "b c h w -> b c (h w)")                   # (B, C / 8, L)
+        key = rearrange(F.max_pool2d(self.key(x), 2), "b c h w -> b c (h w)")      # (B, C / 8, L / 4)
+        value = rearrange(F.max_pool2d(self.value(x), 2), "b c h w -> b c (h w)")  # (B, C / 2, L / 4)
+        weights = (query.transpose(1, 2) @ key).softmax(-1)                        # (B, L, L / 4)
+        gathered = value @ weights.transpose(1, 2)                                 # (B, C / 2, L)
+        y: Tensor = x + self.gamma * self.out(rearrange(gathered, "b c (h w) -> b c h w", h=x.shape[2]))
         return y
 
 

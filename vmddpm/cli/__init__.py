@@ -20,6 +20,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any, NoReturn
 
+from vmddpm.cli.messages import say, shown
 from vmddpm.cli.presets import PRESETS, with_preset_files
 from vmddpm.cli.usage import PlainParser, meant, nearest, refuse
 from vmddpm.cli.waiting import sleep_while_waiting
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
     Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
     """
-    warnings.showwarning = lambda message, *_: _warn(str(message))
+    warnings.showwarning = lambda message, *_: say("warning", str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     global started
@@ -130,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in given if word != "--traceback"]
     try:
         try:
-            parse(words).run()
+            with shown():
+                parse(words).run()
         finally:
             _flush()
     except KeyboardInterrupt:
@@ -144,12 +146,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _name(words: Iterable[str]) -> str:
     return next((f"vmddpm {word}" for word in words if word in COMMANDS), "vmddpm")
-
-
-def _warn(text: str) -> None:
-    """On a line of its own, above a progress bar if there is one."""
-    write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
-    write(f"warning: {text}", file=sys.stderr)
 
 
 def _flush() -> None:

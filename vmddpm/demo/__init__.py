@@ -1,6 +1,7 @@
 """The demo: a small VM-DDPM learns a real brain in a few minutes and draws new slices of it."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,8 @@ from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.checkpoints import Checkpoints
 
 __all__ = ["demo", "demo_config", "mni152_slices"]
+
+logger = logging.getLogger(__name__)
 
 
 def demo_config(minutes: float) -> RunConfig:
@@ -91,13 +94,13 @@ def demo(
     dataset = mni152_slices(config.data)
     if not 2 <= images <= len(dataset) - 2:
         raise InputError(f"images is {images}; it must be from 2 to {len(dataset) - 2}")
-    print(f"{len(dataset)} slices of the MNI152 template at {config.data.size} x {config.data.size}; timing a step ...",
-          flush=True)  # fmt: skip
+    size = config.data.size
+    logger.info("%d slices of the MNI152 template at %d x %d; timing a step ...", len(dataset), size, size)
     make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
     speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
     taken, seconds = _progress(folder)
     plan = make_plan(budget, speed, images, taken)
-    print(plan, flush=True)
+    logger.info("%s", plan)
 
     with BudgetBar(budget) as bar:
         bar.show("training")
@@ -115,7 +118,7 @@ def demo(
         synthetic, drawing = _draw(model, config, plan, now, bar)
         bar.show("writing the picture")
         result = _write(folder, dataset, synthetic, drawing, step)
-    print(_closing(folder, result, budget))
+    logger.info("%s", _closing(folder, result, budget))
     return result
 
 

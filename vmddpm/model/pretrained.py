@@ -48,7 +48,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
     def _save_pretrained(self, save_directory: Path) -> None:
         config: Any = self._hub_mixin_config
         plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-        metadata = {"format": "pt", "config": json.dumps(plain)}
+        # One entry only: safetensors writes several in random order, and the same weights would have several checksums.
+        metadata = {"config": json.dumps(plain)}
         save_model(cast(Any, self), str(save_directory / "model.safetensors"), metadata)
         mask = os.umask(0o077)  # safetensors lets the owner alone read its files; the umask is known by setting it
         os.umask(mask)

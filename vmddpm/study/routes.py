@@ -6,10 +6,10 @@ number of bytes under the same headers.
 
 import asyncio
 import json
+import logging
 import math
 import re
 import secrets
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -30,6 +30,8 @@ from vmddpm.study.readers import is_password, load_readers, reader_code
 from vmddpm.study.sessions import EndedSessions
 
 LONGEST_BODY = 4096
+
+logger = logging.getLogger(__name__)
 READS, WRITES = 16, 64  # threads
 
 T = TypeVar("T")
@@ -135,7 +137,7 @@ class StudyServer:
         try:
             await to_thread.run_sync(store, what, limiter=self._writes)
         except OSError as error:
-            print(f"an answer or a sign-out could not be stored: {error}", file=sys.stderr)
+            logger.error("an answer or a sign-out could not be stored: %s", error)
             raise HTTPException(503, f"This could not be stored ({error.strerror}).") from error
 
     async def _readers(self) -> dict[str, dict[str, str]]:

@@ -3,9 +3,9 @@
 import base64
 import hashlib
 import ipaddress
+import logging
 import re
 import ssl
-import sys
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +27,8 @@ from vmddpm.study.routes import StudyServer
 from vmddpm.study.sessions import SESSION_SECONDS, cookie_name, session_secret
 
 SHUTDOWN_SECONDS = 5
+
+logger = logging.getLogger(__name__)
 
 
 def the_page() -> tuple[bytes, dict[str, str]]:
@@ -78,7 +80,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     def unusable(request: Request, error: Exception) -> Response:
-        print(f"a request cannot be answered: {error}", file=sys.stderr)
+        logger.error("a request cannot be answered: %s", error)
         return JSONResponse({"error": "The study's files cannot be read; tell whoever serves it."}, 503)
 
     page, headers = the_page()
@@ -145,8 +147,10 @@ def serve(
         raise StudyError(f"port is {port}; it must be from 0 to {2**16 - 1}")
     encrypted = certificate is not None
     if study.path.stat().st_mode & 0o077:
-        print(f"warning: others on this machine may enter {path}, which has the readers' answers; "
-              f"`chmod 700 {path}` keeps them out", file=sys.stderr)  # fmt: skip
+        logger.warning(
+            "others on this machine may enter %s, which has the readers' answers; `chmod 700 %s` keeps them out",
+            path, path,
+        )  # fmt: skip
     with ExitStack() as stack:
         try:
             stack.enter_context(lock(study.path / "server.lock"))
@@ -156,10 +160,10 @@ def serve(
             ) from None
         app = application(study, local=local, encrypted=encrypted)
         if not (local or encrypted):
-            print("warning: passwords and answers travel unencrypted; give --certificate and --private-key, or put a "
-                  "server that speaks HTTPS before this one", file=sys.stderr)  # fmt: skip
+            logger.warning("passwords and answers travel unencrypted; give --certificate and --private-key, or put a "
+                           "server that speaks HTTPS before this one")  # fmt: skip
         address = f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
-        print(f"{study.title}: {address} (Ctrl-C stops; answers are in {study.path / 'answers'})", flush=True)
+        logger.info("%s: %s (Ctrl-C stops; answers are in %s)", study.title, address, study.path / "answers")
         try:
             uvicorn.run(app, host=host, port=port, log_level="error", server_header=False, access_log=False,
                         http=LimitedProtocol, ws="none", lifespan="off", loop="asyncio",

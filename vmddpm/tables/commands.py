@@ -1,5 +1,6 @@
 """`vmddpm table1` and `vmddpm ablate` as functions."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from vmddpm.tables.paper import DATASETS
 from vmddpm.tables.produce import Produced, produce, write_record
 from vmddpm.tables.protocol import Protocol, Row, ablation_rows, load_protocol, merged, table1_rows
 from vmddpm.tables.render import write_table
+
+logger = logging.getLogger(__name__)
 
 TABLES = {
     "table1": ("Table I: the systems", table1_rows),
@@ -61,8 +64,7 @@ def make_table(
     produced = produce(rows, protocol, data, out, progress=progress)
     text = write_table(title, name, protocol, data, produced, out)
     write_record(out, name, produced)
-    if progress:
-        print(f"\n{text}\nwritten to {out / name}.md, .csv, .json; look at {out / name}.png")
+    logger.info("\n%s\nwritten to %s.md, .csv, .json; look at %s.png", text, out / name, out / name)
     return produced
 
 

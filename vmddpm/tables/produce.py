@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from vmddpm.training import RunConfig, RunError, RunFolder, train
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.run_folder import MAY_CHANGE, flat, to_plain
 from vmddpm.training.trainer import finished
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
         steps, seconds, results, places = [], [], [], []
         for config in row.configs:
             run = RunFolder(out / "runs" / run_name(config))
-            _say(f"{row.name}, seed {config.training.seed}: {run.path.name}", progress)
+            logger.info("%s, seed %d: %s", row.name, config.training.seed, run.path.name)
             state = _trained(config, data.training, run, progress)
             place, how = _draw(row, config, run, protocol, out, progress)
             folder = out / "evaluations" / f"{place.name}-{digest({**common, **how})}"
@@ -125,11 +128,6 @@ def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); remove it, and it is made again") from error
     return result
-
-
-def _say(text: str, progress: bool) -> None:
-    if progress:
-        print(text, flush=True)
 
 
 def write_record(out: Path, name: str, produced: Produced) -> None:

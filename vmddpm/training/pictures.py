@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -25,14 +26,11 @@ def grid(images: Tensor, margin: int = 2) -> np.ndarray:
 
 def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
     """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C)."""
-    count, height, width, channels = tiles.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas = np.zeros((rows * (height + margin) - margin, columns * (width + margin) - margin, channels), np.uint8)
-    for number, tile in enumerate(tiles):
-        top, left = number // columns * (height + margin), number % columns * (width + margin)
-        canvas[top : top + height, left : left + width] = tile
-    return canvas
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    padded = np.pad(tiles, ((0, rows * columns - len(tiles)), (0, margin), (0, margin), (0, 0)))
+    canvas: np.ndarray = rearrange(padded, "(rows columns) h w c -> (rows h) (columns w) c", rows=rows)
+    return canvas[: canvas.shape[0] - margin, : canvas.shape[1] - margin]
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

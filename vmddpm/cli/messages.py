@@ -1,0 +1,37 @@
+"""What the library tells by `logging`, on the terminal: information on stdout, warnings and errors on stderr."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # A failure to write is not swallowed: a reader that leaves ends the command.
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            say(record.levelname.lower(), record.getMessage())
+
+
+def say(kind: str, text: str) -> None:
+    """On a line of its own on stderr, above a progress bar if there is one."""
+    write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
+    write(f"{kind}: {text}", file=sys.stderr)
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Messages of `vmddpm` and `vmddpm_kernels` are shown inside this."""
+    terminal, loggers = _Terminal(), [logging.getLogger(name) for name in ("vmddpm", "vmddpm_kernels")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(terminal)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.removeHandler(terminal)
+            logger.setLevel(level)
