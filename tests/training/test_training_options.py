@@ -95,7 +95,8 @@ def test_a_start_tells_its_speed_and_its_end_after_ten_steps(tmp_path, capsys):
     with Report(RunFolder(tmp_path), options, 20, 500.0, torch.device("cpu"), True) as report:
         for step in range(21, 41):  # the first step takes a minute, the others two seconds
             report.step(step, 500.0 + 60 + 2 * (step - 21), {"loss": 1.0, "gradient_norm": 1.0})
-        assert capsys.readouterr().out.removeprefix("continues from step 20\n").startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
+        told = capsys.readouterr().out.removeprefix("continues from step 20\n")
+        assert told.startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
         now = datetime(2026, 2, 28, 12)
         assert "2026-03-02 19:33" in report.outlook(30, 578.0, 2.0, now)
         assert "not in this century" in report.outlook(30, 578.0, 1e5, now)
