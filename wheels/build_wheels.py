@@ -35,7 +35,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     """What a command printed; ends the program with the last lines of one that fails."""
     done = subprocess.run(
         [str(part) for part in command],
-        env={**os.environ, **(env or {})},
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **(env or {})},
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -111,6 +111,22 @@ def check_symbols(wheel: Path) -> None:
         )
 
 
+def audited(wheel: Path, arch: str) -> Path:
+    """The wheel under the name of POLICY, once auditwheel finds that it keeps to that; else ends the program."""
+    folder = WORK / "audited" / arch
+    shutil.rmtree(folder, ignore_errors=True)
+    # Only "auto" takes a wheel of another architecture than this machine's. It finds the oldest policy that fits.
+    audit = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--only-plat"]
+    run(*audit, "--exclude", "libgomp.so.1", "--wheel-dir", folder, wheel)
+    (found,) = folder.glob("*.whl")
+    version = re.search(rf"-manylinux_(\d+)_(\d+)_{arch}\.whl$", found.name)
+    if not version or tuple(map(int, version.groups())) > tuple(map(int, GLIBC.split("."))):
+        sys.exit(f"auditwheel finds that the wheel is {found.name}, which needs more than glibc {GLIBC}")
+    run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", f"{POLICY}_{arch}", found)
+    (named,) = folder.glob("*.whl")
+    return named
+
+
 def main(archs: list[str]) -> None:
     for arch in archs:
         if arch not in COMPILERS:
@@ -123,11 +139,7 @@ def main(archs: list[str]) -> None:
         begun = time.monotonic()
         wheel = build(arch)
         check_symbols(wheel)
-        repaired = WORK / "repaired" / arch
-        shutil.rmtree(repaired, ignore_errors=True)
-        audit = [sys.executable, "-m", "auditwheel", "repair", "--plat", f"{POLICY}_{arch}", "--only-plat"]
-        run(*audit, "--exclude", "libgomp.so.1", "--wheel-dir", repaired, wheel)
-        (named,) = repaired.glob("*.whl")
+        named = audited(wheel, arch)
         run(sys.executable, "-m", "twine", "check", "--strict", named)
         named.replace(DIST / named.name)
         size = (DIST / named.name).stat().st_size / 1e6
