@@ -6,6 +6,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
 OUT ?= runs/demo
+ARCHS ?= x86_64 aarch64
 BIN := .venv/bin
 # A test process a core, each with one thread of its own.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 COMPILE := build/lock/bin/uv pip compile pyproject.toml build/lock/build.txt -c constraints.txt --universal \
   --python-version 3.11 --overrides build/lock/without-torch.txt --generate-hashes --no-annotate --no-header --quiet
 
-.PHONY: demo test lint nightly torch-floor gpu install lock clean
+.PHONY: demo test lint nightly torch-floor gpu wheels install lock clean
 
 demo: .venv/demo  ## train a small VM-DDPM on a real brain and draw new slices, in MINUTES once .venv is set up
 	$(BIN)/vmddpm demo --minutes $(MINUTES) --out $(OUT)
@@ -44,6 +45,18 @@ torch-floor: install  ## the packages against the types of the oldest torch that
 gpu:  ## on a machine with a GPU and torch, in eight minutes: builds, measures the CUDA kernels and their rivals, tests
 	$(PYTHON) benchmarks/gpu/run.py
 
+# BUILD says what pyproject.toml builds with, one a line.
+BUILD = -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
+
+wheels: build/wheels/venv/installed  ## manylinux_2_28 wheels in dist/: x86_64 with CUDA, aarch64 cross-compiled
+	build/wheels/venv/bin/python wheels/build_wheels.py $(ARCHS)
+
+build/wheels/venv/installed: pyproject.toml wheels/requirements.txt
+	$(PYTHON) -m venv build/wheels/venv
+	build/wheels/venv/bin/python $(BUILD) > build/wheels/build.txt
+	build/wheels/venv/bin/python -m pip install --quiet $(PIP_ARGS) -r build/wheels/build.txt -r wheels/requirements.txt
+	touch $@
+
 install: .venv/installed
 
 # torch comes first, from its own line of the constraints: which of its builds it is depends on the machine and on
@@ -66,8 +79,7 @@ lock:  ## after a change of constraints.txt or of the dependencies: writes both 
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet $(PIP_ARGS) uv
 	echo 'torch ; python_version < "3"' > build/lock/without-torch.txt
-	build/lock/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-	  > build/lock/build.txt
+	build/lock/bin/python $(BUILD) > build/lock/build.txt
 	$(COMPILE) --extra dev --upgrade -o build/lock/requirements.lock
 	sed -n 's/ \\$$//; /^[^ #]/p' build/lock/requirements.lock > build/lock/versions.txt
 	$(COMPILE) --extra demo -c build/lock/versions.txt --upgrade -o build/lock/requirements-demo.lock

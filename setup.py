@@ -3,7 +3,7 @@
 Nothing here needs torch: the extension takes plain pointers, so one binary serves every torch version.
 Environment: VMDDPM_CUDA=0 leaves CUDA out, VMDDPM_CUDA=1 makes a missing nvcc an error, VMDDPM_CUDA=AUTO builds CUDA
 where nvcc is. Unset, it is 0 where the torch that is installed beside this build has no CUDA, else AUTO.
-VMDDPM_CUDA_ARCHS="80;90" names the GPU architectures.
+VMDDPM_CUDA_ARCHS="80;90" names the GPU architectures. VMDDPM_GLIBC is for wheels (wheels/build_wheels.py).
 """
 
 import os
@@ -12,6 +12,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Always the same place: an editable install has a temporary one, in which nothing is up to date.
-        build = SOURCE.parent / "build" / f"native-{sys.implementation.cache_tag}-{self.plat_name}"
+        glibc = os.environ.get("VMDDPM_GLIBC", "")
+        kind = "wheel" if glibc else "native"
+        build = SOURCE.parent / "build" / f"{kind}-{sys.implementation.cache_tag}-{self.plat_name}"
         build.mkdir(parents=True, exist_ok=True)
         # pip's isolated build environment puts cmake and ninja beside its python; so does a venv.
         env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -50,10 +53,12 @@ class CMakeBuild(build_ext):
             # A build folder outlives the environment that pip made for it, which CMake would look for ninja in.
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=env['PATH']) or 'ninja'}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DVMDDPM_CUDA={cuda}",
             f"-DVMDDPM_CUDA_ARCHS={os.environ.get('VMDDPM_CUDA_ARCHS', '')}",
+            f"-DVMDDPM_GLIBC={glibc}",
         ]
         configure = ["cmake", "-S", str(SOURCE), "-B", str(build), "-G", "Ninja", *options]
         print(f"compiling the kernels: {WHAT.get(cuda, CPU)}; what is up to date is left alone", flush=True)

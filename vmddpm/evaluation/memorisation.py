@@ -149,7 +149,8 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     picture = torch.cat([torch.cat(row, 2) for row in (above, below)], 1)  # (C, 2 size, pairs * size)
     size = picture.shape[1] / 2
     width, inches = LABELS + 1.5 * len(pairs), 1.5
-    figure = Figure(figsize=(max(width, WIDEST_SENTENCE), 2 * inches + 1.2), facecolor="white", layout="none")
+    figure = Figure(figsize=(max(width, WIDEST_SENTENCE), 2 * inches + 1.2), facecolor="white")
+    figure.set_layout_engine("none")
     wide, high = figure.get_size_inches()
     axes = figure.add_axes((LABELS / wide, 0.35 / high, inches * len(pairs) / wide, 2 * inches / high))
     axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
