@@ -118,7 +118,10 @@ def _check_size(y: Tensor, size: tuple[int, ...], channel_first: bool) -> tuple[
     sizes = tuple(check_count(name, count) for name, count in zip(names, size))
     length = axes[3 if channel_first else 1]
     if prod(sizes) != length:
-        raise ValueError(f"size is {sizes}, {prod(sizes)} pixels; y has {length}")
+        raise ValueError(
+            f"size is {sizes}, {prod(sizes)} pixels; y ({'B, K, C, L' if channel_first else 'B, L, K, C'}) "
+            f"= {tuple(axes)} has {length}"
+        )
     return sizes
 
 
