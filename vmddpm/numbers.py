@@ -37,9 +37,9 @@ def check_numbers(
         or_null = ", or null" if field.default is None else ""
         for number in _numbers(value):
             if not isinstance(number, int) and not math.isfinite(number):
-                raise error(f"{prefix}{field.name} is {value!r}; it must be a finite number{or_null}")
+                raise error(f"{prefix}{field.name} is {number!r}; it must be a finite number{or_null}")
             if abs(number) > limit:
-                raise error(f"{prefix}{field.name} is {shown(value)}; it must be at most {limit:,}{or_null}")
+                raise error(f"{prefix}{field.name} is {shown(number)}; it must be at most {limit:,}{or_null}")
 
 
 def check_seed(name: str, seed: int) -> None:
