@@ -7,6 +7,8 @@ import torch
 from vmddpm.errors import InputError
 from vmddpm_kernels.backends import select
 
+MISNAMED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "metal": "mps"}  # torch's names
+
 
 def choose_device(name: str, scans: bool = False) -> torch.device:
     """ "auto" is a GPU if there is one; of many GPUs, "auto" and "cuda" are this process's own under `torchrun`.
@@ -17,6 +19,8 @@ def choose_device(name: str, scans: bool = False) -> torch.device:
     Raises:
         InputError: if torch cannot use such a device here, or VMDDPM_BACKEND names kernels that cannot scan on it.
     """
+    if meant := MISNAMED.get(name.partition(":")[0].lower()):
+        raise InputError(f"device is {name!r}, which torch does not know; did you mean {meant}?")
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,7 +29,7 @@ def choose_device(name: str, scans: bool = False) -> torch.device:
     try:
         probe = torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0][:120]
         raise InputError(f"device is {name!r}, which torch cannot use here ({reason}); use cpu or auto") from error
     if scans:
         try:

@@ -10,10 +10,12 @@ from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, draw
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import make_scheduler, sample
+from vmddpm.diffusion.sampling import check_batch
 from vmddpm.errors import InputError
 from vmddpm.files import sha256
 from vmddpm.model import VMDDPM
-from vmddpm.samples import Format, Samples
+from vmddpm.numbers import check_seed
+from vmddpm.samples import Format, Samples, check_count
 from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
@@ -51,9 +53,9 @@ def generate(
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
         InputError: on unusable options.
     """
-    for name, number in (("num", count), ("batch", batch_size)):
-        if number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1")
+    check_count("num", count)
+    check_batch("batch", batch_size)
+    check_seed("seed", seed)
     choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():

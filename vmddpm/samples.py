@@ -17,14 +17,25 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from vmddpm.errors import InputError
 from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
+from vmddpm.numbers import shown
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
 from vmddpm.training.run_folder import RunFolder
 
 IN_GRID = 64
+MOST = 10_000_000  # images of a folder
 _AGAIN = "run the `vmddpm sample` that made it again"
 Format = Literal["png", "npy"]
+
+
+
+def check_count(name: str, count: int) -> None:
+    """Raises InputError unless a folder can hold so many images."""
+    if not 1 <= count <= MOST:
+        more = "; draw more with another seed, to another folder" if count > MOST else ""
+        raise InputError(f"{name} is {shown(count)}; it must be from 1 to {MOST:,}{more}")
 
 
 class Samples:

@@ -1,6 +1,7 @@
 """Every system of the paper's tables by its name: what it costs."""
 
 import os
+import re
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whateve
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
 from vmddpm.devices import choose_device
+from vmddpm.errors import InputError
 from vmddpm.training import RunConfig
 from vmddpm.training.gan_learner import generator_config
 from vmddpm.training.networks import build_network
@@ -32,6 +34,20 @@ class Cost:
 
 
 def cost(config: RunConfig) -> Cost:
+    """What a run's system is made of. Raises InputError if the network, or a pass of one image, does not fit into
+    memory."""
+    try:
+        return _counted(config)
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for this on GPUs only
+        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow", str(error)):
+            raise
+        raise InputError(
+            f"{config.system} for images of {config.data.size} x {config.data.size} pixels does not fit into memory; "
+            "take a smaller data.size or a narrower network"
+        ) from error
+
+
+def _counted(config: RunConfig) -> Cost:
     """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
     the meta device; the scan has its formula on devices that it runs on: the CPU, or the run's own where VMDDPM_BACKEND
     asks for kernels that may not run on a CPU."""

@@ -6,6 +6,7 @@ from math import prod
 from torch import Tensor
 
 from vmddpm_kernels.checks import check_axes, check_count
+from vmddpm_kernels.curves import route_names
 from vmddpm_kernels.images import Layout, merge_image, scan_image
 from vmddpm_kernels.interception import untraced
 
@@ -105,20 +106,25 @@ def cross_merge(
     """
     layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
     if size is not None:
-        size = untraced(_check_size, y, size, bool(out_channel_first))
+        size = untraced(_check_size, y, size, bool(out_channel_first), scans)
     return merge_image(y, layout, permutation, backend, size)
 
 
-def _check_size(y: Tensor, size: tuple[int, ...], channel_first: bool) -> tuple[int, ...]:
-    """The size of the image of which y holds the sequences. Raise TypeError or ValueError if it is none."""
-    axes = check_axes("y", y, "B, K, C, L" if channel_first else "B, L, K, C")
+def _check_size(y: Tensor, size: tuple[int, ...], channel_first: bool, scans: int | str) -> tuple[int, ...]:
+    """The size of the image of which y holds the sequences. Raise TypeError or ValueError if it is none, or y has not
+    one for each route."""
+    letters = "B, K, C, L" if channel_first else "B, L, K, C"
+    axes = check_axes("y", y, letters)
     if not isinstance(size, (tuple, list)) or len(size) not in (2, 3):
         raise TypeError(f"size must be (height, width), or (depth, height, width), got {size!r}")
     names = ("depth", "height", "width")[-len(size) :]
     sizes = tuple(check_count(name, count) for name, count in zip(names, size))
     length = axes[3 if channel_first else 1]
     if prod(sizes) != length:
-        raise ValueError(f"size is {sizes}, {prod(sizes)} pixels; y has {length}")
+        raise ValueError(f"size is {sizes}, {prod(sizes)} pixels; y ({letters}) = {tuple(axes)} has {length}")
+    routes = len(route_names(scans, len(size)))
+    if axes[1 if channel_first else 2] != routes:
+        raise ValueError(f"y must have shape ({letters}) with K = {routes}, the routes of scans, got {tuple(axes)}")
     return sizes
 
 

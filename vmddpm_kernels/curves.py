@@ -25,7 +25,8 @@ from torch import Tensor
 LETTERS = "tdhw"  # time, depth, height, width: an image is "hw"
 Size = Sequence[int]
 
-_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@(\d+))?-)?([tdhwTDHW]{1,4})(-reversed)?")
+_NAME = re.compile(r"(?:([a-z]+)([0-9]*)(?:@([0-9]+))?-)?([tdhwTDHW]{1,4})(-reversed)?")
+_LARGEST_SIDE = 2**15  # of a window or a stride: in four axes its power is within int64 still
 
 
 def pixel_count(size: Size) -> int:
@@ -60,13 +61,15 @@ def parse(name: str, axes: int) -> Route:
     curve, side, start, loops = match[1] or "", match[2], match[3], match[4]
     if sorted(loops.lower()) != sorted(letters):
         raise ValueError(f"route {name!r} of scans must have each of the axes {', '.join(letters)} once")
-    if (curve in _SIDED) != bool(side) or side == "0" or (start is not None and curve != "skip"):
+    if len((side or "").lstrip("0")) > 5 or int(side or 0) > _LARGEST_SIDE:
+        raise ValueError(f"route {name!r:.60} of scans must have a side of at most {_LARGEST_SIDE}")
+    if (curve in _SIDED) != bool(side) or (side and int(side) == 0) or (start is not None and curve != "skip"):
         raise ValueError(
             f"route {name!r} of scans must have a side of at least 1 with window and skip alone, and @ with skip"
         )
     if curve in _FLAT and axes != 2:
         raise ValueError(f"route {name!r} of scans is for images with two axes, not {axes}")
-    if start is not None and int(start) >= int(side) ** axes:
+    if start is not None and (len(start.lstrip("0")) > 20 or int(start.lstrip("0") or 0) >= int(side) ** axes):
         raise ValueError(f"route {name!r} of scans must start at one of its {int(side) ** axes} grids, numbered from 0")
     return Route(curve, int(side or 1), int(start or 0), loops, match[5] is not None)
 

@@ -61,6 +61,10 @@ def folder(tmp_path_factory):
     (place / "strange").mkdir()
     (place / "strange" / "sampling.yaml").write_text("{")
     (place / "no-file" / "config.yaml").mkdir(parents=True)
+    (place / "odd").mkdir()
+    for name, content in (("empty", b""), ("bytes", b"\xff\xfe"), ("list", b"- 1\n"), ("number", b"{1: 2}\n"),
+                          ("single", b"training: 5\n"), ("inner", b"training: [1]\n")):  # fmt: skip
+        (place / "odd" / f"{name}.yaml").write_bytes(content)
     (place / "xrays").mkdir()
     (place / "xrays" / "Data_Entry_2017.csv").write_text("Image Index,Patient ID\n00000001_000.png,x\n")
     return place
@@ -142,6 +146,27 @@ MISTAKES = [  # a command line, what its answer must say, and the way out that i
     ("train --config small.yaml --run new --data.root nowhere", "nowhere: no such file", "name an image or a folder"),
     ("train --config small.yaml --run new --data.root broken", "000000.png: cannot be read", "set on_error to skip"),
     ("train --config small.yaml --run run --model.d_state 4", "model.d_state is 2 there and 4", "another folder"),
+    ("train --config small.yaml --run new --training.learning_rate 1e400", "learning_rate is inf", "finite number"),
+    ("train --config small.yaml --run new --data.size 100000000000", "size is 100000000000", "at most 8,192"),
+    ("train --config small.yaml --run new --training.seed 18446744073709551616", "seed is 1844", "at most"),
+    ("train --config small.yaml --run new --training.device gpu", "device is 'gpu'", "did you mean cuda"),
+    ("train --config= --run new", "--config '': names no file", "a YAML file in UTF-8"),
+    ("train --config odd/empty.yaml --run new", "odd/empty.yaml: is empty", "a YAML file in UTF-8"),
+    ("train --config odd/bytes.yaml --run new", "odd/bytes.yaml: is no UTF-8 text", "a YAML file in UTF-8"),
+    ("train --config odd/list.yaml --run new", "odd/list.yaml: is a list", "a YAML file in UTF-8"),
+    ("train --config odd/number.yaml --run new", "has the entry '1', which is no name", "a YAML file in UTF-8"),
+    ("train --config odd/single.yaml --run new", "has training as the single value '5'", "a YAML file in UTF-8"),
+    ("train --config odd/inner.yaml --run new", "has training as a list", "a YAML file in UTF-8"),
+    ("--run new train", "--run stands before the command", "train goes first: `vmddpm train --run ...`"),
+    ("sample --run run --out new --num 3000000000", "num is 3000000000", "another seed, to another folder"),
+    (f"sample --run run --out new --num {10**400}", "num is a number of 401 digits", "from 1 to 10,000,000"),
+    ("sample --run run --out new --batch 3000000000", "batch is 3000000000", "from 1 to 65,536"),
+    ("sample --run run --out new --seed 18446744073709551616", "seed is 1844", "below 2^63"),
+    ("table1 --out new --minutes 1e400", "minutes is inf", "a finite number, or null"),
+    ("table1 --out new --images 3000000000", "images is 3000000000", "from 1 to 10,000,000"),
+    ("demo --out new --minutes 1e400", "minutes is inf", "at most 10,000,000"),
+    ("evaluate --run run --samples images --out new", "extractor.path is not given", "curl -LO https://"),
+    ("evaluate --run run --samples images --out new --extractor.path no.pt", "no file no.pt", "curl -LO https://"),
     ("sample --run nowhere --out new", "nowhere holds no run", "config.yaml"),
     ("sample --run run --out new --ordered=yes", "--ordered takes no value", "scan in order"),
     ("sample --run run --out new --sampler none", "sampler is 'none'", "ddim"),

@@ -33,7 +33,7 @@ from vmddpm.data import DataConfig, DataError
     ],
 )
 def test_a_bad_value_is_refused_by_name(field, value):
-    with pytest.raises(DataError, match=rf"^{field} is .* but must be "):
+    with pytest.raises(DataError, match=rf"^{field} is .*; it must be "):
         DataConfig(**{field: value})
 
 

@@ -143,7 +143,22 @@ def test_a_run_that_goes_on_counts_what_it_has():
     ]
 
 
-@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_a_plan_that_exceeds_its_budget_says_so():
+    slow = make_plan(Budget(60.0, 0.0, lambda: 10.0), Speed(100.0, 30.0), 64)
+    assert (slow.steps, slow.drawing) == (0, Drawing(4, 10))
+    # 10 s gone, 10 steps for a quarter of a block at 30 s a block, 4 % of 60 s
+    assert slow.seconds() == pytest.approx(10 + 10 * 30 / 4 + 2.4)
+    assert "does not keep to the 1:00: the command will take about 1:27" in str(slow)
+    one_step = make_plan(Budget(60.0, 0.0, lambda: 10.0), Speed(100.0, 0.1), 64)  # begun in time, and taken whole
+    assert one_step.seconds() == pytest.approx(10 + 100 + 5 + 2.4)
+    assert "will take about 1:57" in str(one_step)
+    for speed in SPEEDS:
+        kept = make_plan(Budget(360.0, 0.0, lambda: 10.0), speed, 64)
+        assert kept.seconds() == pytest.approx(360)
+        assert "does not keep" not in str(kept)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf"), 1e300])
 def test_minutes_that_cannot_be(tmp_path, minutes):
     with pytest.raises(InputError, match=r"minutes is .*; it must be above 0"):
         demo(tmp_path / "run", minutes=minutes)

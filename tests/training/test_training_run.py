@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vmddpm.data import DataConfig, SliceDataset
+from vmddpm.data.remarks import Remark
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, diffusion_learner, train
@@ -89,6 +90,21 @@ def test_a_finished_run_can_be_made_longer(images, tmp_path):
     train(config(steps=3), images, extended, progress=False)
     train(config(steps=6), images, extended, progress=False)
     assert_same_weights(weights(whole), weights(extended))
+
+
+def test_a_run_that_logs_no_step_has_no_loss_curve(images, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    train(config(steps=1, log_every=2, sample_every=0), images, folder, progress=False)
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+def test_remarks_of_images_that_are_gone_do_not_stay(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.training(config()):
+        folder.begin(config(), 0, [Remark("a.png", "error", "cut short")])
+        assert "a.png" in folder.remarks_path.read_text()
+        folder.begin(config(), 0)
+    assert not folder.remarks_path.exists()
 
 
 def test_what_a_run_leaves_behind(images, tmp_path):

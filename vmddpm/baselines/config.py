@@ -5,6 +5,7 @@ from math import log2
 from typing import Literal
 
 from vmddpm.errors import InputError
+from vmddpm.numbers import check_numbers
 
 GANS = ("dcgan", "sagan", "unetgan")
 
@@ -48,6 +49,7 @@ class GANConfig:
     """Steps over which that weight rises from 0: the discriminator must first know real from fake."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "gan.", {"latent_dim": 2**20, "base_channels": 2**10, "attention_size": 2**13})
         for name in ("latent_dim", "base_channels", "attention_size"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("beta1", "beta2"):

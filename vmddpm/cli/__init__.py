@@ -87,20 +87,23 @@ def parse(argv: list[str]) -> Call:
     name, *rest = argv or [""]
     if name not in COMMANDS:
         summaries = {command: str(_module(command).SUMMARY) for command in COMMANDS}
-        _answer("vmddpm", "command", name, summaries, HELP, SWITCHES)
+        _answer("vmddpm", "command", [name, *rest], summaries, HELP, SWITCHES)
     words: tuple[str, ...] = (name,)
     module = _module(name)
     if hasattr(module, "COMMANDS"):
         inner, *rest = rest or [""]
         if inner not in module.COMMANDS:
-            _answer(f"vmddpm {name}", "sub-command", inner, module.COMMANDS, module.HELP)
+            _answer(f"vmddpm {name}", "sub-command", [inner, *rest], module.COMMANDS, module.HELP)
         words = (name, inner)
     parser = build_parser(*words)
     return Call(words, parser, parser.parse_args(with_preset_files(rest)))
 
 
-def _answer(prog: str, kind: str, word: str, summaries: dict[str, str], text: str, switches: str = "") -> NoReturn:
-    """Of a word in the place of a command that is none: help if it asks for it, else what is wrong with it."""
+def _answer(
+    prog: str, kind: str, words: list[str], summaries: dict[str, str], text: str, switches: str = ""
+) -> NoReturn:
+    """Of words whose first is in the place of a command and is none: help if it asks for it, else what is wrong."""
+    word, *rest = words
     if word in ASKS_FOR_HELP:
         width = max(map(len, summaries))
         lines = (f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
@@ -111,7 +114,9 @@ def _answer(prog: str, kind: str, word: str, summaries: dict[str, str], text: st
     if not word:
         refuse(prog, f"a {kind} is missing", known)
     if word.startswith("-") and not nearest(word, ("--help", "--version")):
-        refuse(prog, f"{word} stands before the {kind}, and belongs behind it", known)
+        command = next((later for later in rest if later in summaries), "")
+        first = f"{command} goes first: `{prog} {command} {word} ...`" if command else known
+        refuse(prog, f"{word} stands before the {kind}, and belongs behind it", first)
     refuse(prog, f"{word!r} is no {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
 
 

@@ -7,10 +7,14 @@ it: here they are told in the words of the command line.
 import argparse
 import os
 import re
+import sys
 import types
 from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from vmddpm.cli.usage import meant, refuse
@@ -58,7 +62,20 @@ class OptionParser(ArgumentParser):
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         self.needed = {action.dest for action in self._actions if action.required}  # jsonargparse hides it meanwhile
+        given = arguments[0] if arguments else options.get("args")
+        self._check_configs(sys.argv[1:] if given is None else list(given))
         return super().parse_args(*arguments, **options)
+
+    def _check_configs(self, words: list[str]) -> None:
+        """Refuses files of --config that hold no options; what is wrong with single ones, jsonargparse tells."""
+        if "--config" not in self._option_string_actions:
+            return
+        parts = {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
+        for path in values_of("--config", words):
+            if wrong := _no_options(path, parts):
+                entry = f"`{min(parts)}:` with indented entries" if parts else "`name: value`"
+                refuse(self.prog, f"--config {path or repr(path)}: {wrong}",
+                       f"it must be YAML in UTF-8 of {entry}; `{self.prog} --print_config` shows one")  # fmt: skip
 
     def print_help(self, *_: Any) -> None:
         """The short help."""
@@ -165,8 +182,8 @@ class OptionParser(ArgumentParser):
         return f"{', '.join(names)} {verb} missing", purpose
 
     def _no_config(self, path: str, message: str) -> tuple[str, str]:
-        given = next((word for word in self._values("--config") if os.path.basename(word) == os.path.basename(path)),
-                     path)  # fmt: skip
+        given = next((word for word in values_of("--config", self.args)
+                      if os.path.basename(word) == os.path.basename(path)), path)  # fmt: skip
         if os.path.isdir(given):
             return f"--config {given}: is a folder", "give a YAML file"
         if os.path.exists(given):
@@ -188,18 +205,50 @@ class OptionParser(ArgumentParser):
         return (f"{name} is {value[1]!r}{near}" if value else f"{name} cannot be read",
                 f"it must be {wanted}" if wanted else message)  # fmt: skip
 
-    def _values(self, option: str) -> list[str]:
-        """What was given by an option."""
-        words = [word.removeprefix(f"{option}=") for word in self.args if word.startswith(f"{option}=")]
-        return words + [after for word, after in zip(self.args, self.args[1:]) if word == option]
-
     def _origin(self) -> str:
-        files = self._values("--config")
+        files = values_of("--config", self.args)
         return files[0] if len(files) == 1 else "the configuration"
 
     def _purpose(self, option: str) -> str:
         action = self._option_string_actions.get(option)
         return f"{option}: {first_sentence(action)}" if action else ""
+
+
+def values_of(option: str, words: list[str]) -> list[str]:
+    """What a command line gives by an option."""
+    joined = [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
+    return joined + [after for word, after in pairwise(words) if word == option]
+
+
+def _no_options(path: str, parts: set[str]) -> str:
+    """Why a file holds no options; empty if it holds some, or jsonargparse will tell: it is not there, or no YAML.
+
+    Args:
+        parts: the entries that have entries of their own.
+    """
+    if not path:
+        return "names no file"
+    try:
+        entries = yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader)
+    except UnicodeDecodeError as error:
+        return f"is no UTF-8 text (byte {error.start})"
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return ""
+    if not entries:
+        return "is empty"
+    if not isinstance(entries, dict):
+        return f"is {_kind(entries)}, not entries with names"
+    for name, value in entries.items():
+        if not isinstance(name, str) or not re.match(r"[^\W\d]", name):
+            return f"has the entry {name!r:.40}, which is no name"
+        if name in parts and not isinstance(value, dict):
+            return f"has {name} as {_kind(value)}, which must have entries of its own"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    """Of what YAML holds, as BaseLoader reads it: text for all that is not a list or a mapping."""
+    return "a list" if isinstance(value, list) else f"the single value {value!r:.40}" if value else "nothing"
 
 
 def first_sentence(action: argparse.Action) -> str:

@@ -59,7 +59,9 @@ def run(parser: Any, options: Any) -> None:
                 print(f"each of these files will be in {folder.remarks_path}")
         train(config, dataset, folder)
         if ranks.first:
-            print(f"done: weights in {folder.weights('ema')}, loss curve in {folder.path / 'loss.png'}")
+            curve = folder.path / "loss.png"
+            told = f"loss curve in {curve}" if curve.exists() else "no loss curve, as training.log_every is more steps"
+            print(f"done: weights in {folder.weights('ema')}, {told}")
 
 
 def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
@@ -78,4 +80,4 @@ def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
             f"without --config, model and length are the paper's: {told}; take --config demo for a model that a CPU "
             "trains in minutes, or name the paper's, as in --config paper-brats2018, to train it all the same"
         )
-    print(f"warning: {told}; --config demo is a model that a CPU trains in minutes")
+    print(f"warning: {told}; --training.minutes or --training.steps make it shorter")

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, field
 
 from vmddpm.errors import VmddpmError
+from vmddpm.numbers import check_numbers
 
 AXES = ("axial", "coronal", "sagittal")
+LARGEST_SIZE = 8192  # pixels of a side; an image of more is over `max_pixels`
 
 
 class DataError(VmddpmError, ValueError):
@@ -98,6 +100,7 @@ class DataConfig:
         for name in ("percentiles", "window"):  # JSON and YAML know lists only
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
+        check_numbers(self, most={"size": LARGEST_SIZE}, error=DataError)
         _require(self.split in ("train", "test", "all"), "split", self.split, '"train", "test" or "all"')
         _require(self.size >= 1, "size", self.size, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")
@@ -144,4 +147,4 @@ class DataConfig:
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
-        raise DataError(f"{name} is {value!r}, but must be {allowed}")
+        raise DataError(f"{name} is {value!r}; it must be {allowed}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmddpm.errors import InputError
+from vmddpm.numbers import LONGEST
 
 BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
 LEAST = 4  # images, where there is no time for a whole block
@@ -63,6 +64,11 @@ class Plan:
             f"  train  {as_minutes(self.training_seconds)}, {steps}",
             f"  draw   {as_minutes(self.drawing.seconds(self.speed))}, {drawn}",
         ]
+        if self.seconds() > self.budget.seconds + 1:
+            lines.append(
+                f"This machine, as busy as it is now, does not keep to the {as_minutes(self.budget.seconds)}: the "
+                f"command will take about {as_minutes(self.seconds())}, as less than this cannot be trained and drawn."
+            )
         if self.taken + self.steps < BRAINS:
             lines.append(
                 f"This machine, as busy as it is now, does not reach brains in that time: they take about {BRAINS} "
@@ -70,6 +76,12 @@ class Plan:
                 f"{what_is_seen(self.taken + self.steps)}."
             )
         return "\n".join(lines)
+
+    def seconds(self) -> float:
+        """Of the whole command: the budget's, or more where even the least does not fit. A step is taken whole."""
+        training = max(self.training_seconds, self.speed.training_step) if self.training_seconds else 0.0
+        finishing = FINISHING * self.budget.seconds
+        return self.budget.spent() + training + self.drawing.seconds(self.speed) + finishing
 
     def minutes_for_brains(self) -> int:
         """Of the whole command, at this speed, so that its plan reaches them."""
@@ -89,8 +101,8 @@ class Budget:
     """
 
     def __init__(self, seconds: float, started: float, clock: Callable[[], float]) -> None:
-        if not seconds > 0:
-            raise InputError(f"minutes is {seconds / 60:g}; it must be above 0")
+        if not 0 < seconds <= 60 * LONGEST:
+            raise InputError(f"minutes is {seconds / 60:g}; it must be above 0 and at most {LONGEST:,}")
         self.seconds, self.started, self.clock = seconds, started, clock
 
     def spent(self) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vmddpm.errors import InputError
+from vmddpm.numbers import check_numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class DiffusionConfig:
     al. (2023), who take 5. Null weighs all alike (Eq. 4)."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, most={"timesteps": 1_000_000})
         self._require(self.timesteps >= 1, "timesteps", "at least 1")
         self._require(0 < self.beta_start < 1, "beta_start", "above 0 and below 1")
         self._require(self.beta_start <= self.beta_end < 1, "beta_end", "at least beta_start and below 1")

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.errors import InputError
+from vmddpm.numbers import check_seed, shown
 from vmddpm.seeding import mix_seed
+
+LARGEST_BATCH = 2**16  # images drawn together
 
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
@@ -76,6 +79,12 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((mix_seed(seed) + index) & 0xFFFFFFFF)
 
 
+def check_batch(name: str, size: int) -> None:
+    """Raises InputError unless so many images can be drawn together."""
+    if not 1 <= size <= LARGEST_BATCH:
+        raise InputError(f"{name} is {shown(size)}; it must be from 1 to {LARGEST_BATCH:,}")
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, every submodule's former mode after."""
@@ -129,14 +138,14 @@ def sample(
         float32 (len(indices), C, H, W) in [-1, 1], on `device`.
 
     Raises:
-        InputError: on an unknown sampler, unusable steps, eta, batch_size or indices, naming the way out.
+        InputError: on an unknown sampler, unusable steps, seed, eta, batch_size or indices, naming the way out.
     """
     steps = config.timesteps if steps is None else steps
     make_scheduler(config, sampler, steps)  # refuses what cannot be done
     if not 0 <= eta <= (1 if sampler == "ddim" else 0):
         raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    check_batch("batch_size", batch_size)
+    check_seed("seed", seed)
     if any(index < 0 for index in indices):
         raise InputError(f"indices holds {min(indices)}; images are numbered from 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))

@@ -31,6 +31,7 @@ from vmddpm.evaluation.radiomics import (
     radiomic_features,
 )
 from vmddpm.files import flush, written_whole
+from vmddpm.numbers import check_numbers, check_seed
 
 NOISE_IMAGES = 64
 _PACKAGES = ("vmddpm", "torch", "numpy", "pillow", *RADIOMICS_PACKAGES)
@@ -70,13 +71,13 @@ class MetricsConfig:
     """Where the extractor runs; "auto" is the GPU if there is one."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "metrics.", {"kid_subsets": 1_000_000, "batch_size": 2**16})
+        check_seed("metrics.seed", self.seed)
         for name in ("kid_subsets", "kid_subset_size", "neighbours", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
         if self.radiomics < 0 or self.radiomics == 1:
             raise InputError(f"metrics.radiomics is {self.radiomics}; it must be 0, or a number of images from 2 on")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"metrics.seed is {self.seed}; it must be from 0 to below 2^63")
         if not 0 < self.copy_threshold < 1:
             raise InputError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
 

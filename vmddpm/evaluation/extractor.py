@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from vmddpm.errors import InputError, VmddpmError
 from vmddpm.evaluation.resize import RESIZERS, resize
 from vmddpm.files import sha256
+from vmddpm.numbers import check_numbers
 
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-HOW_TO_GET_ONE = f"""fetch Inception-v3 as the original FID has it (96 MB), put it where you like and name it:
+HOW_TO_GET_ONE = f"""fetch Inception-v3 of the original FID, a program that will run with your rights, by
   curl -LO {INCEPTION_URL}
-  --extractor.path inception-2015-12-05.pt
-RadImageNet's ResNet-50 and DINOv2 serve as well, saved by torch.jit.save, with their own value range and size;
---extractor.path random needs no file and gives a distance that is no FID (docs/evaluation.md).
-Such a file is a program that runs with your rights: take it from whom you would take a program"""
+  and give --extractor.path inception-2015-12-05.pt, or random, which is no FID; others are in docs/evaluation.md"""
 
 _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
@@ -60,6 +58,7 @@ class ExtractorConfig:
     """What black and white are to the network; "imagenet" is 0..1, less ImageNet's mean, over its deviation."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "extractor.", {"size": 8192})
         if self.size < 1:
             raise InputError(f"extractor.size is {self.size}; it must be at least 1")
         for name, allowed in (("resizer", RESIZERS), ("value_range", _RANGES)):

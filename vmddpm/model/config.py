@@ -5,8 +5,16 @@ from math import ceil, prod
 from typing import Literal
 
 from vmddpm.errors import InputError
+from vmddpm.numbers import check_numbers
 from vmddpm_kernels.checks import MAX_STATES
 from vmddpm_kernels.curves import route_names
+
+WIDEST = 2**14  # channels of a stage: one convolution of that width has 2.4 billion weights
+MOST = {
+    "base_channels": WIDEST, "channel_multipliers": WIDEST, "sampling": 2**13, "layers_per_stage": 256,
+    "expand": 64, "dt_rank": WIDEST, "regeneration_patch_size": 2**13, "time_embedding_dim": 4 * WIDEST,
+    "norm_groups": WIDEST,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "sampling"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_numbers(self, most=MOST)
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
         for name in ("layers_per_stage", "expand", "regeneration_patch_size", "norm_groups"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
@@ -113,6 +122,10 @@ class ModelConfig:
         self._require(
             len(self.channel_multipliers) == stages and all(m >= 1 for m in self.channel_multipliers),
             "channel_multipliers", f"{stages} multipliers of at least 1, one for each factor of sampling",
+        )
+        self._require(
+            max(self.widths) <= WIDEST, "channel_multipliers",
+            f"such that times base_channels, {self.base_channels}, none is above {WIDEST:,}",
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
         try:

@@ -23,6 +23,7 @@ from vmddpm.data.readers import is_volume
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
 from vmddpm.files import folder_written_whole, write_text, written_whole
+from vmddpm.numbers import check_numbers, check_seed
 from vmddpm.study.blinding import differences
 from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
 
@@ -66,9 +67,12 @@ class CreateOptions:
     instructions: str | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self, error=StudyError)
+        if self.seed is not None:
+            check_seed("seed", self.seed)
         for name in ("n", "slices"):
             if getattr(self, name) < 1:
-                raise StudyError(f"{name} is {getattr(self, name)}, but must be at least 1")
+                raise StudyError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def create_study(

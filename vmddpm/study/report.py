@@ -83,7 +83,7 @@ def summary(reader: str, answers: str, c: st.Counts, margin: float) -> dict[str,
         StudyError: if the margin is not above 0 and below 1.
     """
     if not 0 < margin < 1:
-        raise StudyError(f"margin is {margin}, but must be a difference of shares above 0 and below 1, such as 0.1")
+        raise StudyError(f"margin is {margin}; it must be a difference of shares above 0 and below 1, such as 0.1")
     row: dict[str, Any] = {"reader": reader, "answers": answers, **c._asdict(), "n": sum(c)}
     pairs = {"paper_precision": st.paper_precision(c), "paper_recall": st.paper_recall(c),
              "recall": st.paper_precision(c), "precision": st.paper_recall(c)}  # fmt: skip

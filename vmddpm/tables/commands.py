@@ -9,6 +9,7 @@ from vmddpm.data import DataConfig
 from vmddpm.devices import choose_device
 from vmddpm.errors import InputError
 from vmddpm.evaluation import ExtractorConfig
+from vmddpm.samples import check_count
 from vmddpm.tables.data import TableData, mni152, of_folder
 from vmddpm.tables.paper import DATASETS
 from vmddpm.tables.produce import Produced, produce, write_record
@@ -80,6 +81,7 @@ def _protocol(
     if minutes is not None:
         protocol = replace(protocol, minutes=minutes)
     if images is not None:
+        check_count("images", images)
         protocol = replace(protocol, images=images, batch=min(images, protocol.batch))
     if seeds is not None:
         protocol = replace(protocol, seeds={**protocol.seeds, name: seeds})

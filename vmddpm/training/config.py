@@ -9,6 +9,9 @@ from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.model import ModelConfig
 from vmddpm.model.unet import UNetConfig
+from vmddpm.numbers import LONGEST, check_numbers, check_seed
+
+MOST = {"minutes": LONGEST, "batch_size": 2**20, "micro_batch_size": 2**20, "sample_count": 2**14}
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,11 @@ class TrainingConfig:
     """DDIM steps of such a grid, a divisor of diffusion.timesteps."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, most=MOST)
+        check_seed("seed", self.seed)
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_count", "sample_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("steps", "warmup_steps", "sample_every", "seed"):
+        for name in ("steps", "warmup_steps", "sample_every"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "gradient_clip"):
             self._require(getattr(self, name) > 0, name, "above 0")

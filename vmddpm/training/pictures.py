@@ -51,13 +51,13 @@ def load_png(path: Path) -> np.ndarray:
 
 
 def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Every loss of the logged steps and its running median."""
+    """Every loss of the logged steps, of which there is at least one, and its running median."""
     from matplotlib.figure import Figure
 
     steps = np.array([line["step"] for line in metrics])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    names = [name for name in (metrics[0] if metrics else ()) if name == "loss" or name.endswith("_loss")]
+    names = [name for name in metrics[0] if name == "loss" or name.endswith("_loss")]
     lowest, window = 1.0, max(1, len(steps) // 30)
     for number, name in enumerate(names):
         losses = np.array([line[name] for line in metrics], float)
@@ -68,10 +68,9 @@ def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
             padded = np.pad(losses, (window // 2, window - 1 - window // 2), mode="edge")
             running = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
             axes.plot(steps, running, color=f"C{number}", label=f"{label}, running median")
-    if names and lowest > 0:
+    if lowest > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="loss", title="Training loss" if names else "Training loss: no step was logged yet")
-    if names:
-        axes.legend()
+    axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    axes.legend()
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -5,7 +5,7 @@
     checkpoints/     everything needed to go on, see `checkpoints`
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
-    loss.png         the loss curve, at the end
+    loss.png         the loss curve, at the end, of the steps that were logged
     remarks.csv      which files were left out, or read in a way worth knowing
     lock             who is training here
 """
@@ -120,6 +120,8 @@ class RunFolder:
         self._cut_metrics(step)
         if remarks:
             write_remarks(remarks, self.remarks_path)
+        else:
+            self.remarks_path.unlink(missing_ok=True)  # of the images that the run had before
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

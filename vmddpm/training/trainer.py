@@ -138,8 +138,8 @@ def train(
                 report.say(f"stopped and saved at step {step}; run the same command again to go on")
         if stopped:
             raise KeyboardInterrupt
-        if ranks.first:
-            save_loss_curve(folder.metrics(), folder.path / "loss.png")
+        if ranks.first and (logged := folder.metrics()):  # there are none of a run shorter than `log_every`
+            save_loss_curve(logged, folder.path / "loss.png")
         return learner.ema
 
 
