@@ -321,6 +321,7 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
 
 # Exceptions of Python's own that vmddpm raises, with the reason.
 ALLOWED = {
+    ("__init__.py", "AttributeError"): "a module that has no such attribute says so as any does",
     ("cli/__init__.py", "SystemExit"): "help was asked for and shown, as by argparse",
     ("cli/usage.py", "SystemExit"): "a misspelt command line ends as argparse ends one",
     ("files.py", "OSError"): "a system call that Python has no function for fails as those of Python do",
