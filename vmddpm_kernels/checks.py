@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -125,6 +125,20 @@ def check_input(
     ):
         check_tensor(name, tensor, x, dtypes)
         check_shape(name, tensor, axes, shape)
+
+
+def check_memory(tensors: Iterable[Tensor | None]) -> None:
+    """Raise ValueError unless the memory of every tensor is there: it can be taken from under one."""
+    for tensor in tensors:
+        if tensor is None or tensor.numel() == 0:
+            continue
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        bytes_needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        if tensor.untyped_storage().nbytes() < bytes_needed or tensor.data_ptr() == 0:
+            raise ValueError(
+                f"a tensor of shape {tuple(tensor.shape)} has no memory for all of its elements: its storage was "
+                "resized, or it wraps another tensor"
+            )
 
 
 def check_states(states: int) -> None:

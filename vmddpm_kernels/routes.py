@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_count, check_dense
+from vmddpm_kernels.checks import check_count, check_dense, check_memory
 from vmddpm_kernels.curves import LETTERS, NUMBERED, parse, pixel_count, route_names, visits
 from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.library import define
@@ -373,6 +373,7 @@ def check_table_once(table: Tensor, length: int) -> None:
         ValueError: as `check_table`.
         RuntimeError: on a table never seen before while a CUDA graph is captured, where nothing may wait.
     """
+    check_memory((table,))
     if _is_checked(table):
         if table.shape[-1] != length:
             raise ValueError(f"table must have {length} steps, got shape {tuple(table.shape)}")

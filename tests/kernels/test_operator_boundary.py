@@ -301,3 +301,27 @@ def test_memory_of_a_copy_that_ends_too_soon_is_refused(operator, name):
     options = (False, "cpu") if operator == "cross_scan" else (True, False, "cpu")
     with pytest.raises(ValueError, match="no memory for all of its elements"):
         getattr(OPS, operator)(tensor, table, 0, 0, 0, *options)
+
+
+@pytest.mark.parametrize("place", range(9))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_memory_taken_from_what_is_converted(backend, dtype, place):
+    """The kernels take parameters in another type: what torch would read for that is looked at before."""
+    if backend == "reference":
+        pytest.skip("torch's own operators read what they saved")
+    x, delta = torch.randn(1, 6, 3), torch.randn(1, 2, 6, 3)
+    A, B, C = -torch.rand(2, 3, 4, dtype=dtype), torch.randn(1, 2, 6, 4, dtype=dtype), torch.randn(1, 2, 6, 4)
+    D, bias = torch.randn(2, 3, dtype=dtype), torch.randn(2, 3, dtype=dtype)
+    table = vk.routes(2, 3, scans="unidi")[:2].to(torch.int64)
+    tensors = [t.requires_grad_() for t in (x, delta, A, B, C, D, bias)]
+    y = vk.cross_selective_scan(*tensors, table, delta_softplus=True, backend=backend)
+    dy = torch.ones_like(y)
+    taken = [*tensors, table, dy][place]
+    taken.untyped_storage().resize_(0)
+    if taken is table:  # the scan has a copy of its own
+        torch.autograd.grad(y, tensors, dy)
+        with pytest.raises(ValueError, match="no memory"):
+            vk.cross_selective_scan(*tensors, table, delta_softplus=True, backend=backend)
+        return
+    with pytest.raises(ValueError, match="no memory"):
+        torch.autograd.grad(y, tensors, dy)

@@ -12,6 +12,7 @@ from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
     cast,
+    contiguous,
     empty,
     empty_gradients,
     gradients_of,
@@ -94,7 +95,7 @@ class CpuBackend(CpuSteps):
             ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
         grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
-            arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads,
+            arguments, options, sizes, dy, cast(dlast_state, dtype), contiguous(checkpoints), grads,
             torch.get_num_threads(),
         )  # fmt: skip
         return gradients_of(inputs, arguments, grads, partial=pieces != 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import cast, cast_given, empty, rounded
+from vmddpm_kernels.backends.extension import cast, cast_given, contiguous, empty, rounded, typed
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 
@@ -32,7 +32,7 @@ class CpuSteps:
         dbias = None if bias is None else torch.empty(batch, channels, dtype=dtype)
         dhistory = None if history is None else torch.empty(history.shape, dtype=dtype)
         extension.native.conv_backward(
-            _side_by_side(rounded(dy, arguments.x.dtype), columns), *arguments, dx, dweight, dbias, dhistory,
+            _side_by_side(typed(dy, arguments.x.dtype), columns), *arguments, dx, dweight, dbias, dhistory,
             dtype is torch.float64, silu, columns, torch.get_num_threads(),
         )  # fmt: skip
         return [
@@ -65,7 +65,7 @@ def _readable(inputs: ConvInputs, dtype: torch.dtype) -> ConvInputs:
     the accumulation."""
     x, weight, bias, history = inputs
     if dtype is torch.float64:
-        x = rounded(x, dtype)
+        x = typed(x, dtype)
     return ConvInputs(
         _side_by_side(x, inputs.channel_first()), cast_given(weight, dtype), cast(bias, dtype), cast(history, dtype)
     )
@@ -75,7 +75,7 @@ def _side_by_side(t: Tensor, columns: bool) -> Tensor:
     """(B, L, D) with steps side by side in memory, or channels."""
     if t.stride(1 if columns else 2) == 1:
         return t
-    return t.mT.contiguous().mT if columns else t.contiguous()
+    return contiguous(t.mT).mT if columns else contiguous(t)
 
 
 def _summed(parts: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
     cast,
+    contiguous,
     empty,
     empty_gradients,
     gradients_of,
     image_shape,
     int32,
     rounded,
+    typed,
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.protocol import BackendStatus
@@ -116,7 +118,7 @@ class CudaBackend(TritonSteps):
             matrices = torch.empty(of_part, dtype=dtype, device=device)
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(
-                arguments, options, sizes, dy, cast(dlast_state, dtype), checkpoints.contiguous(), grads, plan,
+                arguments, options, sizes, dy, cast(dlast_state, dtype), contiguous(checkpoints), grads, plan,
                 *_workspaces(sizes, plan, dtype, device), images, matrices, *self.runtime.stream(device),
             )  # fmt: skip
         del images, matrices
@@ -201,11 +203,11 @@ def _in_vectors(tensor: Tensor) -> bool:
 def _channel_last(tensor: Tensor) -> Tensor:
     """A copy of what is channel first, of which a warp would read a sector for every element."""
     *_, steps, channels = tensor.stride()
-    return tensor.contiguous() if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
+    return contiguous(tensor) if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
+    return typed(tensor.detach(), dtype)
 
 
 def _partial_images(of: Tensor, plan: "GpuScanPlan", dtype: torch.dtype) -> Tensor | None:

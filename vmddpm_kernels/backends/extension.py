@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.checks import FLOATS, check_input
+from vmddpm_kernels.checks import FLOATS, check_input, check_memory
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanSizes
 
 if TYPE_CHECKING:
@@ -88,8 +88,25 @@ def accumulation(sizes: ScanSizes) -> torch.dtype:
 def int32(table: Tensor) -> Tensor:
     """A contiguous int32 table; numbers beyond int32 become -1 or 2^31 - 1, which no image has as a pixel either."""
     if table.dtype != torch.int32:
+        check_memory((table,))
         table = table.clamp(-1, 2**31 - 1).to(torch.int32)
-    return table.contiguous()
+    return contiguous(table)
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """`tensor.contiguous()`. torch reads what it copies, though the memory may have been taken from a saved tensor."""
+    if tensor.is_contiguous():
+        return tensor
+    check_memory((tensor,))
+    return tensor.contiguous()
+
+
+def typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)` of a tensor whose memory may have been taken from it."""
+    if tensor.dtype == dtype:
+        return tensor
+    check_memory((tensor,))
+    return tensor.to(dtype)
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -100,6 +117,7 @@ def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def cast_given(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if _is_cast(tensor, dtype):
         return tensor
+    check_memory((tensor,))
     return tensor.detach().to(dtype).contiguous()
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from vmddpm_kernels.backends.extension import empty, int32
 from vmddpm_kernels.backends.triton import planes, rows
 from vmddpm_kernels.backends.triton.gather import gather_along_routes
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, warp_size
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, warp_size
+from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.routes import RouteOrder, check_table_once
 
 STEPS, CHANNELS = 32, 32  # of a tile along a table: whole sectors on either side, whichever axis is contiguous there

@@ -1,7 +1,7 @@
 """How kernels are declared and launched, on any device that Triton serves."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -34,20 +34,6 @@ def registers(most: int | None) -> dict[str, int]:
     if most is None or INTERPRETED or triton.runtime.driver.active.get_current_target().backend != "cuda":
         return {}
     return {"maxnreg": most}
-
-
-def check_memory(tensors: Iterable[Tensor | None]) -> None:
-    """Raise ValueError unless the memory of every tensor is there: it can be taken from under one."""
-    for tensor in tensors:
-        if tensor is None or tensor.numel() == 0:
-            continue
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-        bytes_needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-        if tensor.untyped_storage().nbytes() < bytes_needed or tensor.data_ptr() == 0:
-            raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} has no memory for all of its elements: its storage was "
-                "resized, or it wraps another tensor"
-            )
 
 
 def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:

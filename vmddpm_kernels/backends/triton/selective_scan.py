@@ -17,11 +17,12 @@ from vmddpm_kernels.backends.extension import (
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.triton import CHUNK
-from vmddpm_kernels.backends.triton.launch import INTERPRETED, check_memory, launch, registers, strided
+from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, registers, strided
 from vmddpm_kernels.backends.triton.plan import Plan, Scan, chosen_plan
 from vmddpm_kernels.backends.triton.scan_backward import scan_backward as backward_kernel
 from vmddpm_kernels.backends.triton.scan_fold import fold_routes
 from vmddpm_kernels.backends.triton.scan_forward import scan_forward as forward_kernel
+from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 

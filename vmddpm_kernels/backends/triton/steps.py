@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.extension import cast, cast_given, empty, rounded
 from vmddpm_kernels.backends.triton import conv
-from vmddpm_kernels.backends.triton.launch import check_memory, launch, with_strides
+from vmddpm_kernels.backends.triton.launch import launch, with_strides
 from vmddpm_kernels.backends.triton.state_update import update
+from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 _STEPS, _CHANNELS = 8, 64   # of a tile: four elements a thread, whose taps and slopes stay in registers
