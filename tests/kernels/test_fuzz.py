@@ -50,8 +50,8 @@ def assert_ours(error, function, arguments):
 
 
 def same(a, b, rtol):
-    """Whether close. Where one is infinite the other may be NaN: products of infinity and zero come in any order. Beside
-    numbers of millions, as states that grow leave them, small ones are what was left of a difference of such."""
+    """Whether close. Where one is infinite the other may be NaN: products of infinity and zero come in any order.
+    Beside numbers of millions, as states that grow leave them, small ones are what was left of a difference of such."""
     if a is None or b is None:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
