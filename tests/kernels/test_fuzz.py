@@ -50,8 +50,7 @@ def assert_ours(error, function, arguments):
 
 
 def same(a, b, rtol):
-    """Whether close. Where one is infinite the other may be NaN: products of infinity and zero come in any order.
-    Beside numbers of millions, as states that grow leave them, small ones are what was left of a difference of such."""
+    """Whether close. Where one is infinite the other may be NaN: products of infinity and zero come in any order."""
     if a is None or b is None:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
@@ -61,10 +60,7 @@ def same(a, b, rtol):
     if a.dtype.itemsize == 1 and a.is_floating_point():  # of which torch knows little more than how to widen it
         a, b = a.float(), b.float()
     finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()):
-        return False
-    largest = b[finite].abs().max().item() if finite.any() else 0
-    return torch.allclose(a[finite], b[finite], rtol=rtol, atol=rtol * max(1, largest / 1e6))
+    return torch.equal(finite, b.isfinite()) and torch.allclose(a[finite], b[finite], rtol=rtol, atol=rtol)
 
 
 def differentiable(value):

@@ -8,7 +8,7 @@ needs, and a step takes ten times as long.
 import os
 import sys
 
-# Looks before a thread of GNU's runtime sleeps, about ten microseconds. Steps a second of the demo's training on two
+# Looks before a thread of GNU's runtime sleeps. Steps a second of the demo's training on two
 # cores: alone 5.8, and 6.0 of the runtime's own choice (no look: 4.6); two at once 5.4, and 3.1 of that (twice the
 # looks: 4.8).
 SPINS = 1000
