@@ -177,11 +177,11 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     other side of a chest, so images to be compared with should not be flipped.
 
     Args:
-        images: (B, C, H, W).
+        images: (B, C, H, W), or volumes (B, C, D, H, W) with the patient's right and left along W.
         generator: where the B coin flips are drawn from, on its own device.
 
     Returns:
         A new tensor of the same shape, dtype and device.
     """
     coins = torch.rand(images.shape[0], generator=generator, device=generator.device) < 0.5
-    return torch.where(coins.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(coins.to(images.device).view(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)

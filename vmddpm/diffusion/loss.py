@@ -12,7 +12,8 @@ from vmddpm.diffusion.config import DiffusionConfig, alphas_cumprod
 def draw_steps_and_noise(
     shape: Sequence[int], config: DiffusionConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Uniform steps t, int64 (B,), and standard normal noise, float32 of `shape` (B, C, H, W), for one batch.
+    """Uniform steps t, int64 (B,), and standard normal noise, float32 of `shape` (B, C, H, W), of volumes (B, C, D, H, W), for
+    one batch.
 
     Both are made on the generator's device: a CPU generator gives every device the same numbers.
     """
@@ -20,9 +21,9 @@ def draw_steps_and_noise(
     return t, torch.randn(tuple(shape), generator=generator, device=generator.device)
 
 
-def _levels(t: Tensor, config: DiffusionConfig) -> tuple[Tensor, Tensor]:
-    """√ᾱ_t and √(1 - ᾱ_t), each (B, 1, 1, 1)."""
-    alpha = alphas_cumprod(config, t.device)[t].view(-1, 1, 1, 1)
+def _levels(t: Tensor, config: DiffusionConfig, axes: int) -> tuple[Tensor, Tensor]:
+    """√ᾱ_t and √(1 - ᾱ_t), each (B, 1, 1, 1), with as many axes as the images."""
+    alpha = alphas_cumprod(config, t.device)[t].view(-1, *[1] * (axes - 1))
     return alpha.sqrt(), (1 - alpha).sqrt()
 
 
@@ -31,22 +32,22 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> T
     """A draw of q(x_t | x_0): √ᾱ_t x0 + √(1 - ᾱ_t) noise.
 
     Args:
-        x0: (B, C, H, W) images in [-1, 1].
+        x0: (B, C, H, W) images or (B, C, D, H, W) volumes in [-1, 1].
         t: (B,) int64 steps, 0 to timesteps - 1 (0 is the paper's t = 1), on x0's device.
-        noise: (B, C, H, W) standard normal.
+        noise: standard normal, of the shape of x0.
 
     Returns:
-        (B, C, H, W).
+        Of the shape of x0.
     """
-    signal, sigma = _levels(t, config)
+    signal, sigma = _levels(t, config, x0.dim())
     return signal * x0 + sigma * noise
 
 
 def prediction_target(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> Tensor:
-    """What the network is to predict, (B, C, H, W): the noise, or the velocity √ᾱ_t noise - √(1 - ᾱ_t) x0."""
+    """What the network is to predict, of the shape of x0: the noise, or the velocity √ᾱ_t noise - √(1 - ᾱ_t) x0."""
     if config.prediction_type == "epsilon":
         return noise
-    signal, sigma = _levels(t, config)
+    signal, sigma = _levels(t, config, x0.dim())
     return signal * noise - sigma * x0
 
 

@@ -101,7 +101,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def sample(
     model: nn.Module,
     indices: Sequence[int],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     *,
     config: DiffusionConfig,
     sampler: str = "ddpm",
@@ -120,10 +120,10 @@ def sample(
 
     Args:
         model: the noise predictor, called as model(x, t, order_key=(seed, step number)) with x float32
-            (B, C, H, W), t int64 (B,) and the step number an int64 scalar on their device, which compiled models and
+            (B, *image_shape), t int64 (B,) and the step number an int64 scalar on their device, which compiled models and
             CUDA graphs take for an input. It runs in eval mode and is handed back in the mode it came in.
         indices: numbers of the images, each at least 0, in any order.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W), of volumes (C, D, H, W).
         config: the process the model was trained for.
         sampler: "ddpm", ancestral sampling with the posterior variance; "ddim"; or "dpm-solver", of second
             order.
@@ -135,7 +135,7 @@ def sample(
         progress: called as progress(done, total) after each evaluation of the model.
 
     Returns:
-        float32 (len(indices), C, H, W) in [-1, 1], on `device`.
+        float32 (len(indices), *image_shape) in [-1, 1], on `device`.
 
     Raises:
         InputError: on an unknown sampler, unusable steps, seed, eta, batch_size or indices, naming the way out.

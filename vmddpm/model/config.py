@@ -25,6 +25,10 @@ class ModelConfig:
         InputError: naming the field, its value and what it must be.
     """
 
+    spatial_dims: Literal[2, 3] = 2
+    """Axes of what is drawn: 2, images (H, W), as in the paper, or 3, volumes (D, H, W), with the same stages, blocks
+    and scans over one axis more. `data.spatial_dims` must be the same."""
+
     image_channels: int = 1
     """Channels of the image, 1 (grey) or 3 (colour)."""
 
@@ -70,10 +74,10 @@ class ModelConfig:
     parameters"."""
 
     scans: int | str = 0
-    """Routes of the scan: 0 is VMamba's cross scan: rows, columns, both reversed. 1 to 3 are its other sets; other
-    models' go by name, such as "hilbert", "local" or "omnidirectional", and routes of one's own joined by commas, see
-    `vmddpm_kernels.routes`. S6 has weights for each route. III-D: "from the upper left corner or lower right corner in
-    four directions: up, down, left, and right"."""
+    """Routes of the scan: 0 is VMamba's cross scan: rows, columns, both reversed, and of volumes the six routes of
+    "cross3d". 1 to 3 are its other sets; other models' go by name, such as "hilbert", "local", "omnidirectional" or
+    "tri-orientated", and routes of one's own joined by commas, see `vmddpm_kernels.routes`. S6 has weights for each
+    route. III-D: "from the upper left corner or lower right corner in four directions: up, down, left, and right"."""
 
     regeneration: bool = True
     """Shuffle the patches before each S6: one new order for each, shared by the batch and by the four routes, in place
@@ -82,7 +86,7 @@ class ModelConfig:
     each S6 operation"."""
 
     regeneration_patch_size: int = 1
-    """Side of a patch in tokens: 1 as in VMamba; p > 1 moves blocks of p x p tokens. III-D: "in the patch
+    """Side of a patch in tokens: 1 as in VMamba; p > 1 moves blocks of p tokens along every axis. III-D: "in the patch
     dimension"."""
 
     regeneration_at_sampling: bool = True
@@ -103,6 +107,7 @@ class ModelConfig:
         for name in ("channel_multipliers", "sampling"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self, most=MOST)
+        self._require(self.spatial_dims in (2, 3), "spatial_dims", "2, for images, or 3, for volumes")
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
         for name in ("layers_per_stage", "expand", "regeneration_patch_size", "norm_groups"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
@@ -128,10 +133,11 @@ class ModelConfig:
             f"such that times base_channels, {self.base_channels}, none is above {WIDEST:,}",
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
+        kind = "images" if self.spatial_dims == 2 else "volumes"
         try:
-            route_names(self.scans, 2)
+            route_names(self.scans, self.spatial_dims)
         except ValueError as error:
-            raise InputError(f"scans is {self.scans!r}; it must be a set of routes for images: {error}") from None
+            raise InputError(f"scans is {self.scans!r}; it must be a set of routes for {kind}: {error}") from None
         self._require(
             all(width % self.norm_groups == 0 for width in self.widths),
             "norm_groups", f"a divisor of every stage's width {self.widths}",
@@ -153,13 +159,13 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """An image's height and width must be multiples of this, so that every stage holds whole patches."""
+        """Every side of an image or volume must be a multiple of this, so that every stage holds whole patches."""
         return prod(self.sampling) * (self.regeneration_patch_size if self.regeneration else 1)
 
     @property
     def route_count(self) -> int:
         """Routes of every scan, K."""
-        return len(route_names(self.scans, 2))
+        return len(route_names(self.scans, self.spatial_dims))
 
     @property
     def s6_count(self) -> int:

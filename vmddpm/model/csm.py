@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmddpm.model.config import ModelConfig
+from vmddpm.model.dimensions import convolution
 from vmddpm_kernels import cross_selective_scan
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # Mamba's range of initial step sizes
 
 
 class CSM(nn.Module):
-    """Norm, expand to a value and a gate, depthwise 3 x 3, scan, S6 and merge, norm, gate, project.
+    """Norm, expand to a value and a gate, depthwise convolution of side 3, scan, S6 and merge, norm, gate, project.
 
     Each route has its own S6 weights: x_proj (K, R + 2N, D), dt_proj (K, D, R), dt_bias, D (K, D), A_log
     (K, D, N), with K routes of `config.scans`, D = expand * channels, N = d_state and R = dt_rank.
@@ -28,7 +29,7 @@ class CSM(nn.Module):
         # Two projections, not one split in half: the convolution then reads dense memory.
         self.value = nn.Linear(channels, inner, bias=False)
         self.gate = nn.Linear(channels, inner, bias=False)
-        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.conv = convolution(config.spatial_dims, inner, inner, 3, padding=1, groups=inner)
         self.x_proj = nn.Parameter(torch.empty(routes, self.rank + 2 * self.states, inner))
         self.dt_proj = nn.Parameter(torch.empty(routes, inner, self.rank))
         self.dt_bias = nn.Parameter(torch.empty(routes, inner))
@@ -49,14 +50,14 @@ class CSM(nn.Module):
         self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W)."""
-        height, width = x.shape[2:]
-        tokens = self.norm(x.permute(0, 2, 3, 1))                                 # (B, H, W, C)
-        value = self.conv(self.value(tokens).permute(0, 3, 1, 2))                 # (B, D, H, W)
-        value = F.silu(value).permute(0, 2, 3, 1).flatten(1, 2)                   # (B, L, D)
+        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W); of volumes (B, C, D,
+        H, W) and (K, D * H * W)."""
+        tokens = self.norm(x.movedim(1, -1))                                      # (B, H, W, C)
+        value = self.conv(self.value(tokens).movedim(-1, 1))                      # (B, D, H, W)
+        value = F.silu(value).movedim(1, -1).flatten(1, -2)                       # (B, L, D)
         y = self.norm_out(self.s6(value, table))                                  # (B, L, D)
-        y = self.out(y * F.silu(self.gate(tokens).flatten(1, 2)))                 # (B, L, C)
-        return torch.unflatten(y, 1, (height, width)).permute(0, 3, 1, 2)         # (B, C, H, W)
+        y = self.out(y * F.silu(self.gate(tokens).flatten(1, -2)))                # (B, L, C)
+        return torch.unflatten(y, 1, x.shape[2:]).movedim(-1, 1)                  # (B, C, H, W)
 
     # Paper Eq. 5-6 with input-dependent delta, B and C (S6), on the sequences of section III-D
     def s6(self, x: Tensor, table: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class MSSBlock(nn.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         self.csm = CSM(channels, config)
-        self.cnn = TimeCNN(channels, config.time_dim, config.norm_groups)
+        self.cnn = TimeCNN(channels, config.time_dim, config.norm_groups, config.spatial_dims)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim), table (K, H * W) -> (B, C, H, W)."""
@@ -39,7 +39,7 @@ class SSLayer(nn.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.resnet = ResNetBlock(channels, config.time_dim, config.norm_groups)
+        self.resnet = ResNetBlock(channels, config.time_dim, config.norm_groups, config.spatial_dims)
         self.mss = MSSBlock(channels, config)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vmddpm.model.config import ModelConfig
+from vmddpm.model.dimensions import convolution, shuffle_up
 from vmddpm.model.regeneration import VisitOrders
 from vmddpm.model.resnet_block import ResNetBlock
 from vmddpm.model.ss_layer import SSLayer
@@ -36,7 +36,7 @@ class EncoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_groups, channels_in) if normalise else nn.Identity()
-        self.down = nn.Conv2d(channels_in, channels_out, factor, stride=factor)
+        self.down = convolution(config.spatial_dims, channels_in, channels_out, factor, stride=factor)
         self.layers = SSLayers(config.layers_per_stage, channels_out, config)
 
     def forward(self, x: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
@@ -55,15 +55,15 @@ class DecoderStage(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, factor: int, config: ModelConfig) -> None:
         super().__init__()
         self.factor = factor
-        self.fuse = nn.Conv2d(2 * channels_in, channels_in, 1)
+        self.fuse = convolution(config.spatial_dims, 2 * channels_in, channels_in, 1)
         self.layers = SSLayers(config.layers_per_stage, channels_in, config)
         self.norm = nn.GroupNorm(config.norm_groups, channels_in)
-        self.up = nn.Conv2d(channels_in, channels_out * factor**2, 1)
+        self.up = convolution(config.spatial_dims, channels_in, channels_out * factor**config.spatial_dims, 1)
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
         x = self.fuse(torch.cat([x, skip], dim=1))
         x = self.layers(x, time, orders)
-        return F.pixel_shuffle(self.up(self.norm(x)), self.factor)
+        return shuffle_up(self.up(self.norm(x)), self.factor)
 
 
 class ImageFusion(nn.Module):
@@ -72,8 +72,8 @@ class ImageFusion(nn.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.fuse = nn.Conv2d(channels + config.image_channels, channels, 3, padding=1)
-        self.block = ResNetBlock(channels, config.time_dim, config.norm_groups)
+        self.fuse = convolution(config.spatial_dims, channels + config.image_channels, channels, 3, padding=1)
+        self.block = ResNetBlock(channels, config.time_dim, config.norm_groups, config.spatial_dims)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:
         fused: Tensor = self.block(self.fuse(torch.cat([features, image], dim=1)), time)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vmddpm.errors import InputError
 from vmddpm.model.config import ModelConfig
+from vmddpm.model.dimensions import channels_last, convolution
 from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.regeneration import OrderKey, VisitOrders, order_key_tensor
 from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
@@ -21,7 +22,7 @@ class VMDDPM(
 
     `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. All
     weights lie in channels_last memory, and so does every feature map: the tokens of the scan are a view of
-    it.
+    it. With `spatial_dims` 3 all is the same over (D, H, W): volumes take the place of images.
 
     Args:
         config: the architecture.
@@ -43,24 +44,25 @@ class VMDDPM(
             DecoderStage(widths[i], outputs[i], factors[i], config) for i in reversed(stages)
         )
         self.image_fusion = ImageFusion(widths[0], config) if config.image_skip else None
-        last = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+        last = convolution(config.spatial_dims, widths[0], config.image_channels, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's older types
+        self.to(memory_format=channels_last(config.spatial_dims))  # type: ignore[call-overload]  # not in torch's older types
 
     def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
         """The noise in x (or the velocity, as trained).
 
         Args:
-            x: (B, image_channels, H, W) noisy images, H and W multiples of `config.size_multiple`.
+            x: (B, image_channels, H, W) noisy images, or (B, image_channels, D, H, W) noisy volumes with `spatial_dims`
+                3; every side a multiple of `config.size_multiple`.
             t: (B,) integer or real diffusion steps.
             order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
                 an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
                 draws a key from torch's global generator of that device.
 
         Returns:
-            (B, image_channels, H, W).
+            Of the shape of x.
 
         Raises:
             InputError: if the shape of x or t does not fit, or order_key is on another device.
@@ -88,13 +90,15 @@ class VMDDPM(
         return x, skips
 
     def _prepare(self, x: Tensor, t: Tensor, order_key: OrderKey | None) -> tuple[Tensor, VisitOrders]:
-        channels, multiple = self.config.image_channels, self.config.size_multiple
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise InputError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
-        if min(x.shape[2:]) < 1 or x.shape[2] % multiple or x.shape[3] % multiple:
+        channels, multiple, axes = self.config.image_channels, self.config.size_multiple, self.config.spatial_dims
+        kind, names = ("images", "H, W") if axes == 2 else ("volumes", "D, H, W")
+        if x.dim() != 2 + axes or x.shape[1] != channels:
+            raise InputError(f"x must have shape (B, {channels}, {names}), got {tuple(x.shape)}")
+        if min(x.shape[2:]) < 1 or any(extent % multiple for extent in x.shape[2:]):
+            sides = "height and width" if axes == 2 else "depth, height and width"
             raise InputError(
-                f"height and width must be multiples of {multiple} for sampling {self.config.sampling}, got "
-                f"{x.shape[2]} x {x.shape[3]}; pad or resize the images, or choose a smaller sampling"
+                f"{sides} must be multiples of {multiple} for sampling {self.config.sampling}, got "
+                f"{' x '.join(map(str, x.shape[2:]))}; pad or resize the {kind}, or choose a smaller sampling"
             )
         if t.shape != x.shape[:1]:
             raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from vmddpm.data import random_flip
 from vmddpm.diffusion import draw_steps_and_noise
 from vmddpm.evaluation.images import Images
+from vmddpm.model.dimensions import channels_last
 from vmddpm.seeding import mix_seed
 from vmddpm.training.config import RunConfig, TrainingConfig
 
@@ -45,13 +46,14 @@ def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
 
 
 def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
-    """Images (len(rows), C, size, size) of one training step, flipped or not; all of its batch if `rows` is None."""
+    """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of one training step, flipped or not; all of its batch if `rows` is None."""
     images = []
     for number in numbers_at(step, options, rows):
         epoch, place = divmod(number, len(dataset))
         image = dataset[epoch_order(len(dataset), options.seed, epoch)[place]][None]
         images.append(random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image)
-    return torch.cat(images).contiguous(memory_format=torch.channels_last)
+    batch = torch.cat(images)
+    return batch.contiguous(memory_format=channels_last(batch.dim() - 2))
 
 
 def inputs_at(

@@ -1,0 +1,156 @@
+"""The network over volumes (D, H, W): against loops, and against the network over images."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from vmddpm.errors import InputError
+from vmddpm.model import CSM, VMDDPM, ModelConfig
+from vmddpm.model.dimensions import convolution, shuffle_up
+from vmddpm_kernels import routes
+
+SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
+FLAT = "dhw,dwh,dhw-reversed,dwh-reversed"  # of a volume one voxel deep, the cross scan of an image
+
+
+def off_its_start(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("regeneration", [False, True])
+def test_a_volume_one_voxel_deep_is_an_image(regeneration):
+    """Of each kernel only the middle plane meets voxels, and the routes are those of an image."""
+    options = {**SMALL, "sampling": (1, 1), "channel_multipliers": (1, 2), "layers_per_stage": 1, "image_skip": True,
+               "regeneration": regeneration}  # fmt: skip
+    deep = off_its_start(VMDDPM(ModelConfig(**options, spatial_dims=3, scans=FLAT))).double()
+    flat = VMDDPM(ModelConfig(**options)).double()
+    flat.load_state_dict(
+        {name: v[:, :, v.shape[2] // 2] if v.dim() == 5 else v for name, v in deep.state_dict().items()}
+    )
+    x, t = noise(2, 1, 6, 5).double(), torch.tensor([3, 700])
+    found, expected = deep(x[:, :, None], t, order_key=(4, 2)), flat(x, t, order_key=(4, 2))
+    torch.testing.assert_close(found[:, :, 0], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_scan_of_a_volume_equals_a_loop():
+    torch.manual_seed(0)
+    size = (2, 3, 2)
+    csm = CSM(8, ModelConfig(**SMALL, spatial_dims=3)).double()
+    x = torch.randn(1, 12, 16, dtype=torch.float64)
+    table = routes(*size)
+    assert table.shape == (6, 12)
+    expected = torch.zeros_like(x)
+    for k, route in enumerate(table.tolist()):
+        places = list(product(*map(range, size)))
+        order = [places[i] for i in route]  # axes in order, each other one in the place of the first, then reversed
+        key = [lambda p: p, lambda p: (p[1], p[0], p[2]), lambda p: (p[2], p[1], p[0])][k % 3]
+        assert order == sorted(places, key=key, reverse=k >= 3)
+        state = torch.zeros(16, 4, dtype=torch.float64)
+        for i in route:
+            rank, B, C = (csm.x_proj[k] @ x[0, i]).split([csm.rank, 4, 4])
+            delta = torch.nn.functional.softplus(csm.dt_proj[k] @ rank + csm.dt_bias[k])
+            state = torch.exp(delta[:, None] * -csm.A_log[k].exp()) * state + delta[:, None] * B * x[0, i, :, None]
+            expected[0, i] += state @ C + csm.D[k] * x[0, i]
+    torch.testing.assert_close(csm.s6(x, table), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_sampling_up_equals_a_loop():
+    x, factor = noise(2, 3 * 8, 2, 1, 3), 2
+    found = shuffle_up(x, factor)
+    assert found.shape == (2, 3, 4, 2, 6)
+    for b, c, d, h, w in product(range(2), range(3), range(4), range(2), range(6)):
+        channel = c * 8 + (d % 2) * 4 + (h % 2) * 2 + w % 2
+        assert found[b, c, d, h, w] == x[b, channel, d // 2, h // 2, w // 2]
+    image = noise(2, 12, 3, 2)  # as of images: a volume whose planes are all alike
+    channels = image.unflatten(1, (3, 1, 4)).expand(-1, -1, 2, -1, -1, -1).flatten(1, 3)
+    deep = shuffle_up(channels[:, :, None], 2)
+    assert torch.equal(deep[:, :, 0], shuffle_up(image, 2))
+    assert torch.equal(deep[:, :, 1], deep[:, :, 0])
+
+
+@pytest.mark.parametrize("scans", [0, "ss3d", "tri-orientated", "hilbert"])
+def test_shapes_and_gradients(scans):
+    config = ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2), image_skip=True, scans=scans)
+    model = off_its_start(VMDDPM(config))
+    x = noise(2, 1, 8, 4, 12).requires_grad_()
+    assert model.encode(x, torch.tensor([3, 700])).shape == (2, 16, 2, 1, 3)
+    y = model(x, torch.tensor([3, 700]), order_key=(0, 0))
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+    assert (x.grad != 0).all()
+
+
+def test_a_convolution_of_side_1_equals_torch_s():
+    ours, theirs = convolution(3, 5, 7, 1).double(), torch.nn.Conv3d(5, 7, 1).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = noise(2, 5, 3, 4, 2).double()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-14)
+
+
+def test_voxels_keep_their_channels_side_by_side(one_thread):
+    """With one thread torch takes other convolutions."""
+    model = VMDDPM(ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2)))
+    astray = []
+
+    def check(module, args, out):
+        tensors = [t for t in (*args, out) if isinstance(t, torch.Tensor) and t.dim() == 5]
+        if not all(t.is_contiguous(memory_format=torch.channels_last_3d) for t in tensors):
+            astray.append(module)
+
+    for name, module in model.named_modules():
+        if ".csm." not in name or name.endswith(".conv"):
+            module.register_forward_hook(check)
+    model(noise(2, 1, 8, 8, 8), torch.tensor([1, 2]))
+    assert not astray
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ((2, 1, 8, 8), r"x must have shape \(B, 1, D, H, W\), got \(2, 1, 8, 8\)"),
+        ((2, 3, 8, 8, 8), r"x must have shape \(B, 1, D, H, W\)"),
+        ((2, 1, 6, 8, 8), r"depth, height and width must be multiples of 4 .* got 6 x 8 x 8; pad or resize the volumes"),
+    ],
+)
+def test_bad_inputs(x, message):
+    config = ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2))
+    with pytest.raises(InputError, match=message):
+        VMDDPM(config)(torch.zeros(x), torch.zeros(2))
+
+
+def test_routes_that_are_not_those_of_a_volume():
+    with pytest.raises(InputError, match=r"scans is 'local'; it must be a set of routes for volumes: .*cross3d"):
+        ModelConfig(spatial_dims=3, scans="local")
+    with pytest.raises(InputError, match="spatial_dims is 4; it must be 2, for images, or 3, for volumes"):
+        ModelConfig(spatial_dims=4)
+
+
+def test_a_saved_network_comes_back(tmp_path):
+    config = ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2))
+    model = off_its_start(VMDDPM(config)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = VMDDPM.from_pretrained(tmp_path)
+    assert loaded.config == config
+    x, t = noise(1, 1, 8, 8, 8), torch.tensor([1])
+    assert torch.equal(loaded(x, t, order_key=(4, 2)), model(x, t, order_key=(4, 2)))

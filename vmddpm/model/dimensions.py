@@ -1,0 +1,47 @@
+"""What a network needs to know of the number of its axes: 2 of an image (H, W), 3 of a volume (D, H, W)."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Pointwise3d(nn.Conv3d):
+    """A convolution of side 1 over volumes, as a product of tokens and weights: torch's own, run by one thread, is slow
+    and puts the channels first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C_in, D, H, W) -> (B, C_out, D, H, W)."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+def convolution(axes: int, inputs: int, outputs: int, side: int, **options: Any) -> nn.Conv2d | nn.Conv3d:
+    """The convolution of this side over so many axes, with the options of `torch.nn.Conv2d`."""
+    if axes == 2:
+        return nn.Conv2d(inputs, outputs, side, **options)
+    return (Pointwise3d if side == 1 else nn.Conv3d)(inputs, outputs, side, **options)
+
+
+def channels_last(axes: int) -> torch.memory_format:
+    """The memory format in which the channels of a voxel lie side by side."""
+    return torch.channels_last_3d if axes == 3 else torch.channels_last
+
+
+def per_channel(values: Tensor, axes: int) -> Tensor:
+    """(B, C) -> (B, C, 1, 1), of volumes (B, C, 1, 1, 1)."""
+    return values[(..., *[None] * axes)]
+
+
+def shuffle_up(x: Tensor, factor: int) -> Tensor:
+    """Every token becomes a block of factor pixels along each axis: (B, C * factor^axes, ...) -> (B, C, ... * factor).
+
+    The channels of a token hold (C, rows, columns), as in `torch.nn.functional.pixel_shuffle`, of volumes (C, planes,
+    rows, columns).
+    """
+    if x.dim() == 4:
+        return F.pixel_shuffle(x, factor)
+    pattern = "b (c p q r) d h w -> b c (d p) (h q) (w r)"
+    shuffled: Tensor = rearrange(x, pattern, p=factor, q=factor, r=factor)
+    return shuffled.contiguous(memory_format=torch.channels_last_3d)
