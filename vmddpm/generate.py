@@ -81,7 +81,7 @@ def generate(
     made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": form}
     made_with |= {"compile": compile, "ordered": ordered}
     samples.take(made_with)
-    shape = (config.data.channels, config.data.size, config.data.size)
+    shape = config.data.shape
     rank, ranks = rank_and_count()
     mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
     with tqdm(total=len(mine) * steps, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:

@@ -41,9 +41,10 @@ def cost(config: RunConfig) -> Cost:
     except (RuntimeError, MemoryError) as error:  # torch has a class of its own for this on GPUs only
         if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow", str(error)):
             raise
+        sides = " x ".join(map(str, config.data.shape[1:]))
         raise InputError(
-            f"{config.system} for images of {config.data.size} x {config.data.size} pixels does not fit into memory; "
-            "take a smaller data.size or a narrower network"
+            f"{config.system} for images of {sides} pixels does not fit into memory; take a smaller "
+            "data.size or a narrower network"
         ) from error
 
 
@@ -51,7 +52,6 @@ def _counted(config: RunConfig) -> Cost:
     """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
     the meta device; the scan has its formula on devices that it runs on: the CPU, or the run's own where VMDDPM_BACKEND
     asks for kernels that may not run on a CPU."""
-    size, channels = config.data.size, config.data.channels
     scans = config.system == "vmddpm"
     own = config.training.device if os.environ.get("VMDDPM_BACKEND") else "cpu"
     device = choose_device(own, scans=True) if scans else torch.device("meta")
@@ -64,7 +64,7 @@ def _counted(config: RunConfig) -> Cost:
             inputs, judged = (torch.zeros(1, config.gan.latent_dim),), _parameters(discriminator)
         else:
             network, judged = build_network(config).to(device), 0
-            inputs = torch.zeros(1, channels, size, size).to(device), torch.zeros(1, dtype=torch.int64).to(device)
+            inputs = torch.zeros(1, *config.data.shape).to(device), torch.zeros(1, dtype=torch.int64).to(device)
         before = counter.get_total_flops()  # of starting values that are orthogonal
         network.eval()(*inputs)
     return Cost(_parameters(network), judged, counter.get_total_flops() - before)

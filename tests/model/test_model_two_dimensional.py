@@ -1,5 +1,5 @@
-"""Weights and samples of images are what they were before the model knew volumes: bit for bit on the processor and torch
-that recorded them, to rounding on others.
+"""Weights and samples of images are what they were before the model knew volumes: bit for bit on the processor and
+torch that recorded them, to rounding on others.
 
 `python -m tests.model.test_model_two_dimensional` records them anew, after a change that is meant to change them.
 """

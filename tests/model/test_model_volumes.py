@@ -87,7 +87,8 @@ def test_sampling_up_equals_a_loop():
 
 @pytest.mark.parametrize("scans", [0, "ss3d", "tri-orientated", "hilbert"])
 def test_shapes_and_gradients(scans):
-    config = ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2), image_skip=True, scans=scans)
+    stages = {"sampling": (2, 2), "channel_multipliers": (1, 2), "image_skip": True}
+    config = ModelConfig(**SMALL, **stages, spatial_dims=3, scans=scans)
     model = off_its_start(VMDDPM(config))
     x = noise(2, 1, 8, 4, 12).requires_grad_()
     assert model.encode(x, torch.tensor([3, 700])).shape == (2, 16, 2, 1, 3)
@@ -130,7 +131,7 @@ def test_voxels_keep_their_channels_side_by_side(one_thread):
     [
         ((2, 1, 8, 8), r"x must have shape \(B, 1, D, H, W\), got \(2, 1, 8, 8\)"),
         ((2, 3, 8, 8, 8), r"x must have shape \(B, 1, D, H, W\)"),
-        ((2, 1, 6, 8, 8), r"depth, height and width must be multiples of 4 .* got 6 x 8 x 8; pad or resize the volumes"),
+        ((2, 1, 6, 8, 8), r"depth, height and width must be multiples of 4 .* got 6 x 8 x 8; pad or resize"),
     ],
 )
 def test_bad_inputs(x, message):

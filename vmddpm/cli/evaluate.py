@@ -59,7 +59,7 @@ def run(parser: Any, options: Any) -> None:
     if not data.root:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
                         "folder of real images by --root")  # fmt: skip
-    check_images(samples, "samples", (data.channels, data.size, data.size), parts.metrics)  # before any is decoded
+    check_images(samples, "samples", data.shape, parts.metrics)  # before any is decoded
     training, doubts = SliceDataset(data, progress=True), []
     if told := folder.difference(training):
         told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"

@@ -1,7 +1,7 @@
 """Decoded slices on disk, so that a file is decoded once.
 
-An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S), see `image_file`,
-and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file or
+An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S) or (N, C, D, S, S), see
+`image_file`, and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file or
 option makes another entry. Both are written under other names and renamed when they are whole, the .json
 last: an interrupted run leaves no entry, and processes that build the same entry at once do not disturb each
 other.
@@ -47,7 +47,7 @@ LEVELS = 65535
 
 
 class EncodedImages(Protocol):
-    """Images by number, each uint16 (C, S, S): a file, some of its images, an array."""
+    """Images by number, each uint16 (C, S, S) or (C, D, S, S): a file, some of its images, an array."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> np.ndarray: ...
@@ -58,7 +58,7 @@ class SliceSet:
     """Images and where they come from.
 
     Attributes:
-        images: N of uint16 (C, S, S), 0 for -1 and 65535 for 1.
+        images: N of uint16 (C, S, S) or (C, D, S, S), 0 for -1 and 65535 for 1.
         slices: N of them.
         remarks: what was left out, and what the readers had to decide.
         seen: number of slices that were read, with those left out as empty.
@@ -142,13 +142,13 @@ class CacheWriter(ImageWriter):
     """Writes an entry image by image.
 
     Args:
-        shape: (C, S, S) of one image.
+        shape: of one image, (C, S, S) or (C, D, S, S).
 
     Raises:
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, key: str, shape: tuple[int, ...]) -> None:
         remove_abandoned(folder.glob(".*.tmp.npy"))  # as large as the data set
         super().__init__(folder / f"{key}.npy", shape)
 

@@ -102,8 +102,9 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
 
 
 def difference_hash(image: np.ndarray) -> np.ndarray:
-    """int8 (64,): the sign, 1 or -1, of the differences along the rows of the image (C, S, S) at 8 x 9."""
-    grey = torch.from_numpy(image.astype(np.float32)).mean(0)[None, None]
+    """int8 (64,): the sign, 1 or -1, of the differences along the rows of the image (C, S, S) at 8 x 9, of a volume
+    (C, D, S, S) those of the mean of its planes."""
+    grey = torch.from_numpy(image.astype(np.float32)).flatten(0, -3).mean(0)[None, None]
     small = F.interpolate(grey, (8, 9), mode="bilinear", antialias=True)[0, 0]
     return torch.where(small[:, 1:] > small[:, :-1], 1, -1).flatten().to(torch.int8).numpy()
 

@@ -7,6 +7,7 @@ from vmddpm.errors import VmddpmError
 from vmddpm.numbers import check_numbers
 
 AXES = ("axial", "coronal", "sagittal")
+LEAST_SPACING = 1e-4  # millimetres; of electron microscopes, not of patients
 LARGEST_SIZE = 8192  # pixels of a side; an image of more is over `max_pixels`
 
 
@@ -38,15 +39,24 @@ class DataConfig:
         image_type: shell pattern for the Image Type, whose values are joined by backslashes: `ORIGINAL\\PRIMARY*`.
         limit: keep the first so many slices only, in the sorted order of the paths. Null keeps all. "We use the first
             34,999 images for experiments".
-        size: side of the images in pixels. The largest centred square, in millimetres where the file knows its pixel
-            spacing, is resized with antialiasing: "we uniformly scaled the image center to 128 × 128 resolution".
+        spatial_dims: 2 makes images of slices, 3 makes volumes: crops of NIfTI, FreeSurfer, MetaImage and NRRD volumes
+            and of DICOM series, (depth, size, size) voxels from inferior to superior, anterior to posterior, and the
+            patient's right to left. `model.spatial_dims` must be the same.
+        spacing: of volumes, millimetres of a voxel, one number or those along depth, height and width. Every volume is
+            resampled to it, with antialiasing, along its own axes: oblique scans are not turned.
+        depth: of volumes, voxels along their depth; null for as many as `size`.
+        stride: of volumes, voxels from a crop to the next along every axis, up to the volume's ends; null for the
+            centred crop alone.
+        size: side of the images in pixels, of volumes in voxels. The largest centred square of a slice, in millimetres
+            where the file knows its pixel spacing, is resized with antialiasing: "we uniformly scaled the image center
+            to 128 × 128 resolution".
         channels: of the images, 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour by
             repetition.
         axes: which slices of a NIfTI volume, of axial, coronal and sagittal. DICOM and raster images are taken as they
             were stored. "The 2D axial slices were then separated to form a training dataset".
-        frames: which frames of a 4-D volume: "all", the "first" only, or the one of a number, counted from 0, such as
-            one modality of several along the last axis. Which phases of the heart were used is not said: "1798 2D
-            cardiac MRIs images from 3DMR scans".
+        frames: which frames of a 4-D file: "all", the "first" only, or the one of a number, counted from 0, such as one
+            modality of several along the last axis. With `spatial_dims` 3 "all" would mix them, and is refused. Which
+            phases of the heart were used is not said: "1798 2D cardiac MRIs images from 3DMR scans".
         normalize: how intensities are mapped to [-1, 1]. "percentile" maps the two
             `percentiles` of each volume (a 3-D frame, or a DICOM or raster file); "window" maps `window`, or
             the file's own first VOI window or VOI table; "full" maps the whole range of the bit depth of a
@@ -81,6 +91,10 @@ class DataConfig:
     series: str | None = None
     image_type: str | None = None
     limit: int | None = None
+    spatial_dims: int = 2
+    spacing: float | tuple[float, float, float] | None = None
+    depth: int | None = None
+    stride: int | None = None
     size: int = 128
     channels: int = 1
     axes: list[str] = field(default_factory=lambda: ["axial"])
@@ -100,7 +114,10 @@ class DataConfig:
         for name in ("percentiles", "window"):  # JSON and YAML know lists only
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
-        check_numbers(self, most={"size": LARGEST_SIZE}, error=DataError)
+        if isinstance(self.spacing, list):
+            self.spacing = tuple(self.spacing)
+        check_numbers(self, most={"size": LARGEST_SIZE, "depth": LARGEST_SIZE}, error=DataError)
+        self._check_volumes()
         _require(self.split in ("train", "test", "all"), "split", self.split, '"train", "test" or "all"')
         _require(self.size >= 1, "size", self.size, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for all")
@@ -143,6 +160,41 @@ class DataConfig:
         )
         _require(0 <= self.min_foreground <= 1, "min_foreground", self.min_foreground, "a share from 0 to 1")
         _require(self.on_error in ("fail", "skip"), "on_error", self.on_error, '"fail" or "skip"')
+
+    def _check_volumes(self) -> None:
+        _require(self.spatial_dims in (2, 3), "spatial_dims", self.spatial_dims, "2, for slices, or 3, for volumes")
+        for name in ("spacing", "depth", "stride"):
+            value = getattr(self, name)
+            _require(self.spatial_dims == 3 or value is None, name, value, "null where spatial_dims is 2")
+        for name in ("depth", "stride"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1, or null")
+        if self.spatial_dims == 2:
+            return
+        _require(self.channels == 1, "channels", self.channels, "1 where spatial_dims is 3: volumes are grey")
+        if self.spacing is not None:
+            sides = self.voxel_sizes
+            _require(
+                len(sides) == 3 and all(LEAST_SPACING <= side <= 1e3 for side in sides),
+                "spacing", self.spacing, f"millimetres from {LEAST_SPACING:g} to 1000, one number or three",
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, size, size) of an image, (channels, depth, size, size) of a volume."""
+        depth = (self.depth or self.size,) if self.spatial_dims == 3 else ()
+        return (self.channels, *depth, self.size, self.size)
+
+    @property
+    def voxel_sizes(self) -> tuple[float, ...]:
+        """Of volumes, millimetres of a voxel along depth, height and width.
+
+        Raises:
+            DataError: if `spacing` does not say.
+        """
+        if self.spacing is None:
+            raise DataError("spacing is None; volumes (spatial_dims 3) need the millimetres of a voxel, such as 1")
+        return self.spacing if isinstance(self.spacing, tuple) else (self.spacing,) * 3
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

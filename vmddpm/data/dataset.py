@@ -15,17 +15,19 @@ from tqdm import tqdm
 
 from vmddpm.data import cache
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.crops import parts_of
 from vmddpm.data.files import find
 from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import Excluded, Remark, counted, listed, skipped_in_short, summary
-from vmddpm.data.series import series_ranges
-from vmddpm.data.slicing import Plane, SliceInfo, volume_planes
+from vmddpm.data.series import series_ranges, volume_series, without_members
+from vmddpm.data.slicing import Plane, SliceInfo
 from vmddpm.data.store import Chosen, is_store, open_store
 from vmddpm.data.tally import Tally
 
 
 class SliceDataset(Dataset[Tensor]):
-    """The slices of all images of a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1].
+    """The slices of all images of a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1],
+    or with `spatial_dims` 3 the crops of all volumes, (channels, depth, size, size).
 
     The first time, every file of a folder is decoded, one at a time, into a cache on disk; then the cache is read.
     Slices are sorted by path, then frame, axis and place, so index i is the same image in every run.
@@ -72,7 +74,7 @@ class SliceDataset(Dataset[Tensor]):
         return len(self.slices)
 
     def __getitem__(self, i: int) -> Tensor:
-        """float32 (channels, size, size) in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
+        """float32 of `config.shape` in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
         return torch.from_numpy(cache.decode(self._images[i]))
 
     def checksums(self) -> np.ndarray:
@@ -133,15 +135,17 @@ def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) ->
 def _planes(volume: object, config: DataConfig) -> Iterator[Plane]:
     if not isinstance(volume, nib.spatialimages.SpatialImage):
         volume = nib.Nifti1Image(np.asarray(volume, np.float32), np.eye(4))
-    return volume_planes(volume, config)
+    return parts_of(volume, config)
 
 
 def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progress: bool) -> cache.SliceSet:
-    shape = config.channels, config.size, config.size
     try:
-        with cache.CacheWriter(folder, key, shape) as writer, tqdm(files, "decoding", disable=not progress) as bar:
-            ranges = series_ranges(files, config)
-            sources = ((str(path), read_file(path, config, ranges)) for path in bar)
+        ranges, series = series_ranges(files, config), volume_series(files, config)
+        with (
+            cache.CacheWriter(folder, key, config.shape) as writer,
+            tqdm(without_members(files, series), "decoding", disable=not progress) as bar,
+        ):
+            sources = ((str(path), read_file(path, config, ranges, series.get(path, ()))) for path in bar)
             slices, remarks, seen = _collect(sources, config, writer.append, writer.cut)
             if not slices:
                 raise DataError(_nothing_left(config.root, config, remarks, seen))

@@ -38,7 +38,7 @@ def read_dicom(file: BinaryIO, config: DataConfig, ranges: Ranges | None = None)
         DataError: if the file is not DICOM, contradicts itself, is larger than the limits, or is compressed in a way
             that needs another decoder; the message names the attribute and the way out.
     """
-    dataset, stored, notes = _decoded(file, config)
+    dataset, stored, notes = decoded(file, config)
     if photometric_of(dataset) == "PALETTE COLOR":
         yield from _colour_planes(dataset, *palette_colours(dataset, stored), config, notes)
     elif stored.ndim == 4:
@@ -57,13 +57,14 @@ def series_uid(file: BinaryIO) -> str | None:
 def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
     """All pixels of a grey DICOM file (F, H, W) in the modality's units, NaN where they are padding; None in colour.
     Raises as `read_dicom`."""
-    dataset, stored, _ = _decoded(file, config)
+    dataset, stored, _ = decoded(file, config)
     if stored.ndim == 4 or photometric_of(dataset) == "PALETTE COLOR":
         return None
-    return _all_values(dataset, stored)
+    return frame_values(dataset, stored)
 
 
-def _all_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
+def frame_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
+    """Grey pixels (F, H, W) as they are stored -> in the modality's units, NaN where they are padding."""
     wide = stored.dtype.itemsize > 2 and stored.dtype != np.float32
     values, padding = np.empty(stored.shape, np.float64 if wide else np.float32), padding_of(dataset, stored)
     for frame, pixels in enumerate(stored):
@@ -71,8 +72,8 @@ def _all_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
     return values
 
 
-def _decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
-    """The data set, its pixels as they are stored, and a note."""
+def decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
+    """The data set, its pixels as they are stored, and a note. Raises as `read_dicom`."""
     check_deflated(file, config)
     with warnings.catch_warnings():  # pydicom's are about what is mended or told here
         warnings.simplefilter("ignore")
@@ -137,7 +138,7 @@ def _grey_planes(
             values, black, white = voi.shown
         else:
             if whole is None:
-                whole = display_range(_all_values(dataset, stored), mode, config)
+                whole = display_range(frame_values(dataset, stored), mode, config)
             black, white = whole
         limits = (white, black) if inverted else (black, white)
         notes = "; ".join(filter(None, (note, voi.note)))

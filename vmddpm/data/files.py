@@ -1,15 +1,18 @@
 """Which files of a folder the data set reads."""
 
+import gzip
 import os
 import re
 import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.limits import check_unpacked
 from vmddpm.data.remarks import Remark
 
 GZIP = b"\x1f\x8b"
@@ -68,6 +71,19 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+
+def inflated(file: BinaryIO, config: DataConfig) -> BinaryIO:
+    """A DICOM file, unpacked in memory if it is compressed by gzip."""
+    compressed = file.read(2) == GZIP
+    file.seek(0)
+    if not compressed:
+        return file
+    with gzip.GzipFile(fileobj=file) as unpacked:
+        content = bytearray()
+        while block := unpacked.read(1 << 20):
+            content += block
+            check_unpacked(len(content), config)
+    return BytesIO(content)
 
 
 def find_files(config: DataConfig) -> list[Path]:

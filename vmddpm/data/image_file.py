@@ -16,20 +16,20 @@ W = TypeVar("W", bound="ImageWriter")
 
 
 class ImageWriter:
-    """Writes uint16 images (C, S, S) to an array (N, C, S, S); nothing stays in memory, and nothing is in place before
-    `commit`.
+    """Writes uint16 images of one shape to an array (N, *shape); nothing stays in memory, and nothing is in place
+    before `commit`.
 
     A context manager: what was not committed is removed at its end.
 
     Args:
         path: of the .npy file.
-        shape: (C, S, S) of one image.
+        shape: of one image, (C, S, S) or (C, D, S, S).
 
     Raises:
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._shape, self.count = path, shape, 0
         self._part = temporary_name(path)
@@ -48,7 +48,7 @@ class ImageWriter:
             self._part.unlink(missing_ok=True)
 
     def append(self, image: np.ndarray) -> None:
-        """image: uint16 (C, S, S)."""
+        """image: uint16 of `shape`."""
         self._file.write(image.tobytes())
         self.count += 1
 
@@ -96,7 +96,7 @@ class ImageFile:
             except Exception as error:  # numpy documents no closed set
                 raise InputError(f"its header is not that of an .npy file: {error}") from error
             start, size = file.tell(), os.fstat(file.fileno()).st_size
-        if dtype != np.uint16 or len(shape) != 4:
+        if dtype != np.uint16 or len(shape) not in (4, 5):
             raise InputError(f"{dtype} array of shape {shape}")
         self.shape, self._start, self._bytes = shape, start, 2 * int(np.prod(shape[1:]))
         if size != start + shape[0] * self._bytes:
@@ -108,7 +108,7 @@ class ImageFile:
         return self.shape[0]
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """uint16 (C, S, S). Raises IndexError, or DataError if the image is not what was written."""
+        """uint16, of the shape of one image. Raises IndexError, or DataError if the image is not what was written."""
         i = range(len(self))[i]
         try:
             content = os.pread(self._descriptor, self._bytes, self._start + i * self._bytes)

@@ -10,8 +10,8 @@ import pydicom
 
 from vmddpm.data.config import DataConfig
 from vmddpm.data.dicom_attributes import text_of
-from vmddpm.data.files import open_regular
-from vmddpm.data.readers import inflated, kind_of
+from vmddpm.data.files import inflated, open_regular
+from vmddpm.data.readers import kind_of
 
 HASHED = "dicom-"  # before the hash of what a DICOM file says
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)_")

@@ -9,7 +9,7 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from vmddpm.data.layouts import Layout, Source
 from vmddpm.data.patients import joined, look_alikes, mixed_patients, patient_of, same_subjects
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
-from vmddpm.data.series import series_ranges
+from vmddpm.data.series import series_ranges, volume_series
 from vmddpm.data.store import StoredSlice, new_store, side_of, write_records
 from vmddpm.data.tally import Tally
 
@@ -78,12 +78,19 @@ def prepare_store(
     try:
         with (
             new_store(out) as store_json,
-            ImageWriter(out / "images.npy", (config.channels, config.size, config.size)) as writer,
+            ImageWriter(out / "images.npy", config.shape) as writer,
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
         ):
             paths = [source.path for source in layout.sources] if isinstance(layout.sources, list) else []
-            ranges = series_ranges(paths, config, lambda work, items: in_order(work, items, processes))
-            for done in in_order(partial(prepared, config=config, ranges=ranges), layout.sources, processes):
+            ranges, series = (
+                found(paths, config, lambda work, items: in_order(work, items, processes))
+                for found in (series_ranges, volume_series)
+            )
+            # The first file of a series stands for all of it.
+            further = {path for members in series.values() for path in members[1:]}
+            sources = (source for source in layout.sources if source.path not in further) if series else layout.sources
+            work = partial(prepared, config=config, ranges=ranges, series=series)
+            for done in in_order(work, sources, processes):
                 bar.update()
                 remarks += done.remarks
                 if config.on_error == "fail" and (failed := [r for r in done.remarks if r.kind == "error"]):
@@ -155,15 +162,18 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
         )
 
 
-def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
-    """One file, decoded; runs in a process of its own and depends on nothing else."""
+def prepared(
+    source: Source, config: DataConfig, ranges: Ranges, series: Mapping[Path, Sequence[Path]] | None = None
+) -> Prepared:
+    """One file, or one series of files, decoded; runs in a process of its own and depends on nothing else."""
     images: list[np.ndarray] = []
     slices: list[StoredSlice] = []
     tally = Tally(source.name, config)
     try:
         if source.content is None:
-            digest = _sha256(source.path)
-            planes = read_file(source.path, config, ranges)
+            members = (series or {}).get(source.path, ())
+            digest = _sha256(*members or [source.path])
+            planes = read_file(source.path, config, ranges, members)
         else:
             digest = hashlib.sha256(source.content).hexdigest()
             planes = read_content(source.content, source.name, config)
@@ -180,10 +190,10 @@ def prepared(source: Source, config: DataConfig, ranges: Ranges) -> Prepared:
     return Prepared(images, slices, tally.seen, tally.remarks(), study)
 
 
-def _sha256(path: Path) -> str:
-    """Of a file; of a pair of header and voxels, of one after the other."""
+def _sha256(*paths: Path) -> str:
+    """Of a file; of several, and of a pair of header and voxels, of one after the other."""
     digest = hashlib.sha256()
-    for part in parts_of(path):
+    for part in (part for path in paths for part in parts_of(path)):
         with open_regular(part) as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -1,17 +1,17 @@
 """From a file to its planes: by its name and its first bytes, to the reader of its kind."""
 
-import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.crops import volume_crops
 from vmddpm.data.dicom import Ranges, read_dicom
-from vmddpm.data.files import GZIP, open_regular
-from vmddpm.data.limits import check_unpacked
+from vmddpm.data.dicom_volume import series_volume
+from vmddpm.data.files import inflated, open_regular
 from vmddpm.data.pictures import read_array, read_picture
 from vmddpm.data.remarks import Excluded
 from vmddpm.data.slicing import Plane
@@ -32,18 +32,21 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def read_file(path: Path, config: DataConfig, ranges: Ranges | None = None) -> Iterator[Plane]:
-    """The planes of one file, by the reader that its name and its content ask for.
+def read_file(
+    path: Path, config: DataConfig, ranges: Ranges | None = None, members: Sequence[Path] = ()
+) -> Iterator[Plane]:
+    """The planes of one file, or the crops of its volume, by the reader that its name and its content ask for.
 
     Args:
         ranges: see `read_dicom`.
+        members: of a volume in DICOM, the files of its series, `path` among them; without them it is the file alone.
 
     Raises:
         Excluded: if it is no picture, or a filter of the configuration leaves it out.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
     with open_regular(path) as file, _named(kind := kind_of(file, path.name), str(path)):
-        yield from _planes(file, kind, config, path, ranges)
+        yield from _planes(file, kind, config, path, ranges, members)
 
 
 def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
@@ -96,10 +99,20 @@ def _bare(name: str) -> str:
     return re.sub(r"\.gz$", "", name.lower())
 
 
-def _planes(file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None) -> Iterator[Plane]:
+def _planes(
+    file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: Ranges | None = None,
+    members: Sequence[Path] = (),
+) -> Iterator[Plane]:  # fmt: skip
     if kind != "DICOM" and (config.modality or config.series or config.image_type):
         raise Excluded("no DICOM file, which modality, series and image_type choose from")
-    if kind == "DICOM":
+    if config.spatial_dims == 3 and kind not in ("DICOM", "NIfTI", "FreeSurfer", "ITK"):
+        raise DataError(
+            "is no volume: spatial_dims 3 reads NIfTI, FreeSurfer, MetaImage, NRRD and DICOM series; leave it out by "
+            "pattern, or set spatial_dims to 2"
+        )
+    if kind == "DICOM" and config.spatial_dims == 3:
+        yield from volume_crops(series_volume(members or [path], config), config)
+    elif kind == "DICOM":
         yield from read_dicom(inflated(file, config), config, ranges)
     elif kind == "NIfTI":
         pair = re.search(r"\.hdr(\.gz)?$", path.name, re.IGNORECASE)
@@ -114,20 +127,6 @@ def _planes(file: BinaryIO, kind: str, config: DataConfig, path: Path, ranges: R
         yield from read_tiff(file, config)
     else:
         yield from read_picture(file, config)
-
-
-def inflated(file: BinaryIO, config: DataConfig) -> BinaryIO:
-    """A DICOM file, unpacked in memory if it is compressed by gzip."""
-    compressed = file.read(2) == GZIP
-    file.seek(0)
-    if not compressed:
-        return file
-    with gzip.GzipFile(fileobj=file) as unpacked:
-        content = bytearray()
-        while block := unpacked.read(1 << 20):
-            content += block
-            check_unpacked(len(content), config)
-    return BytesIO(content)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""One normalisation for all files of a DICOM series, whose slices lie in a file each."""
+"""Files of one DICOM series, whose slices lie in a file each: one normalisation for all of them, or one volume."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import numpy as np
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom import Ranges, modality_values, series_uid
-from vmddpm.data.files import open_regular
+from vmddpm.data.files import inflated, open_regular
 from vmddpm.data.limits import check_voxels
-from vmddpm.data.readers import inflated, kind_of
+from vmddpm.data.readers import kind_of
 from vmddpm.data.transforms import display_range
 
 
@@ -31,12 +31,38 @@ def series_ranges(
     """
     if config.normalize_by == "file":
         return {}
-    paths, series = list(paths), defaultdict(list)
+    series = _by_series(list(paths), config, in_order)
+    found = in_order(partial(_range, config=config), series.values())
+    return {uid: limits for uid, limits in zip(series, found) if limits is not None}
+
+
+def volume_series(
+    paths: Iterable[Path], config: DataConfig, in_order: Callable[[Any, Iterable[Any]], Iterator[Any]] = map
+) -> dict[Path, list[Path]]:
+    """The files of each DICOM series of several files, by the first of them, where volumes are made; else none.
+
+    Args:
+        in_order: as in `series_ranges`.
+    """
+    if config.spatial_dims == 2:
+        return {}
+    return {members[0]: members for members in _by_series(list(paths), config, in_order).values() if len(members) > 1}
+
+
+def without_members(paths: Iterable[Path], series: Mapping[Path, Sequence[Path]]) -> list[Path]:
+    """The paths without the files of a series but its first, which stands for all."""
+    further = {path for members in series.values() for path in members[1:]}
+    return [path for path in paths if path not in further]
+
+
+def _by_series(
+    paths: list[Path], config: DataConfig, in_order: Callable[[Any, Iterable[Any]], Iterator[Any]]
+) -> dict[str, list[Path]]:
+    series = defaultdict(list)
     for path, uid in zip(paths, in_order(partial(_uid, config=config), paths)):
         if uid:
             series[uid].append(path)
-    found = in_order(partial(_range, config=config), series.values())
-    return {uid: limits for uid, limits in zip(series, found) if limits is not None}
+    return series
 
 
 def _uid(path: Path, config: DataConfig) -> str | None:

@@ -21,8 +21,9 @@ class SliceInfo:
 
     Attributes:
         path: the file, or a name such as "volume 0" for one from memory.
-        axis: "axial", "coronal" or "sagittal"; "stored" for a DICOM or raster image, taken as it was stored.
-        index: place along the axis, counted from left, posterior or inferior; 0 for "stored".
+        axis: "axial", "coronal" or "sagittal"; "stored" for a DICOM or raster image, taken as it was stored; "volume"
+            for a crop of a volume.
+        index: place along the axis, counted from left, posterior or inferior; 0 for "stored"; of crops their number.
         frame: frame of a 4-D volume, multi-frame DICOM file or multi-page TIFF.
     """
 
@@ -34,7 +35,8 @@ class SliceInfo:
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice before cropping: float32 pixels (H, W) or (H, W, 3), and how to show them.
+    """One slice before cropping, float32 pixels (H, W) or (H, W, 3), or a crop of a volume, (D, H, W), and how to show
+    them.
 
     Attributes:
         pixels: row 0 is the top; values in the file's own units. float64 where float32 would round them.
@@ -69,6 +71,19 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
     Raises:
         DataError: on other shapes or voxels, and a frame that is asked for and not there.
     """
+    orientation = orientation_of(image)
+    beyond = (0,) * (image.ndim - 4)  # further axes of length 1
+    for frame in frames_of(image.shape[3] if image.ndim > 3 else 1, config):
+        place = (..., frame, *beyond) if image.ndim > 3 else (...,)
+        yield from _frame_planes(np.asarray(image.dataobj[place]), image.affine, orientation, frame, config)
+
+
+def orientation_of(image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """Which way each axis of a volume runs, as nibabel's `io_orientation`.
+
+    Raises:
+        DataError: if that cannot be known, or it is no volume of real numbers or 8-bit colours with 2 to 4 axes.
+    """
     dtype, shape = image.get_data_dtype(), image.shape
     if dtype.kind not in "biuf" and not _is_colour(dtype):
         raise DataError(f"has {dtype} voxels; real numbers or 8-bit colours are needed, convert it first")
@@ -81,17 +96,14 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
     orientation = nib.io_orientation(image.affine)
     if np.isnan(orientation).any():
         raise DataError("its affine does not say how it lies: an axis has no length, or is not finite")
-    beyond = (0,) * (image.ndim - 4)  # further axes of length 1
-    for frame in _frames_of(shape[3] if len(shape) == 4 else 1, config):
-        place = (..., frame, *beyond) if image.ndim > 3 else (...,)
-        yield from _frame_planes(np.asarray(image.dataobj[place]), image.affine, orientation, frame, config)
+    return orientation
 
 
 def _is_colour(dtype: np.dtype[Any]) -> bool:
     return dtype.names is not None and dtype.names[:3] == ("R", "G", "B") and dtype["R"] == np.uint8
 
 
-def _frames_of(count: int, config: DataConfig) -> Iterable[int]:
+def frames_of(count: int, config: DataConfig) -> Iterable[int]:
     if count == 1 or config.frames == "all":
         return range(count)
     frame = 0 if config.frames == "first" else int(config.frames)

@@ -1,6 +1,6 @@
 """A store: a data set prepared once, in one folder.
 
-    images.npy        uint16 (N, C, S, S), 0 for -1 and 65535 for 1
+    images.npy        uint16 (N, C, S, S), volumes (N, C, D, S, S), 0 for -1 and 65535 for 1
     manifest.jsonl    a line an image: the file it comes from, patient, side of the split, slice, window, checksums
     store.json        how it was made, what was left out and why, counts, the SHA-256 of the manifest; written last
 
@@ -175,18 +175,31 @@ def open_store(config: DataConfig) -> SliceSet:
     """
     folder = Path(os.path.expanduser(config.root))
     images, slices, record = read_store(folder)
-    channels, size = images.shape[1:3]
-    if (channels, size) != (config.channels, config.size):
+    channels, size = images.shape[1], images.shape[-1]
+    if len(images.shape) == 4 and config.spatial_dims == 2 and (channels, size) != (config.channels, config.size):
         raise DataError(
             f"{folder}: its images have {channels} channels and {size} pixels a side, {config.channels} and "
             f"{config.size} are asked for; set channels and size to the store's, or prepare it again"
         )
+    if images.shape[1:] != config.shape:
+        held, asked = (" x ".join(map(str, shape)) for shape in (images.shape[1:], config.shape))
+        raise DataError(
+            f"{folder}: what it holds is {held} (channels, and voxels or pixels), {asked} is asked for; set "
+            "spatial_dims, size and depth to the store's, or prepare it again"
+        )
+    if config.spatial_dims == 3 and (had := record["options"].get("spacing")) != _plain(config.spacing):
+        raise DataError(f"{folder}: its volumes have spacing {had}, {config.spacing} is asked for; set spacing to that")
     places = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
     if not places:
         raise DataError(f"{folder}: there is no image on its {config.split} side")
     chosen = [slices[i] for i in places]
     infos = [SliceInfo(info.source, info.axis, info.index, info.frame) for info in chosen]
     return SliceSet(Chosen(images, places), infos, remarks_of(record), record["seen"])
+
+
+def _plain(spacing: float | tuple[float, ...] | None) -> Any:
+    """As JSON gives it back."""
+    return list(spacing) if isinstance(spacing, tuple) else spacing
 
 
 def remarks_of(record: dict[str, Any]) -> list[Remark]:

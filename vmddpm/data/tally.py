@@ -27,7 +27,7 @@ class Tally:
         self._notes: dict[str, int] = defaultdict(int)
 
     def kept(self, planes: Iterable[Plane]) -> Iterator[tuple[Plane, np.ndarray]]:
-        """Planes with enough foreground, and the float32 images (channels, size, size) made of them."""
+        """Planes with enough foreground, and the float32 images of `config.shape` made of them."""
         for plane in planes:
             image = prepare(plane.pixels, plane.black, plane.white, self.config, plane.spacing)
             self.seen += 1
@@ -39,7 +39,8 @@ class Tally:
                 self._dark += 1
 
     def _loses_colour(self, pixels: np.ndarray) -> str:
-        coloured = pixels.ndim == 3 and self.config.channels == 1 and np.ptp(pixels, axis=2).any()
+        may_be = self.config.spatial_dims == 2 and pixels.ndim == 3 and self.config.channels == 1
+        coloured = may_be and np.ptp(pixels, axis=2).any()
         return "colour made grey; channels 3 keeps it" if coloured else ""
 
     def remarks(self) -> list[Remark]:

@@ -148,19 +148,21 @@ def prepare(
     config: DataConfig,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """Crops, normalises and resizes one plane.
+    """Crops, normalises and resizes one plane; a crop of a volume is normalised.
 
     Args:
-        pixels: float32 (H, W), or (H, W, 3) in colour; row 0 is the top.
+        pixels: float32 (H, W), or (H, W, 3) in colour; row 0 is the top. With `spatial_dims` 3, (D, H, W).
         black, white: as `display_range` returns them.
         spacing: millimetres from row to row and from column to column.
 
     Returns:
-        float32 (channels, size, size) in [-1, 1].
+        float32 of `config.shape` in [-1, 1].
 
     Raises:
         DataError: if the plane has too few pixels.
     """
+    if config.spatial_dims == 3:
+        return normalise(pixels, black, white)[None]
     image = normalise(centre_square(pixels, spacing), black, white)
     if image.ndim == 3 and config.channels == 1:
         image = image @ LUMINANCE

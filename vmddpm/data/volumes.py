@@ -15,9 +15,10 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.crops import parts_of
 from vmddpm.data.files import GZIP, open_regular, voxels_of
 from vmddpm.data.limits import check_pixels, check_stored, check_voxels
-from vmddpm.data.slicing import Plane, volume_planes
+from vmddpm.data.slicing import Plane
 
 CIFTI_INTENTS = range(3000, 3100)
 # In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
@@ -29,7 +30,8 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> Iterator[Plane]:
-    """The slices of a NIfTI-1 or NIfTI-2 volume, compressed or not whatever its name says: `slicing.volume_planes`.
+    """The slices of a NIfTI-1 or NIfTI-2 volume, compressed or not whatever its name says: `slicing.volume_planes`, or
+    crops of it, `crops.volume_crops`.
 
     Args:
         path: of the header of a pair of files, .hdr and .img, NIfTI or Analyze.
@@ -46,7 +48,7 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
                     f"vox_offset is {float(header['vox_offset']):g}, within the header; in one file it is {least} or "
                     "more: correct it, or write the file again"
                 )
-            yield from volume_planes(_nifti_image(header, header_file, file, config), config)
+            yield from parts_of(_nifti_image(header, header_file, file, config), config)
             return
     stem = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     partner = voxels_of(path)
@@ -61,7 +63,7 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
             )
         note = "an Analyze volume, whose header does not say how it lies: its first axis is taken to run to the left"
     with open_regular(partner) as packed, _unpacked(packed) as voxels:
-        for plane in volume_planes(_nifti_image(header, voxels, packed, config), config):
+        for plane in parts_of(_nifti_image(header, voxels, packed, config), config):
             yield replace(plane, note=note)
 
 
@@ -119,6 +121,8 @@ def _nifti_image(
     needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     check_stored(needed, stored, compressed=voxels is not packed)
     proxy = ArrayProxy(voxels, (shape, dtype, offset, slope, intercept), mmap=False)
+    if config.spatial_dims == 3:
+        _check_spacing(header)
     return nib.Nifti1Image(proxy, _affine(header, shape))
 
 
@@ -172,6 +176,18 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
     return affine
 
 
+def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
+    """Raises DataError unless a volume says how large its voxels are."""
+    if isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0 and _usable(np.asarray(header.get_sform())):
+        return
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise DataError(
+            f"does not say how large its voxels are: pixdim is {', '.join(f'{size:g}' for size in sizes)}; write the "
+            "millimetres into its header, or leave it out by pattern"
+        )
+
+
 def _usable(affine: np.ndarray) -> bool:
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
@@ -192,7 +208,7 @@ def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         affine = header.get_affine()
         if not _usable(affine):
             raise DataError("its Mdc and delta do not say how it lies")
-        yield from volume_planes(nib.Nifti1Image(ArrayProxy(unpacked, header, mmap=False), affine), config)
+        yield from parts_of(nib.Nifti1Image(ArrayProxy(unpacked, header, mmap=False), affine), config)
 
 
 def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
@@ -235,7 +251,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
     affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
     del image  # as large as the voxels
-    yield from volume_planes(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
+    yield from parts_of(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: Bu
     end = FINISHING / 2 * budget.seconds  # what is to be left then; the rest is for what training took longer
     drawing = choose_drawing(budget.left() - end, speed, plan.drawing.images, plan.drawing.steps)
     model = model.to(choose_device(config.training.device, scans=True))
-    shape = (config.data.channels, config.data.size, config.data.size)
+    shape = config.data.shape
     blocks: list[Tensor] = []
     for first in range(0, drawing.images, drawing.batch):
         before = budget.spent()

@@ -23,7 +23,7 @@ def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float]
     network = build_network(config).to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), config.training.learning_rate)
     t = torch.full((BLOCK,), config.diffusion.timesteps - 1, device=device)
-    shape = (BLOCK, config.data.channels, config.data.size, config.data.size)
+    shape = (BLOCK, *config.data.shape)
 
     def train(number: int) -> None:
         x0, steps, noise = (values.to(device) for values in inputs_at(dataset, number, config))

@@ -12,7 +12,7 @@ from vmddpm.diffusion.config import DiffusionConfig, alphas_cumprod
 def draw_steps_and_noise(
     shape: Sequence[int], config: DiffusionConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Uniform steps t, int64 (B,), and standard normal noise, float32 of `shape` (B, C, H, W), of volumes (B, C, D, H, W), for
+    """Uniform steps t, int64 (B,), and standard normal noise, float32 of `shape` (B, C, H, W) or (B, C, D, H, W), for
     one batch.
 
     Both are made on the generator's device: a CPU generator gives every device the same numbers.

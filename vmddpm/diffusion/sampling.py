@@ -120,8 +120,8 @@ def sample(
 
     Args:
         model: the noise predictor, called as model(x, t, order_key=(seed, step number)) with x float32
-            (B, *image_shape), t int64 (B,) and the step number an int64 scalar on their device, which compiled models and
-            CUDA graphs take for an input. It runs in eval mode and is handed back in the mode it came in.
+            (B, *image_shape), t int64 (B,) and the step number an int64 scalar on their device, which compiled models
+            and CUDA graphs take for an input. It runs in eval mode and is handed back in the mode it came in.
         indices: numbers of the images, each at least 0, in any order.
         image_shape: (C, H, W), of volumes (C, D, H, W).
         config: the process the model was trained for.

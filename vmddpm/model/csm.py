@@ -50,8 +50,8 @@ class CSM(nn.Module):
         self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W); of volumes (B, C, D,
-        H, W) and (K, D * H * W)."""
+        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W); of volumes
+        (B, C, D, H, W) and (K, D * H * W)."""
         tokens = self.norm(x.movedim(1, -1))                                      # (B, H, W, C)
         value = self.conv(self.value(tokens).movedim(-1, 1))                      # (B, D, H, W)
         value = F.silu(value).movedim(1, -1).flatten(1, -2)                       # (B, L, D)

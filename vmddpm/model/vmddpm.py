@@ -1,6 +1,5 @@
 """VM-DDPM, the noise predictor (paper section III-B and Fig. 1a)."""
 
-import torch
 from torch import Tensor, nn
 
 from vmddpm.errors import InputError

@@ -46,7 +46,8 @@ def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
 
 
 def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
-    """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of one training step, flipped or not; all of its batch if `rows` is None."""
+    """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of one training step, flipped or not; all of its
+    batch if `rows` is None."""
     images = []
     for number in numbers_at(step, options, rows):
         epoch, place = divmod(number, len(dataset))

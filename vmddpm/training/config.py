@@ -134,6 +134,8 @@ class RunConfig:
         systems = ("vmddpm", "unet", *GANS)
         if self.system not in systems:
             raise InputError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
+        if self.data.spatial_dims == 3 and self.system != "vmddpm":
+            raise InputError(f"data.spatial_dims is 3, but {self.system} draws images; set it to 2, or system vmddpm")
         if self.system in GANS:
             multipliers(self.data.size)  # refuses sizes that it cannot reach
             return
@@ -143,11 +145,17 @@ class RunConfig:
                 f"data.channels is {self.data.channels} but {name}.image_channels is {network.image_channels}; "
                 "they must be equal"
             )
-        if self.data.size % network.size_multiple:
-            stages = f"model.sampling {self.model.sampling}" if name == "model" else f"unet.widths {self.unet.widths}"
+        if name == "model" and self.data.spatial_dims != self.model.spatial_dims:
             raise InputError(
-                f"data.size is {self.data.size}; it must be a multiple of {network.size_multiple} for {stages}"
+                f"data.spatial_dims is {self.data.spatial_dims} but model.spatial_dims is {self.model.spatial_dims}; "
+                "they must be equal: 2 for slices, 3 for volumes"
             )
+        stages = f"model.sampling {self.model.sampling}" if name == "model" else f"unet.widths {self.unet.widths}"
+        for side, value in (("size", self.data.size), ("depth", self.data.depth or 0)):
+            if value % network.size_multiple:
+                raise InputError(
+                    f"data.{side} is {value}; it must be a multiple of {network.size_multiple} for {stages}"
+                )
         if self.diffusion.timesteps % self.training.sample_steps:
             raise InputError(
                 f"training.sample_steps is {self.training.sample_steps}; it must divide "

@@ -70,7 +70,7 @@ class DiffusionLearner(Learner[Inputs]):
         """By DDIM."""
         data, options = self.config.data, self.config.training
         return sample(
-            self.ema, range(count), (data.channels, data.size, data.size), config=self.config.diffusion,
+            self.ema, range(count), data.shape, config=self.config.diffusion,
             sampler="ddim", steps=options.sample_steps, seed=options.seed,
         )  # fmt: skip
 

@@ -1,0 +1,147 @@
+"""A volume from the files of a DICOM series: slices put in order by where they lie in the patient."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pydicom
+
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dicom import decoded, frame_values
+from vmddpm.data.dicom_attributes import named, numbers_of, photometric_of
+from vmddpm.data.files import inflated, open_regular
+from vmddpm.data.limits import check_voxels
+from vmddpm.data.remarks import Excluded
+
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # nibabel's axes from those of DICOM
+APART = 0.01  # share of the usual distance by which the distances of slices may differ
+TILT = 0.02  # of a step from slice to slice, the share that may run sideways: about a degree
+# What says where a frame lies: the attribute, and the functional group of enhanced objects that holds it.
+PLACES = {
+    "ImageOrientationPatient": ("PlaneOrientationSequence", 6),
+    "ImagePositionPatient": ("PlanePositionSequence", 3),
+    "PixelSpacing": ("PixelMeasuresSequence", 2),
+}
+
+
+class PlacedSlice(NamedTuple):
+    """A slice in its modality's units, and where it lies, in millimetres towards left, posterior and superior."""
+
+    pixels: np.ndarray  # (H, W), NaN where they are padding
+    across: np.ndarray  # (3,), from column to column
+    down: np.ndarray  # (3,), from row to row
+    corner: np.ndarray  # (3,), of the first pixel
+    thickness: float  # NaN if it is not known
+
+
+def series_volume(paths: Sequence[Path], config: DataConfig) -> nib.Nifti1Image:
+    """The volume that the files of one series make up; files that the configuration's filters leave out are no part.
+
+    A file's own window is that of a slice, and is not used.
+
+    Raises:
+        Excluded: if no file is wanted.
+        DataError: if the slices do not say where they lie, are of several directions or sizes, lie at unequal distances
+            or on top of one another, or run askew; as `read_dicom` if a file cannot be read.
+    """
+    slices: list[PlacedSlice] = []
+    excluded: Excluded | None = None
+    for path in paths:
+        try:
+            with open_regular(path) as file:
+                slices += _placed(*decoded(inflated(file, config), config)[:2])
+        except Excluded as error:
+            excluded = error
+        except DataError as error:
+            raise error if len(paths) == 1 else DataError(f"its slice {path.name} {error}") from error
+        check_voxels([sum(one.pixels.size for one in slices)], config)
+    if not slices:
+        raise excluded or DataError("holds no slice")
+    first = slices[0]
+    for other in slices:
+        if other.pixels.shape != first.pixels.shape:
+            raise DataError(
+                f"its slices have {' x '.join(map(str, first.pixels.shape))} and "
+                f"{' x '.join(map(str, other.pixels.shape))} pixels; choose one kind by image_type or series"
+            )
+        if not (np.allclose(other.across, first.across, rtol=1e-3, atol=1e-4)
+                and np.allclose(other.down, first.down, rtol=1e-3, atol=1e-4)):  # fmt: skip
+            raise DataError(
+                "its slices run in several directions or have several pixel spacings, as of a localiser; choose others "
+                "by image_type or series"
+            )
+    normal = np.cross(first.across, first.down)
+    normal /= np.linalg.norm(normal)
+    slices.sort(key=lambda one: float(one.corner @ normal))
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([first.across, first.down, _step(slices, normal)], 1)
+    affine[:3, 3] = slices[0].corner
+    voxels = np.stack([one.pixels.T for one in slices], 2)
+    return nib.Nifti1Image(voxels, RAS_OF_LPS @ affine)
+
+
+def _step(slices: list[PlacedSlice], normal: np.ndarray) -> np.ndarray:
+    """From a slice to the next, (3,)."""
+    if len(slices) == 1:
+        thickness = slices[0].thickness
+        if not thickness > 0:
+            raise DataError(f"is a single slice without {named('SliceThickness')}, no volume; leave it out by pattern")
+        return normal * thickness
+    gaps = np.diff([float(one.corner @ normal) for one in slices])
+    usual = float(np.median(gaps))
+    if gaps.min() < APART * max(usual, 1e-3):
+        raise DataError(
+            "has several slices at one place, as of several echoes, times or reconstructions; choose one kind by "
+            "image_type or series, or put each in a series of its own"
+        )
+    if np.abs(gaps - usual).max() > APART * usual:
+        raise DataError(
+            f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or it must be put at "
+            "equal distances, such as by dcm2niix"
+        )
+    step = (slices[-1].corner - slices[0].corner) / (len(slices) - 1)
+    if float(np.linalg.norm(step - (step @ normal) * normal)) > TILT * usual:
+        raise DataError("its slices run askew, as of a tilted gantry; put it straight, such as by dcm2niix")
+    return np.asarray(step)
+
+
+def _placed(dataset: pydicom.FileDataset, stored: np.ndarray) -> list[PlacedSlice]:
+    photometric = photometric_of(dataset)
+    if stored.ndim == 4 or photometric != "MONOCHROME2":
+        raise DataError(f"has {named('PhotometricInterpretation')} {photometric}; volumes need MONOCHROME2")
+    slices = []
+    for frame, pixels in enumerate(frame_values(dataset, stored)):
+        orientation, corner, spacing = (_numbers(dataset, frame, keyword) for keyword in PLACES)
+        across, down = orientation[:3], orientation[3:]
+        lengths = np.linalg.norm(across), np.linalg.norm(down)
+        if not (np.allclose(lengths, 1, atol=1e-2) and abs(across @ down) < 1e-2 and spacing.min() > 0):
+            raise DataError(
+                f"{named('ImageOrientationPatient')} {orientation.tolist()} or {named('PixelSpacing')} "
+                f"{spacing.tolist()} cannot be; correct it in the file"
+            )
+        try:
+            thickness = numbers_of(dataset, "SliceThickness")[:1]
+        except ValueError:
+            thickness = []
+        slices.append(PlacedSlice(pixels, across * spacing[1], down * spacing[0], corner, (thickness or [np.nan])[0]))
+    return slices
+
+
+def _numbers(dataset: pydicom.Dataset, frame: int, keyword: str) -> np.ndarray:
+    """Of an attribute in a frame's own functional groups, in the shared ones, or at the top."""
+    macro, count = PLACES[keyword]
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    items = [item for groups in (*per_frame[frame : frame + 1], *shared[:1]) for item in groups.get(macro) or []]
+    for holder in (*items, dataset):
+        try:
+            numbers = numbers_of(holder, keyword)
+        except ValueError as error:
+            raise DataError(f"{error}; correct it in the file") from None
+        if numbers:
+            if len(numbers) != count or not np.isfinite(numbers).all():
+                raise DataError(f"{named(keyword)} is {numbers}, not {count} numbers; correct it in the file")
+            return np.array(numbers, np.float64)
+    raise DataError(f"{named(keyword)} is missing, which says where a slice of a volume lies; leave it out by pattern")
