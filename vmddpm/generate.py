@@ -32,7 +32,7 @@ def generate(
     batch_size: int = 16,
     weights: str = "ema",
     ordered: bool = False,
-    form: Format = "png",
+    form: Format | None = None,
     device: str = "auto",
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
@@ -46,7 +46,7 @@ def generate(
 
     Args:
         ordered: scan in order, whatever the network was trained with (`regeneration_at_sampling` of its config).
-        form: "png", a file an image, or "npy", a file a block.
+        form: "png", or "nifti" of volumes, a file each, or "npy", a file a block; by default a file each.
         compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
 
     Raises:
@@ -56,13 +56,18 @@ def generate(
     check_count("num", count)
     check_batch("batch", batch_size)
     check_seed("seed", seed)
-    choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
+    choices = {"weights": (weights, ("ema", "raw")), "format": (form, (None, "png", "nifti", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(filter(None, allowed))}")
     folder = RunFolder(run)
     config = folder.load_config()
+    volumes = config.data.spatial_dims == 3
+    form = form or ("nifti" if volumes else "png")
+    if form == ("png" if volumes else "nifti"):
+        told = "volumes; it must be nifti or npy" if volumes else "images; it must be png or npy"
+        raise InputError(f"format is {form!r}, but {folder.path} draws {told}")
     if config.system in GANS:
         sampler, steps = "none", 1
     else:
@@ -75,11 +80,13 @@ def generate(
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":
         model.compile(mode=compile)
-    samples = Samples(Path(out), count, batch_size, form)
+    spacing = config.data.voxel_sizes if volumes else ()
+    samples = Samples(Path(out), count, batch_size, form, spacing)
     digest = sha256(folder.weights(weights) / "model.safetensors")
     made_with: dict[str, Any] = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest}
     made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": form}
     made_with |= {"compile": compile, "ordered": ordered}
+    made_with |= {"spacing": list(spacing)} if volumes else {}
     samples.take(made_with)
     shape = config.data.shape
     rank, ranks = rank_and_count()

@@ -1,10 +1,10 @@
 """Folders of synthetic images: written block by block, by any number of processes, and read back.
 
     sampling.yaml          what the images were made with
-    000000.png ...         the images, or, with the format "npy", a block of them in each file:
-    images-00000000.npy    uint8 (n, H, W, C), named by the number of its first image
+    000000.png ...         the images; volumes are 000000.nii.gz ...; or, with the format "npy", a block in each file:
+    images-00000000.npy    uint8 (n, H, W, C) or (n, D, H, W, C), named by the number of its first image
     manifest.json          once all are there: how many, their shape, and the SHA-256 of each block's file
-    grid.png               the first of them
+    grid.png               the first of them, of volumes three planes
 """
 
 import json
@@ -19,6 +19,7 @@ import yaml
 
 from vmddpm.errors import InputError
 from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
+from vmddpm.nifti import nifti_bytes, read_nifti_voxels
 from vmddpm.numbers import shown
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
@@ -27,8 +28,8 @@ from vmddpm.training.run_folder import RunFolder
 IN_GRID = 64
 MOST = 10_000_000  # images of a folder
 _AGAIN = "run the `vmddpm sample` that made it again"
-Format = Literal["png", "npy"]
-
+Format = Literal["png", "nifti", "npy"]
+SUFFIXES = {"png": ".png", "nifti": ".nii.gz"}  # of formats with a file an image
 
 
 def check_count(name: str, count: int) -> None:
@@ -46,11 +47,15 @@ class Samples:
         folder: is made by `take`.
         count: number of images; if more lie in the folder already, `take` makes it their number.
         batch_size: images of a block.
-        form: "png" or "npy".
+        form: "png", "nifti" or "npy".
+        spacing: with "nifti", millimetres of a voxel along depth, height and width.
     """
 
-    def __init__(self, folder: Path, count: int, batch_size: int, form: Format) -> None:
+    def __init__(
+        self, folder: Path, count: int, batch_size: int, form: Format, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    ) -> None:
         self.folder, self.count, self.batch_size, self.form = folder, count, batch_size, form
+        self.spacing = spacing
 
     @property
     def blocks(self) -> list[range]:
@@ -89,11 +94,15 @@ class Samples:
         return [block for block in self.blocks if not self._is_whole(block, there)]
 
     def write(self, block: range, pixels: np.ndarray) -> None:
-        """pixels: uint8 (len(block), H, W, C). Raises RunError if they cannot be written."""
+        """pixels: uint8 (n, H, W, C) or (n, D, H, W, C), n of the block. Raises RunError if they cannot be written."""
         try:
             if self.form == "png":
                 for index, image in zip(block, pixels):
-                    save_png(image, self.folder / _png(index))
+                    save_png(image, self.folder / _file(index, self.form))
+            elif self.form == "nifti":
+                for index, volume in zip(block, pixels):
+                    with written_whole(self.folder / _file(index, self.form)) as temporary:
+                        temporary.write_bytes(nifti_bytes(volume[..., 0], self.spacing))
             else:
                 with written_whole(self.folder / _npy(block)) as temporary:
                     np.save(temporary, pixels)
@@ -116,8 +125,8 @@ class Samples:
     def _lying(self) -> int:
         """How many images lie in the folder, from the first one on without a gap."""
         there, count = {path.name for path in self.folder.iterdir()}, 0
-        if self.form == "png":
-            while _png(count) in there:
+        if self.form in SUFFIXES:
+            while _file(count, self.form) in there:
                 count += 1
             return count
         while self._is_whole(block := range(count, count + 1), there):
@@ -128,31 +137,31 @@ class Samples:
         return count
 
     def _is_whole(self, block: range, there: set[str]) -> bool:
-        if self.form == "png":
-            return all(_png(index) in there for index in block)
+        if self.form in SUFFIXES:
+            return all(_file(index, self.form) in there for index in block)
         try:
             return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
         except Exception:  # cut short, or not what its name says: numpy documents no closed set
             return False
 
     def _read(self, block: range) -> np.ndarray:
-        if self.form == "png":
-            return np.stack([load_png(self.folder / _png(index)) for index in block])
+        if self.form in SUFFIXES:
+            return np.stack([_load(self.folder / _file(index, self.form)) for index in block])
         images: np.ndarray = np.load(self.folder / _npy(block))
         return images[: len(block)]
 
 
 def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
-    """The images of a finished folder in order, a block at a time: uint8 (n, H, W, C).
+    """The images of a finished folder in order, a block at a time: uint8 (n, H, W, C), of volumes (n, D, H, W, C).
 
     Raises:
         RunError: if images are missing, or a block is not what was written.
     """
     folder = Path(folder)
-    left, files = _manifest(folder)
+    left, form, files = _manifest(folder)
     if files is None:
         for index in range(left):
-            yield load_png(folder / _png(index))[None]
+            yield _load(folder / _file(index, form))[None]
         return
     for name, digest in files.items():
         try:
@@ -160,7 +169,7 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
             block = np.load(folder / name)[:left] if whole else np.empty(0)
         except (OSError, ValueError, IndexError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}); {_AGAIN}") from error
-        if block.ndim != 4:
+        if block.ndim not in (4, 5):
             raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
         left -= len(block)
         yield block
@@ -181,8 +190,8 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     if not (folder / "sampling.yaml").exists():
         return
     made_with = _made_with(folder)
-    count, files = _manifest(folder)
-    expected = {_png(index) for index in range(count)} if files is None else set(files)
+    count, form, files = _manifest(folder)
+    expected = {_file(index, form) for index in range(count)} if files is None else set(files)
     if others := sorted(_numbered(folder) ^ expected):
         raise RunError(f"{folder} holds other images than its manifest.json counts, {count}: {others[0]} is the first "
                        f"of {len(others)} that are missing or too many; {_AGAIN}, or draw to a new folder")  # fmt: skip
@@ -205,8 +214,8 @@ def _made_with(folder: Path) -> dict[str, Any]:
         raise RunError(f"{record} cannot be read ({' '.join(str(error).split())}); choose another folder") from error
 
 
-def _manifest(folder: Path) -> tuple[int, dict[str, str] | None]:
-    """The number of images, and the SHA-256 of each file of blocks; None where each image is a PNG file."""
+def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
+    """The number of images, their format, and the SHA-256 of each file of blocks; None where each image has a file."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -216,26 +225,36 @@ def _manifest(folder: Path) -> tuple[int, dict[str, str] | None]:
         raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
     known = manifest if isinstance(manifest, dict) else {}
     count, form, files = known.get("images"), known.get("format"), known.get("files")
-    if type(count) is not int or count < 1 or form not in ("png", "npy"):
+    if type(count) is not int or count < 1 or form not in ("png", "nifti", "npy"):
         raise RunError(f"{path} does not say how many images there are, and in which format; {_AGAIN}")
-    if form == "png":
-        return count, None
+    if form in SUFFIXES:
+        return count, form, None
     if not isinstance(files, dict) or not files:
         raise RunError(f"{path} names no files; {_AGAIN}")
     for name, digest in files.items():
         # The name is one that was given here: none leads out of the folder.
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
             raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
-    return count, files
+    return count, form, files
 
 
 def _numbered(folder: Path) -> set[str]:
     """The names in a folder that are those of images or of blocks."""
-    return {path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.png|images-\d{8,}\.npy", path.name)}
+    return {path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.(png|nii\.gz)|images-\d{8,}\.npy", path.name)}
 
 
-def _png(index: int) -> str:
-    return f"{index:06d}.png"
+def _file(index: int, form: Format) -> str:
+    return f"{index:06d}{SUFFIXES[form]}"
+
+
+def _load(path: Path) -> np.ndarray:
+    """uint8 (H, W, C) or (D, H, W, C). Raises RunError if the file is not whole, or not there."""
+    if path.suffix == ".png":
+        return load_png(path)
+    try:
+        return read_nifti_voxels(path)[..., None]
+    except InputError as error:
+        raise RunError(str(error)) from error
 
 
 def _npy(block: range) -> str:

@@ -1,14 +1,15 @@
 """`vmddpm evaluate`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 COMMON = ("extractor.path",)
 SUMMARY = "compare samples with real images"
 HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
 recall, copies of training images, and with --metrics.radiomics 1000 the Fréchet Radiomic Distance of 1,000 images of
 each side. The result is evaluation.json and closest.png in --out. The extractor's file is a program that runs with your
-rights; take it from whom you would take a program.
+rights; take it from whom you would take a program. Of volumes their slices are compared, or with --slices none they
+themselves, by a network of volumes.
 
 example:
   vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
@@ -24,6 +25,8 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
     parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
                         "by default the test side, if the training images are a store that has one")  # fmt: skip
+    parser.add_argument("--slices", type=Literal["axial", "coronal", "sagittal", "none"], default="axial",
+                        help="of volumes, which slices are compared; none: they themselves")  # fmt: skip
     parser.add_argument("--num", type=int, default=None, help="the first so many samples only")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
@@ -36,7 +39,9 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data import DataError, SliceDataset, held_out_images
     from vmddpm.devices import choose_device
     from vmddpm.evaluation import (
+        Images,
         SampleFolder,
+        VolumeSlices,
         check_images,
         describe_real,
         describe_result,
@@ -51,22 +56,34 @@ def run(parser: Any, options: Any) -> None:
     choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
     if parts.metrics.radiomics:
         load_radiomics()  # so are missing packages
-    extractor = load_extractor(parts.extractor)
     samples, folder = SampleFolder(parts.samples, parts.num), RunFolder(parts.run)
     data = folder.load_config().data
+    whole = data.spatial_dims == 3 and parts.slices == "none"
+    if whole and parts.metrics.radiomics:
+        raise DataError("metrics.radiomics is of slices; set --slices to axial, coronal or sagittal, or it to 0")
+    extractor = load_extractor(parts.extractor, axes=3 if whole else 2)
     check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data
     if not data.root:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
                         "folder of real images by --root")  # fmt: skip
-    check_images(samples, "samples", data.shape, parts.metrics)  # before any is decoded
+    least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
+    check_images(samples, "samples", data.shape, parts.metrics, least)  # before any is decoded
     training, doubts = SliceDataset(data, progress=True), []
     if told := folder.difference(training):
         told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
         if not parts.root:
             raise DataError(f"{told}; name the folder where they lie now by --root, which may be another on purpose")
         doubts.append(told)
-    real = describe_real(training, extractor, parts.metrics, held_out_images(data, parts.held_out))
-    result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out), doubts=doubts)
+    drawn: Images = samples
+    real_images: Images = training
+    held_out: Images | None = held_out_images(data, parts.held_out)
+    if data.spatial_dims == 3 and not whole:
+        drawn, real_images = VolumeSlices(samples, parts.slices), VolumeSlices(training, parts.slices, distinct=True)
+        held_out = None if held_out is None else VolumeSlices(held_out, parts.slices, distinct=True)
+        print(f"{len(drawn):,} {parts.slices} slices of {len(samples):,} samples, {len(real_images):,} different ones "
+              f"of {len(training):,} training volumes")  # fmt: skip
+    real = describe_real(real_images, extractor, parts.metrics, held_out)
+    result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), doubts=doubts)
     print(describe_result(result))
     print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

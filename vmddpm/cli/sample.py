@@ -26,7 +26,8 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--batch", type=int, default=16, help="images at a time; part of what fixes an image")
     parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
     parser.add_argument("--ordered", action="store_true", help="scan in order, whatever the network was trained with")
-    parser.add_argument("--format", type=str, default="png", help="png, a file an image, or npy, a file a batch")
+    parser.add_argument("--format", type=str, default=None, help="png, a file an image, nifti, a file a volume, or "
+                        "npy, a file a batch; default: a file each")  # fmt: skip
     parser.add_argument(
         "--compile", type=str, default="no", help="mode of torch.compile: no, default, reduce-overhead (CUDA graphs)"
     )

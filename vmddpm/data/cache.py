@@ -1,10 +1,9 @@
 """Decoded slices on disk, so that a file is decoded once.
 
 An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S) or (N, C, D, S, S), see
-`image_file`, and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file or
-option makes another entry. Both are written under other names and renamed when they are whole, the .json
-last: an interrupted run leaves no entry, and processes that build the same entry at once do not disturb each
-other.
+`image_file`, and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file
+or option makes another entry. Both are written under other names and renamed when they are whole, the .json last: an
+interrupted run leaves no entry, and processes that build the same entry at once do not disturb each other.
 """
 
 import hashlib

@@ -9,17 +9,20 @@ from vmddpm.evaluation.evaluate import (
     evaluate,
 )
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
-from vmddpm.evaluation.images import SampleFolder
+from vmddpm.evaluation.images import Images, SampleFolder
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
 from vmddpm.evaluation.radiomics import load_radiomics
+from vmddpm.evaluation.volume_slices import VolumeSlices
 
 __all__ = [
     "Extractor",
     "ExtractorConfig",
     "ExtractorError",
+    "Images",
     "MetricsConfig",
     "RealImages",
     "SampleFolder",
+    "VolumeSlices",
     "check_images",
     "describe_real",
     "describe_result",

@@ -67,10 +67,12 @@ class ExtractorConfig:
 
 
 class Extractor:
-    """Features of images, called as extractor(images uint8 (B, 1 or 3, H, W)) -> float32 (B, d).
+    """Features of images, called as extractor(images uint8 (B, 1 or 3, H, W)) -> float32 (B, d); of volumes, uint8
+    (B, 1, D, H, W), with a network of volumes.
 
     Args:
-        network: takes float32 (B, 3, size, size) and returns (B, d), or (B, d, h, w), which is averaged.
+        network: takes float32 (B, 3, size, size) and returns (B, d), or (B, d, h, w), which is averaged; of volumes it
+            takes (B, 1, D, H, W) as they are, and may return (B, d, d', h, w).
         config: how images are put to it.
         name: what its distance may be called in a table.
         digest: sha256 of its weights.
@@ -92,23 +94,26 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        if images.shape[1] == 1:
+        volumes = images.dim() == 5
+        if images.shape[1] == 1 and not volumes:
             images = images.expand(-1, 3, -1, -1)
-        pixels = resize(images.to(self.device).float(), self.config.size, self.config.resizer)
+        pixels = images.to(self.device).float()
+        pixels = pixels if volumes else resize(pixels, self.config.size, self.config.resizer)
         try:
             features = self.network(_in_range(pixels, self.config.value_range), **self._options)
         except RuntimeError as error:  # of the user's network
             reason = str(error).strip().rpartition("\n")[2]
             raise ExtractorError(
-                f"{self.name}: the extractor fails on {len(pixels)} images of {self.config.size} x {self.config.size} "
-                f"({reason}); set extractor.size to what it takes, or metrics.batch_size to less"
+                f"{self.name}: the extractor fails on {len(pixels)} images of "
+                f"{' x '.join(map(str, pixels.shape[2:]))} ({reason}); set extractor.size to what it takes, or "
+                "metrics.batch_size to less"
             ) from error
-        if not isinstance(features, Tensor) or features.dim() not in (2, 4):
+        if not isinstance(features, Tensor) or features.dim() not in (2, 2 + len(pixels.shape[2:])):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ExtractorError(
                 f"{self.name}: the extractor returned {shape}; it must return features (B, d) or (B, d, h, w)"
             )
-        return (features.mean((2, 3)) if features.dim() == 4 else features).float()
+        return (features.flatten(2).mean(2) if features.dim() > 2 else features).float()
 
     def describe(self) -> dict[str, Any]:
         """For the result file."""
@@ -128,10 +133,20 @@ def _in_range(pixels: Tensor, value_range: str) -> Tensor:
     return (unit - mean[:, None, None]) / deviation[:, None, None]
 
 
-def load_extractor(config: ExtractorConfig) -> Extractor:
-    """Raises ExtractorError if there is no such file, or no network can be made of it."""
+def load_extractor(config: ExtractorConfig, axes: int = 2) -> Extractor:
+    """Args:
+        axes: 2 for images, 3 for volumes.
+
+    Raises:
+        ExtractorError: if there is no such file, no network can be made of it, or it would resize volumes.
+    """
+    if axes == 3 and config.resizer != "none":
+        raise ExtractorError(
+            f"extractor.resizer is {config.resizer!r}, which is of images; volumes are put to the network as they are: "
+            "set it to none, or compare slices"
+        )
     if config.path == "random":
-        network = random_convolutions()
+        network = random_convolutions(axes=axes)
         weights = b"".join(v.numpy().tobytes() for v in network.state_dict().values())
         return Extractor(network, config, "Fréchet distance, random features", hashlib.sha256(weights).hexdigest())
     if not config.path:
@@ -180,18 +195,21 @@ def _with_weights(network: nn.Module, path: Path) -> nn.Module:
     return network
 
 
-def random_convolutions(features: int = 64, seed: int = 20240505) -> nn.Module:
-    """Four strided convolutions with weights drawn once from the seed, for images in 0..255: (B, 3, H, W) -> (B, 64).
+def random_convolutions(features: int = 64, seed: int = 20240505, axes: int = 2) -> nn.Module:
+    """Four strided convolutions with weights drawn once from the seed, for images in 0..255: (B, 3, H, W) -> (B, 64),
+    or with axes 3 for volumes: (B, 1, D, H, W) -> (B, 64).
 
     Their features tell textures, contrast and coarse shapes apart, but no anatomy. They serve where no pretrained
     network is at hand: in tests, and to compare runs on the same images with one another.
     """
     generator = torch.Generator().manual_seed(seed)
-    widths = (3, 16, 32, 64, features)
+    widths = (3 if axes == 2 else 1, 16, 32, 64, features)
+    layer = nn.Conv2d if axes == 2 else nn.Conv3d
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        for parameter, scale in zip(convolution.parameters(), ((2 / (9 * inputs)) ** 0.5, 0.1)):  # weight and bias
+        convolution = layer(inputs, outputs, 3, stride=2, padding=1)
+        scales = (2 / (3**axes * inputs)) ** 0.5, 0.1  # of weight and bias
+        for parameter, scale in zip(convolution.parameters(), scales):
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
         layers += [convolution, nn.ReLU()]
     return nn.Sequential(_Centred(), *layers)

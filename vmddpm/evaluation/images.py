@@ -14,19 +14,23 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
+from vmddpm.nifti import read_nifti_voxels
 
 PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise counts for little
+VOXEL_SIDE = 10  # and voxels at 10 x 10 x 10
 
 
 class Images(Protocol):
-    """Images by number, each float32 (C, H, W) in [-1, 1]: a SliceDataset, a SampleFolder, a tensor."""
+    """Images by number, each float32 (C, H, W) in [-1, 1], or volumes, each (C, D, H, W): a SliceDataset, a
+    SampleFolder, a tensor."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> Tensor: ...
 
 
 class SampleFolder:
-    """The images of a folder as `vmddpm sample` writes it: 000000.png, 000001.png ..., or blocks, images-00000000.npy.
+    """The images of a folder as `vmddpm sample` writes it: 000000.png, 000001.png ..., of volumes 000000.nii.gz ..., or
+    blocks, images-00000000.npy.
 
     Args:
         path: the folder.
@@ -40,7 +44,10 @@ class SampleFolder:
         blocks = sorted(Path(path).glob("images-*.npy"))
         self.places: list[tuple[Path, int | None]] = [  # the file, and the row in it
             (block, row) for block in blocks for row in range(len(_block(block)))
-        ] or [(p, None) for p in sorted(Path(path).glob("*.png")) if p.stem.isdigit()]
+        ] or [
+            (p, None) for suffix in (".png", ".nii.gz") for p in sorted(Path(path).glob(f"*{suffix}"))
+            if p.name.removesuffix(suffix).isdigit()
+        ]  # fmt: skip
         if not self.places or len(self.places) < (limit or 0):
             wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
             raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
@@ -60,7 +67,9 @@ class SampleFolder:
         for path in dict.fromkeys(path for path, _ in self.places):
             if path.suffix == ".npy":
                 block = _block(path)
-                kind, found = str(block.dtype), block.shape[3:] + block.shape[1:3]
+                kind, found = str(block.dtype), block.shape[-1:] + block.shape[1:-1]
+            elif path.suffix == ".gz":
+                kind, found = "uint8", (1, *read_nifti_voxels(path).shape)
             else:
                 kind, found = _header(path)
             if kind != "uint8" or found != shape:
@@ -73,15 +82,17 @@ class SampleFolder:
         path, row = self.places[i]
         pixels = _picture(path) if row is None else np.array(_block(path)[row])
         self._shape = self._shape or pixels.shape
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):
             raise InputError(f"{path}: {pixels.dtype} of shape {pixels.shape}; samples are 8-bit, grey or RGB")
         if pixels.shape != self._shape:
             raise InputError(f"{path}: has shape {pixels.shape}, other samples {self._shape}; all need the same")
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+        return torch.from_numpy(pixels).movedim(-1, 0).float() / 127.5 - 1
 
 
 def _picture(path: Path) -> np.ndarray:
-    """A PNG file, uint8 (H, W, C) if it is what `vmddpm sample` writes."""
+    """A PNG file, uint8 (H, W, C), or a NIfTI file, (D, H, W, C), if it is what `vmddpm sample` writes."""
+    if path.suffix == ".gz":
+        return np.array(read_nifti_voxels(path)[..., None])
     try:
         with Image.open(path) as image:
             return np.atleast_3d(np.array(image))
@@ -100,7 +111,7 @@ def _header(path: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def _block(path: Path) -> np.ndarray:
-    """A mapped block of images, uint8 (n, H, W, C) if it is what `vmddpm sample` writes."""
+    """A mapped block of images, uint8 (n, H, W, C) or (n, D, H, W, C) if it is what `vmddpm sample` writes."""
     try:
         block = np.load(path, mmap_mode="r")
     except Exception as error:  # numpy raises classes of its parser, too, on damaged headers
@@ -113,7 +124,7 @@ class ImageFeatures(NamedTuple):
 
     features: Tensor  # float32 (n, d)
     mirrored: Tensor | None  # float32 (n, d), of the images mirrored left to right
-    pixels: Tensor  # float32 (n, 32 * 32), grey, in [0, 1]
+    pixels: Tensor  # float32 (n, 32 * 32) or (n, 10 * 10 * 10), grey, in [0, 1]
     images_per_second: float
 
 
@@ -123,14 +134,17 @@ def quantised(image: Tensor) -> Tensor:
 
 
 def small_pixels(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 (B, 1024)."""
+    """uint8 (B, C, H, W) -> float32 (B, 1024), or (B, C, D, H, W) -> (B, 1000)."""
     grey = images.float().mean(1, keepdim=True) / 255
+    if images.dim() == 5:
+        return F.adaptive_avg_pool3d(grey, VOXEL_SIDE).flatten(1)
     return F.interpolate(grey, (PIXEL_SIDE, PIXEL_SIDE), mode="bilinear", antialias=True).flatten(1)
 
 
 def mirrored_pixels(pixels: Tensor) -> Tensor:
     """`small_pixels` of the images mirrored left to right."""
-    return torch.unflatten(pixels, 1, (PIXEL_SIDE, PIXEL_SIDE)).flip(2).flatten(1)
+    sides = (PIXEL_SIDE,) * 2 if pixels.shape[1] == PIXEL_SIDE**2 else (VOXEL_SIDE,) * 3
+    return torch.unflatten(pixels, 1, sides).flip(-1).flatten(1)
 
 
 def describe_images(
@@ -155,7 +169,7 @@ def describe_images(
         batch = torch.stack([quantised(images[i]) for i in range(first, min(first + batch_size, rows))])
         found = {"features": extractor(batch), "pixels": small_pixels(batch)}
         if mirror:
-            found["mirrored"] = extractor(batch.flip(3))
+            found["mirrored"] = extractor(batch.flip(-1))
         for name, values in found.items():
             if name not in stores:
                 stores[name] = _mapped(rows, values.shape[1])

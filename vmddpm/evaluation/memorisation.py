@@ -139,12 +139,12 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)
-    above = [quantised(synthetic[i]) for i, _ in pairs]
+    above = [_shown(synthetic[i]) for i, _ in pairs]
     below, notes = [], []
     for i, space in pairs:
         index, mirrored = int(m.nearest[space].index[i]), bool(m.nearest[space].mirrored[i])
         real = training[index]
-        below.append(quantised(real.flip(2) if mirrored else real))
+        below.append(_shown(real.flip(-1) if mirrored else real))
         notes.append((f"sample {i}\n{m.ratio[space][i]:.2f} by {space}", f"image {index}{', mirrored' * mirrored}"))
     picture = torch.cat([torch.cat(row, 2) for row in (above, below)], 1)  # (C, 2 size, pairs * size)
     size = picture.shape[1] / 2
@@ -162,6 +162,11 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
         axes.text((place + 0.5) * size, 2.04 * size, bottom, ha="center", va="top", fontsize=7)
     figure.text(0.01, 0.99, sentence(m), ha="left", va="top", fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def _shown(image: Tensor) -> Tensor:
+    """uint8 (C, H, W): an image, or the middle axial plane of a volume."""
+    return quantised(image if image.dim() == 3 else image[:, image.shape[1] // 2])
 
 
 def sentence(m: Memorisation) -> str:

@@ -64,9 +64,13 @@ class VisitOrders:
         config: `scans`, `regeneration_patch_size` and the number of S6 are read.
         key: (seed, step) of the shuffles as `order_key_tensor` makes it; None means ordered scans.
         device: where the tables are put, and the key is.
+        recompute: see `VMDDPM`; it is carried to every layer.
     """
 
-    def __init__(self, config: ModelConfig, key: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, key: Tensor | None, device: torch.device, recompute: bool = False
+    ) -> None:
+        self.recompute = recompute
         self.config = config
         self.key = key
         self.device = device

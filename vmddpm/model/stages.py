@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.dimensions import convolution, shuffle_up
@@ -19,7 +20,8 @@ class SSLayers(nn.ModuleList):
     def forward(self, x: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
         """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
         for layer in self:
-            x = layer(x, time, orders.next(*x.shape[2:]))
+            table = orders.next(*x.shape[2:])
+            x = checkpoint(layer, x, time, table, use_reentrant=False) if orders.recompute else layer(x, time, table)
         return x
 
 

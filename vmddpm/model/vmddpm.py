@@ -25,6 +25,10 @@ class VMDDPM(
 
     Args:
         config: the architecture.
+
+    Attributes:
+        recompute: in training, keep the inputs of each SSLayer alone and compute the rest again in the backward pass:
+            the same gradients, from less memory and a forward pass more (activation checkpointing).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -47,6 +51,7 @@ class VMDDPM(
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
+        self.recompute = False
         self.to(memory_format=channels_last(config.spatial_dims))  # type: ignore[call-overload]  # not in torch's older types
 
     def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
@@ -103,4 +108,4 @@ class VMDDPM(
             raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
         key = order_key_tensor(order_key, x.device) if shuffled else None
-        return self.time(t), VisitOrders(self.config, key, x.device)
+        return self.time(t), VisitOrders(self.config, key, x.device, self.recompute and self.training)

@@ -35,6 +35,10 @@ class TrainingConfig:
     """Images that go through the network at a time in one process; their gradients add up to the batch's. Null is a
     process's whole part of the batch; less takes less memory."""
 
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each SSLayer for the backward pass and compute the rest again there: the same gradients
+    from less memory, for about a third more time. Of VM-DDPM alone."""
+
     learning_rate: float = 1e-4
     """Learning rate of Adam; of which schedule is not stated, so it is constant: "a minimum Learning Rate of 1e-4"."""
 

@@ -30,6 +30,8 @@ class DiffusionLearner(Learner[Inputs]):
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.raw = build_network(config).to(ranks.device).train()
+        if isinstance(self.raw, VMDDPM):
+            self.raw.recompute = config.training.activation_checkpointing
         self.ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.raw.state_dict())
         options = config.training

@@ -14,19 +14,39 @@ from vmddpm.training.errors import RunError
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded to the nearest of 256 levels."""
+    """(B, C, ...) in [-1, 1] -> uint8 (B, ..., C), rounded to the nearest of 256 levels."""
     levels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round()
-    return levels.byte().permute(0, 2, 3, 1).numpy()
+    return levels.byte().movedim(1, -1).numpy()
 
 
 def grid(images: Tensor, margin: int = 2) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1], side by side in as square a grid as possible: uint8 (H, W, C)."""
+    """(B, C, H, W) in [-1, 1], side by side in as square a grid as possible: uint8 (H, W, C). Of volumes
+    (B, C, D, H, W) the three planes through the middle."""
     return tiled(to_uint8(images), margin)
 
 
+def three_planes(volumes: np.ndarray) -> np.ndarray:
+    """uint8 (B, D, H, W, C) -> (B, side, 3 side, C): the axial, the coronal and the sagittal plane through the middle,
+    anterior or superior up, the patient's right on the left, and anterior on the left of the sagittal one."""
+    depth, height, width = volumes.shape[1:4]
+    planes = (
+        volumes[:, depth // 2],
+        volumes[:, ::-1, height // 2],
+        volumes[:, ::-1, :, width // 2],
+    )
+    side = max(depth, height, width)
+    padded = [
+        np.pad(plane, ((0, 0), *(((side - n) // 2, side - n - (side - n) // 2) for n in plane.shape[1:3]), (0, 0)))
+        for plane in planes
+    ]
+    return np.concatenate(padded, axis=2)
+
+
 def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
-    """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C)."""
-    columns = math.ceil(math.sqrt(len(tiles)))
+    """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C); of volumes (B, D, H, W, C) three planes each."""
+    if tiles.ndim == 5:
+        tiles = three_planes(tiles)
+    columns = math.ceil(math.sqrt(len(tiles) * tiles.shape[1] / tiles.shape[2]))
     rows = math.ceil(len(tiles) / columns)
     padded = np.pad(tiles, ((0, rows * columns - len(tiles)), (0, margin), (0, margin), (0, 0)))
     canvas: np.ndarray = rearrange(padded, "(rows columns) h w c -> (rows h) (columns w) c", rows=rows)

@@ -1,0 +1,56 @@
+"""Volumes as the sets of their slices, for metrics of images."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from vmddpm.errors import InputError
+from vmddpm.evaluation.images import Images, quantised
+
+Axis = Literal["axial", "coronal", "sagittal"]
+ALONG = {"axial": 1, "coronal": 2, "sagittal": 3}  # axis of a volume (C, D, H, W)
+
+
+class VolumeSlices:
+    """The slices of volumes along one axis, as `Images`, anterior or superior up. Slices of one value, as beyond a
+    head, are left out: they are all alike.
+
+    Args:
+        volumes: each float32 (C, D, H, W), all of one shape. Each is read once here, and then for its slices.
+        axis: "axial", "coronal" or "sagittal".
+        distinct: leave out slices that were there before: crops that overlap have them in common.
+
+    Raises:
+        InputError: if no slice is left; what the volumes raise.
+
+    Example:
+        >>> slices = VolumeSlices(torch.rand(2, 1, 4, 6, 8), "coronal")
+        >>> len(slices), slices[0].shape
+        (12, torch.Size([1, 4, 8]))
+    """
+
+    def __init__(self, volumes: Images, axis: Axis, distinct: bool = False) -> None:
+        self.volumes, self.axis = volumes, axis
+        self.places: list[tuple[int, int]] = []  # of each slice: the volume, and where in it
+        self._last: tuple[int, Tensor] | None = None
+        seen: set[bytes] = set()
+        for number in range(len(volumes)):
+            for place, plane in enumerate(quantised(volumes[number]).unbind(ALONG[axis])):
+                content = plane.contiguous().numpy().tobytes()
+                if plane.min() < plane.max() and not (distinct and content in seen):
+                    self.places.append((number, place))
+                    if distinct:
+                        seen.add(content)
+        if not self.places:
+            raise InputError(f"all {axis} slices of {len(volumes)} volumes are of one value; look at the volumes")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """float32 (C, height, width) in [-1, 1]. Raises IndexError, and what the volumes raise."""
+        number, place = self.places[i]
+        if self._last is None or self._last[0] != number:  # a volume is read once for all its slices
+            self._last = number, self.volumes[number]
+        plane = self._last[1].select(ALONG[self.axis], place)
+        return plane if self.axis == "axial" else plane.flip(1)
