@@ -12,7 +12,7 @@ import vmddpm.demo as module
 from vmddpm.cli import main
 from vmddpm.cli.messages import shown
 from vmddpm.demo import demo
-from vmddpm.demo.plan import BLOBS, BRAINS, Budget, Drawing, Speed, choose_drawing, make_plan, what_is_seen
+from vmddpm.demo.plan import BLOBS, BRAINS, SLICES, Budget, Drawing, Speed, choose_drawing, make_plan
 from vmddpm.errors import InputError
 
 IMAGES = torch.rand(100, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -138,7 +138,7 @@ def test_a_run_that_goes_on_counts_what_it_has():
     plan = make_plan(budget, Speed(1.0, 0.1), 64, taken=BRAINS - 10)
     assert "does not reach" not in str(plan)
     assert f"on from step {BRAINS - 10}" in str(plan)
-    assert [what_is_seen(n).split()[0] for n in (0, BLOBS - 1, BLOBS, BRAINS - 1, BRAINS)] == [
+    assert [SLICES(n).split()[0] for n in (0, BLOBS - 1, BLOBS, BRAINS - 1, BRAINS)] == [
         "noise,", "noise,", "grainy", "grainy", "brains"
     ]
 

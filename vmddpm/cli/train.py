@@ -37,6 +37,7 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data.remarks import counted, summary
     from vmddpm.systems import cost
     from vmddpm.training import RunConfig, RunFolder, train
+    from vmddpm.training.memory import check_fits
     from vmddpm.training.ranks import joined
 
     parts = parser.instantiate(options)
@@ -45,8 +46,10 @@ def run(parser: Any, options: Any) -> None:
     with joined(config.training.device, scans=config.system == "vmddpm") as ranks:
         if ranks.first:
             folder.check(config)
+            need = check_fits(config, ranks.device, ranks.count) if config.system in ("vmddpm", "unet") else None
             price = cost(config)
-            print(f"{config.system}: {price}")
+            memory = f", needs {need} of memory to train" if need else ""
+            print(f"{config.system}: {price}{memory}")
             if ranks.device.type == "cpu":
                 _announce(config, price.flops, ranks.count, chosen=bool(options.config))
         dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))

@@ -1,4 +1,4 @@
-"""The demo: a small VM-DDPM learns a real brain in a few minutes and draws new slices of it."""
+"""The demo: a small VM-DDPM learns a real brain in a few minutes and draws new slices of it, or new volumes."""
 
 import json
 import logging
@@ -18,35 +18,40 @@ from vmddpm.data.mni152 import mni152_template
 from vmddpm.demo.bar import BudgetBar
 from vmddpm.demo.picture import save_comparison
 from vmddpm.demo.plan import (
-    BRAINS,
     FINISHING,
+    SLICES,
+    VOLUMES,
     Budget,
     Drawing,
     Plan,
+    Sights,
     Speed,
     as_minutes,
     choose_drawing,
     make_plan,
-    what_is_seen,
 )
 from vmddpm.demo.speed import measure_speed
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
 from vmddpm.evaluation import projected_frechet_distance
-from vmddpm.files import write_text
+from vmddpm.files import write_text, written_whole
 from vmddpm.model import ModelConfig
+from vmddpm.nifti import nifti_bytes
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.pictures import to_uint8
 
-__all__ = ["demo", "demo_config", "mni152_slices"]
+__all__ = ["PRESETS", "demo", "demo_config", "mni152_crops", "mni152_slices"]
+
+PRESETS = {"demo": 64, "demo-3d": 12}  # the most images in the picture
 
 logger = logging.getLogger(__name__)
 
 
-def demo_config(minutes: float) -> RunConfig:
-    """The preset `demo` with a time budget for training."""
-    plain = yaml.safe_load((files("vmddpm.presets") / "demo.yaml").read_text(encoding="utf-8"))
+def demo_config(minutes: float, preset: str = "demo") -> RunConfig:
+    """The preset `demo`, or `demo-3d`, with a time budget for training."""
+    plain = yaml.safe_load((files("vmddpm.presets") / f"{preset}.yaml").read_text(encoding="utf-8"))
     return RunConfig(
         model=ModelConfig(**plain["model"]),
         diffusion=DiffusionConfig(**plain["diffusion"]),
@@ -60,22 +65,31 @@ def mni152_slices(config: DataConfig) -> SliceDataset:
     return from_volumes([mni152_template(resolution=3)], config)
 
 
+def mni152_crops(config: DataConfig) -> SliceDataset:
+    """Crops of the same template as a volume."""
+    return from_volumes([mni152_template(resolution=2)], config)
+
+
 def demo(
     out: Path,
     *,
     minutes: float = 6.0,
-    images: int = 64,
+    images: int | None = None,
+    preset: str = "demo",
     started: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Trains, then writes `out`/demo.png with real and synthetic slices, in `minutes` all together.
+    """Trains, then writes `out`/demo.png with real and synthetic slices, in `minutes` all together. With the preset
+    `demo-3d` they are volumes, of which the picture shows three planes each, and the synthetic ones are NIfTI files in
+    `out`/volumes too.
 
     A plan from measured times is printed first. A demo run that is there is continued for another `minutes`.
 
     Args:
         out: the run folder.
         minutes: from `started` to the return; where the machine becomes slower meanwhile, fewer images are drawn.
-        images: at most so many of each kind in the picture.
+        images: at most so many of each kind in the picture; by default that of `PRESETS`.
+        preset: "demo" or "demo-3d".
         started: when the command started, by `clock`; now if None.
         clock: the time in seconds.
 
@@ -85,21 +99,25 @@ def demo(
 
     Raises:
         RunError: if `out` holds anything but a demo run.
-        InputError: if `minutes` or `images` cannot be.
+        InputError: if `minutes`, `images` or `preset` cannot be.
     """
     budget = Budget(60 * minutes, clock() if started is None else started, clock)
-    folder, config = RunFolder(out), demo_config(minutes)
+    if preset not in PRESETS:
+        raise InputError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    folder, config = RunFolder(out), demo_config(minutes, preset)
+    volumes = config.data.spatial_dims == 3
+    images, sights = images or PRESETS[preset], VOLUMES if volumes else SLICES
     config = replace(config, training=replace(config.training, sample_every=0))
     folder.check(config)
-    dataset = mni152_slices(config.data)
+    dataset = (mni152_crops if volumes else mni152_slices)(config.data)
     if not 2 <= images <= len(dataset) - 2:
         raise InputError(f"images is {images}; it must be from 2 to {len(dataset) - 2}")
-    size = config.data.size
-    logger.info("%d slices of the MNI152 template at %d x %d; timing a step ...", len(dataset), size, size)
+    sides, kind = " x ".join(map(str, config.data.shape[1:])), "crops" if volumes else "slices"
+    logger.info("%d %s of the MNI152 template at %s; timing a step ...", len(dataset), kind, sides)
     make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
     speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
     taken, seconds = _progress(folder)
-    plan = make_plan(budget, speed, images, taken)
+    plan = make_plan(budget, speed, images, taken, sights)
     logger.info("%s", plan)
 
     with BudgetBar(budget) as bar:
@@ -117,8 +135,8 @@ def demo(
         now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
         synthetic, drawing = _draw(model, config, plan, now, bar)
         bar.show("writing the picture")
-        result = _write(folder, dataset, synthetic, drawing, step)
-    logger.info("%s", _closing(folder, result, budget))
+        result = _write(folder, config.data, dataset, synthetic, drawing, step, sights)
+    logger.info("%s", _closing(folder, result, budget, sights))
     return result
 
 
@@ -158,7 +176,10 @@ def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: Bu
     return images, replace(drawing, images=len(images))
 
 
-def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int) -> dict[str, Any]:
+def _write(
+    folder: RunFolder, data: DataConfig, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int,
+    sights: Sights,
+) -> dict[str, Any]:  # fmt: skip
     count = len(synthetic)
     slices = torch.stack([dataset[i] for i in range(len(dataset))])
     order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
@@ -166,11 +187,15 @@ def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing:
     result = {
         "steps": step, "images": count, "sampler_steps": drawing.steps,
         "figure_of_merit": "Fréchet distance in a fixed random projection (not FID)",
-        "synthetic": projected_frechet_distance(slices, synthetic),
-        "real": projected_frechet_distance(others, real),
+        "synthetic": projected_frechet_distance(_as_slices(slices), _as_slices(synthetic)),
+        "real": projected_frechet_distance(_as_slices(others), _as_slices(real)),
     }  # fmt: skip
     write_text(folder.path / "demo.json", json.dumps(result, indent=2) + "\n")
-    short = "" if step >= BRAINS else f"; brains take about {BRAINS}"
+    if data.spatial_dims == 3:
+        for number, volume in enumerate(to_uint8(synthetic)):
+            with written_whole(folder.path / "volumes" / f"{number:06d}.nii.gz") as temporary:
+                temporary.write_bytes(nifti_bytes(volume[..., 0], data.voxel_sizes))
+    short = "" if step >= sights.brains else f"; brains take about {sights.brains}"
     save_comparison(
         real, synthetic, folder.path / "demo.png",
         titles=("real (MNI152)", f"synthetic (VM-DDPM after {step} steps{short})"),
@@ -178,11 +203,16 @@ def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing:
     return result
 
 
-def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:
+def _as_slices(images: Tensor) -> Tensor:
+    """(n, C, H, W) as they are, and volumes (n, C, D, H, W) as their axial slices (n * D, C, H, W)."""
+    return images.transpose(1, 2).flatten(0, 1) if images.dim() == 5 else images
+
+
+def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: Sights) -> str:
     step = result["steps"]
-    seen = f"{what_is_seen(step)}, on the right of"
-    if step < BRAINS:
-        more = f"brains take about {BRAINS} steps: the same command again goes on from step {step}"
+    seen = f"{sights(step)}, on the right of"
+    if step < sights.brains:
+        more = f"brains take about {sights.brains} steps: the same command again goes on from step {step}"
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
     return f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"

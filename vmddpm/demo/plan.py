@@ -16,6 +16,32 @@ BLOBS, BRAINS = 100, 600
 
 
 @dataclass(frozen=True)
+class Sights:
+    """What a model draws after so many steps, as runs of that length have shown.
+
+    Attributes:
+        blobs, brains: steps from which on it draws them.
+        early, seen: what these are, in words.
+    """
+
+    blobs: int
+    brains: int
+    early: str
+    seen: str
+
+    def __call__(self, steps: int) -> str:
+        if steps >= self.brains:
+            return self.seen
+        return self.early if steps >= self.blobs else "noise, not brains"
+
+
+SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
+                "brains seen from three sides, grainy inside")  # fmt: skip
+VOLUMES = Sights(200, 500, "smooth bodies of the size of heads, not brains",
+                 "brains in the round, cut by three planes each, blurred inside")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Speed:
     """Seconds, as this machine is now."""
 
@@ -54,6 +80,7 @@ class Plan:
     speed: Speed
     budget: "Budget"
     most_images: int
+    sights: Sights = SLICES
 
     def __str__(self) -> str:
         drawn = f"{self.drawing.images} images of {self.drawing.steps} DDIM steps"
@@ -69,11 +96,11 @@ class Plan:
                 f"This machine, as busy as it is now, does not keep to the {as_minutes(self.budget.seconds)}: the "
                 f"command will take about {as_minutes(self.seconds())}, as less than this cannot be trained and drawn."
             )
-        if self.taken + self.steps < BRAINS:
+        if self.taken + self.steps < self.sights.brains:
             lines.append(
-                f"This machine, as busy as it is now, does not reach brains in that time: they take about {BRAINS} "
-                f"steps, some {self.minutes_for_brains()} minutes here. The picture will show "
-                f"{what_is_seen(self.taken + self.steps)}."
+                "This machine, as busy as it is now, does not reach brains in that time: they take about "
+                f"{self.sights.brains} steps, some {self.minutes_for_brains()} minutes here. The picture will show "
+                f"{self.sights(self.taken + self.steps)}."
             )
         return "\n".join(lines)
 
@@ -85,7 +112,7 @@ class Plan:
 
     def minutes_for_brains(self) -> int:
         """Of the whole command, at this speed, so that its plan reaches them."""
-        spent, needed, whole = self.budget.spent(), (BRAINS - self.taken) * self.speed.training_step, 1
+        spent, needed, whole = self.budget.spent(), (self.sights.brains - self.taken) * self.speed.training_step, 1
         while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
             whole += 1
         return whole
@@ -112,10 +139,10 @@ class Budget:
         return max(self.seconds - self.spent(), 0.0)
 
 
-def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0) -> Plan:
+def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0, sights: Sights = SLICES) -> Plan:
     """The plan at this moment: as many images and sampler steps as fit, and training in all that is left."""
     training, drawing = _divide(budget.seconds, budget.spent(), speed, most_images)
-    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images)
+    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images, sights)
 
 
 def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tuple[float, Drawing]:
@@ -132,13 +159,6 @@ def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: i
     choices.append(Drawing(min(LEAST, most_images), 10))
     choices = [drawing for drawing in choices if drawing.steps <= most_steps]
     return next((drawing for drawing in choices if drawing.seconds(speed) <= seconds), choices[-1])
-
-
-def what_is_seen(steps: int) -> str:
-    """What a model draws after `steps` steps, as runs of that length have shown."""
-    if steps >= BRAINS:
-        return "brains seen from three sides, grainy inside"
-    return "grainy blobs of the size of heads, not brains" if steps >= BLOBS else "noise, not brains"
 
 
 def as_minutes(seconds: float) -> str:

@@ -48,8 +48,8 @@ from vmddpm.training.networks import load_network
 # What may differ when a run is continued: how long it is to be, where it runs and what it reports.
 MAY_CHANGE = {"data.root", "data.cache_dir"} | {
     f"training.{name}"
-    for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "activation_checkpointing", "log_every", "checkpoint_every",
-                 "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
+    for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "activation_checkpointing", "log_every",
+                 "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
 
 LOCKS = ("lock", "lock.held")
