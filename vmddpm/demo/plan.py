@@ -38,7 +38,7 @@ class Sights:
 SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
                 "brains seen from three sides, grainy inside")  # fmt: skip
 VOLUMES = Sights(200, 500, "smooth bodies of the size of heads, not brains",
-                 "brains in the round, cut by three planes each, blurred inside")  # fmt: skip
+                 "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
 
 
 @dataclass(frozen=True)
