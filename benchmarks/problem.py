@@ -10,13 +10,14 @@ from torch import Tensor
 
 import vmddpm_kernels as vk
 
-ROUTES = 4
+ROUTES, VOLUME_ROUTES = 4, 6
 FORWARD, BOTH = "forward", "forward_backward"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image (height > 0) along four routes, or a sequence (height 0, its length in `width`)."""
+    """An image (height > 0) along four routes, a volume (depth > 0) along six, or a sequence (height 0, its length in
+    `width`)."""
 
     batch: int
     height: int
@@ -24,19 +25,26 @@ class Case:
     channels: int
     states: int
     dtype: torch.dtype = torch.float32
+    depth: int = 0
 
     @property
     def name(self) -> str:
         kind = f"scan {self.width}" if not self.height else f"image {self.height}x{self.width}"
+        kind = f"volume {self.depth}x{self.height}x{self.width}" if self.depth else kind
         return f"{kind} B{self.batch} D{self.channels} N{self.states} {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def length(self) -> int:
-        return max(1, self.height) * self.width
+        return max(1, self.depth) * max(1, self.height) * self.width
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the image or volume, as `routes` takes it."""
+        return (self.depth, self.height, self.width) if self.depth else (self.height, self.width)
 
     @property
     def routes(self) -> int:
-        return ROUTES if self.height else 1
+        return VOLUME_ROUTES if self.depth else ROUTES if self.height else 1
 
     @property
     def elements(self) -> int:
@@ -62,7 +70,8 @@ class Case:
 
     def tiny(self) -> "Case":
         """Small enough to be checked in no time; odd sizes stay odd."""
-        small = {name: min(getattr(self, name), 6 + getattr(self, name) % 2) for name in ("height", "width")}
+        sides = [name for name in ("depth", "height", "width") if getattr(self, name)]
+        small = {name: min(getattr(self, name), 6 + getattr(self, name) % 2) for name in sides}
         return replace(self, batch=2, channels=64, **small)
 
 
@@ -106,12 +115,12 @@ class Problem:
 
     @cached_property
     def table(self) -> Tensor:
-        return vk.routes(self.case.height, self.case.width, device=self.x.device)
+        return vk.routes(*self.case.size, device=self.x.device)
 
     @cached_property
     def shuffled_table(self) -> Tensor:
-        order = vk.patch_permutation(self.case.height, self.case.width, seed=0).to(self.x.device)
-        return vk.routes(self.case.height, self.case.width, permutation=order, device=self.x.device)
+        order = vk.patch_permutation(*self.case.size, seed=0).to(self.x.device)
+        return vk.routes(*self.case.size, permutation=order, device=self.x.device)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The fused operator's time grows as the length of the sequence, attention's as its square: by the clock, by the count
+"""The fused operator's time grows as the length of the sequence, of images and of volumes, attention's as its square: by the clock, by the count
 of floating-point operations, and by the count of instructions."""
 
 from dataclasses import replace
@@ -30,6 +30,8 @@ def image(power: int) -> Case:
 
 
 CASES = {profile: [image(power) for power in powers] for profile, powers in LENGTHS.items()}
+VOLUMES = (8, 12, 16, 24, 32, 48, 64)
+VOLUME_CHANNELS = 16
 DIRECTIONS = (FORWARD,)
 CONTENDERS = (*(f"ours N={n}" for n in STATES), "attention")
 
@@ -57,6 +59,13 @@ def test_scaling(contest, case, direction, contender, request):
 
     makers = {f"ours N={n}": with_states(n) for n in STATES} | {"attention": attention_up_to}
     contest(makers, case, direction, contender, work=work)
+
+
+@pytest.mark.parametrize("side", VOLUMES)
+def test_volumes(contest, side, direction):
+    """Of the same suite: the operator over side^3 voxels, along six routes."""
+    case = Case(1, side, side, VOLUME_CHANNELS, max(STATES), depth=side)
+    contest({"ours 3-D": fused}, case, direction, "ours 3-D", work=lambda _: Work.of_scan(case, direction))
 
 
 def check(curve):

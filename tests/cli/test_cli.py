@@ -23,7 +23,7 @@ from vmddpm.cli import COMMANDS, PRESETS, build_parser, main, parse
 from vmddpm.cli.prepare import DATASETS
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.data.layouts import OPTIONS
-from vmddpm.demo import demo_config, mni152_slices
+from vmddpm.demo import demo, demo_config, mni152_crops, mni152_slices
 from vmddpm.training import RunConfig, RunFolder
 
 SMALL = """
@@ -307,6 +307,28 @@ def test_demo_configuration_and_slices():
     assert len(dataset) >= 64
     assert {s.axis for s in dataset.slices} == {"axial", "coronal", "sagittal"}
     assert dataset[0].shape == (1, 64, 64)
+
+
+def test_demo_configuration_and_crops_of_volumes():
+    config = demo_config(2.5, "demo-3d")
+    assert (config.data.shape, config.data.voxel_sizes) == ((1, 32, 32, 32), (5, 5, 5))
+    dataset = mni152_crops(config.data)
+    assert len(dataset) >= 100
+    assert dataset[0].shape == config.data.shape
+    with pytest.raises(InputError, match="preset is 'demo-4d'; it must be one of demo, demo-3d"):
+        demo(Path("nowhere"), preset="demo-4d")
+
+
+@pytest.mark.slow
+def test_demo_of_volumes_in_a_minute(tmp_path):
+    done = run("demo", "--preset", "demo-3d", "--minutes", 1, "--images", 4, "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["steps"] > 0
+    volumes = sorted((tmp_path / "demo" / "volumes").glob("*.nii.gz"))
+    assert len(volumes) == 4
+    image = SimpleITK.ReadImage(str(volumes[0]))
+    assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (5.0, 5.0, 5.0))
+    assert nib.aff2axcodes(nib.load(volumes[0]).affine) == ("L", "P", "S")
 
 
 @pytest.mark.slow

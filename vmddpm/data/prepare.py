@@ -82,10 +82,12 @@ def prepare_store(
             tqdm(desc="files", total=layout.files, disable=not progress, dynamic_ncols=True) as bar,
         ):
             paths = [source.path for source in layout.sources] if isinstance(layout.sources, list) else []
-            ranges, series = (
-                found(paths, config, lambda work, items: in_order(work, items, processes))
-                for found in (series_ranges, volume_series)
-            )
+
+            def in_processes(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+                return in_order(work, items, processes)
+
+            ranges = series_ranges(paths, config, in_processes)
+            series = volume_series(paths, config, in_processes)
             # The first file of a series stands for all of it.
             further = {path for members in series.values() for path in members[1:]}
             sources = (source for source in layout.sources if source.path not in further) if series else layout.sources

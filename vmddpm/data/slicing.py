@@ -96,7 +96,7 @@ def orientation_of(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     orientation = nib.io_orientation(image.affine)
     if np.isnan(orientation).any():
         raise DataError("its affine does not say how it lies: an axis has no length, or is not finite")
-    return orientation
+    return np.asarray(orientation)
 
 
 def _is_colour(dtype: np.dtype[Any]) -> bool:
