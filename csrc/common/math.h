@@ -18,7 +18,8 @@ inline VecF times_power_of_two(VecF fraction, VecF shifted) {
   return bit_cast<VecF>(bit_cast<VecU>(fraction) + (bit_cast<VecU>(shifted) << 23));
 }
 
-// The decay of a step, e^(delta A), is computed as 2^(delta A log2(e)), the factor being part of A already.
+// The decay of a step, e^(delta A), is computed as 2^(delta A log2(e)), the factor being part of A already, where the
+// exponent is negative: its two roundings then cost nothing, as what is far from zero decays.
 template <typename T>
 constexpr T kDecayScale = T(1);
 template <>
@@ -63,12 +64,6 @@ inline VecF decay_lanes(VecF v) {
 }
 #endif
 
-// The same for any v: infinity far above.
-inline VecF growth_lanes(VecF v) {
-  const VecF limit = splat(128.0f);
-  return select(v < limit, decay_lanes(v), v * splat(HUGE_VALF));
-}
-
 // e^x for x < 88. 0 far below, NaN stays.
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
 // As above; the product x log2(e) is never rounded, and what log2(e) lacks as a float is added to its rest.
@@ -96,8 +91,14 @@ inline VecF exp_lanes(VecF x) {
 }
 #endif
 
-// Of double both take any v.
-inline VecD growth_lanes(VecD v) { return exp_lanes(at_most(v, 710.0)); }
+// e^x for any x: infinity far above. A large x is halved, as 2^128 is no float.
+inline VecF growth_lanes(VecF x) {
+  const auto large = splat(64.0f) < x;
+  const VecF e = exp_lanes(select(large, x * 0.5f, x));
+  return select(splat(176.0f) < x, splat(HUGE_VALF), select(large, e * e, e));
+}
+
+inline VecD growth_lanes(VecD x) { return exp_lanes(at_most(x, 710.0)); }
 inline VecD decay_lanes(VecD v) { return growth_lanes(v); }
 
 // log(1 + y) for y in [0, 1]: minimax polynomial, exact to first order, so that small y keep their relative accuracy;

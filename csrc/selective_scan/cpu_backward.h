@@ -51,7 +51,7 @@ VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, 
     V input = drive * B[s];
     if constexpr (kRule == Rule::zero_order_hold) {
       V phi, dphi;
-      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      zoh_lanes<T>(v, decay, phi, dphi);
       w.phi[i * S + s] = phi;
       w.input[i * S + s] = dphi * input;
       input *= phi;
@@ -155,13 +155,13 @@ void prepare_backward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, int64_t s
 }
 
 // drive = delta x and y has D x in it: the tiles of ddrive and ddelta become those of dx and of the raw delta.
-template <typename T>
+template <typename T, Rule kRule>
 void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
   using V = Vec<T>;
   const V D = w.D[local];
   V dD[4] = {}, dbias[4] = {};
   for (int64_t i = 0; i < steps; ++i) {
-    const V ddelta = (w.ddelta[i] * (T(1) / kDecayScale<T>) + w.ddrive[i] * w.x[i]) * w.slope[i];
+    const V ddelta = (w.ddelta[i] * (T(1) / kRateScale<T, kRule>) + w.ddrive[i] * w.x[i]) * w.slope[i];
     w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
     w.ddelta[i] = ddelta;
     dD[i & 3] += w.dy[i] * w.x[i];
@@ -196,7 +196,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
     ahead = nullptr;
   });
 
-  finish_backward<T>(local, steps.count, w);
+  finish_backward<T, kRule>(local, steps.count, w);
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
@@ -218,7 +218,7 @@ VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int6
       const V v = delta * a[s], decay = decay_of<kRule>(v);
       if constexpr (kRule == Rule::zero_order_hold) {
         V phi, dphi;
-        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+        zoh_lanes<T>(v, decay, phi, dphi);
         gphi *= phi;
       }
       adjoint[s] = g * decay;
@@ -325,7 +325,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, row, columns, N, w.A + local * N);
+      load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + local * N);
       w.bias[local] = load_channels<T>(p.delta_bias, row, columns);
       w.D[local] = load_channels<T>(p.D, row, columns);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();

@@ -33,20 +33,25 @@ void for_states(int64_t states, Function f) {
 }
 
 // How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
-// hold. They differ in nothing but speed where more than one holds.
+// hold. Decaying and growing differ in speed alone.
 enum class Rule { decaying, growing, zero_order_hold };
+
+// What A is scaled by before it is multiplied with delta.
+template <typename T, Rule kRule>
+constexpr T kRateScale = kRule == Rule::decaying ? kDecayScale<T> : T(1);
 
 template <typename T>
 Rule rule_of(const ScanParams& p) {
   if (p.zoh) return Rule::zero_order_hold;
   const T* A = static_cast<const T*>(p.A);
   const int64_t count = p.routes * p.channels * p.states;
+  constexpr T kLeast = std::numeric_limits<T>::lowest() / 2;         // may be scaled
   std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, so that registers of both match
-  for (int64_t i = 0; i < count; ++i) growing |= A[i] > T(0);
+  for (int64_t i = 0; i < count; ++i) growing |= static_cast<int>(A[i] > T(0)) | static_cast<int>(A[i] < kLeast);
   return growing ? Rule::growing : Rule::decaying;
 }
 
-// e^v given v kDecayScale.
+// e^v given v kRateScale.
 template <Rule kRule, typename V>
 V decay_of(V v) {
   return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
@@ -174,10 +179,10 @@ void load_all_states(const void* source, const ScanParams& p, const ScanPlan& pl
 }
 
 // A as the decay takes it.
-template <typename T>
+template <typename T, Rule kRule>
 void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   load_states<T>(A, row, columns, states, out);
-  for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
+  for (int64_t n = 0; n < states; ++n) out[n] *= kRateScale<T, kRule>;
 }
 
 // The reverse; `in` is overwritten.

@@ -63,7 +63,7 @@ VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, cons
     if constexpr (kRule == Rule::zero_order_hold) {
       const Vec<T> decay = decay_of<kRule>(v);
       Vec<T> phi, dphi;
-      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      zoh_lanes<T>(v, decay, phi, dphi);
       input *= phi;
       state[s] = decay * state[s] + input;
     } else {
@@ -143,7 +143,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t place = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, row, columns, N, w.A + place * N);
+      load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + place * N);
       w.bias[place] = load_channels<T>(p.delta_bias, row, columns);
       w.D[place] = load_channels<T>(p.D, row, columns);
     }

@@ -77,7 +77,7 @@ void update(const StateUpdateParams& p) {
           row_at<T>(p.A, A_direct, h * p.A.stride[0] + channel * p.A.stride[2], p.states, room + 3 * padded);
       Vec<T> product{};
       for (int64_t n = 0; n < padded; n += W) {
-        const Vec<T> decay = growth_lanes(load(A + n) * kDecayScale<T> * delta[i]);
+        const Vec<T> decay = growth_lanes(load(A + n) * delta[i]);
         Vec<T> next = decay * load(static_cast<const T*>(state) + n) + load(B + n) * drive[i];
         if (n + W == padded) next = select(live, next, Vec<T>{});
         store(state + n, next);
