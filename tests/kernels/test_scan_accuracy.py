@@ -213,7 +213,7 @@ def test_reference_differentiates_twice():
 
 
 @pytest.mark.parametrize(
-    "discretization, low, high",
+    ("discretization", "low", "high"),
     [("mamba", 0, 10), ("mamba", 10, 60), ("mamba", 60, 80), ("mamba", 80, 88.7), ("zoh", 0, 10), ("zoh", 10, 40)],
 )
 def test_growing_states_are_relatively_accurate(discretization, low, high):
