@@ -36,8 +36,8 @@ def acceptance(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for part, allocator in (("ss2d_core", ""), ("ss2d_core_kept", ", freed memory kept")):
         for direction, bound in (("forward", 50), ("forward_backward", 60)):
             faster = found.get(part, {}).get(f"{direction}_times_faster_than", {})
-            peer = [times for name, times in faster.items() if name == "mambapy"]
-            at_least(bound, f"SS2D core {direction} over mamba.py{allocator}", *peer)
+            baseline = [times for name, times in faster.items() if name == "mambapy"]
+            at_least(bound, f"SS2D core {direction} over mamba.py{allocator}", *baseline)
     for key, of in (("kernel_ns_a_step", "kernels"), ("ns_a_step", "whole calls")):
         if steps := [case[key] for case in found.get("lengths", [])]:
             middle = statistics.median(steps)

@@ -1,16 +1,15 @@
-"""How far the CPU kernels are from the limits of this processor, measured in the same run.
+"""Speed of the CPU kernels as a fraction of the limits of this processor, measured in the same run.
 
     python benchmarks/cpu_fractions.py [PART ...] [--results FILE.json]
 
-Whatever is compared takes turns, and medians are reported. A fraction is an operator's elements per second over those
-of the bare recurrence in machine_limits.cpp: softplus, routes and all memory traffic count against the operator. Of one
-state it is the bytes that must move, each input read once and each result written once, over the copy bandwidth; beside
-it stands the fraction of whichever limit takes longer, that bandwidth or the arithmetic of recurrence and softplus.
+Compared functions run in turn, and medians are reported. A fraction is the elements per second of an operator over those
+of the bare recurrence in machine_limits.cpp, so softplus, routes and memory traffic lower it. With one state it is the
+bandwidth of the operator, each input read once and each result written once, over the copy bandwidth; a second figure
+uses the slower of two limits, copy bandwidth and the arithmetic of recurrence and softplus.
 
-The peer of `ss2d_core` is mamba.py, where `mambapy` can be imported. `peaks` and `ss2d_core` see the memory allocator
-as users have it; the other parts keep what is freed, so that fresh pages, which cost more than some kernels, are in no
-figure, and `ss2d_core_kept` is the same comparison without them. Ends with what is asked of the kernels and what was
-found.
+The baseline of `ss2d_core` is mamba.py, if `mambapy` is installed. `peaks` and `ss2d_core` use the allocator's defaults,
+as users do. The other parts keep freed memory, because fresh pages cost more than some kernels; `ss2d_core_kept` is
+`ss2d_core` measured this way. The last lines compare the results with the required values.
 """
 
 import argparse

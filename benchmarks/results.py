@@ -3,13 +3,13 @@
     machine     what it ran on: device, versions, commit, date, and the share of the processors that others took
     profile     "quick" or "full"
     limits      what the machine can do at most (limits.py), and its cache
-    missing     contender -> why it took no part
-    times       suite, case, direction, contender, ours, length, rounds, input_sets; median, p20, p80 in seconds;
+    missing     implementation -> why it took no part
+    times       suite, case, direction, implementation, ours, length, rounds, input_sets; median, p20, p80 in seconds;
                 limit, the least that the machine's limits leave for the `work`, where they are known; and yardsticks:
-                rounds, median, p20, p80 of the same work in every case, measured in turn with the contenders
-    memory      suite, case, direction, contender, ours, length, input_bytes, bytes: beside the inputs, at the most
-    scaling     contender, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) from the
-                length `since` on
+                rounds, median, p20, p80 of the same work in every case, measured in turn with the implementations
+    memory      suite, case, direction, implementation, ours, length, input_bytes, bytes (peak, without the inputs)
+    scaling     implementation, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) for
+                lengths from `since`
     crossings   states -> the length where attention and ours take the same time
 """
 
@@ -22,7 +22,7 @@ from benchmarks.gpu.report import save
 
 Record = dict[str, Any]
 FOLDER = Path(__file__).resolve().parent / "results"
-OURS = ("ours", "reference", "triton")  # the first word of contenders whose code is this repository's
+OURS = ("ours", "reference", "triton")  # the first word of implementations whose code is this repository's
 
 
 class Results:
@@ -41,12 +41,13 @@ class Results:
     def __getitem__(self, name: str) -> Any:
         return self.data[name]
 
-    def add(self, what: str, suite: str, case: str, direction: str, contender: str, **values: Any) -> None:
-        key = {"suite": suite, "case": case, "direction": direction, "contender": contender, "ours": ours(contender)}
+    def add(self, what: str, suite: str, case: str, direction: str, implementation: str, **values: Any) -> None:
+        key = {"suite": suite, "case": case, "direction": direction}
+        key |= {"implementation": implementation, "ours": ours(implementation)}
         self.data[what].append(key | values)
 
-    def miss(self, contender: str, why: str) -> None:
-        reasons = self.data["missing"].setdefault(contender, [])
+    def miss(self, implementation: str, why: str) -> None:
+        reasons = self.data["missing"].setdefault(implementation, [])
         if why not in reasons:
             reasons.append(why)
 
@@ -59,8 +60,8 @@ class Results:
         return path
 
 
-def ours(contender: str) -> bool:
-    return contender.split()[0] in OURS
+def ours(implementation: str) -> bool:
+    return implementation.split()[0] in OURS
 
 
 def load(path: Path) -> Record:

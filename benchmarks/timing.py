@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(trim_threshold, -1)  # none; two gigabytes are less than what some peers free at once
+        mallopt(trim_threshold, -1)  # none; two gigabytes are less than what some baselines free at once
         mallopt(mmap_max, 0)
 
 
@@ -124,14 +124,14 @@ def measure(
 
 
 def measure_in_turn(
-    contenders: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
+    implementations: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each contender; `call(i)` is to take the i-th of the sets of inputs that all share.
+    """Seconds of each call of each implementation; `call(i)` is to take the i-th of the sets of inputs that all share.
 
     The calls of all are spread evenly over the same stretch of time, so that what disturbs the machine disturbs all.
     Each is called for about `seconds`, `least` to MOST_REPETITIONS times, after as many as WARM_UPS calls."""
     counts = {}
-    for name, call in contenders.items():
+    for name, call in implementations.items():
         begun = time.perf_counter()
         for i in range(WARM_UPS):
             one = one_time(call, i, device)
@@ -139,12 +139,12 @@ def measure_in_turn(
                 break
         counts[name] = max(least, min(MOST_REPETITIONS, int(seconds / max(one, 1e-6))))
     turns = sorted(((i + 0.5) / count, name) for name, count in counts.items() for i in range(count))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in implementations}
     gc.collect()
     gc.disable()
     try:
         for i, (_, name) in enumerate(turns):
-            times[name].append(one_time(contenders[name], i, device))
+            times[name].append(one_time(implementations[name], i, device))
     finally:
         gc.enable()
     return times
