@@ -1,5 +1,5 @@
-"""The fused operator's time grows as the length of the sequence, attention's as its square: by the clock, by the count
-of floating-point operations, and by the count of instructions."""
+"""The cost of the fused operator grows linearly with the length of the sequence, the cost of attention quadratically:
+seconds and floating-point operations."""
 
 from dataclasses import replace
 
@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vmddpm_kernels.flops  # noqa: F401  counts of the operators' operations
-from benchmarks import instructions
 from benchmarks.baselines import Missing
 from benchmarks.implementations import HEAD, attention, fused
 from benchmarks.limits import Work
@@ -66,14 +65,14 @@ def check(curve):
 
 def test_time(results, measuring):
     if not measuring:
-        pytest.skip("a matter of time: with --benchmark")
+        pytest.skip("needs --benchmark")
     for curve in summarise(results["times"])[0]:
         check(curve)
 
 
 @pytest.mark.parametrize("who", ["ours", "attention"])
 def test_flops(who, results, device, baselines):
-    """Counted on tensors without data, so that length costs nothing."""
+    """Counted on fake tensors, which have no data."""
     make = attention if who == "attention" else fused
     curve = {}
     for case in map(image, range(8, 21, 2)):
@@ -81,12 +80,4 @@ def test_flops(who, results, device, baselines):
             make(Problem.draw(case, device, 0), device, baselines).call(FORWARD)
         curve[case.length] = counter.get_total_flops()
     results["scaling"].append(curve_record(who, "flops", curve))
-    check(results["scaling"][-1])
-
-
-@pytest.mark.skipif(instructions.unavailable() is not None, reason=str(instructions.unavailable()))
-def test_instructions(results, measuring):
-    lengths = (256, 1024, 4096) if measuring else (256, 1024)
-    curve = {length: instructions.count(length) for length in lengths}
-    results["scaling"].append(curve_record("ours", "instructions", curve))
     check(results["scaling"][-1])

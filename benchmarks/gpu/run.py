@@ -1,5 +1,5 @@
-"""All measurements and tests on a GPU machine, in one command of eight minutes, the most informative first: correctness,
-counted against executed instructions, speed, speed of the baselines, tests, speed of the model.
+"""All measurements and tests on a GPU machine, in one command of eight minutes and in order of information per second:
+correctness, counted against executed instructions, speed, speed of the baselines, tests, speed of the model.
 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
     python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU and discards the results
@@ -10,8 +10,8 @@ counted against executed instructions, speed, speed of the baselines, tests, spe
 
 The baselines are measured if their sources are in benchmarks/third_party/ (see baselines.py). Results are written after
 each phase, so an interrupted run keeps those of earlier phases. A phase that exceeds its share of the time is stopped
-and keeps its partial results; the last lines name such phases. `python -m
-benchmarks.gpu.calibrate FILE` compares the results with predictions. The exit status is 1 if anything failed, 2 if the machine has no GPU.
+and keeps its partial results; the last lines name such phases. `python -m benchmarks.gpu.calibrate FILE` compares the
+results with predictions. The exit status is 1 if anything failed, 2 if the machine has no GPU.
 """
 
 import argparse
