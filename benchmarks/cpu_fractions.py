@@ -153,7 +153,7 @@ def half_precision(seconds: float) -> dict[str, dict]:
 
 
 def ss2d_core(seconds: float) -> dict:
-    """Projections, scan and merge of four routes at (4, 96, 64, 64), N = 16; baselines are parallel scans in PyTorch."""
+    """Projections, scan and merge of four routes at (4, 96, 64, 64), N = 16; the baselines are parallel scans."""
     rank, states, (batch, channels, height, width) = 6, 16, SHAPES["4x96x64x64"]
     (x, _, A, _, _, D, bias), table = problem(batch, channels, height, width, states)
     x_proj = torch.randn(4, rank + 2 * states, channels) * channels**-0.5
