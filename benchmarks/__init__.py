@@ -1,1 +1,1 @@
-"""What the operators and the model cost, beside their rivals and the limits of the machine."""
+"""What the operators and the model cost, beside their baselines and the limits of the machine."""

@@ -66,7 +66,7 @@ class Change:
 
 
 def times(data: Record) -> dict[tuple[str, ...], Record]:
-    return {(t["suite"], t["case"], t["direction"], t["contender"]): t for t in data["times"]}
+    return {(t["suite"], t["case"], t["direction"], t["implementation"]): t for t in data["times"]}
 
 
 def spread(rounds: Record) -> float:

@@ -44,7 +44,7 @@ class LockedError(VmddpmError, RuntimeError):
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on success its content is on the disk, in the place of `path`."""
     make_folder(path.parent)
     temporary = temporary_name(path)
@@ -56,7 +56,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(path: Path, mode: int = 0o777) -> Iterator[Path]:
+def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """A temporary folder to fill; on success all that is in it is on the disk, in the place of the folder `path`.
 
     Where the system cannot exchange two names (network file systems, systems other than Linux) a folder that was there
@@ -83,7 +83,7 @@ def folder_written_whole(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

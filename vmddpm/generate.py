@@ -32,7 +32,7 @@ def generate(
     batch_size: int = 16,
     weights: str = "ema",
     ordered: bool = False,
-    form: Format = "png",
+    file_format: Format = "png",
     device: str = "auto",
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
@@ -46,17 +46,17 @@ def generate(
 
     Args:
         ordered: scan in order, whatever the network was trained with (`regeneration_at_sampling` of its config).
-        form: "png", a file an image, or "npy", a file a block.
+        file_format: "png", a file an image, or "npy", a file a block.
         compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
 
     Raises:
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
         InputError: on unusable options.
     """
-    check_count("num", count)
-    check_batch("batch", batch_size)
+    check_count("images", count)
+    check_batch("batch_size", batch_size)
     check_seed("seed", seed)
-    choices = {"weights": (weights, ("ema", "raw")), "format": (form, ("png", "npy")),
+    choices = {"weights": (weights, ("ema", "raw")), "format": (file_format, ("png", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():
         if value not in allowed:
@@ -75,12 +75,12 @@ def generate(
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":
         model.compile(mode=compile)
-    samples = Samples(Path(out), count, batch_size, form)
+    samples = Samples(Path(out), count, batch_size, file_format)
     digest = sha256(folder.weights(weights) / "model.safetensors")
     made_with: dict[str, Any] = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest}
-    made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": form}
+    made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": file_format}
     made_with |= {"compile": compile, "ordered": ordered}
-    samples.take(made_with)
+    samples.create_or_resume(made_with)
     shape = (config.data.channels, config.data.size, config.data.size)
     rank, ranks = rank_and_count()
     mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]

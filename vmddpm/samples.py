@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from vmddpm.errors import InputError
-from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
+from vmddpm.files import atomic_write, remove_leftovers, sha256, write_text
 from vmddpm.numbers import shown
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
@@ -43,21 +43,21 @@ class Samples:
     processes that make different blocks need not know of each other, and what is there need not be made again.
 
     Args:
-        folder: is made by `take`.
-        count: number of images; if more lie in the folder already, `take` makes it their number.
+        folder: is made by `create_or_resume`.
+        count: number of images; if more lie in the folder already, `create_or_resume` makes it their number.
         batch_size: images of a block.
-        form: "png" or "npy".
+        file_format: "png" or "npy".
     """
 
-    def __init__(self, folder: Path, count: int, batch_size: int, form: Format) -> None:
-        self.folder, self.count, self.batch_size, self.form = folder, count, batch_size, form
+    def __init__(self, folder: Path, count: int, batch_size: int, file_format: Format) -> None:
+        self.folder, self.count, self.batch_size, self.file_format = folder, count, batch_size, file_format
 
     @property
     def blocks(self) -> list[range]:
         size, count = self.batch_size, self.count
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def take(self, made_with: dict[str, Any]) -> None:
+    def create_or_resume(self, made_with: dict[str, Any]) -> None:
         """Warns if the folder holds more images than are asked for: they stay, and the manifest counts them.
 
         Raises:
@@ -91,11 +91,11 @@ class Samples:
     def write(self, block: range, pixels: np.ndarray) -> None:
         """pixels: uint8 (len(block), H, W, C). Raises RunError if they cannot be written."""
         try:
-            if self.form == "png":
+            if self.file_format == "png":
                 for index, image in zip(block, pixels):
                     save_png(image, self.folder / _png(index))
             else:
-                with written_whole(self.folder / _npy(block)) as temporary:
+                with atomic_write(self.folder / _npy(block)) as temporary:
                     np.save(temporary, pixels)
         except OSError as error:
             raise RunError(
@@ -108,15 +108,15 @@ class Samples:
         remove_leftovers(self.folder, shared=True)
         first = np.concatenate([self._read(block) for block in self.blocks[: 1 + IN_GRID // len(self.blocks[0])]])
         save_png(tiled(first[:IN_GRID]), self.folder / "grid.png")
-        manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.form}
-        if self.form == "npy":
+        manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.file_format}
+        if self.file_format == "npy":
             manifest["files"] = {_npy(block): sha256(self.folder / _npy(block)) for block in self.blocks}
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _lying(self) -> int:
         """How many images lie in the folder, from the first one on without a gap."""
         there, count = {path.name for path in self.folder.iterdir()}, 0
-        if self.form == "png":
+        if self.file_format == "png":
             while _png(count) in there:
                 count += 1
             return count
@@ -128,7 +128,7 @@ class Samples:
         return count
 
     def _is_whole(self, block: range, there: set[str]) -> bool:
-        if self.form == "png":
+        if self.file_format == "png":
             return all(_png(index) in there for index in block)
         try:
             return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
@@ -136,7 +136,7 @@ class Samples:
             return False
 
     def _read(self, block: range) -> np.ndarray:
-        if self.form == "png":
+        if self.file_format == "png":
             return np.stack([load_png(self.folder / _png(index)) for index in block])
         images: np.ndarray = np.load(self.folder / _npy(block))
         return images[: len(block)]
@@ -215,10 +215,10 @@ def _manifest(folder: Path) -> tuple[int, dict[str, str] | None]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
     known = manifest if isinstance(manifest, dict) else {}
-    count, form, files = known.get("images"), known.get("format"), known.get("files")
-    if type(count) is not int or count < 1 or form not in ("png", "npy"):
+    count, file_format, files = known.get("images"), known.get("format"), known.get("files")
+    if type(count) is not int or count < 1 or file_format not in ("png", "npy"):
         raise RunError(f"{path} does not say how many images there are, and in which format; {_AGAIN}")
-    if form == "png":
+    if file_format == "png":
         return count, None
     if not isinstance(files, dict) or not files:
         raise RunError(f"{path} names no files; {_AGAIN}")

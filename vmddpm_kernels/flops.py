@@ -42,13 +42,13 @@ def selective_scan_backward(
     return _size(delta) * (BACKWARD * int(A[2]) + 4 * (D is not None))
 
 
-@register_flop_formula(copies.cross_scan.overloadpacket)
+@register_flop_formula(copies.cross_scan_op.overloadpacket)
 def cross_scan(*args: Any, **kwargs: Any) -> int:
     """A copy."""
     return 0
 
 
-@register_flop_formula(copies.cross_merge.overloadpacket)
+@register_flop_formula(copies.cross_merge_op.overloadpacket)
 def cross_merge(
     y: Any, table: Any, height: int, width: int, scans: int, sum_routes: bool, *args: Any, **kwargs: Any
 ) -> int:

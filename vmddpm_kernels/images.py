@@ -11,7 +11,7 @@ from vmddpm_kernels.backends import extension, select
 from vmddpm_kernels.checks import check_flag, check_float
 from vmddpm_kernels.curves import LETTERS, route_names
 from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced, way_in
-from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.routes import route_order
 
 Size = tuple[int, ...]  # of an image or a volume whose pixels lie on one axis
@@ -41,7 +41,7 @@ def scan_image(
         x = x.unflatten(_pixel_axis(in_channel_first, one_by_one), size)
     image, extents = _to_routes(x, in_channel_first, one_by_one, scans, "x")
     order = route_order(extents, scans, permutation, x.device)
-    sequences = scan_routes(image, order, out_channel_first, backend)                   # (B, K, L, C)
+    sequences = cross_scan(image, order, out_channel_first, backend)                   # (B, K, L, C)
     y = sequences.transpose(2, 3) if out_channel_first else sequences.transpose(1, 2)
     return y if size is None else y.unflatten(_pixel_axis(out_channel_first, True), size)
 
@@ -60,7 +60,7 @@ def merge_image(
         y = y.unflatten(_pixel_axis(out_channel_first, True), size)
     sequences, extents = _to_routes(y, out_channel_first, True, scans, "y")
     order = route_order(extents, scans, permutation, y.device)
-    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, K or 1, L, C)
+    pixels = cross_merge(sequences, order, not one_by_one, in_channel_first, backend)  # (B, K or 1, L, C)
     if not one_by_one:
         pixels = pixels[:, 0]
         x = pixels.transpose(1, 2) if in_channel_first else pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_OF_A_LOG = 1 << 20  # characters
-SAME_WITHIN = 0.02  # a rival's result that differs by more than this in the mean is not the same computation
+SAME_WITHIN = 0.02  # a baseline's result that differs by more than this in the mean is not the same computation
 
 
 def save(results: dict[str, Any], path: Path) -> None:
@@ -48,7 +48,7 @@ def table(results: dict[str, Any]) -> str:
     phases = results["phases"]
     lines = [*phase_lines(phases), ""]
     lines += counter_lines(phases.get("counters", {}).get("calls", []))
-    for name in ("ours", "rivals", "triton"):
+    for name in ("ours", "baselines", "triton"):
         lines += case_lines(phases.get(name, {}))
     for name in ("model", "compiled", "training"):
         lines += step_lines(phases.get(name, {}).get("cases", []))
@@ -118,7 +118,7 @@ def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:
 def case_lines(measured: dict[str, Any]) -> Iterator[str]:
     if ceilings := measured.get("ceilings"):
         yield ", ".join(f"{k} {v:.3g}" for k, v in ceilings.items() if isinstance(v, float))
-    for name, why in measured.get("peers", {}).get("missing", {}).items():
+    for name, why in measured.get("baselines", {}).get("missing", {}).items():
         yield f"missing: {name}: {why}"
     if measured.get("cases"):
         yield f"{'milliseconds, then times ours':38}" + "".join(f"{c:48}" for c in ("forward", "forward + backward"))
@@ -132,7 +132,7 @@ def case_lines(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def one_direction(measured: dict[str, Any]) -> str:
-    """Our time, then each other's time over it, then the rival's memory over ours."""
+    """Our time, then each other's time over it, then the baseline's memory over ours."""
     parts = [f"{measured['results']['ours']['ms']:.3f}"]
     for name, ratio in measured["time_over_ours"].items():
         short = {"ours shuffled": "shuffled", "ours channel last": "last", "ours in Triton": "Triton"}.get(name, name)

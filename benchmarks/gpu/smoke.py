@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import IMAGES, SEQUENCES
+from benchmarks.baselines import Baselines
+from benchmarks.implementations import IMAGES, SEQUENCES
 from benchmarks.problem import BOTH, Case, Problem, relative_difference
-from benchmarks.rivals import Peers
 
 # One long image, which is cut into segments; many small ones, which are not; sequences, channel first.
 SIZES = [(1, 30, 50, 70), (700, 10, 10, 50), (2, 0, 1500, 70)]
@@ -34,7 +34,7 @@ def results(case: Case, device: str, backend: str, dtype: torch.dtype) -> list[T
     moved = {name: t.to(device, parameters if name in ("A", "D", "bias") else dtype) for name, t in wide.items()}
     problem = replace(drawn, case=replace(case, dtype=dtype), **moved)
     makers = IMAGES if case.height else SEQUENCES
-    return [t.detach().cpu() for t in makers["ours"](problem, backend, Peers()).call(BOTH)]
+    return [t.detach().cpu() for t in makers["ours"](problem, backend, Baselines()).call(BOTH)]
 
 
 def check(case: Case, device: str, backend: str) -> dict[str, Any]:

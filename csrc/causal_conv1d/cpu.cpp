@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
+// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 #include "cpu.h"
 
 #include "../common/workspace.h"

@@ -103,21 +103,21 @@ struct Group {
 template <typename T, bool kVectors, typename Acc>
 VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
                                   const Acc (&values)[kGroup]) {
-  const auto put = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
+  const auto store = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
   if constexpr (kVectors) {
     if (count <= 0) return;
     T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T));
     T results[kGroup] = {};
     if (add) load_row(to, results);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) put(values[i], results[i]);
+    for (int i = 0; i < kGroup; ++i) store(values[i], results[i]);
     store_row(to, results);
   } else {
     int32_t at[kGroup];
     load_row(pixels, at);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
+      if (i < count) store(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
     }
   }
 }

@@ -64,7 +64,7 @@ void load_scattered(const Source* source, const View& view, Steps steps, int64_t
 template <typename T, typename Function>
 bool with_short_sequences(const View& view, const Steps& steps, Function f) {
   if (view.stride[3] != steps.count || steps.first != 0) return false;
-  const auto take = [&](auto count) {
+  const auto call_with = [&](auto count) {
     if constexpr (decltype(count)::value < kLanes<T>) {
       if (steps.count != decltype(count)::value) return false;
       f(count);
@@ -72,8 +72,8 @@ bool with_short_sequences(const View& view, const Steps& steps, Function f) {
     }
     return false;
   };
-  return take(std::integral_constant<int, 2>()) || take(std::integral_constant<int, 4>()) ||
-         take(std::integral_constant<int, 8>());
+  return call_with(std::integral_constant<int, 2>()) || call_with(std::integral_constant<int, 4>()) ||
+         call_with(std::integral_constant<int, 8>());
 }
 
 // As many steps and channels as a register has lanes at a time; what is left over goes the slow way.
@@ -213,12 +213,12 @@ void store_tile(const View& view, int64_t batch, int64_t route, const Steps& ste
              : store_tile<T, false>(view, batch, route, steps, column, columns, width, rows);
 }
 
-// Asks the cache for rows of memory that will be needed later, a cache line at a time and in the order of the memory:
-// whole rows are read faster than columns of them, and few requests at a time do not wait for each other.
-class RowsAhead {
+// Prefetches rows of a tensor, one cache line a call and in the order of memory: whole rows are read faster than columns
+// of them, and few requests at a time do not wait for each other.
+class RowPrefetcher {
  public:
-  RowsAhead() = default;
-  RowsAhead(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns) {
+  RowPrefetcher() = default;
+  RowPrefetcher(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns) {
     if (!view.data) return;
     const int64_t size = size_of(view.dtype);
     const char* data = static_cast<const char*>(view.data) + origin(view, batch, route, column) * size;
@@ -234,7 +234,8 @@ class RowsAhead {
       set(data + steps.first * size, view.stride[3] * size, steps.count * size, columns);
     }
   }
-  VMDDPM_INLINE void ask() {
+  // Prefetches the next cache line.
+  VMDDPM_INLINE void next() {
     if (next_ >= end_) {
       if (row_ >= rows_) return;
       next_ = start_ + (pixels_ ? pixels_[row_] : row_) * stride_;

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "../common/dispatch.h"
+#include "../dispatch.h"
 #include "../common/lanes.h"
 #include "../common/pages.h"
 
@@ -72,7 +72,7 @@ void cross_merge_cpu(const CrossScanParams& params) {
   if (is_empty(params)) return;
   CrossScanParams p = params;
   p.threads = useful_threads(p);
-  if (p.sum) p.image.stride[1] = 0;
+  if (p.sum_routes) p.image.stride[1] = 0;
   prefer_large_pages_for(p.image, p);
   kernels().merge(p);
 }

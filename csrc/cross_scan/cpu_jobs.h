@@ -30,9 +30,9 @@ constexpr int64_t kPanelBytes = 256 << 10;  // of a second-level cache, beside w
 // In how many parts to take the n channels or pixels of `count` images, a value of each being `bytes` of panel: few
 // enough to use whole cache lines, enough for the threads.
 inline int64_t parts_of(int64_t n, int64_t unit, int64_t bytes, int64_t panel_bytes, int64_t count, int threads) {
-  const int64_t units = (n + unit - 1) / unit, fitting = larger(1, panel_bytes / (unit * bytes));
+  const int64_t units = (n + unit - 1) / unit, fitting = maximum(1, panel_bytes / (unit * bytes));
   const int64_t wanted = threads > 1 ? (4 * threads + count - 1) / count : 1;
-  return smaller(units, larger((units + fitting - 1) / fitting, wanted));
+  return minimum(units, maximum((units + fitting - 1) / fitting, wanted));
 }
 
 }  // namespace

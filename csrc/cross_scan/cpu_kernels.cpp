@@ -100,7 +100,7 @@ void sum(const Job& job) {
 void cross_scan(const CrossScanParams& p) { copy_any(job_of(p, Action::scan)); }
 
 void cross_merge(const CrossScanParams& p) {
-  if (!p.sum) return copy_any(job_of(p, Action::put_back));
+  if (!p.sum_routes) return copy_any(job_of(p, Action::put_back));
   const Job job = job_of(p, Action::sum);
   switch (p.sequences.dtype) {
     case DType::f64: return sum<double, double>(job);

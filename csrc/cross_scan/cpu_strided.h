@@ -14,8 +14,8 @@ void for_each_tile(const Job& job, Run run) {
   const int64_t down = (channels + kStridedTile - 1) / kStridedTile;
   for_each_task(job.batch * across * down, job.threads, [&](int64_t task) {
     const int64_t pixel = task / down % across * kStridedTile, channel = task % down * kStridedTile;
-    run(task / down / across, pixel, smaller(kStridedTile, length - pixel), channel,
-        smaller(kStridedTile, channels - channel));
+    run(task / down / across, pixel, minimum(kStridedTile, length - pixel), channel,
+        minimum(kStridedTile, channels - channel));
   });
 }
 

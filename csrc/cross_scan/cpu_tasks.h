@@ -31,7 +31,7 @@ struct Part {
 struct UnitPart : Part {
   UnitPart(int64_t n, int64_t unit, int64_t parts, int64_t index) : Part((n + unit - 1) / unit, parts, index) {
     first *= unit;
-    end = smaller(end * unit, n);
+    end = minimum(end * unit, n);
   }
 };
 

@@ -1,15 +1,13 @@
 // The order in which one route visits the pixels of an image, and the reverse question: at which step it visits a
 // pixel.
 #pragma once
+#include "../common/integers.h"
 #include "cpu.h"
 
 namespace {
 
 using vmddpm::CrossScanParams;
 using vmddpm::View;
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // A regular walk goes along the rows of height x width pixels, or along the columns, from the left or from the right;
 // a reversed one is the same read backwards. A walk along a table does as the table says.
@@ -80,7 +78,7 @@ inline void steps_of_pixels(const Walk& walk, int64_t first, int64_t count, Step
   int64_t y = first / walk.width, x = first % walk.width;
   for (int64_t i = 0; i < count; x = 0, ++y) {
     const int64_t step = (walk.from_right ? walk.width - 1 - x : x) * walk.height + y;
-    const int64_t here = walk.reversed ? last - step : step, columns = smaller(walk.width - x, count - i);
+    const int64_t here = walk.reversed ? last - step : step, columns = minimum(walk.width - x, count - i);
     for (int64_t j = 0; j < columns; ++j) steps[i + j] = static_cast<Step>(here + j * across);
     i += columns;
   }

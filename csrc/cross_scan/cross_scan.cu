@@ -116,8 +116,8 @@ void cross_scan_cuda(const CrossScanParams& p, int32_t* inverse, GpuLimits limit
 void cross_merge_cuda(const CrossScanParams& p, int32_t* inverse, GpuLimits limits, int device, void* stream) {
   if (gpu::is_empty(p)) return;
   gpu::use_device(device);
-  const gpu::CrossArguments a = gpu::cross_arguments(p, p.sum, inverse);
-  if (!p.sum) {
+  const gpu::CrossArguments a = gpu::cross_arguments(p, p.sum_routes, inverse);
+  if (!p.sum_routes) {
     switch (p.sequences.dtype) {
       case DType::f64: return gpu::merge_of<uint64_t, uint64_t>(a, limits, stream);
       case DType::f32: return gpu::merge_of<uint32_t, uint32_t>(a, limits, stream);

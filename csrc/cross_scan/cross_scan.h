@@ -11,7 +11,7 @@ struct CrossScanParams {
   const int32_t* table;  // (K, L), rows are permutations
   View image;            // route stride 0 where the routes share one image
   View sequences;
-  bool sum;              // merge only: the routes are summed into one image
+  bool sum_routes;       // merge only: the routes are summed into one image
   int threads;
   // Without a table (null): the four routes of VMamba over height x width = length pixels, numbered as
   // vmddpm_kernels/routes.py numbers them.

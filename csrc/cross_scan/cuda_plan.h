@@ -1,5 +1,6 @@
 // How a call is cut into blocks, by sizes, strides and the GPU's limits.
 #pragma once
+#include "../common/integers.h"
 #include "cuda_planes.h"
 #include "cuda_rows.h"
 #include "cuda_table.h"
@@ -9,8 +10,6 @@ namespace gpu {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_down(int64_t a, int64_t unit) { return a / unit * unit; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline bool along_steps(const View& view) { return magnitude(view.stride[3]) > magnitude(view.stride[2]); }
 
@@ -49,7 +48,7 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   static_cast<CrossArguments&>(a) = c;
   a.image_in_rows = !along_steps(c.image);
   const int64_t sector = kSectorBytes / bytes, images = c.batch * (c.shared_image ? 1 : c.routes);
-  int64_t channels = a.image_in_rows ? smaller(sector, c.channels) : 1, height = c.height, width = c.width;
+  int64_t channels = a.image_in_rows ? minimum(sector, c.channels) : 1, height = c.height, width = c.width;
   const auto plane = [&](int64_t rows, int64_t columns) { return tile_plane(rows, columns, bytes, kept); };
   const auto fits = [&](int64_t most) {
     return channels * plane(height, width) * kept <= most && channels * height * width <= kMostTileElements;
@@ -61,16 +60,16 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
   // Cuts between sectors cost nothing.
   const bool rows_whole = c.width * bytes % kSectorBytes == 0, columns_whole = c.height * bytes % kSectorBytes == 0;
   const auto most = [&](int64_t other) {
-    return larger(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
+    return maximum(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
   };
   if (!fits(kTileBytes) && columns_whole && most(width) < height) height = most(width);
   if (!fits(kTileBytes) && rows_whole && most(height) < width) width = most(height);
   if (!fits(limits.shared_bytes)) {  // squares, whose cuts go through sectors
-    const int64_t all = smaller(kCutBytes, limits.shared_bytes);
+    const int64_t all = minimum(kCutBytes, limits.shared_bytes);
     int64_t side = sector;
     while (channels * plane(2 * side, 2 * side) * kept <= all) side *= 2;
-    height = smaller(c.height, side);
-    width = smaller(c.width, side);
+    height = minimum(c.height, side);
+    width = minimum(c.width, side);
   }
   const auto tile_bytes = [&] { return channels * height * width * bytes; };
   const auto halve = [&](int64_t& size, bool between_sectors) {
@@ -120,10 +119,10 @@ inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
     channels = kTurnedBytes / bytes;
     pixels = ceil_div(ceil_div(c.length, ceil_div(c.length, kTurnedPixels)), sector) * sector;
   } else {
-    channels = smaller(ceil_div(c.channels, vector), kRowThreads) * vector;
+    channels = minimum(ceil_div(c.channels, vector), kRowThreads) * vector;
     pixels = kRowThreads * vector / channels;
   }
-  a.tile_pixels = static_cast<int32_t>(smaller(pixels, c.length));
+  a.tile_pixels = static_cast<int32_t>(minimum(pixels, c.length));
   a.tile_channels = static_cast<int32_t>(channels);
   a.tiles = ceil_div(c.length, a.tile_pixels);
   a.groups = ceil_div(c.channels, channels);
@@ -151,7 +150,7 @@ inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_
   plan.tile_blocks = c.batch * tile_images * ceil_div(c.length, kTile) * ceil_div(c.channels, kTile);
   plan.tile_bytes = kTile * (kTile + 1) * kept;
   if (c.image.stride[2] != 1 || c.sequences.stride[2] != 1) return plan;
-  a.planes = static_cast<int32_t>(smaller(kPlaneBytes / (c.length * kept), kPlanes));
+  a.planes = static_cast<int32_t>(minimum(kPlaneBytes / (c.length * kept), kPlanes));
   if (a.planes == 0) return plan;
   plan.plane_blocks = c.batch * (c.shared_image ? 1 : c.routes) * ceil_div(c.channels, a.planes);
   plan.plane_bytes = a.planes * c.length * kept;

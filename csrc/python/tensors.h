@@ -31,36 +31,36 @@ struct Names {
   PyTypeObject* scan_sizes;
 };
 extern Names names;
-void learn_names();
+void intern_names();
 
-inline py::object checked(PyObject* result) {
+inline py::object owned(PyObject* result) {
   if (!result) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
 
-inline py::object get(const py::handle& object, PyObject* name) {
-  return checked(PyObject_GetAttr(object.ptr(), name));
+inline py::object attribute_of(const py::handle& object, PyObject* name) {
+  return owned(PyObject_GetAttr(object.ptr(), name));
 }
 
 inline py::object call(const py::handle& object, PyObject* method) {
-  return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
+  return owned(PyObject_CallMethodNoArgs(object.ptr(), method));
 }
 
 inline py::object call(const py::handle& object, PyObject* method, const py::handle& argument) {
-  return checked(PyObject_CallMethodOneArg(object.ptr(), method, argument.ptr()));
+  return owned(PyObject_CallMethodOneArg(object.ptr(), method, argument.ptr()));
 }
 
-inline int64_t number(const py::handle& value) {
+inline int64_t to_int64(const py::handle& value) {
   const int64_t result = PyLong_AsLongLong(value.ptr());
   if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
   return result;
 }
 
-inline int64_t number_at(const py::tuple& tuple, size_t i) {
-  return number(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
+inline int64_t int64_at(const py::tuple& tuple, size_t i) {
+  return to_int64(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
 }
 
-inline bool flag(const py::handle& value) { return value.ptr() == Py_True; }
+inline bool to_bool(const py::handle& value) { return value.ptr() == Py_True; }
 
 // Whether an object is one of these, by address.
 template <size_t kCount>
@@ -89,10 +89,10 @@ View view(const py::handle& tensor);
 void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size);
 
 // Likewise, if it ends before the last element of a view of these sizes.
-void check_storage_of(const View& view, const py::handle& tensor, const std::array<int64_t, 4>& sizes);
+void check_view_storage(const View& view, const py::handle& tensor, const std::array<int64_t, 4>& sizes);
 
 // A contiguous tensor whose storage is there; null for None.
-void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
+void* checked_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
 
 // The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
 // for, and the gradients of its results, tensors or None, fit to them; None if one does not, or is not easily told to.

@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
+// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 //
 // A register holds states of one channel: they lie side by side, and a step has nothing else in common.
 #include "cpu.h"

@@ -64,7 +64,7 @@ def test_train_sample_and_train_on(scans):
     assert "continues from step 4\n" in done.stdout
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
-    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
+    sample = ["sample", "--run", scans / "run", "--images", 3, "--sampler", "ddim", "--steps", 4, "--batch-size", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr

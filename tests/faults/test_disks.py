@@ -70,7 +70,7 @@ def test_a_run_on_a_full_or_read_only_disk_goes_on_when_there_is_room(small_disk
 @pytest.mark.parametrize("form", ["png", "npy"])
 def test_samples_go_on_when_there_is_room(small_disk, form):
     samples = Samples(small_disk / "out", 6, 2, form)
-    samples.take({"seed": 0})
+    samples.create_or_resume({"seed": 0})
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1200, 1200, 1), np.uint8)
     samples.write(samples.blocks[0], pixels)
     with pytest.raises(RunError, match=r"images 2 to 3 cannot be written \(.*\); make room there"):

@@ -23,8 +23,8 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--out", type=str, required=True, help="folder for the result")
     parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
     parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
-                        "by default the test side, if the training images are a store that has one")  # fmt: skip
-    parser.add_argument("--num", type=int, default=None, help="the first so many samples only")
+                        "by default the test split, if the training images are a store that has one")  # fmt: skip
+    parser.add_argument("--images", type=int, default=None, help="the first so many samples only")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
     return parser
@@ -52,7 +52,7 @@ def run(parser: Any, options: Any) -> None:
     if parts.metrics.radiomics:
         load_radiomics()  # so are missing packages
     extractor = load_extractor(parts.extractor)
-    samples, folder = SampleFolder(parts.samples, parts.num), RunFolder(parts.run)
+    samples, folder = SampleFolder(parts.samples, parts.images), RunFolder(parts.run)
     data = folder.load_config().data
     check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data

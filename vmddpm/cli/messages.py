@@ -12,10 +12,10 @@ class _Terminal(logging.Handler):
         if record.levelno < logging.WARNING:
             print(record.getMessage(), flush=True)
         else:
-            say(record.levelname.lower(), record.getMessage())
+            print_message(record.levelname.lower(), record.getMessage())
 
 
-def say(kind: str, text: str) -> None:
+def print_message(kind: str, text: str) -> None:
     """On a line of its own on stderr, above a progress bar if there is one."""
     write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
     write(f"{kind}: {text}", file=sys.stderr)

@@ -37,20 +37,20 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data.remarks import counted, summary
     from vmddpm.systems import cost
     from vmddpm.training import RunConfig, RunFolder, train
-    from vmddpm.training.ranks import joined
+    from vmddpm.training.ranks import process_group
 
     parts = parser.instantiate(options)
     config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
-    with joined(config.training.device, scans=config.system == "vmddpm") as ranks:
-        if ranks.first:
+    with process_group(config.training.device, scans=config.system == "vmddpm") as ranks:
+        if ranks.is_main:
             folder.check(config)
             price = cost(config)
             print(f"{config.system}: {price}")
             if ranks.device.type == "cpu":
-                _announce(config, price.flops, ranks.count, chosen=bool(options.config))
-        dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
-        if ranks.first:
+                _announce(config, price.flops, ranks.world_size, chosen=bool(options.config))
+        dataset = ranks.main_process_first(lambda: SliceDataset(config.data, progress=ranks.is_main))
+        if ranks.is_main:
             limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
             seen = counted(dataset.seen, "slice")
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
@@ -58,7 +58,7 @@ def run(parser: Any, options: Any) -> None:
             if dataset.remarks:
                 print(f"each of these files will be in {folder.remarks_path}")
         train(config, dataset, folder)
-        if ranks.first:
+        if ranks.is_main:
             curve = folder.path / "loss.png"
             told = f"loss curve in {curve}" if curve.exists() else "no loss curve, as training.log_every is more steps"
             print(f"done: weights in {folder.weights('ema')}, {told}")

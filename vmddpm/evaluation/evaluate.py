@@ -30,7 +30,7 @@ from vmddpm.evaluation.radiomics import (
     radiomic_distance,
     radiomic_features,
 )
-from vmddpm.files import flush, written_whole
+from vmddpm.files import atomic_write, flush
 from vmddpm.numbers import check_numbers, check_seed
 
 NOISE_IMAGES = 64
@@ -205,7 +205,7 @@ def evaluate(
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
-    with written_whole(out / "evaluation.json") as record, written_whole(out / "closest.png") as picture:
+    with atomic_write(out / "evaluation.json") as record, atomic_write(out / "closest.png") as picture:
         draw_closest(memorisation, samples, real.training, picture)
         record.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(record)

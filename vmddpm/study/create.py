@@ -22,7 +22,7 @@ from vmddpm.data.patients import dicom_identity
 from vmddpm.data.readers import is_volume
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
-from vmddpm.files import folder_written_whole, write_text, written_whole
+from vmddpm.files import atomic_folder, atomic_write, write_text
 from vmddpm.numbers import check_numbers, check_seed
 from vmddpm.study.blinding import differences
 from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
@@ -146,7 +146,7 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
 
 def encode_png(pixels: np.ndarray, path: Path) -> None:
     """uint8 (S, S, C). Not compressed and without metadata: the size of a file says nothing about the image."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, compress_level=0)
 
 
@@ -197,7 +197,7 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
 
 
 def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    with folder_written_whole(out, 0o700) as part:  # nobody but its owner enters
+    with atomic_folder(out, 0o700) as part:  # nobody but its owner enters
         (part / "answers").mkdir()
         for name in public["images"]:
             encode_png(images[name], part / "images" / f"{name}.png")

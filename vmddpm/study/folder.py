@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vmddpm.errors import VmddpmError
-from vmddpm.files import written_whole
+from vmddpm.files import atomic_write
 
 SCHEMA = 1
 CLASSES = ("real", "synthetic")
@@ -38,7 +38,7 @@ def shuffled(items: Iterable[T], *key: object) -> list[T]:
 
 def write_secret(path: Path, text: str) -> None:
     """A file that nobody but its owner may read, at no moment."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
 

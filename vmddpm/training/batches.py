@@ -68,7 +68,7 @@ def inputs_at(
     return x0, t, noise
 
 
-def ahead(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
+def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
     """make(step), make(step + 1) ...: each is made in a thread while the one before is in use."""
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = thread.submit(make, step)

@@ -44,8 +44,8 @@ class DiffusionLearner(Learner[Inputs]):
         mode = self.config.training.compile
         if mode != "no":
             self.raw.compile(mode=mode)
-        self.shared = self.ranks.shared(self.raw)
-        if self.ranks.count > 1:
+        self.data_parallel = self.ranks.data_parallel(self.raw)
+        if self.ranks.world_size > 1:
             # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
             # that the first step of a continued run sums as any other.
             self._add_gradients(inputs_at(step), step)
@@ -81,7 +81,7 @@ class DiffusionLearner(Learner[Inputs]):
         Returns:
             This process's part of the mean loss: the parts of all add up to it.
         """
-        options, network = self.config.training, self.shared
+        options, network = self.config.training, self.data_parallel
         device, dtype = self.ranks.device, AUTOCAST[options.precision]
         loss_here = torch.zeros((), device=device)
         order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
@@ -93,6 +93,6 @@ class DiffusionLearner(Learner[Inputs]):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion)
                 loss = loss * (len(x0) / options.batch_size)
-                self.scaler.scale(loss * self.ranks.count).backward()  # processes are averaged, not added
+                self.scaler.scale(loss * self.ranks.world_size).backward()  # processes are averaged, not added
             loss_here += loss.detach()
         return loss_here

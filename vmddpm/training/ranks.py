@@ -23,33 +23,33 @@ class Ranks:
     """Who this process is among those that train together. All of them call the same methods in the same order.
 
     Attributes:
-        rank: 0 to count - 1.
-        count: number of processes.
+        rank: 0 to world_size - 1.
+        world_size: number of processes.
         device: of this process.
     """
 
     rank: int
-    count: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """The one process that reads and writes the run folder."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> range:
         """This process's part of a batch: contiguous, and as equal as can be."""
-        return range(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
+        return range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
 
-    def shared(self, network: nn.Module) -> nn.Module:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
         """The network, with gradients that are the mean over all processes after each backward."""
-        if self.count == 1:
+        if self.world_size == 1:
             return network
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def add_gradients(self, network: nn.Module) -> None:
         """Each gradient of the network becomes the sum of those of all processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         total = torch.cat([gradient.flatten() for gradient in gradients])
@@ -59,31 +59,31 @@ class Ranks:
 
     def sum(self, *values: float) -> list[float]:
         """Sums over all processes, in float64."""
-        if self.count == 1:
+        if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process gives, on the CPU."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def first_before_others(self, work: Callable[[], T]) -> T:
+    def main_process_first(self, work: Callable[[], T]) -> T:
         """Everyone's own result; the others start when the first has left its work on the disk."""
-        if self.first:
+        if self.is_main:
             result = work()
-        if self.count > 1:
+        if self.world_size > 1:
             dist.barrier()
-        return result if self.first else work()
+        return result if self.is_main else work()
 
 
 @contextmanager
-def joined(device: str, scans: bool = False) -> Iterator[Ranks]:
+def process_group(device: str, scans: bool = False) -> Iterator[Ranks]:
     """The processes that `torchrun` started, connected (nccl between GPUs, gloo between CPUs).
 
     Args, Raises: as `choose_device`; InputError as well if they cannot be connected.

@@ -36,7 +36,7 @@ class Report:
         )
         if step and shown:
             done = options.steps <= step
-            self.say(f"the run has its {step:,} steps; training.steps asks for more" if done
+            self.log(f"the run has its {step:,} steps; training.steps asks for more" if done
                      else f"continues from step {step:,}")  # fmt: skip
 
     def __enter__(self) -> "Report":
@@ -51,7 +51,7 @@ class Report:
         if step == self.began + 1:
             self.after_first = seconds
         if step == self.began + TIMED and not self.bar.disable:
-            self.say(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
+            self.log(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
         if step % self.options.log_every == 0:
             speed = (step - self.logged[0]) * self.options.batch_size / (seconds - self.logged[1])
             self.logged = step, seconds
@@ -79,7 +79,7 @@ class Report:
         end = f"{now + timedelta(seconds=left):%Y-%m-%d %H:%M}" if left < LONGEST else "not in this century"
         return f"{a_step:.3g} s a step, {duration(left)} left: it ends about {end}, samples and checkpoints aside"
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.bar.write(text)
 
 

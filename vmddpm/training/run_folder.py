@@ -29,7 +29,7 @@ from vmddpm.diffusion import DiffusionConfig
 from vmddpm.evaluation.images import Images
 from vmddpm.files import (
     LockedError,
-    folder_written_whole,
+    atomic_folder,
     lock,
     make_folder,
     remove_leftovers,
@@ -162,7 +162,7 @@ class RunFolder:
 
     def save_weights(self, kind: str, model: Pretrained) -> None:
         """Weights and their configuration take the place of those before as one folder."""
-        with folder_written_whole(self._place(kind)) as temporary:
+        with atomic_folder(self._place(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
             except SafetensorError as error:  # a full disk, for one

@@ -17,7 +17,7 @@ from vmddpm.baselines.config import GANS
 from vmddpm.data import DataError
 from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
-from vmddpm.training.batches import WEIGHTS, ahead
+from vmddpm.training.batches import WEIGHTS, prefetch
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.diffusion_learner import DiffusionLearner
@@ -26,7 +26,7 @@ from vmddpm.training.gan_learner import GANLearner, refuse_unusable
 from vmddpm.training.interrupts import stop_requests
 from vmddpm.training.learner import Learner
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
-from vmddpm.training.ranks import joined, rank_and_count
+from vmddpm.training.ranks import process_group, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
@@ -67,12 +67,12 @@ def train(
     _refuse_unusable(config, len(dataset))
     data = checksums(dataset)
     with (
-        joined(options.device, scans=config.system == "vmddpm") as ranks,
-        folder.training(config) if ranks.first else nullcontext((None, None)) as (checkpoints, saved),
+        process_group(options.device, scans=config.system == "vmddpm") as ranks,
+        folder.training(config) if ranks.is_main else nullcontext((None, None)) as (checkpoints, saved),
         stop_requests() as stop_asked,
     ):
-        saved = ranks.from_first(saved)
-        refuse_other_data(dataset, data, ranks.from_first(saved["data"] if saved else data))
+        saved = ranks.broadcast(saved)
+        refuse_other_data(dataset, data, ranks.broadcast(saved["data"] if saved else data))
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         learner: Learner[Any] = (GANLearner if config.system in GANS else DiffusionLearner)(config, ranks)
         step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
@@ -80,7 +80,7 @@ def train(
             for name, part in learner.parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
-        if ranks.first:
+        if ranks.is_main:
             folder.begin(config, step, getattr(dataset, "remarks", ()))
 
         def save() -> None:
@@ -98,8 +98,9 @@ def train(
         learner.start(inputs_at, step)
         skipped_in_a_row, stopped, clock = 0, False, time.perf_counter()
         with (
-            closing(ahead(inputs_at, step)) as batches,
-            Report(folder, options, step, seconds, ranks.device, progress) if ranks.first else nullcontext() as report,
+            closing(prefetch(inputs_at, step)) as batches,
+            nullcontext() if not ranks.is_main
+            else Report(folder, options, step, seconds, ranks.device, progress) as report,
         ):
             while not finished(options, step, seconds) and not stopped:
                 try:
@@ -119,14 +120,14 @@ def train(
                 step += 1
                 took = time.perf_counter() - clock
                 clock += took
-                took, stops = ranks.sum(took if ranks.first else 0.0, stop_asked())
+                took, stops = ranks.sum(took if ranks.is_main else 0.0, stop_asked())
                 seconds, stopped = seconds + took, stops > 0
                 if report is not None:
                     told = {**metrics, "learning_rate": rate, "skipped": skipped}
                     report.step(step, seconds, told)
                     if after_step is not None:
                         after_step(step, told)
-                if ranks.first and options.sample_every and step % options.sample_every == 0:
+                if ranks.is_main and options.sample_every and step % options.sample_every == 0:
                     images = learner.draw(options.sample_count)
                     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")
                     clock = time.perf_counter()
@@ -135,10 +136,10 @@ def train(
                     clock = time.perf_counter()
             save()
             if stopped and report is not None:
-                report.say(f"stopped and saved at step {step}; run the same command again to go on")
+                report.log(f"stopped and saved at step {step}; run the same command again to go on")
         if stopped:
             raise KeyboardInterrupt
-        if ranks.first and (logged := folder.metrics()):  # there are none of a run shorter than `log_every`
+        if ranks.is_main and (logged := folder.metrics()):  # there are none of a run shorter than `log_every`
             save_loss_curve(logged, folder.path / "loss.png")
         return learner.ema
 
