@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from vmddpm.cli.messages import shown
 from vmddpm.demo import demo
 from vmddpm.demo.plan import BLOBS, BRAINS, Budget, Drawing, Speed, choose_drawing, make_plan, what_is_seen
 from vmddpm.errors import InputError
+from vmddpm.evaluation import Merit, figures_of_merit
 
 IMAGES = torch.rand(100, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 OUTLINE = r"(\d+:\d\d) in all, (\d+:\d\d) of them gone\n  train  (\d+:\d\d), about (\d+) steps of ([\d.]+) s(.*)\n" \
@@ -54,10 +56,11 @@ class Machine:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    def run(machine, minutes, images=64):
+    def run(machine, minutes, images=64, merit=lambda images, real: Merit(1.0, 2.0, 3.0)):
         for name in ("measure_speed", "train", "sample"):
             monkeypatch.setattr(module, name, getattr(machine, name.partition("_")[0]))
         monkeypatch.setattr(module, "mni152_slices", lambda config: IMAGES)
+        monkeypatch.setattr(module, "figures_of_merit", merit)
         monkeypatch.setattr(module, "save_comparison", lambda *images, titles: setattr(machine, "titles", titles))
         folder = tmp_path / f"{machine.speed.training_step:g}-{minutes}"
         started = machine.now - 5.0  # loading torch
@@ -98,6 +101,18 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
     assert int(steps) == math.floor((300 - 7 - 20 - 12) / 0.4)
     assert abs(result["steps"] - int(steps)) <= 1
     assert (result["images"], result["sampler_steps"]) == (64, 50)
+
+
+def test_figures_of_merit_are_stored_and_told(run, capsys):
+    """The fake model draws the first 16 images over and over: noise, as the fake data are."""
+    result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
+    told = capsys.readouterr().out.splitlines()[-1]
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    for name, images in (("synthetic", IMAGES[:16].repeat(4, 1, 1, 1)), ("real", IMAGES[order[:64]])):
+        found = figures_of_merit(images, IMAGES[order[64:]])
+        assert result[name] == asdict(found)
+        assert str(found) in told
+    assert told.startswith("distance from other real slices: spectrum ")
 
 
 def test_fewer_images_where_the_machine_is_slower():

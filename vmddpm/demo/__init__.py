@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from vmddpm.demo.speed import measure_speed
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
-from vmddpm.evaluation import projected_frechet_distance
+from vmddpm.evaluation import Merit, figures_of_merit
+from vmddpm.evaluation.images import Images
 from vmddpm.files import write_text
 from vmddpm.model import ModelConfig
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
@@ -80,8 +81,8 @@ def demo(
         clock: the time in seconds.
 
     Returns:
-        What `out`/demo.json holds too: steps, images, and the figure of merit of the synthetic slices and, for scale,
-        of as many real ones, each against other real ones.
+        What `out`/demo.json holds too: steps, images, and the figures of merit of the synthetic slices and, for scale,
+        of as many real ones, both against the other real ones.
 
     Raises:
         RunError: if `out` holds anything but a demo run.
@@ -159,23 +160,27 @@ def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: Bu
 
 
 def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int) -> dict[str, Any]:
-    count = len(synthetic)
-    slices = torch.stack([dataset[i] for i in range(len(dataset))])
-    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
-    real, others = slices[order[:count]], slices[order[count:]]
+    real, others = halves(dataset, len(synthetic))
     result = {
-        "steps": step, "images": count, "sampler_steps": drawing.steps,
-        "figure_of_merit": "Fréchet distance in a fixed random projection (not FID)",
-        "synthetic": projected_frechet_distance(slices, synthetic),
-        "real": projected_frechet_distance(others, real),
+        "steps": step, "images": len(synthetic), "sampler_steps": drawing.steps,
+        "figures_of_merit": "spectrum in decibels, texture and structure as Fréchet distances (not FID); less is better",
+        "synthetic": asdict(figures_of_merit(synthetic, others)),
+        "real": asdict(figures_of_merit(real, others)),
     }  # fmt: skip
-    write_text(folder.path / "demo.json", json.dumps(result, indent=2) + "\n")
+    write_text(folder.path / "demo.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     short = "" if step >= BRAINS else f"; brains take about {BRAINS}"
     save_comparison(
         real, synthetic, folder.path / "demo.png",
         titles=("real (MNI152)", f"synthetic (VM-DDPM after {step} steps{short})"),
     )  # fmt: skip
     return result
+
+
+def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
+    """`count` real slices, and all others, which these and the synthetic ones are compared with."""
+    slices = torch.stack([dataset[i] for i in range(len(dataset))])
+    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
+    return slices[order[:count]], slices[order[count:]]
 
 
 def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:
@@ -185,4 +190,6 @@ def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:
         more = f"brains take about {BRAINS} steps: the same command again goes on from step {step}"
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
-    return f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    synthetic, real = (Merit(**result[name]) for name in ("synthetic", "real"))
+    return f"{told}\ndistance from other real slices: {synthetic}; as many real slices have {real}"

@@ -10,13 +10,17 @@ from vmddpm.evaluation.evaluate import (
 )
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
 from vmddpm.evaluation.images import SampleFolder
+from vmddpm.evaluation.merit import Merit, figures_of_merit
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
 from vmddpm.evaluation.radiomics import load_radiomics
+from vmddpm.evaluation.spectrum import log_spectral_distance, radial_power_spectrum
+from vmddpm.evaluation.texture import texture_distance
 
 __all__ = [
     "Extractor",
     "ExtractorConfig",
     "ExtractorError",
+    "Merit",
     "MetricsConfig",
     "RealImages",
     "SampleFolder",
@@ -24,7 +28,11 @@ __all__ = [
     "describe_real",
     "describe_result",
     "evaluate",
+    "figures_of_merit",
     "load_extractor",
     "load_radiomics",
+    "log_spectral_distance",
     "projected_frechet_distance",
+    "radial_power_spectrum",
+    "texture_distance",
 ]
