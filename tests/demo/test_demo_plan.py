@@ -61,7 +61,7 @@ def run(monkeypatch, tmp_path):
             monkeypatch.setattr(module, name, getattr(machine, name.partition("_")[0]))
         monkeypatch.setattr(module, "mni152_slices", lambda config: IMAGES)
         monkeypatch.setattr(module, "figures_of_merit", merit)
-        monkeypatch.setattr(module, "save_comparison", lambda *images, titles: setattr(machine, "titles", titles))
+        monkeypatch.setattr(module, "save_comparison", lambda *given: setattr(machine, "titles", given[3]))
         folder = tmp_path / f"{machine.speed.training_step:g}-{minutes}"
         started = machine.now - 5.0  # loading torch
         with shown():
@@ -136,7 +136,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     assert "The picture will show noise, not brains" in before
     assert "noise, not brains, on the right of" in after
     assert f"goes on from step {result['steps']}" in after
-    assert machine.titles[1] == f"synthetic (VM-DDPM after {result['steps']} steps; brains take about {BRAINS})"
+    assert machine.titles[1] == f"synthetic (VM-DDPM after {result['steps']:,} steps; brains take about {BRAINS})"
 
     enough = Machine(Speed(2.0, 0.5))
     result, took = run(enough, minutes=needed)
@@ -145,7 +145,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     out = capsys.readouterr().out
     assert "does not reach" not in out
     assert "brains seen from three sides, grainy inside, on the right of" in out
-    assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']} steps)"
+    assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']:,} steps)"
 
 
 def test_a_run_that_goes_on_counts_what_it_has():

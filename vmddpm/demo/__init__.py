@@ -18,8 +18,10 @@ from vmddpm.data.mni152 import mni152_template
 from vmddpm.demo.bar import BudgetBar
 from vmddpm.demo.picture import save_comparison
 from vmddpm.demo.plan import (
+    BLOCK,
     BRAINS,
     FINISHING,
+    MOST_STEPS,
     Budget,
     Drawing,
     Plan,
@@ -40,7 +42,7 @@ from vmddpm.model import ModelConfig
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.checkpoints import Checkpoints
 
-__all__ = ["demo", "demo_config", "mni152_slices"]
+__all__ = ["demo", "demo_config", "draw_images", "halves", "mni152_slices", "progress", "titles"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def demo(
     logger.info("%d slices of the MNI152 template at %d x %d; timing a step ...", len(dataset), size, size)
     make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
     speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
-    taken, seconds = _progress(folder)
+    taken, seconds = progress(folder)
     plan = make_plan(budget, speed, images, taken)
     logger.info("%s", plan)
 
@@ -123,7 +125,7 @@ def demo(
     return result
 
 
-def _progress(folder: RunFolder) -> tuple[int, float]:
+def progress(folder: RunFolder) -> tuple[int, float]:
     """Steps of the run that is there, and the seconds they took."""
     state = Checkpoints(folder.path / "checkpoints").newest()
     return (state["step"], state["seconds"]) if state else (0, 0.0)
@@ -163,16 +165,12 @@ def _write(folder: RunFolder, dataset: SliceDataset, synthetic: Tensor, drawing:
     real, others = halves(dataset, len(synthetic))
     result = {
         "steps": step, "images": len(synthetic), "sampler_steps": drawing.steps,
-        "figures_of_merit": "spectrum in decibels, texture and structure as Fréchet distances (not FID); less is better",
+        "figures_of_merit": "spectrum in dB, texture and structure as Fréchet distances (not FID); less is better",
         "synthetic": asdict(figures_of_merit(synthetic, others)),
         "real": asdict(figures_of_merit(real, others)),
     }  # fmt: skip
     write_text(folder.path / "demo.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    short = "" if step >= BRAINS else f"; brains take about {BRAINS}"
-    save_comparison(
-        real, synthetic, folder.path / "demo.png",
-        titles=("real (MNI152)", f"synthetic (VM-DDPM after {step} steps{short})"),
-    )  # fmt: skip
+    save_comparison(real, synthetic, folder.path / "demo.png", titles(step))
     return result
 
 
@@ -181,6 +179,22 @@ def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
     slices = torch.stack([dataset[i] for i in range(len(dataset))])
     order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
     return slices[order[:count]], slices[order[count:]]
+
+
+def titles(step: int) -> tuple[str, str]:
+    """Over the real and the synthetic slices, after so many steps."""
+    short = "" if step >= BRAINS else f"; brains take about {BRAINS}"
+    return "real (MNI152)", f"synthetic (VM-DDPM after {step:,} steps{short})"
+
+
+def draw_images(model: nn.Module, config: RunConfig, count: int) -> Tensor:
+    """Images 0 to count - 1 of the run's seed, (count, C, size, size) in [-1, 1] on the CPU, as the demo draws them
+    where there is time for the most steps."""
+    data, blocks = config.data, -(-count // BLOCK)
+    return sample(
+        model, range(count), (data.channels, data.size, data.size), config=config.diffusion, sampler="ddim",
+        steps=MOST_STEPS, seed=config.training.seed, batch_size=-(-count // blocks),
+    ).cpu()  # fmt: skip
 
 
 def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget) -> str:

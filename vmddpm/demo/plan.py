@@ -8,6 +8,7 @@ from vmddpm.errors import InputError
 from vmddpm.numbers import LONGEST
 
 BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
+MOST_STEPS = 50  # of the sampler
 LEAST = 4  # images, where there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # and weights, curves and the picture
@@ -125,10 +126,10 @@ def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tup
     return max(left - drawing.seconds(speed) - FINISHING * seconds, 0.0), drawing
 
 
-def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = 50) -> Drawing:
+def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = MOST_STEPS) -> Drawing:
     """The first of some drawings, best first, that fits in `seconds`; the last if none does."""
     counts = [most_images, *(n for n in (2 * BLOCK, BLOCK) if n < most_images)]
-    choices = [Drawing(most_images, 50), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
+    choices = [Drawing(most_images, MOST_STEPS), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
     choices.append(Drawing(min(LEAST, most_images), 10))
     choices = [drawing for drawing in choices if drawing.steps <= most_steps]
     return next((drawing for drawing in choices if drawing.seconds(speed) <= seconds), choices[-1])

@@ -40,7 +40,7 @@ def radial_power_spectrum(images: Tensor) -> Tensor:
         raise InputError(f"images have shape {tuple(images.shape)}; a spectrum needs (n, C, H, W), n at least 1, of at "
                          "least 2 x 2 pixels")  # fmt: skip
     if not images.isfinite().all():
-        raise InputError("an image has a value that is NaN or infinite, and so no spectrum; look at the model's weights")
+        raise InputError("an image has a value that is NaN or infinite; look at the weights that it was drawn from")
     height, width = images.shape[2:]
     side = min(height, width)
     across, down = torch.fft.rfftfreq(width, dtype=torch.float64), torch.fft.fftfreq(height, dtype=torch.float64)
