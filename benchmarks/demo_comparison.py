@@ -29,11 +29,11 @@ from vmddpm.devices import choose_device
 from vmddpm.errors import InputError
 from vmddpm.evaluation import figures_of_merit
 from vmddpm.evaluation.images import Images
-from vmddpm.files import write_text, written_whole
+from vmddpm.files import atomic_write, write_text
 from vmddpm.model.unet import UNetConfig
 from vmddpm.seeding import mix_seed
 from vmddpm.training import RunConfig
-from vmddpm.training.batches import WEIGHTS, ahead
+from vmddpm.training.batches import WEIGHTS, prefetch
 from vmddpm.training.diffusion_learner import DiffusionLearner
 from vmddpm.training.networks import build_network
 from vmddpm.training.pictures import grid, save_png
@@ -85,7 +85,7 @@ def train(
         return learner.inputs_at(dataset, number, range(options.batch_size))
 
     learner.start(inputs_at, 0)
-    with closing(ahead(inputs_at, 0)) as batches:
+    with closing(prefetch(inputs_at, 0)) as batches:
         while coming:
             begun = clock()
             learner.step(next(batches), step, learning_rate_at(options, step, seconds))
@@ -229,7 +229,7 @@ def draw_curve(data: Record, path: Path) -> None:
         axes.axhline(data["real"][name], color="#8d8d8d", linestyle="--", label="as many real slices")
         axes.set(xlabel="minutes of training", ylabel=unit, title=name, xscale="log", yscale="log")
     axes.legend(frameon=False, fontsize=8)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

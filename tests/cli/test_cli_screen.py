@@ -75,7 +75,7 @@ def test_messages_stand_beside_no_bar(tmp_path, monkeypatch):
     (tmp_path / "small.yaml").write_text(SMALL)
     run, out = tmp_path / "run", tmp_path / "samples"
     train = ["train", "--config", tmp_path / "small.yaml", "--data.root", scans, "--run", run]
-    sample = ["sample", "--run", run, "--num", 8, "--sampler", "ddim", "--steps", 4, "--out", out]
+    sample = ["sample", "--run", run, "--images", 8, "--sampler", "ddim", "--steps", 4, "--out", out]
     evaluate = ["evaluate", "--run", run, "--samples", out, "--out", tmp_path / "result", "--extractor.path", "random",
                 "--extractor.size", 32, "--metrics.kid_subsets", 2]  # fmt: skip
     with terminal() as screen:
