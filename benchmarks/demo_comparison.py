@@ -1,7 +1,9 @@
 """What the demo's minutes are worth to three networks of equal size: VM-DDPM with Sequence Regeneration, VM-DDPM that
 scans in order, and the UNet of Ho et al. (2020). All learn the demo's slices by its configuration, for the same time.
+By --models also the demo's network with one choice made in another way (CHOICES).
 
     python -m benchmarks.demo_comparison --minutes 10 --seeds 0 1 2 --out build/demo_comparison
+    python -m benchmarks.demo_comparison --models regenerated cosine min-snr --seeds 0 --out build/demo_choices
 
 Run it on a machine that does nothing else. It takes models x seeds x minutes of training, and about a third more for
 the images drawn meanwhile, whose time does not count as training. The same command goes on where one was stopped, after
@@ -40,20 +42,47 @@ from vmddpm.training.pictures import grid, save_png
 from vmddpm.training.ranks import Ranks
 from vmddpm.training.trainer import learning_rate_at
 
-NAMES = {"regenerated": "VM-DDPM", "ordered": "VM-DDPM, scans in order", "unet": "UNet"}
-COLOURS = {"regenerated": "#0b3c5d", "ordered": "#7fb7d9", "unet": "#d1495b"}
+NETWORKS = {"regenerated": "VM-DDPM", "ordered": "VM-DDPM, scans in order", "unet": "UNet"}
+CHOICES = {
+    "epsilon": "predicts the noise",
+    "cosine": "cosine schedule",
+    "min-snr": "min-SNR weights, 5",
+    "cosine-min-snr": "cosine schedule, min-SNR weights",
+    "batch-4": "batch of 4, learning rate 0.001",
+    "slow": "learning rate 0.001",
+    "fast": "learning rate 0.004",
+    "no-skip": "without image_skip",
+    "half-resolution": "sampling (2, 2, 2, 2), 16 channels, batch of 8, learning rate 0.0015",
+}
+NAMES = NETWORKS | CHOICES
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the minutes, after which images are drawn
 UNITS = {"spectrum": "dB", "texture": "Fréchet distance", "structure": "Fréchet distance"}
 Record = dict[str, Any]
 
 
 def configurations(minutes: float) -> dict[str, RunConfig]:
-    """The demo's configuration with each network."""
+    """The demo's configuration with each network and with each choice."""
     ours = demo_config(minutes)
+
+    def with_(**parts: dict[str, Any]) -> RunConfig:
+        return replace(ours, **{part: replace(getattr(ours, part), **options) for part, options in parts.items()})
+
     return {
-        "regenerated": replace(ours, model=replace(ours.model, regeneration=True)),
-        "ordered": replace(ours, model=replace(ours.model, regeneration=False)),
+        "regenerated": with_(model={"regeneration": True}),
+        "ordered": with_(model={"regeneration": False}),
         "unet": replace(ours, system="unet", unet=unet_of(parameters(ours))),
+        "epsilon": with_(diffusion={"prediction_type": "epsilon"}),
+        "cosine": with_(diffusion={"beta_schedule": "squaredcos_cap_v2"}),
+        "min-snr": with_(diffusion={"min_snr_gamma": 5.0}),
+        "cosine-min-snr": with_(diffusion={"beta_schedule": "squaredcos_cap_v2", "min_snr_gamma": 5.0}),
+        "batch-4": with_(training={"batch_size": 4, "learning_rate": 0.001}),
+        "slow": with_(training={"learning_rate": 0.001}),
+        "fast": with_(training={"learning_rate": 0.004}),
+        "no-skip": with_(model={"image_skip": False}),
+        "half-resolution": with_(
+            model={"sampling": (2, 2, 2, 2), "channel_multipliers": (1, 2, 4, 8), "base_channels": 16},
+            training={"batch_size": 8, "learning_rate": 0.0015},
+        ),
     }
 
 
@@ -217,14 +246,14 @@ def draw_curve(data: Record, path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.6), layout="constrained", facecolor="white")
     for axes, (name, unit) in zip(figure.subplots(1, len(UNITS)), UNITS.items()):
-        for model, label in NAMES.items():
+        for number, (model, label) in enumerate(NAMES.items()):
             curves = [[point[name] for point in run["points"]] for run in data["runs"] if run["model"] == model]
             if not curves:
                 continue
             minutes = [share * data["minutes"] for share in SHARES]
             points = list(zip(*curves))
-            axes.plot(minutes, [statistics.mean(values) for values in points], "o-", color=COLOURS[model], label=label)
-            axes.fill_between(minutes, [min(v) for v in points], [max(v) for v in points], color=COLOURS[model],
+            axes.plot(minutes, [statistics.mean(values) for values in points], "o-", color=f"C{number}", label=label)
+            axes.fill_between(minutes, [min(v) for v in points], [max(v) for v in points], color=f"C{number}",
                               alpha=0.15, linewidth=0)  # fmt: skip
         axes.axhline(data["real"][name], color="#8d8d8d", linestyle="--", label="as many real slices")
         axes.set(xlabel="minutes of training", ylabel=unit, title=name, xscale="log", yscale="log")
@@ -237,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--models", choices=NAMES, nargs="+", default=list(NAMES))
+    parser.add_argument("--models", choices=NAMES, nargs="+", default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=36, help="drawn at each point")
     parser.add_argument("--out", type=Path, default=Path("build/demo_comparison"))
     options = parser.parse_args()

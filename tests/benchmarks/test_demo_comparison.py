@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import demo_comparison, demo_picture
-from benchmarks.demo_comparison import SHARES, Comparison, configurations, markdown, parameters, verdict
+from benchmarks.demo_comparison import NAMES, SHARES, Comparison, configurations, markdown, parameters, verdict
 from vmddpm.data import DataConfig
 from vmddpm.demo import demo_config, draw_images, halves, mni152_slices
 from vmddpm.errors import InputError
@@ -105,8 +105,9 @@ def test_the_trained_networks_are_those_of_a_run(slices, tmp_path):
 
 def test_networks_are_of_equal_size():
     counts = {name: parameters(config) for name, config in configurations(10).items()}
-    assert counts["regenerated"] == counts["ordered"]
-    assert 0.9 < counts["unet"] / counts["regenerated"] < 1.1
+    assert counts.keys() == NAMES.keys()
+    assert counts["regenerated"] == counts["ordered"] == parameters(demo_config(10))
+    assert all(0.9 < count / counts["regenerated"] < 1.1 for count in counts.values())
 
 
 def result(**ends):
