@@ -46,7 +46,8 @@ def guided(model: nn.Module, condition: Condition | None, guidance: float) -> Pr
             given: Tensor = model(x, t, **options, **condition)
             return given
         # Multiplied at once: the next pass of a CUDA graph is written where this one was.
-        without = (1 - guidance) * model(x, t, **options)
-        return without + guidance * model(x, t, **options, **condition)
+        without: Tensor = (1 - guidance) * model(x, t, **options)
+        stretched: Tensor = without + guidance * model(x, t, **options, **condition)
+        return stretched
 
     return predict

@@ -105,7 +105,7 @@ def conditions_on(conditions: Conditions | None, members: Sequence[int], device:
     found = {name: values.to(device) for name, values in conditions(members).items()}
     for name, values in found.items():
         if len(values) != len(members):
-            raise InputError(f"conditions has {len(values)} rows of {name} for {len(members)} images; one each is needed")
+            raise InputError(f"conditions has {len(values)} rows of {name} for {len(members)} images; give one each")
     return found
 
 
