@@ -30,12 +30,12 @@ OPTIONS = {"sampler": "ddim", "steps": 4, "batch_size": 4, "device": "cpu", "pro
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditions")
-    return DataConfig(str(write_shapes(folder / "shapes", 3)), size=16, min_foreground=0, cache_dir=str(folder / "cache"))
+    return DataConfig(str(write_shapes(folder / "shapes", 3)), size=8, min_foreground=0, cache_dir=str(folder / "cache"))
 
 
 def config(data, condition, **training):
     options = {"batch_size": 3, "learning_rate": 1e-3, "steps": 4, "log_every": 1, "checkpoint_every": 2,
-               "sample_every": 2, "sample_count": 5, "sample_steps": 2, "device": "cpu", **training}  # fmt: skip
+               "sample_every": 0, "sample_count": 5, "sample_steps": 2, "device": "cpu", **training}  # fmt: skip
     return RunConfig(ModelConfig(**MODEL), DiffusionConfig(timesteps=20), data, TrainingConfig(**options),
                      condition=condition)  # fmt: skip
 
@@ -49,7 +49,8 @@ def trained(data, condition, path, **training):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    return trained(data, ConditionConfig(labels="folder"), tmp_path_factory.mktemp("conditioned") / "run")
+    return trained(data, ConditionConfig(labels="folder"), tmp_path_factory.mktemp("conditioned") / "run",
+                   sample_every=2)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_samples_of_a_class_and_of_each_in_turn(run, tmp_path):
     assert balance(tmp_path / "turn") == [(name, "3", str(2 - (i > 1))) for i, name in enumerate(SHAPES)]
     assert balance(tmp_path / "disc") == [(name, "3", "5" if name == "disc" else "0") for name in SHAPES]
     labelled = conditioned(
-        DataConfig(str(tmp_path / "disc"), pattern="0*", size=16, min_foreground=0, cache_dir=str(tmp_path / "cache")),
+        DataConfig(str(tmp_path / "disc"), pattern="0*", size=8, min_foreground=0, cache_dir=str(tmp_path / "cache")),
         ConditionConfig(labels="csv", table=str(tmp_path / "turn" / "labels.csv")),
     )  # a table of samples is one that training reads
     assert labelled.classes == SHAPES
@@ -202,7 +203,7 @@ def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
 def test_the_command_line(data, tmp_path, capsys):
     root = shutil.copytree(data.root, tmp_path / "shapes")
     small = [f"--model.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in MODEL.items()]
-    command = ["train", "--config", "demo", "--run", str(tmp_path / "run"), "--data.root", str(root), "--data.size", "16",
+    command = ["train", "--config", "demo", "--run", str(tmp_path / "run"), "--data.root", str(root), "--data.size", "8",
                "--data.min_foreground", "0", "--data.cache_dir", str(tmp_path / "cache"), *small, "--training.batch_size",
                "2", "--training.sample_every", "0", "--training.device", "cpu", "--condition.labels", "folder",
                "--training.warmup_steps", "0"]  # fmt: skip
