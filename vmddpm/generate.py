@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
 from tqdm import tqdm
 
 from vmddpm.baselines.config import GANS
@@ -27,9 +28,25 @@ from vmddpm.training.conditions import (
     refuse_other_classes,
     split_classes,
 )
+from vmddpm.training.config import RunConfig
 from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
+
+
+def load_to_draw(folder: RunFolder, config: RunConfig, weights: str, device: str) -> nn.Module:
+    """The "ema" or "raw" weights of a run on a device.
+
+    Raises:
+        RunError: if there are none, they are damaged, or of other classes than the run's configuration names.
+        InputError: on an unknown kind of weights, or an unusable device.
+    """
+    if weights not in ("ema", "raw"):
+        raise InputError(f"weights is {weights!r}; it must be one of ema, raw")
+    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
+    if isinstance(model, VMDDPM):
+        refuse_other_classes(config.model.classes, model.config.classes, str(folder.weights(weights)))
+    return model
 
 
 def generate(
@@ -101,9 +118,7 @@ def generate(
         condition_data(replace(config.condition, image=condition_images), config.data), progress=progress
     )  # fmt: skip
     conditions = conditions_to_draw(config.model, beside, classes)
-    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
-    if isinstance(model, VMDDPM):
-        refuse_other_classes(config.model.classes, model.config.classes, str(folder.weights(weights)))
+    model = load_to_draw(folder, config, weights, device)
     if ordered and isinstance(model, VMDDPM):
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":

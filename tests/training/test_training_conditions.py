@@ -30,7 +30,8 @@ OPTIONS = {"sampler": "ddim", "steps": 4, "batch_size": 4, "device": "cpu", "pro
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditions")
-    return DataConfig(str(write_shapes(folder / "shapes", 3)), size=8, min_foreground=0, cache_dir=str(folder / "cache"))
+    root = write_shapes(folder / "shapes", 3)
+    return DataConfig(str(root), size=8, min_foreground=0, cache_dir=str(folder / "cache"))
 
 
 def config(data, condition, **training):
@@ -146,7 +147,7 @@ def test_masks_are_learned_and_drawn_to(data, masks, tmp_path):
     for name, images in {"a": masks / "disc", "b": masks / "cross"}.items():
         generate(folder.path, tmp_path / name, 3, condition_images=str(images), **OPTIONS)
     assert not any(np.array_equal(a, b) for a, b in zip(drawn(tmp_path / "a"), drawn(tmp_path / "b")))
-    with pytest.raises(InputError, match="trained with an image beside each; name a folder of them by condition-images"):
+    with pytest.raises(InputError, match="with an image beside each; name a folder of them by condition-images"):
         generate(folder.path, tmp_path / "c", 3, **OPTIONS)
     with pytest.raises(RunError, match="condition_images_sha256 was"):
         generate(folder.path, tmp_path / "a", 3, condition_images=str(masks / "cross"), **OPTIONS)
@@ -174,15 +175,16 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
     text = copy.config_path.read_text()
     copy.config_path.write_text(text.replace("- cross\n  - disc", "- disc\n  - cross"))
-    with pytest.raises(RunError, match="trained with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
+    with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
         generate(copy.path, tmp_path / "out", 2, wanted="disc", **OPTIONS)
     images = conditioned(data, ConditionConfig(labels="folder"))
-    swapped = ConditionedImages(images.images, copy.classes(), images.labels.numpy())
-    with pytest.raises(TrainingError, match="or its condition is another"):
-        train(copy.load_config(), ConditionedImages(images.images, copy.classes(), images.labels[:, [1, 0, 2, 3]].numpy()),
-              copy, progress=False)  # fmt: skip
-    with pytest.raises(RunError, match=r"checkpoint of .* was trained with the classes 'cross'"):
-        train(copy.load_config(), swapped, copy, progress=False)
+    labels = images.labels.numpy()
+    for values, error, words in [
+        (labels[:, [1, 0, 2, 3]], TrainingError, "or its condition is another"),
+        (labels, RunError, r"checkpoint of .* was trained with the classes 'cross'"),
+    ]:
+        with pytest.raises(error, match=words):
+            train(copy.load_config(), ConditionedImages(images.images, copy.classes(), values), copy, progress=False)
 
 
 def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
@@ -193,7 +195,7 @@ def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
     with pytest.raises(TrainingError, match=r"of the classes \(none\), model\.classes is 'cross'"):
         train(with_conditions(run, SHAPES), SliceDataset(data), RunFolder(tmp_path / "run"), progress=False)
     other = replace(run, model=replace(run.model, classes=SHAPES, condition_channels=3))
-    with pytest.raises(TrainingError, match="condition_channels is 3, but the images beside the training images have 0"):
+    with pytest.raises(TrainingError, match=r"condition_channels is 3, but the images beside .* have 0"):
         train(other, images, RunFolder(tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="system is 'dcgan', which takes no condition"):
@@ -203,12 +205,13 @@ def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
 def test_the_command_line(data, tmp_path, capsys):
     root = shutil.copytree(data.root, tmp_path / "shapes")
     small = [f"--model.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in MODEL.items()]
-    command = ["train", "--config", "demo", "--run", str(tmp_path / "run"), "--data.root", str(root), "--data.size", "8",
-               "--data.min_foreground", "0", "--data.cache_dir", str(tmp_path / "cache"), *small, "--training.batch_size",
-               "2", "--training.sample_every", "0", "--training.device", "cpu", "--condition.labels", "folder",
-               "--training.warmup_steps", "0"]  # fmt: skip
+    options = {"data.root": root, "data.size": 8, "data.min_foreground": 0, "data.cache_dir": tmp_path / "cache",
+               "training.batch_size": 2, "training.sample_every": 0, "training.warmup_steps": 0,
+               "training.device": "cpu", "condition.labels": "folder"}  # fmt: skip
+    command = ["train", "--config", "demo", "--run", str(tmp_path / "run"), *small,
+               *(f"--{name}={value}" for name, value in options.items())]  # fmt: skip
     assert main([*command, "--training.steps", "1"]) == 0
-    assert "classes: cross (3 images), disc (3 images), square (3 images), triangle (3 images)" in capsys.readouterr().out
+    assert "classes: cross (3 images), disc (3 images), square (3 images), triangle (3 i" in capsys.readouterr().out
     assert main([*command, "--training.steps", "2"]) == 0  # the run's classes need not be named
     out = str(tmp_path / "out")
     sample = ["sample", "--run", str(tmp_path / "run"), "--num", "3", "--sampler", "ddim", "--steps", "2", "--out", out]

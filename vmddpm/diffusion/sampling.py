@@ -87,7 +87,7 @@ def check_batch(name: str, size: int) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, every submodule's former mode after."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -174,7 +174,7 @@ def sample(
     blocks = sorted({index // batch_size for index in indices})
     total, numbers = len(blocks) * steps, torch.arange(steps, device=device)
     images: dict[int, Tensor] = {}
-    with _evaluating(model):
+    with evaluating(model):
         for block_number, block in enumerate(blocks):
             scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before
             members = range(block * batch_size, (block + 1) * batch_size)
