@@ -26,6 +26,7 @@ from vmddpm.training.conditions import (
     condition_names,
     conditions_to_draw,
     refuse_other_classes,
+    separator_of,
     split_classes,
 )
 from vmddpm.training.config import RunConfig
@@ -152,6 +153,6 @@ def generate(
     if not samples.missing():
         if config.model.classes and guidance > 0:
             rows = class_rows(config.model.classes, classes)
-            samples.write_labels(config.model.classes, rows, config.condition.separator or "|", folder.class_counts())
+            samples.write_labels(config.model.classes, rows, separator_of(config) or "|", folder.class_counts())
         samples.finish()
     return sum(map(len, mine))

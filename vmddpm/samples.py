@@ -194,6 +194,32 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         raise RunError(f"{folder / 'manifest.json'} names {left} images fewer than it counts; {_AGAIN}")
 
 
+def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
+    """float32 (count, K), 1 for each class of an image, as labels.csv of the folder has them.
+
+    Raises:
+        RunError: if there is none, it names other classes, or is not of these images.
+    """
+    path, labels = Path(folder) / "labels.csv", torch.zeros(count, len(classes))
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+        texts = [text for _, text in rows]
+        if [int(Path(name).stem) for name, _ in rows[:count]] != list(range(count)):
+            raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_AGAIN}")
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no labels.csv: its samples are of no class; draw them by a run that has classes, "
+                       "with a guidance above 0") from None  # fmt: skip
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+    for i, text in enumerate(texts[:count]):
+        for name in text.split(separator) if separator else [text]:
+            if name not in classes:
+                raise RunError(f"{path} has the class {name!r}, which the run does not know; its classes are "
+                               f"{', '.join(map(repr, classes))}")  # fmt: skip
+            labels[i, list(classes).index(name)] = 1
+    return labels
+
+
 def balance(folder: str | Path) -> list[tuple[str, str, str]]:
     """(class, training images, samples) of each class, as classes.csv of a finished folder has them; none if it has no
     classes."""

@@ -22,6 +22,7 @@ class ConditionedImages(Dataset[Tensor]):
     """Images as they are in `images`, and the condition of each.
 
     Attributes:
+        labels: float32 (n, K), as given; K is 0 without.
         beside: the image beside each, in their order; None without.
 
     Args:
@@ -44,7 +45,7 @@ class ConditionedImages(Dataset[Tensor]):
         self.images, self.classes, self._places = images, classes, places or []
         self._beside = beside
         self.beside = None if beside is None else Subset(beside, self._places)
-        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.labels = torch.zeros(len(images), 0) if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,12 +57,12 @@ class ConditionedImages(Dataset[Tensor]):
     def condition(self, i: int) -> dict[str, Tensor]:
         """What the model is told of image i, by the names of its arguments: "labels" (K,) and "condition_image"
         (image_channels, size, size) in [-1, 1], each if there is one."""
-        found = {} if self.labels is None else {"labels": self.labels[i]}
+        found = {"labels": self.labels[i]} if self.classes else {}
         return found if self.beside is None else {**found, "condition_image": self.beside[i]}
 
     def counts(self) -> dict[str, int]:
         """Images of each class."""
-        return {} if self.labels is None else dict(zip(self.classes, map(int, self.labels.sum(0).tolist())))
+        return dict(zip(self.classes, map(int, self.labels.sum(0).tolist())))
 
     @property
     def slices(self) -> list[SliceInfo]:
@@ -80,7 +81,7 @@ class ConditionedImages(Dataset[Tensor]):
         found = self.images.checksums()
         beside = None if self._beside is None else self._beside.checksums()
         for i in range(len(found)):
-            told = b"" if self.labels is None else self.labels[i].numpy().tobytes()
+            told = self.labels[i].numpy().tobytes()
             told += b"" if beside is None else int(beside[self._places[i]]).to_bytes(4, "little")
             found[i] = zlib.crc32(told, int(found[i]))
         return found

@@ -10,6 +10,7 @@ from vmddpm.evaluation.evaluate import (
 )
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
 from vmddpm.evaluation.images import SampleFolder
+from vmddpm.evaluation.per_class import Labelled, describe_classes, evaluate_classes
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
 from vmddpm.evaluation.radiomics import load_radiomics
 
@@ -17,13 +18,16 @@ __all__ = [
     "Extractor",
     "ExtractorConfig",
     "ExtractorError",
+    "Labelled",
     "MetricsConfig",
     "RealImages",
     "SampleFolder",
     "check_images",
+    "describe_classes",
     "describe_real",
     "describe_result",
     "evaluate",
+    "evaluate_classes",
     "load_extractor",
     "load_radiomics",
     "projected_frechet_distance",

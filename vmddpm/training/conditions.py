@@ -71,9 +71,14 @@ def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
     return labels
 
 
+def separator_of(config: RunConfig) -> str | None:
+    """What stands between several classes of one image; None if each has one."""
+    return "|" if config.condition.labels == "chestxray" else config.condition.separator
+
+
 def split_classes(text: str, config: RunConfig) -> list[str]:
     """The classes that a text names, with the separator between that the run's labels have."""
-    separator = "|" if config.condition.labels == "chestxray" else config.condition.separator
+    separator = separator_of(config)
     return [name.strip() for name in (text.split(separator) if separator else [text])]
 
 
