@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 
 def config(data, condition, **training):
-    options = {"batch_size": 3, "learning_rate": 1e-3, "steps": 4, "log_every": 1, "checkpoint_every": 2,
+    options = {"batch_size": 3, "learning_rate": 1e-3, "steps": 4, "log_every": 9, "checkpoint_every": 2,
                "sample_every": 0, "sample_count": 5, "sample_steps": 2, "device": "cpu", **training}  # fmt: skip
     return RunConfig(ModelConfig(**MODEL), DiffusionConfig(timesteps=20), data, TrainingConfig(**options),
                      condition=condition)  # fmt: skip
@@ -87,15 +87,18 @@ def test_each_image_is_told_its_own_condition_and_flips_with_it(data, masks):
     condition = ConditionConfig(labels="folder", image=str(masks), dropout=0.0)
     images = conditioned(data, condition)
     run = with_conditions(config(data, condition), images.classes)
+    flips = set()
     for step in range(6):
         pictures = images_at(images, step, run.training)
-        labels, beside = conditions_at(images, step, run)
-        assert torch.equal((pictures > 100 / 127.5 - 1).float() * 2 - 1, beside)
-        for picture, row in zip(pictures, labels):
-            same = [i for i in range(len(images)) if torch.equal(images[i], picture)
-                    or torch.equal(images[i].flip(-1), picture)]  # fmt: skip
-            kind = images.slices[same[0]].path.split("/")[-2]
-            assert row.tolist() == [float(name == kind) for name in SHAPES]
+        for picture, row, mask in zip(pictures, *conditions_at(images, step, run)):
+            ways = [(i, flip) for i in range(len(images)) for flip in (False, True)
+                    if torch.equal(images[i].flip(-1) if flip else images[i], picture)]  # fmt: skip
+            (place, flip), flips = ways[0], flips | {ways[0][1]}
+            kind, name = images.slices[place].path.split("/")[-2:]
+            assert row.tolist() == [float(other == kind) for other in SHAPES]
+            expected = SliceDataset(replace(data, root=str(masks / kind / name)))[0]
+            assert torch.equal(mask, expected.flip(-1) if flip else expected)
+    assert flips == {False, True}
 
 
 def test_dropout_leaves_out_its_share_of_conditions_and_nothing_else(data, masks):

@@ -3,6 +3,7 @@ both."""
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from vmddpm.evaluation.images import ImageFeatures, Images
 from vmddpm.evaluation.kid import LEAST
 from vmddpm.files import write_text
 
-KEPT = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic")
+KEPT = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic", "warnings")
 
 
 class Part:
@@ -84,8 +85,10 @@ def evaluate_classes(
                            "left_out": f"fewer than {least} images on a side"}  # fmt: skip
             continue
         place = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
-        result = evaluate(_of_class(real, theirs, name), Part(samples.images, mine), extractor, config, place,
-                          doubts=[f"class {name}"], progress=progress)  # fmt: skip
+        with warnings.catch_warnings():  # they are in the result
+            warnings.simplefilter("ignore", UserWarning)
+            result = evaluate(_of_class(real, theirs, name), Part(samples.images, mine), extractor, config, place,
+                              progress=progress)  # fmt: skip
         found[name] = {key: result[key] for key in KEPT}
     if all(values["value"] is None for values in found.values()):
         raise InputError(f"no class has {least} samples and as many training images: draw more by vmddpm sample --num")
