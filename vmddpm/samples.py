@@ -5,24 +5,30 @@
     images-00000000.npy    uint8 (n, H, W, C), named by the number of its first image
     manifest.json          once all are there: how many, their shape, and the SHA-256 of each block's file
     grid.png               the first of them
+    labels.csv             of a run with classes: a row an image, its file and its class
+    classes.csv            of a run with classes: training images and samples of each
 """
 
+import csv
+import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
+from torch import Tensor
 
 from vmddpm.errors import InputError
 from vmddpm.files import atomic_write, remove_leftovers, sha256, write_text
 from vmddpm.numbers import shown
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
-from vmddpm.training.run_folder import RunFolder
+from vmddpm.training.run_folder import CLASSES, RunFolder
 
 IN_GRID = 64
 MOST = 10_000_000  # images of a folder
@@ -103,6 +109,26 @@ class Samples:
                 f"({error.strerror or error}); make room there, then run the same command again to go on"
             ) from error
 
+    def write_labels(self, classes: Sequence[str], rows: Tensor, separator: str, counts: Mapping[str, int]) -> None:
+        """labels.csv, from which `vmddpm train --condition.labels csv` takes classes, and classes.csv.
+
+        Args:
+            classes: of the run.
+            rows: (n, K), those of image i in row i modulo n.
+            separator: between several classes of one image.
+            counts: training images of each class.
+        """
+        named = [separator.join(classes[k] for k in row.nonzero().flatten().tolist()) for row in rows]
+        name = _png if self.file_format == "png" else "{:06d}".format
+        labels = [("file", "label"), *((name(i), named[i % len(named)]) for i in range(self.count))]
+        drawn = rows[torch.arange(self.count) % len(rows)].sum(0).int().tolist()
+        balance = [("class", "training_images", "samples"),
+                   *((name, counts.get(name, ""), n) for name, n in zip(classes, drawn))]  # fmt: skip
+        for path, table in (("labels.csv", labels), (CLASSES, balance)):
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(table)
+            write_text(self.folder / path, text.getvalue())
+
     def finish(self) -> None:
         """When no block is missing: the manifest and the grid."""
         remove_leftovers(self.folder, shared=True)
@@ -166,6 +192,39 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         yield block
     if left:
         raise RunError(f"{folder / 'manifest.json'} names {left} images fewer than it counts; {_AGAIN}")
+
+
+def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
+    """float32 (count, K), 1 for each class of an image, as labels.csv of the folder has them.
+
+    Raises:
+        RunError: if there is none, it names other classes, or is not of these images.
+    """
+    path, labels = Path(folder) / "labels.csv", torch.zeros(count, len(classes))
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+        texts = [text for _, text in rows]
+        if [int(Path(name).stem) for name, _ in rows[:count]] != list(range(count)):
+            raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_AGAIN}")
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no labels.csv: its samples are of no class; draw them by a run that has classes, "
+                       "with a guidance above 0") from None  # fmt: skip
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+    for i, text in enumerate(texts[:count]):
+        for name in text.split(separator) if separator else [text]:
+            if name not in classes:
+                raise RunError(f"{path} has the class {name!r}, which the run does not know; its classes are "
+                               f"{', '.join(map(repr, classes))}")  # fmt: skip
+            labels[i, list(classes).index(name)] = 1
+    return labels
+
+
+def balance(folder: str | Path) -> list[tuple[str, str, str]]:
+    """(class, training images, samples) of each class, as classes.csv of a finished folder has them; none if it has no
+    classes."""
+    path = Path(folder) / CLASSES
+    return [(a, b, c) for a, b, c in csv.reader(path.read_text("utf-8").splitlines())][1:] if path.exists() else []
 
 
 def check_drawn(folder: str | Path, run: RunFolder) -> None:

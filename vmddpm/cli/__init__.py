@@ -39,7 +39,7 @@ SWITCHES = """
   --version    show the version
 """
 UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
-COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
+COMMANDS = ("train", "sample", "inpaint", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 BASE = ("info",)  # those that need no more than the base install has
 ASKS_FOR_HELP = ("-h", "--help", "--help-all")
 

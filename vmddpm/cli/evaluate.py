@@ -11,7 +11,8 @@ each side. The result is evaluation.json and closest.png in --out. The extractor
 rights; take it from whom you would take a program.
 
 example:
-  vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
+  vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats
+  vmddpm evaluate --run runs/lungs --samples drawn --extractor.path random --per-class --out results/lungs"""
 
 
 def build(new_parser: Any) -> Any:
@@ -25,6 +26,9 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
                         "by default the test split, if the training images are a store that has one")  # fmt: skip
     parser.add_argument("--images", type=int, default=None, help="the first so many samples only")
+    parser.add_argument("--per-class", action="store_true", help="compare class by class too, and train classifiers on "
+                        "either side and test them on the other, of a run with classes")  # fmt: skip
+    parser.add_argument("--classifier-steps", type=int, default=400, help="steps of these classifiers; 0 trains none")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
     return parser
@@ -34,18 +38,24 @@ def run(parser: Any, options: Any) -> None:
     from dataclasses import replace
 
     from vmddpm.data import DataError, SliceDataset, held_out_images
+    from vmddpm.data.conditioned import ConditionReader
     from vmddpm.devices import choose_device
+    from vmddpm.errors import InputError
     from vmddpm.evaluation import (
+        Labelled,
         SampleFolder,
         check_images,
+        describe_classes,
         describe_real,
         describe_result,
         evaluate,
+        evaluate_classes,
         load_extractor,
         load_radiomics,
     )
-    from vmddpm.samples import check_drawn
+    from vmddpm.samples import check_drawn, sample_labels
     from vmddpm.training import RunFolder
+    from vmddpm.training.conditions import separator_of
 
     parts = parser.instantiate(options)
     choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
@@ -53,20 +63,39 @@ def run(parser: Any, options: Any) -> None:
         load_radiomics()  # so are missing packages
     extractor = load_extractor(parts.extractor)
     samples, folder = SampleFolder(parts.samples, parts.images), RunFolder(parts.run)
-    data = folder.load_config().data
+    config = folder.load_config()
+    data, classes, labels = config.data, config.model.classes, None
+    if parts.per_class:
+        if not classes:
+            raise InputError(f"{parts.run} was trained without classes; leave per-class out")
+        labels = sample_labels(parts.samples, len(samples), classes, separator_of(config))
     check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data
     if not data.root:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
                         "folder of real images by --root")  # fmt: skip
     check_images(samples, "samples", (data.channels, data.size, data.size), parts.metrics)  # before any is decoded
+    conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
     training, doubts = SliceDataset(data, progress=True), []
-    if told := folder.difference(training):
+    told_of = None if conditions is None else conditions.read(training, classes, progress=True)
+    if told := folder.difference(told_of or training):
         told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
         if not parts.root:
             raise DataError(f"{told}; name the folder where they lie now by --root, which may be another on purpose")
         doubts.append(told)
-    real = describe_real(training, extractor, parts.metrics, held_out_images(data, parts.held_out))
+    others = held_out_images(data, parts.held_out)
+    beyond = None
+    if labels is not None and others is not None:
+        held_out = ConditionReader(replace(config.condition, image=None), others.config).read(others, classes)
+        beyond = Labelled(others, held_out.labels)
+    real = describe_real(training, extractor, parts.metrics, others)
     result = evaluate(real, samples, extractor, parts.metrics, Path(parts.out), doubts=doubts)
     print(describe_result(result))
+    if labels is not None and told_of is not None:
+        found = evaluate_classes(
+            real, Labelled(training, told_of.labels), Labelled(samples, labels), beyond, classes, extractor,
+            parts.metrics, Path(parts.out), classifier_steps=parts.classifier_steps,
+        )  # fmt: skip
+        print(describe_classes(found))
+        print(f"written to {Path(parts.out) / 'per_class.json'}")
     print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

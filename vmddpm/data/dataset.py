@@ -175,7 +175,9 @@ def _collect(
         try:
             for plane, image in tally.kept(planes):
                 append(cache.encode(image))
-                slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame))
+                height, width = plane.pixels.shape[:2]
+                slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame, height, width,
+                                        plane.spacing[0] / plane.spacing[1]))  # fmt: skip
                 if len(slices) == config.limit:
                     return slices, remarks + tally.remarks(), seen + tally.seen
         except DataError as error:

@@ -11,6 +11,7 @@ from vmddpm.evaluation.evaluate import (
 from vmddpm.evaluation.extractor import Extractor, ExtractorConfig, ExtractorError, load_extractor
 from vmddpm.evaluation.images import SampleFolder
 from vmddpm.evaluation.merit import Merit, figures_of_merit
+from vmddpm.evaluation.per_class import Labelled, describe_classes, evaluate_classes
 from vmddpm.evaluation.projected_frechet import projected_frechet_distance
 from vmddpm.evaluation.radiomics import load_radiomics
 from vmddpm.evaluation.spectrum import log_spectral_distance, radial_power_spectrum
@@ -21,14 +22,17 @@ __all__ = [
     "ExtractorConfig",
     "ExtractorError",
     "Merit",
+    "Labelled",
     "MetricsConfig",
     "RealImages",
     "SampleFolder",
     "check_images",
+    "describe_classes",
     "describe_real",
     "describe_result",
     "evaluate",
     "figures_of_merit",
+    "evaluate_classes",
     "load_extractor",
     "load_radiomics",
     "log_spectral_distance",

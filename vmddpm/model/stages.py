@@ -67,12 +67,12 @@ class DecoderStage(nn.Module):
 
 
 class ImageFusion(nn.Module):
-    """The skip at the image's own resolution (`image_skip`): features and noisy image, concatenated, a 3 x 3
+    """The skip at the image's own resolution (`image_skip`): features and what goes in, concatenated, a 3 x 3
     convolution back to C, and a ResNet block that sees the time: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.fuse = nn.Conv2d(channels + config.image_channels, channels, 3, padding=1)
+        self.fuse = nn.Conv2d(channels + config.input_channels, channels, 3, padding=1)
         self.block = ResNetBlock(channels, config.time_dim, config.norm_groups)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from vmddpm.data import random_flip
+from vmddpm.data.conditioned import condition_of
 from vmddpm.diffusion import draw_steps_and_noise
 from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
+from vmddpm.training.conditions import condition_names
 from vmddpm.training.config import RunConfig, TrainingConfig
 
 # Streams of random numbers, told apart by their place in the seed.
-WEIGHTS, ORDER, FLIPS, NOISE = range(4)
+WEIGHTS, ORDER, FLIPS, NOISE, DROPOUT = range(5)
 T = TypeVar("T")
 
 
@@ -46,18 +48,40 @@ def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
 
 def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
     """Images (len(rows), C, size, size) of one training step, flipped or not; all of its batch if `rows` is None."""
-    images = []
-    for number in numbers_at(step, options, rows):
-        epoch, place = divmod(number, len(dataset))
-        image = dataset[epoch_order(len(dataset), options.seed, epoch)[place]][None]
-        images.append(random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image)
+    images = [
+        flipped(dataset[place_of(number, dataset, options)][None], number, options)
+        for number in numbers_at(step, options, rows)
+    ]
     return torch.cat(images).contiguous(memory_format=torch.channels_last)
 
 
-def inputs_at(
-    dataset: Images, step: int, config: RunConfig, rows: range | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, diffusion steps (len(rows),) and noise of one training step, on the CPU."""
+def place_of(number: int, dataset: Images, options: TrainingConfig) -> int:
+    """Which image of the data set has a number in the run."""
+    epoch, place = divmod(number, len(dataset))
+    return epoch_order(len(dataset), options.seed, epoch)[place]
+
+
+def flipped(image: Tensor, number: int, options: TrainingConfig) -> Tensor:
+    """An image (1, C, H, W) as the run's coin for its number says; an image beside it falls the same way."""
+    return random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image
+
+
+def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
+    """What the model is told of the images of one training step, on the CPU, in the order of `condition_names`; zeros
+    for the share of images that are learned without a condition."""
+    names, options, found = condition_names(config.model), config.training, []
+    if not names:
+        return ()
+    for number in numbers_at(step, options, rows):
+        told = condition_of(dataset, place_of(number, dataset, options))
+        kept = torch.rand((), generator=generator_of(options.seed, DROPOUT, number)) >= config.condition.dropout
+        parts = (told[name][None] * kept for name in names)
+        found.append([flipped(part, number, options) if part.dim() == 4 else part for part in parts])
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
+    """Images, diffusion steps (len(rows),), noise and `conditions_at` of one training step, on the CPU."""
     x0 = images_at(dataset, step, config.training, rows)
     numbers = numbers_at(step, config.training, rows)
     draws = [
@@ -65,7 +89,7 @@ def inputs_at(
         for number in numbers
     ]
     t, noise = (torch.cat(parts) for parts in zip(*draws))
-    return x0, t, noise
+    return x0, t, noise, *conditions_at(dataset, step, config, rows)
 
 
 def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:

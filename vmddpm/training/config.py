@@ -5,6 +5,7 @@ from typing import Literal
 
 from vmddpm.baselines.config import GANS, GANConfig, multipliers
 from vmddpm.data import DataConfig
+from vmddpm.data.conditions import ConditionConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.model import ModelConfig
@@ -129,11 +130,15 @@ class RunConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     gan: GANConfig = field(default_factory=GANConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
 
     def __post_init__(self) -> None:
         systems = ("vmddpm", "unet", *GANS)
         if self.system not in systems:
             raise InputError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
+        if self.system != "vmddpm" and self.condition.is_set:
+            raise InputError(f"system is {self.system!r}, which takes no condition; leave out condition.labels and "
+                             "condition.image, or train vmddpm")  # fmt: skip
         if self.system in GANS:
             multipliers(self.data.size)  # refuses sizes that it cannot reach
             return

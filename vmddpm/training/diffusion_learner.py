@@ -13,12 +13,13 @@ from vmddpm.evaluation.images import Images
 from vmddpm.model import VMDDPM
 from vmddpm.model.unet import UNet
 from vmddpm.training.batches import inputs_at
+from vmddpm.training.conditions import condition_names, conditions_to_draw
 from vmddpm.training.config import RunConfig
 from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
 from vmddpm.training.networks import build_network
 from vmddpm.training.ranks import Ranks
 
-Inputs = tuple[Tensor, Tensor, Tensor]  # images, diffusion steps, noise
+Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the condition's parts if there is one
 
 
 class DiffusionLearner(Learner[Inputs]):
@@ -66,12 +67,13 @@ class DiffusionLearner(Learner[Inputs]):
         self.scaler.update()
         return Step(finite, {"loss": loss, "gradient_norm": norm_here})
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self, dataset: Images, count: int) -> Tensor:
         """By DDIM."""
         data, options = self.config.data, self.config.training
         return sample(
             self.ema, range(count), (data.channels, data.size, data.size), config=self.config.diffusion,
             sampler="ddim", steps=options.sample_steps, seed=options.seed,
+            conditions=conditions_to_draw(self.config.model, getattr(dataset, "beside", None)),
         )  # fmt: skip
 
     def _add_gradients(self, inputs: Inputs, step: int) -> Tensor:
@@ -87,11 +89,12 @@ class DiffusionLearner(Learner[Inputs]):
         order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
         parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
         for part in parts:
-            x0, t, noise = (values.to(device, non_blocking=True) for values in part)
+            x0, t, noise, *told = (values.to(device, non_blocking=True) for values in part)
             last = part is parts[-1]
             with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion)
+                    condition = dict(zip(condition_names(self.config.model), told))
+                    loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion, condition)
                 loss = loss * (len(x0) / options.batch_size)
                 self.scaler.scale(loss * self.ranks.world_size).backward()  # processes are averaged, not added
             loss_here += loss.detach()

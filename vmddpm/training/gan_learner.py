@@ -81,7 +81,7 @@ class GANLearner(Learner[Inputs]):
             follow_spectral_norms(self.ema)
         return Step(judged and drawn, {"loss": g_loss, "discriminator_loss": d_loss, "gradient_norm": norm})
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self, dataset: Images, count: int) -> Tensor:
         return draw(self.ema, range(count), seed=self.config.training.seed)
 
     def _turn(

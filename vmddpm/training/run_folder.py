@@ -6,13 +6,16 @@
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
     loss.png         the loss curve, at the end, of the steps that were logged
+    classes.csv      images of each class, if there are classes
     remarks.csv      which files were left out, or read in a way worth knowing
     lock             who is training here
 """
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from torch import nn
 
 from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
+from vmddpm.data.conditions import ConditionConfig
 from vmddpm.data.remarks import Remark, write_remarks
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.evaluation.images import Images
@@ -46,14 +50,14 @@ from vmddpm.training.errors import RunError
 from vmddpm.training.networks import load_network
 
 # What may differ when a run is continued: how long it is to be, where it runs and what it reports.
-MAY_CHANGE = {"data.root", "data.cache_dir"} | {
+MAY_CHANGE = {"data.root", "data.cache_dir", "condition.table", "condition.image"} | {
     f"training.{name}"
     for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "log_every", "checkpoint_every",
                  "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
 
 LOCKS = ("lock", "lock.held")
-REMARKS = "remarks.csv"
+REMARKS, CLASSES = "remarks.csv", "classes.csv"
 TOLD = 3  # differences between configurations
 
 
@@ -112,10 +116,13 @@ class RunFolder:
             remarks: what the data have to say, for remarks.csv.
         """
         remove_leftovers(self.path)
-        root, cache_dir = (path and os.path.abspath(os.path.expanduser(path))
-                           for path in (config.data.root, config.data.cache_dir))  # fmt: skip
+        condition = config.condition
+        root, cache_dir, table, image = (
+            path and os.path.abspath(os.path.expanduser(path))
+            for path in (config.data.root, config.data.cache_dir, condition.table, condition.image)
+        )
         data = replace(config.data, root=root or "", cache_dir=cache_dir)
-        plain = to_plain(replace(config, data=data))
+        plain = to_plain(replace(config, data=data, condition=replace(condition, table=table, image=image)))
         write_text(self.config_path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         self._cut_metrics(step)
         if remarks:
@@ -193,6 +200,26 @@ class RunFolder:
         state = Checkpoints(self.path / "checkpoints").newest()
         return difference(images, checksums(images), state["data"]) if state else None
 
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the run that is here; none if there is no run, or it has no classes."""
+        return self.load_config().model.classes if self.config_path.exists() else ()
+
+    def write_class_counts(self, counts: Mapping[str, int]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("class", "images"), *counts.items()])
+        write_text(self.path / CLASSES, text.getvalue())
+
+    def class_counts(self) -> dict[str, int]:
+        """Training images of each class; none if the run has no classes. Raises RunError if they cannot be read."""
+        path = self.path / CLASSES
+        if not path.exists():
+            return {}
+        try:
+            rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+            return {name: int(count) for name, count in rows}
+        except (OSError, ValueError, csv.Error) as error:
+            raise RunError(f"{path} cannot be read ({error}); the same `vmddpm train` writes it again") from error
+
     def has_weights(self, kind: str) -> bool:
         return (self.weights(kind) / "model.safetensors").exists()
 
@@ -245,7 +272,7 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 def from_plain(plain: dict[str, Any]) -> RunConfig:
     """Of such dicts, with defaults for what is not in them. Raises ValueError or TypeError on unusable values."""
     parts = {"model": ModelConfig, "diffusion": DiffusionConfig, "data": DataConfig, "training": TrainingConfig,
-             "unet": UNetConfig, "gan": GANConfig}  # fmt: skip
+             "unet": UNetConfig, "gan": GANConfig, "condition": ConditionConfig}  # fmt: skip
     return RunConfig(**{name: parts[name](**value) if name in parts else value for name, value in plain.items()})
 
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from vmddpm.baselines.config import GANS
 from vmddpm.data import DataError
+from vmddpm.data.conditioned import ConditionedImages
 from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, prefetch
+from vmddpm.training.conditions import refuse_other_classes, refuse_unfit
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.diffusion_learner import DiffusionLearner
@@ -47,7 +49,8 @@ def train(
 
     Args:
         config: the run.
-        dataset: float32 (C, size, size) images in [-1, 1]; they and their order must not change between runs.
+        dataset: float32 (C, size, size) images in [-1, 1]; they and their order must not change between runs. A
+            `ConditionedImages` has the conditions that `config.model` is told.
         folder: see `run_folder`.
         progress: show a bar with the loss, images per second and time left.
         after_step: called after each step, in the first process, as after_step(steps taken, metrics of the step).
@@ -64,7 +67,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
     """
     options = config.training
-    _refuse_unusable(config, len(dataset))
+    _refuse_unusable(config, dataset)
     data = checksums(dataset)
     with (
         process_group(options.device, scans=config.system == "vmddpm") as ranks,
@@ -73,6 +76,8 @@ def train(
     ):
         saved = ranks.broadcast(saved)
         refuse_other_data(dataset, data, ranks.broadcast(saved["data"] if saved else data))
+        if saved:
+            refuse_other_classes(config.model.classes, saved.get("classes", ()), f"the checkpoint of {folder.path}")
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         learner: Learner[Any] = (GANLearner if config.system in GANS else DiffusionLearner)(config, ranks)
         step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
@@ -82,11 +87,14 @@ def train(
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
         if ranks.is_main:
             folder.begin(config, step, getattr(dataset, "remarks", ()))
+            if isinstance(dataset, ConditionedImages) and dataset.classes:
+                folder.write_class_counts(dataset.counts())
 
         def save() -> None:
             if checkpoints is not None:  # in the first process
                 state = {name: part.state_dict() for name, part in learner.parts.items()}
-                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data})
+                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data,
+                                        "classes": list(config.model.classes)})  # fmt: skip
                 folder.save_weights("raw", learner.raw)
                 folder.save_weights("ema", learner.ema)
 
@@ -128,7 +136,7 @@ def train(
                     if after_step is not None:
                         after_step(step, told)
                 if ranks.is_main and options.sample_every and step % options.sample_every == 0:
-                    images = learner.draw(options.sample_count)
+                    images = learner.draw(dataset, options.sample_count)
                     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")
                     clock = time.perf_counter()
                 if step % options.checkpoint_every == 0:
@@ -144,10 +152,11 @@ def train(
         return learner.ema
 
 
-def _refuse_unusable(config: RunConfig, images: int) -> None:
+def _refuse_unusable(config: RunConfig, images: Images) -> None:
     processes = rank_and_count()[1]
-    if images == 0:
+    if len(images) == 0:
         raise TrainingError("the data set has no image")
+    refuse_unfit(config, images)
     if config.training.batch_size < processes:
         raise TrainingError(
             f"training.batch_size is {config.training.batch_size}; {processes} processes need one image each"
