@@ -51,11 +51,11 @@ def check_results(inputs: ScanInputs, sizes: ScanSizes, dy: Tensor | None, dlast
     """Raise TypeError or ValueError unless the gradients of a scan's results fit to its inputs."""
     x = inputs.x
     if dy is not None:
-        axes = "B, L, D" if sizes.sum_routes else "B, K, L, D"
+        axes = "batch, length, dim" if sizes.sum_routes else "batch, routes, length, dim"
         check_input("dy", dy, x, x.device, axes, image_shape(sizes), FLOATS)
     if dlast_state is not None:
         state = (sizes.batch, sizes.routes, sizes.channels, sizes.states)
-        check_input("dlast_state", dlast_state, x, x.device, "B, K, D, N", state, FLOATS)
+        check_input("dlast_state", dlast_state, x, x.device, "batch, routes, dim, d_state", state, FLOATS)
 
 
 class ScanOutputs(NamedTuple):

@@ -26,7 +26,7 @@ _INPUTS = len(ConvInputs._fields)
 
 
 def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
-    """y (B, L, D), differentiable."""
+    """y (batch, length, dim), differentiable."""
     chosen = _select(backend, inputs.x, inputs.weight)
     # PyTorch's own operators: compilers, transforms and forward mode follow them.
     if chosen == reference.NAME or in_forward_mode() or (transformed() and not torch.compiler.is_compiling()):
@@ -42,7 +42,8 @@ def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
 def convolve_in_place(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str | None
 ) -> Tensor | None:
-    """y (B, L, D) after the steps that `state` (B, S, D) ends with; the state moves on. None if somebody wants to hear
+    """y (batch, length, dim) after the steps that `state` (batch, state_len, dim) ends with; the state moves on. None
+    if somebody wants to hear
     of what is computed, autograd for one: then nothing has been done."""
     if way_in((x, state, weight, bias)) is not Way.KERNEL:
         return None
@@ -69,7 +70,7 @@ def _check_taps(weight: Tensor, backend: str) -> None:
     if backend == reference.NAME or _has_kernels(weight):
         return
     raise ValueError(
-        f"weight (D, W) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {backend!r}, got W = "
+        f"weight (dim, width) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {backend!r}, got width = "
         f"{weight.shape[1]}; leave backend out, or pass backend='reference'"
     )
 
@@ -102,7 +103,7 @@ def _check(inputs: ConvInputs, backend: str) -> None:
 
 def _check_backward(dy: Tensor, inputs: ConvInputs, backend: str) -> None:
     _check(inputs, backend)
-    check_input("dy", dy, inputs.x, inputs.x.device, "B, L, D", tuple(inputs.x.shape), FLOATS)
+    check_input("dy", dy, inputs.x, inputs.x.device, "batch, length, dim", tuple(inputs.x.shape), FLOATS)
 
 
 def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
