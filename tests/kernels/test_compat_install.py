@@ -245,7 +245,7 @@ def test_extension_of_a_single_state():
         assert grad.shape == like.shape
         assert torch.equal(grad.flatten(), want.flatten())
     assert grads[5:] == [None, None]
-    with pytest.raises(ValueError, match=r"A must have shape \(D\), got \(6, 1\)"):
+    with pytest.raises(ValueError, match=r"A must have shape \(dim\), got \(6, 1\)"):
         single.fwd(u, delta, *wide, None, None, True, 1)
 
 
