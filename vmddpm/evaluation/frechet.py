@@ -81,7 +81,7 @@ def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
 
 
 def _draw_fit(scales: np.ndarray, count: int, random: np.random.Generator) -> Gaussian:
-    """The fit to `count` draws of N(0, diag(scales^2))."""
+    """The Gaussian fitted to `count` random draws of N(0, diag(scales^2))."""
     dimensions = len(scales)
     mean = random.standard_normal(dimensions) * scales / count**0.5
     if count <= dimensions:

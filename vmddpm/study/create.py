@@ -1,4 +1,4 @@
-"""From two folders of images to a study: both classes chosen, prepared and written in one way."""
+"""Creates a study from two folders of images, with the same processing of both classes."""
 
 import json
 import os
@@ -78,7 +78,7 @@ class CreateOptions:
 def create_study(
     real: DataConfig, synthetic: DataConfig, out: str | Path, options: CreateOptions, progress: bool = False
 ) -> list[str]:
-    """Makes the folder of a study; it is whole or not there.
+    """Make the folder of a study atomically.
 
     Args:
         real, synthetic: what the images of each class are read from; all but where they lie must be the same.
@@ -139,19 +139,19 @@ def _instructions(path: str | None) -> str:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """float (C, S, S) in [-1, 1] -> uint8 (S, S, C): what 8-bit files hold comes out as it was."""
+    """float (C, S, S) in [-1, 1] -> uint8 (S, S, C); values from 8-bit files are unchanged."""
     levels: np.ndarray = np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
     return levels.transpose(1, 2, 0)
 
 
 def encode_png(pixels: np.ndarray, path: Path) -> None:
-    """uint8 (S, S, C). Not compressed and without metadata: the size of a file says nothing about the image."""
+    """Write uint8 (S, S, C) without compression and metadata, so that the file size reveals nothing about the image."""
     with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, compress_level=0)
 
 
 def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> list[str]:
-    """The patient of each slice; where patients are not known, every slice has one of its own."""
+    """The patient of each slice; if patients are unknown, each slice counts as a patient."""
     if is_store(root):
         if options.patient is not None:
             raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
@@ -181,7 +181,7 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
 
 
 def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int) -> list[int]:
-    """n slices at random, from as many patients as there are."""
+    """Draw n random slices, from as many patients as possible."""
     of: dict[object, list[int]] = {}
     for number in shuffled(range(len(patients)), seed, label):
         of.setdefault(patients[number], []).append(number)

@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and a picture. Every figure says whose it is, and on what data."""
+"""A table as Markdown, CSV and a picture, with the source and the data of each figure."""
 
 import csv
 import io
@@ -81,7 +81,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
-    """Whose figures these are, and what they can be compared with."""
+    """The source of the figures, and what they can be compared with."""
     first = produced.outcomes[0].results[0]
     extractor, several = first["extractor"], max(len(o.results) for o in produced.outcomes) > 1
     seconds = [s for o in produced.outcomes for s in o.trained_seconds]
