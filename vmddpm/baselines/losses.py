@@ -13,7 +13,7 @@ def real_loss(logits: Tensor, config: GANConfig) -> Tensor:
 
 
 def fake_loss(logits: Tensor, config: GANConfig) -> Tensor:
-    """Of each logit that should say fake."""
+    """The loss of logits for fake images."""
     return F.softplus(logits) if config.loss == "bce" else F.relu(1 + logits)
 
 

@@ -13,7 +13,7 @@ CHUNK = 4096  # rows of features that are float64 at a time
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a set of features is summed up by."""
+    """A Gaussian fitted to a set of features."""
 
     mean: Tensor  # float64 (d,)
     covariance: Tensor  # float64 (d, d), unbiased

@@ -30,7 +30,7 @@ class StaleAnswer(VmddpmError, ValueError):
 
 @dataclass(frozen=True)
 class Sent:
-    """What a page sends.
+    """An answer as a page sends it.
 
     Attributes:
         position: place of the image in the reader's order, from 0.
@@ -85,7 +85,7 @@ class AnswerLog:
     def __init__(self, study: Study, reader: str) -> None:
         self._path, self._reader, self._order = study.log(reader), reader, study.order(reader)
         self._lock = threading.Lock()
-        # What follows the last whole line was being written when the power went; nobody was told that it was stored.
+        # A partial last line is from a power cut; its answer was never reported as stored.
         rows, self._end = read_log(self._path)
         check_rows(self._path, rows, reader, self._order)
         if self._path.exists() and self._end < self._path.stat().st_size:
@@ -98,7 +98,7 @@ class AnswerLog:
             self._take(row)
 
     def state(self) -> dict[str, Any]:
-        """What a page needs to go on: how many images are done, and the last answer, which may be changed. Waits for
+        """The state for a page: the number of answered images, and the last answer, which may be changed. Waits for
         nobody, whatever is being stored."""
         return self._state
 

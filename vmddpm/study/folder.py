@@ -45,7 +45,7 @@ def write_secret(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Study:
-    """What the server knows.
+    """The data of the server.
 
     Attributes:
         path: the folder.

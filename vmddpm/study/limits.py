@@ -77,7 +77,7 @@ class Guesses:
 
 
 def network_of(address: str) -> str:
-    """What counts as one visitor."""
+    """The key of a visitor."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -17,7 +17,7 @@ PRESETS = ("tiny", "paper")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a file in `presets` holds.
+    """The contents of a file in `presets`.
 
     Attributes:
         name: of the preset.

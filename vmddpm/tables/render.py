@@ -20,7 +20,7 @@ from vmddpm.tables.protocol import Protocol
 
 SHOWN = 16  # images of each system in the picture
 
-# What is taken from a result, and how it is written.
+# Columns: the value of a result, and its format.
 _MEASURED: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
     "distance": (lambda r: r["value"], ".4g"),
     "KID": (lambda r: r["kid"]["mean"], ".3g"),

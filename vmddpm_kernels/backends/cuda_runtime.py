@@ -114,7 +114,7 @@ def _limits(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", by_capability)
 
 
-# What CUDA calls the lack of kernels for a GPU; the last three are of PTX that the driver cannot or may not compile.
+# CUDA's errors for missing kernels; the last three concern PTX that the driver cannot or may not compile.
 _NO_IMAGE = {
     "cudaErrorNoKernelImageForDevice",
     "cudaErrorInvalidDeviceFunction",
