@@ -42,8 +42,8 @@ def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
 def convolve_in_place(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str | None
 ) -> Tensor | None:
-    """y (batch, length, dim) for the steps after those in `state` (batch, state_len, dim), which is updated. Returns None
-    and does nothing if autograd must record the call or something can intercept it."""
+    """y (batch, length, dim) for the steps after those in `state` (batch, state_len, dim), which is updated. Returns
+    None and does nothing if autograd must record the call or something can intercept it."""
     if way_in((x, state, weight, bias)) is not Way.KERNEL:
         return None
     chosen = _select(backend, x, weight)

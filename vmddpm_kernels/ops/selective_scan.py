@@ -130,8 +130,8 @@ _SCAN = (
 )
 _OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
 
-# The backward starts from checkpoints and uses order, a private copy of the table; both are empty unless `checkpoint` is
-# set or autograd needs them.
+# The backward starts from checkpoints and uses order, a private copy of the table; both are empty unless `checkpoint`
+# is set or autograd needs them.
 selective_scan_forward = define(
     f"selective_scan_forward({_SCAN}, {_OPTIONS}, bool checkpoint) -> "
     "(Tensor y, Tensor last_state, Tensor checkpoints, Tensor order)",
