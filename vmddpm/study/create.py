@@ -45,8 +45,8 @@ class CreateOptions:
     """How a study is made.
 
     Attributes:
-        n: images of each class: "we randomly selected one hundred synthetic images ... as well as one hundred real
-            images" (paper, IV-D).
+        images: number of images of each class: "we randomly selected one hundred synthetic images ... as well as one
+            hundred real images" (paper, IV-D).
         seed: the same seed and images give the same study. By default it is drawn at random and kept in the key;
             whoever knows the seed can work out the key.
         slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
@@ -59,7 +59,7 @@ class CreateOptions:
         instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
     """
 
-    n: int = 100
+    images: int = 100
     seed: int | None = None
     slices: int = 1
     patient: str | None = None
@@ -70,7 +70,7 @@ class CreateOptions:
         check_numbers(self, error=StudyError)
         if self.seed is not None:
             check_seed("seed", self.seed)
-        for name in ("n", "slices"):
+        for name in ("images", "slices"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -113,7 +113,7 @@ def create_study(
     for label, config in zip(CLASSES, (real, synthetic)):
         dataset = SliceDataset(config, progress)
         patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
-        for number in _choose(patients, options.n, options.slices, label, seed):
+        for number in _choose(patients, options.images, options.slices, label, seed):
             images.append(to_8_bit(dataset[number].numpy()))
             entries.append({"name": digest(seed, "name", len(entries))[:16], "class": label,
                             "patient": str(patients[number]) if label == "real" else "",
@@ -126,7 +126,7 @@ def create_study(
     key = {"schema": SCHEMA, "seed": seed, "real": asdict(real), "synthetic": asdict(synthetic),
            "options": asdict(options), "images": entries}  # fmt: skip
     _write(out, public, key, {entry["name"]: image for entry, image in zip(entries, images)})
-    return differences(np.stack(images[: options.n]), np.stack(images[options.n :]))
+    return differences(np.stack(images[: options.images]), np.stack(images[options.images :]))
 
 
 def _instructions(path: str | None) -> str:
@@ -188,11 +188,11 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
     # A second slice of a patient is taken when every patient has given one.
     rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
     if len(rounds) < n:
-        way_out = "draw more, or choose a smaller n"
+        way_out = "draw more, or ask for fewer images"
         if label == "real":
             way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {most}; "
-                       "choose a smaller n, or more slices of a patient")  # fmt: skip
-        raise StudyError(f"n is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
+                       "ask for fewer images, or for more slices of a patient")  # fmt: skip
+        raise StudyError(f"images is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
     return rounds[:n]
 
 
