@@ -91,7 +91,7 @@ def unfused(problem: Problem, backend: str, baselines: Baselines) -> Implementat
 
 
 def plain_around_our_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    """What one writes who has `selective_scan` alone: VMamba's formula around it."""
+    """VMamba's formula in plain PyTorch around our `selective_scan`."""
 
     def cross_scan(x: Tensor, *_: Any) -> Tensor:
         return plain_routes.cross_scan(x)

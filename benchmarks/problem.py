@@ -1,4 +1,4 @@
-"""What is measured: the sizes of a scan, its inputs, and one implementation's way through them."""
+"""The sizes of a scan, its inputs, and the interface of an implementation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,18 +45,18 @@ class Case:
 
     @property
     def exponentials(self) -> int:
-        """Of a forward scan: one for each step and state, one for the softplus."""
+        """Exponentials of a forward scan: one for each step and state, and one for the softplus."""
         return self.elements * (self.states + 1)
 
     @property
     def least_bytes(self) -> int:
-        """Of a forward scan: each input read once, y written once."""
+        """Bytes of a forward scan that reads each input once and writes y once."""
         a_pixel = self.channels * (2 + self.routes) + 2 * self.routes * self.states
         return self.batch * self.length * a_pixel * self.dtype.itemsize
 
     @property
     def least_backward_bytes(self) -> int:
-        """Of a backward scan: each input and dy read once, their gradients written once."""
+        """Bytes of a backward scan that reads each input and dy once and writes each gradient once."""
         a_pixel = self.channels * (3 + 2 * self.routes) + 4 * self.routes * self.states
         return self.batch * self.length * a_pixel * self.dtype.itemsize
 

@@ -1,5 +1,5 @@
-// The functions of the extension: they read the fields of Python's objects by name and fill the parameters of the
-// kernels. Shapes and dtypes are not validated by them: callers pass checked tensors (vmddpm_kernels/scan_inputs.py).
+// The functions of the extension. They read the attributes of Python objects and fill the parameters of the kernels.
+// Shapes and dtypes are not validated here: callers must pass checked tensors (vmddpm_kernels/scan_inputs.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -45,7 +45,7 @@ void check_table(const int32_t* table, int64_t routes, int64_t length) {
   }
 }
 
-// The objects are those of vmddpm_kernels/scan_inputs.py and of backends/extension.py, field by field.
+// The Python classes are defined in vmddpm_kernels/scan_inputs.py and backends/extension.py.
 
 void fill_sizes(ScanParams& p, const py::handle& sizes) {
   p.batch = to_int64(attribute_of(sizes, names.batch));
@@ -149,7 +149,8 @@ void scan_backward(const py::handle& inputs, const py::handle& options, const py
   cpu_kernels().scan_backward(g);
 }
 
-// image (B, K or 1, L, C), sequences (B, K, L, C); without a table the regular routes `scans` over height x width pixels.
+// image is (B, K or 1, L, C), sequences (B, K, L, C). Without a table, the regular routes `scans` over height x width
+// pixels.
 CrossScanParams cross_params(const py::handle& image, const py::handle& table, int64_t height, int64_t width,
                              int32_t scans, const py::handle& sequences, int threads) {
   const py::tuple shape = attribute_of(sequences, names.shape), image_shape = attribute_of(image, names.shape);

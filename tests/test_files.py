@@ -206,7 +206,7 @@ def test_a_lock_of_another_machine_stays_until_a_person_removes_it(tmp_path, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "lock.held").write_text("process 1 on elsewhere\n0123456789ab-1")
-    told = r"process 1 on elsewhere; .* if that has ended, remove .*lock\.held"
+    told = r"process 1 on elsewhere; .* if that process has ended, remove .*lock\.held"
     with pytest.raises(LockedError, match=told), lock(tmp_path / "lock"):
         pass
     (tmp_path / "lock.held").unlink()

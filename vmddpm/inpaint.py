@@ -104,7 +104,7 @@ def inpaint_images(
         "images_sha256": hashlib.sha256(known.checksums().tobytes()).hexdigest(),
         "masks_sha256": hashlib.sha256(drawn.checksums()[places].tobytes()).hexdigest(),
     }  # fmt: skip
-    samples.take(made_with)
+    samples.create_or_resume(made_with)
     text = io.StringIO()
     rows = ((f"{n:06d}.png", known.slices[i]) for n, (i, _) in enumerate(marked))
     table = [(name, info.path, info.axis, info.index, info.frame) for name, info in rows]

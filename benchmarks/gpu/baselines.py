@@ -33,7 +33,7 @@ NVCC_FLAGS = [
     *(f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS")),
     *(f"-U__CUDA_NO_{name}__" for name in ("BFLOAT16_CONVERSIONS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")),
 ]
-# What is used of each; a pattern stands for at least one file.
+# The files that are used; each pattern must match at least one.
 FILES = {
     "VMamba": [
         "LICENSE",

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: shapes, and who takes part. The most telling come first, should the time run out."""
+"""The cases measured on a GPU: shapes and implementations, the most informative first in case the time runs out."""
 
 from dataclasses import replace
 

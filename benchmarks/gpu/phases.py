@@ -181,7 +181,7 @@ def read_lines(lines: Path) -> list[dict[str, Any]]:
 
 
 def gather(lines: Path) -> dict[str, Any]:
-    """Of each case the last line."""
+    """The last line of each case."""
     cases = {record["case"]: record for record in read_lines(lines)}
     apart = {name: cases.pop(name) for name in ("ceilings", "baselines") if name in cases}
     not_measured = cases.pop("out of time", {}).get("not_measured", [])

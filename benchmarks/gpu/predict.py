@@ -61,7 +61,7 @@ def launch_time(launch: Launch, gpu: Gpu, assumed: Assumptions) -> tuple[float, 
 
 
 def predict(launches: Iterable[Launch], gpu: Gpu, assumed: Assumptions) -> Time:
-    """Of launches one after another."""
+    """The total of consecutive launches."""
     by_bound: Counter[str] = Counter()
     for launch in launches:
         seconds, bound = launch_time(launch, gpu, assumed)

@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
 
 
 def save_logs(folder: Path) -> None:
-    """What all programs said, as one file in the folder $OUT, if there is one."""
+    """Save the output of all programs as one file in the folder $OUT, if it is set."""
     if out := os.environ.get("OUT"):
         logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
         parts = [f"==> {log.name} <==\n{log.read_text(errors='replace')[-MOST_OF_A_LOG:]}" for log in logs]
@@ -108,7 +108,7 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """Of the model's steps and of the training runs."""
+    """Lines on the model's steps and the training runs."""
     for case in cases:
         time = f"{case['ms']:.2f} ms, " if "ms" in case else ""
         memory = f", {case['peak_bytes'] / 2**30:.2f} GiB" if case.get("peak_bytes") else ""

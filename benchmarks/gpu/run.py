@@ -40,7 +40,7 @@ Function = Callable[[Path, float, bool], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """What is done, and its share of the time that is left when it begins; what it does not need, later ones have."""
+    """A phase, and its share of the remaining time; later phases get what it does not use."""
 
     function: Function
     share: float

@@ -22,12 +22,12 @@ TINY = [(1, 3, 5, 7), (4, 2, 2, 5), (2, 0, 15, 7)]
 CASES = [Case(*sizes, states, dtype) for sizes in SIZES for states in (16, 1)
          for dtype in (torch.float32, torch.bfloat16)]  # fmt: skip
 RESULTS = ("y", "dx", "ddelta", "dA", "dB", "dC", "dD", "dbias")
-# What a result may be off by in the mean, if the CPU kernels are not off by half as much in the same type.
+# The tolerated mean error of a result, or twice the error of the CPU kernels in the same type if that is more.
 FLOOR = {torch.float32: 2**-20, torch.bfloat16: 2**-8}
 
 
 def results(case: Case, device: str, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """Of the same numbers on every device and in every type."""
+    """Draw the same values for all devices and types."""
     drawn = Problem.draw(case, "cpu", seed=0)
     wide = {name: getattr(drawn, name) for name in ("x", "delta", "A", "B", "C", "D", "bias", "dy")}
     parameters = torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,10 +1,10 @@
-// Channels side by side: a register holds channels, and walks the steps.
+// Contiguous channels: a register holds channels and advances along the steps.
 #pragma once
 #include "cpu_common.h"
 
 namespace {
 
-// Of one sequence: where rows of channels lie.
+// The rows of channels of one sequence.
 template <typename T, typename S>
 struct InputRows {
   const S* x;
@@ -16,14 +16,14 @@ struct InputRows {
         history(p.history ? static_cast<const T*>(p.history) + batch * (p.width - 1) * p.channels : nullptr),
         stride(p.x.stride[2]), channels(p.channels), before(p.width - 1) {}
 
-  // Channels c, c + 1, ... of a step, which may lie before the first.
+  // Channels c, c + 1, ... of a step, which may be before the first.
   VMDDPM_INLINE Vec<T> at(int64_t step, int64_t c, int64_t count) const {
     if (step >= 0) return load_some<T>(x + step * stride + c, count);
     return history ? load_some<T>(history + (step + before) * channels + c, count) : Vec<T>{};
   }
 };
 
-// What stays in registers while a register of channels walks the steps.
+// Weights, bias and the current taps of one register of channels.
 template <typename T, int W>
 struct Lanes {
   Vec<T> weight[W], bias, taps[W];
@@ -52,7 +52,7 @@ struct Lanes {
   }
 };
 
-// Steps first .. last of one sequence; `by_tap` is the weight (W, D).
+// Computes steps first .. last of one sequence; `by_tap` is the weight (W, D).
 template <typename T, typename S, int W>
 void forward_rows(const ConvParams& p, const T* by_tap, int64_t batch, int64_t first, int64_t last) {
   const InputRows<T, S> rows(p, static_cast<const S*>(p.x.data), batch);
@@ -68,7 +68,7 @@ void forward_rows(const ConvParams& p, const T* by_tap, int64_t batch, int64_t f
   }
 }
 
-// Channels c, c + 1, ... of one sequence, as many as a register holds.
+// The gradients of one register of channels, from channel c on, of one sequence.
 template <typename T, typename S, int W>
 void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int64_t c) {
   const ConvParams& p = g.forward;
@@ -91,7 +91,7 @@ void backward_rows(const ConvGradParams& g, const T* by_tap, int64_t batch, int6
       sums.add(dv, lanes.taps);
     }
     slopes[0] = dv;
-    const int64_t step = l - (W - 1);  // all steps that it is a tap of are known
+    const int64_t step = l - (W - 1);  // all later steps that use it are done
     Vec<T> sum{};
     VMDDPM_UNROLL
     for (int k = 0; k < W; ++k) sum += lanes.weight[k] * slopes[k];

@@ -1,5 +1,5 @@
-// Jobs along a table on sequences whose steps lie side by side: as many channels at a time as a register has lanes, so
-// that a pixel is one register wherever it lies, and squares of steps by channels are transposed on their way.
+// Jobs along a table for sequences with contiguous steps. They process one register of channels at a time, so that any
+// pixel is one register, and transpose squares of steps and channels.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_lines.h"
@@ -7,7 +7,7 @@
 
 namespace {
 
-// Runs task(batch, image, first channel, channels) for all channels, `lanes` or more at a time.
+// Calls run(batch, image, first channel, channels) for all channels, at least `lanes` at a time.
 template <typename Run>
 void for_each_lanes(const Job& job, int64_t images, int64_t lanes, Run run) {
   const int64_t parts = maximum(1, job.channels / lanes);
@@ -31,7 +31,7 @@ void gather_lanes(const T* from, int64_t from_pitch, const int32_t* pixels, int6
   });
 }
 
-// N channels from planes to planes, as they are or backwards.
+// Copies N channels between planes, forwards or backwards.
 template <int N, typename T>
 void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, bool reversed, T* to, int64_t to_pitch) {
   for (int c = 0; c < N; ++c) {
@@ -43,8 +43,8 @@ void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, boo
   }
 }
 
-// The same if walk k needs no more: it goes along the rows of the planes, or backwards along the columns that an earlier
-// walk from the same planes went along. Returns whether it did.
+// Copies walk k without transposing, if it is along rows, or the reverse of an earlier walk along columns of the same
+// planes. Returns whether it did.
 template <int N, typename T>
 bool copy_known_walk(const Job& job, const T* planes, int64_t image, int64_t k, T* to) {
   if (job.walks.irregular) return false;
@@ -67,7 +67,7 @@ void copy_lanes(const Job& job) {
   const int64_t pitch = job.to.stride[3];
   with_side<T>(minimum(job.channels, length), [&](auto side) {
     constexpr int N = decltype(side)::value;
-    // Planes that follow each other are put together in the cache before they are written past it.
+    // Collect contiguous planes in the cache before writing them past it.
     const bool together = job.past_cache && pitch == length && length * N * int64_t{sizeof(T)} <= kPanelBytes;
     for_each_lanes(job, one_image ? 1 : job.routes, N, [&](int64_t b, int64_t image, int64_t first, int64_t channels) {
       for_each_start(channels, N, [&](int64_t c) {
@@ -93,7 +93,8 @@ void copy_lanes(const Job& job) {
   });
 }
 
-// sums[pixels[step] * N + c] = or += from[c * pitch + step]; the same values `prefetch_offset` are asked for.
+// sums[pixels[step] * N + c] = or += from[c * pitch + step]. Prefetches the values at `prefetch_offset` from those it
+// reads.
 template <bool kFirst, int N, typename Acc, typename T>
 void add_lanes(const T* from, int64_t pitch, const int32_t* pixels, int64_t length, Acc* sums, int64_t prefetch_offset) {
   using V = Lanes<Acc, N>;

@@ -1,22 +1,22 @@
-// Jobs on sequences whose steps lie side by side. An image whose channels lie side by side instead is transposed, some
-// channels at a time, into or from a panel of planes that stays in the cache.
+// Jobs for sequences with contiguous steps. An image with contiguous channels is transposed, some channels at a time,
+// to or from a panel of planes that stays in the cache.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_planes.h"
 
 namespace {
 
-// Between planes in a panel: whole cache lines, an odd number of them, so that planes do not compete for cache sets.
+// The distance of planes in a panel: an odd number of cache lines, so that planes do not compete for cache sets.
 template <typename T>
 int64_t panel_pitch(int64_t length) {
   constexpr int64_t kValues = kCacheLine / sizeof(T);
   return ((length + kValues - 1) / kValues | 1) * kValues;
 }
 
-// The distance to the next plane of the same sequence, to ask for it while this one is worked on, or 0.
+// The distance to the next plane of the same sequence, which is prefetched, or 0 for none.
 inline int64_t plane_prefetch_offset(int64_t stride, int64_t bytes) { return bytes <= kPanelBytes ? stride : 0; }
 
-constexpr int64_t kBlockBytes = 32 << 10;  // of all routes of some small planes
+constexpr int64_t kBlockBytes = 32 << 10;  // for all routes of some small planes
 
 template <typename T>
 void copy_planes(const Job& job) {
@@ -25,7 +25,7 @@ void copy_planes(const Job& job) {
   const bool one_image = job.from.stride[1] == 0, planes = job.from_layout == Layout::planes;
   const int64_t images = one_image ? 1 : job.routes, count = job.batch * images, bytes = pitch * sizeof(T);
   const int64_t parts = parts_of(channels, planes ? 1 : kUnit, bytes, kPanelBytes, count, job.threads);
-  // Small planes that follow each other are put together in the cache before they are written past it.
+  // Collect small contiguous planes in the cache before writing them past it.
   const int64_t written = bytes * (one_image ? job.routes : 1);
   const bool together = job.past_cache && job.to.stride[3] == length && written <= kBlockBytes / 4;
   for_each_task(count * parts, job.threads, [&](int64_t task) {
@@ -53,7 +53,8 @@ void copy_planes(const Job& job) {
       for (int64_t c = 0; c < part.count(); c += most) {
         const int64_t count = minimum(most, part.count() - c), size = count * length;
         for (int64_t i = 0; i < count; ++i) {
-          walk_plane(from + (c + i) * between, job.walks, image, end, block + i * length, size, false, prefetch_offset, strip);
+          walk_plane(from + (c + i) * between, job.walks, image, end, block + i * length, size, false, prefetch_offset,
+                     strip);
         }
         for (int64_t k = image; k < end; ++k) {
           copy_run(to + (k - image) * job.to.stride[1] + c * length, block + (k - image) * size, size, false, true);

@@ -1,4 +1,4 @@
-// Sequences whose steps lie side by side: a channel is a plane of the image and a run of each sequence.
+// Sequences with contiguous steps: a channel is a plane of the image and a run of each sequence.
 #pragma once
 #include "cpu_lines.h"
 #include "cpu_tasks.h"
@@ -6,17 +6,17 @@
 
 namespace {
 
-constexpr int64_t kStripBytes = 16 << 10;  // stays in the first-level cache beside what is read and written
+constexpr int64_t kStripBytes = 16 << 10;  // fits into the first-level cache beside inputs and outputs
 
-// In how many strips to transpose the columns of a plane.
+// The number of strips in which the columns of a plane are transposed.
 template <typename T>
 int64_t strips_of(int64_t height, int64_t width) {
   const int64_t columns = maximum(kSide<T>, kStripBytes / (height * static_cast<int64_t>(sizeof(T))));
   return (width + columns - 1) / columns;
 }
 
-// to[step] = the pixel that a walk along columns visits at that step. Read backwards, the rows of the plane and its
-// columns both change their order. `backwards`, if not null, is the sequence of the same walk reversed.
+// to[step] = the pixel that a walk along columns visits at that step; a reversed walk reverses both rows and columns.
+// `backwards`, if not null, receives the sequence of the reversed walk.
 template <typename T>
 void turn_plane(const T* plane, const Walk& walk, T* to, int64_t prefetch_offset, T* backwards = nullptr) {
   const int64_t height = walk.height, width = walk.width, sign = walk.reversed ? -1 : 1;
@@ -28,12 +28,12 @@ void turn_plane(const T* plane, const Walk& walk, T* to, int64_t prefetch_offset
   turn(from, sign * width, height, width, to + start, next, prefetch_offset, mirror);
 }
 
-// A strip of columns at a time, which is a piece of every sequence along them: it is transposed once, and runs can be
+// Transposes strips of columns. A strip is a piece of each sequence along columns, so it is transposed once and can be
 // written past the cache.
 template <typename T>
 void turn_strips(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
                  bool past_cache, int64_t prefetch_offset, T* strip) {
-  const int64_t k = walks[first].columns ? first : first + 1;  // every other walk is along columns, if any is
+  const int64_t k = walks[first].columns ? first : first + 1;  // if any walk is along columns, every second one is
   const int64_t height = walks[k].height, width = walks[k].width, strips = strips_of<T>(height, width);
   for (int64_t index = 0; index < strips; ++index) {
     const Part part(width, strips, index);
@@ -52,13 +52,13 @@ void turn_strips(const T* plane, const Walks& walks, int64_t first, int64_t end,
   }
 }
 
-// Sequence k - first of `to` = the plane as walk k visits it, for first <= k < end. What lies `prefetch_offset` of the plane is
-// asked for.
+// Sequence k - first of `to` = the plane in the order of walk k, for first <= k < end. Prefetches the plane at
+// `prefetch_offset` from this one.
 template <typename T>
 void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
                 bool past_cache, int64_t prefetch_offset, T* strip) {
   const bool alone = end - first == 1;
-  int64_t columns = end;  // the first walk along them; the second one is the same backwards
+  int64_t columns = end;  // the first walk along columns; the second one is its reverse
   for (int64_t k = end - 1; k >= first; --k) {
     const Walk walk = walks[k];
     if (walk.columns) {
@@ -76,7 +76,7 @@ void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, 
   turn_plane(plane, walks[columns], sequence, alone ? prefetch_offset : 0, backwards);
 }
 
-// An N x N square of pixels from (y, x) on, summed over the walks in their order.
+// Sums the N x N square of pixels at (y, x) over the walks, in order.
 template <typename Acc, int N, typename T>
 VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, int64_t y,
                               int64_t x, T* to, int64_t pitch, int64_t prefetch_offset) {
@@ -88,7 +88,7 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
     const T* const sequence = from + k * route_stride;
     V square[N];
     if (walk.columns) {
-      // Register j is column x + j, from y on; of a reversed walk it holds the column upside down.
+      // Register j holds column x + j from row y on, upside down for a reversed walk.
       const int64_t first = (walk.from_right ? width - 1 - x : x) * height + y;
       const int64_t next = walk.from_right != walk.reversed ? -height : height;
       const T* const start = sequence + (walk.reversed ? length - N - first : first);
@@ -128,7 +128,7 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
   for (int i = 0; i < N; ++i) narrow_lanes<N>(to + i * pitch, sum[i]);
 }
 
-// In strips of rows, which are written as one run each.
+// Sums in strips of rows, each of which is written as one run.
 template <typename Acc, typename T>
 void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane,
                        bool past_cache, int64_t prefetch_offset, T* strip) {
@@ -147,13 +147,14 @@ void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, 
   });
 }
 
-// The plane is the sum of the sequences, each put back at the pixels it visits.
+// plane[pixel] = the sum of the sequences at the steps that visit this pixel.
 template <typename Acc, typename T>
 void sum_plane(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane, bool past_cache,
                int64_t prefetch_offset, T* strip) {
   bool columns = false;
   for (int64_t k = 0; k < routes; ++k) columns = columns || walks[k].columns;
-  if (columns) return sum_along_columns<Acc>(from, route_stride, walks, routes, plane, past_cache, prefetch_offset, strip);
+  if (columns)
+    return sum_along_columns<Acc>(from, route_stride, walks, routes, plane, past_cache, prefetch_offset, strip);
   Run<T> runs[4];
   for (int64_t k = 0; k < routes; ++k) runs[k] = {from + k * route_stride, walks[k].reversed};
   sum_runs<Acc>(runs, routes, walks.length, plane);

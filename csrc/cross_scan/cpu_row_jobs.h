@@ -1,6 +1,5 @@
-// Jobs on sequences whose channels lie side by side: a pixel is a row of the image and a row of each sequence. An image
-// whose pixels lie side by side instead is transposed, some pixels at a time, into or from a panel of rows that stays
-// in the cache.
+// Jobs for sequences with contiguous channels: a pixel is a row of the image and a row of each sequence. An image with
+// contiguous pixels is transposed, some pixels at a time, to or from a panel of rows that stays in the cache.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_lines.h"
@@ -10,7 +9,7 @@ namespace {
 
 constexpr int64_t kRowPanelBytes = 64 << 10;
 
-// Rows are visited in any order, and are too short for the processor to foresee what follows: they are asked for.
+// Prefetch distance in rows. Rows are visited in any order and are too short for the hardware prefetcher.
 constexpr int64_t kPrefetchDistance = 6;
 template <typename T>
 VMDDPM_INLINE void prefetch_row(const T* row, int64_t channels) {
@@ -49,8 +48,8 @@ void copy_rows(const Job& job) {
   });
 }
 
-// A panel of rows as pieces of planes, some channels at a time: whole runs are written, where squares would write each
-// cache line in parts and come back to it too late.
+// Transposes a panel of rows to pieces of planes, some channels at a time, and writes whole runs: squares would write
+// each cache line in several parts, too far apart in time.
 template <typename T>
 void write_planes(const T* panel, int64_t channels, int64_t pixels, T* to, int64_t to_pitch, bool past_cache) {
   using U = Bits<T>;

@@ -1,4 +1,4 @@
-// How a call is cut into blocks, by sizes, strides and the GPU's limits.
+// Plans: how a call is divided into blocks, by sizes, strides and the limits of the GPU.
 #pragma once
 #include "../common/integers.h"
 #include "cuda_planes.h"
@@ -13,18 +13,18 @@ inline int64_t round_down(int64_t a, int64_t unit) { return a / unit * unit; }
 
 inline bool along_steps(const View& view) { return magnitude(view.stride[3]) > magnitude(view.stride[2]); }
 
-// Whether the channels of every pixel lie in whole vectors of 16 bytes.
+// Whether the channels of each pixel are whole, aligned vectors of 16 bytes.
 inline bool rows_in_vectors(const View& view, int64_t channels, int64_t bytes) {
   const int64_t all = view.stride[0] | view.stride[1] | view.stride[2] | channels;
   return view.stride[3] == 1 && all * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-// Shared memory of the plane kernels: a tile of kTileBytes leaves several blocks to a multiprocessor; it may take all there
-// is where a smaller one would cut sectors, and if even that is too little, kCutBytes, as larger tiles cut fewer.
-// kLeastTileBytes is what a block moves at least where there are blocks enough.
+// Shared memory of the plane kernels. A tile of kTileBytes allows several blocks on a multiprocessor. It may take all
+// shared memory if a smaller tile would split sectors; if even that does not suffice, kCutBytes, as larger tiles split
+// fewer sectors. With enough blocks, a block moves at least kLeastTileBytes.
 constexpr int64_t kTileBytes = 48 * 1024, kCutBytes = 96 * 1024, kLeastTileBytes = 8 * 1024;
 constexpr int64_t kMostTileElements = 60000;  // see Divisor
-constexpr int64_t kBlocksEach = 2;            // of a multiprocessor, before blocks get larger
+constexpr int64_t kBlocksEach = 2;            // for each multiprocessor, before blocks get larger
 
 struct PlanePlan {
   PlaneArguments arguments;
@@ -32,16 +32,16 @@ struct PlanePlan {
   int threads;
 };
 
-// Rows of a tile begin an odd number of elements apart, and more than they are long, so that neither lanes along a column
-// nor lanes along a row meet the same banks all the time. Channels are so far apart that the two vectors of a pixel's sector
-// go to different halves of the banks: vector * plane * kept is 64 bytes more than a multiple of 128.
+// The pitch of the rows of a tile is odd and larger than the rows, to avoid bank conflicts along rows and columns. The
+// pitch of channels puts the two vectors of a pixel's sector into different halves of the banks: vector * plane * kept
+// is 64 bytes more than a multiple of 128.
 inline int64_t tile_pitch(int64_t width) { return width + (width % 2 == 0 ? 1 : 2); }
 inline int64_t tile_plane(int64_t height, int64_t width, int64_t bytes, int64_t kept) {
   const int64_t half = 4 * bytes / kept;
   return ceil_div(height * tile_pitch(width) + half, 2 * half) * 2 * half - half;
 }
 
-// bytes: of an element in memory; kept: of one in shared memory.
+// bytes, kept: sizes of an element in global and in shared memory.
 inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kept, GpuLimits limits) {
   PlanePlan plan{};
   PlaneArguments& a = plan.arguments;
@@ -57,14 +57,14 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
     return images * ceil_div(c.channels, group) * ceil_div(c.height, height) * ceil_div(c.width, width);
   };
   const auto too_few = [&](int64_t group) { return blocks(group) < kBlocksEach * limits.multiprocessors; };
-  // Cuts between sectors cost nothing.
+  // Splitting between sectors is free.
   const bool rows_whole = c.width * bytes % kSectorBytes == 0, columns_whole = c.height * bytes % kSectorBytes == 0;
   const auto most = [&](int64_t other) {
     return maximum(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
   };
   if (!fits(kTileBytes) && columns_whole && most(width) < height) height = most(width);
   if (!fits(kTileBytes) && rows_whole && most(height) < width) width = most(height);
-  if (!fits(limits.shared_bytes)) {  // squares, whose cuts go through sectors
+  if (!fits(limits.shared_bytes)) {  // squares, which split sectors
     const int64_t all = minimum(kCutBytes, limits.shared_bytes);
     int64_t side = sector;
     while (channels * plane(2 * side, 2 * side) * kept <= all) side *= 2;
@@ -104,7 +104,7 @@ struct RowPlan {
   bool turned, in_vectors;
 };
 
-constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // of a tile: pixels, and channels of one pixel
+constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // of a tile: pixels, and bytes of the channels of a pixel
 
 inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
   RowPlan plan{};
@@ -134,14 +134,14 @@ inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
 
 struct TablePlan {
   TableArguments arguments;
-  int64_t plane_blocks, tile_blocks;  // plane_blocks: 0 where planes do not apply
+  int64_t plane_blocks, tile_blocks;  // plane_blocks: 0 if planes are not used
   int64_t plane_bytes, tile_bytes;    // of shared memory
 };
 
-constexpr int64_t kPlaneBytes = 64 * 1024;  // three blocks a multiprocessor on what has 200 KiB
+constexpr int64_t kPlaneBytes = 64 * 1024;  // three blocks on a multiprocessor with 200 KiB
 constexpr int kPlanes = 4;
 
-// tile_images: of the tiles, which never share a read.
+// tile_images: images of the tile kernels, which read each image once for each route.
 inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_images) {
   TablePlan plan{};
   TableArguments& a = plan.arguments;

@@ -7,9 +7,9 @@ namespace vmddpm {
 namespace {
 
 constexpr int64_t kRoutes = 4;
-constexpr int64_t kMostPixels = int64_t{1} << 31;  // as vmddpm_kernels/routes.py has it
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // as in vmddpm_kernels/routes.py
 
-// One side of a copy: (B, 4, C, pixels) or (B, pixels, 4, C), with or without the axis of the routes.
+// The layout of one side of a copy: (B, 4, C, pixels) or (B, pixels, 4, C), with or without the axis of routes.
 struct Side {
   bool channel_first, per_route, pixels_on_one_axis;
 
@@ -26,7 +26,7 @@ struct Sizes {
 
 bool is_flag(const py::handle& value) { return PyBool_Check(value.ptr()); }
 
-// Whether the shape is that of the side, with pixels that can be numbered. Finds out what it says of the sizes.
+// Whether the shape fits the layout and the number of pixels fits int32. Reads the sizes from it.
 bool read_shape(const py::tuple& shape, const Side& side, Sizes& sizes) {
   if (shape.size() != side.axes()) return false;
   if (side.per_route && int64_at(shape, side.route_axis()) != kRoutes) return false;
@@ -41,7 +41,7 @@ bool read_shape(const py::tuple& shape, const Side& side, Sizes& sizes) {
   return !side.pixels_on_one_axis || first == sizes.length();
 }
 
-// The tensor as (B, K, L, C), if its pixels are evenly spaced.
+// Reads the tensor as a view (B, K, L, C); returns false if its pixels are not equally spaced.
 bool read_view(const py::handle& tensor, const Side& side, const Sizes& sizes, View& v) {
   const py::tuple strides = call(tensor, names.stride);
   v.stride[0] = int64_at(strides, 0);

@@ -12,7 +12,7 @@ MOST_STEPS = 50  # of the sampler
 LEAST = 4  # images, where there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # and weights, curves and the picture
-# What runs drew that ended after so many steps: after 28 noise, after 103 blobs, after 600 brains, each from its side.
+# Observed images by training steps: noise after 28, blobs after 103, brains in recognisable views after 600.
 BLOBS, BRAINS = 100, 600
 
 
@@ -79,13 +79,13 @@ class Plan:
         return "\n".join(lines)
 
     def seconds(self) -> float:
-        """Of the whole command: the budget's, or more where even the least does not fit. A step is taken whole."""
+        """Seconds of the whole command: the budget, or more if even the minimum does not fit. Steps are not divided."""
         training = max(self.training_seconds, self.speed.training_step) if self.training_seconds else 0.0
         finishing = FINISHING * self.budget.seconds
         return self.budget.spent() + training + self.drawing.seconds(self.speed) + finishing
 
     def minutes_for_brains(self) -> int:
-        """Of the whole command, at this speed, so that its plan reaches them."""
+        """Minutes of the whole command at this speed for the plan to reach brains."""
         spent, needed, whole = self.budget.spent(), (BRAINS - self.taken) * self.speed.training_step, 1
         while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
             whole += 1
@@ -136,7 +136,7 @@ def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: i
 
 
 def what_is_seen(steps: int) -> str:
-    """What a model draws after `steps` steps, as runs of that length have shown."""
+    """A description of the images after `steps` steps, from earlier runs of that length."""
     if steps >= BRAINS:
         return "brains seen from three sides, grainy inside"
     return "grainy blobs of the size of heads, not brains" if steps >= BLOBS else "noise, not brains"

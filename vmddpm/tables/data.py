@@ -1,4 +1,4 @@
-"""The images of a table: those a system learns from, and real ones that it never sees."""
+"""The training images of a table and its held-out real images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

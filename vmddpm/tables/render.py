@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and a picture. Every figure says whose it is, and on what data."""
+"""A table as Markdown, CSV and a picture, with the source and the data of each figure."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from vmddpm.tables.protocol import Protocol
 
 SHOWN = 16  # images of each system in the picture
 
-# What is taken from a result, and how it is written.
+# Columns: the value of a result, and its format.
 _MEASURED: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
     "distance": (lambda r: r["value"], ".4g"),
     "KID": (lambda r: r["kid"]["mean"], ".3g"),
@@ -81,7 +81,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
-    """Whose figures these are, and what they can be compared with."""
+    """The source of the figures, and what they can be compared with."""
     first = produced.outcomes[0].results[0]
     extractor, several = first["extractor"], max(len(o.results) for o in produced.outcomes) > 1
     seconds = [s for o in produced.outcomes for s in o.trained_seconds]

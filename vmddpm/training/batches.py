@@ -1,8 +1,8 @@
-"""What a training step is made of. Every random number belongs to one image of one step, by its number in the run.
+"""The inputs of a training step. All random numbers are functions of (seed, number of the image in the run).
 
-Image `row` of step `step` has the number step * batch_size + row. Its place in the data set, its flip, its diffusion
-step and its noise follow from (seed, number) alone: not from how often the run was stopped, not from how many processes
-share a batch, not from what else draws random numbers.
+Image `row` of step `step` has the number step * batch_size + row. Its index in the data set, its flip, its diffusion
+step and its noise depend on (seed, number) alone, so stopping a run, dividing batches among processes and other users
+of random numbers change nothing.
 """
 
 from collections.abc import Callable, Generator
@@ -21,33 +21,33 @@ from vmddpm.seeding import mix_seed
 from vmddpm.training.conditions import condition_names
 from vmddpm.training.config import RunConfig, TrainingConfig
 
-# Streams of random numbers, told apart by their place in the seed.
+# Streams of random numbers.
 WEIGHTS, ORDER, FLIPS, NOISE, DROPOUT = range(5)
 T = TypeVar("T")
 
 
 def generator_of(seed: int, stream: int, number: int) -> torch.Generator:
-    """The source of what `number` of a stream draws, on the CPU.
+    """The CPU generator for `number` of a stream.
 
-    torch's CPU generator reads the low 32 bits of its seed; adding the number keeps all of a stream apart there.
+    torch's CPU generator uses the low 32 bits of its seed; adding the number makes these distinct within a stream.
     """
     return torch.Generator().manual_seed((mix_seed(seed, stream) + number) & 0xFFFFFFFF)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of all images in one epoch."""
+    """A permutation of all images for one epoch."""
     return torch.randperm(count, generator=generator_of(seed, ORDER, epoch)).tolist()
 
 
 def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
-    """The numbers of some rows of a batch, of all if None."""
+    """The numbers of the images in these rows of a batch; all rows if None."""
     rows = range(options.batch_size) if rows is None else rows
     return range(step * options.batch_size + rows.start, step * options.batch_size + rows.stop)
 
 
 def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
-    """Images (len(rows), C, size, size) of one training step, flipped or not; all of its batch if `rows` is None."""
+    """Images (len(rows), C, size, size) of a training step, randomly flipped; the whole batch if `rows` is None."""
     images = [
         flipped(dataset[place_of(number, dataset, options)][None], number, options)
         for number in numbers_at(step, options, rows)
@@ -56,19 +56,19 @@ def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range |
 
 
 def place_of(number: int, dataset: Images, options: TrainingConfig) -> int:
-    """Which image of the data set has a number in the run."""
+    """The index in the data set of the image with a number in the run."""
     epoch, place = divmod(number, len(dataset))
     return epoch_order(len(dataset), options.seed, epoch)[place]
 
 
 def flipped(image: Tensor, number: int, options: TrainingConfig) -> Tensor:
-    """An image (1, C, H, W) as the run's coin for its number says; an image beside it falls the same way."""
+    """Flip an image (1, C, H, W) at random by its number in the run; its condition image is flipped with it."""
     return random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image
 
 
 def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
-    """What the model is told of the images of one training step, on the CPU, in the order of `condition_names`; zeros
-    for the share of images that are learned without a condition."""
+    """Conditions of the images of a training step, on the CPU, in the order of `condition_names`; zeros for the images
+    that are trained without a condition."""
     names, options, found = condition_names(config.model), config.training, []
     if not names:
         return ()
@@ -81,7 +81,7 @@ def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | N
 
 
 def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
-    """Images, diffusion steps (len(rows),), noise and `conditions_at` of one training step, on the CPU."""
+    """Images, diffusion steps (len(rows),), noise and `conditions_at` of a training step, on the CPU."""
     x0 = images_at(dataset, step, config.training, rows)
     numbers = numbers_at(step, config.training, rows)
     draws = [
@@ -93,7 +93,7 @@ def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None 
 
 
 def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
-    """make(step), make(step + 1) ...: each is made in a thread while the one before is in use."""
+    """Yield make(step), make(step + 1), ...; a thread makes each while the previous one is in use."""
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = thread.submit(make, step)
         while True:

@@ -23,7 +23,7 @@ def checksums(images: Images) -> Tensor:
 
 
 def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
-    """What tells images from those of a run, or None.
+    """How images differ from those of a run; None if they do not.
 
     Args:
         now: `checksums` of the images.

@@ -23,7 +23,7 @@ Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the condition
 
 
 class DiffusionLearner(Learner[Inputs]):
-    """A network that predicts noise, optimised by Adam down the clipped gradient of the mean loss."""
+    """A network that predicts noise, trained by Adam on the mean loss with gradient clipping."""
 
     raw: VMDDPM | UNet
     ema: VMDDPM | UNet
@@ -47,8 +47,8 @@ class DiffusionLearner(Learner[Inputs]):
             self.raw.compile(mode=mode)
         self.data_parallel = self.ranks.data_parallel(self.raw)
         if self.ranks.world_size > 1:
-            # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
-            # that the first step of a continued run sums as any other.
+            # Run one throwaway backward, after which DistributedDataParallel fixes its bucket order: resumed runs then
+            # reduce in the same order.
             self._add_gradients(inputs_at(step), step)
 
     def step(self, inputs: Inputs, step: int, rate: float) -> Step:
@@ -68,7 +68,7 @@ class DiffusionLearner(Learner[Inputs]):
         return Step(finite, {"loss": loss, "gradient_norm": norm_here})
 
     def draw(self, dataset: Images, count: int) -> Tensor:
-        """By DDIM."""
+        """Draw `count` images by DDIM."""
         data, options = self.config.data, self.config.training
         return sample(
             self.ema, range(count), (data.channels, data.size, data.size), config=self.config.diffusion,

@@ -1,8 +1,7 @@
-"""Training: one loop for every system, read from top to bottom; what differs is a `learner`.
+"""The training loop of all systems; a `learner` takes the steps of one system.
 
-Nothing random depends on anything but the seed and the numbers of step and image (`batches`): not on how often the run
-was stopped, not on how many processes share a batch. A run that is continued ends in the weights of one that was never
-stopped.
+Random numbers depend only on the seed and the numbers of step and image (see `batches`), so a run that was stopped and
+continued ends in the same weights as one without a stop, with any number of processes.
 """
 
 import time
@@ -43,28 +42,27 @@ def train(
     progress: bool = True,
     after_step: Callable[[int, dict[str, Any]], object] | None = None,
 ) -> nn.Module:
-    """Trains the system `config.system` on `dataset` in `folder`, or continues the run that is there.
+    """Train the system `config.system` on `dataset` in `folder`, or continue the run there.
 
-    Under `torchrun` all processes call it; they share each batch, and the first one alone touches `folder`.
+    Under `torchrun` all processes call this function. They share each batch, and only the main process uses `folder`.
 
     Args:
         config: the run.
-        dataset: float32 (C, size, size) images in [-1, 1]; they and their order must not change between runs. A
-            `ConditionedImages` has the conditions that `config.model` is told.
+        dataset: float32 (C, size, size) images in [-1, 1]; the images and their order must not change when a run is
+            continued. A `ConditionedImages` has the conditions of `config.model`.
         folder: see `run_folder`.
         progress: show a bar with the loss, images per second and time left.
-        after_step: called after each step, in the first process, as after_step(steps taken, metrics of the step).
+        after_step: after_step(steps taken, metrics of the step) is called after each step in the main process.
 
     Returns:
-        The network that draws images, of a GAN the generator, with its averaged (EMA) weights.
+        The network that draws images (of a GAN, the generator) with its averaged (EMA) weights.
 
     Raises:
         RunError: if the folder cannot be used, before anything is written to it, or a checkpoint cannot be written.
-        TrainingError: if the data set is empty or not the one the run was begun with, or the options do not fit the
-            system or the processes, before anything is written; or if a loss stays infinite.
-        DataError: if an image cannot be read: at the start, before anything is written; later, when what was trained is
-            saved.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
+        TrainingError: if the data set is empty or differs from that of the continued run, or the options do not fit the
+            system or the number of processes, before anything is written; or if the loss stays infinite or NaN.
+        DataError: if an image cannot be read: before anything is written, or later after saving.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, after saving.
     """
     options = config.training
     _refuse_unusable(config, dataset)
@@ -147,7 +145,7 @@ def train(
                 report.log(f"stopped and saved at step {step}; run the same command again to go on")
         if stopped:
             raise KeyboardInterrupt
-        if ranks.is_main and (logged := folder.metrics()):  # there are none of a run shorter than `log_every`
+        if ranks.is_main and (logged := folder.metrics()):  # a run shorter than `log_every` has none
             save_loss_curve(logged, folder.path / "loss.png")
         return learner.ema
 
@@ -177,7 +175,7 @@ def finished(options: TrainingConfig, step: int, seconds: float) -> bool:
 
 
 def learning_rate_at(options: TrainingConfig, step: int, seconds: float) -> float:
-    """Linear warm-up, constant, and a linear fall to a tenth over the last `cooldown` of the run."""
+    """Linear warm-up, then constant, then a linear decay to a tenth over the last `cooldown` of the run."""
     done = step / max(options.steps, 1)
     if options.minutes:
         done = max(done, seconds / (60 * options.minutes))

@@ -19,7 +19,7 @@ _ORDER = len(RouteOrder._fields)
 def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool, backend: str | None = None) -> Tensor:
     """x (B, K or 1, L, C) in pixel order -> (B, K, L, C): step l of route k reads pixel table[k, l].
 
-    `channel_first` asks for memory in (B, K, C, L) order behind the same logical shape, otherwise (B, L, K, C)."""
+    With `channel_first` the result is (B, K, C, L) in memory, otherwise (B, L, K, C)."""
     chosen = select(backend, x)
     call = _scan if chosen == reference.NAME else _SCAN.way_in(x, order.table)
     if call is cross_scan_op:
@@ -159,7 +159,7 @@ class CrossMerge(torch.autograd.Function):
 
 
 def _keep(ctx: Any, order: list[Any]) -> None:
-    """Save the order of the routes, with a copy of the table, which nobody can change before the backward."""
+    """Save the order of the routes with a copy of the table, which the caller cannot change before the backward."""
     table, *ctx.sizes = order
     if table is not None:
         table = private_copy(table)
