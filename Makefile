@@ -42,7 +42,7 @@ nightly: install lint torch-floor .venv/samples  ## longer tests, more random ca
 torch-floor: install  ## the packages against the types of the oldest torch that pyproject.toml allows
 	$(BIN)/python tests/torch_floor/torch_floor.py
 
-gpu:  ## on a machine with a GPU and torch, in eight minutes: builds, measures the CUDA kernels and their rivals, tests
+gpu:  ## on a machine with a GPU and torch, in eight minutes: builds, measures the CUDA kernels and their baselines, tests
 	$(PYTHON) benchmarks/gpu/run.py
 
 # BUILD says what pyproject.toml builds with, one a line.

@@ -1,1 +1,1 @@
-"""What the operators and the model cost, beside their rivals and the limits of the machine."""
+"""Benchmarks of the operators and the model against baselines and the limits of the machine."""

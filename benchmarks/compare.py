@@ -66,7 +66,7 @@ class Change:
 
 
 def times(data: Record) -> dict[tuple[str, ...], Record]:
-    return {(t["suite"], t["case"], t["direction"], t["contender"]): t for t in data["times"]}
+    return {(t["suite"], t["case"], t["direction"], t["implementation"]): t for t in data["times"]}
 
 
 def spread(rounds: Record) -> float:
@@ -91,7 +91,8 @@ def lesser(moves: Sequence[float]) -> float:
 
 
 def changes(a: Record, b: Record) -> list[Change]:
-    """Of the times of ours. Raises ValueError if the two runs are not of one machine or have no time in common."""
+    """The changes of our times. Raises ValueError if the runs are from different machines or have no times in
+    common."""
     for name in ONE_MACHINE:
         one, other = (data["machine"][name] for data in (a, b))
         if one != other:
@@ -121,7 +122,7 @@ def changes(a: Record, b: Record) -> list[Change]:
     sure = NormalDist().inv_cdf(1 - FALSE_ALARMS / max(1, len(ours)))
     usual = median(spread(run[key]) for run in (before, after) for key in common)
     own = {key: math.hypot(own_noise(before[key], usual), own_noise(after[key], usual)) for key in common}
-    # What they scatter beyond what happened within the runs, for which each has its own figure.
+    # The variance between runs, beyond the variance inside each run.
     within = median(own[key] for key in steady)
     scatter = min(map(spread_of, zip(*map(moves, steady))))
     between = math.sqrt(max(0.0, scatter**2 - within**2))

@@ -1,8 +1,8 @@
-"""`pytest benchmarks/` checks every case once, small; `pytest benchmarks/ --benchmark` says how long it will take,
-measures and prints what it found. It writes nothing, but with `--results FOLDER` a result file and its plots there.
+"""`pytest benchmarks/` checks each case once at a small size. `pytest benchmarks/ --benchmark` estimates its duration,
+measures and prints the results; `--results FOLDER` also writes a result file and its plots.
 
-Who takes part in a case is measured in turn, by the first of its tests; each test then reports one of them to
-pytest-benchmark, whose tables, JSON and comparisons therefore work as ever."""
+The first test of a case measures all implementations in turn. Each test then replays the times of its implementation to
+pytest-benchmark, so that the tables, JSON files and comparisons of pytest-benchmark work."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,25 +12,25 @@ import pytest
 import torch
 
 from benchmarks import quiet
-from benchmarks.contest import Contest, Makers
+from benchmarks.baselines import load
 from benchmarks.gpu.machine import describe
+from benchmarks.harness import Harness, Makers
 from benchmarks.limits import Work, measure_limits
 from benchmarks.plots import write_plots
 from benchmarks.quiet import Others
 from benchmarks.report import markdown
 from benchmarks.results import Results
-from benchmarks.rivals import load
 from benchmarks.scaling import summarise
 from benchmarks.timing import keep_freed_memory
 
-TYPICAL = {"quick": 1.5, "full": 6.0}  # seconds of a test, roughly: measuring, and making and checking what is measured
-PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds a contender is measured for, and least rounds
+TYPICAL = {"quick": 1.5, "full": 6.0}  # typical seconds of a test: drawing inputs, checking and measuring
+PROFILES = {"quick": (0.25, 3), "full": (2.0, 10)}  # seconds and minimum rounds for each implementation
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmddpm benchmarks")
     group.addoption("--benchmark", action="store_true", help="measure instead of running every case once")
-    group.addoption("--profile", choices=PROFILES, default="quick", help="how much of it: quick (minutes) or full")
+    group.addoption("--profile", choices=PROFILES, default="quick", help="quick (minutes) or full")
     group.addoption("--results", type=Path, default=None,
                     help="folder for a result file and its plots; by default nothing is written")  # fmt: skip
 
@@ -64,12 +64,12 @@ MACHINE = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A suite names its CASES for each profile, DIRECTIONS and CONTENDERS; those of one case come one after another."""
+    """Parametrize a test by its module's CASES, DIRECTIONS and IMPLEMENTATIONS; tests of one case are neighbours."""
     module = metafunc.module
     if "case" in metafunc.fixturenames:
         cases = module.CASES[metafunc.config.getoption("--profile")]
         metafunc.parametrize("case", cases, ids=lambda c: c.name.replace(" ", "-"))
-    for name in ("direction", "contender"):
+    for name in ("direction", "implementation"):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, getattr(module, f"{name.upper()}S"), ids=lambda v: v.replace(" ", "-"))
 
@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Clock:
-    """Tells pytest-benchmark times that were taken already: each call of `replay` advances it by one of them."""
+    """A clock for pytest-benchmark that replays measured times: each call of `replay` advances it by one of them."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -102,7 +102,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty filled with NaN, so that an element a kernel forgets to write cannot pass."""
+    """Fill torch.empty with NaN, so that an element which a kernel does not write fails the check."""
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -133,19 +133,19 @@ def results(request: pytest.FixtureRequest, device: str, measuring: bool) -> Res
 
 
 @pytest.fixture(scope="session")
-def peers(device: str) -> Any:
+def baselines(device: str) -> Any:
     return load(device)
 
 
-def competitors(request: pytest.FixtureRequest) -> list[str]:
-    """Of the selected tests, those that differ from this one in the contender alone."""
+def selected_implementations(request: pytest.FixtureRequest) -> list[str]:
+    """The implementations of all selected tests with the same case and direction as this one."""
 
     def key(item: Any) -> tuple[str, dict[str, Any]]:
-        return item.originalname, {k: v for k, v in item.callspec.params.items() if k != "contender"}
+        return item.originalname, {k: v for k, v in item.callspec.params.items() if k != "implementation"}
 
     this = request.node
     others = (i for i in request.session.items if i.path == this.path and hasattr(i, "callspec"))
-    return [i.callspec.params["contender"] for i in others if key(i) == key(this)]
+    return [i.callspec.params["implementation"] for i in others if key(i) == key(this)]
 
 
 @pytest.fixture(scope="session")
@@ -154,37 +154,38 @@ def last_measured() -> dict[Any, Any]:
 
 
 @pytest.fixture
-def contest(
-    request: pytest.FixtureRequest, benchmark: Any, results: Results, peers: Any, device: str, measuring: bool,
+def harness(
+    request: pytest.FixtureRequest, benchmark: Any, results: Results, baselines: Any, device: str, measuring: bool,
     poisoned_memory: None, last_measured: dict[Any, Any],
 ) -> Callable[..., None]:  # fmt: skip
-    """contest(makers, case, direction, contender): checks the contender, or measures all of its case and reports it."""
+    """harness(makers, case, direction, implementation) checks the implementation, or reports its measured times. The
+    first test of a case measures all implementations of that case."""
     suite = request.node.originalname.removeprefix("test_")
 
     def take_part(
-        makers: Makers, case: Any, direction: str, contender: str, *,
-        work: Callable[[str], Work | None] = lambda contender: None, **options: Any,
+        makers: Makers, case: Any, direction: str, implementation: str, *,
+        work: Callable[[str], Work | None] = lambda implementation: None, **options: Any,
     ) -> None:  # fmt: skip
         if not measuring:
-            one = Contest(makers, [contender], case.tiny(), direction, device, peers, **options)
+            one = Harness(makers, [implementation], case.tiny(), direction, device, baselines, **options)
             if one.missing:
-                pytest.skip(one.missing[contender])
-            benchmark.pedantic(one.check, (contender,))
+                pytest.skip(one.missing[implementation])
+            benchmark.pedantic(one.check, (implementation,))
             return
         key = (suite, case, direction)
         if key not in last_measured:
             last_measured.clear()
-            several = Contest(makers, competitors(request), case, direction, device, peers, **options)
+            several = Harness(makers, selected_implementations(request), case, direction, device, baselines, **options)
             several.drop_failing()
-            request.getfixturevalue("monkeypatch").undo()  # what is timed is not poisoned
+            request.getfixturevalue("monkeypatch").undo()  # do not time the poisoning
             measured, sets = several.measure(*PROFILES[request.config.getoption("--profile")])
             several.record(suite, results, measured, sets, work)
             last_measured[key] = several.missing, measured
         missing, measured = last_measured[key]
-        if contender in missing:
-            pytest.skip(missing[contender])
+        if implementation in missing:
+            pytest.skip(missing[implementation])
         benchmark.group = f"{suite} {direction} {case.name}"
-        seconds = measured[contender]
+        seconds = measured[implementation]
         benchmark.pedantic(CLOCK.replay, (iter(seconds),), rounds=len(seconds))
 
     return take_part

@@ -1,16 +1,15 @@
-"""How far the CPU kernels are from the limits of this processor, measured in the same run.
+"""Speed of the CPU kernels as a fraction of the limits of this processor, measured in the same run.
 
     python benchmarks/cpu_fractions.py [PART ...] [--results FILE.json]
 
-Whatever is compared takes turns, and medians are reported. A fraction is an operator's elements per second over those
-of the bare recurrence in machine_limits.cpp: softplus, routes and all memory traffic count against the operator. Of one
-state it is the bytes that must move, each input read once and each result written once, over the copy bandwidth; beside
-it stands the fraction of whichever limit takes longer, that bandwidth or the arithmetic of recurrence and softplus.
+Compared functions run in turn; medians are reported. A fraction is the elements per second of an operator over those
+of the bare recurrence in machine_limits.cpp, so softplus, routes and memory traffic lower it. With one state it is the
+bandwidth of the operator, each input read once and each result written once, over the copy bandwidth; a second figure
+uses the slower of two limits, copy bandwidth and the arithmetic of recurrence and softplus.
 
-The peer of `ss2d_core` is mamba.py, where `mambapy` can be imported. `peaks` and `ss2d_core` see the memory allocator
-as users have it; the other parts keep what is freed, so that fresh pages, which cost more than some kernels, are in no
-figure, and `ss2d_core_kept` is the same comparison without them. Ends with what is asked of the kernels and what was
-found.
+The baseline of `ss2d_core` is mamba.py, if `mambapy` is installed. `peaks` and `ss2d_core` use the default allocator,
+as users do. The other parts keep freed memory, because fresh pages cost more than some kernels; `ss2d_core_kept` is
+`ss2d_core` measured this way.
 """
 
 import argparse
@@ -26,10 +25,9 @@ from unittest import mock
 import parallel_scan
 import torch
 import torch.nn.functional as F
-from acceptance import acceptance
 from machine_limits import limits
 from quiet import Others
-from timing import keep_freed_memory
+from timing import keep_freed_memory, measure_in_turn
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import extension
@@ -50,17 +48,10 @@ def problem(batch, channels, height, width, states, shuffled=False):
 
 
 def medians(seconds: float, **runs: Callable[[], object]) -> dict[str, float]:
-    """Median milliseconds of each of `runs`, which take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: round(statistics.median(t), 3) for name, t in times.items()}
+    """Median milliseconds of each of `runs`, measured in turn."""
+    calls = {name: lambda _, run=run: run() for name, run in runs.items()}
+    times = measure_in_turn(calls, "cpu", seconds / len(runs), 3)
+    return {name: round(1e3 * statistics.median(t), 3) for name, t in times.items()}
 
 
 def with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:
@@ -73,7 +64,7 @@ def with_threads(count: int, run: Callable[[], object]) -> Callable[[], object]:
 
 
 def directions(tensors, table, operator=vk.cross_selective_scan):
-    """forward, backward and both as functions of nothing."""
+    """The functions forward(), backward() and both()."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     y = operator(*leaves, table)
     dy = torch.randn_like(y)
@@ -92,7 +83,7 @@ def directions(tensors, table, operator=vk.cross_selective_scan):
 
 
 def of_limit(direction: str, states: int, tensors: list[torch.Tensor], ms: float, threads: int) -> dict[str, float]:
-    """Fractions of the limits that `threads` reach together."""
+    """Fractions of the limits of the machine with `threads` threads."""
     limit, elements = limits(1, THREADS)[threads], tensors[1].numel()
     recurrence = elements / limit[f"{direction}_{states}"]
     if states != 1:
@@ -109,7 +100,7 @@ def of_limit(direction: str, states: int, tensors: list[torch.Tensor], ms: float
 
 
 def fractions(seconds: float) -> dict[str, dict]:
-    """Of the limits, ordered routes; what a second thread gains, and what shuffled routes cost."""
+    """Fractions of the limits with ordered routes, the speed-up by a second thread, and the cost of shuffled routes."""
     found = {}
     for states in (16, 1):
         for name, shape in SHAPES.items():
@@ -162,7 +153,7 @@ def half_precision(seconds: float) -> dict[str, dict]:
 
 
 def ss2d_core(seconds: float) -> dict:
-    """Projections, scan along four routes and merge at (4, 96, 64, 64), N = 16, beside parallel scans in PyTorch."""
+    """Projections, scan and merge of four routes at (4, 96, 64, 64), N = 16; the baselines are parallel scans."""
     rank, states, (batch, channels, height, width) = 6, 16, SHAPES["4x96x64x64"]
     (x, _, A, _, _, D, bias), table = problem(batch, channels, height, width, states)
     x_proj = torch.randn(4, rank + 2 * states, channels) * channels**-0.5
@@ -200,7 +191,7 @@ def ss2d_core(seconds: float) -> dict:
 
 
 def long_scans() -> Iterator[tuple[int, Callable[[], object]]]:
-    """Steps, and a forward and backward pass over them: batch 1, 96 channels, one route, N = 16."""
+    """(length, forward and backward pass) with batch 1, 96 channels, one route, N = 16."""
     for length in (256, 1024, 4096, 16384, 65536, 262144):
         x, B, C = torch.randn(1, length, 96), torch.randn(1, length, 16), torch.randn(1, length, 16)
         delta, A = torch.rand(1, length, 96) - 3, -torch.rand(96, 16) - 0.1
@@ -214,7 +205,7 @@ def long_scans() -> Iterator[tuple[int, Callable[[], object]]]:
 
 
 def peaks(seconds: float) -> list[dict]:
-    """Megabytes that a first pass over a long scan adds to the process."""
+    """Megabytes that the first pass over a long scan adds to the process."""
     found = []
     for length, run in long_scans():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -225,7 +216,7 @@ def peaks(seconds: float) -> list[dict]:
 
 
 class TimedKernels:
-    """The compiled extension, with the seconds spent in its scans."""
+    """The compiled extension, with a timer around its scans."""
 
     def __init__(self, native: object):
         self.native, self.seconds = native, 0.0
@@ -246,7 +237,7 @@ class TimedKernels:
 
 
 def touch_memory(run: Callable[[], object], calls: int = 20) -> None:
-    """Calls `run` until the memory that is kept has pages for all it needs: a call that takes a new one is slower."""
+    """Calls `run` until it causes no page faults, which would slow the calls that are timed."""
     for _ in range(calls):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         run()
@@ -255,8 +246,8 @@ def touch_memory(run: Callable[[], object], calls: int = 20) -> None:
 
 
 def lengths(seconds: float) -> list[dict]:
-    """Nanoseconds a step of a forward and backward pass over a long scan: of the whole pass, and of its kernels, which
-    leaves out what a call costs whatever its length. The lengths take turns."""
+    """Nanoseconds per step of a forward and backward pass over a long scan: of the whole pass and of its kernels alone,
+    without the fixed cost of a call. The lengths run in turn."""
     scans = dict(long_scans())
     whole: dict[int, list[float]] = {length: [] for length in scans}
     inside: dict[int, list[float]] = {length: [] for length in scans}
@@ -281,7 +272,7 @@ def lengths(seconds: float) -> list[dict]:
     ]
 
 
-# In this order: what freed memory does matters to the first two, and is settled before the others.
+# PARTS run first, with the default allocator.
 PARTS = {"peaks": peaks, "ss2d_core": ss2d_core}
 PARTS_KEPT = {
     "lengths": lengths,
@@ -294,8 +285,8 @@ PARTS_KEPT = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | PARTS_KEPT)}; all of them if none is named")
-    parser.add_argument("--results", type=Path, help="JSON file to write, or to add these parts to")
-    parser.add_argument("--seconds", type=float, default=1.0, help="to measure each case for")
+    parser.add_argument("--results", type=Path, help="JSON file to write or to update")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each case")
     options = parser.parse_args()
     if unknown := set(options.parts) - (PARTS | PARTS_KEPT).keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS | PARTS_KEPT)}")
@@ -316,7 +307,6 @@ def main() -> None:
         others = Others()
         found[part] = measure(options.seconds)
         found.setdefault("share_of_other_programs", {})[part] = others.share()
-    found["acceptance"] = acceptance(found)
     text = json.dumps(found, indent=1)
     print(text)
     if options.results:

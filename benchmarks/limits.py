@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured in the same run, and the least time that leaves for some work."""
+"""Limits of this machine, measured in the same run, and the least time for a given work within them."""
 
 from dataclasses import dataclass
 from subprocess import CalledProcessError
@@ -77,6 +77,6 @@ def least_seconds(work: Work, limits: dict[str, Any]) -> float | None:
 
 
 def seconds_an_element(limits: dict[str, Any], direction: str, states: int) -> float:
-    """Of the ideal recurrence, along the line through those of 1 and 16 states."""
+    """Seconds of the ideal recurrence, interpolated between those for 1 and 16 states."""
     one, sixteen = (1 / limits[f"{direction}_{n}"] for n in (1, 16))
     return one + (sixteen - one) * (states - 1) / 15

@@ -1,4 +1,4 @@
-// What this processor can do: the speed of light for the CPU kernels, measured beside them.
+// The limits of this processor for the CPU kernels, measured with them.
 //
 //   copy        bytes read and written per second, DRAM to DRAM, with plain and with non-temporal stores
 //   exp2, softplus

@@ -1,4 +1,4 @@
-"""What the medical figures of `vmddpm evaluate` tell: copies that a planted fingerprint gives away, and the FRD.
+"""Tests the medical metrics of `vmddpm evaluate`: detection of copies with a planted fingerprint, and the FRD.
 
     python benchmarks/medical_evaluation.py fingerprints
     python benchmarks/medical_evaluation.py frd --images 100      # needs the extra radiomics
@@ -59,7 +59,7 @@ def _detail(images: Tensor) -> Tensor:
 
 
 def ways(originals: Tensor) -> dict[str, Tensor]:
-    """What a generator may make of a training image that it remembers."""
+    """Variants of a training image that a generator may have memorised."""
     noise = torch.randn(originals.shape, generator=torch.Generator().manual_seed(3))
     return {
         "as it is": originals,

@@ -1,4 +1,4 @@
-"""What a module with Cross-Scan Modules in it cannot avoid, counted while it runs."""
+"""The least work of a module with Cross-Scan Modules, counted while it runs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a researcher without compiled kernels would write: the recurrence as a parallel scan in plain PyTorch.
+"""The recurrence as a parallel scan in plain PyTorch, as one would write it without compiled kernels.
 
 h_l = a_l h_{l-1} + b_l composes as (a, b) . (a', b') = (a a', a' b + b'), an associative product, so all prefixes
 follow from log2(L) doublings (Hillis and Steele). Its gradient is the same scan run backwards.

@@ -44,7 +44,7 @@ def scaling(data: Record):
     figure, axes = plt.subplots(figsize=(7, 4.5))
     shades, sides = iter(OURS[::-1]), iter(("top", "center", "bottom"))
     for curve in curves:
-        name = curve["contender"]
+        name = curve["implementation"]
         color, side = (COLORS[name], "center") if name in COLORS else (next(shades), next(sides))
         values = [1e3 * v for v in curve["values"]]
         axes.loglog(curve["lengths"], values, "o-", color=color, markersize=4)
@@ -60,11 +60,11 @@ def speed_up(data: Record):
     rows: dict[str, dict[str, float]] = {}
     for suite in ("cross_selective_scan", "without_kernels"):
         chosen = [t for t in data["times"] if t["suite"] == suite and t["direction"] == "forward_backward"]
-        ours = {t["case"]: t["median"] for t in chosen if t["contender"] == "ours"}
+        ours = {t["case"]: t["median"] for t in chosen if t["implementation"] == "ours"}
         for record in chosen:
-            if record["case"] in ours and record["contender"] != "ours":
+            if record["case"] in ours and record["implementation"] != "ours":
                 ratio = record["median"] / ours[record["case"]]
-                rows.setdefault(record["case"], {})[record["contender"]] = ratio
+                rows.setdefault(record["case"], {})[record["implementation"]] = ratio
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(rows)))
@@ -89,7 +89,7 @@ def memory(data: Record):
         curves: dict[str, list[tuple[int, float]]] = {}
         for record in data["memory"]:
             if record["direction"] == direction and record["case"].endswith("N16 float32"):
-                curves.setdefault(record["contender"], []).append((record["length"], record["bytes"] / 2**20))
+                curves.setdefault(record["implementation"], []).append((record["length"], record["bytes"] / 2**20))
         for name, points in curves.items():
             axes.loglog(*zip(*points), "o-", color=COLORS.get(name, "black"), label=name, markersize=5)
         axes.set(xlabel="steps L (pixels)", title=direction.replace("_", " + "))
@@ -101,7 +101,7 @@ def memory(data: Record):
 def roofline(data: Record):
     """State updates a second over state updates a byte, under the roofs of the memory and of the ideal recurrence."""
     limits = data["limits"]
-    points = [t for t in data["times"] if t["contender"] == "ours" and t["direction"] == "forward" and t["work"]]
+    points = [t for t in data["times"] if t["implementation"] == "ours" and t["direction"] == "forward" and t["work"]]
     points = [t for t in points if t["suite"] in ("cross_selective_scan", "selective_scan") and t["work"]["bytes"]]
     if not points or "forward_16" not in limits:
         return None

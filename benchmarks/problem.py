@@ -1,4 +1,4 @@
-"""What is measured: the sizes of a scan, its inputs, and one contender's way through them."""
+"""The sizes of a scan, its inputs, and the interface of an implementation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,18 +53,18 @@ class Case:
 
     @property
     def exponentials(self) -> int:
-        """Of a forward scan: one for each step and state, one for the softplus."""
+        """Exponentials of a forward scan: one for each step and state, and one for the softplus."""
         return self.elements * (self.states + 1)
 
     @property
     def least_bytes(self) -> int:
-        """Of a forward scan: each input read once, y written once."""
+        """Bytes of a forward scan that reads each input once and writes y once."""
         a_pixel = self.channels * (2 + self.routes) + 2 * self.routes * self.states
         return self.batch * self.length * a_pixel * self.dtype.itemsize
 
     @property
     def least_backward_bytes(self) -> int:
-        """Of a backward scan: each input and dy read once, their gradients written once."""
+        """Bytes of a backward scan that reads each input and dy once and writes each gradient once."""
         a_pixel = self.channels * (3 + 2 * self.routes) + 4 * self.routes * self.states
         return self.batch * self.length * a_pixel * self.dtype.itemsize
 
@@ -124,9 +124,9 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Inputs in the contender's layout and what to do with them. `standard` turns (B, L, D) results back into ours;
-    None where the contender computes something else."""
+class Implementation:
+    """Inputs in the layout of an implementation, and the function to run on them. `standard` converts its (B, L, D)
+    results to our layout; None if the implementation computes something else."""
 
     leaves: list[Tensor]
     run: Callable[..., Tensor]
@@ -147,12 +147,12 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().sum() / b.abs().sum().clamp_min(1e-300)).item()
 
 
-def difference(rival: Contender, ours: Contender) -> dict[str, float]:
-    """How far the rival's y, dx and dA are from ours: whether the same thing is being measured."""
+def difference(baseline: Implementation, ours: Implementation) -> dict[str, float]:
+    """How far the baseline's y, dx and dA are from ours: whether the same thing is being measured."""
     y, dx, _, dA, *_ = ours.call(BOTH)
-    their_y, their_dx, _, their_dA, *_ = rival.call(BOTH)
+    their_y, their_dx, _, their_dA, *_ = baseline.call(BOTH)
     return {
-        "y": relative_difference(rival.standard(their_y), ours.standard(y)),
-        "dx": relative_difference(rival.standard(their_dx), ours.standard(dx)),
+        "y": relative_difference(baseline.standard(their_y), ours.standard(y)),
+        "dx": relative_difference(baseline.standard(their_dx), ours.standard(dx)),
         "dA": relative_difference(their_dA.flatten(), dA.flatten()),
     }

@@ -20,7 +20,7 @@ class Others:
         self.begun, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
 
     def share(self) -> float | None:
-        """Of all processors, since this object was made; None where the system does not say."""
+        """The share of all processors since this object was made; None if unknown."""
         if self.busy is None:
             return None
         taken = busy_seconds() - self.busy - (own_seconds() - self.own)
@@ -28,7 +28,7 @@ class Others:
 
 
 def busy_seconds() -> float | None:
-    """Of all processors together since the system started, by whomever."""
+    """Busy seconds of all processors since the system started; None if unknown."""
     if not Path("/proc/stat").exists():
         return None
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
@@ -36,5 +36,5 @@ def busy_seconds() -> float | None:
 
 
 def own_seconds() -> float:
-    """Of this process and of those it waited for, which those of the memory suite are not."""
+    """CPU seconds of this process and of its finished children; the processes of the memory suite do not count."""
     return sum(os.times()[:4])

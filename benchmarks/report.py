@@ -48,10 +48,10 @@ def machine(data: Record) -> Iterator[str]:
 
 
 def in_order(records: list[Record]) -> dict[tuple[str, str], dict[str, Record]]:
-    """(case, direction) -> contender -> record"""
+    """(case, direction) -> implementation -> record"""
     rows: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
-        rows.setdefault((record["case"], record["direction"]), {})[record["contender"]] = record
+        rows.setdefault((record["case"], record["direction"]), {})[record["implementation"]] = record
     return rows
 
 
@@ -78,13 +78,13 @@ def time_table(data: Record, suite: str) -> list[str]:
     if "ours" not in names:
         body = [[case, *(milliseconds(row.get(name)) for name in names)] for (case, _), row in rows.items()]
         return table(["ms (p20 to p80)", *names], body)
-    rivals = [name for name in names if name != "ours"]
+    baselines = [name for name in names if name != "ours"]
     body = []
     for (case, direction), row in rows.items():
         ours = row.get("ours")
-        ratios = [f"{row[n]['median'] / ours['median']:.2f}x" if ours and n in row else "" for n in rivals]
+        ratios = [f"{row[n]['median'] / ours['median']:.2f}x" if ours and n in row else "" for n in baselines]
         body.append([case, DIRECTIONS.get(direction, direction), milliseconds(ours), share(ours), *ratios])
-    return table(["case", "", "ours, ms (p20 to p80)", "of the limit", *rivals], body)
+    return table(["case", "", "ours, ms (p20 to p80)", "of the limit", *baselines], body)
 
 
 def milliseconds(record: Record | None) -> str:
@@ -108,7 +108,7 @@ def memory_table(data: Record) -> list[str]:
 
 
 def slope_table(data: Record) -> list[str]:
-    body = [[c["contender"], c["unit"], f"{c['since']} to {c['lengths'][-1]}", f"{c['slope']:.3f}",
+    body = [[c["implementation"], c["unit"], f"{c['since']} to {c['lengths'][-1]}", f"{c['slope']:.3f}",
              f"{c['low']:.3f} to {c['high']:.3f}"] for c in data["scaling"]]  # fmt: skip
     return table(["", "unit", "lengths", "slope", "95 %"], body)
 
@@ -144,7 +144,7 @@ def headline_table(data: Record) -> list[str]:
     body = []
     for suite in IN_README:
         rows = in_order([t for t in data["times"] if t["suite"] == suite])
-        ratios: dict[str, dict[str, list[float]]] = {}  # contender -> direction -> one for each case
+        ratios: dict[str, dict[str, list[float]]] = {}  # implementation -> direction -> one for each case
         for (_, direction), row in rows.items():
             for name in (name for name in row if "ours" in row and name != "ours"):
                 ratio = row[name]["median"] / row["ours"]["median"]

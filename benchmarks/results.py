@@ -1,15 +1,15 @@
 """Result files: what one run on one machine measured.
 
-    machine     what it ran on: device, versions, commit, date, and the share of the processors that others took
+    machine     device, versions, commit, date, and the share of the processors that other programs used
     profile     "quick" or "full"
-    limits      what the machine can do at most (limits.py), and its cache
-    missing     contender -> why it took no part
-    times       suite, case, direction, contender, ours, length, rounds, input_sets; median, p20, p80 in seconds;
-                limit, the least that the machine's limits leave for the `work`, where they are known; and yardsticks:
-                rounds, median, p20, p80 of the same work in every case, measured in turn with the contenders
-    memory      suite, case, direction, contender, ours, length, input_bytes, bytes: beside the inputs, at the most
-    scaling     contender, unit (seconds, flops, instructions), lengths, values, and slope, low, high (95 %) from the
-                length `since` on
+    limits      limits of the machine (limits.py), and its cache
+    missing     implementation -> why it was not measured
+    times       suite, case, direction, implementation, ours, length, rounds, input_sets; median, p20, p80 in seconds;
+                limit, the least seconds for the `work` within the limits of the machine, if known; yardsticks: rounds,
+                median, p20, p80 of fixed reference work, measured in turn with the implementations
+    memory      suite, case, direction, implementation, ours, length, input_bytes, bytes (peak, without the inputs)
+    scaling     implementation, unit (seconds, flops), lengths, values, and slope, low, high (95 %) for
+                lengths from `since`
     crossings   states -> the length where attention and ours take the same time
 """
 
@@ -22,7 +22,7 @@ from benchmarks.gpu.report import save
 
 Record = dict[str, Any]
 FOLDER = Path(__file__).resolve().parent / "results"
-OURS = ("ours", "reference", "triton")  # the first word of contenders whose code is this repository's
+OURS = ("ours", "reference", "triton")  # first words of the names of implementations in this repository
 
 
 class Results:
@@ -41,17 +41,18 @@ class Results:
     def __getitem__(self, name: str) -> Any:
         return self.data[name]
 
-    def add(self, what: str, suite: str, case: str, direction: str, contender: str, **values: Any) -> None:
-        key = {"suite": suite, "case": case, "direction": direction, "contender": contender, "ours": ours(contender)}
+    def add(self, what: str, suite: str, case: str, direction: str, implementation: str, **values: Any) -> None:
+        key = {"suite": suite, "case": case, "direction": direction}
+        key |= {"implementation": implementation, "ours": ours(implementation)}
         self.data[what].append(key | values)
 
-    def miss(self, contender: str, why: str) -> None:
-        reasons = self.data["missing"].setdefault(contender, [])
+    def miss(self, implementation: str, why: str) -> None:
+        reasons = self.data["missing"].setdefault(implementation, [])
         if why not in reasons:
             reasons.append(why)
 
     def save(self, folder: Path) -> Path:
-        """To a file of its own: the tables of the documents are made from such files."""
+        """Write a new file, from which `benchmarks.report` makes the tables of the documentation."""
         name = f"{self.data['machine']['device']}-{self.data['machine']['date']}"
         names = chain([name], (f"{name}-{i}" for i in count(2)))
         path = next(path for n in names if not (path := folder / f"{n}.json").exists())
@@ -59,12 +60,12 @@ class Results:
         return path
 
 
-def ours(contender: str) -> bool:
-    return contender.split()[0] in OURS
+def ours(implementation: str) -> bool:
+    return implementation.split()[0] in OURS
 
 
 def load(path: Path) -> Record:
-    """Raises ValueError where the file has no such results."""
+    """Raises ValueError if the file is not one of these."""
     found = json.loads(path.read_text())
     if not isinstance(found, dict) or "times" not in found:
         raise ValueError(

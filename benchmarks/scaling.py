@@ -36,9 +36,10 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
     return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0))
 
 
-def curve_record(contender: str, unit: str, curve: dict[int, float]) -> dict[str, Any]:
+def curve_record(implementation: str, unit: str, curve: dict[int, float]) -> dict[str, Any]:
     lengths, values = list(curve), list(curve.values())
-    return {"contender": contender, "unit": unit, "lengths": lengths, "values": values, **slope(lengths, values)}
+    fitted = slope(lengths, values)
+    return {"implementation": implementation, "unit": unit, "lengths": lengths, "values": values, **fitted}
 
 
 def summarise(times: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
@@ -47,7 +48,7 @@ def summarise(times: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[s
     curves: dict[str, dict[int, float]] = {}
     for record in times:
         if record["suite"] == "scaling":
-            curves.setdefault(record["contender"], {})[record["length"]] = record["p20"]
+            curves.setdefault(record["implementation"], {})[record["length"]] = record["p20"]
     slopes = [curve_record(name, "seconds", curve) for name, curve in curves.items() if len(curve) > 2]
     attention = curves.get("attention", {})
     crossings = {n: crossing(curve, attention) for n, curve in curves.items() if n != "attention" and attention}

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks import test_cross_scan, timing
 from benchmarks.compare import changes
-from benchmarks.contenders import attention, fused
-from benchmarks.contest import Contest
 from benchmarks.gpu.machine import describe
+from benchmarks.harness import Harness
+from benchmarks.implementations import attention, fused
 from benchmarks.problem import FORWARD, Case, Problem
 from benchmarks.results import Results
 from vmddpm_kernels.backends.cpu import CpuBackend
@@ -26,12 +26,12 @@ SMALL = (Case(2, 16, 16, 192, 16), Case(2, 16, 16, 96, 1), Case(1, 20, 20, 128, 
 SUITES = {"scan": (SCANS, Problem.draw, SHAPES), "copies": (COPIES, test_cross_scan.draw, SMALL)}
 
 
-def measured(device, peers):
+def measured(device, baselines):
     results = Results(describe(device), "quick")
     for suite, (makers, draw, shapes) in SUITES.items():
         for case in shapes:
-            contest = Contest(makers, list(makers), case, FORWARD, device, peers, draw=draw)
-            contest.record(suite, results, *contest.measure(0.5, 20), work=lambda _: None)
+            harness = Harness(makers, list(makers), case, FORWARD, device, baselines, draw=draw)
+            harness.record(suite, results, *harness.measure(0.5, 20), work=lambda _: None)
     return results.data
 
 
@@ -61,18 +61,18 @@ def slower(a, b):
     return {change.key[0] for change in changes(a, b) if change.slower}
 
 
-def test_compare(device, peers, measuring, monkeypatch):
+def test_compare(device, baselines, measuring, monkeypatch):
     if not measuring:
         pytest.skip("a matter of time: with --benchmark")
     if device != "cpu":
         pytest.skip("a kernel is slowed down by its caller, which a GPU does not wait for")
     monkeypatch.setattr(timing, "clock", time.thread_time)
     with one_thread():
-        compare(device, peers)
+        compare(device, baselines)
 
 
-def compare(device, peers):
-    before, after = measured(device, peers), measured(device, peers)
+def compare(device, baselines):
+    before, after = measured(device, baselines), measured(device, baselines)
     assert slower(before, after) == set()
     with mock.patch.object(CpuBackend, "scan", half_as_slow_again(CpuBackend.scan)):
-        assert slower(before, measured(device, peers)) == {"scan"}
+        assert slower(before, measured(device, baselines)) == {"scan"}

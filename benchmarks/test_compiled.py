@@ -3,17 +3,17 @@ longer the longer they are. Compiling is not part of the time."""
 
 import pytest
 
-from benchmarks.contenders import compiled_reference, fused, reference
+from benchmarks.implementations import compiled_reference, fused, reference
 from benchmarks.limits import Work
 from benchmarks.problem import FORWARD, Case
 
 MAKERS = {"ours": fused, "reference": reference, "compiled reference": compiled_reference}
 CASES = {"quick": [Case(4, 4, 4, 768, 16)], "full": [Case(4, 4, 4, 768, 16), Case(4, 8, 8, 768, 16)]}
 DIRECTIONS = (FORWARD,)
-CONTENDERS = tuple(MAKERS)
+IMPLEMENTATIONS = tuple(MAKERS)
 
 
-def test_compiled(contest, case, direction, contender, measuring):
+def test_compiled(harness, case, direction, implementation, measuring):
     if not measuring:
         pytest.skip("compiling takes too long to be a check")
-    contest(MAKERS, case, direction, contender, work=lambda _: Work.of_scan(case, direction))
+    harness(MAKERS, case, direction, implementation, work=lambda _: Work.of_scan(case, direction))

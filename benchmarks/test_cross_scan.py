@@ -7,10 +7,10 @@ import torch
 
 import vmddpm_kernels as vk
 from benchmarks import plain_routes
-from benchmarks.contenders import leaves
+from benchmarks.baselines import Missing
+from benchmarks.implementations import leaves
 from benchmarks.limits import Work
-from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender
-from benchmarks.rivals import Missing
+from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Implementation
 
 # A large image, an odd one, a batch of one and a large batch; stages of VMamba-T at 224 x 224
 IMAGES = [(4, 64, 64, 96), (4, 31, 33, 192), (1, 32, 32, 96), (16, 16, 16, 384)]
@@ -19,7 +19,7 @@ EVERY = [Case(*size, 1, dtype) for dtype in (torch.float32, torch.bfloat16) for 
 QUICK = [*(Case(*size, 1) for size in (*IMAGES, STAGES[2])), *(Case(*size, 1, torch.bfloat16) for size in STAGES[:2])]
 CASES = {"quick": QUICK, "full": [*EVERY, Case(1, 256, 256, 96, 1)]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = ("ours", "plain PyTorch", "reference", "VMamba", "copy")
+IMPLEMENTATIONS = ("ours", "plain PyTorch", "reference", "VMamba", "copy")
 
 
 class Copy(torch.autograd.Function):
@@ -55,26 +55,26 @@ def sequence(image, channel_first):
 
 def scan_by(run, channel_first):
     routes = 1 if channel_first else 3
-    return lambda four, *_: Contender(leaves(four.select(routes, 0)), run, sequence(four, channel_first), same)
+    return lambda four, *_: Implementation(leaves(four.select(routes, 0)), run, sequence(four, channel_first), same)
 
 
 def merge_by(run, channel_first):
     routes = 1 if channel_first else 3
-    return lambda four, *_: Contender(leaves(four), run, sequence(four.select(routes, 0), channel_first), same)
+    return lambda four, *_: Implementation(leaves(four), run, sequence(four.select(routes, 0), channel_first), same)
 
 
 def vmamba(index, by, channel_first):
-    def make(four, backend, peers):
-        if peers.vmamba is None:
-            raise Missing(peers.missing["VMamba"])
-        theirs = peers.vmamba[index]
+    def make(four, backend, baselines):
+        if baselines.vmamba is None:
+            raise Missing(baselines.missing["VMamba"])
+        theirs = baselines.vmamba[index]
         return by(lambda t: theirs(t, channel_first, channel_first, False, 0), channel_first)(four)
 
     return make
 
 
 def copy(four, *_):
-    return Contender(leaves(four), Copy.apply, four, None)
+    return Implementation(leaves(four), Copy.apply, four, None)
 
 
 def makers(by, operator, plain, vmamba_index, channel_first):
@@ -99,19 +99,19 @@ def moved(case, direction):
     return Work(tensors * case.batch * case.channels * case.length * case.dtype.itemsize)
 
 
-def test_cross_scan(contest, case, direction, contender):
-    contest(SCANS, case, direction, contender, draw=draw, work=lambda _: moved(case, direction))
+def test_cross_scan(harness, case, direction, implementation):
+    harness(SCANS, case, direction, implementation, draw=draw, work=lambda _: moved(case, direction))
 
 
-def test_cross_merge(contest, case, direction, contender):
-    contest(MERGES, case, direction, contender, draw=draw, work=lambda _: moved(case, direction))
+def test_cross_merge(harness, case, direction, implementation):
+    harness(MERGES, case, direction, implementation, draw=draw, work=lambda _: moved(case, direction))
 
 
-def test_cross_scan_channel_last(contest, case, direction, contender):
+def test_cross_scan_channel_last(harness, case, direction, implementation):
     work = moved(case, direction)
-    contest(SCANS_CHANNEL_LAST, case, direction, contender, draw=draw_channel_last, work=lambda _: work)
+    harness(SCANS_CHANNEL_LAST, case, direction, implementation, draw=draw_channel_last, work=lambda _: work)
 
 
-def test_cross_merge_channel_last(contest, case, direction, contender):
+def test_cross_merge_channel_last(harness, case, direction, implementation):
     work = moved(case, direction)
-    contest(MERGES_CHANNEL_LAST, case, direction, contender, draw=draw_channel_last, work=lambda _: work)
+    harness(MERGES_CHANNEL_LAST, case, direction, implementation, draw=draw_channel_last, work=lambda _: work)

@@ -3,7 +3,7 @@ attention and VMamba's kernels; what a shuffled image costs is "ours shuffled" o
 
 import torch
 
-from benchmarks.contenders import IMAGES
+from benchmarks.implementations import IMAGES
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, Case
 
@@ -24,11 +24,11 @@ MORE = [
 ]
 CASES = {"quick": QUICK, "full": [*QUICK, *MORE]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = tuple(IMAGES)
+IMPLEMENTATIONS = tuple(IMAGES)
 
 
-def test_cross_selective_scan(contest, case, direction, contender):
+def test_cross_selective_scan(harness, case, direction, implementation):
     def work(name):
         return (Work.of_attention if name == "attention" else Work.of_scan)(case, direction)
 
-    contest(IMAGES, case, direction, contender, work=work)
+    harness(IMAGES, case, direction, implementation, work=work)

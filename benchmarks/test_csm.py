@@ -6,9 +6,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
-from benchmarks.contenders import HEAD, mambapy_scan
+from benchmarks.implementations import HEAD, mambapy_scan
 from benchmarks.module_work import work_of
-from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Contender, Problem
+from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Implementation, Problem
 from vmddpm.model import ModelConfig
 from vmddpm.model.csm import CSM
 
@@ -61,7 +61,7 @@ def image(problem, t):  # (B, L, C) -> (B, C, H, W), channels last
     return t.transpose(1, 2).unflatten(2, (problem.case.height, problem.case.width))
 
 
-def contender(problem, kind, orders):
+def implementation(problem, kind, orders):
     """`orders` is what s6 gets beside x."""
     csm = module(problem.case, kind, problem.x.device)
     names, weights = zip(*csm.named_parameters())
@@ -72,33 +72,33 @@ def contender(problem, kind, orders):
     x = image(problem, problem.x).detach().requires_grad_()
     standard = None if kind is AttentionModule or orders is problem.shuffled_table else torch.Tensor.contiguous
     inputs = [x, *(w.detach().clone().requires_grad_() for w in weights)]  # the convolution's stay channels last
-    return Contender(inputs, run, image(problem, problem.dy), standard)
+    return Implementation(inputs, run, image(problem, problem.dy), standard)
 
 
-def unfused(problem, backend, peers):
-    return contender(problem, UnfusedCSM, (problem.case.height, problem.case.width))
+def unfused(problem, backend, baselines):
+    return implementation(problem, UnfusedCSM, (problem.case.height, problem.case.width))
 
 
-def mambapy(problem, backend, peers):
-    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(mambapy_scan(peers))})
-    return contender(problem, kind, (problem.case.height, problem.case.width))
+def mambapy(problem, backend, baselines):
+    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(mambapy_scan(baselines))})
+    return implementation(problem, kind, (problem.case.height, problem.case.width))
 
 
 MODULES = {
-    "ours": lambda problem, *_: contender(problem, CSM, problem.table),
-    "ours shuffled": lambda problem, *_: contender(problem, CSM, problem.shuffled_table),
+    "ours": lambda problem, *_: implementation(problem, CSM, problem.table),
+    "ours shuffled": lambda problem, *_: implementation(problem, CSM, problem.shuffled_table),
     "ours unfused": unfused,
     "mamba.py": mambapy,
-    "attention": lambda problem, *_: contender(problem, AttentionModule, None),
+    "attention": lambda problem, *_: implementation(problem, AttentionModule, None),
 }
-CONTENDERS = tuple(MODULES)
+IMPLEMENTATIONS = tuple(MODULES)
 
 
-def test_csm(contest, case, direction, contender, device):
+def test_csm(harness, case, direction, implementation, device):
     def work(name):
         if not name.startswith("ours"):
             return None
         csm, problem = module(case, CSM, device), Problem.draw(case, device, 0)
         return work_of(csm, lambda: csm(image(problem, problem.x), problem.table), direction == BOTH)
 
-    contest(MODULES, case, direction, contender, work=work)
+    harness(MODULES, case, direction, implementation, work=work)

@@ -3,25 +3,25 @@ others' scans."""
 
 import pytest
 
+from benchmarks.baselines import Missing
 from benchmarks.memory import peak
 from benchmarks.problem import BOTH, FORWARD, Case
-from benchmarks.rivals import Missing
 
 QUICK = [Case(1, 64, 64, 192, 16), Case(1, 128, 128, 192, 16)]
 CASES = {"quick": QUICK, "full": [*QUICK, Case(1, 256, 256, 192, 16), Case(1, 128, 128, 192, 1)]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = ("ours", "ours unfused", "attention", "mamba.py", "parallel scan", "VMamba")
+IMPLEMENTATIONS = ("ours", "ours unfused", "attention", "mamba.py", "parallel scan", "VMamba")
 LONGEST = {"attention": 16384, "ours": 1 << 20, "ours unfused": 1 << 20}  # steps, at most, on a CPU; others 4096
 
 
-def test_memory(case, direction, contender, results, measuring, device):
-    if measuring and device == "cpu" and case.length > LONGEST.get(contender, 4096):
+def test_memory(case, direction, implementation, results, measuring, device):
+    if measuring and device == "cpu" and case.length > LONGEST.get(implementation, 4096):
         pytest.skip("takes too long on a CPU")
     try:
-        found = peak(contender, case if measuring else case.tiny(), direction, device)
+        found = peak(implementation, case if measuring else case.tiny(), direction, device)
     except Missing as why:
-        results.miss(contender, str(why))
+        results.miss(implementation, str(why))
         pytest.skip(str(why))
     inputs = case.least_bytes - case.batch * case.length * case.channels * case.dtype.itemsize
     sizes = {"bytes": found, "input_bytes": inputs, "length": case.length}
-    results.add("memory", "memory", case.name, direction, contender, **sizes)
+    results.add("memory", "memory", case.name, direction, implementation, **sizes)

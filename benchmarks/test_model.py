@@ -74,7 +74,7 @@ def draw(case, device, seed):
 
 
 def along(shuffled, backend=None):
-    def make(problem, device, peers):
+    def make(problem, device, baselines):
         case, images = problem
         torch.manual_seed(0)
         model = VMDDPM(replace(case.config, regeneration=shuffled)).to(device)
@@ -86,14 +86,14 @@ def along(shuffled, backend=None):
 
 
 MODELS = {"ours": along(False), "ours shuffled": along(True), "reference": along(False, "reference")}
-CONTENDERS = tuple(MODELS)
+IMPLEMENTATIONS = tuple(MODELS)
 
 
-def test_model(contest, case, direction, contender, device):
+def test_model(harness, case, direction, implementation, device):
     def work(name):
         _, images = problem = draw(case, device, 0)
         model = MODELS["ours"](problem, device, None).model
         t = torch.full(images.shape[:1], 500, device=device)
         return work_of(model, lambda: model(images, t), direction == TRAINING)
 
-    contest(MODELS, case, direction, contender, draw=draw, work=work)
+    harness(MODELS, case, direction, implementation, draw=draw, work=work)

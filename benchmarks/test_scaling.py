@@ -1,5 +1,5 @@
-"""The fused operator's time grows as the length of the sequence, of images and of volumes, attention's as its square: by the clock, by the count
-of floating-point operations, and by the count of instructions."""
+"""The cost of the fused operator, over images and volumes, grows linearly with the length of the sequence, the cost of
+attention quadratically: seconds and floating-point operations."""
 
 from dataclasses import replace
 
@@ -10,11 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vmddpm_kernels.flops  # noqa: F401  counts of the operators' operations
-from benchmarks import instructions
-from benchmarks.contenders import HEAD, attention, fused
+from benchmarks.baselines import Missing
+from benchmarks.implementations import HEAD, attention, fused
 from benchmarks.limits import Work
 from benchmarks.problem import FORWARD, Case, Problem
-from benchmarks.rivals import Missing
 from benchmarks.scaling import curve_record, summarise
 
 LINEAR, QUADRATIC = (0.9, 1.1), (1.7, 2.3)
@@ -33,24 +32,24 @@ CASES = {profile: [image(power) for power in powers] for profile, powers in LENG
 VOLUMES = (8, 12, 16, 24, 32, 48, 64)
 VOLUME_CHANNELS = 16
 DIRECTIONS = (FORWARD,)
-CONTENDERS = (*(f"ours N={n}" for n in STATES), "attention")
+IMPLEMENTATIONS = (*(f"ours N={n}" for n in STATES), "attention")
 
 
 def with_states(states):
-    def make(problem, device, peers):
+    def make(problem, device, baselines):
         narrow = {name: getattr(problem, name)[..., :states] for name in "ABC"}
-        return replace(fused(replace(problem, **narrow), device, peers), standard=None)
+        return replace(fused(replace(problem, **narrow), device, baselines), standard=None)
 
     return make
 
 
-def test_scaling(contest, case, direction, contender, request):
+def test_scaling(harness, case, direction, implementation, request):
     longest = ATTENTION_LONGEST[request.config.getoption("--profile")]
 
-    def attention_up_to(problem, device, peers):
+    def attention_up_to(problem, device, baselines):
         if problem.case.length > longest:
             raise Missing(f"more than {longest} steps take too long in this profile")
-        return attention(problem, device, peers)
+        return attention(problem, device, baselines)
 
     def work(name):
         if name == "attention":
@@ -58,44 +57,36 @@ def test_scaling(contest, case, direction, contender, request):
         return Work.of_scan(replace(case, states=int(name.rpartition("=")[2])), direction)
 
     makers = {f"ours N={n}": with_states(n) for n in STATES} | {"attention": attention_up_to}
-    contest(makers, case, direction, contender, work=work)
+    harness(makers, case, direction, implementation, work=work)
 
 
 @pytest.mark.parametrize("side", VOLUMES)
-def test_volumes(contest, side, direction):
+def test_volumes(harness, side, direction):
     """Of the same suite: the operator over side^3 voxels, along six routes."""
     case = Case(1, side, side, VOLUME_CHANNELS, max(STATES), depth=side)
-    contest({"ours 3-D": fused}, case, direction, "ours 3-D", work=lambda _: Work.of_scan(case, direction))
+    harness({"ours 3-D": fused}, case, direction, "ours 3-D", work=lambda _: Work.of_scan(case, direction))
 
 
 def check(curve):
-    low, high = QUADRATIC if curve["contender"] == "attention" else LINEAR
+    low, high = QUADRATIC if curve["implementation"] == "attention" else LINEAR
     assert low <= curve["slope"] <= high, curve
 
 
 def test_time(results, measuring):
     if not measuring:
-        pytest.skip("a matter of time: with --benchmark")
+        pytest.skip("needs --benchmark")
     for curve in summarise(results["times"])[0]:
         check(curve)
 
 
 @pytest.mark.parametrize("who", ["ours", "attention"])
-def test_flops(who, results, device, peers):
-    """Counted on tensors without data, so that length costs nothing."""
+def test_flops(who, results, device, baselines):
+    """Counted on fake tensors, which have no data."""
     make = attention if who == "attention" else fused
     curve = {}
     for case in map(image, range(8, 21, 2)):
         with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            make(Problem.draw(case, device, 0), device, peers).call(FORWARD)
+            make(Problem.draw(case, device, 0), device, baselines).call(FORWARD)
         curve[case.length] = counter.get_total_flops()
     results["scaling"].append(curve_record(who, "flops", curve))
-    check(results["scaling"][-1])
-
-
-@pytest.mark.skipif(instructions.unavailable() is not None, reason=str(instructions.unavailable()))
-def test_instructions(results, measuring):
-    lengths = (256, 1024, 4096) if measuring else (256, 1024)
-    curve = {length: instructions.count(length) for length in lengths}
-    results["scaling"].append(curve_record("ours", "instructions", curve))
     check(results["scaling"][-1])

@@ -4,7 +4,7 @@ compiles. Compiling is not part of the time."""
 import pytest
 import torch
 
-from benchmarks.contenders import COMPILED, SEQUENCES
+from benchmarks.implementations import COMPILED, SEQUENCES
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, Case
 
@@ -22,14 +22,14 @@ MORE = [
 ]
 CASES = {"quick": QUICK, "full": [*QUICK, *MORE]}
 DIRECTIONS = (FORWARD, BOTH)
-CONTENDERS = tuple(SEQUENCES)
+IMPLEMENTATIONS = tuple(SEQUENCES)
 
 
-def test_selective_scan(contest, case, direction, contender, measuring):
-    if contender in COMPILED and not measuring:
+def test_selective_scan(harness, case, direction, implementation, measuring):
+    if implementation in COMPILED and not measuring:
         pytest.skip("compiling takes too long to be a check")
 
     def work(name):
         return (Work.of_attention if name == "attention" else Work.of_scan)(case, direction)
 
-    contest(SEQUENCES, case, direction, contender, work=work)
+    harness(SEQUENCES, case, direction, implementation, work=work)

@@ -1,5 +1,5 @@
-"""Times and memory of one call. On a GPU two times are taken: `ms`, between events around each call while the host runs
-ahead of the GPU, which is what the kernels take; and `wall_ms`, what a program gets that calls it again and again."""
+"""Time and memory of one call. On a GPU there are two times: `ms`, the time of the kernels, between events around each
+call while the host runs ahead of the GPU; and `wall_ms`, the time per call of a loop on the host."""
 
 import ctypes
 import gc
@@ -15,21 +15,21 @@ import torch
 WARM_UPS = 3
 LEAST_REPETITIONS, MOST_REPETITIONS = 20, 40
 SECONDS_TO_FILL = 0.05
-CACHE_TIMES = 3  # what all inputs together should be, so that no call finds its own in the cache
+CACHE_TIMES = 3  # all input sets together are this many times the cache, so that no call finds its inputs there
 MOST_SETS = 16
 clock = time.perf_counter
-HOST_SECONDS = 2e-3  # to queue the launches of a call
-CYCLES_A_SECOND = 2e9  # of a GPU that waits; somewhat too many only makes it wait a little longer
+HOST_SECONDS = 2e-3  # for the host to queue the launches of a call
+CYCLES_A_SECOND = 2e9  # of a sleeping GPU; an overestimate only lengthens the sleep
 
 
 def keep_freed_memory() -> None:
-    """From here on the C library keeps what is freed for the next allocation, as torch's allocator on a GPU does. By
-    default it gives the memory of large results back to the system, or not, by what lies beside them: some runs then
-    spend a third of a long scan's time on fresh pages. Does nothing where the C library is not glibc."""
+    """Make the C library keep freed memory for later allocations, as torch's allocator on a GPU does. By default it
+    returns memory of large results to the system in some runs, which then spend a third of a long scan's time on fresh
+    pages. Does nothing without glibc."""
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(trim_threshold, -1)  # none; two gigabytes are less than what some peers free at once
+        mallopt(trim_threshold, -1)  # never trim: some baselines free more than two gigabytes at once
         mallopt(mmap_max, 0)
 
 
@@ -39,7 +39,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def cache_bytes(device: str) -> int:
-    """Of the last level."""
+    """The size of the last-level cache."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).L2_cache_size
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -47,7 +47,7 @@ def cache_bytes(device: str) -> int:
 
 
 def sets_needed(input_bytes: int, device: str) -> int:
-    """Sets of inputs to take in turn."""
+    """How many sets of inputs to rotate."""
     return max(3, min(MOST_SETS, -(-CACHE_TIMES * cache_bytes(device) // input_bytes)))
 
 
@@ -56,8 +56,8 @@ def repetitions_for(seconds: float, least: int) -> int:
 
 
 def gpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: int, host_seconds: float) -> list[float]:
-    """Milliseconds of each call. The GPU first sleeps for as long as the host needs to queue every call, so that no
-    time between two launches is counted."""
+    """Milliseconds of each call. The GPU sleeps while the host queues all calls, so that gaps between launches do not
+    count."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(repetitions)] for _ in range(2)]
     torch.cuda._sleep(int(min(0.5, 1.5 * repetitions * host_seconds) * CYCLES_A_SECOND))
     for i in range(repetitions):
@@ -78,7 +78,7 @@ def cpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: in
 
 
 def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
-    """The most memory that torch's allocator held during the call, above what it held before."""
+    """Peak memory of torch's allocator during the call, less what was allocated before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -92,7 +92,7 @@ def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
 def measure(
     call: Callable[[Any], Any], inputs: Sequence[Any], device: str, least: int = LEAST_REPETITIONS
 ) -> dict[str, Any]:
-    """`call` on several inputs in turn, so that what it reads was not left in the cache by the call before."""
+    """Time `call` on several inputs in turn, so that the previous call leaves none of its inputs in the cache."""
     gpu = device == "cuda"
     for i in range(WARM_UPS):
         call(inputs[i % len(inputs)])
@@ -124,14 +124,14 @@ def measure(
 
 
 def measure_in_turn(
-    contenders: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
+    implementations: dict[str, Callable[[int], Any]], device: str, seconds: float, least: int
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each contender; `call(i)` is to take the i-th of the sets of inputs that all share.
+    """Seconds of each call of each implementation; `call(i)` takes the i-th set of inputs.
 
-    The calls of all are spread evenly over the same stretch of time, so that what disturbs the machine disturbs all.
-    Each is called for about `seconds`, `least` to MOST_REPETITIONS times, after as many as WARM_UPS calls."""
+    The calls of all implementations are interleaved, so that disturbances of the machine affect all of them alike. Each
+    is called for about `seconds`, `least` to MOST_REPETITIONS times, after at most WARM_UPS warm-up calls."""
     counts = {}
-    for name, call in contenders.items():
+    for name, call in implementations.items():
         begun = time.perf_counter()
         for i in range(WARM_UPS):
             one = one_time(call, i, device)
@@ -139,19 +139,19 @@ def measure_in_turn(
                 break
         counts[name] = max(least, min(MOST_REPETITIONS, int(seconds / max(one, 1e-6))))
     turns = sorted(((i + 0.5) / count, name) for name, count in counts.items() for i in range(count))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in implementations}
     gc.collect()
     gc.disable()
     try:
         for i, (_, name) in enumerate(turns):
-            times[name].append(one_time(contenders[name], i, device))
+            times[name].append(one_time(implementations[name], i, device))
     finally:
         gc.enable()
     return times
 
 
 def one_time(call: Callable[[int], Any], i: int, device: str) -> float:
-    """Seconds; on a GPU between events around the call, which it begins once the host has queued all of it."""
+    """Seconds of one call; on a GPU between events, after the host has queued the whole call."""
     if device == "cpu":
         start = clock()
         call(i)

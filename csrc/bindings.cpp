@@ -1,5 +1,5 @@
-// The functions of the extension: they read the fields of Python's objects by name and fill the parameters of the
-// kernels. Shapes and dtypes are not validated by them: callers pass checked tensors (vmddpm_kernels/scan_inputs.py).
+// The functions of the extension. They read the attributes of Python objects and fill the parameters of the kernels.
+// Shapes and dtypes are not validated here: callers must pass checked tensors (vmddpm_kernels/scan_inputs.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,7 +13,7 @@
 #include <omp.h>
 #endif
 
-#include "common/dispatch.h"
+#include "dispatch.h"
 #include "common/probe.h"
 #include "cross_scan/cross_scan.h"
 #include "python/cross_images.h"
@@ -45,26 +45,26 @@ void check_table(const int32_t* table, int64_t routes, int64_t length) {
   }
 }
 
-// The objects are those of vmddpm_kernels/scan_inputs.py and of backends/extension.py, field by field.
+// The Python classes are defined in vmddpm_kernels/scan_inputs.py and backends/extension.py.
 
 void fill_sizes(ScanParams& p, const py::handle& sizes) {
-  p.batch = number(get(sizes, names.batch));
-  p.routes = number(get(sizes, names.routes));
-  p.length = number(get(sizes, names.length));
-  p.channels = number(get(sizes, names.channels));
-  p.states = number(get(sizes, names.states));
-  p.wide = flag(get(sizes, names.wide));
-  p.sum_routes = flag(get(sizes, names.sum_routes));
+  p.batch = to_int64(attribute_of(sizes, names.batch));
+  p.routes = to_int64(attribute_of(sizes, names.routes));
+  p.length = to_int64(attribute_of(sizes, names.length));
+  p.channels = to_int64(attribute_of(sizes, names.channels));
+  p.states = to_int64(attribute_of(sizes, names.states));
+  p.wide = to_bool(attribute_of(sizes, names.wide));
+  p.sum_routes = to_bool(attribute_of(sizes, names.sum_routes));
 }
 
 void fill_options(ScanParams& p, const py::handle& options) {
-  p.softplus = flag(get(options, names.delta_softplus));
-  p.zoh = flag(get(options, names.zoh));
+  p.softplus = to_bool(attribute_of(options, names.delta_softplus));
+  p.zoh = to_bool(attribute_of(options, names.zoh));
 }
 
-View stored_view(const py::handle& tensor, const ScanParams& p, int64_t columns) {
+View checked_view(const py::handle& tensor, const ScanParams& p, int64_t columns) {
   const View v = view(tensor);
-  check_storage_of(v, tensor, {p.batch, p.routes, p.length, columns});
+  check_view_storage(v, tensor, {p.batch, p.routes, p.length, columns});
   return v;
 }
 
@@ -73,9 +73,9 @@ ScanParams scan_params(const py::handle& inputs, const py::handle& options, cons
   fill_sizes(p, sizes);
   fill_options(p, options);
   p.threads = threads;
-  const auto image = [&](PyObject* name, int64_t columns) { return stored_view(get(inputs, name), p, columns); };
+  const auto image = [&](PyObject* name, int64_t columns) { return checked_view(attribute_of(inputs, name), p, columns); };
   const auto contiguous = [&](PyObject* name, int64_t elements, int64_t element_size) {
-    return stored_pointer(get(inputs, name), elements, element_size);
+    return checked_pointer(attribute_of(inputs, name), elements, element_size);
   };
   const int64_t parameters = p.routes * p.channels, float_size = p.wide ? 8 : 4;
   p.x = image(names.x, p.channels);
@@ -91,10 +91,10 @@ ScanParams scan_params(const py::handle& inputs, const py::handle& options, cons
 }
 
 void fill_outputs(ScanParams& p, const py::handle& outputs) {
-  p.y = view(get(outputs, names.y));
-  p.last_state = pointer(get(outputs, names.last_state));
-  p.checkpoints = pointer(get(outputs, names.checkpoints));
-  p.narrow_y = view(get(outputs, names.narrow_y));
+  p.y = view(attribute_of(outputs, names.y));
+  p.last_state = pointer(attribute_of(outputs, names.last_state));
+  p.checkpoints = pointer(attribute_of(outputs, names.checkpoints));
+  p.narrow_y = view(attribute_of(outputs, names.narrow_y));
 }
 
 ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, const py::handle& sizes,
@@ -104,19 +104,19 @@ ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, 
   g.forward = scan_params(inputs, options, sizes, threads);
   const ScanParams& p = g.forward;
   const int64_t float_size = p.wide ? 8 : 4;
-  g.forward.checkpoints = stored_pointer(checkpoints, number(call(checkpoints, names.numel)), float_size);
-  g.dy = stored_view(dy, p, p.channels);
-  g.dlast_state = stored_pointer(dlast_state, p.batch * p.routes * p.channels * p.states, float_size);
-  g.only_input = get(grads, names.ddelta).is_none();
-  g.dx = view(get(grads, names.dx));
-  g.ddelta = view(get(grads, names.ddelta));
-  g.dA = pointer(get(grads, names.dA));
-  g.dB = pointer(get(grads, names.dB));
-  g.dC = pointer(get(grads, names.dC));
-  g.dD = pointer(get(grads, names.dD));
-  g.ddelta_bias = pointer(get(grads, names.ddelta_bias));
-  g.dinitial_state = pointer(get(grads, names.dinitial_state));
-  g.narrow_dx = view(get(grads, names.narrow_dx));
+  g.forward.checkpoints = checked_pointer(checkpoints, to_int64(call(checkpoints, names.numel)), float_size);
+  g.dy = checked_view(dy, p, p.channels);
+  g.dlast_state = checked_pointer(dlast_state, p.batch * p.routes * p.channels * p.states, float_size);
+  g.only_input = attribute_of(grads, names.ddelta).is_none();
+  g.dx = view(attribute_of(grads, names.dx));
+  g.ddelta = view(attribute_of(grads, names.ddelta));
+  g.dA = pointer(attribute_of(grads, names.dA));
+  g.dB = pointer(attribute_of(grads, names.dB));
+  g.dC = pointer(attribute_of(grads, names.dC));
+  g.dD = pointer(attribute_of(grads, names.dD));
+  g.ddelta_bias = pointer(attribute_of(grads, names.ddelta_bias));
+  g.dinitial_state = pointer(attribute_of(grads, names.dinitial_state));
+  g.narrow_dx = view(attribute_of(grads, names.narrow_dx));
   return g;
 }
 
@@ -149,16 +149,17 @@ void scan_backward(const py::handle& inputs, const py::handle& options, const py
   cpu_kernels().scan_backward(g);
 }
 
-// image (B, K or 1, L, C), sequences (B, K, L, C); without a table the regular routes `scans` over height x width pixels.
+// image is (B, K or 1, L, C), sequences (B, K, L, C). Without a table, the regular routes `scans` over height x width
+// pixels.
 CrossScanParams cross_params(const py::handle& image, const py::handle& table, int64_t height, int64_t width,
                              int32_t scans, const py::handle& sequences, int threads) {
-  const py::tuple shape = get(sequences, names.shape), image_shape = get(image, names.shape);
-  CrossScanParams p{number_at(shape, 0), number_at(shape, 1), number_at(shape, 2), number_at(shape, 3),
+  const py::tuple shape = attribute_of(sequences, names.shape), image_shape = attribute_of(image, names.shape);
+  CrossScanParams p{int64_at(shape, 0), int64_at(shape, 1), int64_at(shape, 2), int64_at(shape, 3),
                     nullptr, view(image), view(sequences), false, threads, height, width, scans};
-  if (number_at(image_shape, 1) == 1) p.image.stride[1] = 0;
-  p.table = static_cast<int32_t*>(stored_pointer(table, p.routes * p.length, sizeof(int32_t)));
-  check_storage_of(p.image, image, {p.batch, p.routes, p.length, p.channels});
-  check_storage_of(p.sequences, sequences, {p.batch, p.routes, p.length, p.channels});
+  if (int64_at(image_shape, 1) == 1) p.image.stride[1] = 0;
+  p.table = static_cast<int32_t*>(checked_pointer(table, p.routes * p.length, sizeof(int32_t)));
+  check_view_storage(p.image, image, {p.batch, p.routes, p.length, p.channels});
+  check_view_storage(p.sequences, sequences, {p.batch, p.routes, p.length, p.channels});
   return p;
 }
 
@@ -171,9 +172,9 @@ void cross_scan(const py::handle& image, const py::handle& table, int64_t height
 }
 
 void cross_merge(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
-                 const py::handle& sequences, int threads, bool sum) {
+                 const py::handle& sequences, int threads, bool sum_routes) {
   CrossScanParams p = cross_params(image, table, height, width, scans, sequences, threads);
-  p.sum = sum;
+  p.sum_routes = sum_routes;
   const py::gil_scoped_release release;
   check_table(p.table, p.routes, p.length);
   cross_merge_cpu(p);
@@ -194,7 +195,7 @@ void cuda_forward(const py::handle& inputs, const py::handle& options, const py:
                   const py::handle& segment_delta, const py::handle& images, int device, uintptr_t stream) {
   ScanParams p = scan_params(inputs, options, sizes, 1);
   fill_outputs(p, outputs);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images), nullptr, {}, {}};
+  const GpuScanWorkspace work{pointer(segment_state), pointer(segment_delta), pointer(images), nullptr, {}, {}};
   const py::gil_scoped_release release;
   cuda_scan_forward(p, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -204,8 +205,8 @@ void cuda_backward(const py::handle& inputs, const py::handle& options, const py
                    const GpuScanPlan& plan, const py::handle& segment_state, const py::handle& segment_delta,
                    const py::handle& images, const py::handle& matrices, int device, uintptr_t stream) {
   const ScanGradParams g = grad_params(inputs, options, sizes, dy, dlast_state, checkpoints, grads, 1);
-  const GpuScanWork work{pointer(segment_state), pointer(segment_delta), pointer(images), pointer(matrices),
-                         view(get(grads, names.dB)).dtype, view(get(grads, names.dC)).dtype};
+  const GpuScanWorkspace work{pointer(segment_state), pointer(segment_delta), pointer(images), pointer(matrices),
+                         view(attribute_of(grads, names.dB)).dtype, view(attribute_of(grads, names.dC)).dtype};
   const py::gil_scoped_release release;
   cuda_scan_backward(g, plan, work, device, reinterpret_cast<void*>(stream));
 }
@@ -220,10 +221,10 @@ void cuda_scan(const py::handle& image, const py::handle& table, int64_t height,
 }
 
 void cuda_merge(const py::handle& image, const py::handle& table, int64_t height, int64_t width, int32_t scans,
-                const py::handle& sequences, bool sum, const py::handle& inverse, std::pair<int64_t, int64_t> limits,
+                const py::handle& sequences, bool sum_routes, const py::handle& inverse, std::pair<int64_t, int64_t> limits,
                 int device, uintptr_t stream) {
   CrossScanParams p = cross_params(image, table, height, width, scans, sequences, 1);
-  p.sum = sum;
+  p.sum_routes = sum_routes;
   int32_t* const inverse_table = static_cast<int32_t*>(pointer(inverse));
   const py::gil_scoped_release release;
   cross_merge_cuda(p, inverse_table, {limits.first, limits.second}, device, reinterpret_cast<void*>(stream));
@@ -272,7 +273,7 @@ std::string describe() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Compiled kernels of vmddpm_kernels; see vmddpm_kernels/backends/extension.py.";
-  learn_names();
+  intern_names();
   py::class_<ScanPlan>(m, "ScanPlan", py::module_local())
       .def_readonly("checkpoints", &ScanPlan::checkpoints)
       .def_readonly("lanes", &ScanPlan::lanes)

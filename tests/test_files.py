@@ -15,15 +15,15 @@ import pytest
 from vmddpm import files
 from vmddpm.files import (
     LockedError,
+    atomic_folder,
+    atomic_write,
     flush,
-    folder_written_whole,
     lock,
     make_folder,
     remove_leftovers,
     temporary_name,
     whole_folder,
     write_text,
-    written_whole,
 )
 
 
@@ -65,7 +65,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
         monkeypatch.setattr(files, "_NO_EXCHANGE", ())
         monkeypatch.setattr(sys, "platform", "other")
     for content in ("old", "new"):
-        with folder_written_whole(tmp_path / "folder", 0o700) as temporary:
+        with atomic_folder(tmp_path / "folder", 0o700) as temporary:
             (temporary / "below").mkdir()
             (temporary / "below" / "a.txt").write_text(content)
             (temporary / f"{content}.txt").write_text(content)
@@ -78,7 +78,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
     assert (tmp_path / "folder" / "below" / "a.txt").read_text() == "new"
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o700
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-    with pytest.raises(ZeroDivisionError), folder_written_whole(tmp_path / "folder") as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a.txt").write_text(str(1 / 0))
     assert (tmp_path / "folder" / "new.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -90,7 +90,7 @@ def test_a_folder_that_is_away_is_found(tmp_path, monkeypatch, links):
     path, rename = tmp_path / "folder", os.rename
 
     def write(content):
-        with folder_written_whole(path) as temporary:
+        with atomic_folder(path) as temporary:
             (temporary / "below").mkdir()
             (temporary / "below" / "a.txt").write_text(content)
 
@@ -131,8 +131,8 @@ def test_a_file_system_that_cannot_flush_folders_is_used_all_the_same(tmp_path, 
 
 
 def test_what_a_killed_process_left_goes_and_what_another_one_writes_stays(tmp_path):
-    write = "import sys, time; from pathlib import Path; from vmddpm.files import written_whole\n"
-    write += "with written_whole(Path(sys.argv[1])) as t:\n"
+    write = "import sys, time; from pathlib import Path; from vmddpm.files import atomic_write\n"
+    write += "with atomic_write(Path(sys.argv[1])) as t:\n"
     write += "    t.write_text('a'); print('written', flush=True); time.sleep(99)"
     command = [sys.executable, "-c", write]
     processes = [subprocess.Popen([*command, tmp_path / name], stdout=subprocess.PIPE,
@@ -206,7 +206,7 @@ def test_a_lock_of_another_machine_stays_until_a_person_removes_it(tmp_path, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "lock.held").write_text("process 1 on elsewhere\n0123456789ab-1")
-    told = r"process 1 on elsewhere; .* if that has ended, remove .*lock\.held"
+    told = r"process 1 on elsewhere; .* if that process has ended, remove .*lock\.held"
     with pytest.raises(LockedError, match=told), lock(tmp_path / "lock"):
         pass
     (tmp_path / "lock.held").unlink()
@@ -227,7 +227,7 @@ def test_nothing_is_left_of_what_could_not_be_written(small_disk):
     write_text(small_disk / "a.txt", "old")
     with pytest.raises(OSError, match="No space left"):
         write_text(small_disk / "a.txt", "x" * 8_000_000)
-    with pytest.raises(OSError, match="No space left"), folder_written_whole(small_disk / "folder") as temporary:
+    with pytest.raises(OSError, match="No space left"), atomic_folder(small_disk / "folder") as temporary:
         (temporary / "a.txt").write_text("x" * 8_000_000)
     assert [path.name for path in small_disk.iterdir()] == ["a.txt"]
     assert (small_disk / "a.txt").read_text() == "old"
@@ -239,7 +239,7 @@ def test_a_disk_that_is_read_only_is_an_error_at_once(small_disk):
     for write in (lambda: write_text(small_disk / "a.txt", "a"), lambda: make_folder(small_disk / "b")):
         with pytest.raises(OSError, match="Read-only file system"):
             write()
-    with pytest.raises(OSError, match="Read-only"), written_whole(small_disk / "there" / "c") as temporary:
+    with pytest.raises(OSError, match="Read-only"), atomic_write(small_disk / "there" / "c") as temporary:
         temporary.write_text("c")
     with pytest.raises(OSError, match="Read-only"), lock(small_disk / "lock"):
         pass

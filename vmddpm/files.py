@@ -1,9 +1,9 @@
-"""Files and folders that are either whole or not there, whatever ends the process, the disk or the power.
+"""Atomic writes of files and folders, and locks.
 
-There is one way to write: under a temporary name in the same folder; then the bytes go to the disk, the name is
-changed, and the folder goes to the disk. A power cut leaves the old content or the new one, and what a caller was told
-is written stays written. A temporary name says who writes there, so that what a killed process left behind can be told
-from what another one is writing.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed; then the folder is
+flushed. After a crash or a power cut the path has the old content or the new one, and content that was reported as
+written is on the disk. A temporary name contains the machine and the process, so that leftovers of killed processes can
+be told from files that are being written.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from pathlib import Path
 from vmddpm.errors import VmddpmError
 
 _WRITER = re.compile(r"\.([0-9a-f]{12})-(\d+)-[0-9a-f]{8}\.tmp(\.|$)")
-_FORGOTTEN = 24 * 3600  # seconds after which nobody on another machine is still writing a file
+_FORGOTTEN = 24 * 3600  # seconds after which a file of another machine counts as abandoned
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -34,8 +34,8 @@ class LockedError(VmddpmError, RuntimeError):
     """Another process holds a lock.
 
     Attributes:
-        holder: who it says it is.
-        advice: what to do if it has ended all the same; empty where the system frees its lock.
+        holder: the process, as it describes itself.
+        advice: what to do if that process has ended; empty if the system frees its lock.
     """
 
     def __init__(self, path: Path, holder: str, advice: str = "") -> None:
@@ -44,8 +44,8 @@ class LockedError(VmddpmError, RuntimeError):
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on success its content is on the disk, in the place of `path`."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it is flushed to the disk and replaces `path`."""
     make_folder(path.parent)
     temporary = temporary_name(path)
     try:
@@ -56,11 +56,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(path: Path, mode: int = 0o777) -> Iterator[Path]:
-    """A temporary folder to fill; on success all that is in it is on the disk, in the place of the folder `path`.
+def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it is flushed to the disk and replaces the folder `path`.
 
-    Where the system cannot exchange two names (network file systems, systems other than Linux) a folder that was there
-    is away for a moment; a copy of it, which `whole_folder` finds, is there until it is back.
+    If the system cannot exchange two names (network file systems, systems other than Linux), the previous folder is
+    missing for a moment; `whole_folder` finds a copy of it meanwhile.
     """
     make_folder(path.parent)
     temporary = temporary_name(path)
@@ -83,19 +83,19 @@ def folder_written_whole(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Renames a file of the same folder; when this returns, its content has the name `path` even after a power cut."""
+    """Rename a file of the same folder to `path`; after the return this survives a power cut."""
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)
 
 
 def make_folder(path: Path) -> None:
-    """The folder and those above it, as far as they are missing, on the disk."""
+    """Make the folder and its missing parents, and flush their names to the disk."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -104,19 +104,19 @@ def make_folder(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk: they outlast a power cut."""
+    """Flush the bytes of a file, or the names in a folder, to the disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems have no names to wait for
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Each gets the other's name, in one step; False if the system or the file system knows no such step."""
+    """Exchange two names atomically; False if the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
@@ -130,7 +130,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def whole_folder(path: Path) -> Path:
-    """The folder `path` or, if a killed process was putting another in its place, the copy that it kept."""
+    """The folder `path`, or the copy of it if a killed process was replacing it."""
     return path if path.exists() or not _copy_of(path).is_dir() else _copy_of(path)
 
 
@@ -139,7 +139,7 @@ def _copy_of(path: Path) -> Path:
 
 
 def _keep_copy(path: Path) -> None:
-    """The files of a folder under a second name, on the disk."""
+    """Make a copy of a folder, with hard links if possible, and flush it to the disk."""
     temporary = temporary_name(path)
     try:
         shutil.copytree(path, temporary, copy_function=_link)
@@ -159,7 +159,7 @@ def _link(source: str, to: str) -> None:
 
 
 def _flush_all(path: Path) -> None:
-    """A folder with all that is in it."""
+    """Flush a folder and all its contents to the disk."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
             flush(Path(folder, name))
@@ -167,13 +167,13 @@ def _flush_all(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path`, with its suffix, that no other process on any machine uses."""
+    """A hidden name in the folder of `path`, with its suffix, that no other process on any machine uses."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
 @cache
 def _machine() -> str:
-    """Twelve digits for where process numbers mean what they mean here: this machine, or this container on it."""
+    """Twelve hexadecimal digits for the scope of process IDs: this machine, or this container."""
     words = [platform.node()]
     for path in ("/etc/machine-id", "/proc/self/ns/pid"):
         try:
@@ -184,11 +184,11 @@ def _machine() -> str:
 
 
 def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
-    """Removes what killed processes were writing, files and folders.
+    """Remove temporary files and folders of killed processes.
 
     Args:
-        shared: others may be writing there now. What a living process of this machine writes stays then, and what
-            another machine has changed within a day.
+        shared: other processes may be writing there. Then files of living processes of this machine stay, and files
+            that another machine changed within a day.
     """
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.tmp.*")]:
         if not (shared and _is_being_written(path)):
@@ -196,7 +196,7 @@ def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Of files, removes those that a killed process was writing, and no others."""
+    """Remove those of `paths` that are temporary files of killed processes."""
     for path in paths:
         if _WRITER.search(path.name) and not _is_being_written(path):
             path.unlink(missing_ok=True)
@@ -231,10 +231,11 @@ def _is_alive(process: int) -> bool:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds the file `path` for this process; the system frees the lock of a process that ends, however it ends.
+    """Lock the file `path` for this process; the system frees the lock when the process ends.
 
-    Where the file system has no locks, a file PATH.held that names the process stands in for one. A process that was
-    killed leaves it behind: the next one on the same machine sees that, on another machine a person must.
+    On a file system without locks, a file PATH.held with the name of the process is used instead. A killed process
+    leaves
+    it behind: a process on the same machine detects this, on another machine a person must remove the file.
 
     Raises:
         LockedError: if another process holds it.
@@ -276,7 +277,9 @@ def _held(path: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
                 continue
             raise LockedError(
-                path, holder or "another process", f"; its file system has no locks: if that has ended, remove {path}"
+                path,
+                holder or "another process",
+                f"; its file system has no locks: if that process has ended, remove {path}",
             ) from None
     try:
         yield

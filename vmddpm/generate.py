@@ -1,24 +1,53 @@
 """Images from a run folder, block by block, by one process or many."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
 from tqdm import tqdm
 
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, draw
+from vmddpm.data import SliceDataset
+from vmddpm.data.pairs import condition_data
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import make_scheduler, sample
+from vmddpm.diffusion.guidance import check_guidance
 from vmddpm.diffusion.sampling import check_batch
 from vmddpm.errors import InputError
 from vmddpm.files import sha256
 from vmddpm.model import VMDDPM
 from vmddpm.numbers import check_seed
 from vmddpm.samples import Format, Samples, check_count
+from vmddpm.training.conditions import (
+    class_rows,
+    condition_names,
+    conditions_to_draw,
+    refuse_other_classes,
+    separator_of,
+    split_classes,
+)
+from vmddpm.training.config import RunConfig
 from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
+
+
+def load_to_draw(folder: RunFolder, config: RunConfig, weights: str, device: str) -> nn.Module:
+    """The "ema" or "raw" weights of a run on a device.
+
+    Raises:
+        RunError: if there are none, they are damaged, or of other classes than the run's configuration names.
+        InputError: on an unknown kind of weights, or an unusable device.
+    """
+    if weights not in ("ema", "raw"):
+        raise InputError(f"weights is {weights!r}; it must be one of ema, raw")
+    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
+    if isinstance(model, VMDDPM):
+        refuse_other_classes(config.model.classes, model.config.classes, str(folder.weights(weights)))
+    return model
 
 
 def generate(
@@ -32,10 +61,13 @@ def generate(
     batch_size: int = 16,
     weights: str = "ema",
     ordered: bool = False,
-    form: Format | None = None,
+    file_format: Format | None = None,
     device: str = "auto",
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
+    wanted: str | None = None,
+    guidance: float = 1.0,
+    condition_images: str | None = None,
 ) -> int:
     """Writes images 0 to count - 1 of a seed to the folder `out`, see `samples`; returns how many this process made.
 
@@ -46,17 +78,22 @@ def generate(
 
     Args:
         ordered: scan in order, whatever the network was trained with (`regeneration_at_sampling` of its config).
-        form: "png", or "nifti" of volumes, a file each, or "npy", a file a block; by default a file each.
+        file_format: "png", or "nifti" of volumes, a file each, or "npy", a file a block; by default a file each.
         compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
+        wanted: class of the images, or several of them with the separator between that the run's labels have; None
+            takes each class of the run in turn, as many images of one as of another.
+        guidance: how strongly the condition counts; 0 draws without it, bit for bit, and 1 with it.
+        condition_images: folder of images that those drawn are to match, read as condition.image of the run: image i
+            is drawn to the i-th, and to the first again after the last.
 
     Raises:
         RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
         InputError: on unusable options.
     """
-    check_count("num", count)
-    check_batch("batch", batch_size)
+    check_count("images", count)
+    check_batch("batch_size", batch_size)
     check_seed("seed", seed)
-    choices = {"weights": (weights, ("ema", "raw")), "format": (form, (None, "png", "nifti", "npy")),
+    choices = {"weights": (weights, ("ema", "raw")), "format": (file_format, (None, "png", "nifti", "npy")),
                "compile": (compile, ("no", "default", "reduce-overhead", "max-autotune"))}  # fmt: skip
     for name, (value, allowed) in choices.items():
         if value not in allowed:
@@ -64,10 +101,10 @@ def generate(
     folder = RunFolder(run)
     config = folder.load_config()
     volumes = config.data.spatial_dims == 3
-    form = form or ("nifti" if volumes else "png")
-    if form == ("png" if volumes else "nifti"):
+    file_format = file_format or ("nifti" if volumes else "png")
+    if file_format == ("png" if volumes else "nifti"):
         told = "volumes; it must be nifti or npy" if volumes else "images; it must be png or npy"
-        raise InputError(f"format is {form!r}, but {folder.path} draws {told}")
+        raise InputError(f"format is {file_format!r}, but {folder.path} draws {told}")
     if config.system in GANS:
         sampler, steps = "none", 1
     else:
@@ -75,19 +112,35 @@ def generate(
         make_scheduler(config.diffusion, sampler, steps)  # refuses bad options before anything is written
     if ordered and config.system != "vmddpm":
         raise InputError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
-    model = folder.load_model(weights).to(choose_device(device, scans=config.system == "vmddpm"))
+    check_guidance(guidance)
+    told = condition_names(config.model)
+    if not told and (guidance != 1 or wanted is not None or condition_images is not None):
+        raise InputError(f"{run} was trained without a condition; leave class, guidance and condition-images out")
+    if guidance != 1 and config.condition.dropout == 0:
+        raise InputError(f"guidance is {guidance:g}, but {run} has condition.dropout 0: it never learned to do without "
+                         "its condition, and knows guidance 1 alone")  # fmt: skip
+    classes = None if wanted is None else split_classes(wanted, config)
+    beside = None if condition_images is None else SliceDataset(
+        condition_data(replace(config.condition, image=condition_images), config.data), progress=progress
+    )  # fmt: skip
+    conditions = conditions_to_draw(config.model, beside, classes)
+    model = load_to_draw(folder, config, weights, device)
     if ordered and isinstance(model, VMDDPM):
         model.config = replace(model.config, regeneration_at_sampling=False)
     if compile != "no":
         model.compile(mode=compile)
     spacing = config.data.voxel_sizes if volumes else ()
-    samples = Samples(Path(out), count, batch_size, form, spacing)
+    samples = Samples(Path(out), count, batch_size, file_format, spacing)
     digest = sha256(folder.weights(weights) / "model.safetensors")
     made_with: dict[str, Any] = {"run": folder.path.resolve().name, "weights": weights, "weights_sha256": digest}
-    made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": form}
+    made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": file_format}
     made_with |= {"compile": compile, "ordered": ordered}
     made_with |= {"spacing": list(spacing)} if volumes else {}
-    samples.take(made_with)
+    if told:
+        made_with |= {"classes": list(config.model.classes), "class": wanted, "guidance": guidance}
+    if beside is not None:
+        made_with["condition_images_sha256"] = hashlib.sha256(beside.checksums().tobytes()).hexdigest()
+    samples.create_or_resume(made_with)
     shape = config.data.shape
     rank, ranks = rank_and_count()
     mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
@@ -100,9 +153,13 @@ def generate(
             else:
                 images = sample(
                     model, block, shape, config=config.diffusion, sampler=sampler, steps=steps, seed=seed,
-                    batch_size=batch_size, progress=lambda done, _: bar.update(1),
+                    batch_size=batch_size, progress=lambda done, _: bar.update(1), conditions=conditions,
+                    guidance=guidance,
                 )  # fmt: skip
             samples.write(block, to_uint8(images))
     if not samples.missing():
+        if config.model.classes and guidance > 0:
+            rows = class_rows(config.model.classes, classes)
+            samples.write_labels(config.model.classes, rows, separator_of(config) or "|", folder.class_counts())
         samples.finish()
     return sum(map(len, mine))

@@ -1,4 +1,4 @@
-"""What this installation is made of: the text of `vmddpm info`, to be pasted into a bug report."""
+"""A description of this installation for bug reports: the text of `vmddpm info`."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -5,25 +5,31 @@
     images-00000000.npy    uint8 (n, H, W, C) or (n, D, H, W, C), named by the number of its first image
     manifest.json          once all are there: how many, their shape, and the SHA-256 of each block's file
     grid.png               the first of them, of volumes three planes
+    labels.csv             of a run with classes: a row an image, its file and its class
+    classes.csv            of a run with classes: training images and samples of each
 """
 
+import csv
+import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
+from torch import Tensor
 
 from vmddpm.errors import InputError
-from vmddpm.files import remove_leftovers, sha256, write_text, written_whole
+from vmddpm.files import atomic_write, remove_leftovers, sha256, write_text
 from vmddpm.nifti import nifti_bytes, read_nifti_voxels
 from vmddpm.numbers import shown
 from vmddpm.training.errors import RunError
 from vmddpm.training.pictures import load_png, save_png, tiled
-from vmddpm.training.run_folder import RunFolder
+from vmddpm.training.run_folder import CLASSES, RunFolder
 
 IN_GRID = 64
 MOST = 10_000_000  # images of a folder
@@ -44,17 +50,18 @@ class Samples:
     processes that make different blocks need not know of each other, and what is there need not be made again.
 
     Args:
-        folder: is made by `take`.
-        count: number of images; if more lie in the folder already, `take` makes it their number.
+        folder: is made by `create_or_resume`.
+        count: number of images; if more lie in the folder already, `create_or_resume` makes it their number.
         batch_size: images of a block.
-        form: "png", "nifti" or "npy".
+        file_format: "png", "nifti" or "npy".
         spacing: with "nifti", millimetres of a voxel along depth, height and width.
     """
 
     def __init__(
-        self, folder: Path, count: int, batch_size: int, form: Format, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
-    ) -> None:
-        self.folder, self.count, self.batch_size, self.form = folder, count, batch_size, form
+        self, folder: Path, count: int, batch_size: int, file_format: Format,
+        spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    ) -> None:  # fmt: skip
+        self.folder, self.count, self.batch_size, self.file_format = folder, count, batch_size, file_format
         self.spacing = spacing
 
     @property
@@ -62,7 +69,7 @@ class Samples:
         size, count = self.batch_size, self.count
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def take(self, made_with: dict[str, Any]) -> None:
+    def create_or_resume(self, made_with: dict[str, Any]) -> None:
         """Warns if the folder holds more images than are asked for: they stay, and the manifest counts them.
 
         Raises:
@@ -96,15 +103,15 @@ class Samples:
     def write(self, block: range, pixels: np.ndarray) -> None:
         """pixels: uint8 (n, H, W, C) or (n, D, H, W, C), n of the block. Raises RunError if they cannot be written."""
         try:
-            if self.form == "png":
+            if self.file_format == "png":
                 for index, image in zip(block, pixels):
-                    save_png(image, self.folder / _file(index, self.form))
-            elif self.form == "nifti":
+                    save_png(image, self.folder / _file(index, self.file_format))
+            elif self.file_format == "nifti":
                 for index, volume in zip(block, pixels):
-                    with written_whole(self.folder / _file(index, self.form)) as temporary:
+                    with atomic_write(self.folder / _file(index, self.file_format)) as temporary:
                         temporary.write_bytes(nifti_bytes(volume[..., 0], self.spacing))
             else:
-                with written_whole(self.folder / _npy(block)) as temporary:
+                with atomic_write(self.folder / _npy(block)) as temporary:
                     np.save(temporary, pixels)
         except OSError as error:
             raise RunError(
@@ -112,21 +119,41 @@ class Samples:
                 f"({error.strerror or error}); make room there, then run the same command again to go on"
             ) from error
 
+    def write_labels(self, classes: Sequence[str], rows: Tensor, separator: str, counts: Mapping[str, int]) -> None:
+        """labels.csv, from which `vmddpm train --condition.labels csv` takes classes, and classes.csv.
+
+        Args:
+            classes: of the run.
+            rows: (n, K), those of image i in row i modulo n.
+            separator: between several classes of one image.
+            counts: training images of each class.
+        """
+        named = [separator.join(classes[k] for k in row.nonzero().flatten().tolist()) for row in rows]
+        suffix = SUFFIXES.get(self.file_format, "")
+        labels = [("file", "label"), *((f"{i:06d}{suffix}", named[i % len(named)]) for i in range(self.count))]
+        drawn = rows[torch.arange(self.count) % len(rows)].sum(0).int().tolist()
+        balance = [("class", "training_images", "samples"),
+                   *((name, counts.get(name, ""), n) for name, n in zip(classes, drawn))]  # fmt: skip
+        for path, table in (("labels.csv", labels), (CLASSES, balance)):
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(table)
+            write_text(self.folder / path, text.getvalue())
+
     def finish(self) -> None:
         """When no block is missing: the manifest and the grid."""
         remove_leftovers(self.folder, shared=True)
         first = np.concatenate([self._read(block) for block in self.blocks[: 1 + IN_GRID // len(self.blocks[0])]])
         save_png(tiled(first[:IN_GRID]), self.folder / "grid.png")
-        manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.form}
-        if self.form == "npy":
+        manifest: dict[str, Any] = {"images": self.count, "shape": list(first.shape[1:]), "format": self.file_format}
+        if self.file_format == "npy":
             manifest["files"] = {_npy(block): sha256(self.folder / _npy(block)) for block in self.blocks}
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _lying(self) -> int:
         """How many images lie in the folder, from the first one on without a gap."""
         there, count = {path.name for path in self.folder.iterdir()}, 0
-        if self.form in SUFFIXES:
-            while _file(count, self.form) in there:
+        if self.file_format in SUFFIXES:
+            while _file(count, self.file_format) in there:
                 count += 1
             return count
         while self._is_whole(block := range(count, count + 1), there):
@@ -137,16 +164,16 @@ class Samples:
         return count
 
     def _is_whole(self, block: range, there: set[str]) -> bool:
-        if self.form in SUFFIXES:
-            return all(_file(index, self.form) in there for index in block)
+        if self.file_format in SUFFIXES:
+            return all(_file(index, self.file_format) in there for index in block)
         try:
             return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
         except Exception:  # cut short, or not what its name says: numpy documents no closed set
             return False
 
     def _read(self, block: range) -> np.ndarray:
-        if self.form in SUFFIXES:
-            return np.stack([_load(self.folder / _file(index, self.form)) for index in block])
+        if self.file_format in SUFFIXES:
+            return np.stack([_load(self.folder / _file(index, self.file_format)) for index in block])
         images: np.ndarray = np.load(self.folder / _npy(block))
         return images[: len(block)]
 
@@ -175,6 +202,39 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         yield block
     if left:
         raise RunError(f"{folder / 'manifest.json'} names {left} images fewer than it counts; {_AGAIN}")
+
+
+def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
+    """float32 (count, K), 1 for each class of an image, as labels.csv of the folder has them.
+
+    Raises:
+        RunError: if there is none, it names other classes, or is not of these images.
+    """
+    path, labels = Path(folder) / "labels.csv", torch.zeros(count, len(classes))
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+        texts = [text for _, text in rows]
+        if [int(Path(name).stem) for name, _ in rows[:count]] != list(range(count)):
+            raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_AGAIN}")
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no labels.csv: its samples are of no class; draw them by a run that has classes, "
+                       "with a guidance above 0") from None  # fmt: skip
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+    for i, text in enumerate(texts[:count]):
+        for name in text.split(separator) if separator else [text]:
+            if name not in classes:
+                raise RunError(f"{path} has the class {name!r}, which the run does not know; its classes are "
+                               f"{', '.join(map(repr, classes))}")  # fmt: skip
+            labels[i, list(classes).index(name)] = 1
+    return labels
+
+
+def balance(folder: str | Path) -> list[tuple[str, str, str]]:
+    """(class, training images, samples) of each class, as classes.csv of a finished folder has them; none if it has no
+    classes."""
+    path = Path(folder) / CLASSES
+    return [(a, b, c) for a, b, c in csv.reader(path.read_text("utf-8").splitlines())][1:] if path.exists() else []
 
 
 def check_drawn(folder: str | Path, run: RunFolder) -> None:
@@ -224,18 +284,18 @@ def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
     known = manifest if isinstance(manifest, dict) else {}
-    count, form, files = known.get("images"), known.get("format"), known.get("files")
-    if type(count) is not int or count < 1 or form not in ("png", "nifti", "npy"):
+    count, file_format, files = known.get("images"), known.get("format"), known.get("files")
+    if type(count) is not int or count < 1 or file_format not in ("png", "nifti", "npy"):
         raise RunError(f"{path} does not say how many images there are, and in which format; {_AGAIN}")
-    if form in SUFFIXES:
-        return count, form, None
+    if file_format in SUFFIXES:
+        return count, file_format, None
     if not isinstance(files, dict) or not files:
         raise RunError(f"{path} names no files; {_AGAIN}")
     for name, digest in files.items():
         # The name is one that was given here: none leads out of the folder.
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
             raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
-    return count, form, files
+    return count, file_format, files
 
 
 def _numbered(folder: Path) -> set[str]:

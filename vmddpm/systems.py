@@ -22,7 +22,7 @@ from vmddpm.training.networks import build_network
 
 @dataclass(frozen=True)
 class Cost:
-    """What a system is made of; FLOPs as torch counts them, two to a multiply-add."""
+    """The size and cost of a system; FLOPs are counted by torch, two for each multiply-add."""
 
     parameters: int  # of what draws images
     discriminator_parameters: int  # 0 without

@@ -1,5 +1,4 @@
-"""Selective scan (S6) and 2-D cross-scan operators for PyTorch, in CUDA, Triton, C++ for the CPU and plain
-PyTorch."""
+"""Selective scan (S6) and 2-D cross scan operators for PyTorch, in CUDA, Triton, C++ for the CPU and plain PyTorch."""
 
 import sys
 

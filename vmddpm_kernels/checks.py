@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators: each names the argument, what it was and what it must be."""
+"""Argument checks of the operators. Each error names the argument, its value and what it must be."""
 
 import sys
 import warnings
@@ -31,7 +31,7 @@ _NAMES_HERE = {
 
 
 def check_dense(name: str, tensor: object) -> None:
-    """TypeError unless a dense tensor of one process."""
+    """Raise TypeError unless `tensor` is dense and not distributed over processes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}{_of_another_order(name, tensor)}")
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -52,12 +52,13 @@ def _is_distributed(tensor: Tensor) -> bool:
 
 
 def check_float(name: str, tensor: Any, like: Tensor | None = None) -> None:
-    """`check_tensor` for a real floating tensor."""
+    """`check_tensor` for floating-point tensors."""
     check_tensor(name, tensor, like, FLOATS)
 
 
 def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
-    """TypeError unless a dense tensor of one of the dtypes; ValueError unless on the same device as `like`."""
+    """Raise TypeError unless `tensor` is dense and has one of `dtypes`, ValueError unless it is on the device of
+    `like`."""
     check_dense(name, tensor)
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name} must be {_ONE_OF[dtypes]}, got {tensor.dtype}{_of_another_order(name, tensor)}")
@@ -66,7 +67,7 @@ def check_tensor(name: str, tensor: Any, like: Tensor | None, dtypes: tuple[torc
 
 
 def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) -> None:
-    """ValueError unless tensor.shape == shape; `axes` is how the docstring writes the shape."""
+    """Raise ValueError unless `tensor` has this shape; `axes` names the axes for the message."""
     if tuple(tensor.shape) != shape:
         raise ValueError(
             f"{name} must have shape ({axes}) = {shape}, got {tuple(tensor.shape)}{_of_another_order(name, tensor)}"
@@ -74,36 +75,36 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
 
 
 def _of_another_order(name: str, value: object) -> str:
-    """What was probably meant by an argument in the place of another; empty if nothing is known."""
+    """A hint for an argument that was passed in the wrong position; empty if there is none."""
     if isinstance(value, bool):
-        return f"; flags go by name, as delta_softplus={value}. {_COMPAT}"
+        return f"; pass flags by keyword, as delta_softplus={value}. {_COMPAT}"
     if not isinstance(value, Tensor):
         return ""
     if value.dtype in INTEGERS and name != "table":
-        return "; visit orders go by table="
+        return "; pass visit orders as table="
     if name == "z" and value.dim() == 1:
-        return f"; a bias goes by delta_bias=. {_COMPAT}"
+        return f"; pass a bias as delta_bias=. {_COMPAT}"
     return ""
 
 
 def misnamed(function: str, positions: tuple[object, ...], names: Mapping[str, object]) -> TypeError:
-    """The error of a call with arguments that a function does not have."""
+    """The error for a call with arguments that the function does not have."""
     for name in names:
         here = f"; here it is {_NAMES_HERE[name]}" if name in _NAMES_HERE else ""
         return TypeError(f"{function} has no argument {name}{here}. {_COMPAT}")
     many = "argument" if len(positions) == 1 else "arguments"
-    return TypeError(f"{function} got {len(positions)} positional {many} too many; options go by name. {_COMPAT}")
+    return TypeError(f"{function} got {len(positions)} positional {many} too many; pass options by keyword. {_COMPAT}")
 
 
 def warn_of_change(text: str) -> None:
-    """A FutureWarning in the line that calls the operator; none from a graph while it is traced, which cannot have
-    one."""
+    """Issue a FutureWarning at the line that calls the operator, except while torch.compile traces, which does not
+    support warnings."""
     if not torch.compiler.is_compiling():
         warnings.warn(text, FutureWarning, stacklevel=3)
 
 
 def check_axes(name: str, tensor: Any, axes: str) -> torch.Size:
-    """The tensor's shape. TypeError unless dense, ValueError unless it has a size for each of the axes."""
+    """The tensor's shape. Raise TypeError unless it is dense, ValueError unless it has these axes."""
     if not isinstance(tensor, Tensor) or tensor.is_nested or tensor.dim() != axes.count(",") + 1:
         check_dense(name, tensor)
         raise ValueError(f"{name} must have shape ({axes}), got {tuple(tensor.shape)}")
@@ -114,10 +115,10 @@ def check_input(
     name: str, tensor: Any, x: Tensor, device: torch.device, axes: str, shape: tuple[int, ...],
     dtypes: tuple[torch.dtype, ...],
 ) -> None:  # fmt: skip
-    """`check_tensor` and `check_shape`, at little cost where all is well."""
+    """`check_tensor` and `check_shape`, with a fast path for valid tensors."""
     if (
         (type(tensor) is not Tensor and (not isinstance(tensor, Tensor) or _is_distributed(tensor)))
-        or tensor.is_nested  # first: such a tensor has no shape to tell
+        or tensor.is_nested  # first: a nested tensor has no shape
         or tensor.shape != shape
         or tensor.dtype not in dtypes
         or tensor.device != device
@@ -128,7 +129,7 @@ def check_input(
 
 
 def check_memory(tensors: Iterable[Tensor | None]) -> None:
-    """Raise ValueError unless the memory of every tensor is there: it can be taken from under one."""
+    """Raise ValueError if the storage of a tensor is too small for its elements: a storage can be resized."""
     for tensor in tensors:
         if tensor is None or tensor.numel() == 0:
             continue
@@ -154,8 +155,8 @@ def check_discretization(discretization: str) -> bool:
 
 
 def check_count(name: str, value: Any) -> int:
-    """`value`. Raise TypeError or ValueError unless a whole number, at least 1. Under torch.jit.trace the sizes of a
-    tensor are tensors: they become numbers."""
+    """`value` as an int. Raise TypeError or ValueError unless it is an int of at least 1. Under torch.jit.trace tensor
+    sizes are 0-D tensors; they are converted."""
     if isinstance(value, Tensor) and traced() and value.dtype == torch.int64 and value.dim() == 0:
         value = int(value)
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
@@ -166,8 +167,8 @@ def check_count(name: str, value: Any) -> int:
 
 
 def check_truth(name: str, value: Any) -> bool:
-    """The truth of a flag as compiled extensions take it: None, numbers, numpy's and torch's scalars too. TypeError for
-    what is no flag: text, sequences, tensors of several elements."""
+    """The value of a flag by Python's rules, as compiled extensions take it: None, numbers and scalars of NumPy and
+    torch are allowed. Raise TypeError for strings, sequences and tensors of several elements."""
     if value is None or isinstance(value, (bool, int, float)):
         return bool(value)
     if isinstance(value, (str, bytes)) or (hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0):
@@ -176,15 +177,15 @@ def check_truth(name: str, value: Any) -> bool:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """TypeError unless True or False, or 1 or 0."""
+    """`value` as a bool. Raise TypeError unless it is True, False, 1 or 0."""
     if not isinstance(value, int) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
-def has_places_of_its_own(tensor: Tensor) -> bool:
-    """Whether no two elements of a tensor share memory, as those of an expanded one do: it can be changed in place.
-    False as well for the rare layouts whose axes interleave."""
+def is_non_overlapping(tensor: Tensor) -> bool:
+    """Whether no two elements share memory, so that the tensor can be changed in place; an expanded tensor fails this.
+    Also False for the rare layouts whose axes interleave."""
     if tensor.is_contiguous():
         return True
     extent = 1

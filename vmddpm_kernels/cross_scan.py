@@ -1,5 +1,5 @@
-"""Cross scan and cross merge: an image or a volume to sequences and back (VMamba, arXiv 2401.10166), as pure copies;
-and the names under which VMamba and the projects that copied it import them."""
+"""Cross scan and cross merge, copies of an image or a volume to sequences and back (VMamba, arXiv 2401.10166), and
+their names in VMamba and projects that copied it."""
 
 from math import prod
 
@@ -43,19 +43,21 @@ def cross_scan(
     permutation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The image read along K routes, VMamba's four by default; its `cross_scan_fn`. L = H*W, or D*H*W of a volume.
+    """Copy an image to sequences along K routes, by default VMamba's four (its `cross_scan_fn`).
 
     Args:
-        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`; a volume (B, C, D, H, W) or (B, D, H, W, C). With
-            `one_by_one` route k reads an image of its own: (B, K, C, H, W) or (B, H, W, K, C), and with D in front of
-            H. Any strides.
+        x: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`; for volumes (B, C, D, H, W) or (B, D, H, W, C). Any
+            strides.
+        in_channel_first: layout of x.
         out_channel_first: layout of the result.
-        scans: which routes, see `vmddpm_kernels.routes`. 0 is K = 4 routes of an image and six of a volume.
+        one_by_one: route k reads an image of its own; x is (B, K, C, H, W) or (B, H, W, K, C), for volumes with D
+            before H.
+        scans: the routes, see `vmddpm_kernels.routes`. 0 means four routes of an image and six of a volume.
         permutation: (L,) pixel order of Sequence Regeneration, see `patch_permutation`.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
-        (B, K, C, L), or (B, L, K, C) if not `out_channel_first`; contiguous, x's dtype, an exact copy of values.
+        (B, K, C, L), or (B, L, K, C) if not `out_channel_first`, with L = H*W or D*H*W; contiguous, in x's dtype.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -79,29 +81,29 @@ def cross_merge(
     backend: str | None = None,
     size: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """The K sequences put back at their pixels and summed: VMamba's `cross_merge_fn`, `cross_scan`'s adjoint.
-
-    As in VMamba, `in_channel_first` names the image side (the result) and `out_channel_first` the sequence side (y).
+    """Sum K sequences at the pixels of an image: the adjoint of `cross_scan`, VMamba's `cross_merge_fn`.
 
     Args:
-        y: (B, K, C, H, W), or (B, H, W, K, C) if not `out_channel_first`, with D in front of H for volumes. H and W
-            give the image's size; the elements are steps of the routes, in order. With `size`, what `cross_scan`
-            returns: (B, K, C, L) or (B, L, K, C).
-        one_by_one: keep the K images apart instead of summing them.
+        y: the sequences. With `size`, as `cross_scan` returns them: (B, K, C, L), or (B, L, K, C) if not
+            `out_channel_first`. Without it, (B, K, C, H, W) or (B, H, W, K, C), for volumes with D before H, where H
+            and W are the image's size and the elements are steps of the routes.
+        in_channel_first: layout of the result, as in VMamba.
+        out_channel_first: layout of y.
+        one_by_one: return the K images without summing them.
         scans, permutation, backend: as in `cross_scan`.
-        size: (H, W) of the image, or (D, H, W), where y has its steps on one axis.
+        size: (H, W), or (D, H, W) for volumes.
 
     Returns:
-        (B, C, L), or (B, L, C) if not `in_channel_first`; with `one_by_one` (B, K, C, L) or (B, L, K, C). With `size`
-        the image's pixels are on axes of their own, as `cross_scan` takes them: (B, C, H, W), (B, H, W, C) and so on.
-        Contiguous, y's dtype; half precision is summed in float32 and rounded once.
+        With `size`, an image as `cross_scan` takes it: (B, C, H, W), or (B, H, W, C) if not `in_channel_first`, and so
+        on. Without it, (B, C, L) or (B, L, C); with `one_by_one` (B, K, C, L) or (B, L, K, C). Contiguous, in y's
+        dtype; half precision is summed in float32 and rounded once.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
 
     Example:
         >>> x = torch.randn(1, 3, 4, 6)
-        >>> torch.allclose(cross_merge(cross_scan(x), size=(4, 6)), 4 * x)      # four routes over each pixel
+        >>> torch.allclose(cross_merge(cross_scan(x), size=(4, 6)), 4 * x)      # four routes visit each pixel
         True
     """
     layout = Layout(in_channel_first, out_channel_first, one_by_one, scans)
@@ -111,8 +113,8 @@ def cross_merge(
 
 
 def _check_size(y: Tensor, size: tuple[int, ...], channel_first: bool, scans: int | str) -> tuple[int, ...]:
-    """The size of the image of which y holds the sequences. Raise TypeError or ValueError if it is none, or y has not
-    one for each route."""
+    """`size` as ints. Raise TypeError or ValueError unless it fits the length of y, and y has one sequence for each
+    route."""
     letters = "B, K, C, L" if channel_first else "B, L, K, C"
     axes = check_axes("y", y, letters)
     if not isinstance(size, (tuple, list)) or len(size) not in (2, 3):
@@ -155,14 +157,14 @@ def cross_merge_fn(
 
 
 class CrossScanF:
-    """`cross_scan` for those who call VMamba's autograd Function: apply(x, in_channel_first=True,
+    """`cross_scan` with the interface of VMamba's autograd Function: apply(x, in_channel_first=True,
     out_channel_first=True, one_by_one=False, scans=0). With x (B, C, H, W) alone, VMamba's older CrossScan."""
 
     apply = staticmethod(cross_scan)
 
 
 class CrossMergeF:
-    """`cross_merge` for those who call VMamba's autograd Function: apply(y, in_channel_first=True,
+    """`cross_merge` with the interface of VMamba's autograd Function: apply(y, in_channel_first=True,
     out_channel_first=True, one_by_one=False, scans=0). With y (B, 4, C, H, W) alone, VMamba's older CrossMerge."""
 
     apply = staticmethod(cross_merge)
@@ -221,7 +223,7 @@ CrossMerge = CrossMergeTriton = CrossMergeTritonF = CrossMergeF
 
 
 def getCSM(mode: int = 1) -> tuple[type, type]:
-    """VMamba's pair of scan and merge by number: 0 four directions, 1 one direction, 2 two directions."""
+    """VMamba's (scan, merge) by number: 0 has four directions, 1 one direction, 2 two directions."""
     pairs = {
         0: (CrossScan, CrossMerge),
         1: (CrossScan_Ab_1direction, CrossMerge_Ab_1direction),
@@ -232,7 +234,7 @@ def getCSM(mode: int = 1) -> tuple[type, type]:
     return pairs[mode]
 
 
-# `import vmddpm_kernels.cross_scan as csm` binds the attribute of the package, which is the function: it has the
-# names of the module too.
+# `import vmddpm_kernels.cross_scan as csm` gives the function `cross_scan` of the package, which hides the module: the
+# names of the module are attributes of the function as well.
 for _name in ("__all__", *__all__):
     setattr(cross_scan, _name, globals()[_name])

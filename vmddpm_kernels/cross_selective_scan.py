@@ -9,7 +9,7 @@ from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 
-# Of one route `table` may be left out, which no type can tell: of several, that is a ValueError.
+# A single route needs no `table`, which types cannot express: several routes without it raise ValueError.
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
@@ -49,54 +49,61 @@ def cross_selective_scan(
     backend: str | None = None,
     **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """S6 along K routes over one image, summed back to pixels (VMamba's SS2D core).
+    """Selective scans (S6) along several routes over an image, summed at each pixel: the core of VMamba's SS2D.
 
-    Route k walks the pixels in the order table[k, 0], table[k, 1], ... carrying, for every channel d, N states
+    Route k visits the pixels table[k, 0], table[k, 1], ... and updates d_state states per channel:
+
         h = exp(delta A) h + delta B x,   y[table[k, l]] += C h + D x      (delta after bias and softplus)
-    All tensors stay in pixel order: nothing is copied into scan order, whatever the order. Any strides are
-    accepted.
+
+    All tensors are in pixel order and have any strides; none is copied into the order of a route.
 
     Args:
-        x: (B, L, D) image tokens, L = H*W, channel last.
-        delta: (B, K, L, D) step sizes before `delta_bias` and softplus.
-        A: (K, D, N) state matrix, negative real parts (A = -exp(A_log)).
-        B, C: (B, K, L, N) input and output matrices of each pixel.
-        D: (K, D) skip weight.
-        delta_bias: (K, D).
-        table: (K, L) int32 from `routes`, or any table whose rows are permutations. Required of more than one route;
-            a single route without it runs in row-major order.
-        delta_softplus: apply softplus to delta + delta_bias (identity above 20). Give it: without it softplus is
-            applied, with a FutureWarning, and later it will not be, as in `selective_scan`.
+        x: (batch, length, dim) image tokens, length = height * width.
+        delta: (batch, routes, length, dim) step sizes before `delta_bias` and softplus.
+        A: (routes, dim, d_state) state matrix, negative (A = -exp(A_log)).
+        B, C: (batch, routes, length, d_state) input and output matrices of each pixel.
+        D: (routes, dim) skip weight.
+        delta_bias: (routes, dim).
+        table: (routes, length) int32 from `routes`, or any table whose rows are permutations. Required for more than
+            one route; without it a single route is in row-major order.
+        delta_softplus: apply softplus to delta + delta_bias (identity above 20). Always pass it: the default is True
+            with a FutureWarning, and will become False, as in `selective_scan`.
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
-        initial_state: (B, K, D, N).
-        return_last_state: also return the state after the last step, (B, K, D, N), with gradient.
+        initial_state: (batch, routes, dim, d_state).
+        return_last_state: also return the state after the last step, (batch, routes, dim, d_state), with gradient.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
-        y (B, L, D) in x's dtype, under torch.autocast too; accumulation and the last state are in float32, or float64
-        if x, delta, A, B or C is.
+        y (batch, length, dim) in x's dtype, also under torch.autocast. Accumulation and the last state are in float64
+        if x, delta, A, B or C is, else in float32.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit, or the table that is missing.
+        TypeError, ValueError: naming the argument that does not fit or is missing.
+
+    Example:
+        >>> x, delta = torch.randn(2, 6 * 8, 16), torch.randn(2, 4, 6 * 8, 16)
+        >>> A, B, C = -torch.rand(4, 16, 8), torch.randn(2, 4, 6 * 8, 8), torch.randn(2, 4, 6 * 8, 8)
+        >>> cross_selective_scan(x, delta, A, B, C, table=routes(6, 8), delta_softplus=True).shape
+        torch.Size([2, 48, 16])
     """
     if positions or names:
         raise misnamed("cross_selective_scan", positions, names)
     check_flag("return_last_state", return_last_state)
-    check_axes("x", x, "B, L, D")
+    check_axes("x", x, "batch, length, dim")
     inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
-    if table is None and check_axes("delta", delta, "B, K, L, D")[1] > 1:
-        inputs.check()  # a table in the place of another argument is told first
+    if table is None and check_axes("delta", delta, "batch, routes, length, dim")[1] > 1:
+        inputs.check()  # first report a table that was passed as another argument
         raise ValueError(
-            f"table is missing: the {int(delta.shape[1])} routes need their visit orders. Give table=routes(height, "
-            'width), with scans="unidi" for rows only, or any other (K, L) of visit orders'
+            f"table is missing: the {int(delta.shape[1])} routes need visit orders. Pass table=routes(height, "
+            'width), with scans="unidi" for rows only, or any other (routes, length) of visit orders'
         )
     softplus = delta_softplus is None or check_flag("delta_softplus", delta_softplus)
     options = scan_options(softplus, check_discretization(discretization), False)
     y, last_state = scan(inputs, options, backend, last_state=return_last_state)
     if delta_softplus is None:
         warn_of_change(
-            "cross_selective_scan without delta_softplus applies softplus to delta, and later will not, as "
-            "selective_scan; give delta_softplus=True or False"
+            "cross_selective_scan without delta_softplus applies softplus to delta, but a later version will not, like "
+            "selective_scan; pass delta_softplus=True or False"
         )
     if not return_last_state:
         return y

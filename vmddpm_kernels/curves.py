@@ -1,18 +1,18 @@
-"""The order in which a route visits the pixels of an image or the voxels of a volume, by name.
+"""Named orders in which a route visits the pixels of an image or the voxels of a volume.
 
-A route is named `[curve-]axes[-reversed]`. `axes` has a letter for each axis, the outermost loop first: "hw" reads an
-image row by row, "wh" column by column, "hwd" walks a volume (D, H, W) through its slices at each pixel. A capital
-letter runs that axis backwards, and "-reversed" the whole route. A curve bends the walk over these loops:
+The name of a route is `[curve-]axes[-reversed]`. `axes` has a letter for each axis, the outermost loop first: "hw"
+visits an image row by row, "wh" column by column, "hwd" a volume (D, H, W) through all slices at each pixel. A capital
+letter reverses that axis, and "-reversed" the whole route. A curve replaces the plain loops:
 
 | curve | visits |
 | --- | --- |
-| `snake` | every line against the one before, so that each step goes to a neighbour |
-| `hilbert` | the Hilbert curve through the enclosing cube of a power of two, without what lies outside |
-| `zorder` | the same cube by the bits of the coordinates in turn (Morton) |
-| `zigzag` | the diagonals, each against the one before, as JPEG has them; in a volume, the planes d + h + w |
-| `diagonal`, `antidiagonal` | the diagonals of an image that go on at the other edge (RS-Mamba) |
-| `window7` | windows of 7 x 7, one after the other (LocalMamba) |
-| `skip2`, `skip2@1` | every second pixel, then those between (EfficientVMamba); from the second of the grids on |
+| `snake` | each line in the opposite direction of the previous one, so that each step goes to a neighbour |
+| `hilbert` | the Hilbert curve through the enclosing cube of a power of two, skipping pixels outside the image |
+| `zorder` | the Morton curve through the same cube: the interleaved bits of the coordinates |
+| `zigzag` | the diagonals in alternating directions, as in JPEG; in a volume the planes d + h + w |
+| `diagonal`, `antidiagonal` | the diagonals of an image, wrapped at its edges (RS-Mamba) |
+| `window7` | windows of 7 x 7 pixels (LocalMamba) |
+| `skip2`, `skip2@1` | the four grids of every second pixel (EfficientVMamba); `@1` starts with the second grid |
 """
 
 import re
@@ -26,11 +26,11 @@ LETTERS = "tdhw"  # time, depth, height, width: an image is "hw"
 Size = Sequence[int]
 
 _NAME = re.compile(r"(?:([a-z]+)([0-9]*)(?:@([0-9]+))?-)?([tdhwTDHW]{1,4})(-reversed)?")
-_LARGEST_SIDE = 2**15  # of a window or a stride: in four axes its power is within int64 still
+_LARGEST_SIDE = 2**15  # of a window or a stride, so that its fourth power fits in int64
 
 
 def pixel_count(size: Size) -> int:
-    """The pixels of an image of this size. (Compilers do not follow math.prod of what may be symbols.)"""
+    """The number of pixels of an image. (torch.compile does not support math.prod of symbolic sizes.)"""
     pixels = 1
     for extent in size:
         pixels *= extent
@@ -38,18 +38,18 @@ def pixel_count(size: Size) -> int:
 
 
 class Route(NamedTuple):
-    curve: str      # "" for the loops themselves
+    curve: str      # "" for plain loops
     side: int       # of a window, or the stride of a skip
-    start: int      # the number of the grid that a skip begins with
+    start: int      # the first grid of a skip
     axes: str
     reversed: bool
 
 
 def parse(name: str, axes: int) -> Route:
-    """The route of a name.
+    """Parse the name of a route.
 
     Raises:
-        ValueError: naming what of the name does not fit an image with that many axes.
+        ValueError: if the name is not valid for an image with that many axes.
     """
     letters = LETTERS[-axes:]
     match = _NAME.fullmatch(name)
@@ -75,10 +75,10 @@ def parse(name: str, axes: int) -> Route:
 
 
 def visits(size: Size, route: Route, device: torch.device) -> Tensor:
-    """The pixels (row-major numbers, int64 (L,)) in the order of the route, made on the device without waiting for it.
+    """The pixels (row-major indices, int64 (L,)) in the order of the route, computed on `device` without synchronizing.
 
     Raises:
-        ValueError: on a Hilbert curve through a cube of more than 2^63 pixels.
+        ValueError: for a Hilbert curve through a cube of more than 2^63 pixels.
     """
     if route.curve == "hilbert" and max(_bits(size)) * len(size) > 63:
         raise ValueError(
@@ -95,13 +95,13 @@ def visits(size: Size, route: Route, device: torch.device) -> Tensor:
 
 
 def _places(size: Size, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """The places of a grid (L,), row by row, and their coordinate on each axis."""
+    """The row-major indices of a grid, (L,), and their coordinates on each axis."""
     places = torch.arange(pixel_count(size), device=device)
     return places, [places // pixel_count(size[axis + 1 :]) % size[axis] for axis in range(len(size))]
 
 
 def _number(coordinates: Sequence[Tensor], size: Size) -> Tensor:
-    """The row-major number of what has these coordinates in a grid of that size."""
+    """The row-major indices of these coordinates in a grid of this size."""
     number = torch.zeros_like(coordinates[0])
     for coordinate, extent in zip(coordinates, size):
         number = number * extent + coordinate
@@ -112,7 +112,7 @@ def _snake(size: Size, route: Route, device: torch.device) -> Tensor:
     places, coordinates = _places(size, device)
     turned = []
     for axis, coordinate in enumerate(coordinates):
-        line = places // pixel_count(size[axis:])  # how many lines along this axis lie before
+        line = places // pixel_count(size[axis:])  # the number of earlier lines along this axis
         turned.append(torch.where(line % 2 == 0, coordinate, size[axis] - 1 - coordinate))
     return _number(turned, size)
 
@@ -139,7 +139,7 @@ def _hilbert(size: Size, route: Route, device: torch.device) -> Tensor:
         below = (1 << bit) - 1
         for axis in range(len(size)):
             first, other = coordinates[0], coordinates[axis]
-            mirrored = (other >> bit) % 2 == 1  # one half of the cube is, the other one has two axes exchanged
+            mirrored = (other >> bit) % 2 == 1  # this half of the cube is mirrored; the other one exchanges two axes
             exchanged = torch.where(mirrored, 0, (first ^ other) & below)
             coordinates[0] = first ^ torch.where(mirrored, below, exchanged)
             if axis:
@@ -200,13 +200,13 @@ def _both_ways(*names: str) -> tuple[str, ...]:
 
 
 def _cross(axes: int) -> tuple[str, ...]:
-    """The axes in order, and with each other one in the place of the first: VMamba's cross scan of any dimension."""
+    """The axes in order, and with the first axis exchanged for each other one: VMamba's cross scan in any dimension."""
     letters = LETTERS[-axes:]
     exchanged = [letters[i] + letters[1:i] + letters[0] + letters[i + 1 :] for i in range(1, axes)]
     return _both_ways(letters, *exchanged)
 
 
-# The sets of the published models, by the number of axes.
+# Sets of routes of published models, by the number of axes.
 SETS: dict[str, dict[int, tuple[str, ...]]] = {
     **{f"cross{axes}d": {axes: _cross(axes)} for axes in range(1, len(LETTERS) + 1)},
     "unidi": {2: ("hw",) * 4},
@@ -235,18 +235,18 @@ SETS: dict[str, dict[int, tuple[str, ...]]] = {
     "axes3d": {3: _both_ways("dhw", "dwh", "hdw", "hwd", "wdh", "whd")},  # all orders of the axes
     "tri-orientated": {3: ("dhw", "dhw-reversed", "hwd")},  # SegMamba
 }
-NUMBERED = ("cross2d", "unidi", "bidi", "rot90")  # as VMamba counts them; 0 is the cross scan of any number of axes
+NUMBERED = ("cross2d", "unidi", "bidi", "rot90")  # VMamba's numbers; 0 is the cross scan for any number of axes
 
 
 def route_names(scans: int | str, axes: int = 2) -> tuple[str, ...]:
-    """The names of the routes of a set, given by its name or number, or of routes joined by commas.
+    """The names of the routes of a set, given by its name or number, or of a comma-separated list of routes.
 
     Args:
         scans: see `vmddpm_kernels.routes`.
-        axes: of the image, 1 to 4.
+        axes: number of axes of the image, 1 to 4.
 
     Raises:
-        ValueError: if there is no such set or route for images with that many axes.
+        ValueError: if no such set or route exists for images with that many axes.
 
     Example:
         >>> route_names("tri-orientated", 3)

@@ -1,10 +1,10 @@
-"""FLOP formulas of the operators for `torch.utils.flop_counter`. Importing this module registers them; the package does
-so itself only where the counter is imported first, as the counter imports triton. fvcore counts a model that
-torch.jit.trace records, and takes the formulas as handles:
+"""FLOP formulas of the operators for `torch.utils.flop_counter`. Importing this module registers them. The package
+imports it only if the counter was imported first, because the counter imports triton. fvcore counts a traced model and
+takes the formulas as handles:
 
     FlopCountAnalysis(model, x).set_op_handle(**vmddpm_kernels.flops.FVCORE_HANDLES).total()
 
-An addition, a multiplication and an exponential count one each. Softplus and the copies of cross scan count nothing.
+An addition, a multiplication and an exponential count as one each; softplus and the copies of cross scan count as zero.
 """
 
 import math
@@ -16,11 +16,11 @@ from torch.utils.flop_counter import register_flop_formula
 from vmddpm_kernels.ops import cross_scan as copies
 from vmddpm_kernels.ops import selective_scan as scans
 
-# For each step, channel and state, as VMamba and fvcore count (arXiv 2401.10166): delta A and its exponential 2,
-# delta B x 2, the recurrence 3 (a parallel scan multiplies the decays too), C h and its sum 2.
+# For each step, channel and state, as VMamba and fvcore count (arXiv 2401.10166): 2 for exp(delta A), 2 for delta B x,
+# 3 for the recurrence (a parallel scan also multiplies the decays), 2 for C h and its sum.
 FORWARD = 9
-# The forward's first three again 7, C dy and the reverse recurrence 4, and products with their sums: dB, dC and dA
-# 2 each, B dh for dx 2, the gradient of the exponent 2 and its part of ddelta 2.
+# 7 to recompute the states, 4 for C dy and the reverse recurrence, and 2 for each product with its sum: dB, dC, dA, dx,
+# the gradient of the exponent and its part of ddelta.
 BACKWARD = 23
 
 
@@ -42,13 +42,13 @@ def selective_scan_backward(
     return _size(delta) * (BACKWARD * int(A[2]) + 4 * (D is not None))
 
 
-@register_flop_formula(copies.cross_scan.overloadpacket)
+@register_flop_formula(copies.cross_scan_op.overloadpacket)
 def cross_scan(*args: Any, **kwargs: Any) -> int:
     """A copy."""
     return 0
 
 
-@register_flop_formula(copies.cross_merge.overloadpacket)
+@register_flop_formula(copies.cross_merge_op.overloadpacket)
 def cross_merge(
     y: Any, table: Any, height: int, width: int, scans: int, sum_routes: bool, *args: Any, **kwargs: Any
 ) -> int:
@@ -57,7 +57,7 @@ def cross_merge(
 
 
 def _shapes(values: Any) -> list[Any]:
-    """Of what a traced node reads; None for what is no tensor."""
+    """The shapes of traced values; None for values that are not tensors."""
     return [value.type().sizes() if value.isCompleteTensor() else None for value in values]
 
 
@@ -65,7 +65,7 @@ def _traced_scan(inputs: Any, outputs: Any) -> int:
     return selective_scan_forward(*_shapes(inputs))
 
 
-# fvcore counts nothing for additions, and VMamba's `flops()` nothing for cross scan and merge.
+# fvcore does not count additions, and VMamba's `flops()` does not count cross scan and merge.
 FVCORE_HANDLES: dict[str, Callable[[Any, Any], int] | None] = {
     "vmddpm::selective_scan_forward": _traced_scan,
     "vmddpm::cross_scan": None,

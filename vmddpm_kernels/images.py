@@ -1,6 +1,6 @@
-"""Images and volumes along routes and back: what `cross_scan` and `cross_merge` do with tensors whose pixels lie on two
-to four axes. Where nobody listens to the call and the routes need no table, a CPU does all of it in one call of the
-extension; every other call arranges the axes and takes the operators."""
+"""Cross scan and cross merge of tensors whose pixels have two to four axes. On a CPU one call of the extension does
+this if the routes need no table and nothing intercepts the call; other calls rearrange the axes and use the
+operators."""
 
 from typing import Any, NamedTuple
 
@@ -11,14 +11,14 @@ from vmddpm_kernels.backends import extension, select
 from vmddpm_kernels.checks import check_flag, check_float
 from vmddpm_kernels.curves import LETTERS, route_names
 from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced, way_in
-from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.routes import route_order
 
-Size = tuple[int, ...]  # of an image or a volume whose pixels lie on one axis
+Size = tuple[int, ...]  # of an image or a volume whose pixels have one axis
 
 
 class Layout(NamedTuple):
-    """The arguments of `cross_scan` and `cross_merge` that say how both sides lie in memory, and the routes."""
+    """The layout arguments of `cross_scan` and `cross_merge`, and the routes."""
 
     in_channel_first: bool
     out_channel_first: bool
@@ -29,8 +29,8 @@ class Layout(NamedTuple):
 def scan_image(
     x: Tensor, layout: Layout, permutation: Tensor | None, backend: str | None, size: Size | None = None
 ) -> Tensor:
-    """`cross_scan`. x's pixels are on two axes and the result's on one; with `size` (H, W), as the gradient of
-    `merge_image` has them, they are on one and on two."""
+    """`cross_scan`. The pixels have their own axes in x and one axis in the result; with `size` (H, W), for the
+    gradient of `merge_image`, it is the other way round."""
     y = None if permutation is not None else _at_once(x, layout, backend, size, merge=False)
     if y is not None:
         return y
@@ -41,7 +41,7 @@ def scan_image(
         x = x.unflatten(_pixel_axis(in_channel_first, one_by_one), size)
     image, extents = _to_routes(x, in_channel_first, one_by_one, scans, "x")
     order = route_order(extents, scans, permutation, x.device)
-    sequences = scan_routes(image, order, out_channel_first, backend)                   # (B, K, L, C)
+    sequences = cross_scan(image, order, out_channel_first, backend)                   # (B, K, L, C)
     y = sequences.transpose(2, 3) if out_channel_first else sequences.transpose(1, 2)
     return y if size is None else y.unflatten(_pixel_axis(out_channel_first, True), size)
 
@@ -60,7 +60,7 @@ def merge_image(
         y = y.unflatten(_pixel_axis(out_channel_first, True), size)
     sequences, extents = _to_routes(y, out_channel_first, True, scans, "y")
     order = route_order(extents, scans, permutation, y.device)
-    pixels = merge_routes(sequences, order, not one_by_one, in_channel_first, backend)  # (B, K or 1, L, C)
+    pixels = cross_merge(sequences, order, not one_by_one, in_channel_first, backend)  # (B, K or 1, L, C)
     if not one_by_one:
         pixels = pixels[:, 0]
         x = pixels.transpose(1, 2) if in_channel_first else pixels
@@ -70,7 +70,7 @@ def merge_image(
 
 
 def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | None, *, merge: bool) -> Tensor | None:
-    """The result of a call that nobody intercepts, with regular routes, on the backend `cpu`; None of any other."""
+    """The result from one call of the extension, or None if the call is intercepted or not for the backend `cpu`."""
     if tensor is None or (size is not None and len(size) != 2):
         return None
     way = way_in((tensor,))
@@ -85,8 +85,7 @@ def _at_once(tensor: Tensor, layout: Layout, backend: str | None, size: Size | N
 
 
 class _AtOnce(torch.autograd.Function):
-    """apply(tensor, (result, layout, size, merge)): the result, whose gradient is the other copy, at once again if
-    nobody listens then."""
+    """apply(tensor, (result, layout, size, merge)): `result` with the adjoint copy as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, call: tuple[Tensor, Layout, Size | None, bool]) -> Tensor:
@@ -98,7 +97,7 @@ class _AtOnce(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         refuse_batched(gradient)
         layout, size, merge = ctx.call
-        if size is None:  # the gradient's pixels are on one axis, those of what it belongs to on two
+        if size is None:  # the pixels have one axis in the gradient and two in the tensor
             axis = _pixel_axis(layout[merge], merge or layout.one_by_one)
             size = ctx.shape[axis : axis + 2]
         else:
@@ -153,6 +152,6 @@ def _image_size(x: Tensor, channel_first: bool, per_route: bool, scans: int | st
 
 
 def _shape(channel_first: bool, per_route: bool, count: int, axes: int) -> str:
-    """How the docstrings write the shape of an image."""
+    """The shape of an image, for error messages."""
     pixels, channel = list(LETTERS[-axes:].upper()), [str(count), "C"] if per_route else ["C"]
     return f"({', '.join(['B', *channel, *pixels] if channel_first else ['B', *pixels, *channel])})"

@@ -1,8 +1,7 @@
-"""Who else listens to a call of an operator. A call that nobody can intercept skips PyTorch's dispatcher, which costs a
-small scan a tenth of its time; every other call goes through it.
+"""Decides whether an operator call must go through PyTorch's dispatcher, which takes about 10% of a small scan. Calls
+that no mode, transform, profiler or tensor subclass can intercept skip it.
 
-The only module that touches private names of torch. Where one is missing, every call counts as intercepted and takes
-the public way.
+This is the only module that uses private names of torch. If one is missing, every call goes through the dispatcher.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ Function = type[torch.autograd.Function]
 
 
 def _listening() -> bool:
-    """Whether something in this thread wants to hear of every call."""
+    """Whether a mode, transform, tracer or profiler is active in this thread."""
     return bool(
         torch._C._len_torch_dispatch_stack()            # dispatch modes: fake tensors, make_fx, FLOP counters
         or torch._C._len_torch_function_stack()         # function modes: torch.device, torch.set_default_device
@@ -46,14 +45,14 @@ _below_autograd: Call = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcont
 
 
 def intercepted(tensors: Iterable[Any]) -> bool:
-    """Whether a mode, a tracer, a transform or a tensor itself would hear of an operator's call with these tensors: a
-    tensor of another class, or one whose memory does not hold its values, as it is yet to be negated or all zero.
-    (One that is yet to be conjugated is complex, which no operator takes.)"""
+    """Whether a mode, tracer, transform or tensor can intercept an operator call with these tensors. Tensors that can
+    are subclasses, lazily negated tensors and zero tensors without memory. (Lazily conjugated tensors are complex,
+    which no operator takes.)"""
     return _needs_autograd(tensors) is None
 
 
 def _needs_autograd(tensors: Iterable[Any]) -> bool | None:
-    """Whether autograd is to follow a call with these tensors; None if the call can be intercepted."""
+    """Whether autograd must record a call with these tensors; None if the call can be intercepted."""
     if not _CAN_TELL or _listening():
         return None
     watched, needs = torch.is_grad_enabled(), False
@@ -69,9 +68,9 @@ def _needs_autograd(tensors: Iterable[Any]) -> bool | None:
 class Way(Enum):
     """How an operator is called."""
 
-    KERNEL = auto()      # at once, as nothing would hear of the call
-    AUTOGRAD = auto()    # at once, by an autograd Function
-    TRANSFORM = auto()   # by an autograd Function that a transform of torch.func takes apart
+    KERNEL = auto()      # directly: the kernel alone
+    AUTOGRAD = auto()    # directly: an autograd Function around the kernel
+    TRANSFORM = auto()   # through `Function.apply`, for transforms of torch.func
     DISPATCHER = auto()  # through PyTorch's dispatcher
 
 
@@ -86,11 +85,11 @@ def way_in(tensors: Iterable[Any]) -> Way:
 
 
 class Ways(NamedTuple):
-    """What to call for an operator's call; all take its arguments."""
+    """The callables of an operator, one for each `Way`; all take the same arguments."""
 
     operator: Call
     function: Call  # `apply` of its autograd Function
-    directly: Call  # the same for calls that nobody intercepts
+    directly: Call  # the same for calls that cannot be intercepted
     kernel: Call
 
     def way_in(self, *tensors: Any) -> Call:
@@ -103,7 +102,7 @@ class Ways(NamedTuple):
 
 
 def apply_of(function: Function) -> Call:
-    """What `function.apply` does after binding its arguments to a signature, which costs more than all the rest."""
+    """`function.apply` without binding the arguments to a signature, its most expensive part."""
     apply: Call = getattr(super(torch.autograd.Function, function), "apply")  # noqa: B009
     return apply
 
@@ -112,7 +111,7 @@ _is_batched: Call = getattr(getattr(torch._C, "_functorch", None), "is_legacy_ba
 
 
 def refuse_batched(*grads: Tensor | None) -> None:
-    """Raise RuntimeError on gradients that `is_grads_batched` has put into one tensor, which looks like any other."""
+    """Raise RuntimeError for gradients batched by `is_grads_batched`, which look like ordinary tensors."""
     for grad in grads:
         if grad is not None and _is_batched(grad):
             raise RuntimeError(
@@ -122,7 +121,8 @@ def refuse_batched(*grads: Tensor | None) -> None:
 
 
 def entry_below_autograd(operator: Call, kernel: Call, tensors: Iterable[Any]) -> Call:
-    """What to call for `operator(*args)` inside its own autograd Function."""
+    """The callable for `operator(*args)` inside its own autograd Function: the kernel, unless the call is
+    intercepted."""
 
     def dispatched(*args: Any) -> Any:
         with _below_autograd():
@@ -132,20 +132,20 @@ def entry_below_autograd(operator: Call, kernel: Call, tensors: Iterable[Any]) -
 
 
 def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents."""
+    """Whether forward-mode AD is active, so that tensors may carry tangents."""
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def differentiated(args: Iterable[Any]) -> bool:
-    """Whether autograd, in reverse or forward mode, follows a call with these arguments."""
+    """Whether reverse- or forward-mode AD records a call with these arguments."""
     if in_forward_mode():
         return True
     return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func that takes autograd Functions apart is active. functionalize does not: it
-    wants the operator."""
+    """Whether a transform of torch.func that needs the autograd Function is active. functionalize needs the operator
+    instead."""
     try:
         if not torch._C._are_functorch_transforms_active():
             return False
@@ -157,7 +157,7 @@ def transformed() -> bool:
 
 @contextmanager
 def recorded_by_autograd() -> Iterator[None]:
-    """Within it autograd records what is called, even inside the kernel of an operator."""
+    """A context in which autograd records operations even inside the kernel of an operator."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
@@ -167,19 +167,19 @@ def recorded_by_autograd() -> Iterator[None]:
 
 
 def not_autocast(device: str) -> AbstractContextManager[Any]:
-    """Within it torch.autocast changes no dtype."""
+    """A context in which torch.autocast is off."""
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
 
 def traced() -> bool:
-    """Whether torch.jit.trace records what is called."""
+    """Whether torch.jit.trace is recording."""
     return _CAN_TELL and torch._C._get_tracing_state() is not None
 
 
 def untraced(function: Callable[..., _T], *args: Any) -> _T:
-    """`function(*args)`, of which torch.jit.trace records nothing: the sizes of tensors are numbers in it."""
+    """`function(*args)`, hidden from torch.jit.trace, so that tensor sizes are numbers inside it."""
     state = torch._C._get_tracing_state() if _CAN_TELL else None
     if state is None:
         return function(*args)

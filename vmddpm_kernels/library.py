@@ -1,5 +1,5 @@
-"""How a function becomes an operator of PyTorch, `torch.ops.vmddpm.*`: a node of a graph for torch.compile and
-torch.export, a name for profilers, a call for dispatch modes to see."""
+"""Registers functions as PyTorch operators `torch.ops.vmddpm.*`, which torch.compile, torch.export, profilers and
+dispatch modes support."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ _library = torch.library.Library("vmddpm", "FRAGMENT")
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """The operator of a schema "name(arguments) -> results". Its results are new tensors; `fake` makes them without
-    their values, for any sizes: their shapes, dtypes, strides and device."""
+    """Register an operator with the schema "name(arguments) -> results". Its results are new tensors; `fake` makes
+    tensors of the same shapes, dtypes, strides and device without computing values."""
     name = _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vmddpm::{name}", fake, lib=_library)
@@ -21,7 +21,7 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 
 def differentiate(operator: Any, function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> None:
-    """Make `function`, an autograd Function of the arguments of `operator`, its derivative."""
+    """Register `function`, an autograd Function of the same arguments, as the derivative of `operator`."""
 
     def dispatched(*args: Any) -> Any:
         if transformed() or differentiated(args):
@@ -32,7 +32,7 @@ def differentiate(operator: Any, function: type[torch.autograd.Function], kernel
 
 
 def directly(function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`function.apply` for calls that nobody intercepts: its forward is the kernel, at once."""
+    """`function.apply` for calls that cannot be intercepted: its forward calls the kernel directly."""
 
     class Direct(function):  # type: ignore[misc, valid-type]
         @staticmethod
@@ -47,13 +47,13 @@ def directly(function: type[torch.autograd.Function], kernel: Callable[..., Any]
 
 
 def note_change(tensor: torch.Tensor) -> None:
-    """Of a kernel that wrote into the tensor: what autograd saved of it is no longer what it was."""
+    """Tell autograd that a kernel changed the tensor in place, so that it rejects stale saved values."""
     if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)
 
 
 def vmap_by_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    """The `vmap` of an autograd Function, one call for each element: the operators have a batch axis of their own."""
+    """The `vmap` of an autograd Function: one call for each element, as the operators are batched already."""
 
     def element(i: int) -> list[Any]:
         return [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims)]

@@ -1,8 +1,8 @@
-"""Visit orders: which pixel each scan route reads at each step.
+"""Visit orders: which pixel each scan route visits at each step.
 
-A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (row-major number, L = H*W, or D*H*W of a
-volume) at step l. Everything that reorders pixels (scan directions, space-filling curves, patch shuffling, any order a
-user brings) is such a table, so the operators know one kind of order only and composed orders are one table again.
+A *table* is an int32 tensor (K, L): route k visits pixel `table[k, l]` (a row-major index; L = H*W, or D*H*W for a
+volume) at step l. Scan directions, space-filling curves, patch shuffling and custom orders are all tables, and so is
+their composition; the operators need no other kind of order.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def _names(size: Sequence[Any]) -> list[str]:
 def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
     if not 1 <= len(size) <= len(LETTERS):
         raise ValueError(
-            f"give the image's size as 1 to {len(LETTERS)} numbers, got {len(size)}; scans and patch_size go by keyword"
+            f"pass the image's size as 1 to {len(LETTERS)} numbers, got {len(size)}; scans and patch_size go by keyword"
         )
     names = _names(size)
     checked = tuple(check_count(name, extent) for name, extent in zip(names, size))
@@ -39,20 +39,20 @@ def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
     return checked
 
 
-_made: dict[tuple[Any, ...], Tensor] = {}  # tables, by size, routes and device
-_MOST_STEPS = 1 << 24  # of all of them together: 64 MiB
-_captured: set[tuple[Any, ...]] = set()  # those that CUDA graphs read, which are never forgotten
+_cache: dict[tuple[Any, ...], Tensor] = {}  # tables by size, routes and device
+_MOST_STEPS = 1 << 24  # of all cached tables together: 64 MiB
+_captured: set[tuple[Any, ...]] = set()  # keys of tables that CUDA graphs read, which are never evicted
 
 
 def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.device) -> Tensor:
-    """The table of these routes, made where it is wanted. Nobody may change it."""
-    device = torch.empty(0, device=device).device  # "cuda" is the current GPU, whose number is part of the key
+    """The cached table of these routes on `device`. Callers must not change it."""
+    device = torch.empty(0, device=device).device  # gives "cuda" the index of the current GPU
     key = (size, names, device.type, device.index)
-    table = _made.get(key)
+    table = _cache.get(key)
     if table is None:
         orders = {name: visits(size, parse(name, len(size)), device).to(torch.int32) for name in names}
         table = torch.stack([orders[name] for name in names])
-        # What is made while a CUDA graph is captured has no values before its replay; a fake tensor never has.
+        # A table made during CUDA graph capture has no values before replay; a fake tensor never has any.
         if type(table) is Tensor and not capturing(device):
             _remember(key, table)
     elif capturing(device):
@@ -60,28 +60,28 @@ def _base_routes(size: tuple[int, ...], names: tuple[str, ...], device: torch.de
     return table
 
 
-def _steps_made() -> int:
-    return sum(table.numel() for table in list(_made.values()))
+def _steps_cached() -> int:
+    return sum(table.numel() for table in list(_cache.values()))
 
 
 def _remember(key: tuple[Any, ...], table: Tensor) -> None:
     room = _MOST_STEPS - table.numel()
-    for oldest in [other for other in list(_made) if other not in _captured] if room >= 0 else []:
-        if _steps_made() <= room:
+    for oldest in [other for other in list(_cache) if other not in _captured] if room >= 0 else []:
+        if _steps_cached() <= room:
             break
-        _made.pop(oldest, None)
-    if _steps_made() > room:
+        _cache.pop(oldest, None)
+    if _steps_cached() > room:
         return
     if table.is_cuda:
-        torch.cuda.current_stream(table.device).synchronize()  # other streams may read it from now on
-    _made[key] = table
+        torch.cuda.current_stream(table.device).synchronize()  # other streams may read it next
+    _cache[key] = table
 
 
 class RouteOrder(NamedTuple):
-    """Which pixel each route visits at each step: a table, or the four regular routes of a number of `routes`."""
+    """The visit orders of all routes: a table, or the four regular routes of a set with a number."""
 
     table: Tensor | None        # (K, L), rows are permutations
-    height: int = 0             # of the image, where there is no table
+    height: int = 0             # of the image, if there is no table
     width: int = 0
     scans: int = 0
 
@@ -98,15 +98,15 @@ _CODES = {route_names(name): code for code, name in enumerate(NUMBERED)}
 
 
 def check_scan_code(scans: object) -> None:
-    """Raise ValueError unless a number of VMamba's sets of routes."""
+    """Raise ValueError unless `scans` is the number of one of VMamba's sets of routes."""
     if not isinstance(scans, int) or scans not in range(len(NUMBERED)):
-        raise ValueError(f"scans must be 0-3 where there is no table, got {scans!r}")
+        raise ValueError(f"scans must be 0-3 without a table, got {scans!r}")
 
 
 def route_order(
     size: Sequence[int], scans: int | str, permutation: Tensor | None, device: torch.device
 ) -> RouteOrder:
-    """`routes` with the same arguments, without a table where none is needed."""
+    """`routes` with the same arguments, without a table if none is needed."""
     size = _check_size(size)
     code = _CODES.get(route_names(scans, len(size)))
     if code is not None and permutation is None:
@@ -120,33 +120,32 @@ def routes(
     permutation: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The routes of a scan over an image or a volume, as a table.
+    """The table of visit orders of the routes over an image or a volume.
 
     Args:
         size: (H, W), (D, H, W), (T, D, H, W) or (L,) in tokens, each at least 1, their product below 2^31.
-        scans: a set of routes, by the name of the model that it is from or by VMamba's number, or routes of your own
-            choice joined by commas. With two axes: 0 or "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows
-            four times), 2 or "bidi" (rows twice, reversed twice), 3 or "rot90" (the image turned by quarter turns),
-            "omnidirectional" (RS-Mamba: the cross scan and both diagonals), "local" (LocalMamba: the cross scan and
-            windows of 2 and 7) and "efficient" (EfficientVMamba: every second pixel first, each route from another
-            one on; that model stops after the first quarter). With three: 0 or "cross3d" (six routes: each axis
-            outermost, and all reversed), "ss3d" (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and
-            "tri-orientated" (SegMamba: forwards, backwards and through the slices). With both: "snake", "hilbert",
-            "zorder" and "zigzag". 0 is the cross scan of one and of four axes too.
-            A route is named `[curve-]axes[-reversed]`, `axes` from the outermost loop to the innermost: "hw" is rows,
-            "wh" columns, "hwd" along the slices; a capital letter runs backwards. Curves are snake, hilbert, zorder,
-            zigzag, diagonal, antidiagonal, window7 and skip2, with any number; see `vmddpm_kernels.curves`.
-        permutation: (L,) pixel order of Sequence Regeneration (VM-DDPM, section III-D), as `patch_permutation`
-            returns it: the shuffled image holds pixel `permutation[q]` at place q, and the routes run over
-            the shuffled image.
-        device: where the table is made; the permutation's device if not given.
+        scans: a set of routes, by name or by VMamba's number, or a comma-separated list of routes. With two axes: 0 or
+            "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times), 2 or "bidi" (rows twice, reversed
+            twice), 3 or "rot90" (the image turned by quarter turns), "omnidirectional" (RS-Mamba: the cross scan and
+            both diagonals), "local" (LocalMamba: the cross scan and windows of 2 and 7) and "efficient"
+            (EfficientVMamba: every second pixel first, each route with another first grid; that model stops after the
+            first quarter). With three: 0 or "cross3d" (six routes: each axis outermost, and all reversed), "ss3d"
+            (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and "tri-orientated" (SegMamba: forwards,
+            backwards and through the slices). With two or three axes: "snake", "hilbert", "zorder" and "zigzag". 0 is
+            also the cross scan of one and of four axes. The name of a route is `[curve-]axes[-reversed]`, with `axes`
+            from the outermost loop to the innermost: "hw" is rows, "wh" columns, "hwd" along the slices; a capital
+            letter reverses an axis. Curves are snake, hilbert, zorder, zigzag, diagonal, antidiagonal, window7 and
+            skip2, with any number; see `vmddpm_kernels.curves`.
+        permutation: (L,) pixel order of Sequence Regeneration (VM-DDPM, section III-D) from `patch_permutation`. The
+            routes run over the shuffled image, which holds pixel `permutation[q]` at position q.
+        device: device of the table; by default the permutation's.
 
     Returns:
-        int32 (K, L), L the product of `size`: `table[k, l]` is the pixel route k visits at step l.
+        int32 (K, L), L the product of `size`: route k visits pixel `table[k, l]` at step l.
 
     Raises:
-        TypeError, ValueError: on a size below 1, routes that do not exist or do not fit the number of axes, or a
-            permutation that is not one of range(L).
+        TypeError, ValueError: if a size is below 1, a route does not exist for this number of axes, or `permutation` is
+            not a permutation of range(L).
 
     Example:
         >>> routes(2, 3, scans="hw,snake-hw").tolist()
@@ -165,14 +164,14 @@ def routes(
         )
     wanted = torch.device(device or "cpu")
     if permutation is not None and permutation.is_meta and wanted.type != "meta":
-        raise ValueError(f"permutation is on meta, where it has no values, but the table is wanted on {wanted}")
+        raise ValueError(f"permutation is on the meta device and has no values, but the table is requested on {wanted}")
     table: Tensor = _routes(size, ",".join(names), permutation, str(wanted))
     return table
 
 
 def _make_routes(size: Sequence[int], scans: str, permutation: Tensor | None, device: str) -> Tensor:
     size, names, wanted = tuple(size), tuple(scans.split(",")), torch.device(device)
-    # The tensors of inference mode do not count their changes.
+    # Tensors made in inference mode have no version counter.
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         base = _base_routes(size, names, wanted)
         if permutation is None:
@@ -181,8 +180,8 @@ def _make_routes(size: Sequence[int], scans: str, permutation: Tensor | None, de
             check_table(permutation[None], pixel_count(size), name="permutation")
         if permutation.device.type != wanted.type and capturing(wanted):
             raise RuntimeError(
-                f"permutation is on {permutation.device}, from where the capture of a CUDA graph cannot copy it to "
-                f"{device}: make the table before the capture, or pass a permutation on {device}"
+                f"permutation is on {permutation.device}, and cannot be copied to {device} during CUDA graph capture: "
+                f"make the table before the capture, or pass a permutation on {device}"
             )
         shuffled = permutation.to(wanted, torch.int32)
         return _mark_checked(shuffled.index_select(0, base.flatten()).view(base.shape))
@@ -192,7 +191,7 @@ def _fake_routes(size: Sequence[int], scans: str, permutation: Tensor | None, de
     return torch.empty((scans.count(",") + 1, pixel_count(size)), dtype=torch.int32, device=device)
 
 
-# An operator: what it reads (the permutation's values) and remembers (tables it has made) is no part of a graph.
+# An operator, so that its check of the permutation and its cache stay out of compiled graphs.
 _routes = define(
     "routes(SymInt[] size, str scans, Tensor? permutation, str device) -> Tensor",
     _make_routes,
@@ -207,31 +206,31 @@ def patch_permutation(
     generator: torch.Generator | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
-    """A random pixel order that moves whole patches: Sequence Regeneration of VM-DDPM, section III-D.
+    """A random pixel order that shuffles whole patches: Sequence Regeneration of VM-DDPM, section III-D.
 
-    The image is cut into patches of the same side along every axis, the patches change places, the pixels inside a
-    patch keep their order.
+    The image is cut into patches with the same side along each axis. The patches are permuted; pixels inside a patch
+    keep their order.
 
     Args:
         size: (H, W) or (D, H, W) in tokens (1 to 4 numbers), multiples of patch_size.
         patch_size: side of a patch in tokens.
-        seed: makes the order a function of the seed alone.
-        generator: a CPU generator to draw from instead; without either, torch's global generator is used.
-        keys: (patches,) real numbers, random ones for a random order: the place of a patch is that of its key among
-            all, equal keys in the order of the patches. The order is made where the keys are; nothing waits for a
-            GPU, so that a CUDA graph with other keys at each replay has other orders.
+        seed: the order depends on the seed alone.
+        generator: a CPU generator to use instead; without both, torch's global generator is used.
+        keys: (patches,) real numbers, one for each patch; the patches are sorted by key (stable), so random keys give a
+            random order. It is computed on the device of the keys without synchronizing: a CUDA graph whose keys
+            change between replays has a new order at each replay.
 
     Returns:
-        int32 (L,), L the product of `size`: place q of the shuffled image holds pixel `permutation[q]`. On the CPU, or
-        where the keys are.
+        int32 (L,), L the product of `size`: position q of the shuffled image holds pixel `permutation[q]`. On the CPU,
+        or on the device of the keys.
 
     Raises:
-        TypeError, ValueError: if the sizes are not multiples of patch_size, the keys are not one for each patch, or
-            more than one of seed, generator and keys is given.
+        TypeError, ValueError: if a size is not a multiple of patch_size, the number of keys is not the number of
+            patches, or more than one of seed, generator and keys is given.
 
     Example:
-        >>> patch_permutation(1, 4, patch_size=2, keys=torch.tensor([0.9, 0.1])).tolist()
-        [2, 3, 0, 1]
+        >>> patch_permutation(2, 4, patch_size=2, keys=torch.tensor([0.9, 0.1])).tolist()
+        [2, 3, 0, 1, 6, 7, 4, 5]
     """
     patch_size = check_count("patch_size", patch_size)
     size = _check_size(size)
@@ -243,7 +242,7 @@ def patch_permutation(
     if not isinstance(generator, (torch.Generator, type(None))):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
     if sum(source is not None for source in (seed, generator, keys)) > 1:
-        raise ValueError("give one of seed, generator and keys, not both")
+        raise ValueError("pass only one of seed, generator and keys")
     if keys is not None:
         return _order_by_keys(keys, size, patch_size)
     if seed is not None:
@@ -252,7 +251,7 @@ def patch_permutation(
         generator = torch.Generator().manual_seed(seed)
     if generator is None:
         return _draw(size, patch_size, None)
-    return untraced(_draw, size, patch_size, generator)  # a traced graph would forget the generator
+    return untraced(_draw, size, patch_size, generator)  # a traced graph does not record the generator
 
 
 def _patches(size: Sequence[int], patch_size: int) -> int:
@@ -265,7 +264,7 @@ def _draw(size: Sequence[int], patch_size: int, generator: torch.Generator | Non
 
 
 def _pixels_of(order: Tensor, size: Sequence[int], patch_size: int) -> Tensor:
-    """The pixels of patches that stand in this order, int32."""
+    """The pixels of the patches in this order, int32."""
     if patch_size == 1:
         return order
     axes = len(size)
@@ -292,7 +291,7 @@ def _order_by_keys(keys: Tensor, size: tuple[int, ...], patch_size: int) -> Tens
 
 def _make_patch_order(keys: Tensor, size: Sequence[int], patch_size: int) -> Tensor:
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-        order = keys.detach().argsort(stable=True).to(torch.int32)  # a permutation, whatever the keys are
+        order = keys.detach().argsort(stable=True).to(torch.int32)  # a permutation for any keys
         return _mark_checked(_pixels_of(order, size, patch_size))
 
 
@@ -300,28 +299,27 @@ def _fake_patch_order(keys: Tensor, size: Sequence[int], patch_size: int) -> Ten
     return torch.empty((pixel_count(size),), dtype=torch.int32, device=keys.device)
 
 
-# An operator: that its result holds a permutation is remembered with the result's memory.
+# An operator, so that compiled graphs keep the mark on its result that it is a permutation.
 _patch_order = define(
     "patch_order(Tensor keys, SymInt[] size, SymInt patch_size) -> Tensor", _make_patch_order, _fake_patch_order
 )
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is done on the device now is not done, but captured for a CUDA graph."""
+    """Whether the current stream of the device is capturing a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def check_table(table: Tensor, length: int, name: str = "table") -> None:
-    """Raise ValueError unless every row of `table` is a permutation of range(length); on the meta device, where there
-    are no values, only unless it has that length. RuntimeError while a CUDA graph is captured, where nothing may be
-    read."""
+    """Raise ValueError unless each row of `table` is a permutation of range(length); on the meta device only the length
+    is checked. Raise RuntimeError during CUDA graph capture, when a table cannot be read."""
     right_length = table.shape[-1] == length
     if right_length and table.is_meta:
         return
     if capturing(table.device):
         raise RuntimeError(
-            f"{name} has to be read once before a CUDA graph is captured: call the operator with it outside first "
-            "(backend 'reference' reads it in every call)"
+            f"{name} must be checked before a CUDA graph is captured: call the operator with it once before the "
+            "capture (backend 'reference' reads it in every call)"
         )
     if not right_length or not untraced(_holds_permutations, table):
         raise ValueError(
@@ -332,7 +330,7 @@ def check_table(table: Tensor, length: int, name: str = "table") -> None:
 
 
 def _holds_permutations(table: Tensor) -> bool:
-    """Read once, as a GPU is waited for."""
+    """Whether each row is a permutation; synchronizes with a GPU once."""
     length = table.shape[-1]
     inside = (table >= 0) & (table < length)
     pixels = table.clamp(0, max(length - 1, 0)).long()
@@ -341,14 +339,14 @@ def _holds_permutations(table: Tensor) -> bool:
 
 
 def _state(table: Tensor) -> tuple[Any, ...] | None:
-    """What changes whenever the table's values do; None in inference mode, whose tensors do not count changes."""
+    """A value that changes whenever the table's values do; None for inference tensors, which have no version
+    counter."""
     return None if table.is_inference() else (table._version, table.shape, table.stride(), table.storage_offset())
 
 
 def _mark_checked(table: Tensor) -> Tensor:
-    """Remember, as long as its memory lives, that the table holds permutations: reading it on a GPU would wait for the
-    GPU. One that is made while a CUDA graph is captured holds nothing until the graph is replayed: it counts as checked
-    only for what is captured with it."""
+    """Mark the table as permutations, for the lifetime of its storage: reading it would synchronize with the GPU. A
+    table made during CUDA graph capture is marked only for that capture, as it has no values until replay."""
     table.untyped_storage()._vmddpm_checked = _state(table), capturing(table.device)  # type: ignore[attr-defined]
     return table
 
@@ -360,18 +358,18 @@ def _is_checked(table: Tensor) -> bool:
 
 
 def private_copy(table: Tensor) -> Tensor:
-    """A copy that is known to hold permutations if the table is."""
+    """A copy, marked as checked if the table is."""
     copy = table.clone(memory_format=torch.contiguous_format)
     return _mark_checked(copy) if _is_checked(table) else copy
 
 
 def check_table_once(table: Tensor, length: int) -> None:
-    """`check_table`, for a table on a GPU: it waits for the GPU the first time it sees a table that `routes` did not
-    make, and never again unless the table changes.
+    """`check_table` for a table on a GPU. Tables from `routes` are never read; others are read, which synchronizes, the
+    first time they are seen and after each change.
 
     Raises:
         ValueError: as `check_table`.
-        RuntimeError: on a table never seen before while a CUDA graph is captured, where nothing may wait.
+        RuntimeError: for a table that was not checked before CUDA graph capture.
     """
     check_memory((table,))
     if _is_checked(table):

@@ -1,4 +1,4 @@
-"""One description of a selective scan: its tensors, its options and its sizes, for every function and backend."""
+"""The tensors, options, sizes and results of a selective scan, used by all functions and backends."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -9,15 +9,25 @@ from torch import Tensor
 
 from vmddpm_kernels.checks import FLOATS, INTEGERS, check_axes, check_input, check_states
 
-# The inputs, how the docstrings write their shapes, and their dtypes.
+# Names of the inputs, their axes in error messages, and their dtypes.
 _NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "table")
-_AXES = ("B, K, L, D", "B, K, L, D", "K, D, N", "B, K, L, N", "B, K, L, N", "K, D", "K, D", "B, K, D, N", "K, L")
-_AXES_OF_ONE_IMAGE = ("B, L, D", *_AXES[1:])
+_AXES = (
+    "batch, routes, length, dim",
+    "batch, routes, length, dim",
+    "routes, dim, d_state",
+    "batch, routes, length, d_state",
+    "batch, routes, length, d_state",
+    "routes, dim",
+    "routes, dim",
+    "batch, routes, dim, d_state",
+    "routes, length",
+)
+_AXES_OF_ONE_IMAGE = ("batch, length, dim", *_AXES[1:])
 _DTYPES = (*[FLOATS] * 8, INTEGERS)
 
 
 class ScanSizes(NamedTuple):
-    """What plans and shapes depend on. Sizes may be symbols while a graph is traced."""
+    """All that plans and shapes depend on. Sizes may be symbolic while a graph is traced."""
 
     batch: int
     routes: int
@@ -25,21 +35,21 @@ class ScanSizes(NamedTuple):
     channels: int
     states: int
     wide: bool        # accumulate in float64 instead of float32
-    sum_routes: bool  # the routes share x, and y and dx are summed over them
+    sum_routes: bool  # the routes share one x, and y and dx are sums over the routes
 
 
 class ScanInputs(NamedTuple):
-    """The tensors of a selective scan over K routes, in pixel order and channel last, any strides."""
+    """The tensors of a selective scan along routes, in pixel order, channel last, with any strides."""
 
-    x: Tensor                             # (B, K, L, D), or (B, L, D): one image for all routes
-    delta: Tensor                         # (B, K, L, D)
-    A: Tensor                             # (K, D, N)
-    B: Tensor                             # (B, K, L, N)
-    C: Tensor                             # (B, K, L, N)
-    D: Tensor | None = None               # (K, D)
-    delta_bias: Tensor | None = None      # (K, D)
-    initial_state: Tensor | None = None   # (B, K, D, N)
-    table: Tensor | None = None           # (K, L) visit orders
+    x: Tensor                             # (batch, routes, length, dim); (batch, length, dim): one image for all routes
+    delta: Tensor                         # (batch, routes, length, dim)
+    A: Tensor                             # (routes, dim, d_state)
+    B: Tensor                             # (batch, routes, length, d_state)
+    C: Tensor                             # (batch, routes, length, d_state)
+    D: Tensor | None = None               # (routes, dim)
+    delta_bias: Tensor | None = None      # (routes, dim)
+    initial_state: Tensor | None = None   # (batch, routes, dim, d_state)
+    table: Tensor | None = None           # (routes, length) visit orders
 
     def sizes(self) -> ScanSizes:
         wide = torch.float64 in (self.x.dtype, self.delta.dtype, self.A.dtype, self.B.dtype, self.C.dtype)
@@ -47,8 +57,8 @@ class ScanInputs(NamedTuple):
         return ScanSizes(batch, routes, length, channels, self.A.shape[2], wide, self.x.dim() == 3)
 
     def check(self) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together. The
-        values of the table are for a backend to check."""
+        """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together. Backends
+        check the values of the table."""
         x, delta, A, B, C, D, delta_bias, initial_state, table = self
         axes = _AXES if isinstance(x, Tensor) and x.dim() == 4 else _AXES_OF_ONE_IMAGE
         shape = check_axes("x", x, axes[0])
@@ -56,7 +66,7 @@ class ScanInputs(NamedTuple):
         routes = check_axes("delta", delta, axes[1])[1]
         states = check_axes("A", A, axes[2])[2]
         if routes < 1:
-            raise ValueError("delta (B, K, L, D) must have at least one route, got K = 0")
+            raise ValueError("delta (batch, routes, length, dim) must have at least one route")
         check_states(states)
         pixels, matrix = (batch, routes, length, channels), (batch, routes, length, states)
         parameter = (routes, channels)
@@ -73,14 +83,14 @@ class ScanInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What a scan computes besides its tensors, and the memory order of its results."""
+    """Options of a scan, and the memory order of its results."""
 
     delta_softplus: bool = True   # delta = softplus(delta + delta_bias)
     zoh: bool = False             # zero-order hold (VM-DDPM's Eq. 6) instead of delta * B
-    channel_first: bool = False   # y and dx lie in memory as (B, K, D, L) behind the same shape
+    channel_first: bool = False   # y and dx are (batch, routes, dim, length) in memory; their shapes do not change
 
 
-# Making one costs more than looking it up.
+# Cached: constructing one is slower than a lookup.
 _OPTIONS = {key: ScanOptions(*key) for key in product((False, True), repeat=3)}
 
 
@@ -89,9 +99,9 @@ def scan_options(delta_softplus: bool, zoh: bool, channel_first: bool) -> ScanOp
 
 
 class ScanResult(NamedTuple):
-    """What a backend's forward returns."""
+    """The results of a backend's forward."""
 
     y: Tensor                     # x's shape and dtype
-    last_state: Tensor | None     # (B, K, D, N), float32 or float64, if wanted
-    checkpoints: Tensor | None    # the states the backward starts from, if asked for
-    order: Tensor | None          # a private int32 copy of the table for the backward, if asked for
+    last_state: Tensor | None     # (batch, routes, dim, d_state), float32 or float64, if requested
+    checkpoints: Tensor | None    # states that the backward starts from, if requested
+    order: Tensor | None          # a private int32 copy of the table for the backward, if requested

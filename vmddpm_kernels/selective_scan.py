@@ -51,30 +51,37 @@ def selective_scan(
     backend: str | None = None,
     **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """S6 (Mamba, arXiv 2312.00752, Algorithm 2) over a batch of sequences.
+    """Selective scan (S6) over a batch of sequences (Mamba, arXiv 2312.00752, Algorithm 2).
 
         h_l = exp(delta_l A) h_{l-1} + delta_l B_l u_l,   y_l = C_l h_l + D u_l,   out_l = y_l * silu(z_l)
 
     Args:
-        u, delta: (B, D, L), or (B, L, D) with `channel_last`. Any strides; no copy is made of either layout.
-        A: (D, N), negative.
-        B, C: (B, N, L), or (B, G, N, L) with D divisible by the number of groups G;
-            with `channel_last` (B, L, N) or (B, L, G, N).
-        D, delta_bias: (D,).
-        z: gate, shape of u.
-        delta_softplus: apply softplus to delta + delta_bias (identity above 20); not by default.
+        u, delta: (batch, dim, length), or (batch, length, dim) with `channel_last`. Any strides; neither is copied.
+        A: (dim, d_state), negative.
+        B, C: (batch, d_state, length), or (batch, groups, d_state, length) with dim divisible by groups; with
+            `channel_last` (batch, length, d_state) or (batch, length, groups, d_state).
+        D, delta_bias: (dim,).
+        z: gate, in u's shape.
+        delta_softplus: apply softplus to delta + delta_bias (identity above 20).
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
-        initial_state: (B, D, N), zero if not given.
-        return_last_state: also return h_L, (B, D, N); it carries gradient.
+        initial_state: (batch, dim, d_state); zeros if not given.
+        return_last_state: also return the state after the last step, (batch, dim, d_state), with gradient.
         channel_last: see the shapes above.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
-        out in u's shape and dtype; the last state in the dtype of the accumulation: float32, or float64 if u, delta, A,
-        B or C is.
+        out in u's shape and dtype. The last state has the dtype of the accumulation: float64 if u, delta, A, B or C has
+        it, else float32.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> u, delta, A = torch.randn(2, 6, 20), torch.rand(2, 6, 20), -torch.rand(6, 16)
+        >>> B, C = torch.randn(2, 16, 20), torch.randn(2, 16, 20)
+        >>> y, state = selective_scan(u, delta, A, B, C, return_last_state=True)
+        >>> y.shape, state.shape
+        (torch.Size([2, 6, 20]), torch.Size([2, 6, 16]))
     """
     if positions or names:
         raise misnamed("selective_scan", positions, names)
@@ -88,11 +95,11 @@ def selective_scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     groups, dim = untraced(_check, *tensors, channel_last)
 
-    # A view and its derivative cost microseconds, a short scan not many more: a single group does with fewer.
+    # Views and their derivatives take microseconds, a large part of a short scan: a single group needs fewer of them.
     def split(t: Tensor, axis: int) -> Tensor:
         return t.unsqueeze(axis) if groups == 1 else t.unflatten(axis, (groups, dim // groups))
 
-    def grouped(t: Tensor) -> Tensor:  # -> (B, G, L, D/G), a view
+    def grouped(t: Tensor) -> Tensor:  # -> (batch, groups, length, dim/groups), a view
         if not channel_last:
             return split(t, 1).mT
         return t.unsqueeze(1) if groups == 1 else split(t, 2).transpose(1, 2)
@@ -125,8 +132,8 @@ def _check(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial_state: Tensor | None, channel_last: bool,
 ) -> tuple[int, int]:  # fmt: skip
-    """The numbers of groups and channels. Raise TypeError or ValueError, naming the argument, if one does not fit."""
-    axes = "B, L, D" if channel_last else "B, D, L"
+    """(groups, dim). Raise TypeError or ValueError, naming the argument, if one does not fit."""
+    axes = "batch, length, dim" if channel_last else "batch, dim, length"
     check_float("u", u)
     if u.dim() != 3:
         raise ValueError(f"u must have shape ({axes}), got {tuple(u.shape)}")
@@ -139,23 +146,23 @@ def _check(
     groups = [_groups(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C))]
     if groups[0] != groups[1]:
         axes = _matrix_axes(channel_last)
-        raise ValueError(f"C must have shape {axes} with G = {groups[0]} as B has, got {groups[1]}")
+        raise ValueError(f"C must have shape {axes} with groups = {groups[0]}, as B has, got {groups[1]}")
     check_float("A", A, u)
     if A.dim() != 2:
-        raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")
-    check_shape("A", A, "D, N", (dim, A.shape[1]))
+        raise ValueError(f"A must have shape (dim, d_state), got {tuple(A.shape)}")
+    check_shape("A", A, "dim, d_state", (dim, A.shape[1]))
     for name, t in (("D", D), ("delta_bias", delta_bias)):
         if t is not None:
             check_float(name, t, u)
-            check_shape(name, t, "D", (dim,))
+            check_shape(name, t, "dim", (dim,))
     if initial_state is not None:
         check_float("initial_state", initial_state, u)
-        check_shape("initial_state", initial_state, "B, D, N", (batch, dim, A.shape[1]))
+        check_shape("initial_state", initial_state, "batch, dim, d_state", (batch, dim, A.shape[1]))
     return groups[0], dim
 
 
 def _groups(name: str, matrix: Tensor, u: Tensor, dim: int, channel_last: bool) -> int:
-    """Of B or C as the user gives it."""
+    """The number of groups of B or C in the user's layout."""
     check_float(name, matrix, u)
     axes = _matrix_axes(channel_last)
     if matrix.dim() not in (3, 4):
@@ -167,11 +174,13 @@ def _groups(name: str, matrix: Tensor, u: Tensor, dim: int, channel_last: bool) 
 
 
 def _matrix_axes(channel_last: bool) -> str:
-    return "(B, L, N) or (B, L, G, N)" if channel_last else "(B, N, L) or (B, G, N, L)"
+    if channel_last:
+        return "(batch, length, d_state) or (batch, length, groups, d_state)"
+    return "(batch, d_state, length) or (batch, groups, d_state, length)"
 
 
 def _with_groups(matrix: Tensor, channel_last: bool) -> Tensor:
-    """B or C as the user gives it -> (B, G, L, N), a view."""
+    """B or C in the user's layout -> (batch, groups, length, d_state), a view."""
     if channel_last:
         return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix.transpose(1, 2)
     return (matrix.unsqueeze(1) if matrix.dim() == 3 else matrix).mT

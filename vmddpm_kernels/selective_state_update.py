@@ -5,7 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, has_places_of_its_own, misnamed
+from vmddpm_kernels.checks import check_flag, is_non_overlapping, misnamed
 from vmddpm_kernels.ops.state_update import step
 from vmddpm_kernels.step_inputs import StateInputs
 
@@ -25,23 +25,25 @@ def selective_state_update(
     backend: str | None = None,
     **names: NoReturn,
 ) -> Tensor:
-    """The next step of `selective_scan` (Mamba, arXiv 2312.00752, Algorithm 2), whose state moves on in place.
+    """One step of `selective_scan` (Mamba, arXiv 2312.00752, Algorithm 2), which updates the state in place.
 
         h = exp(delta A) h + delta B u,   y = C h + D u, or (C h + D u) * silu(z)
 
-    Channels D, or heads H of P channels, of which H / G neighbouring ones share B and C, as in Mamba-2.
+    Tensors have `dim` channels, or `heads` heads of `headdim` channels whose heads / groups neighbours share B and C,
+    as in Mamba-2.
 
     Args:
-        state: (B, D, N) or (B, H, P, N), changed in place; any floating dtype, computed in float32 or wider.
-        u, delta, z: (B, D) or (B, H, P).
-        A: (D, N) or (H, P, N); may be expanded.
-        B, C: (B, N) or (B, G, N) with H divisible by G.
-        D, delta_bias: (D,) or (H, P).
+        state: (batch, dim, d_state) or (batch, heads, headdim, d_state), updated in place; any floating dtype, computed
+            in float32 or wider.
+        u, delta, z: (batch, dim) or (batch, heads, headdim).
+        A: (dim, d_state) or (heads, headdim, d_state); may be expanded.
+        B, C: (batch, d_state) or (batch, groups, d_state), with heads divisible by groups.
+        D, delta_bias: (dim,) or (heads, headdim).
         delta_softplus: apply softplus to delta + delta_bias (identity above 20).
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for the state's device by default.
 
     Returns:
-        y in u's shape and dtype. Gradients reach everything, the state before the step included.
+        y in u's shape and dtype. All inputs get gradients, also the state before the step.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -49,15 +51,15 @@ def selective_state_update(
     Example:
         >>> state, A = torch.zeros(2, 6, 16), -torch.rand(6, 16)
         >>> u, delta, B, C = torch.randn(2, 6), torch.rand(2, 6), torch.randn(2, 16), torch.randn(2, 16)
-        >>> y = selective_state_update(state, u, delta, A, B, C)                # (2, 6)
+        >>> y = selective_state_update(state, u, delta, A, B, C)                # (batch, dim)
     """
     if positions or names:
         raise misnamed("selective_state_update", positions, names)
     softplus = check_flag("delta_softplus", delta_softplus)
     inputs = StateInputs(state, u, delta, A, B, C, D, z, delta_bias)
     inputs.check()
-    if not has_places_of_its_own(state):
-        raise ValueError("state is changed in place and must not be expanded: some of its elements share memory")
+    if not is_non_overlapping(state):
+        raise ValueError("state is updated in place and must not be expanded: some of its elements share memory")
     if state.requires_grad and state.is_leaf and torch.is_grad_enabled():
-        raise ValueError("state is a leaf that requires gradient, which cannot be changed in place; clone it")
+        raise ValueError("state is a leaf that requires gradient, which cannot be updated in place; clone it")
     return step(inputs, softplus, backend)

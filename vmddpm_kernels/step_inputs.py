@@ -1,4 +1,4 @@
-"""The tensors of a causal convolution and of one step of a selective scan, for every function and backend."""
+"""The tensors of a causal convolution and of one step of a selective scan, used by all functions and backends."""
 
 from typing import NamedTuple
 
@@ -7,56 +7,56 @@ from torch import Tensor
 
 from vmddpm_kernels.checks import FLOATS, check_axes, check_input, check_states
 
-LEAST_TAPS, MOST_TAPS = 2, 4  # of the compiled convolutions
+LEAST_TAPS, MOST_TAPS = 2, 4  # that the compiled convolutions support
 
 
 class ConvInputs(NamedTuple):
-    """y_l = bias + sum_k weight_k x_{l-W+1+k} for every channel, in the order of the steps and channel last."""
+    """y_l = bias + sum_k weight_k x_{l-W+1+k} for each channel; tensors are channel last."""
 
-    x: Tensor                       # (B, L, D)
-    weight: Tensor                  # (D, W)
-    bias: Tensor | None = None      # (D,)
-    history: Tensor | None = None   # (B, W - 1, D), the steps before the first; zeros if not given
+    x: Tensor                       # (batch, length, dim)
+    weight: Tensor                  # (dim, width)
+    bias: Tensor | None = None      # (dim,)
+    history: Tensor | None = None   # (batch, width - 1, dim), steps before the first; zeros if None
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together."""
         x, weight, bias, history = self
-        batch, length, channels = check_axes("x", x, "B, L, D")
-        width = check_axes("weight", weight, "D, W")[1]
+        batch, length, channels = check_axes("x", x, "batch, length, dim")
+        width = check_axes("weight", weight, "dim, width")[1]
         if width < 1:
-            raise ValueError("weight (D, W) must have at least one tap, got W = 0")
+            raise ValueError("weight (dim, width) must have at least one tap")
         device = x.device
-        check_input("x", x, x, device, "B, L, D", (batch, length, channels), FLOATS)
-        check_input("weight", weight, x, device, "D, W", (channels, width), FLOATS)
+        check_input("x", x, x, device, "batch, length, dim", (batch, length, channels), FLOATS)
+        check_input("weight", weight, x, device, "dim, width", (channels, width), FLOATS)
         if bias is not None:
-            check_input("bias", bias, x, device, "D", (channels,), FLOATS)
+            check_input("bias", bias, x, device, "dim", (channels,), FLOATS)
         if history is not None:
-            check_input("initial_states", history, x, device, "B, W - 1, D", (batch, width - 1, channels), FLOATS)
+            shape = (batch, width - 1, channels)
+            check_input("initial_states", history, x, device, "batch, width - 1, dim", shape, FLOATS)
 
     def accumulation(self) -> torch.dtype:
         wide = self.x.dtype == torch.float64 or self.weight.dtype == torch.float64
         return torch.float64 if wide else torch.float32
 
     def channel_first(self) -> bool:
-        """Whether steps lie side by side in x, and channels do not: so they will in the result."""
+        """Whether x, and hence the result, is contiguous along steps and not along channels."""
         return self.x.stride(1) == 1 and self.x.stride(2) != 1
 
 
 class StateInputs(NamedTuple):
-    """h = exp(delta A) h + delta B u, y = C h + D u, or (C h + D u) SiLU(z), for every sequence of a batch: one step.
+    """One step for each sequence of a batch: h = exp(delta A) h + delta B u, y = C h + D u, or (C h + D u) SiLU(z).
 
-    Axes: batch B, head H, channel P of a head, state N, group G of heads; or without heads and groups, as in the
-    second column."""
+    The second column has no heads and no groups of heads."""
 
-    state: Tensor                       # (B, H, P, N) | (B, D, N)
-    u: Tensor                           # (B, H, P)    | (B, D)
-    delta: Tensor                       # (B, H, P)    | (B, D)
-    A: Tensor                           # (H, P, N)    | (D, N)
-    B: Tensor                           # (B, G, N)    | (B, N)
-    C: Tensor                           # (B, G, N)    | (B, N)
-    D: Tensor | None = None             # (H, P)       | (D,)
-    z: Tensor | None = None             # (B, H, P)    | (B, D)
-    delta_bias: Tensor | None = None    # (H, P)       | (D,)
+    state: Tensor                       # (batch, heads, headdim, d_state) | (batch, dim, d_state)
+    u: Tensor                           # (batch, heads, headdim)          | (batch, dim)
+    delta: Tensor                       # (batch, heads, headdim)          | (batch, dim)
+    A: Tensor                           # (heads, headdim, d_state)        | (dim, d_state)
+    B: Tensor                           # (batch, groups, d_state)         | (batch, d_state)
+    C: Tensor                           # (batch, groups, d_state)         | (batch, d_state)
+    D: Tensor | None = None             # (heads, headdim)                 | (dim,)
+    z: Tensor | None = None             # (batch, heads, headdim)          | (batch, dim)
+    delta_bias: Tensor | None = None    # (heads, headdim)                 | (dim,)
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless shapes, dtypes and devices fit together."""
@@ -81,5 +81,25 @@ class StateInputs(NamedTuple):
         return torch.float64 if wide else torch.float32
 
 
-_AXES = ("B, D, N", "B, D", "B, D", "D, N", "B, N", "B, N", "D", "B, D", "D")
-_AXES_OF_HEADS = ("B, H, P, N", "B, H, P", "B, H, P", "H, P, N", "B, G, N", "B, G, N", "H, P", "B, H, P", "H, P")
+_AXES = (
+    "batch, dim, d_state",
+    "batch, dim",
+    "batch, dim",
+    "dim, d_state",
+    "batch, d_state",
+    "batch, d_state",
+    "dim",
+    "batch, dim",
+    "dim",
+)
+_AXES_OF_HEADS = (
+    "batch, heads, headdim, d_state",
+    "batch, heads, headdim",
+    "batch, heads, headdim",
+    "heads, headdim, d_state",
+    "batch, groups, d_state",
+    "batch, groups, d_state",
+    "heads, headdim",
+    "batch, heads, headdim",
+    "heads, headdim",
+)

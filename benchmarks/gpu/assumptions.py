@@ -36,7 +36,7 @@ class Gpu:
 @dataclass(frozen=True)
 class Assumptions:
     gpus: dict[int, Gpu]
-    # Of a scheduler's issue slots, the share that is used with so many resident warps.
+    # The share of a scheduler's issue slots that is used, by number of resident warps.
     issue_efficiency: tuple[tuple[float, float], ...]
     exp2_cycles: float       # of a scheduler, for the EX2 (or other MUFU) of one warp
     memory_efficiency: float

@@ -63,7 +63,7 @@ def constants(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def gpu_of(results: dict[str, Any]) -> Gpu:
-    """What is assumed of the run's GPU."""
+    """The assumptions about the GPU of the run."""
     said = results["machine"]["gpu"]
     if not said.get("name"):
         raise ValueError("the run was a rehearsal on a CPU: there is nothing to calibrate with")

@@ -1,18 +1,18 @@
-"""What is measured on a GPU: shapes, and who takes part. The most telling come first, should the time run out."""
+"""The cases measured on a GPU: shapes and implementations, the most informative first in case the time runs out."""
 
 from dataclasses import replace
 
 import torch
 
-from benchmarks.contenders import IMAGES, SEQUENCES
-from benchmarks.problem import Case, Contender, Problem
-from benchmarks.rivals import Missing, Peers
+from benchmarks.baselines import Baselines, Missing
+from benchmarks.implementations import IMAGES, SEQUENCES
+from benchmarks.problem import Case, Implementation, Problem
 
 # Stages of VM-DDPM at 128 x 128 with batch 16 and of VMamba-T at 224 x 224 with batch 128, and a plain sequence.
 SHAPES = [(16, 32, 32, 192), (4, 64, 64, 192), (128, 28, 28, 192), (128, 56, 56, 96),
           (16, 16, 16, 384), (128, 14, 14, 384), (16, 8, 8, 768), (16, 0, 2048, 1536)]  # fmt: skip
 ONE_STATE = [(64, 56, 56, 192), (16, 32, 32, 192)]
-AGAINST_RIVALS = [Case(*sizes, 16) for sizes in (*SHAPES[:4], SHAPES[-1])] + [Case(*ONE_STATE[0], 1)]
+AGAINST_BASELINES = [Case(*sizes, 16) for sizes in (*SHAPES[:4], SHAPES[-1])] + [Case(*ONE_STATE[0], 1)]
 IN_TRITON = [Case(*SHAPES[0], 16), Case(*SHAPES[2], 16), Case(*ONE_STATE[0], 1)]
 
 
@@ -23,10 +23,10 @@ def of(dtype: torch.dtype, cases: list[Case]) -> list[Case]:
 ALONE = [Case(*sizes, 16) for sizes in SHAPES]
 CASES = {
     "ours": of(torch.bfloat16, [*ALONE, *(Case(*sizes, 1) for sizes in ONE_STATE)]) + of(torch.float32, ALONE),
-    "rivals": of(torch.bfloat16, AGAINST_RIVALS),
+    "baselines": of(torch.bfloat16, AGAINST_BASELINES),
     "triton": of(torch.bfloat16, IN_TRITON),
 }
-CONTENDERS = {"ours": ["ours"], "rivals": ["ours", "VMamba", "mamba_ssm"], "triton": ["ours", "ours in Triton"]}
+IMPLEMENTATIONS = {"ours": ["ours"], "baselines": ["ours", "VMamba", "mamba_ssm"], "triton": ["ours", "ours in Triton"]}
 # One case each: what another order of visits, or another layout, costs.
 ONCE = {"ours shuffled": CASES["ours"][0], "ours channel last": CASES["ours"][len(SHAPES) - 1]}
 
@@ -40,19 +40,21 @@ def cases_of(group: str, tiny: bool) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
-def contenders(group: str, case: Case, peers: Peers, device: str, backend: str, seed: int) -> dict[str, Contender]:
+def implementations(
+    group: str, case: Case, baselines: Baselines, device: str, backend: str, seed: int
+) -> dict[str, Implementation]:
     problem = Problem.draw(case, device, seed)
     makers = IMAGES if case.height else SEQUENCES
     found = {}
     more = [name for name, one in ONCE.items() if group == "ours" and (case == one or device == "cpu")]
-    for name in CONTENDERS[group] + more:
-        if name not in makers or name in peers.missing:
+    for name in IMPLEMENTATIONS[group] + more:
+        if name not in makers or name in baselines.missing:
             continue
         try:
             if name == "ours in Triton" and device == "cpu":  # interpreted: a rehearsal
-                found[name] = makers["ours"](problem, "triton", peers)
+                found[name] = makers["ours"](problem, "triton", baselines)
             else:
-                found[name] = makers[name](problem, backend, peers)
-        except Missing:  # peers.missing has it
+                found[name] = makers[name](problem, backend, baselines)
+        except Missing:  # baselines.missing has it
             continue
     return found

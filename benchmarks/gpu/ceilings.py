@@ -38,7 +38,7 @@ def clock() -> float:
 
 
 def launch_seconds() -> float:
-    """Of a launch that follows another and has next to nothing to do, in a graph, where the host takes no part."""
+    """Seconds of an almost empty launch after another one, in a CUDA graph, without the host."""
     one = torch.zeros(1, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

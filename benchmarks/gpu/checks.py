@@ -67,7 +67,7 @@ def run_tests(log: Path, seconds: float, dry_run: bool, chosen: str) -> dict[str
 
 
 def sanitizer_summary(tool: str, text: str) -> dict[str, Any]:
-    """What compute-sanitizer found, and whether any of it is about a kernel of ours."""
+    """The findings of compute-sanitizer, and whether any concerns a kernel of ours."""
     errors = re.search(r"ERROR SUMMARY: (\d+) error", text)
     hazards = re.search(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)", text)
     summary: dict[str, Any] = {"reached_its_end": "runs are done" in text, "lines_about_ours": text.count("vmddpm::")}

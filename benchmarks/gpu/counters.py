@@ -26,7 +26,7 @@ STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.r
 
 
 def options(metrics: Iterable[str], sections: Iterable[str] = ()) -> list[str]:
-    """Of ncu: every launch of ours and the markers, at the clock that the GPU chooses."""
+    """The options of ncu: profile all our launches and the markers, at the GPU's own clock."""
     return [
         *(f"--section={section}" for section in sections),
         "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--profile-from-start", "off",

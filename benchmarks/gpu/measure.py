@@ -11,30 +11,31 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import CASES, cases_of, contenders
+from benchmarks.baselines import Baselines, load
+from benchmarks.gpu.cases import CASES, cases_of, implementations
 from benchmarks.gpu.ceilings import measure_ceilings
-from benchmarks.problem import BOTH, FORWARD, Case, Contender, difference
-from benchmarks.rivals import Peers, load
+from benchmarks.problem import BOTH, FORWARD, Case, Implementation, difference
 from benchmarks.timing import measure, sets_needed
 
 GPU_ERROR = 3
-RIVALS = ("VMamba", "mamba_ssm", "ours in Triton")
+COMPARED = ("VMamba", "mamba_ssm", "ours in Triton")
 REPETITIONS = 15
 
 
-def differences(all_of_them: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    return {name: difference(all_of_them[name], all_of_them["ours"]) for name in RIVALS if name in all_of_them}
+def differences(all_of_them: dict[str, Implementation]) -> dict[str, dict[str, float]]:
+    return {name: difference(all_of_them[name], all_of_them["ours"]) for name in COMPARED if name in all_of_them}
 
 
-def bytes_of(contender: Contender) -> int:
-    return sum(t.numel() * t.element_size() for t in contender.leaves)
+def bytes_of(implementation: Implementation) -> int:
+    return sum(t.numel() * t.element_size() for t in implementation.leaves)
 
 
 def measure_case(
-    group: str, case: Case, first: dict[str, Contender], rivals: Peers, device: str, backend: str, least: int
+    group: str, case: Case, first: dict[str, Implementation], baselines: Baselines, device: str, backend: str,
+    least: int,
 ) -> dict[str, Any]:
     sets = sets_needed(min(map(bytes_of, first.values())), device)
-    input_sets = [first, *(contenders(group, case, rivals, device, backend, s) for s in range(1, sets))]
+    input_sets = [first, *(implementations(group, case, baselines, device, backend, s) for s in range(1, sets))]
     record: dict[str, Any] = {}
     for direction in (FORWARD, BOTH):
         results = {
@@ -90,14 +91,14 @@ def main() -> None:
         with options.lines.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
 
-    rivals = load(device, ("VMamba", "mamba")) if options.group == "rivals" else Peers()
+    baselines = load(device, ("VMamba", "mamba")) if options.group == "baselines" else Baselines()
     if "ceilings" not in seen and options.group == "ours":
         note({"case": "ceilings", **measure_ceilings(device)})
-    if "peers" not in seen and options.group == "rivals":
-        note({"case": "peers", "missing": rivals.missing, "revisions": rivals.revisions})
+    if "baselines" not in seen and options.group == "baselines":
+        note({"case": "baselines", "missing": baselines.missing, "revisions": baselines.revisions})
     if options.dry_run and options.group == "triton" and (why := interpreter_fails()):
-        rivals.missing["ours in Triton"] = why
-        note({"case": "peers", "missing": rivals.missing})
+        baselines.missing["ours in Triton"] = why
+        note({"case": "baselines", "missing": baselines.missing})
     left = [case for case in cases_of(options.group, tiny=options.dry_run) if case.name not in seen]
     for i, case in enumerate(left):
         if time.monotonic() > deadline:
@@ -107,10 +108,10 @@ def main() -> None:
         record: dict[str, Any] = {**describe(case), "begun": True}
         note(record)
         try:
-            first = contenders(options.group, case, rivals, device, backend, seed=0)
+            first = implementations(options.group, case, baselines, device, backend, seed=0)
             record["differences"] = differences(first)
             note(record)
-            record |= measure_case(options.group, case, first, rivals, device, backend, least)
+            record |= measure_case(options.group, case, first, baselines, device, backend, least)
         except Exception as error:  # the other cases are still worth having
             record["error"] = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - begun

@@ -94,7 +94,7 @@ class Work:
 
 
 def call_of(work: Work) -> Callable[[Any], Any]:
-    """What is timed."""
+    """The work that is timed."""
     step = work.train if work.case.step == TRAINING else work.denoise
     if work.case.way != "graph":
         return lambda _: step()

@@ -19,7 +19,7 @@ class Residency:
 
 
 def residency(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> Residency:
-    """Of one multiprocessor."""
+    """The properties of one multiprocessor."""
     warps = -(-threads // 32)
     per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     # Registers lie with the scheduler of their warp, so that each of the four holds whole warps.

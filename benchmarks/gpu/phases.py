@@ -16,7 +16,7 @@ from benchmarks.gpu.machine import nvcc
 
 HERE = Path(__file__).resolve().parent
 RESTARTS = 4
-TO_COMPILE = 0.6  # of the rivals' time, at most, until they are compiled
+TO_COMPILE = 0.6  # of the baselines' time, at most, until they are compiled
 TO_END = 0.15  # of a phase's time, for what was begun within the rest to come to its end
 
 
@@ -81,22 +81,22 @@ def ours(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     return measured("ours", folder, seconds, dry_run)
 
 
-def start_peers(folder: Path, seconds: float) -> list[Running]:
-    """Compiles the rivals beside all that comes before they are needed, side by side, and gives way to it."""
+def start_baselines(folder: Path, seconds: float) -> list[Running]:
+    """Compiles the baselines beside all that comes before they are needed, side by side, and gives way to it."""
     return [
-        start([sys.executable, str(HERE / "peers.py"), name], folder / f"peers-{name}.log", seconds, polite=True)
+        start([sys.executable, str(HERE / "baselines.py"), name], folder / f"build-{name}.log", seconds, polite=True)
         for name in ("VMamba", "mamba")
     ]
 
 
-def rivals(folder: Path, seconds: float, dry_run: bool, compiling: list[Running] | None = None) -> dict[str, Any]:
+def baselines(folder: Path, seconds: float, dry_run: bool, compiling: list[Running] | None = None) -> dict[str, Any]:
     """VMamba's and mamba_ssm's scans beside ours, as far as they are compiled by then or soon after."""
     begun = time.monotonic()
     said = []
     for running in compiling or []:
         running.deadline = begun + TO_COMPILE * seconds
         said += [f"compiling: {running.wait()['outcome']}: {line}" for line in last_lines(running.log, 1)]
-    result = measured("rivals", folder, seconds - (time.monotonic() - begun), dry_run)
+    result = measured("baselines", folder, seconds - (time.monotonic() - begun), dry_run)
     return {**result, "said": said, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -181,9 +181,9 @@ def read_lines(lines: Path) -> list[dict[str, Any]]:
 
 
 def gather(lines: Path) -> dict[str, Any]:
-    """Of each case the last line."""
+    """The last line of each case."""
     cases = {record["case"]: record for record in read_lines(lines)}
-    apart = {name: cases.pop(name) for name in ("ceilings", "peers") if name in cases}
+    apart = {name: cases.pop(name) for name in ("ceilings", "baselines") if name in cases}
     not_measured = cases.pop("out of time", {}).get("not_measured", [])
     for name, record in list(cases.items()):
         if record.pop("begun", False):  # its process ended, or was ended, before it was measured

@@ -12,9 +12,9 @@ long as the slowest of
     memory      its bytes
 
 and a launch more than that takes a little on top. What takes most of the time is named: `occupancy` instead of
-`issue` where more resident warps would save a fifth of it. Peers' instructions are data (peers_counts.json), their
-times the same model at the issue efficiency that stands there; nothing is charged for their barriers. Ratios above 1
-say that ours is faster. This is a model: trust a ratio to about a third."""
+`issue` where more resident warps would save a fifth of it. Instruction counts of the baselines are read from
+baseline_counts.json; the same model gives their times at the issue efficiency in that file, without their barriers. A
+ratio above 1 means that ours is faster. This is a model: trust a ratio to about a third."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ from benchmarks.gpu.assumptions import SCHEDULERS, Assumptions, Gpu, load
 from benchmarks.gpu.kernel_counts import DIRECTIONS, Launch, Shape, arguments, counted
 from benchmarks.gpu.occupancy import residency
 
-PEERS = Path(__file__).with_name("peers_counts.json")
+BASELINES = Path(__file__).with_name("baseline_counts.json")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def launch_time(launch: Launch, gpu: Gpu, assumed: Assumptions) -> tuple[float, 
 
 
 def predict(launches: Iterable[Launch], gpu: Gpu, assumed: Assumptions) -> Time:
-    """Of launches one after another."""
+    """The total of consecutive launches."""
     by_bound: Counter[str] = Counter()
     for launch in launches:
         seconds, bound = launch_time(launch, gpu, assumed)
@@ -70,19 +70,19 @@ def predict(launches: Iterable[Launch], gpu: Gpu, assumed: Assumptions) -> Time:
     return Time(sum(by_bound.values()), max(by_bound, key=lambda bound: by_bound[bound]))
 
 
-def peer_times(shape: Shape, gpu: Gpu) -> dict[str, dict[str, float]]:
-    """Milliseconds of each peer that has counts of this length and number of states: forward, and both directions."""
+def baseline_times(shape: Shape, gpu: Gpu) -> dict[str, dict[str, float]]:
+    """Milliseconds, forward and both directions, of each baseline with counts for this length and number of states."""
     found: dict[str, dict[str, float]] = {}
     length = str(shape.length)
-    for peer in json.loads(PEERS.read_text())["peers"]:
-        if peer["states"] != shape.states or length not in peer["issue_efficiency"]:
+    for baseline in json.loads(BASELINES.read_text())["baselines"]:
+        if baseline["states"] != shape.states or length not in baseline["issue_efficiency"]:
             continue
-        slots_a_second = gpu.multiprocessors * SCHEDULERS * gpu.clock_ghz * 1e9 * peer["issue_efficiency"][length]
+        slots_a_second = gpu.multiprocessors * SCHEDULERS * gpu.clock_ghz * 1e9 * baseline["issue_efficiency"][length]
         milliseconds = 1e3 * shape.warp_pairs / slots_a_second
-        found[f"{peer['name']} {peer['version']}"] = {
-            direction: peer[direction][length] * milliseconds
+        found[f"{baseline['name']} {baseline['version']}"] = {
+            direction: baseline[direction][length] * milliseconds
             for direction in ("forward", "both")
-            if length in peer[direction]
+            if length in baseline[direction]
         }
     return found
 
@@ -107,14 +107,14 @@ def main() -> None:
         forward, both = times["forward"].milliseconds, sum(time.milliseconds for time in times.values())
         bounds = f"{times['forward'].bound}, {times['backward'].bound}"
         against = "; ".join(
-            f"{name}: {', '.join(_ratio(peer, key, ours) for key, ours in (('forward', forward), ('both', both)))}"
-            for name, peer in peer_times(shape, gpu).items()
+            f"{name}: {', '.join(_ratio(baseline, key, ours) for key, ours in (('forward', forward), ('both', both)))}"
+            for name, baseline in baseline_times(shape, gpu).items()
         )
         print(f"{shape!s:22}{forward:8.2f}{both:8.2f}  {bounds:26} {against}", flush=True)
 
 
-def _ratio(peer: dict[str, float], key: str, ours: float) -> str:
-    return f"{peer[key] / ours:.2f}" if key in peer else "-"
+def _ratio(baseline: dict[str, float], key: str, ours: float) -> str:
+    return f"{baseline[key] / ours:.2f}" if key in baseline else "-"
 
 
 if __name__ == "__main__":

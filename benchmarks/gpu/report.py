@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_OF_A_LOG = 1 << 20  # characters
-SAME_WITHIN = 0.02  # a rival's result that differs by more than this in the mean is not the same computation
+SAME_WITHIN = 0.02  # a baseline's result that differs by more than this in the mean is not the same computation
 
 
 def save(results: dict[str, Any], path: Path) -> None:
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
 
 
 def save_logs(folder: Path) -> None:
-    """What all programs said, as one file in the folder $OUT, if there is one."""
+    """Save the output of all programs as one file in the folder $OUT, if it is set."""
     if out := os.environ.get("OUT"):
         logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
         parts = [f"==> {log.name} <==\n{log.read_text(errors='replace')[-MOST_OF_A_LOG:]}" for log in logs]
@@ -48,7 +48,7 @@ def table(results: dict[str, Any]) -> str:
     phases = results["phases"]
     lines = [*phase_lines(phases), ""]
     lines += counter_lines(phases.get("counters", {}).get("calls", []))
-    for name in ("ours", "rivals", "triton"):
+    for name in ("ours", "baselines", "triton"):
         lines += case_lines(phases.get(name, {}))
     for name in ("model", "compiled", "training"):
         lines += step_lines(phases.get(name, {}).get("cases", []))
@@ -108,7 +108,7 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """Of the model's steps and of the training runs."""
+    """Lines on the model's steps and the training runs."""
     for case in cases:
         time = f"{case['ms']:.2f} ms, " if "ms" in case else ""
         memory = f", {case['peak_bytes'] / 2**30:.2f} GiB" if case.get("peak_bytes") else ""
@@ -118,7 +118,7 @@ def step_lines(cases: list[dict[str, Any]]) -> Iterator[str]:
 def case_lines(measured: dict[str, Any]) -> Iterator[str]:
     if ceilings := measured.get("ceilings"):
         yield ", ".join(f"{k} {v:.3g}" for k, v in ceilings.items() if isinstance(v, float))
-    for name, why in measured.get("peers", {}).get("missing", {}).items():
+    for name, why in measured.get("baselines", {}).get("missing", {}).items():
         yield f"missing: {name}: {why}"
     if measured.get("cases"):
         yield f"{'milliseconds, then times ours':38}" + "".join(f"{c:48}" for c in ("forward", "forward + backward"))
@@ -132,7 +132,7 @@ def case_lines(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def one_direction(measured: dict[str, Any]) -> str:
-    """Our time, then each other's time over it, then the rival's memory over ours."""
+    """Our time, then each other's time over it, then the baseline's memory over ours."""
     parts = [f"{measured['results']['ours']['ms']:.3f}"]
     for name, ratio in measured["time_over_ours"].items():
         short = {"ours shuffled": "shuffled", "ours channel last": "last", "ours in Triton": "Triton"}.get(name, name)

@@ -1,18 +1,17 @@
-"""Everything there is to do on a GPU machine, in one command of eight minutes, in the order of what is learned in a
-second: is it right, does it execute what was counted, how fast is it, how fast are others, do all tests pass, how fast
-is the model.
+"""All measurements and tests on a GPU machine, in one command of eight minutes and in order of information per second:
+correctness, counted against executed instructions, speed, speed of the baselines, tests, speed of the model.
 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
-    python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU; its results are thrown away
+    python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU and discards the results
     python3 benchmarks/gpu/run.py --only build,smoke,counters --budget 200
-    python3 benchmarks/gpu/run.py --only build,triton-tests  # the GPU tests once more, through the Triton kernels
+    python3 benchmarks/gpu/run.py --only build,triton-tests  # the GPU tests through the Triton kernels
     python3 benchmarks/gpu/run.py --only build,compiled  # steps of the paper's model through torch.compile
     python3 benchmarks/gpu/run.py --only build,training  # runs on a real brain, with and without regeneration
 
-The rivals are measured where their sources lie in benchmarks/peers/ (see peers.py). The results are written after each
-phase, so that a run that is ended has all that came before. A phase that takes longer than its share of the time is cut
-and keeps what it had; the last lines say which were. `python -m benchmarks.gpu.calibrate FILE` puts predictions beside
-what was measured. The exit status is 1 if anything failed, 2 if the machine has no GPU.
+The baselines are measured if their sources are in benchmarks/third_party/ (see baselines.py). Results are written after
+each phase, so an interrupted run keeps those of earlier phases. A phase that exceeds its share of the time is stopped
+and keeps its partial results; the last lines name such phases. `python -m benchmarks.gpu.calibrate FILE` compares the
+results with predictions. The exit status is 1 if anything failed, 2 if the machine has no GPU.
 """
 
 import argparse
@@ -41,7 +40,7 @@ Function = Callable[[Path, float, bool], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """What is done, and its share of the time that is left when it begins; what it does not need, later ones have."""
+    """A phase, and its share of the remaining time; later phases get what it does not use."""
 
     function: Function
     share: float
@@ -53,7 +52,7 @@ PHASES = {
     "smoke": Phase(phases.smoke, 25),
     "counters": Phase(phases.look, 35),
     "ours": Phase(phases.ours, 45),
-    "rivals": Phase(phases.rivals, 65),
+    "baselines": Phase(phases.baselines, 65),
     "triton": Phase(phases.triton, 25),
     "tests": Phase(phases.tests, 80),
     "model": Phase(phases.model, 45),
@@ -113,20 +112,20 @@ def unused(folder: Path, name: str) -> Path:
 
 def run(session: Session) -> None:
     compiling: list[Running] = []
-    if "rivals" in session.phases and not session.dry_run:
-        compiling = phases.start_peers(session.logs, session.end - time.monotonic())
+    if "baselines" in session.phases and not session.dry_run:
+        compiling = phases.start_baselines(session.logs, session.end - time.monotonic())
     broken = None
     for name, phase in session.phases.items():
         if broken:
             session.note(name, {"outcome": f"skipped: {broken}"})
             continue
-        options = {"compiling": compiling} if name == "rivals" else {}
+        options = {"compiling": compiling} if name == "baselines" else {}
         try:
             result = phase.function(session.logs, session.seconds(name), session.dry_run, **options)
         except Exception as error:  # the other phases are still worth having
             result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
         if any(running.going() for running in compiling):
-            result["beside"] = "the rivals were being compiled, at the least priority"
+            result["beside"] = "the baselines were being compiled, at the least priority"
         session.note(name, result)
         if result["outcome"] in ENDS_THE_RUN.get(name, ()):
             broken = f"{name} {'was cut' if result['outcome'] == CUT else result['outcome']}"

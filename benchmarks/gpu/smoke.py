@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import IMAGES, SEQUENCES
+from benchmarks.baselines import Baselines
+from benchmarks.implementations import IMAGES, SEQUENCES
 from benchmarks.problem import BOTH, Case, Problem, relative_difference
-from benchmarks.rivals import Peers
 
 # One long image, which is cut into segments; many small ones, which are not; sequences, channel first.
 SIZES = [(1, 30, 50, 70), (700, 10, 10, 50), (2, 0, 1500, 70)]
@@ -22,19 +22,19 @@ TINY = [(1, 3, 5, 7), (4, 2, 2, 5), (2, 0, 15, 7)]
 CASES = [Case(*sizes, states, dtype) for sizes in SIZES for states in (16, 1)
          for dtype in (torch.float32, torch.bfloat16)]  # fmt: skip
 RESULTS = ("y", "dx", "ddelta", "dA", "dB", "dC", "dD", "dbias")
-# What a result may be off by in the mean, if the CPU kernels are not off by half as much in the same type.
+# The tolerated mean error of a result, or twice the error of the CPU kernels in the same type if that is more.
 FLOOR = {torch.float32: 2**-20, torch.bfloat16: 2**-8}
 
 
 def results(case: Case, device: str, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """Of the same numbers on every device and in every type."""
+    """Draw the same values for all devices and types."""
     drawn = Problem.draw(case, "cpu", seed=0)
     wide = {name: getattr(drawn, name) for name in ("x", "delta", "A", "B", "C", "D", "bias", "dy")}
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     moved = {name: t.to(device, parameters if name in ("A", "D", "bias") else dtype) for name, t in wide.items()}
     problem = replace(drawn, case=replace(case, dtype=dtype), **moved)
     makers = IMAGES if case.height else SEQUENCES
-    return [t.detach().cpu() for t in makers["ours"](problem, backend, Peers()).call(BOTH)]
+    return [t.detach().cpu() for t in makers["ours"](problem, backend, Baselines()).call(BOTH)]
 
 
 def check(case: Case, device: str, backend: str) -> dict[str, Any]:

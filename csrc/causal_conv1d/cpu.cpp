@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
+// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 #include "cpu.h"
 
 #include "../common/workspace.h"
@@ -11,9 +11,9 @@ namespace vmddpm {
 namespace VMDDPM_ISA {
 namespace {
 
-thread_local Workspace workspace;  // of the calling thread: the weights by tap; of each thread: the slopes of a column
+thread_local Workspace workspace;  // the weights by tap (calling thread), the slopes of a column (each thread)
 
-// Threads that are worth waking: below some ten microseconds of work a second one costs more than it does.
+// A second thread is worth its cost only for more than about ten microseconds of work.
 int useful_threads(const ConvParams& p, int64_t elements_a_thread) {
   const int64_t useful = p.batch * p.length * p.channels / elements_a_thread;
   return static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
@@ -82,7 +82,7 @@ void with_taps(int64_t width, Function f) {
   }
 }
 
-// f(an element of the accumulation, an element of x, the number of taps as a type).
+// Calls f(an element of the accumulation, an element of x, the number of taps as a type).
 template <typename Function>
 void with_types(const ConvParams& p, Function f) {
   with_taps(p.width, [&](auto taps) {

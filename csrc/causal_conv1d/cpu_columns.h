@@ -1,4 +1,4 @@
-// Steps side by side: a register holds steps of one channel, and its taps are read from one step further on each.
+// Contiguous steps: a register holds steps of one channel, and each tap is loaded one step further on.
 #pragma once
 #include "cpu_common.h"
 
@@ -10,7 +10,7 @@ struct Column {
   static constexpr int64_t kFirst = (W - 1 + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   const S* x;
   T weight[W], bias;
-  T start[W - 1 + kFirst] = {};  // the steps before the first, and the first: whole registers that reach back before them
+  T start[W - 1 + kFirst] = {};  // steps -(W - 1) .. kFirst: the registers that reach back before the first step
 
   Column(const ConvParams& p, int64_t batch, int64_t c)
       : x(static_cast<const S*>(p.x.data) + batch * p.x.stride[0] + c * p.x.stride[3]),
@@ -23,7 +23,7 @@ struct Column {
     for (int64_t i = 0; i < kFirst && i < p.length; ++i) start[W - 1 + i] = static_cast<T>(widen(x[i]));
   }
 
-  // Of steps l, l + 1, ... ; l is a multiple of the lanes.
+  // The taps of steps l, l + 1, ...; l is a multiple of the lanes.
   VMDDPM_INLINE void taps_at(int64_t l, int64_t count, Vec<T>* taps) const {
     VMDDPM_UNROLL
     for (int k = 0; k < W; ++k) {
@@ -59,7 +59,7 @@ inline T sum_of(Vec<T> v) {
   return static_cast<T>(sum);
 }
 
-// `slopes` has room for the steps, a register and W - 1 more.
+// `slopes` has room for the steps, one register and W - 1 elements.
 template <typename T, typename S, int W>
 void backward_column(const ConvGradParams& g, int64_t batch, int64_t c, T* slopes) {
   const ConvParams& p = g.forward;

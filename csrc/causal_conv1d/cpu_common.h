@@ -1,4 +1,4 @@
-// What the convolutions of both memory orders share.
+// Code for both memory orders of the convolution.
 #pragma once
 #include "../common/runs.h"
 #include "../common/silu.h"
@@ -11,8 +11,7 @@ using vmddpm::ConvParams;
 using vmddpm::ConvUpdateParams;
 using vmddpm::View;
 
-// dweight and dbias: sums over the steps that keep what each addition rounds away (Kahan), so that errors do not grow with
-// their number.
+// dweight and dbias: compensated sums over the steps (Kahan), whose errors do not grow with the number of steps.
 template <typename T, int W>
 struct Sums {
   Vec<T> weight[W] = {}, bias{};

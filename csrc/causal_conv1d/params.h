@@ -1,4 +1,4 @@
-// The causal depthwise convolution over sequences, forward, backward, and a few steps from a state that moves on.
+// The causal depthwise convolution over sequences, forward and backward, and its update by a few steps.
 //
 //   v_l = bias + sum_k weight_k x_{l-W+1+k},   y_l = v_l, or SiLU(v_l);   steps before the first are `history`.
 //
@@ -14,7 +14,7 @@ struct ConvParams {
   int64_t batch, length, channels, width;
   bool wide;
   bool silu;
-  bool columns;         // steps lie side by side in x and y, otherwise channels do
+  bool columns;         // steps are contiguous in x and y, otherwise channels
   int threads;
   View x, y;            // (B, 1, L, D) of one type, double if `wide`
   const void* weight;   // Acc (D, W)
@@ -26,12 +26,12 @@ struct ConvGradParams {
   ConvParams forward;   // y unused
   View dy, dx;          // as x
   void* dweight;        // Acc (B, D, W), to be summed over the batch
-  void* dbias;          // Acc (B, D), likewise, or null
+  void* dbias;          // Acc (B, D), to be summed too, or null
   void* dhistory;       // Acc (B, W - 1, D) or null
 };
 
-// x and y (B, 1, L, D), the state (B, 1, S, D) with S >= W - 1, any types and strides. The state holds the last S steps,
-// and the new ones when the function returns.
+// x and y are (B, 1, L, D), the state is (B, 1, S, D) with S >= W - 1, with any types and strides. The state holds the
+// latest S steps and is updated.
 struct ConvUpdateParams {
   int64_t batch, length, channels, width, state_length;
   bool wide;

@@ -1,5 +1,5 @@
-// exp, softplus and the zero-order-hold weight on a GPU, for one value of the accumulation's type.
-// float goes through the special-function unit in base 2; double through the math library.
+// exp, softplus and the zero-order-hold weight on a GPU, for one value of the accumulation's type. float uses the
+// special-function unit in base 2, double the math library.
 #pragma once
 #include <gpu.h>
 
@@ -8,8 +8,8 @@
 namespace vmddpm {
 namespace gpu {
 
-// The decay e^(delta A) is computed from v = delta * rate(A): for float the factor log2(e) is folded into the rate once,
-// so that a step costs one product and one instruction of the special-function unit.
+// The decay e^(delta A) is decay(v) with v = delta * rate(A). For float the rate contains the factor log2(e), so that a
+// step costs one product and one instruction of the special-function unit.
 VMDDPM_DEVICE float rate(float A) { return A * 1.44269504f; }
 VMDDPM_DEVICE double rate(double A) { return A; }
 VMDDPM_DEVICE float decay(float v) { return exp2_unit(v); }
@@ -21,14 +21,14 @@ constexpr T kRateUnit = T(1);
 template <>
 constexpr float kRateUnit<float> = 0.693147181f;
 
-// e^-m for m >= 0. The product with log2(e) is kept in two parts: its rounding alone would cost several units in the
-// last place.
+// e^-m for m >= 0. The product with log2(e) has two parts, because its rounding error alone would be several units in
+// the last place.
 VMDDPM_DEVICE float exp_negative(float m) {
   constexpr float log2e = 1.44269502f, log2e_rest = 1.92596303e-8f;
   const float high = m * -log2e;
   const float low = fmaf(m, log2e_rest, fmaf(m, log2e, high));
   const float e = exp2_unit(high);
-  return high > -120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // beyond, and at infinity, low is no correction
+  return high > -120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // below, and at infinity, low is not a correction
 }
 VMDDPM_DEVICE double exp_negative(double m) { return ::exp(-m); }
 
@@ -42,14 +42,14 @@ VMDDPM_DEVICE float log1p_unit(float y) {
 }
 VMDDPM_DEVICE double log1p_unit(double y) { return ::log1p(y); }
 
-// log(1 + e^x), x itself above 20 (PyTorch's threshold).
+// log(1 + e^x), and x above 20 (PyTorch's threshold).
 template <typename T>
 VMDDPM_DEVICE T softplus(T x) {
   const T value = (x > T(0) ? x : T(0)) + log1p_unit(exp_negative(std::fabs(x)));
   return x > T(20) ? x : value;
 }
 
-// The derivative of softplus where its value is y: 1 - e^-y, by its Taylor series where the difference would cancel.
+// The derivative of softplus at the value y: 1 - e^-y, from its Taylor series if the difference would cancel.
 VMDDPM_DEVICE float softplus_slope(float y) {
   float series = fmaf(y, -1.0f / 40320.0f, 1.0f / 5040.0f);
   series = fmaf(series, -y, 1.0f / 720.0f);
@@ -59,14 +59,14 @@ VMDDPM_DEVICE float softplus_slope(float y) {
   series = fmaf(series, -y, 0.5f);
   series = fmaf(series, -y, 1.0f);
   series *= y;
-  // Both at hand, one is selected: lanes of a warp that take either way take both.
+  // Compute both and select: a branch would diverge within warps.
   const float difference = 1.0f - exp_negative(y);
   return y < 0.5f ? series : difference;
 }
 VMDDPM_DEVICE double softplus_slope(double y) { return y > 20.0 ? 1.0 : -::expm1(-y); }
 
 // phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, and its derivative (e^v - phi) / v, given e^v.
-// Below |v| = 1 both come from their Taylor series, as the quotients would cancel.
+// Below |v| = 1 both use their Taylor series, because the quotients would cancel.
 template <typename T>
 VMDDPM_DEVICE void zoh_weight(T v, T exp_v, T& phi, T& dphi) {
   constexpr int kTerms = sizeof(T) == 4 ? 11 : 20;

@@ -1,8 +1,8 @@
-// Elements of a strided tensor on their way between global memory and the registers of the lane that owns their channel.
+// Loads and stores between a strided tensor in global memory and the registers of the lane that owns a channel.
 //
-// Lanes are neighbouring channels, so what a warp reads of one step is a piece of a row: whole sectors, whatever the
-// visit order and wherever the row begins. A lane takes the steps of a group at once, a group ahead of their use. A tensor
-// whose steps are neighbours (channel-first) is read in vectors along those instead.
+// The lanes of a warp are neighbouring channels, so a warp reads a piece of a row at each step: whole sectors, for any
+// visit order and alignment. A lane loads the steps of a group together, one group ahead of their use. A tensor whose
+// steps are contiguous (channel-first) is read in vectors along the steps instead.
 #pragma once
 #include <gpu.h>
 
@@ -21,11 +21,11 @@ struct Stream {
   char* data;
   int64_t batch, route, column;
   int32_t step;
-  bool vectors;      // the steps of a group are neighbours, and aligned
-  bool wide;         // elements are of the accumulation's type, where others may be narrower
+  bool vectors;      // the steps of a group are contiguous and aligned
+  bool wide;         // elements have the accumulation's type, while those of other tensors may be narrower
 };
 
-// `groups`: the steps that will be asked for are whole groups of neighbours, which is true of L steps without a table.
+// `groups`: whether groups of contiguous steps are read, which is so for L steps without a table.
 inline Stream make_stream(const View& view, const int64_t (&sizes)[4], bool groups, bool wide) {
   const int64_t size = 1 << log2_size(view.dtype);
   int64_t bytes[4];
@@ -46,8 +46,7 @@ VMDDPM_DEVICE char* lane_of(const Stream& s, int64_t batch, int64_t route, int64
   return opaque(s.data + batch * s.batch + route * s.route + column * s.column);
 }
 
-// Elements as they were loaded: those of two bytes in the lower half of a word, so that nothing waits for them before
-// they are used.
+// Elements as loaded, those of two bytes in the lower half of a word, so that nothing waits for them before their use.
 template <typename E>
 using Raw = std::conditional_t<sizeof(E) == 2, uint32_t, E>;
 
@@ -72,13 +71,13 @@ VMDDPM_DEVICE auto widen_raw(Raw<E> raw) {
   }
 }
 
-// The elements of a lane's channel at the steps of a group. kVectors: they are neighbours, and one vector (see Stream).
+// The elements of a lane's channel at the steps of a group. kVectors: they are contiguous, in one vector (see Stream).
 template <typename E, bool kVectors>
 struct Group {
   static constexpr int kWords = kVectors ? kGroup * sizeof(E) / sizeof(Raw<E>) : kGroup;
   Raw<E> raw[kWords];
 
-  // At `pixels`, in shared memory.
+  // Loads the elements at `pixels`, which are in shared memory.
   VMDDPM_DEVICE void fetch(const Stream& s, const char* lane, const int32_t* pixels) {
     if constexpr (kVectors) {
       load_row(reinterpret_cast<const Raw<E>*>(lane + static_cast<int64_t>(*pixels) * sizeof(E)), raw);
@@ -99,30 +98,30 @@ struct Group {
   }
 };
 
-// The first `count` of the values to a lane's channel, or add them to what is there.
+// Stores the first `count` values in a lane's channel, or adds them to it.
 template <typename T, bool kVectors, typename Acc>
 VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
                                   const Acc (&values)[kGroup]) {
-  const auto put = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
+  const auto store = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
   if constexpr (kVectors) {
     if (count <= 0) return;
     T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T));
     T results[kGroup] = {};
     if (add) load_row(to, results);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) put(values[i], results[i]);
+    for (int i = 0; i < kGroup; ++i) store(values[i], results[i]);
     store_row(to, results);
   } else {
     int32_t at[kGroup];
     load_row(pixels, at);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      if (i < count) put(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
+      if (i < count) store(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
     }
   }
 }
 
-// What is added to is of the accumulation's type.
+// A tensor that is added to has the accumulation's type.
 template <typename E, bool kVectors, typename Acc>
 VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
                                const Acc (&values)[kGroup]) {

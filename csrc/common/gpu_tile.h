@@ -1,4 +1,4 @@
-// What the GPU kernels say about tensors, and how they move neighbouring values.
+// Offsets in tensors, and vector loads and stores, for GPU kernels.
 #pragma once
 #include <gpu.h>
 
@@ -7,18 +7,18 @@
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kAtOnce = 4;  // loads of a thread in flight: one's latency hides behind the others'
+constexpr int kAtOnce = 4;  // loads of a thread in flight at once, which hide each other's latency
 
 inline int log2_size(DType dtype) { return dtype == DType::f64 ? 3 : dtype == DType::f32 ? 2 : 1; }
 
 inline int64_t magnitude(int64_t stride) { return stride < 0 ? -stride : stride; }
 
-// Elements from the start of the tensor to (batch, route, 0, column).
+// The offset of element (batch, route, 0, column), in elements.
 VMDDPM_DEVICE int64_t origin(const View& view, int64_t batch, int64_t route, int64_t column) {
   return batch * view.stride[0] + route * view.stride[1] + column * view.stride[3];
 }
 
-// n neighbouring values, moved in one access.
+// n contiguous values, moved in one access.
 template <typename T, int n>
 struct alignas(sizeof(T) * n > 16 ? 16 : sizeof(T) * n) Pack {
   T value[n];

@@ -1,4 +1,4 @@
-// Registers from and to memory of any floating type.
+// Loads and stores of registers from memory of any floating-point type.
 #pragma once
 #include "simd.h"
 #include "tensor.h"
@@ -22,7 +22,7 @@ inline float widen(Half v) {
   return bit_cast<float>(bit_cast<uint32_t>(scaled) | special | static_cast<uint32_t>(v.bits & 0x8000) << 16);
 }
 
-// To the nearest value, ties to even, as IEEE has it.
+// Rounds to nearest, ties to even.
 inline void narrow(float v, float& to) { to = v; }
 inline void narrow(double v, double& to) { to = v; }
 inline void narrow(double v, float& to) { to = static_cast<float>(v); }
@@ -51,7 +51,7 @@ inline void narrow(double v, Target& to) {
   narrow(static_cast<float>(v), to);
 }
 
-// kLanes values as one register of T, and back.
+// Loads kLanes values as one register of T; store_lanes is the reverse.
 template <typename T, typename Source>
 inline Vec<T> load_lanes(const Source* from) {
   Vec<T> v;
@@ -130,7 +130,7 @@ inline Vec<float> load_lanes<float>(const Half* from) {
 #endif
 #endif
 
-// f(the tensor's data as a pointer to its type).
+// Calls f with the tensor's data as a pointer to its type.
 template <typename Function>
 inline auto with_type(const vmddpm::View& view, Function f) {
   switch (view.dtype) {

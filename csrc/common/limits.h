@@ -3,7 +3,7 @@
 
 namespace vmddpm {
 
-// What a plan for a GPU depends on beside the sizes of the problem.
+// The properties of a GPU that plans depend on.
 struct GpuLimits {
   int64_t multiprocessors;
   int64_t shared_bytes;  // of one block

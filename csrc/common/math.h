@@ -13,22 +13,24 @@ using VecU = Vec<uint32_t>;
 // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
 constexpr float kRounder = 12582912.0f;
 
-// fraction 2^n, n being what `shifted` holds beyond kRounder: the exponent's own bits.
+// fraction * 2^n, where shifted = kRounder + n: adds n to the exponent bits.
 inline VecF times_power_of_two(VecF fraction, VecF shifted) {
   return bit_cast<VecF>(bit_cast<VecU>(fraction) + (bit_cast<VecU>(shifted) << 23));
 }
 
-// The decay of a step, e^(delta A), is computed as 2^(delta A log2(e)), the factor being part of A already.
+// The decay of a step, e^(delta A), is computed as 2^(delta A'), where A' = A log2(e) was rounded before. For negative
+// exponents this costs no accuracy: large exponents, with large rounding errors, give small decays.
 template <typename T>
 constexpr T kDecayScale = T(1);
 template <>
 constexpr float kDecayScale<float> = 1.44269504f;
 
-// 2^v for v < 128: value and slope are exact at 0, so that a decay of nothing stays 1 and a slow one keeps its rate over
-// any number of steps. 0 far below, NaN stays.
+// 2^v for v < 128; 0 for very negative v, NaN for NaN. Value and slope are exact at 0, so that a decay with v = 0 is 1
+// and a slow decay keeps its rate over any number of steps.
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
-// v to the nearest 16th from a table in one register, the rest, |r| <= 1/32, by a polynomial of degree 3; relative error
-// 5e-9 before rounding. The table's entries lack the 16ths that the shifted bits of v add to them with the exponent.
+// A table in one register for v rounded to 1/16, and a polynomial of degree 3 for the rest, |r| <= 1/32; relative error
+// 5e-9 before rounding. The shifted bits of v add the exponent and the sixteenths to a table entry, which is corrected
+// for the latter.
 inline VecF power_of_two(VecU shifted, VecF r) {
   const VecU table = {
       0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
@@ -63,15 +65,9 @@ inline VecF decay_lanes(VecF v) {
 }
 #endif
 
-// The same for any v: infinity far above.
-inline VecF growth_lanes(VecF v) {
-  const VecF limit = splat(128.0f);
-  return select(v < limit, decay_lanes(v), v * splat(HUGE_VALF));
-}
-
-// e^x for x < 88. 0 far below, NaN stays.
+// e^x for x < 88; 0 for very negative x, NaN for NaN.
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
-// As above; the product x log2(e) is never rounded, and what log2(e) lacks as a float is added to its rest.
+// As above. The product x log2(e) is not rounded, and the rounding error of log2(e) is added to the rest.
 inline VecF exp_lanes(VecF x) {
   const __m512 log2e = _mm512_set1_ps(1.44269504f), log2e_rest = _mm512_set1_ps(1.92596303e-8f);
   const __m512 rounder = _mm512_set1_ps(kRounder / 16), v = (__m512)at_least(x, -88.02f);
@@ -80,15 +76,15 @@ inline VecF exp_lanes(VecF x) {
   return power_of_two((VecU)shifted, (VecF)_mm512_fmadd_ps(v, log2e_rest, rest));
 }
 #else
-// As e^r 2^n with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n:
-// minimax polynomial of degree 6, relative error 3e-9 before rounding.
+// e^r 2^n with r = x - n ln(2), where ln(2) has two parts, and products of the first with n are exact. Minimax
+// polynomial of degree 6, relative error 3e-9 before rounding.
 inline VecF exp_lanes(VecF x) {
   constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   x = at_least(x, -88.02f);
   const VecF shifted = x * log2e + kRounder;
   const VecF n = shifted - kRounder;
   const VecF r = (x - n * ln2_high) - n * ln2_low;
-  // Even and odd powers apart: half as long a chain.
+  // Separate even and odd powers halve the dependency chain.
   const VecF r2 = r * r;
   const VecF even = (r2 * 1.3814542e-3f + 4.1668391e-2f) * r2 + 4.99999934e-1f;
   const VecF odd = r2 * 8.3687451e-3f + 1.66665204e-1f;
@@ -96,8 +92,14 @@ inline VecF exp_lanes(VecF x) {
 }
 #endif
 
-// Of double both take any v.
-inline VecD growth_lanes(VecD v) { return exp_lanes(at_most(v, 710.0)); }
+// e^x for any x; infinity for large x. A large x is halved, because 2^128 is not a float.
+inline VecF growth_lanes(VecF x) {
+  const auto large = splat(64.0f) < x;
+  const VecF e = exp_lanes(select(large, x * 0.5f, x));
+  return select(splat(176.0f) < x, splat(HUGE_VALF), select(large, e * e, e));
+}
+
+inline VecD growth_lanes(VecD x) { return exp_lanes(at_most(x, 710.0)); }
 inline VecD decay_lanes(VecD v) { return growth_lanes(v); }
 
 // log(1 + y) for y in [0, 1]: minimax polynomial, exact to first order, so that small y keep their relative accuracy;
@@ -109,8 +111,8 @@ inline VecF log1p_unit(VecF y) {
   return (odd * y + even) * y2 + y;
 }
 
-// softplus(x) = log(1 + e^x), x itself above 20 (PyTorch's threshold, beyond which a float cannot tell them apart);
-// `slope`, if given, takes its derivative.
+// softplus(x) = log(1 + e^x), and x above PyTorch's threshold of 20, where both are equal as floats. Stores the
+// derivative in `slope` if it is not null.
 template <typename T>
 inline Vec<T> softplus_by_exp(Vec<T> x, Vec<T>* slope) {
   using V = Vec<T>;
@@ -132,9 +134,9 @@ inline Vec<T> softplus_lanes(Vec<T> x, Vec<T>* slope = nullptr) {
 }
 
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
-// With t = |x|: softplus(x) = max(x, 0) + log(1 + e^-t), and its slope is 1 / (1 + e^t), or 1 less that if x > 0. Up to
-// t = 15.5 both are polynomials of degree 6 about the nearest integer, whose coefficients are looked up in one register
-// a power, from the highest down; relative error 2.4e-8 and 5e-8 before rounding.
+// With t = |x|: softplus(x) = max(x, 0) + log(1 + e^-t), and its slope is 1 / (1 + e^t), or one minus that if x > 0. Up
+// to t = 15.5 both are polynomials of degree 6 around the nearest integer, with one register of coefficients for each
+// power, the highest first; relative errors 2.4e-8 and 5e-8 before rounding.
 constexpr float kLogarithm[7][16] = {
     {2.9878278e-4f, -6.914134e-5f, -1.1748035e-4f, -7.043848e-6f, 1.2255003e-5f, 7.362924e-6f, 3.1469533e-6f,
      1.2197956e-6f, 4.5728396e-7f, 1.6938914e-7f, 6.247264e-8f, 2.300378e-8f, 8.465512e-9f, 3.1146796e-9f,
@@ -185,7 +187,7 @@ constexpr float kSlope[7][16] = {
 template <>
 inline VecF softplus_lanes<float>(VecF x, VecF* slope) {
   const VecF t = bit_cast<VecF>(bit_cast<VecU>(x) & 0x7fffffffu);
-  const bool far = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(15.5f), _CMP_NLT_UQ) != 0;  // or not a number
+  const bool far = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(15.5f), _CMP_NLT_UQ) != 0;  // or NaN
   if (__builtin_expect(far, false)) return softplus_by_exp<float>(x, slope);
   const __m512i nearest = (__m512i)(t + kRounder);
   const VecF r = (VecF)_mm512_reduce_ps((__m512)t, 0);
@@ -205,7 +207,7 @@ inline VecF softplus_lanes<float>(VecF x, VecF* slope) {
 #endif
 
 // phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, and its derivative (e^v - phi) / v, given e^v.
-// Below |v| = 1 both come from the Taylor series, phi = sum v^k / (k + 1)!, as the quotients would cancel.
+// Below |v| = 1 both use the Taylor series phi = sum v^k / (k + 1)!, because the quotients would cancel.
 template <typename T>
 inline void zoh_lanes(Vec<T> v, Vec<T> exp_v, Vec<T>& phi, Vec<T>& dphi) {
   using V = Vec<T>;

@@ -1,5 +1,5 @@
-// exp and log1p on registers of double. With them softplus and its slope err by less than 3 and 3.5 units in the last
-// place, phi(v) of the zero-order hold and its derivative by less than 3.5 and 6.
+// exp and log1p on registers of double. The errors of softplus and its slope are below 3 and 3.5 units in the last
+// place, those of phi(v) of the zero-order hold and its derivative below 3.5 and 6.
 #pragma once
 #include "simd.h"
 
@@ -11,16 +11,16 @@ using VecU64 = Vec<uint64_t>;
 // Adding 1.5 * 2^52 rounds to an integer and leaves it in the low bits.
 constexpr double kRounderD = 6755399441055744.0;
 
-// e^x for x <= 710: infinity above the largest double, gradually 0 below the smallest normal one; NaN stays. As e^r 2^n
-// with r = x - n ln(2), where ln(2) is taken in two parts, the first exact in products with n; e^r = 1 + r + r^2 q(r),
-// where q is a minimax polynomial. Error below 1.3 units in the last place on AVX-512, 1.6 with fused multiply-adds
-// elsewhere and 1.8 without.
+// e^x for x <= 710; infinity above the largest double, subnormal results below the smallest normal one, NaN for NaN.
+// e^r 2^n with r = x - n ln(2), where ln(2) has two parts, and products of the first with n are exact; e^r = 1 + r +
+// r^2 q(r) with a minimax polynomial q. Error below 1.3 units in the last place on AVX-512, 1.6 with fused
+// multiply-adds elsewhere and 1.8 without.
 inline VecD exp_lanes(VecD x) {
   constexpr double log2e = 1.4426950408889634, ln2_high = 0.693147180559663, ln2_low = 2.8235290563031577e-13;
   x = at_least(x, -746.0);
 #if defined(__AVX512F__) && !defined(VMDDPM_PLAIN_VECTORS)
-  // n to the nearest 8th: 2 to the floor of n is an instruction, the rest a table in one register. Degree 5, relative
-  // error 3e-18 before rounding.
+  // n is rounded to 1/8: one instruction gives 2 to the floor of n, a table in one register the rest. Degree 5,
+  // relative error 3e-18 before rounding.
   const VecD table = {1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096,
                       1.4142135623730951, 1.5422108254079407, 1.6817928305074292, 1.8340080864093424};
   const VecD shifted = x * log2e + kRounderD / 8;
@@ -35,12 +35,12 @@ inline VecD exp_lanes(VecD x) {
   q = q * r + 5.000000000000296e-1;
   return (VecD)_mm512_scalef_pd((__m512d)(power * (q * (r * r) + r) + power), (__m512d)n);
 #else
-  // n = 2 half is even, so that 2^n, which need not be a normal number, is the square of one: degree 11, relative error
-  // 1e-17 before rounding.
+  // n = 2 half is even, so that 2^n, which may be subnormal, is the square of a normal number. Degree 11, relative
+  // error 1e-17 before rounding.
   const VecD shifted = x * (log2e / 2) + kRounderD;
   const VecD half = shifted - kRounderD;
   const VecD r = (x - half * (2 * ln2_high)) - half * (2 * ln2_low);
-  // Even and odd powers apart: half as long a chain.
+  // Separate even and odd powers halve the dependency chain.
   const VecD r2 = r * r;
   VecD odd = splat(1.5935653510063746e-10);
   odd = odd * r2 + 2.5055030684562378e-8;
@@ -59,9 +59,9 @@ inline VecD exp_lanes(VecD x) {
 #endif
 }
 
-// log(1 + y) for y in [0, 1]; NaN stays. With s = y / (2 + y) it is 2 atanh(s) = y - s (y - s^2 R(s^2)), exact to first
-// order, so that small y keep their relative accuracy; minimax polynomial of degree 9, relative error 2e-18 before
-// rounding, below 1.3 units in the last place after it.
+// log(1 + y) for y in [0, 1]; NaN for NaN. With s = y / (2 + y) it is 2 atanh(s) = y - s (y - s^2 R(s^2)), exact to
+// first order, so that small y keep their relative accuracy; minimax polynomial of degree 9, relative error 2e-18
+// before rounding, below 1.3 units in the last place after it.
 inline VecD log1p_unit(VecD y) {
   const VecD s = y / (y + 2.0), w = s * s;
   VecD R = splat(1.7009762595056652e-1);

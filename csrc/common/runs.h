@@ -1,5 +1,4 @@
-// Runs: elements of a strided tensor of any type at equal distances, copied to and from a small array of the type of the
-// accumulation.
+// Copies runs, equally spaced elements of a tensor of any type, to and from an array of the accumulation's type.
 #pragma once
 #include "lanes.h"
 #include "tensor.h"
@@ -21,7 +20,7 @@ inline void scatter(const T* from, const vmddpm::View& view, int64_t offset, int
   });
 }
 
-// The next `count` elements as a register, zero beyond them, and back.
+// Loads `count` elements, at most a register, with zeros for the rest; store_some is the reverse.
 template <typename T, typename Source>
 VMDDPM_INLINE Vec<T> load_some(const Source* from, int64_t count) {
   if (count >= kLanes<T>) return load_lanes<T>(from);

@@ -1,4 +1,4 @@
-// SiLU, v sigmoid(v), on registers.
+// SiLU, v sigmoid(v), and its slope, on registers.
 #pragma once
 #include "math.h"
 

@@ -1,8 +1,8 @@
-// One SIMD register of channels. The width follows the instruction set this file is compiled for; arithmetic and
-// comparison act lane by lane, as GCC's and clang's vector types define them; other compilers get simd_plain.h.
+// SIMD registers. Their width is that of the instruction set this file is compiled for; arithmetic and comparisons act
+// on each lane, as GCC's and clang's vector types define them. Other compilers use simd_plain.h.
 //
-// Everything lives in an unnamed namespace and no standard template is used: the same source is compiled once per
-// instruction set, and the linker must never keep one set's copy of an inline function for another.
+// Each source is compiled once for each instruction set. So that the linker cannot use one set's copy of an inline
+// function for another, everything is in an unnamed namespace and no standard templates are used.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -27,7 +27,7 @@
 #define VMDDPM_UNROLL
 #endif
 
-// For loops that need all registers for themselves, and for what they do every step.
+// NOINLINE: for loops that need all registers. INLINE: for what these loops do in each step.
 #if defined(__GNUC__)
 #define VMDDPM_NOINLINE __attribute__((noinline))
 #define VMDDPM_INLINE inline __attribute__((always_inline))
@@ -94,7 +94,7 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// The greater of v and low, and the smaller of v and high; NaN stays.
+// at_least is max(v, low), at_most is min(v, high); NaN for NaN.
 #if defined(__AVX512F__) && !defined(VMDDPM_PLAIN_VECTORS)
 inline Vec<float> at_least(Vec<float> v, float low) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(low), (__m512)v); }
 inline Vec<double> at_least(Vec<double> v, double low) {
@@ -126,7 +126,7 @@ inline Vec<double> at_most(Vec<double> v, double high) {
 }
 #endif
 
-// (a0, b0, a1, b1, ...) from the lower halves of a and b, and from the upper halves.
+// Interleaves the lower halves of a and b to (a0, b0, a1, b1, ...), and their upper halves.
 #if defined(VMDDPM_PLAIN_VECTORS) || (!defined(__clang__) && __GNUC__ < 12)
 template <typename V>
 inline void interleave(V a, V b, V& low, V& high) {
@@ -160,8 +160,8 @@ inline void interleave(V a, V b, V& low, V& high) {
 
 constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
 
-// S registers hold a matrix, row after row. At each stage the values of the upper half come between those of the lower
-// half: after log2(rows) stages the matrix is transposed.
+// S registers hold a matrix by rows. Each stage interleaves the lower half of the values with the upper half; after
+// log2(rows) stages the matrix is transposed.
 template <typename T, int S, int kStages>
 inline void shuffle_stages(Vec<T>* matrix) {
   Vec<T> shuffled[S];
@@ -173,13 +173,13 @@ inline void shuffle_stages(Vec<T>* matrix) {
   }
 }
 
-// Lane j of rows[i] changes places with lane i of rows[j].
+// Exchanges lane j of rows[i] and lane i of rows[j].
 template <typename T>
 inline void transpose(Vec<T>* rows) {
   shuffle_stages<T, kLanes<T>, log2_of(kLanes<T>)>(rows);
 }
 
-// The upper half of a register added to its lower half, down to `bytes`.
+// Adds the upper half of a register to its lower half until `bytes` are left.
 template <typename T, int bytes, typename V>
 inline typename VectorOf<T, bytes>::type fold(V v) {
   if constexpr (sizeof(V) == bytes) {
@@ -194,7 +194,7 @@ inline typename VectorOf<T, bytes>::type fold(V v) {
   }
 }
 
-// target[s] += the sum over the lanes of v[s]: a butterfly whose every stage adds two registers into one.
+// target[s] += the sum of the lanes of v[s]: a butterfly, each stage of which adds two registers into one.
 template <typename T, int S>
 VMDDPM_INLINE void add_lane_sums(const Vec<T>* v, T* target) {
   constexpr int size = static_cast<int>(sizeof(T)), W = kLanes<T>;
@@ -230,7 +230,7 @@ VMDDPM_INLINE void add_lane_sums(const Vec<T>* v, T* target) {
 }
 
 #if !defined(VMDDPM_PLAIN_VECTORS) && defined(__AVX2__) && (defined(__clang__) || __GNUC__ >= 12)
-// Likewise, with shuffles that stay inside 16 bytes until the last stage: they are cheaper.
+// The same with shuffles inside 16 bytes, which are cheaper, up to the last stage.
 template <>
 VMDDPM_INLINE void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
   using Sums = VectorOf<float, 32>::type;
@@ -254,7 +254,7 @@ VMDDPM_INLINE void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
 }
 #endif
 
-// The cache line at the address will be needed in the second-level cache. Any address will do.
+// Prefetches the cache line at the address into the second-level cache. The address may be invalid.
 inline void prefetch(const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address, 0, 2);

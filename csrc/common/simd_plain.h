@@ -1,5 +1,5 @@
-// Registers as plain arrays, for compilers without GCC's vector types (MSVC) and, under VMDDPM_PLAIN_VECTORS, for tests:
-// the same operators as simd.h's own types, lane by lane, left to the compiler to vectorise.
+// Registers as plain arrays, with the same operators as vector types, for compilers without GCC's vector types (MSVC)
+// and, with VMDDPM_PLAIN_VECTORS, for tests. The compiler may vectorise them.
 #pragma once
 
 namespace {

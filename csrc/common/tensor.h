@@ -1,4 +1,4 @@
-// What a kernel sees of a tensor: an address, a type and strides. No framework header is needed anywhere in csrc/.
+// A tensor as kernels see it: an address, a type and strides. csrc/ uses no framework headers.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@ namespace vmddpm {
 
 enum class DType : int32_t { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
 
-// Of an element, in bytes.
+// The size of an element in bytes.
 inline int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
 
 // A strided tensor of up to four axes; strides count elements and may be 0 (an axis that repeats) or negative.

@@ -1,6 +1,5 @@
-// Tiles: the next steps of one register's worth of channels, copied between a strided tensor of any layout and type
-// and a small contiguous array in the type of the accumulation. The only place where visit orders and layouts are dealt
-// with; the recurrences see nothing but tiles.
+// Tiles: a few steps of one register of channels, copied between a tensor of any type and layout and a contiguous array
+// of the accumulation's type. Visit orders and layouts are handled here only; the recurrences read and write tiles.
 #pragma once
 #include <type_traits>
 
@@ -12,7 +11,7 @@ namespace {
 using vmddpm::DType;
 using vmddpm::View;
 
-// Where steps first .. first + steps of one route lie: table[first + i], or first + i itself without a table.
+// The pixels of steps first .. first + count of one route: table[first + i], or first + i without a table.
 struct Steps {
   const int32_t* table;
   int64_t first;
@@ -20,15 +19,15 @@ struct Steps {
   int64_t pixel(int64_t i) const { return table ? table[first + i] : first + i; }
 };
 
-// The address of element (batch, route, 0, column), in elements from the start.
+// The offset of element (batch, route, 0, column), in elements.
 inline int64_t origin(const View& view, int64_t batch, int64_t route, int64_t column) {
   return batch * view.stride[0] + route * view.stride[1] + column * view.stride[3];
 }
 
-// Channels lie side by side: a step is a row of memory.
+// Whether channels are contiguous, so that a step is a row of memory.
 inline bool has_rows(const View& view) { return view.stride[3] == 1; }
 
-// Steps lie side by side and are visited in their order: a channel is a row of memory, tiles are transposed.
+// Whether steps are contiguous and visited in order, so that a channel is a row of memory and tiles are transposed.
 inline bool has_columns(const View& view, const Steps& steps) { return view.stride[2] == 1 && !steps.table; }
 
 template <typename T, typename Source>
@@ -60,11 +59,11 @@ void load_scattered(const Source* source, const View& view, Steps steps, int64_t
   }
 }
 
-// f(S) if whole sequences of S steps, fewer than a register has lanes, follow each other without a gap.
+// Calls f(S) if whole sequences have S steps, fewer than lanes in a register, and follow each other without gaps.
 template <typename T, typename Function>
 bool with_short_sequences(const View& view, const Steps& steps, Function f) {
   if (view.stride[3] != steps.count || steps.first != 0) return false;
-  const auto take = [&](auto count) {
+  const auto call_with = [&](auto count) {
     if constexpr (decltype(count)::value < kLanes<T>) {
       if (steps.count != decltype(count)::value) return false;
       f(count);
@@ -72,11 +71,11 @@ bool with_short_sequences(const View& view, const Steps& steps, Function f) {
     }
     return false;
   };
-  return take(std::integral_constant<int, 2>()) || take(std::integral_constant<int, 4>()) ||
-         take(std::integral_constant<int, 8>());
+  return call_with(std::integral_constant<int, 2>()) || call_with(std::integral_constant<int, 4>()) ||
+         call_with(std::integral_constant<int, 8>());
 }
 
-// As many steps and channels as a register has lanes at a time; what is left over goes the slow way.
+// Transposes squares of kLanes steps and channels; load_scattered copies the remainder.
 template <typename T, typename Source>
 void load_columns(const Source* source, const View& view, const Steps& steps, int64_t columns, int64_t width, T* rows) {
   constexpr int64_t W = kLanes<T>;
@@ -213,12 +212,12 @@ void store_tile(const View& view, int64_t batch, int64_t route, const Steps& ste
              : store_tile<T, false>(view, batch, route, steps, column, columns, width, rows);
 }
 
-// Asks the cache for rows of memory that will be needed later, a cache line at a time and in the order of the memory:
-// whole rows are read faster than columns of them, and few requests at a time do not wait for each other.
-class RowsAhead {
+// Prefetches rows of a tensor, one cache line a call and in the order of memory: whole rows are read faster than
+// columns of them, and few requests at a time do not wait for each other.
+class RowPrefetcher {
  public:
-  RowsAhead() = default;
-  RowsAhead(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns) {
+  RowPrefetcher() = default;
+  RowPrefetcher(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns) {
     if (!view.data) return;
     const int64_t size = size_of(view.dtype);
     const char* data = static_cast<const char*>(view.data) + origin(view, batch, route, column) * size;
@@ -234,7 +233,8 @@ class RowsAhead {
       set(data + steps.first * size, view.stride[3] * size, steps.count * size, columns);
     }
   }
-  VMDDPM_INLINE void ask() {
+  // Prefetches the next cache line.
+  VMDDPM_INLINE void next() {
     if (next_ >= end_) {
       if (row_ >= rows_) return;
       next_ = start_ + (pixels_ ? pixels_[row_] : row_) * stride_;
@@ -253,7 +253,7 @@ class RowsAhead {
     bytes_ = bytes;
     rows_ = rows;
   }
-  const char *next_ = nullptr, *end_ = nullptr;  // of the row at hand
+  const char *next_ = nullptr, *end_ = nullptr;  // of the current row
   const char* start_ = nullptr;
   const int32_t* pixels_ = nullptr;  // null: one row after another
   int64_t stride_ = 0, bytes_ = 0, rows_ = 0, row_ = 0;

@@ -1,4 +1,4 @@
-// Memory that is kept from call to call: pages that are touched for the first time cost more than the work on them.
+// Memory that is reused between calls: the first access to a page costs more than the work on it.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +13,7 @@ class Workspace {
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() { release(); }
 
-  // Room for `count` of T, aligned to a register, with whatever values; those of the call before are gone.
+  // Uninitialised memory for `count` elements, aligned to a register. Invalidates the memory of the previous call.
   template <typename T>
   T* reserve(int64_t count) {
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));

@@ -1,9 +1,9 @@
-// What does not depend on the instruction set: the choice of one, of the number of threads and of the pages.
+// Code that is the same for all instruction sets: the choice of kernels, number of threads and pages.
 #include "cpu.h"
 
 #include <cstring>
 
-#include "../common/dispatch.h"
+#include "../dispatch.h"
 #include "../common/lanes.h"
 #include "../common/pages.h"
 
@@ -42,14 +42,14 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Below some ten microseconds of copying a second thread costs more than it does.
+// A second thread is worth its cost only for more than about ten microseconds of copying.
 int useful_threads(const CrossScanParams& p) {
-  constexpr int64_t kBytes = 256 << 10;  // that a thread copies in that time
+  constexpr int64_t kBytes = 256 << 10;  // what a thread copies in that time
   const int64_t useful = p.batch * p.routes * p.length * p.channels * size_of(p.sequences.dtype) / kBytes;
   return useful < 1 ? 1 : useful < p.threads ? static_cast<int>(useful) : p.threads;
 }
 
-// Of a result that is written whole.
+// For a result that is written completely.
 void prefer_large_pages_for(const View& view, const CrossScanParams& p) {
   const int64_t last = (p.batch - 1) * view.stride[0] + (p.routes - 1) * view.stride[1] +
                        (p.length - 1) * view.stride[2] + (p.channels - 1) * view.stride[3];
@@ -72,7 +72,7 @@ void cross_merge_cpu(const CrossScanParams& params) {
   if (is_empty(params)) return;
   CrossScanParams p = params;
   p.threads = useful_threads(p);
-  if (p.sum) p.image.stride[1] = 0;
+  if (p.sum_routes) p.image.stride[1] = 0;
   prefer_large_pages_for(p.image, p);
   kernels().merge(p);
 }

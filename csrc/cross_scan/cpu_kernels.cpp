@@ -13,14 +13,14 @@ namespace {
 
 constexpr int64_t kCacheBytes = 10 << 20;  // larger results are written past the cache
 
-// Up to so many pixels it takes less time to go along a table, with as many channels at a time as a register has lanes,
-// than to transpose each plane for itself: for copies from plane to plane, copies of rows to planes, and sums.
+// Up to this number of pixels, following a table with one register of channels is faster than transposing each plane:
+// for copies between planes, copies of rows to planes, and sums.
 constexpr int64_t kFewToCopy = 640, kFewToTurn = 4096, kFewToSum = 1280;
-// Beyond so many pixels, planes whole multiples of a distance apart compete for the same cache sets.
+// Above kFewToConflict pixels, planes whose distance is a multiple of kConflict bytes compete for the same cache sets.
 constexpr int64_t kFewToConflict = 160, kConflict = 1 << 10;
 
 Layout layout_of(const View& view, const CrossScanParams& p) {
-  // Where both pixels and channels lie side by side, because there is only one of either, the others matter.
+  // With a single pixel or channel both axes are contiguous; the longer one counts.
   if (view.stride[2] == 1 && (view.stride[3] != 1 || p.length >= p.channels)) return Layout::planes;
   return view.stride[3] == 1 ? Layout::rows : Layout::other;
 }
@@ -43,7 +43,7 @@ const int32_t* inverse_of(const CrossScanParams& p) {
   return inverse;
 }
 
-// The regular walks as a table of pixels.
+// A table of the pixels of regular walks.
 const int32_t* pixels_of(const CrossScanParams& p, bool undone) {
   int32_t* const pixels = table_workspace.reserve<int32_t>(p.routes * p.length);
   for (int64_t k = 0; k < p.routes; ++k) {
@@ -62,7 +62,7 @@ Job job_of(const CrossScanParams& p, Action action) {
   Job job{p.batch, p.routes, p.channels, Walks(p, undone), from, to, layout_of(from, p), layout_of(to, p), p.threads,
           bytes > kCacheBytes};
   const Layout along = action == Action::sum ? job.from_layout : job.to_layout;
-  // Sequences of planes are walked step by step, anything else pixel by pixel.
+  // Sequences of planes are processed by steps, all others by pixels.
   const bool by_steps = along == Layout::planes && job.from_layout != Layout::other && job.to_layout != Layout::other;
   if (p.table) {
     (by_steps ? job.walks.pixels : job.walks.steps) = by_steps == undone ? inverse_of(p) : p.table;
@@ -100,7 +100,7 @@ void sum(const Job& job) {
 void cross_scan(const CrossScanParams& p) { copy_any(job_of(p, Action::scan)); }
 
 void cross_merge(const CrossScanParams& p) {
-  if (!p.sum) return copy_any(job_of(p, Action::put_back));
+  if (!p.sum_routes) return copy_any(job_of(p, Action::put_back));
   const Job job = job_of(p, Action::sum);
   switch (p.sequences.dtype) {
     case DType::f64: return sum<double, double>(job);

@@ -1,5 +1,5 @@
-// Jobs along a table on sequences whose steps lie side by side: as many channels at a time as a register has lanes, so
-// that a pixel is one register wherever it lies, and squares of steps by channels are transposed on their way.
+// Jobs along a table for sequences with contiguous steps. They process one register of channels at a time, so that any
+// pixel is one register, and transpose squares of steps and channels.
 #pragma once
 #include "cpu_jobs.h"
 #include "cpu_lines.h"
@@ -7,10 +7,10 @@
 
 namespace {
 
-// Runs task(batch, image, first channel, channels) for all channels, `lanes` or more at a time.
+// Calls run(batch, image, first channel, channels) for all channels, at least `lanes` at a time.
 template <typename Run>
 void for_each_lanes(const Job& job, int64_t images, int64_t lanes, Run run) {
-  const int64_t parts = larger(1, job.channels / lanes);
+  const int64_t parts = maximum(1, job.channels / lanes);
   for_each_task(job.batch * images * parts, job.threads, [&](int64_t task) {
     const int64_t first = task % parts * lanes, end = task % parts == parts - 1 ? job.channels : first + lanes;
     run(task / parts / images, task / parts % images, first, end - first);
@@ -31,7 +31,7 @@ void gather_lanes(const T* from, int64_t from_pitch, const int32_t* pixels, int6
   });
 }
 
-// N channels from planes to planes, as they are or backwards.
+// Copies N channels between planes, forwards or backwards.
 template <int N, typename T>
 void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, bool reversed, T* to, int64_t to_pitch) {
   for (int c = 0; c < N; ++c) {
@@ -43,8 +43,8 @@ void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, boo
   }
 }
 
-// The same if walk k needs no more: it goes along the rows of the planes, or backwards along the columns that an earlier
-// walk from the same planes went along. Returns whether it did.
+// Copies walk k without transposing, if it is along rows, or the reverse of an earlier walk along columns of the same
+// planes. Returns whether it did.
 template <int N, typename T>
 bool copy_known_walk(const Job& job, const T* planes, int64_t image, int64_t k, T* to) {
   if (job.walks.irregular) return false;
@@ -63,13 +63,13 @@ bool copy_known_walk(const Job& job, const T* planes, int64_t image, int64_t k, 
 template <typename T>
 void copy_lanes(const Job& job) {
   const int64_t length = job.walks.length;
-  const bool shared = job.from.stride[1] == 0, planes = job.from_layout == Layout::planes;
+  const bool one_image = job.from.stride[1] == 0, planes = job.from_layout == Layout::planes;
   const int64_t pitch = job.to.stride[3];
-  with_side<T>(smaller(job.channels, length), [&](auto side) {
+  with_side<T>(minimum(job.channels, length), [&](auto side) {
     constexpr int N = decltype(side)::value;
-    // Planes that follow each other are put together in the cache before they are written past it.
+    // Collect contiguous planes in the cache before writing them past it.
     const bool together = job.past_cache && pitch == length && length * N * int64_t{sizeof(T)} <= kPanelBytes;
-    for_each_lanes(job, shared ? 1 : job.routes, N, [&](int64_t b, int64_t image, int64_t first, int64_t channels) {
+    for_each_lanes(job, one_image ? 1 : job.routes, N, [&](int64_t b, int64_t image, int64_t first, int64_t channels) {
       for_each_start(channels, N, [&](int64_t c) {
         const T* const start = at<const T>(job.from, b, image, 0, first + c);
         const T* from = planes ? nullptr : start;
@@ -81,7 +81,7 @@ void copy_lanes(const Job& job) {
           from_pitch = N;
         };
         T* const block = together ? strip_workspace.reserve<T>(length * N) : nullptr;
-        for (int64_t k = image; k < (shared ? job.routes : image + 1); ++k) {
+        for (int64_t k = image; k < (one_image ? job.routes : image + 1); ++k) {
           T* const to = at<T>(job.to, b, k, 0, first + c);
           if (planes && !together && copy_known_walk<N>(job, start, image, k, to)) continue;
           if (!from) turn_planes();
@@ -93,16 +93,17 @@ void copy_lanes(const Job& job) {
   });
 }
 
-// sums[pixels[step] * N + c] = or += from[c * pitch + step]; the same values `ahead` are asked for.
+// sums[pixels[step] * N + c] = or += from[c * pitch + step]. Prefetches the values at `prefetch_offset` from those it
+// reads.
 template <bool kFirst, int N, typename Acc, typename T>
-void add_lanes(const T* from, int64_t pitch, const int32_t* pixels, int64_t length, Acc* sums, int64_t ahead) {
+void add_lanes(const T* from, int64_t pitch, const int32_t* pixels, int64_t length, Acc* sums, int64_t prefetch_offset) {
   using V = Lanes<Acc, N>;
   int64_t done = 0;
   for_each_start(length, N, [&](int64_t step) {
     V square[N];
     VMDDPM_UNROLL
     for (int i = 0; i < N; ++i) {
-      prefetch_near(from + i * pitch + step + ahead);
+      prefetch_near(from + i * pitch + step + prefetch_offset);
       square[i] = widen_lanes<N>(from + i * pitch + step);
     }
     turn_square<N>(square);
@@ -124,7 +125,7 @@ template <typename Acc, typename T>
 void sum_lanes(const Job& job) {
   const int64_t length = job.walks.length;
   const bool planes = job.to_layout == Layout::planes;
-  with_side<Acc>(smaller(job.channels, length), [&](auto side) {
+  with_side<Acc>(minimum(job.channels, length), [&](auto side) {
     constexpr int N = decltype(side)::value;
     using V = Lanes<Acc, N>;
     for_each_lanes(job, 1, N, [&](int64_t b, int64_t, int64_t first, int64_t channels) {
@@ -135,11 +136,11 @@ void sum_lanes(const Job& job) {
           const int32_t* const pixels = job.walks[k].pixels;
           // The next route, or the next channels of the first.
           const int64_t pitch = job.from.stride[3], next = job.from.stride[1];
-          const int64_t ahead = k + 1 < job.routes ? next : N * pitch - k * next;
+          const int64_t prefetch_offset = k + 1 < job.routes ? next : N * pitch - k * next;
           if (k == 0) {
-            add_lanes<true, N>(from, pitch, pixels, length, sums, ahead);
+            add_lanes<true, N>(from, pitch, pixels, length, sums, prefetch_offset);
           } else {
-            add_lanes<false, N>(from, pitch, pixels, length, sums, ahead);
+            add_lanes<false, N>(from, pitch, pixels, length, sums, prefetch_offset);
           }
         }
         T* const to = at<T>(job.to, b, 0, 0, first + c);

@@ -1,4 +1,4 @@
-// Short registers: N values of any type, N being no more than the side of the squares that are transposed in registers.
+// Short registers of N values of any type, where N is at most the side of the squares that registers transpose.
 #pragma once
 #include "../common/lanes.h"
 
@@ -21,11 +21,11 @@ template <>
 struct BitsOf<8> {
   using type = uint64_t;
 };
-// A copy needs to know no more of a type than its width.
+// Copies depend only on the width of a type.
 template <typename T>
 using Bits = typename BitsOf<sizeof(T)>::type;
 
-// The largest square of T that the registers hold.
+// The side of the largest square of T that fits into the registers.
 constexpr int kMostSide = kVectorBytes == 64 ? 16 : 8;
 template <typename T>
 constexpr int kSide = kLanes<T> < kMostSide ? kLanes<T> : kMostSide;
@@ -35,7 +35,7 @@ struct Side {
   static constexpr int value = N;
 };
 
-// f(Side<N>()) with the largest N that n values fill.
+// Calls f(Side<N>()) with the largest N <= n.
 template <typename T, typename Function>
 inline void with_side(int64_t n, Function f) {
   if constexpr (kSide<T> >= 16) {
@@ -53,14 +53,14 @@ inline void with_side(int64_t n, Function f) {
   f(Side<1>());
 }
 
-// f(start) for squares or registers of `side` that cover n values: the last one overlaps the one before.
+// Calls f(start) for squares or registers of `side` values that cover n values; the last one overlaps the previous one.
 template <typename Function>
 VMDDPM_INLINE void for_each_start(int64_t n, int64_t side, Function f) {
   for (int64_t i = 0; i + side < n; i += side) f(i);
   f(n - side);
 }
 
-// The cache line at the address will be needed soon in the first-level cache. Any address will do.
+// Prefetches the cache line at the address into the first-level cache. The address may be invalid.
 inline void prefetch_near(const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address, 0, 3);
@@ -110,7 +110,7 @@ inline V reversed_lanes(V v) {
 }
 #endif
 
-// Lane j of rows[i] changes places with lane i of rows[j].
+// Exchanges lane j of rows[i] and lane i of rows[j].
 template <int N, typename V>
 VMDDPM_INLINE void turn_square(V* rows) {
   if constexpr (N > 1) {

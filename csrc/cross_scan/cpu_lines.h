@@ -1,4 +1,4 @@
-// Runs of memory: copied as they are or backwards, through the cache or past it, and summed.
+// Copies of contiguous runs, forwards or backwards, through the cache or past it, and sums of runs.
 #pragma once
 #include "cpu_widen.h"
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 
-// `to` is aligned to the register. What is written past the cache does not have to be read into it first.
+// A non-temporal store, which does not read the cache line first; `to` is aligned to the register.
 template <typename V>
 inline void store_past_cache(void* to, V v) {
 #if defined(VMDDPM_PLAIN_VECTORS)
@@ -26,14 +26,14 @@ inline void store_past_cache(void* to, V v) {
 #endif
 }
 
-// Orders what was written past the cache before what the thread writes later.
+// Orders non-temporal stores before later stores of this thread.
 inline void finish_past_cache() {
 #if defined(__SSE2__) && !defined(VMDDPM_PLAIN_VECTORS)
   _mm_sfence();
 #endif
 }
 
-// kLanes<T> values of a run of n that is read as it is or backwards, from place i on.
+// kLanes<T> values from position i of a run of n values, read forwards or backwards.
 template <bool kReversed, typename T>
 VMDDPM_INLINE Vec<T> lanes_at(const T* from, int64_t n, int64_t i) {
   return kReversed ? reversed_lanes(load(from + n - kLanes<T> - i)) : load(from + i);
@@ -72,7 +72,7 @@ struct Run {
   bool reversed;
 };
 
-// to[i] = the sum of the runs at i, in their order.
+// to[i] = the sum of the runs at i, in order.
 template <typename Acc, typename T>
 inline void sum_runs(const Run<T>* runs, int64_t count, int64_t n, T* to) {
   with_side<Acc>(n, [&](auto side) {

@@ -1,12 +1,12 @@
-// Jobs on tensors of any strides, value by value.
+// Jobs for tensors with any strides, one value at a time.
 #pragma once
 #include "cpu_jobs.h"
 
 namespace {
 
-constexpr int64_t kStridedTile = 64;  // pixels by channels: either side's cache lines are used whole
+constexpr int64_t kStridedTile = 64;  // pixels and channels of a tile, so that whole cache lines are used on both sides
 
-// run(batch, first pixel, pixels, first channel, channels) for tiles that cover the images.
+// Calls run(batch, first pixel, pixels, first channel, channels) for tiles that cover the images.
 template <typename Run>
 void for_each_tile(const Job& job, Run run) {
   const int64_t length = job.walks.length, channels = job.channels;
@@ -14,8 +14,8 @@ void for_each_tile(const Job& job, Run run) {
   const int64_t down = (channels + kStridedTile - 1) / kStridedTile;
   for_each_task(job.batch * across * down, job.threads, [&](int64_t task) {
     const int64_t pixel = task / down % across * kStridedTile, channel = task % down * kStridedTile;
-    run(task / down / across, pixel, smaller(kStridedTile, length - pixel), channel,
-        smaller(kStridedTile, channels - channel));
+    run(task / down / across, pixel, minimum(kStridedTile, length - pixel), channel,
+        minimum(kStridedTile, channels - channel));
   });
 }
 

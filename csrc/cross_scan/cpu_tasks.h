@@ -1,14 +1,14 @@
-// Work in equal tasks for the threads that are worth waking, and each thread's memory for them.
+// Equal tasks for several threads, and the memory of each thread.
 #pragma once
 #include "../common/workspace.h"
 #include "cpu_walk.h"
 
 namespace {
 
-// Of a panel, of a strip or a few steps, of a block of planes, and of a call's table, which other threads read.
+// Memory for a panel, a strip or some steps, a block of planes, and the table of a call, which other threads read.
 thread_local Workspace panel_workspace, strip_workspace, block_workspace, table_workspace;
 
-// Calls run(task) for every task below count. No team is started for one thread.
+// Calls run(task) for each task below `count`; starts no threads if one suffices.
 template <typename Run>
 void for_each_task(int64_t count, int threads, Run run) {
   if (count < threads) threads = static_cast<int>(count);
@@ -20,7 +20,7 @@ void for_each_task(int64_t count, int threads, Run run) {
   for (int64_t task = 0; task < count; ++task) run(task);
 }
 
-// [first, end) of part `index` of n things in `parts` parts of about one size.
+// The range [first, end) of part `index` if n items are divided into `parts` parts of about equal size.
 struct Part {
   int64_t first, end;
   Part(int64_t n, int64_t parts, int64_t index) : first(n * index / parts), end(n * (index + 1) / parts) {}
@@ -31,7 +31,7 @@ struct Part {
 struct UnitPart : Part {
   UnitPart(int64_t n, int64_t unit, int64_t parts, int64_t index) : Part((n + unit - 1) / unit, parts, index) {
     first *= unit;
-    end = smaller(end * unit, n);
+    end = minimum(end * unit, n);
   }
 };
 

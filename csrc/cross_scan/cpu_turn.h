@@ -1,11 +1,11 @@
-// Matrices transposed in squares that the registers hold.
+// Transposes matrices by squares that fit into the registers.
 #pragma once
 #include "cpu_lanes.h"
 
 namespace {
 
-// Where a turned matrix goes a second time, backwards: mirror[-i] = to[i]. Reading back what was just written in other
-// pieces would wait for it.
+// A second, reversed destination of a transposed matrix: place[-i] = to[i]. Reading the result back instead would stall
+// on stores of other sizes.
 template <typename T>
 struct Mirror {
   T* place;
@@ -23,12 +23,12 @@ struct NoMirror {
   VMDDPM_INLINE void store(int64_t, T) const {}
 };
 
-// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. What lies `ahead` of the
-// values that are read is asked for, if it is not 0.
+// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. Unless `prefetch_offset` is
+// 0, prefetches the values at this offset from those it reads.
 template <typename T, typename Second = NoMirror>
 VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch,
-                          int64_t ahead = 0, Second mirror = {}) {
-  with_side<T>(smaller(rows, columns), [&](auto side) {
+                          int64_t prefetch_offset = 0, Second mirror = {}) {
+  with_side<T>(minimum(rows, columns), [&](auto side) {
     constexpr int N = decltype(side)::value;
     if constexpr (N == 1) {
       for (int64_t row = 0; row < rows; ++row) {
@@ -45,9 +45,9 @@ VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64
           VMDDPM_UNROLL
           for (int i = 0; i < N; ++i) square[i] = load_as<Lanes<T, N>>(from + (row + i) * from_pitch + column);
           turn_square<N>(square);
-          if (ahead != 0) {
+          if (prefetch_offset != 0) {
             VMDDPM_UNROLL
-            for (int i = 0; i < N; ++i) prefetch_near(from + (row + i) * from_pitch + column + ahead);
+            for (int i = 0; i < N; ++i) prefetch_near(from + (row + i) * from_pitch + column + prefetch_offset);
           }
           VMDDPM_UNROLL
           for (int i = 0; i < N; ++i) {

@@ -1,4 +1,4 @@
-// N values of memory in the type of their sums, and back.
+// Loads N values in the type of their sums, and stores them rounded.
 #pragma once
 #include "cpu_lanes.h"
 

@@ -1,5 +1,5 @@
-// Cross scan and merge on a GPU. The regular routes need no table: sequences of planes go through tiles of images,
-// sequences of rows from pixel to pixel, in any order. Sequences of planes along a table have kernels of their own.
+// Cross scan and merge on a GPU. Regular routes need no table: sequences of planes use tiles of images, and sequences
+// of rows are copied pixel by pixel, in any order. Other kernels serve sequences of planes along a table.
 #include "../common/probe.h"
 #include "cuda_plan.h"
 
@@ -14,7 +14,7 @@ CrossArguments cross_arguments(const CrossScanParams& p, bool shared_image, int3
     a.height = static_cast<int32_t>(p.height);
     a.width = static_cast<int32_t>(p.width);
   }
-  // Where there is one of something, what its stride is says nothing.
+  // The stride of an axis of size one is arbitrary: make it canonical.
   for (View* view : {&a.image, &a.sequences}) {
     if (p.length == 1) view->stride[2] = 1;
     if (p.channels == 1 && view->stride[2] != 1) view->stride[3] = 1;
@@ -116,8 +116,8 @@ void cross_scan_cuda(const CrossScanParams& p, int32_t* inverse, GpuLimits limit
 void cross_merge_cuda(const CrossScanParams& p, int32_t* inverse, GpuLimits limits, int device, void* stream) {
   if (gpu::is_empty(p)) return;
   gpu::use_device(device);
-  const gpu::CrossArguments a = gpu::cross_arguments(p, p.sum, inverse);
-  if (!p.sum) {
+  const gpu::CrossArguments a = gpu::cross_arguments(p, p.sum_routes, inverse);
+  if (!p.sum_routes) {
     switch (p.sequences.dtype) {
       case DType::f64: return gpu::merge_of<uint64_t, uint64_t>(a, limits, stream);
       case DType::f32: return gpu::merge_of<uint32_t, uint32_t>(a, limits, stream);

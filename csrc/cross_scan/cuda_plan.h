@@ -1,5 +1,6 @@
-// How a call is cut into blocks, by sizes, strides and the GPU's limits.
+// Plans: how a call is divided into blocks, by sizes, strides and the limits of the GPU.
 #pragma once
+#include "../common/integers.h"
 #include "cuda_planes.h"
 #include "cuda_rows.h"
 #include "cuda_table.h"
@@ -9,23 +10,21 @@ namespace gpu {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_down(int64_t a, int64_t unit) { return a / unit * unit; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline bool along_steps(const View& view) { return magnitude(view.stride[3]) > magnitude(view.stride[2]); }
 
-// Whether the channels of every pixel lie in whole vectors of 16 bytes.
+// Whether the channels of each pixel are whole, aligned vectors of 16 bytes.
 inline bool rows_in_vectors(const View& view, int64_t channels, int64_t bytes) {
   const int64_t all = view.stride[0] | view.stride[1] | view.stride[2] | channels;
   return view.stride[3] == 1 && all * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-// Shared memory of the plane kernels: a tile of kTileBytes leaves several blocks to a multiprocessor; it may take all there
-// is where a smaller one would cut sectors, and if even that is too little, kCutBytes, as larger tiles cut fewer.
-// kLeastTileBytes is what a block moves at least where there are blocks enough.
+// Shared memory of the plane kernels. A tile of kTileBytes allows several blocks on a multiprocessor. It may take all
+// shared memory if a smaller tile would split sectors; if even that does not suffice, kCutBytes, as larger tiles split
+// fewer sectors. With enough blocks, a block moves at least kLeastTileBytes.
 constexpr int64_t kTileBytes = 48 * 1024, kCutBytes = 96 * 1024, kLeastTileBytes = 8 * 1024;
 constexpr int64_t kMostTileElements = 60000;  // see Divisor
-constexpr int64_t kBlocksEach = 2;            // of a multiprocessor, before blocks get larger
+constexpr int64_t kBlocksEach = 2;            // for each multiprocessor, before blocks get larger
 
 struct PlanePlan {
   PlaneArguments arguments;
@@ -33,23 +32,23 @@ struct PlanePlan {
   int threads;
 };
 
-// Rows of a tile begin an odd number of elements apart, and more than they are long, so that neither lanes along a column
-// nor lanes along a row meet the same banks all the time. Channels are so far apart that the two vectors of a pixel's sector
-// go to different halves of the banks: vector * plane * kept is 64 bytes more than a multiple of 128.
+// The pitch of the rows of a tile is odd and larger than the rows, to avoid bank conflicts along rows and columns. The
+// pitch of channels puts the two vectors of a pixel's sector into different halves of the banks: vector * plane * kept
+// is 64 bytes more than a multiple of 128.
 inline int64_t tile_pitch(int64_t width) { return width + (width % 2 == 0 ? 1 : 2); }
 inline int64_t tile_plane(int64_t height, int64_t width, int64_t bytes, int64_t kept) {
   const int64_t half = 4 * bytes / kept;
   return ceil_div(height * tile_pitch(width) + half, 2 * half) * 2 * half - half;
 }
 
-// bytes: of an element in memory; kept: of one in shared memory.
+// bytes, kept: sizes of an element in global and in shared memory.
 inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kept, GpuLimits limits) {
   PlanePlan plan{};
   PlaneArguments& a = plan.arguments;
   static_cast<CrossArguments&>(a) = c;
   a.image_in_rows = !along_steps(c.image);
   const int64_t sector = kSectorBytes / bytes, images = c.batch * (c.shared_image ? 1 : c.routes);
-  int64_t channels = a.image_in_rows ? smaller(sector, c.channels) : 1, height = c.height, width = c.width;
+  int64_t channels = a.image_in_rows ? minimum(sector, c.channels) : 1, height = c.height, width = c.width;
   const auto plane = [&](int64_t rows, int64_t columns) { return tile_plane(rows, columns, bytes, kept); };
   const auto fits = [&](int64_t most) {
     return channels * plane(height, width) * kept <= most && channels * height * width <= kMostTileElements;
@@ -58,19 +57,19 @@ inline PlanePlan plan_planes(const CrossArguments& c, int64_t bytes, int64_t kep
     return images * ceil_div(c.channels, group) * ceil_div(c.height, height) * ceil_div(c.width, width);
   };
   const auto too_few = [&](int64_t group) { return blocks(group) < kBlocksEach * limits.multiprocessors; };
-  // Cuts between sectors cost nothing.
+  // Splitting between sectors is free.
   const bool rows_whole = c.width * bytes % kSectorBytes == 0, columns_whole = c.height * bytes % kSectorBytes == 0;
   const auto most = [&](int64_t other) {
-    return larger(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
+    return maximum(sector, round_down(kTileBytes / (channels * (other + 2) * kept), sector));
   };
   if (!fits(kTileBytes) && columns_whole && most(width) < height) height = most(width);
   if (!fits(kTileBytes) && rows_whole && most(height) < width) width = most(height);
-  if (!fits(limits.shared_bytes)) {  // squares, whose cuts go through sectors
-    const int64_t all = smaller(kCutBytes, limits.shared_bytes);
+  if (!fits(limits.shared_bytes)) {  // squares, which split sectors
+    const int64_t all = minimum(kCutBytes, limits.shared_bytes);
     int64_t side = sector;
     while (channels * plane(2 * side, 2 * side) * kept <= all) side *= 2;
-    height = smaller(c.height, side);
-    width = smaller(c.width, side);
+    height = minimum(c.height, side);
+    width = minimum(c.width, side);
   }
   const auto tile_bytes = [&] { return channels * height * width * bytes; };
   const auto halve = [&](int64_t& size, bool between_sectors) {
@@ -105,7 +104,7 @@ struct RowPlan {
   bool turned, in_vectors;
 };
 
-constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // of a tile: pixels, and channels of one pixel
+constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // of a tile: pixels, and bytes of the channels of a pixel
 
 inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
   RowPlan plan{};
@@ -120,10 +119,10 @@ inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
     channels = kTurnedBytes / bytes;
     pixels = ceil_div(ceil_div(c.length, ceil_div(c.length, kTurnedPixels)), sector) * sector;
   } else {
-    channels = smaller(ceil_div(c.channels, vector), kRowThreads) * vector;
+    channels = minimum(ceil_div(c.channels, vector), kRowThreads) * vector;
     pixels = kRowThreads * vector / channels;
   }
-  a.tile_pixels = static_cast<int32_t>(smaller(pixels, c.length));
+  a.tile_pixels = static_cast<int32_t>(minimum(pixels, c.length));
   a.tile_channels = static_cast<int32_t>(channels);
   a.tiles = ceil_div(c.length, a.tile_pixels);
   a.groups = ceil_div(c.channels, channels);
@@ -135,14 +134,14 @@ inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
 
 struct TablePlan {
   TableArguments arguments;
-  int64_t plane_blocks, tile_blocks;  // plane_blocks: 0 where planes do not apply
+  int64_t plane_blocks, tile_blocks;  // plane_blocks: 0 if planes are not used
   int64_t plane_bytes, tile_bytes;    // of shared memory
 };
 
-constexpr int64_t kPlaneBytes = 64 * 1024;  // three blocks a multiprocessor on what has 200 KiB
+constexpr int64_t kPlaneBytes = 64 * 1024;  // three blocks on a multiprocessor with 200 KiB
 constexpr int kPlanes = 4;
 
-// tile_images: of the tiles, which never share a read.
+// tile_images: images of the tile kernels, which read each image once for each route.
 inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_images) {
   TablePlan plan{};
   TableArguments& a = plan.arguments;
@@ -151,7 +150,7 @@ inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_
   plan.tile_blocks = c.batch * tile_images * ceil_div(c.length, kTile) * ceil_div(c.channels, kTile);
   plan.tile_bytes = kTile * (kTile + 1) * kept;
   if (c.image.stride[2] != 1 || c.sequences.stride[2] != 1) return plan;
-  a.planes = static_cast<int32_t>(smaller(kPlaneBytes / (c.length * kept), kPlanes));
+  a.planes = static_cast<int32_t>(minimum(kPlaneBytes / (c.length * kept), kPlanes));
   if (a.planes == 0) return plan;
   plan.plane_blocks = c.batch * (c.shared_image ? 1 : c.routes) * ceil_div(c.channels, a.planes);
   plan.plane_bytes = a.planes * c.length * kept;

@@ -1,7 +1,7 @@
-// Sequences whose steps lie side by side, along the regular routes. A block holds a tile of an image, whole if it fits,
-// for some channels in shared memory: all routes are written from one read of it, or summed up in it.
+// Sequences with contiguous steps, along the regular routes. A block holds a tile of an image, or the whole image if it
+// fits, in shared memory for some channels. It reads the tile once and writes all routes, or sums all routes in it.
 //
-// An image of rows of channels is turned on the way; the sums of half precision are float until they leave.
+// An image with contiguous channels is transposed on the way. Sums of half precision are kept in float.
 #pragma once
 #include "cuda_runs.h"
 
@@ -41,7 +41,7 @@ struct PlaneBlock {
   }
 };
 
-// Where a tile's rows of channels stand: part i is n channels of one pixel.
+// The channels of a tile's pixels in memory: part i is n channels of one pixel.
 template <typename T, int n>
 class PixelParts {
  public:
@@ -49,7 +49,7 @@ class PixelParts {
       : image_(image), stride_(view.stride[2]), channel_stride_(view.stride[3]), width_(width), tile_(tile),
         per_pixel_((tile.channels + n - 1) / n), by_parts_(per_pixel_), by_width_(tile.width) {}
   VMDDPM_DEVICE int count() const { return tile_.pixels() * per_pixel_; }
-  // Place of the first channel in memory, and in the tile.
+  // The position of the first channel of a part: memory() in global memory, at() in the tile.
   VMDDPM_DEVICE T* memory(int index) const {
     const int pixel = by_parts_(index), channel = (index - pixel * per_pixel_) * n, h = by_width_(pixel);
     const int64_t place = static_cast<int64_t>(tile_.top + h) * width_ + tile_.left + pixel - h * tile_.width;
@@ -134,7 +134,7 @@ VMDDPM_KERNEL(kMostPlaneThreads, 1) merge_planes(VMDDPM_ARGUMENTS(PlaneArguments
                          if (!first) sum = read_shared(sums + place) + sum;
                          write_shared(sums + place, sum);
                        });
-    barrier();  // a route visits every pixel once, the next one in another order
+    barrier();  // the next route visits the pixels in another order
   }
   Element* const image = static_cast<Element*>(a.image.data) + origin(a.image, at.batch, at.image, at.channel);
   const auto sum = [&](int place) {

@@ -1,6 +1,6 @@
-// Sequences whose channels lie side by side, in any order of the pixels: a thread holds some channels of a pixel in its
-// registers and writes them to all routes, or sums them up from all routes. An image whose pixels lie side by side is
-// turned in shared memory, once for all routes.
+// Sequences with contiguous channels, in any order of the pixels. A thread holds some channels of a pixel in registers
+// and writes them to all routes, or sums them over all routes. An image with contiguous pixels is transposed in shared
+// memory, once for all routes.
 #pragma once
 #include "cuda_runs.h"
 
@@ -15,7 +15,7 @@ struct RowArguments : CrossArguments {
   int32_t pitch;          // of a channel in shared memory
 };
 
-// n channels of one pixel, one of a block's tile.
+// The tile of a block; each thread processes n channels of a pixel.
 template <int n>
 struct RowBlock {
   int64_t batch, image, pixel, channel;
@@ -32,7 +32,7 @@ struct RowBlock {
     pixels = pixels_left < a.tile_pixels ? static_cast<int>(pixels_left) : a.tile_pixels;
     channels = channels_left < a.tile_channels ? static_cast<int>(channels_left) : a.tile_channels;
   }
-  // The pixels of the tile are one line each of its channels.
+  // Each channel of the tile is one line of its pixels.
   VMDDPM_DEVICE Passage line() const { return {1, pixels, pixel, pixels, 0, 0, 1}; }
 };
 

@@ -1,5 +1,5 @@
-// Runs of memory: equally long stretches of elements that follow each other. A block moves them 16 bytes a thread, from
-// the sector of 32 bytes that a run begins in, so that no warp asks for a part of a sector in the middle of a run.
+// Runs: equally long sequences of contiguous elements. Each thread of a block moves 16 bytes, starting at the 32-byte
+// sector where a run begins, so that warps read only whole sectors inside a run.
 #pragma once
 #include "cuda_walk.h"
 
@@ -7,7 +7,7 @@ namespace vmddpm {
 namespace gpu {
 
 constexpr int kSectorBytes = 32;
-constexpr int kLongRunBytes = 1024;   // of which the ends, element by element, are few
+constexpr int kLongRunBytes = 1024;   // long enough that the ends, moved by elements, hardly count
 
 template <typename T>
 struct Runs {
@@ -16,16 +16,16 @@ struct Runs {
   int size, lines, count;   // elements of a run, runs of a channel, runs
   int64_t across, channel;  // from one run to the next, from one channel to the next
 
-  // The passage of a route that begins at `start` through the first channel of a tile.
+  // The runs of passage `p` of a route; `start` is its first element for the first channel of a tile.
   VMDDPM_DEVICE Runs(T* start, const View& view, const Passage& p, int channels)
       : data(start + p.first * view.stride[2]), step(view.stride[2]), size(p.size), lines(p.lines),
         across(p.across * view.stride[2]), channel(view.stride[3]) {
-    if (lines == 1 || across == size * step) {  // lines follow each other
+    if (lines == 1 || across == size * step) {  // lines are contiguous
       size *= lines;
       lines = 1;
       across = channel;
     }
-    if (lines == 1 && step == 1 && channel == size) {  // and channels
+    if (lines == 1 && step == 1 && channel == size) {  // channels are contiguous too
       size *= channels;
       channels = 1;
     }
@@ -42,7 +42,7 @@ struct Runs {
   }
 };
 
-// A part of a run for one thread: elements first .. first + n of it, of which those inside the run are meant.
+// The part of a run for one thread: those of the elements first .. first + n that are inside the run.
 template <typename T>
 struct Part {
   T* start;   // of the run
@@ -52,7 +52,7 @@ struct Part {
   VMDDPM_DEVICE int end(int n, int size) const { return first + n < size ? first + n : size; }
 };
 
-// The parts of runs, n elements each; whole sectors of them, so that runs begin and end between the sectors of a warp.
+// The parts of runs, n elements each, padded to whole sectors at both ends of a run.
 template <typename T, int n>
 class Parts {
  public:
@@ -73,7 +73,7 @@ class Parts {
   Divisor per_run_, per_line_;
 };
 
-// n elements, 16 bytes or one, side by side in memory.
+// n contiguous elements: 16 bytes, or one element.
 template <typename T, int n>
 struct Elements {
   T at[n];

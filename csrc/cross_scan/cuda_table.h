@@ -1,9 +1,9 @@
-// Sequences whose steps lie side by side, along a table.
+// Sequences with contiguous steps, along a table.
 //
-// Channels of an image that fits into shared memory go through planes: a channel is read once, in order, and every route
-// written in order from there, so that even a random permutation costs no scattered access to memory (the merge the other
-// way round). Everything else goes through tiles of 32 steps by 32 channels, turned on chip where the two sides have
-// different layouts; rows of channels are whole lines of memory in any order.
+// If an image fits into shared memory, each channel is a plane there: it is read once, in order, and all routes are
+// written in order, so that even a random permutation needs no scattered access to global memory (the merge does the
+// reverse). Other images use tiles of 32 steps by 32 channels, transposed in shared memory if the two sides have
+// different layouts; rows of channels are whole cache lines in any order.
 #pragma once
 #include "cuda_walk.h"
 
@@ -16,10 +16,10 @@ constexpr int kPerThread = kTile * kTile / kTableThreads;
 
 struct TableArguments : CrossArguments {
   bool image_along_steps;
-  int32_t planes;  // channels of a block of the plane kernels, which share what is read of the table
+  int32_t planes;  // channels of a block of the plane kernels, which share reads of the table
 };
 
-// Element i of a 32 x 32 tile for this thread, lanes along steps or along channels.
+// Element i of this thread in a 32 x 32 tile, with lanes along steps or along channels.
 struct Cell {
   int step, channel;
   VMDDPM_DEVICE Cell(int i, bool along_steps) {

@@ -1,5 +1,5 @@
-// Where the routes go on a GPU: what a call is given, the four regular routes of VMamba, and how one of them passes
-// through a tile of an image.
+// Routes on a GPU: the arguments of a call, VMamba's four regular routes, and the part of a route inside a tile of an
+// image.
 #pragma once
 #include <type_traits>
 
@@ -9,7 +9,7 @@
 namespace vmddpm {
 namespace gpu {
 
-// Copies carry bits, which neither widen nor round.
+// Copies move bits without conversion.
 VMDDPM_DEVICE uint64_t widen(uint64_t bits) { return bits; }
 VMDDPM_DEVICE uint32_t widen(uint32_t bits) { return bits; }
 VMDDPM_DEVICE uint16_t widen(uint16_t bits) { return bits; }
@@ -23,17 +23,17 @@ struct CrossArguments {
   const int32_t* inverse;  // inverse[k][table[k][l]] = l
   int32_t height, width, scans;
   View image, sequences;
-  bool shared_image;       // of all routes: read once, or the sum of them
+  bool shared_image;       // by all routes: read once, or their sum
 };
 
-// The images of a scan, and the routes of one, [image, end_route(image)).
+// The images of a scan, and the routes [image, end_route(image)) that read one of them.
 struct ScanImages {
   const CrossArguments& a;
   VMDDPM_DEVICE int64_t count() const { return a.shared_image ? 1 : a.routes; }
   VMDDPM_DEVICE int64_t end_route(int64_t image) const { return a.shared_image ? a.routes : image + 1; }
 };
 
-// Those of a merge into Acc, known to the compiler: numbers are summed to one image, bits are copied, a route to its own.
+// The images of a merge into Acc. Numbers are summed to one image; bits are copied, each route to its own image.
 template <typename Acc>
 struct MergeImages {
   const CrossArguments& a;
@@ -42,8 +42,8 @@ struct MergeImages {
   VMDDPM_DEVICE int64_t end_route(int64_t image) const { return kSums ? a.routes : image + 1; }
 };
 
-// A regular walk goes along the rows or along the columns of an image, each line and the lines themselves forwards or
-// backwards.
+// A regular walk visits an image line by line, along rows or columns. `lines_back` reverses the order of the lines,
+// `line_back` the order inside a line.
 struct Walk {
   bool columns, lines_back, line_back;
 };
@@ -57,7 +57,7 @@ VMDDPM_DEVICE Walk regular_walk(int32_t scans, int64_t route) {
   return {odd, odd != late, late};
 }
 
-// The step at which a route visits the pixel (h, w).
+// The step at which a route visits pixel (h, w).
 VMDDPM_DEVICE int64_t step_of(const CrossArguments& a, int64_t route, int h, int w) {
   if (a.inverse) return read(a.inverse + route * a.length + static_cast<int64_t>(h) * a.width + w);
   const Walk walk = regular_walk(a.scans, route);
@@ -80,18 +80,18 @@ class Divisor {
   unsigned factor_;  // 2^32 / by rounded up; 0 stands for 2^32
 };
 
-// Rows top .. top + height and columns left .. left + width of an image, for some channels. In shared memory pixel (h, w)
-// of channel c stands at c * plane + (h - top) * pitch + w - left.
+// Rows top .. top + height and columns left .. left + width of an image, for some channels. In shared memory pixel (h,
+// w) of channel c is at c * plane + (h - top) * pitch + w - left.
 struct Tile {
   int channels, height, width, top, left;
   int pitch, plane;
   VMDDPM_DEVICE int pixels() const { return height * width; }
 };
 
-// A route's steps within a tile, `lines` times `size` of them that follow each other, and where they stand in the tile.
+// The steps of a route inside a tile, `lines` runs of `size` steps, and their positions in the tile.
 struct Passage {
   int lines, size;
-  int64_t first, across;  // the first step, and how far the next line is
+  int64_t first, across;  // the first step, and the distance of lines
   int start, line_stride, stride;
 };
 
@@ -111,14 +111,14 @@ VMDDPM_DEVICE Passage passage(const Walk& walk, int height, int width, const Til
   return p;
 }
 
-// Goes through a passage in every channel of a tile, and says where it is in shared memory.
+// Iterates over a passage in all channels of a tile; at() is the position in shared memory.
 class Cursor {
  public:
   VMDDPM_DEVICE Cursor(const Passage& p, int plane)
       : per_size_(p.size), per_lines_(p.lines), lines_(p.lines), size_(p.size), start_(p.start),
         line_stride_(p.line_stride), stride_(p.stride), plane_(plane) {}
 
-  // To step `index`, counted through all lines and channels.
+  // Moves to step `index`, counted over all lines and channels.
   VMDDPM_DEVICE void go_to(int index) {
     const int line = per_size_(index), channel = per_lines_(line);
     place_ = index - line * size_;

@@ -7,9 +7,9 @@ namespace vmddpm {
 namespace {
 
 constexpr int64_t kRoutes = 4;
-constexpr int64_t kMostPixels = int64_t{1} << 31;  // as vmddpm_kernels/routes.py has it
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // as in vmddpm_kernels/routes.py
 
-// One side of a copy: (B, 4, C, pixels) or (B, pixels, 4, C), with or without the axis of the routes.
+// The layout of one side of a copy: (B, 4, C, pixels) or (B, pixels, 4, C), with or without the axis of routes.
 struct Side {
   bool channel_first, per_route, pixels_on_one_axis;
 
@@ -26,30 +26,30 @@ struct Sizes {
 
 bool is_flag(const py::handle& value) { return PyBool_Check(value.ptr()); }
 
-// Whether the shape is that of the side, with pixels that can be numbered. Finds out what it says of the sizes.
+// Whether the shape fits the layout and the number of pixels fits int32. Reads the sizes from it.
 bool read_shape(const py::tuple& shape, const Side& side, Sizes& sizes) {
   if (shape.size() != side.axes()) return false;
-  if (side.per_route && number_at(shape, side.route_axis()) != kRoutes) return false;
-  sizes.batch = number_at(shape, 0);
-  sizes.channels = number_at(shape, side.channel_axis());
-  const int64_t first = number_at(shape, side.pixel_axis());
+  if (side.per_route && int64_at(shape, side.route_axis()) != kRoutes) return false;
+  sizes.batch = int64_at(shape, 0);
+  sizes.channels = int64_at(shape, side.channel_axis());
+  const int64_t first = int64_at(shape, side.pixel_axis());
   if (!side.pixels_on_one_axis) {
     sizes.height = first;
-    sizes.width = number_at(shape, side.pixel_axis() + 1);
+    sizes.width = int64_at(shape, side.pixel_axis() + 1);
   }
   if (sizes.height < 1 || sizes.width < 1 || sizes.height > (kMostPixels - 1) / sizes.width) return false;
   return !side.pixels_on_one_axis || first == sizes.length();
 }
 
-// The tensor as (B, K, L, C), if its pixels are evenly spaced.
+// Reads the tensor as a view (B, K, L, C); returns false if its pixels are not equally spaced.
 bool read_view(const py::handle& tensor, const Side& side, const Sizes& sizes, View& v) {
   const py::tuple strides = call(tensor, names.stride);
-  v.stride[0] = number_at(strides, 0);
-  v.stride[1] = side.per_route ? number_at(strides, side.route_axis()) : 0;
-  v.stride[2] = number_at(strides, side.pixel_axis());
-  v.stride[3] = number_at(strides, side.channel_axis());
+  v.stride[0] = int64_at(strides, 0);
+  v.stride[1] = side.per_route ? int64_at(strides, side.route_axis()) : 0;
+  v.stride[2] = int64_at(strides, side.pixel_axis());
+  v.stride[3] = int64_at(strides, side.channel_axis());
   if (side.pixels_on_one_axis) return true;
-  const int64_t row = v.stride[2], pixel = number_at(strides, side.pixel_axis() + 1);
+  const int64_t row = v.stride[2], pixel = int64_at(strides, side.pixel_axis() + 1);
   if (sizes.width > 1) v.stride[2] = pixel;
   return sizes.width == 1 || sizes.height == 1 || row == sizes.width * pixel;
 }
@@ -77,10 +77,10 @@ void contiguous_strides(const Side& side, const Sizes& sizes, View& v) {
 py::object copied(const py::handle& tensor, Sizes sizes, const Side& from, const Side& to, int64_t scans, bool merge,
                   int threads) {
   View source, result;
-  if (!is_dense(tensor) || !flag(get(tensor, names.is_cpu)) || !read_dtype(tensor, source.dtype)) return py::none();
-  if (!read_shape(get(tensor, names.shape), from, sizes) || !read_view(tensor, from, sizes, source)) return py::none();
+  if (!is_dense(tensor) || !to_bool(attribute_of(tensor, names.is_cpu)) || !read_dtype(tensor, source.dtype)) return py::none();
+  if (!read_shape(attribute_of(tensor, names.shape), from, sizes) || !read_view(tensor, from, sizes, source)) return py::none();
   source.data = pointer(tensor);
-  check_storage_of(source, tensor, {sizes.batch, from.per_route ? kRoutes : 1, sizes.length(), sizes.channels});
+  check_view_storage(source, tensor, {sizes.batch, from.per_route ? kRoutes : 1, sizes.length(), sizes.channels});
   py::object out = call(tensor, names.new_empty, shape_of(to, sizes));
   result.data = pointer(out);
   result.dtype = source.dtype;
@@ -108,10 +108,10 @@ py::object cross_image(const py::handle& tensor, int64_t height, int64_t width, 
   if (!PyLong_CheckExact(scans.ptr())) return py::none();
   const bool pixels_on_one_axis = height > 0;
   try {
-    const int64_t code = number(scans);
+    const int64_t code = to_int64(scans);
     if (code < 0 || code > 3) return py::none();
-    const Side image{flag(in_channel_first), flag(one_by_one), merge != pixels_on_one_axis};
-    const Side sequences{flag(out_channel_first), true, merge == pixels_on_one_axis};
+    const Side image{to_bool(in_channel_first), to_bool(one_by_one), merge != pixels_on_one_axis};
+    const Side sequences{to_bool(out_channel_first), true, merge == pixels_on_one_axis};
     return merge ? copied(tensor, {0, 0, height, width}, sequences, image, code, true, threads)
                  : copied(tensor, {0, 0, height, width}, image, sequences, code, false, threads);
   } catch (const py::error_already_set&) {

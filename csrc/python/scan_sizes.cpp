@@ -25,13 +25,13 @@ struct Shape {
 // Tensors of one device, x's.
 class Device {
  public:
-  explicit Device(const py::handle& x) : is_cpu_(flag(get(x, names.is_cpu))) {
-    if (!is_cpu_) device_ = get(x, names.device);
+  explicit Device(const py::handle& x) : is_cpu_(to_bool(attribute_of(x, names.is_cpu))) {
+    if (!is_cpu_) device_ = attribute_of(x, names.device);
   }
 
   bool holds(const py::handle& tensor) const {
-    if (is_cpu_) return flag(get(tensor, names.is_cpu));
-    return PyObject_RichCompareBool(get(tensor, names.device).ptr(), device_.ptr(), Py_EQ) == 1;
+    if (is_cpu_) return to_bool(attribute_of(tensor, names.is_cpu));
+    return PyObject_RichCompareBool(attribute_of(tensor, names.device).ptr(), device_.ptr(), Py_EQ) == 1;
   }
 
  private:
@@ -41,17 +41,17 @@ class Device {
 
 bool shape_of(const py::handle& tensor, Shape& shape) {
   if (!is_dense(tensor)) return false;
-  const py::tuple sizes = get(tensor, names.shape);
+  const py::tuple sizes = attribute_of(tensor, names.shape);
   shape.axes = sizes.size();
   if (shape.axes > shape.sizes.size()) return false;
-  for (size_t i = 0; i < shape.axes; ++i) shape.sizes[i] = number_at(sizes, i);
+  for (size_t i = 0; i < shape.axes; ++i) shape.sizes[i] = int64_at(sizes, i);
   return true;
 }
 
 // The dtype of a tensor that is on the device and of one of `dtypes`, else null. torch keeps its dtypes for ever.
 template <size_t kCount>
 const PyObject* dtype_of(const py::handle& tensor, const Device& device, const std::array<PyObject*, kCount>& dtypes) {
-  const PyObject* const type = get(tensor, names.dtype).ptr();
+  const PyObject* const type = attribute_of(tensor, names.dtype).ptr();
   return one_of(dtypes, type) && device.holds(tensor) ? type : nullptr;
 }
 
@@ -66,13 +66,13 @@ const PyObject* dtype_of(const py::handle& tensor, const Shape& expected, const 
 py::object as_scan_sizes(int64_t batch, int64_t routes, int64_t length, int64_t channels, int64_t states, bool wide,
                          bool sum_routes) {
   const py::tuple fields = py::make_tuple(batch, routes, length, channels, states, wide, sum_routes);
-  const py::tuple arguments = checked(PyTuple_Pack(1, fields.ptr()));
+  const py::tuple arguments = owned(PyTuple_Pack(1, fields.ptr()));
   // What ScanSizes(*fields) comes to, without its function in Python.
-  return checked(PyTuple_Type.tp_new(names.scan_sizes, arguments.ptr(), nullptr));
+  return owned(PyTuple_Type.tp_new(names.scan_sizes, arguments.ptr(), nullptr));
 }
 
 py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state) {
-  const py::object x = get(inputs, names.x), delta = get(inputs, names.delta), A = get(inputs, names.A);
+  const py::object x = attribute_of(inputs, names.x), delta = attribute_of(inputs, names.delta), A = attribute_of(inputs, names.A);
   Shape image, pixels, transition;
   if (!shape_of(x, image) || !shape_of(delta, pixels) || !shape_of(A, transition)) return py::none();
   if (pixels.axes != 4 || transition.axes != 3) return py::none();
@@ -93,16 +93,16 @@ py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::ha
     wide = wide || type == float64;
   }
   for (PyObject* const name : {names.B, names.C}) {
-    const PyObject* const type = dtype_of(get(inputs, name), matrix, device, names.floats);
+    const PyObject* const type = dtype_of(attribute_of(inputs, name), matrix, device, names.floats);
     if (!type) return py::none();
     wide = wide || type == float64;
   }
   const auto fits = [&](const py::handle& tensor, const Shape& shape) {
     return tensor.is_none() || dtype_of(tensor, shape, device, names.floats);
   };
-  const py::object table = get(inputs, names.table);
-  if (!fits(get(inputs, names.D), parameter) || !fits(get(inputs, names.delta_bias), parameter) ||
-      !fits(get(inputs, names.initial_state), state) || !fits(dy, image) || !fits(dlast_state, state) ||
+  const py::object table = attribute_of(inputs, names.table);
+  if (!fits(attribute_of(inputs, names.D), parameter) || !fits(attribute_of(inputs, names.delta_bias), parameter) ||
+      !fits(attribute_of(inputs, names.initial_state), state) || !fits(dy, image) || !fits(dlast_state, state) ||
       !(table.is_none() || dtype_of(table, {routes, length}, device, names.integers))) {
     return py::none();
   }

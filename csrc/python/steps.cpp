@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/dispatch.h"
+#include "../dispatch.h"
 
 namespace vmddpm {
 namespace {
@@ -11,12 +11,12 @@ namespace {
 using Sizes = std::array<int64_t, 4>;
 
 int64_t size_at(const py::handle& tensor, size_t axis) {
-  return number_at(py::tuple(get(tensor, names.shape)), axis);
+  return int64_at(py::tuple(attribute_of(tensor, names.shape)), axis);
 }
 
-View stored_view(const py::handle& tensor, const Sizes& sizes) {
+View checked_view(const py::handle& tensor, const Sizes& sizes) {
   const View v = view(tensor);
-  check_storage_of(v, tensor, sizes);
+  check_view_storage(v, tensor, sizes);
   return v;
 }
 
@@ -65,17 +65,17 @@ ConvParams conv_params(const py::handle& x, const py::handle& weight, const py::
   p.columns = columns;
   p.threads = threads;
   const int64_t float_size = wide ? 8 : 4;
-  p.x = stored_view(x, {p.batch, 1, p.length, p.channels});
-  p.weight = stored_pointer(weight, p.channels * p.width, float_size);
-  p.bias = stored_pointer(bias, p.channels, float_size);
-  p.history = stored_pointer(history, p.batch * (p.width - 1) * p.channels, float_size);
+  p.x = checked_view(x, {p.batch, 1, p.length, p.channels});
+  p.weight = checked_pointer(weight, p.channels * p.width, float_size);
+  p.bias = checked_pointer(bias, p.channels, float_size);
+  p.history = checked_pointer(history, p.batch * (p.width - 1) * p.channels, float_size);
   return p;
 }
 
 void conv_forward(const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& history,
                   const py::handle& y, bool wide, bool silu, bool columns, int threads) {
   ConvParams p = conv_params(x, weight, bias, history, wide, silu, columns, threads);
-  p.y = stored_view(y, {p.batch, 1, p.length, p.channels});
+  p.y = checked_view(y, {p.batch, 1, p.length, p.channels});
   const py::gil_scoped_release release;
   cpu_kernels().conv_forward(p);
 }
@@ -87,8 +87,8 @@ void conv_backward(const py::handle& dy, const py::handle& x, const py::handle& 
   g.forward = conv_params(x, weight, bias, history, wide, silu, columns, threads);
   const ConvParams& p = g.forward;
   const Sizes sizes{p.batch, 1, p.length, p.channels};
-  g.dy = stored_view(dy, sizes);
-  g.dx = stored_view(dx, sizes);
+  g.dy = checked_view(dy, sizes);
+  g.dx = checked_view(dx, sizes);
   g.dweight = pointer(dweight);
   g.dbias = pointer(dbias);
   g.dhistory = pointer(dhistory);
@@ -109,11 +109,11 @@ void conv_update(const py::handle& x, const py::handle& state, const py::handle&
   p.silu = silu;
   const Sizes sizes{p.batch, 1, p.length, p.channels};
   const int64_t float_size = wide ? 8 : 4;
-  p.x = stored_view(x, sizes);
-  p.y = stored_view(y, sizes);
-  p.state = stored_view(state, {p.batch, 1, p.state_length, p.channels});
-  p.weight = stored_pointer(weight, p.channels * p.width, float_size);
-  p.bias = stored_pointer(bias, p.channels, float_size);
+  p.x = checked_view(x, sizes);
+  p.y = checked_view(y, sizes);
+  p.state = checked_view(state, {p.batch, 1, p.state_length, p.channels});
+  p.weight = checked_pointer(weight, p.channels * p.width, float_size);
+  p.bias = checked_pointer(bias, p.channels, float_size);
   check_apart(Extent(p.state, {p.batch, 1, p.state_length, p.channels}), p.x, sizes);
   const py::gil_scoped_release release;
   cpu_kernels().conv_update(p);
@@ -124,28 +124,28 @@ void state_update(const py::handle& state, const py::handle& x, const py::handle
                   const py::handle& B, const py::handle& C, const py::handle& D, const py::handle& z,
                   const py::handle& delta_bias, const py::handle& y, bool wide, bool softplus, int threads) {
   StateUpdateParams p{};
-  const py::tuple shape = get(state, names.shape);
+  const py::tuple shape = attribute_of(state, names.shape);
   const bool heads = shape.size() == 4;
-  p.batch = number_at(shape, 0);
-  p.heads = heads ? number_at(shape, 1) : 1;
-  p.channels = number_at(shape, heads ? 2 : 1);
-  p.states = number_at(shape, heads ? 3 : 2);
+  p.batch = int64_at(shape, 0);
+  p.heads = heads ? int64_at(shape, 1) : 1;
+  p.channels = int64_at(shape, heads ? 2 : 1);
+  p.states = int64_at(shape, heads ? 3 : 2);
   p.groups = heads ? size_at(B, 1) : 1;
   p.wide = wide;
   p.softplus = softplus;
   p.threads = threads;
   const Sizes steps{p.batch, 1, p.heads, p.channels}, matrix{p.batch, 1, p.groups, p.states};
   const Sizes parameter{1, 1, p.heads, p.channels};
-  p.state = stored_view(state, {p.batch, p.heads, p.channels, p.states});
-  p.x = stored_view(x, steps);
-  p.delta = stored_view(delta, steps);
-  p.z = stored_view(z, steps);
-  p.y = stored_view(y, steps);
-  p.A = stored_view(A, {p.heads, 1, p.channels, p.states});
-  p.B = stored_view(B, matrix);
-  p.C = stored_view(C, matrix);
-  p.D = stored_view(D, parameter);
-  p.delta_bias = stored_view(delta_bias, parameter);
+  p.state = checked_view(state, {p.batch, p.heads, p.channels, p.states});
+  p.x = checked_view(x, steps);
+  p.delta = checked_view(delta, steps);
+  p.z = checked_view(z, steps);
+  p.y = checked_view(y, steps);
+  p.A = checked_view(A, {p.heads, 1, p.channels, p.states});
+  p.B = checked_view(B, matrix);
+  p.C = checked_view(C, matrix);
+  p.D = checked_view(D, parameter);
+  p.delta_bias = checked_view(delta_bias, parameter);
   const Extent extent(p.state, {p.batch, p.heads, p.channels, p.states});
   for (const View* v : {&p.x, &p.delta, &p.z}) check_apart(extent, *v, steps);
   for (const View* v : {&p.B, &p.C}) check_apart(extent, *v, matrix);

@@ -1,5 +1,5 @@
-// Python's tensors and named fields as the kernels take them. Raw CPython calls, as pybind11's casts are measurable on
-// small scans.
+// Reads tensors and attributes of Python objects with raw CPython calls: pybind11's casts are measurable on small
+// scans.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,7 +12,7 @@ namespace vmddpm {
 
 namespace py = pybind11;
 
-// Attributes as Python compares their names, by address, and the objects that they are compared with.
+// Interned names of attributes, and Python objects that values are compared with by address.
 struct Names {
 #define VMDDPM_NAMES(X)                                                                                             \
   X(data_ptr) X(dtype) X(stride) X(shape) X(storage_offset) X(untyped_storage) X(nbytes) X(numel)                   \
@@ -26,43 +26,43 @@ struct Names {
 #undef VMDDPM_DECLARE
   std::array<PyObject*, 4> floats;   // torch's dtypes in the order of DType
   std::array<PyObject*, 2> integers;
-  std::array<PyObject*, 2> tensors;  // the classes whose tensors are nothing but that
+  std::array<PyObject*, 2> tensors;  // Tensor and Parameter, but no subclasses
   PyObject* strided;
   PyTypeObject* scan_sizes;
 };
 extern Names names;
-void learn_names();
+void intern_names();
 
-inline py::object checked(PyObject* result) {
+inline py::object owned(PyObject* result) {
   if (!result) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
 
-inline py::object get(const py::handle& object, PyObject* name) {
-  return checked(PyObject_GetAttr(object.ptr(), name));
+inline py::object attribute_of(const py::handle& object, PyObject* name) {
+  return owned(PyObject_GetAttr(object.ptr(), name));
 }
 
 inline py::object call(const py::handle& object, PyObject* method) {
-  return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
+  return owned(PyObject_CallMethodNoArgs(object.ptr(), method));
 }
 
 inline py::object call(const py::handle& object, PyObject* method, const py::handle& argument) {
-  return checked(PyObject_CallMethodOneArg(object.ptr(), method, argument.ptr()));
+  return owned(PyObject_CallMethodOneArg(object.ptr(), method, argument.ptr()));
 }
 
-inline int64_t number(const py::handle& value) {
+inline int64_t to_int64(const py::handle& value) {
   const int64_t result = PyLong_AsLongLong(value.ptr());
   if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
   return result;
 }
 
-inline int64_t number_at(const py::tuple& tuple, size_t i) {
-  return number(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
+inline int64_t int64_at(const py::tuple& tuple, size_t i) {
+  return to_int64(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
 }
 
-inline bool flag(const py::handle& value) { return value.ptr() == Py_True; }
+inline bool to_bool(const py::handle& value) { return value.ptr() == Py_True; }
 
-// Whether an object is one of these, by address.
+// Whether `object` is one of `objects`, by address.
 template <size_t kCount>
 bool one_of(const std::array<PyObject*, kCount>& objects, const void* object) {
   for (const PyObject* each : objects) {
@@ -71,31 +71,31 @@ bool one_of(const std::array<PyObject*, kCount>& objects, const void* object) {
   return false;
 }
 
-// Whether a dense tensor and nothing more: a subclass may be anything.
+// Whether the object is a dense tensor and not an instance of a subclass.
 bool is_dense(const py::handle& tensor);
 
-// Whether the tensor has a type that the kernels take.
+// Reads the dtype; returns whether the kernels support it.
 bool read_dtype(const py::handle& tensor, DType& type);
 
-// The address of a contiguous tensor; null for None and for a tensor without elements. Throws if there are elements and
-// no memory.
+// The address of a contiguous tensor; null for None and for an empty tensor. Throws if there are elements but no
+// memory.
 void* pointer(const py::handle& tensor);
 
-// A tensor (B, K, L, C), or (B, L, C), one image for all routes, or (C,); nothing for None.
+// The view of a tensor (B, K, L, C), (B, L, C), which is one image for all routes, or (C,); an empty view for None.
 View view(const py::handle& tensor);
 
-// Throws if the tensor's storage ends before `elements` of them, counted from the tensor's first: it may have been
-// resized since the tensor was saved.
+// Throws if the storage ends before `elements` elements from the tensor's first one: it may have been resized since the
+// tensor was saved.
 void check_storage(const py::handle& tensor, int64_t elements, int64_t element_size);
 
-// Likewise, if it ends before the last element of a view of these sizes.
-void check_storage_of(const View& view, const py::handle& tensor, const std::array<int64_t, 4>& sizes);
+// Throws if the storage ends before the last element of a view with these sizes.
+void check_view_storage(const View& view, const py::handle& tensor, const std::array<int64_t, 4>& sizes);
 
-// A contiguous tensor whose storage is there; null for None.
-void* stored_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
+// The address of a contiguous tensor with a checked storage; null for None.
+void* checked_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
 
-// The sizes of a scan, a ScanSizes, if its inputs are all that `ScanInputs.check` of vmddpm_kernels/scan_inputs.py asks
-// for, and the gradients of its results, tensors or None, fit to them; None if one does not, or is not easily told to.
+// The ScanSizes of a scan, if its inputs pass the checks of `ScanInputs.check` in vmddpm_kernels/scan_inputs.py and the
+// gradients of its results, tensors or None, fit; None if one does not, or needs a slower check.
 py::object scan_sizes(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state);
 
 }  // namespace vmddpm

@@ -15,7 +15,7 @@ template <typename E, int S>
 VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_ARGUMENTS(BackwardArguments) a) {
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
   char* shared = gpu::shared();
-  Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
+  BlockWork& w = *reinterpret_cast<BlockWork*>(shared + a.at.work);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Acc* C_rows = reinterpret_cast<Acc*>(shared + a.at.matrices);
   if (thread() == 0) {
@@ -96,7 +96,7 @@ VMDDPM_KERNEL(kCarryThreads, sizeof(E) == 8 ? 2 : 4) scan_adjoint_carry(VMDDPM_A
 template <typename E, int S>
 void launch_passes(BackwardArguments a, void* stream) {
   constexpr int kSize = sizeof(E) == 8 ? 8 : 4;
-  a.at.pixels = (static_cast<int>(sizeof(Work)) + 15) / 16 * 16;
+  a.at.pixels = (static_cast<int>(sizeof(BlockWork)) + 15) / 16 * 16;
   a.at.matrices = a.at.pixels + 2 * kChunk * 4;
   a.at.bytes = a.at.matrices + kChunk * S * kSize;
   for (a.first_state = 0; a.first_state < a.states; a.first_state += S) {

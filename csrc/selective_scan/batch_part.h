@@ -29,7 +29,7 @@ inline ScanParams part_of(ScanParams p, const GpuScanPlan& plan, int64_t first, 
   return p;
 }
 
-inline ScanGradParams part_of(ScanGradParams g, const GpuScanPlan& plan, const GpuScanWork& work, int64_t first,
+inline ScanGradParams part_of(ScanGradParams g, const GpuScanPlan& plan, const GpuScanWorkspace& work, int64_t first,
                               int64_t count) {
   const ScanParams p = g.forward;
   const int64_t accumulate = p.wide ? 8 : 4, sequences = first * p.routes;

@@ -30,7 +30,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   const int log2_states = log2_of(S) + a.log2_slices, log2_pairs = 4 + a.log2_tiles;
   const int first = me.slice * S;  // of this thread's states among those of the launch
   char* shared = gpu::shared();
-  Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
+  BlockWork& w = *reinterpret_cast<BlockWork*>(shared + a.at.work);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Drive<Acc>* drive = reinterpret_cast<Drive<Acc>*>(shared + a.at.drive);
   Pair<Acc>* dy = reinterpret_cast<Pair<Acc>*>(shared + a.at.dy);
@@ -43,7 +43,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   Acc* skip = reinterpret_cast<Acc*>(shared + a.at.skip);
   const int own = me.tile * kTilePairs + me.lane;
   // At the sub-step whose first step is `first`, `in_strip` steps from the first of its strip.
-  const auto rows_at = [=](int first, int in_strip) -> Rows<Acc, S> {
+  const auto inputs_at = [=](int first, int in_strip) -> AdjointInputs<Acc, S> {
     return {drive + own + first * kPitchOfPairs, dy + own + first * kPitchOfPairs, matrices + me.slice * kMatrixPitch + first,
             partial + (thread() / kUnit * kStrip + in_strip) * kUnit + me.lane};
   };
@@ -93,15 +93,15 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
 #pragma unroll 1
       for (int sub = 0; sub < last; ++sub) {
         store_row(history[sub * threads()].value, h);
-        replay_steps<S, kSub, kZoh>(rows_at(sub * kSub, 0), rates, h);
+        replay_steps<S, kSub, kZoh>(inputs_at(sub * kSub, 0), rates, h);
       }
       Acc chunk_dA[2 * S] = {}, dD[2] = {}, dbias[2] = {};
 #pragma unroll 1
       for (int sub = last; sub >= 0; --sub) {
         const int in_strip = sub * kSub & (kStrip - 1);
         if (sub < last) load_row(history[sub * threads()].value, h);
-        Rows<Acc, S> rows = rows_at(sub * kSub, in_strip);
-        const Acc sum = adjoint_steps<S, kSub, kZoh, kUnit>(rows, rates, h, dh, chunk_dA, me.lane);
+        AdjointInputs<Acc, S> inputs = inputs_at(sub * kSub, in_strip);
+        const Acc sum = adjoint_steps<S, kSub, kZoh, kUnit>(inputs, rates, h, dh, chunk_dA, me.lane);
         if (me.lane % (kUnit / kSums) == 0) own_sum[in_strip << log2_states] = sum;
         if (in_strip) continue;
         barrier();
@@ -181,7 +181,7 @@ void launch_backward(const BackwardArguments& a, const GpuScanPlan& plan, bool z
 
 int64_t matrix_elements(const ScanParams& p) { return p.batch * p.routes * p.length * p.states; }
 
-BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work) {
+BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWorkspace& work) {
   const ScanParams& p = g.forward;
   BackwardArguments a{};
   a.batch = p.batch;
@@ -234,7 +234,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   return a;
 }
 
-void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, void* stream) {
+void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWorkspace& work, void* stream) {
   const ScanParams& p = g.forward;
   BackwardArguments a = backward_arguments(g, plan, work);
   if (plan.segments > 1) {
@@ -270,7 +270,7 @@ void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWo
 }  // namespace
 }  // namespace gpu
 
-void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWorkspace& work, int device, void* stream) {
   gpu::use_device(device);
   gpu::for_parts(g.forward.batch, plan, [&](int64_t first, int64_t count) {
     gpu::scan_part(gpu::part_of(g, plan, work, first, count), plan, work, stream);

@@ -58,7 +58,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
   constexpr int kSub = alone_steps(sizeof(E) == 8, kZoh), kSums = 2 * kSub;
   char* shared = gpu::shared();
-  Work& w = *reinterpret_cast<Work*>(shared + a.at.work);
+  BlockWork& w = *reinterpret_cast<BlockWork*>(shared + a.at.work);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
   Pair<Acc>* matrices = reinterpret_cast<Pair<Acc>*>(shared + a.at.matrices);
   Pair<Acc>* deltas = reinterpret_cast<Pair<Acc>*>(shared + a.at.drive) + thread();

@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
+// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 #include "cpu.h"
 
 #include "../common/pages.h"
@@ -37,13 +37,13 @@ ScanPlan scan_plan(const ScanParams& p) {
   plan.checkpoints = plan.chunks > 0 ? plan.chunks - 1 : 0;
   const int64_t sequences = p.batch * (p.sum_routes ? 1 : p.routes);
   const int64_t useful = useful_threads(p, kBackwardStates);
-  const int64_t groups = useful == 1 ? 1 : smaller(kMostGroups, 2 * useful);
+  const int64_t groups = useful == 1 ? 1 : minimum(kMostGroups, 2 * useful);
   const int64_t together = (sequences * plan.blocks + groups - 1) / groups;
   plan.blocks_per_group = together < 1 ? 1 : together < kMostBlocks ? together : kMostBlocks;
   plan.groups = (plan.blocks + plan.blocks_per_group - 1) / plan.blocks_per_group;
   const int64_t others = plan.groups * (p.sum_routes ? 1 : p.routes);
   const int64_t wanted = others < 1 ? 1 : (kLeastTasks + others - 1) / others;
-  plan.pieces = smaller(p.batch, wanted < kLeastPieces ? kLeastPieces : wanted);
+  plan.pieces = minimum(p.batch, wanted < kLeastPieces ? kLeastPieces : wanted);
   return plan;
 }
 
@@ -52,7 +52,7 @@ namespace {
 thread_local Workspace workspace;
 
 int threads_of(const ScanParams& p, int64_t states_a_thread) {
-  return static_cast<int>(smaller(useful_threads(p, states_a_thread), p.threads));
+  return static_cast<int>(minimum(useful_threads(p, states_a_thread), p.threads));
 }
 
 // Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own.

@@ -18,21 +18,21 @@ struct BackwardBuffers {
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     const int64_t row = p.states == 1 ? kBlocksAtOnce : 1;
-    for (Vec<T>** tile : {&x, &drive, &dy, &ddrive, &ddelta}) *tile = arena.take<Vec<T>>(plan.chunk);
-    for (Vec<T>** tile : {&delta, &slope}) *tile = arena.take<Vec<T>>(plan.chunk * row);
-    for (Vec<T>** lanes : {&lanes_of_dB, &lanes_of_dC}) *lanes = arena.take<Vec<T>>(plan.chunk + kLanes<T>);
-    for (Vec<T>** states : {&decay, &decayed}) *states = arena.take<Vec<T>>(plan.chunk * kStatesAtOnce);
-    for (Vec<T>** states : {&phi, &input}) *states = arena.take<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
-    h = arena.take<Vec<T>>(p.states);
-    for (Vec<T>** carried : {&A, &dh}) *carried = arena.take<Vec<T>>(blocks * p.states);
-    for (Vec<T>** channels : {&bias, &D}) *channels = arena.take<Vec<T>>(blocks);
-    dA = arena.take<LongSum<T>>(blocks * p.states);
-    for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.take<LongSum<T>>(blocks);
-    for (T** rows : {&B, &C, &dB, &dC, &all_dB, &all_dC}) *rows = arena.take<T>(plan.chunk * p.states);
+    for (Vec<T>** tile : {&x, &drive, &dy, &ddrive, &ddelta}) *tile = arena.allocate<Vec<T>>(plan.chunk);
+    for (Vec<T>** tile : {&delta, &slope}) *tile = arena.allocate<Vec<T>>(plan.chunk * row);
+    for (Vec<T>** lanes : {&lanes_of_dB, &lanes_of_dC}) *lanes = arena.allocate<Vec<T>>(plan.chunk + kLanes<T>);
+    for (Vec<T>** states : {&decay, &decayed}) *states = arena.allocate<Vec<T>>(plan.chunk * kStatesAtOnce);
+    for (Vec<T>** states : {&phi, &input}) *states = arena.allocate<Vec<T>>(p.zoh ? plan.chunk * kStatesAtOnce : 0);
+    h = arena.allocate<Vec<T>>(p.states);
+    for (Vec<T>** carried : {&A, &dh}) *carried = arena.allocate<Vec<T>>(blocks * p.states);
+    for (Vec<T>** channels : {&bias, &D}) *channels = arena.allocate<Vec<T>>(blocks);
+    dA = arena.allocate<LongSum<T>>(blocks * p.states);
+    for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.allocate<LongSum<T>>(blocks);
+    for (T** rows : {&B, &C, &dB, &dC, &all_dB, &all_dC}) *rows = arena.allocate<T>(plan.chunk * p.states);
   }
 };
 
-using BackwardAhead = Ahead<7>;  // x, delta, dy, dx, ddelta, B and C
+using BackwardPrefetcher = Prefetcher<7>;  // x, delta, dy, dx, ddelta, B and C
 
 // A step again, for S states. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the zero-order hold, phi(v)
 // and phi'(v) drive B. kFirst: the states are zero before, and of no interest to a gradient.
@@ -51,7 +51,7 @@ VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, 
     V input = drive * B[s];
     if constexpr (kRule == Rule::zero_order_hold) {
       V phi, dphi;
-      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      zoh_lanes<T>(v, decay, phi, dphi);
       w.phi[i * S + s] = phi;
       w.input[i * S + s] = dphi * input;
       input *= phi;
@@ -71,20 +71,20 @@ VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, 
 // The states of a chunk again, S at a time; they are zero before it if it is the `first`. dC is complete.
 template <typename T, int S, Rule kRule>
 void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, int64_t n, int64_t states,
-                      int64_t steps, bool first, BackwardAhead* ahead) {
+                      int64_t steps, bool first, BackwardPrefetcher* prefetcher) {
   Vec<T> state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) state[s] = h[s];
   int64_t i = 0;
   if constexpr (kRule == Rule::decaying) {
     if (first) {
-      if (ahead) ahead->ask();
+      if (prefetcher) prefetcher->next();
       recompute_step<T, S, kRule, true>(w, a, n, states, 0, state);
       i = 1;
     }
   }
   for (; i < steps; ++i) {
-    if (ahead) ahead->ask();
+    if (prefetcher) prefetcher->next();
     recompute_step<T, S, kRule, false>(w, a, n, states, i, state);
   }
   if constexpr (S == 1) add_lane_sums_of_steps<T>(w.lanes_of_dC, steps, states, w.dC + n);
@@ -95,10 +95,10 @@ void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, in
 //   dv = g (e^v h_{i-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 template <typename T, int S, Rule kRule>
 void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<T>* dh, LongSum<T>* dA, int64_t n,
-                    int64_t states, int64_t steps, bool first, BackwardAhead* ahead) {
+                    int64_t states, int64_t steps, bool first, BackwardPrefetcher* prefetcher) {
   using V = Vec<T>;
   constexpr bool kZoh = kRule == Rule::zero_order_hold;
-  recompute_states<T, S, kRule>(w, a, h, n, states, steps, first, ahead);
+  recompute_states<T, S, kRule>(w, a, h, n, states, steps, first, prefetcher);
   V adjoint[S], gradA[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
@@ -141,7 +141,7 @@ void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<
 // What the adjoint needs of a chunk: x, delta after bias and softplus and its slope, drive = delta x; nothing in ddrive
 // and ddelta yet.
 template <typename T, bool kSoftplus, typename Source>
-void prepare_backward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, int64_t steps, BackwardBuffers<T> w) {
+void prepare_backward(StepRows<Source> x, StepRows<Source> delta, Vec<T> bias, int64_t steps, BackwardBuffers<T> w) {
   for (int64_t i = 0; i < steps; ++i) {
     const Vec<T> input = load_lanes<T>(x.at(i)), raw = load_lanes<T>(delta.at(i)) + bias;
     Vec<T> slope = splat(T(1));
@@ -155,13 +155,13 @@ void prepare_backward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, int64_t s
 }
 
 // drive = delta x and y has D x in it: the tiles of ddrive and ddelta become those of dx and of the raw delta.
-template <typename T>
+template <typename T, Rule kRule>
 void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
   using V = Vec<T>;
   const V D = w.D[local];
   V dD[4] = {}, dbias[4] = {};
   for (int64_t i = 0; i < steps; ++i) {
-    const V ddelta = (w.ddelta[i] * (T(1) / kDecayScale<T>) + w.ddrive[i] * w.x[i]) * w.slope[i];
+    const V ddelta = (w.ddelta[i] * (T(1) / kRateScale<T, kRule>) + w.ddrive[i] * w.x[i]) * w.slope[i];
     w.ddrive[i] = w.ddrive[i] * w.delta[i] + D * w.dy[i];
     w.ddelta[i] = ddelta;
     dD[i & 3] += w.dy[i] * w.x[i];
@@ -174,7 +174,7 @@ void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
 // One block over one chunk: tiles in, all its states, tiles out.
 template <typename T, Rule kRule>
 void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                    int64_t block, const Steps& steps, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
+                    int64_t block, const Steps& steps, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
   using V = Vec<T>;
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
@@ -192,11 +192,11 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   V* dh = w.dh + local * N;
   LongSum<T>* dA = w.dA + local * N;
   for_states(N, [&](auto at_once, int64_t n) {
-    adjoint_states<T, at_once.value, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, first, ahead);
-    ahead = nullptr;
+    adjoint_states<T, at_once.value, kRule>(w, A + n, h + n, dh + n, dA + n, n, N, steps.count, first, prefetcher);
+    prefetcher = nullptr;
   });
 
-  finish_backward<T>(local, steps.count, w);
+  finish_backward<T, kRule>(local, steps.count, w);
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
@@ -218,7 +218,7 @@ VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int6
       const V v = delta * a[s], decay = decay_of<kRule>(v);
       if constexpr (kRule == Rule::zero_order_hold) {
         V phi, dphi;
-        zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+        zoh_lanes<T>(v, decay, phi, dphi);
         gphi *= phi;
       }
       adjoint[s] = g * decay;
@@ -231,14 +231,14 @@ VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int6
 // dx and the gradient of the initial state alone: the adjoint recurrence needs no states. As adjoint_states.
 template <typename T, int S, Rule kRule>
 void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t n, int64_t states, int64_t steps,
-                      bool first, BackwardAhead* ahead) {
+                      bool first, BackwardPrefetcher* prefetcher) {
   constexpr bool kShort = kRule != Rule::zero_order_hold;
   Vec<T> adjoint[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) adjoint[s] = dh[s];
   const int64_t end = kShort && first ? 1 : 0;
   for (int64_t i = steps - 1; i >= end; --i) {
-    if (ahead) ahead->ask();
+    if (prefetcher) prefetcher->next();
     input_step<T, S, kRule, false>(w, a, n, states, i, adjoint);
   }
   if (end == 1) input_step<T, S, kRule, kShort>(w, a, n, states, 0, adjoint);
@@ -248,7 +248,7 @@ void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t
 
 template <typename T, Rule kRule>
 void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
-                          const Steps& steps, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
+                          const Steps& steps, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t local = block - task.block_begin;
@@ -262,8 +262,8 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
     }
   });
   for_states(N, [&](auto at_once, int64_t n) {
-    adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, first, ahead);
-    ahead = nullptr;
+    adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, first, prefetcher);
+    prefetcher = nullptr;
   });
   for (int64_t i = 0; i < steps.count; ++i) w.ddrive[i] = w.ddrive[i] * w.delta[i] + w.D[local] * w.dy[i];
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
@@ -285,7 +285,7 @@ void add_rows(const T* rows, int64_t count, bool add, T* total) {
 // All blocks of a task over one chunk, group after group, and their shares of dB and dC.
 template <typename T, Rule kRule>
 void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                     const Steps& steps, const Parts<T>& parts, BackwardAhead* ahead, const BackwardBuffers<T>& w) {
+                     const Steps& steps, const Parts<T>& parts, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
   const bool add_up = parts.stride == 0;
@@ -296,12 +296,12 @@ void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& 
   for (int64_t group = task.group_begin; group < task.group_end; ++group) {
     std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
     std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
-    const int64_t first = group * plan.blocks_per_group, end = smaller(first + plan.blocks_per_group, plan.blocks);
+    const int64_t first = group * plan.blocks_per_group, end = minimum(first + plan.blocks_per_group, plan.blocks);
     int64_t block = first;
     if constexpr (kRule == Rule::decaying) {
       block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
     }
-    for (; block < end; ++block) backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, ahead, w);
+    for (; block < end; ++block) backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, prefetcher, w);
     if (add_up) {
       add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
       add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
@@ -325,7 +325,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, row, columns, N, w.A + local * N);
+      load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + local * N);
       w.bias[local] = load_channels<T>(p.delta_bias, row, columns);
       w.D[local] = load_channels<T>(p.D, row, columns);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
@@ -339,14 +339,14 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
-        BackwardAhead ahead;
-        if (chunk > 0) ahead = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
+        BackwardPrefetcher prefetcher;
+        if (chunk > 0) prefetcher = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
         if (g.only_input) {
           for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-            input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &ahead, w);
+            input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &prefetcher, w);
           }
         } else {
-          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, parts, &ahead, w);
+          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, parts, &prefetcher, w);
         }
       }
       for (int64_t block = task.block_begin; g.dinitial_state && block < task.block_end; ++block) {

@@ -31,7 +31,7 @@ void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* tar
   for (int64_t first = 0; first < steps; first += W) {
     T sums[W] = {};
     add_lane_sums<T, W>(lanes + first, sums);
-    for (int64_t i = first; i < smaller(first + W, steps); ++i) target[i * states] += sums[i - first];
+    for (int64_t i = first; i < minimum(first + W, steps); ++i) target[i * states] += sums[i - first];
   }
 }
 
@@ -90,7 +90,7 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
   for (int s = 0; s < S; ++s) state[s] = of.h[s];
   for (int64_t i = 0; i < chunk.count; ++i) {
     // Past the end of the chunk comes the beginning of the one before, or what is there of it.
-    const int64_t ahead = i + rows_ahead(S), before = smaller(ahead - 2 * chunk.count, 0);
+    const int64_t ahead = i + prefetch_distance(S), before = minimum(ahead - 2 * chunk.count, 0);
     const int64_t next = ahead < chunk.count ? ahead : before < -chunk.first ? -chunk.first : before;
     const int64_t pixel = chunk.pixel(i);
     const auto row = in.at(pixel), later = in.at(chunk.pixel(next));

@@ -4,6 +4,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "../common/integers.h"
 #include "../common/math.h"
 #include "../common/tile.h"
 #include "params.h"
@@ -33,20 +34,25 @@ void for_states(int64_t states, Function f) {
 }
 
 // How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
-// hold. They differ in nothing but speed where more than one holds.
+// hold. Decaying and growing differ in speed alone.
 enum class Rule { decaying, growing, zero_order_hold };
+
+// What A is scaled by before it is multiplied with delta.
+template <typename T, Rule kRule>
+constexpr T kRateScale = kRule == Rule::decaying ? kDecayScale<T> : T(1);
 
 template <typename T>
 Rule rule_of(const ScanParams& p) {
   if (p.zoh) return Rule::zero_order_hold;
   const T* A = static_cast<const T*>(p.A);
   const int64_t count = p.routes * p.channels * p.states;
+  constexpr T kLeast = std::numeric_limits<T>::lowest() / 2;         // may be scaled
   std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, so that registers of both match
-  for (int64_t i = 0; i < count; ++i) growing |= A[i] > T(0);
+  for (int64_t i = 0; i < count; ++i) growing |= static_cast<int>(A[i] > T(0)) | static_cast<int>(A[i] < kLeast);
   return growing ? Rule::growing : Rule::decaying;
 }
 
-// e^v given v kDecayScale.
+// e^v given v kRateScale.
 template <Rule kRule, typename V>
 V decay_of(V v) {
   return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
@@ -71,7 +77,7 @@ class Arena {
  public:
   explicit Arena(char* memory = nullptr) : memory_(memory) {}
   template <typename E>
-  E* take(int64_t count) {
+  E* allocate(int64_t count) {
     E* taken = memory_ ? reinterpret_cast<E*>(memory_ + used_) : nullptr;
     used_ += (count * static_cast<int64_t>(sizeof(E)) + 63) / 64 * 64 + 64;
     return taken;
@@ -112,14 +118,12 @@ inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
   return best;
 }
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int64_t index) {
   Task task;
   task.group_begin = index % tasks.splits * tasks.groups_at_once;
-  task.group_end = smaller(task.group_begin + tasks.groups_at_once, plan.groups);
+  task.group_end = minimum(task.group_begin + tasks.groups_at_once, plan.groups);
   task.block_begin = task.group_begin * plan.blocks_per_group;
-  task.block_end = smaller(task.group_end * plan.blocks_per_group, plan.blocks);
+  task.block_end = minimum(task.group_end * plan.blocks_per_group, plan.blocks);
   index /= tasks.splits;
   task.route_begin = p.sum_routes ? 0 : index % p.routes;
   task.route_end = p.sum_routes ? p.routes : task.route_begin + 1;
@@ -131,12 +135,12 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& task
 
 // Channels of one block: all lanes, but for the last block of a channel count that is no multiple of them.
 inline int64_t columns_of(const ScanParams& p, const ScanPlan& plan, int64_t block) {
-  return smaller(p.channels - block * plan.lanes, plan.lanes);
+  return minimum(p.channels - block * plan.lanes, plan.lanes);
 }
 
 inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, int64_t chunk) {
   const int64_t first = chunk * plan.chunk;
-  return {p.table ? p.table + route * p.length : nullptr, first, smaller(p.length - first, plan.chunk)};
+  return {p.table ? p.table + route * p.length : nullptr, first, minimum(p.length - first, plan.chunk)};
 }
 
 // Whether states are zero before a chunk, and a gradient of nobody's interest.
@@ -174,10 +178,10 @@ void load_all_states(const void* source, const ScanParams& p, const ScanPlan& pl
 }
 
 // A as the decay takes it.
-template <typename T>
+template <typename T, Rule kRule>
 void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   load_states<T>(A, row, columns, states, out);
-  for (int64_t n = 0; n < states; ++n) out[n] *= kDecayScale<T>;
+  for (int64_t n = 0; n < states; ++n) out[n] *= kRateScale<T, kRule>;
 }
 
 // The reverse; `in` is overwritten.
@@ -229,30 +233,30 @@ struct LongSum {
   }
 };
 
-// What a task will need for the next chunk of its steps. It is asked for while the chunk at hand is worked on.
+// Prefetches the tensors of the next chunk of a task while the current chunk is worked on.
 template <int kTensors>
-struct Ahead {
-  RowsAhead tensors[kTensors];
-  Ahead() = default;
-  Ahead(const View* const (&views)[kTensors], const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
+struct Prefetcher {
+  RowPrefetcher tensors[kTensors];
+  Prefetcher() = default;
+  Prefetcher(const View* const (&views)[kTensors], const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
         int64_t chunk) {
     const Steps steps = steps_of(p, plan, route, chunk);
-    const int64_t first = task.block_begin * plan.lanes, last = smaller(task.block_end * plan.lanes, p.channels);
+    const int64_t first = task.block_begin * plan.lanes, last = minimum(task.block_end * plan.lanes, p.channels);
     for (int i = 0; i < kTensors; ++i) {
       const bool matrix = views[i] == &p.B || views[i] == &p.C;
-      tensors[i] = matrix ? RowsAhead(*views[i], task.batch, route, steps, 0, p.states)
-                          : RowsAhead(*views[i], task.batch, route, steps, first, last - first);
+      tensors[i] = matrix ? RowPrefetcher(*views[i], task.batch, route, steps, 0, p.states)
+                          : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
     }
   }
-  // To be called for every step of every block.
-  VMDDPM_INLINE void ask() {
-    for (RowsAhead& rows : tensors) rows.ask();
+  // Call it once for each step of each block.
+  VMDDPM_INLINE void next() {
+    for (RowPrefetcher& rows : tensors) rows.next();
   }
 };
 
 // One row of channels a step: in the tensor itself where it has such rows, else in a tile.
 template <typename Element>
-struct Rows {
+struct StepRows {
   Element* base;
   int64_t stride;
   const int32_t* pixels;  // null: one row after another
@@ -260,7 +264,7 @@ struct Rows {
 };
 
 template <typename Element>
-Rows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
+StepRows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t route, const Steps& steps,
                       int64_t column) {
   Element* start = data + origin(view, batch, route, column);
   if (steps.table) return {start, view.stride[2], steps.table + steps.first};
@@ -269,7 +273,7 @@ Rows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_t ro
 
 // A tile of channels; lanes beyond the last channel read as zero, and all of a tensor that is not there.
 template <typename T>
-Rows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
+StepRows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                           int64_t columns, Vec<T>* tile) {
   if (!view.data || columns < kLanes<T>) {
     std::memset(static_cast<void*>(tile), 0, static_cast<size_t>(steps.count) * sizeof(Vec<T>));
@@ -296,7 +300,7 @@ void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, 
         for (int64_t i = 0; i < steps.count; ++i) store_lanes<T>(to.at(i), tile[i]);
         return;
       }
-      const Rows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
+      const StepRows<const T> before = rows_of(static_cast<const T*>(sum.data), sum, batch, route, steps, column);
       for (int64_t i = 0; i < steps.count; ++i) store_lanes<T>(to.at(i), load(before.at(i)) + tile[i]);
     });
   }

@@ -13,14 +13,14 @@ struct ForwardBuffers {
   T *B, *C;
   ForwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
-    for (Vec<T>** tile : {&x, &delta, &drive, &y}) *tile = arena.take<Vec<T>>(plan.chunk);
-    for (Vec<T>** states : {&A, &h}) *states = arena.take<Vec<T>>(blocks * p.states);
-    for (Vec<T>** channels : {&bias, &D}) *channels = arena.take<Vec<T>>(blocks);
-    for (T** rows : {&B, &C}) *rows = arena.take<T>(plan.chunk * p.states);
+    for (Vec<T>** tile : {&x, &delta, &drive, &y}) *tile = arena.allocate<Vec<T>>(plan.chunk);
+    for (Vec<T>** states : {&A, &h}) *states = arena.allocate<Vec<T>>(blocks * p.states);
+    for (Vec<T>** channels : {&bias, &D}) *channels = arena.allocate<Vec<T>>(blocks);
+    for (T** rows : {&B, &C}) *rows = arena.allocate<T>(plan.chunk * p.states);
   }
 };
 
-using ForwardAhead = Ahead<5>;  // x, delta, y, B and C
+using ForwardPrefetcher = Prefetcher<5>;  // x, delta, y, B and C
 
 // What the recurrence needs of a step: delta after bias and softplus, drive = delta x, and D x, which y begins with.
 template <typename T>
@@ -30,7 +30,7 @@ struct ForwardStep {
 
 template <typename T, bool kSoftplus, typename Source>
 struct PrepareForward {
-  Rows<Source> x, delta;
+  StepRows<Source> x, delta;
   Vec<T> bias, D;
   ForwardStep<T> operator()(int64_t i) const {
     const Vec<T> input = load_lanes<T>(x.at(i)), raw = load_lanes<T>(delta.at(i)) + bias;
@@ -40,7 +40,7 @@ struct PrepareForward {
 };
 
 template <typename T, bool kSoftplus, typename Source>
-PrepareForward<T, kSoftplus, Source> prepare_forward(Rows<Source> x, Rows<Source> delta, Vec<T> bias, Vec<T> D) {
+PrepareForward<T, kSoftplus, Source> prepare_forward(StepRows<Source> x, StepRows<Source> delta, Vec<T> bias, Vec<T> D) {
   return {x, delta, bias, D};
 }
 
@@ -63,7 +63,7 @@ VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, cons
     if constexpr (kRule == Rule::zero_order_hold) {
       const Vec<T> decay = decay_of<kRule>(v);
       Vec<T> phi, dphi;
-      zoh_lanes<T>(v * (T(1) / kDecayScale<T>), decay, phi, dphi);
+      zoh_lanes<T>(v, decay, phi, dphi);
       input *= phi;
       state[s] = decay * state[s] + input;
     } else {
@@ -77,7 +77,7 @@ VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, cons
 // S states of one block over a chunk, which are zero before it if it is the `first`.
 template <typename T, int S, Rule kRule, typename Prepare>
 void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states,
-                 int64_t steps, bool first, ForwardAhead* ahead) {
+                 int64_t steps, bool first, ForwardPrefetcher* prefetcher) {
   Vec<T> a[S], state[S];
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
@@ -86,12 +86,12 @@ void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* 
   }
   int64_t i = 0;
   if (kRule == Rule::decaying && first) {
-    if (ahead) ahead->ask();
+    if (prefetcher) prefetcher->next();
     w.y[0] = scan_step<T, S, kRule, true>(prepare(0), a, w.B + n, w.C + n, state);
     i = 1;
   }
   for (; i < steps; ++i) {
-    if (ahead) ahead->ask();
+    if (prefetcher) prefetcher->next();
     w.y[i] = scan_step<T, S, kRule, false>(prepare(i), a, w.B + i * states + n, w.C + i * states + n, state);
   }
   VMDDPM_UNROLL
@@ -101,12 +101,12 @@ void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* 
 // All states of a block over a chunk. A single one takes its steps as they are prepared; several share tiles of them.
 template <typename T, Rule kRule, typename Prepare>
 void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t states, int64_t steps,
-                bool first, ForwardAhead* ahead) {
+                bool first, ForwardPrefetcher* prefetcher) {
   // A short recurrence leaves no time to wait for memory.
-  ForwardAhead* const early = states < kStatesAtOnce ? ahead : nullptr;
-  if (early) ahead = nullptr;
+  ForwardPrefetcher* const early = states < kStatesAtOnce ? prefetcher : nullptr;
+  if (early) prefetcher = nullptr;
   for (int64_t i = 0; i < steps; ++i) {
-    if (early) early->ask();
+    if (early) early->next();
     const ForwardStep<T> step = prepare(i);
     w.delta[i] = step.delta;
     w.drive[i] = step.drive;
@@ -114,21 +114,21 @@ void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Ve
   }
   const PreparedForward<T> prepared{w.delta, w.drive, w.y};
   for_states(states, [&](auto at_once, int64_t n) {
-    scan_states<T, at_once.value, kRule>(prepared, w, A + n, h + n, n, states, steps, first, ahead);
-    ahead = nullptr;
+    scan_states<T, at_once.value, kRule>(prepared, w, A + n, h + n, n, states, steps, first, prefetcher);
+    prefetcher = nullptr;
   });
 }
 
 // One block over one chunk: tiles in, all its states, tile out.
 template <typename T, Rule kRule>
 void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
-                   const Steps& steps, ForwardAhead* ahead, const ForwardBuffers<T>& w) {
+                   const Steps& steps, ForwardPrefetcher* prefetcher, const ForwardBuffers<T>& w) {
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t place = block - task.block_begin, local = place * N;
   const bool first = begins_with_zero(p, steps);
   with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
     const auto scan = [&](const auto& prepare) {
-      scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, first, ahead);
+      scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, first, prefetcher);
     };
     return p.softplus ? scan(prepare_forward<T, true>(x, delta, w.bias[place], w.D[place]))
                       : scan(prepare_forward<T, false>(x, delta, w.bias[place], w.D[place]));
@@ -143,7 +143,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t place = block - task.block_begin, row = k * p.channels + block * plan.lanes;
       const int64_t columns = columns_of(p, plan, block);
-      load_decay_rates<T>(p.A, row, columns, N, w.A + place * N);
+      load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + place * N);
       w.bias[place] = load_channels<T>(p.delta_bias, row, columns);
       w.D[place] = load_channels<T>(p.D, row, columns);
     }
@@ -155,8 +155,8 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
-        ForwardAhead ahead;
-        if (chunk + 1 < plan.chunks) ahead = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
+        ForwardPrefetcher prefetcher;
+        if (chunk + 1 < plan.chunks) prefetcher = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
         if (p.checkpoints && chunk > 0) {
           const int64_t at = ((sequence * plan.checkpoints + chunk - 1) * plan.blocks + task.block_begin) * N;
           std::memcpy(static_cast<Vec<T>*>(p.checkpoints) + at, w.h,
@@ -166,7 +166,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
         if constexpr (kRule == Rule::decaying) {
           block = scan_by_rows<T>(p, plan, task, k, steps, w);
         }
-        for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &ahead, w);
+        for (; block < task.block_end; ++block) forward_chunk<T, kRule>(p, plan, task, k, block, steps, &prefetcher, w);
       }
       for (int64_t block = task.block_begin; p.last_state && block < task.block_end; ++block) {
         const int64_t row = sequence * p.channels + block * plan.lanes, columns = columns_of(p, plan, block);

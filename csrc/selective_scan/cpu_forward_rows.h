@@ -30,7 +30,7 @@ struct ForwardRows {
   }
 };
 
-// y too is asked for ahead: where it lies in main memory, a sequence takes twice the time without.
+// y is prefetched too: where it lies in main memory, a sequence takes twice as long without it.
 template <typename T, bool kSoftplus, bool kAdd, bool kFirst, typename Source, typename Target>
 void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
   for (int64_t block = 0; block < of.blocks; ++block) {
@@ -51,8 +51,8 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk, int64_t length,
                                bool first, ForwardChannels<T> of, const T* B, const T* C) {
-  const int64_t ahead = rows_ahead(of.blocks), last = length - 1 - chunk.first;
-  const auto later = [&](int64_t i) { return rows.at(chunk.pixel(smaller(i + ahead, last))); };
+  const int64_t distance = prefetch_distance(of.blocks), last = length - 1 - chunk.first;
+  const auto later = [&](int64_t i) { return rows.at(chunk.pixel(minimum(i + distance, last))); };
   int64_t i = 0;
   if (first) {
     scan_row<T, kSoftplus, kAdd, true>(rows.at(chunk.pixel(0)), later(0), of, B[0], C[0]);
@@ -94,7 +94,7 @@ int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task
                                                 of_view(static_cast<const T*>(p.y.data), p.y),
                                                 of_view(static_cast<Target*>(y.data), y)};
         const int64_t i = block - begin;
-        const ForwardChannels<T> of{w.A + i, w.bias + i, w.D + i, w.h + i, smaller(at_once, end - block)};
+        const ForwardChannels<T> of{w.A + i, w.bias + i, w.D + i, w.h + i, minimum(at_once, end - block)};
         scan_rows<T, softplus.value, add.value>(at, chunk, p.length, first, of, w.B, w.C);
       }
     };

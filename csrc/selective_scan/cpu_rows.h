@@ -6,16 +6,15 @@
 
 namespace {
 
-// How many rows ahead memory is asked for what a step needs, by the registers of a row: what was measured best is much
-// the same number of registers, and even a long row must not be asked for when it is wanted.
-inline int64_t rows_ahead(int64_t blocks) {
+// Prefetch distance in rows. About 32 registers ahead was fastest; never fewer than two rows.
+inline int64_t prefetch_distance(int64_t blocks) {
   constexpr int64_t kRegistersAhead = 32, kLeastRows = 2;
   return blocks * kLeastRows < kRegistersAhead ? kRegistersAhead / blocks : kLeastRows;
 }
 
 // The first block that has lanes to spare, or none: rows are made of whole blocks.
 inline int64_t whole_blocks_end(const ScanParams& p, const ScanPlan& plan, int64_t end) {
-  return smaller(end, p.channels / plan.lanes);
+  return minimum(end, p.channels / plan.lanes);
 }
 
 // One row of channels a pixel.

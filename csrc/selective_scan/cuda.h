@@ -27,7 +27,7 @@ struct GpuScanPlan {
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward);
 
 // Workspaces, beside what ScanParams has, of a part b of the batch. States of checkpoints and segments lie as (..., N, D).
-struct GpuScanWork {
+struct GpuScanWorkspace {
   void* segment_state;  // Acc (b, K, segments, N, D), or null if there is one segment
   void* segment_delta;  // Acc (b, K, segments, D), likewise
   void* images;         // Acc (images, ...) of y's shape and order in memory, or null
@@ -38,11 +38,11 @@ struct GpuScanWork {
 // p.checkpoints is Acc (B, K, chunks, N, D) here. x and delta are of one type, B and C both of that or of the
 // accumulation's. Without partial images p.y is of one of these two; with them it has no gaps in memory, any type and the
 // channels next to each other. Both throw std::runtime_error naming the kernel that could not be launched.
-void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
+void cuda_scan_forward(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWorkspace& work, int device, void* stream);
 
 // dA is Acc (B, segments, K, D, N) here, dD and ddelta_bias (B, segments, K, D).
 // dx and ddelta may be half precision if nothing is added to them: one pass, and for dx one route or routes not summed.
-void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream);
+void cuda_scan_backward(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWorkspace& work, int device, void* stream);
 
 // The steps between two checkpoints, and from one segment to the next a multiple of it.
 constexpr int64_t kGpuChunk = 32;

@@ -33,9 +33,9 @@ VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   }
 }
 
-// What steps are computed from, at a thread's channels and states, in shared memory: u steps from the first of a few on.
+// The inputs of a few steps at a thread's channels and states, in shared memory; u counts the steps.
 template <typename Acc, int S>
-struct Rows {
+struct AdjointInputs {
   const Drive<Acc>* drive;
   const Pair<Acc>* dy;
   const Pack<Acc, 2 * S>* matrices;

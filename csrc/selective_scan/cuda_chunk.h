@@ -39,7 +39,7 @@ VMDDPM_DEVICE void decode_pair(const BackwardArguments& a, const RawPair<E>& raw
 }
 
 template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                       int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
   const PairSteps own(4 + a.log2_tiles, 1 << a.log2_slices);
   const int count = w.valid - own.column(), column = count > 0 ? own.column() : 0;
@@ -71,7 +71,7 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const Work& w,
 
 // Lanes along the steps, for tensors whose steps are neighbours.
 template <typename E, typename Acc>
-VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
 #pragma unroll 1
   for (int i = opaque(thread()); i < kChunk * kUnit << a.log2_tiles; i += threads()) {
@@ -91,7 +91,7 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const Work& w, co
 // delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel. `padded` is a multiple
 // of a strip, which is one of the steps that the threads take at once.
 template <typename E, typename Acc>
-VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
   if (a.pairs) {
     decode_channels_as<true, E>(a, w, steps, padded, biases, drive, dy);
@@ -104,7 +104,7 @@ VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const Work& w, co
 
 // B and C of a chunk, S states to a slice, zero beyond the last step and state.
 template <typename T, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                       Pack<Acc, 2 * S>* matrices) {
   const bool by_steps = a.B.by_steps;
 #pragma unroll 1
@@ -126,7 +126,7 @@ VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const Work& w,
 }
 
 template <typename E, typename Acc, int S>
-VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    Pack<Acc, 2 * S>* matrices) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
     if (!a.B.at.wide) return decode_matrices_as<E, Acc, S>(a, w, steps, matrices);

@@ -26,7 +26,7 @@ VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, 
 
 // What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
 template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                   int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
                                   Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
   const int slices = 1 << a.log2_slices;
@@ -79,7 +79,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const Work& w, con
 
 // And what its tiles have: rows of dB and dC, n states at once.
 template <int kRows, int n, typename Acc>
-VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const Work& w, const ChunkSteps& steps,
+VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                  int begin, int tiles, int log2_states, const Acc* sums) {
   const int share = 2 * kRows << log2_states;  // of a tile
 #pragma unroll 1

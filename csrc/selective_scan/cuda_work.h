@@ -62,9 +62,9 @@ struct BackwardArguments {
   void *dB, *dC, *dA, *dD, *ddelta_bias, *dstart;
 };
 
-// A block's piece of the work. It lives in shared memory: every thread needs it, seldom, and a register each for its
+// What a block works on. It lives in shared memory: every thread needs it, seldom, and a register each for its
 // numbers would be missing where the recurrences run.
-struct Work {
+struct BlockWork {
   int64_t batch, image, group, segment, channel;  // `channel` is the block's first
   int64_t first_step;
   int32_t steps;                           // of the segment
@@ -80,7 +80,7 @@ struct Work {
 };
 
 // For the first thread of a block.
-VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work& w) {
+VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, BlockWork& w) {
   int64_t index = block();
   w.group = index % a.groups;
   index /= a.groups;
@@ -99,7 +99,7 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Work
 }
 
 // Likewise, for each route.
-VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
+VMDDPM_DEVICE void next_route(const BackwardArguments& a, BlockWork& w) {
   const int64_t route = w.route + a.images;
   const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
     return s.at.data + w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
@@ -120,7 +120,7 @@ VMDDPM_DEVICE void next_route(const BackwardArguments& a, Work& w) {
 
 // Starts copying where the steps of a chunk stand. Beyond the last step its pixel is repeated, so that what is loaded for
 // them is there.
-VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
+VMDDPM_DEVICE void fetch_pixels(const BlockWork& w, int chunk, int32_t* pixels) {
   if (chunk >= 0 && thread() < kChunk) {
     const int step = chunk * kChunk + thread(), inside = step < w.steps ? step : w.steps - 1;
     int32_t* to = pixels + chunk % 2 * kChunk + thread();
@@ -135,18 +135,18 @@ VMDDPM_DEVICE void fetch_pixels(const Work& w, int chunk, int32_t* pixels) {
 
 // The states (N, D) before a chunk of the segment.
 template <typename Acc>
-VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const Work& w, int chunk) {
+VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const BlockWork& w, int chunk) {
   return static_cast<const Acc*>(a.checkpoints) + w.checkpoints + chunk * a.piece;
 }
 
 // Where those of the segment lie in a tensor (B, K, segments, N, D): state n of channel d at offset + n * channels + d.
-VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const Work& w) {
+VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const BlockWork& w) {
   return ((w.batch * a.routes + w.route) * a.segments + w.segment) * a.piece;
 }
 
 // A thread's S states, from `first` on of the launch's, to where a piece (N, D) lies.
 template <typename Acc, int S>
-VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
+VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc (&h)[S], Acc* to) {
   if (column >= w.valid) return;
   to += (a.first_state + first) * a.channels + w.channel + column;
 #pragma unroll
@@ -157,7 +157,7 @@ VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const Work& w, int co
 
 // The same of n neighbouring channels from there, zero where there is no such state or channel.
 template <int n, int S, typename Acc>
-VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int column, int first, const Acc* from,
+VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc* from,
                               Acc (&h)[n * S]) {
   from += (a.first_state + first) * a.channels + w.channel + column;
 #pragma unroll
@@ -169,7 +169,7 @@ VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const Work& w, int col
 
 // To a tensor (B, K, D, N).
 template <typename Acc, int S>
-VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int column, int first, const Acc (&h)[S], Acc* to) {
+VMDDPM_DEVICE void store_states(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc (&h)[S], Acc* to) {
   if (column >= w.valid) return;
   to += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
 #pragma unroll
@@ -180,7 +180,7 @@ VMDDPM_DEVICE void store_states(const BackwardArguments& a, const Work& w, int c
 
 // The S states a thread starts a segment from.
 template <typename Acc, int S>
-VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int column, int first, Acc (&h)[S]) {
+VMDDPM_DEVICE void load_start(const BackwardArguments& a, const BlockWork& w, int column, int first, Acc (&h)[S]) {
   const Acc* start = static_cast<const Acc*>(a.start);
   if (a.start_by_segment) return load_piece<1, S>(a, w, column, first, start + segment_states(a, w), h);
   start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
@@ -190,7 +190,7 @@ VMDDPM_DEVICE void load_start(const BackwardArguments& a, const Work& w, int col
 
 // The rates of S states of a channel, zero (a decay of one) where there is no such state or channel.
 template <typename Acc, int S>
-VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const Work& w, int column, int first, Acc (&rates)[S]) {
+VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const BlockWork& w, int column, int first, Acc (&rates)[S]) {
   const Acc* A = static_cast<const Acc*>(a.A) + (w.route * a.channels + w.channel + column) * a.states + a.first_state;
 #pragma unroll
   for (int s = 0; s < S; ++s) rates[s] = column < w.valid && first + s < w.states ? rate(A[first + s]) : Acc(0);
@@ -198,7 +198,7 @@ VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const Work& w, int col
 
 // delta_bias and D of the block's channels, to shared memory; zero where there is none.
 template <typename Acc>
-VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const Work& w, Acc* bias, Acc* skip) {
+VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const BlockWork& w, Acc* bias, Acc* skip) {
   const int64_t row = w.route * a.channels + w.channel;
   for (int c = thread(); c < kWarp << a.log2_tiles; c += threads()) {
     bias[c] = a.delta_bias && c < w.valid ? static_cast<const Acc*>(a.delta_bias)[row + c] : Acc(0);
@@ -212,7 +212,7 @@ struct ChunkSteps {
   int32_t count;
 };
 
-VMDDPM_DEVICE ChunkSteps steps_of(const Work& w, int chunk, const int32_t* pixels) {
+VMDDPM_DEVICE ChunkSteps steps_of(const BlockWork& w, int chunk, const int32_t* pixels) {
   const int left = w.steps - chunk * kChunk;
   return {pixels + chunk % 2 * kChunk, left < kChunk ? left : kChunk};
 }

@@ -315,7 +315,7 @@ void scan(ForwardArguments a, const ScanParams& p, const GpuScanPlan& plan, void
   launch_passes<E, true>(a, plan, p, stream);
 }
 
-ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWork& work) {
+ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWorkspace& work) {
   const auto narrow_size = [](int64_t n, const char* name) {
     // Steps are counted a few tiles beyond the last one.
     if (n > INT32_MAX - 256) throw std::invalid_argument(std::string(name) + ": there must be fewer than 2^31 - 256");
@@ -368,7 +368,7 @@ int forward_shared_bytes(const GpuScanPlan& plan, bool wide) {
 
 }  // namespace gpu
 
-void cuda_scan_forward(const ScanParams& whole, const GpuScanPlan& plan, const GpuScanWork& work, int device, void* stream) {
+void cuda_scan_forward(const ScanParams& whole, const GpuScanPlan& plan, const GpuScanWorkspace& work, int device, void* stream) {
   using namespace gpu;
   use_device(device);
   for_parts(whole.batch, plan, [&](int64_t first, int64_t count) {

@@ -42,14 +42,14 @@ double cycles(int64_t blocks, double warps, int64_t resident, double instruction
 
 constexpr double kLaunch = 4500;  // cycles
 
-// A way to cut a problem, the cycles it is predicted to take, and the numbers that its workspaces hold.
+// A way to cut a problem, the cycles it is predicted to reserve, and the numbers that its workspaces hold.
 struct Cut {
   GpuScanPlan plan;
   double time;
   int64_t numbers;
 };
 
-// Of those that take hardly more time than the fastest, the one that takes the least memory.
+// Of those that reserve hardly more time than the fastest, the one that takes the least memory.
 GpuScanPlan chosen(const std::vector<Cut>& cuts) {
   constexpr double kHardly = 1.05;
   const auto faster = [](const Cut& a, const Cut& b) { return a.time < b.time; };
@@ -68,7 +68,7 @@ int64_t least_images(int64_t resident, const GpuLimits& limits, int64_t blocks_o
 }
 
 // The problem cut as the plan says, and where a part of the batch fills the GPU, also with so many images of it at a time.
-// walk(images): the cycles that so many take; a part is `launches` launches.
+// walk(images): the cycles that so many reserve; a part is `launches` launches.
 template <typename Walk>
 void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, int64_t numbers_of_image, int launches,
                int64_t least, Walk walk) {
@@ -223,7 +223,7 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
 }  // namespace
 
 // Which threads do what. All routes, images, segments and groups of channels are blocks of one launch of the forward scan:
-// what needs the least memory is chosen among what is predicted to take hardly more than the least time, of the ways to
+// what needs the least memory is chosen among what is predicted to reserve hardly more than the least time, of the ways to
 // share out the states of a channel, the warps of channels in a block, the pieces of a sequence that are walked side by side
 // and the parts of the batch. So it is for the adjoint scan, whose blocks may walk summed routes one after another.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
@@ -239,28 +239,28 @@ ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
   const int32_t threads = kUnit * plan.slices * plan.tiles, sub = sub_steps(plan.states_per_thread, p.wide, p.zoh);
   const bool alone = p.states == 1;  // each thread has all there is of its channels
   ChunkLayout s{};
-  const auto take = [&s](int32_t bytes) {
+  const auto reserve = [&s](int32_t bytes) {
     const int32_t at = s.bytes;
     s.bytes += (bytes + 15) / 16 * 16;
     return at;
   };
-  s.work = take(sizeof(Work));
-  s.pixels = take(2 * kChunk * 4);
-  s.matrices = take(kMatrixPitch * 2 * states * accumulate);
+  s.work = reserve(sizeof(BlockWork));
+  s.pixels = reserve(2 * kChunk * 4);
+  s.matrices = reserve(kMatrixPitch * 2 * states * accumulate);
   if (alone) {
-    s.drive = take(kChunk * 2 * threads * accumulate);
-    s.history = take(kChunk / alone_steps(p.wide, p.zoh) * 2 * threads * accumulate);
-    s.sums = take(threads / kWarp * 2 * kChunk * accumulate);
+    s.drive = reserve(kChunk * 2 * threads * accumulate);
+    s.history = reserve(kChunk / alone_steps(p.wide, p.zoh) * 2 * threads * accumulate);
+    s.sums = reserve(threads / kWarp * 2 * kChunk * accumulate);
   } else {
-    s.drive = take(plan.tiles * kTilePairs * 4 * accumulate);
-    s.dy = take(plan.tiles * kTilePairs * 2 * accumulate);
-    s.history = take((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
-    s.partial = take(kStrip * 4 * threads * accumulate);
-    s.sums = take(plan.tiles * 2 * kStrip * states * accumulate);
-    s.totals = take(4 * threads * accumulate);
+    s.drive = reserve(plan.tiles * kTilePairs * 4 * accumulate);
+    s.dy = reserve(plan.tiles * kTilePairs * 2 * accumulate);
+    s.history = reserve((kChunk / sub - 1) * 2 * plan.states_per_thread * threads * accumulate);
+    s.partial = reserve(kStrip * 4 * threads * accumulate);
+    s.sums = reserve(plan.tiles * 2 * kStrip * states * accumulate);
+    s.totals = reserve(4 * threads * accumulate);
   }
-  s.bias = take(kWarp * plan.tiles * accumulate);
-  s.skip = take(kWarp * plan.tiles * accumulate);
+  s.bias = reserve(kWarp * plan.tiles * accumulate);
+  s.skip = reserve(kWarp * plan.tiles * accumulate);
   return s;
 }
 

@@ -1,6 +1,6 @@
-// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; common/dispatch.cpp picks one at run time.
+// Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 //
-// A register holds states of one channel: they lie side by side, and a step has nothing else in common.
+// A register holds states of one channel, which are contiguous.
 #include "cpu.h"
 
 #include "../common/runs.h"
@@ -15,13 +15,13 @@ namespace {
 
 thread_local Workspace workspace;
 
-// Whether rows of N states can be used where they lie: whole registers of the type of the accumulation.
+// Whether rows of N states can be used in place: whole registers of the accumulation's type.
 template <typename T>
 bool in_place(const View& view, int64_t states) {
   return view.stride[3] == 1 && states % kLanes<T> == 0 && view.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
 }
 
-// The row of N states at `offset`: itself, or a copy in `room`, whose last register it may leave unfilled.
+// The row of N states at `offset`, in place or copied to `room`, whose last register may be partly unused.
 template <typename T>
 T* row_at(const View& view, bool direct, int64_t offset, int64_t states, T* room) {
   if (direct) return static_cast<T*>(view.data) + offset;
@@ -41,13 +41,13 @@ void update(const StateUpdateParams& p) {
   constexpr int W = kLanes<T>;
   const int64_t padded = (p.states + W - 1) / W * W, blocks = (p.channels + W - 1) / W;
   const int64_t rows = p.batch * p.heads;
-  const T beyond = static_cast<T>(p.states - (padded - W));  // the first lane of the last register that is no state
+  const T beyond = static_cast<T>(p.states - (padded - W));  // the first unused lane of the last register
   T numbers[W];
   for (int i = 0; i < W; ++i) numbers[i] = static_cast<T>(i);
   const auto live = load(static_cast<const T*>(numbers)) < splat(beyond);
   const bool state_direct = in_place<T>(p.state, p.states), A_direct = in_place<T>(p.A, p.states);
   const bool B_direct = in_place<T>(p.B, p.states), C_direct = in_place<T>(p.C, p.states);
-  constexpr int64_t kStates = 48 << 10;  // that a thread does in some ten microseconds
+  constexpr int64_t kStates = 48 << 10;  // what a thread computes in about ten microseconds
   const int64_t useful = rows * p.channels * padded / kStates;
   [[maybe_unused]] const int threads = static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -77,7 +77,7 @@ void update(const StateUpdateParams& p) {
           row_at<T>(p.A, A_direct, h * p.A.stride[0] + channel * p.A.stride[2], p.states, room + 3 * padded);
       Vec<T> product{};
       for (int64_t n = 0; n < padded; n += W) {
-        const Vec<T> decay = growth_lanes(load(A + n) * kDecayScale<T> * delta[i]);
+        const Vec<T> decay = growth_lanes(load(A + n) * delta[i]);
         Vec<T> next = decay * load(static_cast<const T*>(state) + n) + load(B + n) * drive[i];
         if (n + W == padded) next = select(live, next, Vec<T>{});
         store(state + n, next);

@@ -1,9 +1,9 @@
-// One step of the selective scan for every sequence of a batch, on a state that moves on:
+// One step of the selective scan for each sequence of a batch; updates the state:
 //
 //   h = exp(delta A) h + delta B x,   y = C h + D x, or (C h + D x) SiLU(z).
 //
-// Axes: batch B, head H, channel P of a head, state N, group G of heads. `Acc` is float, or double if `wide`. Types and
-// strides are any; strides of 0 repeat.
+// Axes: batch B, head H, channel P of a head, state N, group G of heads. `Acc` is float, or double if `wide`. Tensors
+// have any types and strides.
 #pragma once
 #include "../common/tensor.h"
 

@@ -13,7 +13,7 @@ from benchmarks.compare import changes
 
 ROOT = Path(__file__).parents[2]
 CASES = [f"case {i}" for i in range(35)]
-CONTENDERS = {"ours": 40, "ours shuffled": 40, "ours unfused": 12, "reference": 3, "attention": 15}  # rounds
+IMPLEMENTATIONS = {"ours": 40, "ours shuffled": 40, "ours unfused": 12, "reference": 3, "attention": 15}  # rounds
 RUNS = 300
 
 
@@ -36,10 +36,11 @@ def run(g, slower=None, by=1.0, noise=0.05, jitter=0.01, drift=0.3, busy=0.0, un
             return machine * seconds * math.exp(g.gauss(0, jitter) + load * (1 + g.gauss(0, uneven)))
 
         yardsticks = {name: rounds(g, now(1e-3 * longer), noise, 40) for name, longer in slowed.items()}
-        for name, count in CONTENDERS.items():
+        for name, count in IMPLEMENTATIONS.items():
             time = 2e-3 * (by if (case, name) == slower else 1.0)
             time *= starved if name == "ours" and number % 3 == 0 else 1.0
-            key = {"suite": "s", "case": case, "direction": "forward", "contender": name, "ours": name != "attention"}
+            key = {"suite": "s", "case": case, "direction": "forward"}
+            key |= {"implementation": name, "ours": name != "attention"}
             times.append(key | rounds(g, now(time), noise, count) | {"yardsticks": yardsticks})
     return {"machine": {"device": "some-cpu", "torch": "2.13", "threads": 2}, "times": times}
 
@@ -73,13 +74,13 @@ def test_half_as_slow_again_is_found():
     assert right >= 0.99 * RUNS
 
 
-@pytest.mark.parametrize("contender", ["ours", "ours unfused"])
-def test_what_noise_hides_is_not_passed_over(contender):
+@pytest.mark.parametrize("implementation", ["ours", "ours unfused"])
+def test_what_noise_hides_is_not_passed_over(implementation):
     """Times that are measured seldom, beside other programs."""
     g = random.Random(7)
     silent = 0
     for _ in range(RUNS):
-        planted = g.choice(CASES), contender
+        planted = g.choice(CASES), implementation
         a, b = run(g, busy=0.1), run(g, planted, 1.5, busy=0.1)
         silent += planted not in found(a, b) | found(a, b, "too_noisy")
     assert silent <= RUNS / 100
@@ -99,7 +100,7 @@ def test_one_noisy_time_leaves_the_others_judged():
     a, b = run(g), run(g, ("case 3", "ours"), 1.5)
     for data in (a, b):
         for t in data["times"]:
-            if t["contender"] == "reference":
+            if t["implementation"] == "reference":
                 t["p80"] *= 3
     assert found(a, b) == {("case 3", "ours")}
     assert {(case, "reference") for case in CASES} <= found(a, b, "too_noisy")
@@ -112,13 +113,13 @@ def test_faster_code_is_no_regression():
     assert found(a, b) == set()
 
 
-def test_a_rival_that_became_slower_is_not_ours():
+def test_a_baseline_that_became_slower_is_not_ours():
     g = random.Random(5)
     assert found(run(g), run(g, ("case 7", "attention"), 1.5)) == set()
 
 
 def test_all_of_ours_at_once():
-    """What every case has in common is no drift where rivals did not share it."""
+    """What every case has in common is no drift where baselines did not share it."""
     g = random.Random(6)
     a, b = run(g), run(g)
     for t in b["times"]:

@@ -65,7 +65,7 @@ def test_times_of_a_busy_machine_are_marked(share, marked):
     assert ("**Measured on a busy machine" in text) == marked
 
 
-def test_contenders_take_turns():
+def test_implementations_take_turns():
     called = []
     times = measure_in_turn({name: lambda i, n=name: called.append((n, i)) for name in "ab"}, "cpu", 1e9, least=5)
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 40, "b": 40}
@@ -79,16 +79,16 @@ def result_file():
     for power in range(8, 14):
         for name, seconds in (("ours N=16", 1e-6 * 2**power), ("attention", 2e-9 * 4**power)):
             spread = {"median": seconds, "p20": 0.9 * seconds, "p80": 1.1 * seconds, "limit": seconds / 2, "work": None}
-            key = {"suite": "scaling", "case": f"L{power}", "direction": FORWARD, "contender": name, "ours": True}
+            key = {"suite": "scaling", "case": f"L{power}", "direction": FORWARD, "implementation": name, "ours": True}
             times.append({**key, "length": 1 << power, **spread})
     for name, factor in (("ours", 1), ("ours shuffled", 1.25), ("attention", 3)):
-        times.append({**times[0], "suite": "cross_selective_scan", "case": "image", "contender": name,
+        times.append({**times[0], "suite": "cross_selective_scan", "case": "image", "implementation": name,
                       "median": factor * 1e-3})  # fmt: skip
     slopes, crossings = summarise(times)
     machine = {"cpu": "Some CPU", "cpus": 2, "gpu": {"name": None}, "date": "2026-01-01", "commit": "0123456789ab",
                "changed_files": False, "torch": "2.13", "python": "3.11", "threads": 2, "others": 0.01}  # fmt: skip
-    memory = [{"suite": "memory", "case": "image N16 float32", "direction": BOTH, "contender": "ours", "length": 4096,
-               "bytes": 3 << 20, "input_bytes": 1 << 20}]  # fmt: skip
+    memory = [{"suite": "memory", "case": "image N16 float32", "direction": BOTH, "implementation": "ours",
+               "length": 4096, "bytes": 3 << 20, "input_bytes": 1 << 20}]  # fmt: skip
     return {"machine": machine, "profile": "quick", "limits": LIMITS, "missing": {"VMamba": ["not installed"]},
             "times": times, "memory": memory, "scaling": slopes, "crossings": crossings}  # fmt: skip
 
@@ -108,9 +108,9 @@ def test_markdown_has_the_figures():
 def test_what_is_faster_than_ours_comes_first():
     data = result_file()
     assert "Faster than ours: nothing." in markdown(data)
-    ours = next(t for t in data["times"] if t["contender"] == "ours")
+    ours = next(t for t in data["times"] if t["implementation"] == "ours")
     for name, factor in (("plain PyTorch", 0.8), ("copy", 0.5), ("ours in Triton", 0.4), ("VMamba", 1.5)):
-        data["times"].append({**ours, "contender": name, "median": factor * ours["median"]})
+        data["times"].append({**ours, "implementation": name, "median": factor * ours["median"]})
     lines = markdown(data)
     begin = lines.index("Faster than ours: 2 of 4 times.")
     assert not any(line.startswith(("###", "|")) for line in lines[:begin])
@@ -122,7 +122,7 @@ def test_what_is_faster_than_ours_comes_first():
 
 def test_headlines_are_the_least_and_the_greatest_ratio_of_a_suite():
     data = result_file()
-    more = [{**t, "case": "other", "median": 2 * t["median"] if t["contender"] == "ours shuffled" else t["median"]}
+    more = [{**t, "case": "other", "median": 2 * t["median"] if t["implementation"] == "ours shuffled" else t["median"]}
             for t in data["times"] if t["suite"] == "cross_selective_scan"]  # fmt: skip
     data["times"] += [*more, {**more[-1], "direction": BOTH}]
     assert headline_table(data)[2:] == [

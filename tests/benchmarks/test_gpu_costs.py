@@ -10,7 +10,7 @@ pytest.importorskip("triton")  # what counts the kernels of a launch asks for it
 from benchmarks.gpu.assumptions import ASSUMED, load
 from benchmarks.gpu.kernel_counts import Launch, Shape
 from benchmarks.gpu.occupancy import residency
-from benchmarks.gpu.predict import launch_time, peer_times, predict
+from benchmarks.gpu.predict import baseline_times, launch_time, predict
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_measured_run_replaces_the_assumptions(tmp_path):
         load(path)
 
 
-def test_peers():
+def test_baselines():
     shape = Shape.parse("16,4,192,1024,16")
-    (times,) = peer_times(shape, GPU).values()
+    (times,) = baseline_times(shape, GPU).values()
     slots = GPU.multiprocessors * 4 * GPU.clock_ghz * 1e9 * 0.44
     assert times["both"] == pytest.approx(1e3 * 79.2 * 16 * 4 * 192 * 1024 * 16 / 32 / slots)
-    assert peer_times(Shape.parse("1,1,1,5,16"), GPU) == {}
+    assert baseline_times(Shape.parse("1,1,1,5,16"), GPU) == {}

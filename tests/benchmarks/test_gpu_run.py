@@ -17,7 +17,7 @@ from benchmarks.gpu.commands import CUT, end_all, start
 from benchmarks.gpu.counter_calls import CALLS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["build", "smoke", "counters", "ours", "rivals", "triton", "tests", "model"]
+NAMES = ["build", "smoke", "counters", "ours", "baselines", "triton", "tests", "model"]
 MACHINE = {"gpu": {"name": "A GPU"}, "date": "2026-01-02", "commit": "c0ffee"}
 
 
@@ -146,7 +146,7 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path):
         assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
-def test_a_rival_that_is_still_compiled(monkeypatch, tmp_path):
+def test_a_baseline_that_is_still_compiled(monkeypatch, tmp_path):
     """It is ended before the others are timed, and they are measured all the same."""
     programs = {"VMamba": "echo 'VMamba: built in 3 s'", "mamba": "echo compiling; exec sleep 1000"}
     compiling = [start(["sh", "-c", program], tmp_path / name, 100) for name, program in programs.items()]
@@ -158,7 +158,7 @@ def test_a_rival_that_is_still_compiled(monkeypatch, tmp_path):
         return {"outcome": "ok", "cases": ["a case"]}
 
     monkeypatch.setattr(phases, "measured", measured)
-    found = phases.rivals(tmp_path, 2.0, False, compiling)
+    found = phases.baselines(tmp_path, 2.0, False, compiling)
     assert found["said"] == ["compiling: ok: VMamba: built in 3 s", "compiling: cut: compiling"]
     assert found["cases"] == ["a case"]
 

@@ -11,10 +11,12 @@ from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import yaml
 from nibabel.testing import data_path
 from PIL import Image
@@ -24,6 +26,7 @@ from vmddpm.cli.prepare import DATASETS
 from vmddpm.data import DataConfig, SliceDataset
 from vmddpm.data.layouts import OPTIONS
 from vmddpm.demo import demo, demo_config, mni152_crops, mni152_slices
+from vmddpm.errors import InputError
 from vmddpm.training import RunConfig, RunFolder
 
 SMALL = """
@@ -64,7 +67,7 @@ def test_train_sample_and_train_on(scans):
     assert "continues from step 4\n" in done.stdout
     assert [m["step"] for m in RunFolder(scans / "run").metrics()] == [1, 2, 3, 4, 5, 6]
 
-    sample = ["sample", "--run", scans / "run", "--num", 3, "--sampler", "ddim", "--steps", 4, "--batch", 2]
+    sample = ["sample", "--run", scans / "run", "--images", 3, "--sampler", "ddim", "--steps", 4, "--batch-size", 2]
     for out in ("a", "b"):
         done = run(*sample, "--out", scans / out)
         assert done.returncode == 0, done.stderr

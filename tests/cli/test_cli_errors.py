@@ -22,7 +22,7 @@ from vmddpm.errors import InputError, VmddpmError
 from vmddpm.systems import cost
 from vmddpm.training import RunFolder
 from vmddpm.training.networks import build_network
-from vmddpm.training.ranks import joined, rank_and_count
+from vmddpm.training.ranks import process_group, rank_and_count
 from vmddpm.training.run_folder import from_plain
 
 SMALL = """
@@ -158,9 +158,9 @@ MISTAKES = [  # a command line, what its answer must say, and the way out that i
     ("train --config odd/single.yaml --run new", "has training as the single value '5'", "it must be YAML in UTF-8"),
     ("train --config odd/inner.yaml --run new", "has training as a list", "it must be YAML in UTF-8"),
     ("--run new train", "--run stands before the command", "train goes first: `vmddpm train --run ...`"),
-    ("sample --run run --out new --num 3000000000", "num is 3000000000", "another seed, to another folder"),
-    (f"sample --run run --out new --num {10**400}", "num is a number of 401 digits", "from 1 to 10,000,000"),
-    ("sample --run run --out new --batch 3000000000", "batch is 3000000000", "from 1 to 65,536"),
+    ("sample --run run --out new --images 3000000000", "images is 3000000000", "another seed, to another folder"),
+    (f"sample --run run --out new --images {10**400}", "images is a number of 401 digits", "from 1 to 10,000,000"),
+    ("sample --run run --out new --batch-size 3000000000", "batch_size is 3000000000", "from 1 to 65,536"),
     ("sample --run run --out new --seed 18446744073709551616", "seed is 1844", "below 2^63"),
     ("table1 --out new --minutes 1e400", "minutes is inf", "a finite number, or null"),
     ("table1 --out new --images 3000000000", "images is 3000000000", "from 1 to 10,000,000"),
@@ -315,7 +315,8 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match=r"2 processes cannot be connected .* start them by torchrun"), joined("cpu"):
+    message = r"2 processes cannot be connected .* start them by torchrun"
+    with pytest.raises(InputError, match=message), process_group("cpu"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""`vmddpm prepare`, `train`, `sample` and `evaluate` in a row, by a GAN, on a store with a test side."""
+"""`vmddpm prepare`, `train`, `sample` and `evaluate` in a row, by a GAN, on a store with a test split."""
 
 import json
 import sys
@@ -26,14 +26,14 @@ training: {steps: 4, batch_size: 2, checkpoint_every: 4, sample_every: 0, device
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder whose training images are the train side of a store, and 80 samples of it."""
+    """A run folder whose training images are the train split of a store, and 80 samples of it."""
     trees.acdc(tmp_path / "ACDC", 4)
     (tmp_path / "small.yaml").write_text(SMALL)
     store, samples = tmp_path / "store", tmp_path / "samples"
     for command in (
         ["prepare", "acdc", tmp_path / "ACDC", "--out", store, "--data.size", 16, "--test-share", 0.5],
         ["train", "--config", tmp_path / "small.yaml", "--data.root", store, "--run", tmp_path / "run"],
-        ["sample", "--run", tmp_path / "run", "--num", 80, "--batch", 40, "--out", samples, "--format", "npy"],
+        ["sample", "--run", tmp_path / "run", "--images", 80, "--batch-size", 40, "--out", samples, "--format", "npy"],
     ):
         assert main([str(word) for word in command]) == 0
     return tmp_path
@@ -108,7 +108,7 @@ def test_samples_of_another_run_are_refused_before_images_are_decoded(run, capsy
 
 
 def test_held_out_images(run):
-    """The test side of a store, if there is one; any other folder has none."""
+    """The test split of a store, if there is one; any other folder has none."""
     config = DataConfig(root=str(run / "store"), size=16, min_foreground=0.0)
     sides = {s.path.split("/")[0] for s in held_out_images(config).slices}
     assert 1 <= len(sides) <= 3

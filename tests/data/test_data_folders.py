@@ -258,7 +258,7 @@ def test_slices_in_a_flat_folder_are_warned_of_and_found(tmp_path, capsys):
     assert "patient0_slice00.png and patient0_slice01.png look like one patient's" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
-    assert "files whose names look like one patient's, on both sides: " in text
+    assert "files whose names look like one patient's, in both splits: " in text
     named = ("--out", tmp_path / "named", "--patient", "(patient[0-9]+)")
     code, _, error = call(capsys, "prepare", "folder", scans, *named, *SMALL, "--test-share", "0.5")
     assert code == 0
@@ -305,7 +305,7 @@ def test_subjects_below_other_folders_are_warned_of_and_found(tmp_path, capsys, 
     assert "may be one patient's, but are taken for several patients'" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
-    assert "look like one patient's, on both sides: 3" in text
+    assert "look like one patient's, in both splits: 3" in text
 
 
 def test_folders_of_many_patients_are_warned_of(tmp_path, capsys):
@@ -341,10 +341,10 @@ def test_an_empty_side_is_warned_of_and_found(tmp_path, capsys):
     options = (*SMALL, "--test-share", "0.0001")
     code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)
     assert code == 0
-    assert "the test side of the split is empty: 1 patients are too few for test_share 0.0001" in error
+    assert "the test split is empty: 1 patients are too few for test_share 0.0001" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
-    assert "empty sides of the split: 1\n  test\n" in text
+    assert "empty splits: 1\n  test\n" in text
 
 
 @pytest.mark.parametrize(("names", "groups"), [

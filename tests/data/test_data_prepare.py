@@ -173,13 +173,13 @@ def test_processes_do_not_change_a_store(acdc, tmp_path, capsys):
 
 def test_sides_are_of_patients_and_stay(acdc, tmp_path, capsys):
     prepare(capsys, "acdc", acdc, "--out", tmp_path / "store", *SMALL, "--test-share", 0.5)
-    sides = {}
+    splits = {}
     for split in ("train", "test", "all"):
         dataset = SliceDataset(DataConfig(root=str(tmp_path / "store"), size=32, split=split))
-        sides[split] = {info.path.split("/")[0] for info in dataset.slices}
-        assert len(dataset) == 48 * len(sides[split])
-    assert sides["train"] | sides["test"] == sides["all"]
-    assert not sides["train"] & sides["test"]
+        splits[split] = {info.path.split("/")[0] for info in dataset.slices}
+        assert len(dataset) == 48 * len(splits[split])
+    assert splits["train"] | splits["test"] == splits["all"]
+    assert not splits["train"] & splits["test"]
     many = [side_of(f"patient{p}", 0.2) for p in range(2000)]
     assert abs(many.count("test") - 400) < 5 * (2000 * 0.2 * 0.8) ** 0.5
     assert all(side_of(f"patient{p}", 0.3) == "test" for p in range(2000) if many[p] == "test")
@@ -188,13 +188,13 @@ def test_sides_are_of_patients_and_stay(acdc, tmp_path, capsys):
 @pytest.mark.parametrize(("options", "words"), [
     ({"size": 64}, "1 channels and 32 pixels a side, 1 and 64 are asked for"),
     ({"size": 32, "channels": 3}, "set channels and size to the store's"),
-    ({"size": 32, "split": "test"}, "no image on its test side"),
+    ({"size": 32, "split": "test"}, "no image in its test split"),
 ])  # fmt: skip
 def test_a_store_of_other_images_is_refused(acdc, tmp_path, capsys, options, words):
     prepare(capsys, "acdc", acdc, "--out", tmp_path / "store", *SMALL)
     with pytest.raises(DataError, match=words):
         SliceDataset(DataConfig(root=str(tmp_path / "store"), **options))
-    with pytest.raises(DataError, match="has no test side"):
+    with pytest.raises(DataError, match="has no test split"):
         SliceDataset(DataConfig(root=str(acdc), split="test"))
 
 
@@ -341,7 +341,7 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
     assert f"{scans}: is no store" in capsys.readouterr().err
     assert main(["data", "check", str(store)]) == 1
     captured = capsys.readouterr()
-    assert "patients on both sides: 3" in captured.out
+    assert "patients in both splits: 3" in captured.out
     assert "damaged images: 1" in captured.out
     assert "image 3 is damaged" in captured.out
     assert "something was found" in captured.err

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from vmddpm.cli.messages import shown
 from vmddpm.demo import demo
 from vmddpm.demo.plan import BLOBS, BRAINS, SLICES, Budget, Drawing, Speed, choose_drawing, make_plan
 from vmddpm.errors import InputError
+from vmddpm.evaluation import Merit, figures_of_merit
 
 IMAGES = torch.rand(100, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 OUTLINE = r"(\d+:\d\d) in all, (\d+:\d\d) of them gone\n  train  (\d+:\d\d), about (\d+) steps of ([\d.]+) s(.*)\n" \
@@ -54,11 +56,12 @@ class Machine:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    def run(machine, minutes, images=64):
+    def run(machine, minutes, images=64, merit=lambda images, real: Merit(1.0, 2.0, 3.0)):
         for name in ("measure_speed", "train", "sample"):
             monkeypatch.setattr(module, name, getattr(machine, name.partition("_")[0]))
         monkeypatch.setattr(module, "mni152_slices", lambda config: IMAGES)
-        monkeypatch.setattr(module, "save_comparison", lambda *images, titles: setattr(machine, "titles", titles))
+        monkeypatch.setattr(module, "figures_of_merit", merit)
+        monkeypatch.setattr(module, "save_comparison", lambda *given: setattr(machine, "titles", given[3]))
         folder = tmp_path / f"{machine.speed.training_step:g}-{minutes}"
         started = machine.now - 5.0  # loading torch
         with shown():
@@ -100,6 +103,18 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
     assert (result["images"], result["sampler_steps"]) == (64, 50)
 
 
+def test_figures_of_merit_are_stored_and_told(run, capsys):
+    """The fake model draws the first 16 images over and over: noise, as the fake data are."""
+    result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
+    told = capsys.readouterr().out.splitlines()[-1]
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    for name, images in (("synthetic", IMAGES[:16].repeat(4, 1, 1, 1)), ("real", IMAGES[order[:64]])):
+        found = figures_of_merit(images, IMAGES[order[64:]])
+        assert result[name] == asdict(found)
+        assert str(found) in told
+    assert told.startswith("distance from other real slices: spectrum ")
+
+
 def test_fewer_images_where_the_machine_is_slower():
     found = [choose_drawing(40.0, Speed(1.0, step), 64) for step in (0.1, 0.3, 0.5, 1.0, 2.0, 10.0)]
     counts = [(drawing.images, drawing.steps) for drawing in found]
@@ -121,7 +136,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     assert "The picture will show noise, not brains" in before
     assert "noise, not brains, on the right of" in after
     assert f"goes on from step {result['steps']}" in after
-    assert machine.titles[1] == f"synthetic (VM-DDPM after {result['steps']} steps; brains take about {BRAINS})"
+    assert machine.titles[1] == f"synthetic (VM-DDPM after {result['steps']:,} steps; brains take about {BRAINS})"
 
     enough = Machine(Speed(2.0, 0.5))
     result, took = run(enough, minutes=needed)
@@ -130,7 +145,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     out = capsys.readouterr().out
     assert "does not reach" not in out
     assert "brains seen from three sides, grainy inside, on the right of" in out
-    assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']} steps)"
+    assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']:,} steps)"
 
 
 def test_a_run_that_goes_on_counts_what_it_has():

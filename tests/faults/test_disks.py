@@ -70,7 +70,7 @@ def test_a_run_on_a_full_or_read_only_disk_goes_on_when_there_is_room(small_disk
 @pytest.mark.parametrize("form", ["png", "npy"])
 def test_samples_go_on_when_there_is_room(small_disk, form):
     samples = Samples(small_disk / "out", 6, 2, form)
-    samples.take({"seed": 0})
+    samples.create_or_resume({"seed": 0})
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1200, 1200, 1), np.uint8)
     samples.write(samples.blocks[0], pixels)
     with pytest.raises(RunError, match=r"images 2 to 3 cannot be written \(.*\); make room there"):
@@ -157,7 +157,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    told = r"is being trained by process .*; wait .*if that has ended, remove .*held"
+    told = r"is being trained by process .*; wait .*if that process has ended, remove .*held"
     with RunFolder(tmp_path / "run").training(run_config(2)), pytest.raises(RunError, match=told):
         train_to(tmp_path, 2)
     with RunFolder(tmp_path / "run").training(run_config(2)):

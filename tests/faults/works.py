@@ -149,7 +149,7 @@ def check_run(folder, confirmed):
 
 def blocks(form):
     def begin(folder):
-        Samples(folder / "out", 8, 3, form).take({"seed": 0})
+        Samples(folder / "out", 8, 3, form).create_or_resume({"seed": 0})
 
     def work(folder, confirm):
         samples = Samples(folder / "out", 8, 3, form)
@@ -162,7 +162,7 @@ def blocks(form):
     def check(folder, confirmed):
         """Going on makes the images of an undisturbed call; what was confirmed is not made again."""
         samples = Samples(folder / "out", 8, 3, form)
-        samples.take({"seed": 0})
+        samples.create_or_resume({"seed": 0})
         missing = samples.missing()
         assert all(block.stop > newest(confirmed) for block in missing)
         try:

@@ -229,19 +229,19 @@ X, W = torch.zeros(2, 6, 9), torch.zeros(6, 4)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: vk.causal_conv1d(X[0], W), ValueError, r"x must have shape \(B, D, L\), got \(6, 9\)"),
-        (lambda: vk.causal_conv1d(X, W[:5]), ValueError, r"weight must have shape \(D, W\) = \(6, 4\), got \(5, 4\)"),
+        (lambda: vk.causal_conv1d(X[0], W), ValueError, r"x must have shape \(batch, dim, length\), got \(6, 9\)"),
+        (lambda: vk.causal_conv1d(X, W[:5]), ValueError, r"weight must .* \(dim, width\) = \(6, 4\), got \(5, 4\)"),
         (lambda: vk.causal_conv1d(X, W[:, None]), ValueError, "weight must have shape"),
-        (lambda: vk.causal_conv1d(X, W, W), ValueError, r"bias must have shape \(D\) = \(6,\), got \(6, 4\)"),
+        (lambda: vk.causal_conv1d(X, W, W), ValueError, r"bias must have shape \(dim\) = \(6,\), got \(6, 4\)"),
         (lambda: vk.causal_conv1d(X.int(), W), TypeError, "x must be float16"),
         (lambda: vk.causal_conv1d(X, W, initial_states=X), ValueError, r"initial_states must have shape"),
         (lambda: vk.causal_conv1d(X, W, activation="gelu"), ValueError, 'activation must be None, "silu" or "swish"'),
         (lambda: vk.causal_conv1d(X, W.repeat(1, 2), backend="cpu"), ValueError, "2 to 4 taps with backend 'cpu'"),
-        (lambda: vk.causal_conv1d_update(X, X[:, :, :2], W), ValueError, "must hold W - 1 = 3 steps, got S = 2"),
-        (lambda: vk.causal_conv1d_update(X, X[:1], W), ValueError, r"conv_state must have shape \(B, D, S\)"),
+        (lambda: vk.causal_conv1d_update(X, X[:, :, :2], W), ValueError, "hold width - 1 = 3 .* state_len = 2"),
+        (lambda: vk.causal_conv1d_update(X, X[:1], W), ValueError, r"conv_state must .* \(batch, dim, state_len"),
         (lambda: vk.causal_conv1d_update(X, X, W, cache_seqlens=W), TypeError, "cache_seqlens must be an int32"),
         (lambda: vk.causal_conv1d_update(X, X.clone().requires_grad_(), W), ValueError, "leaf that requires gradient"),
-        (lambda: names.causal_conv1d_fn(X, W, seq_idx=X), NotImplementedError, "seq_idx is not covered"),
+        (lambda: names.causal_conv1d_fn(X, W, seq_idx=X), NotImplementedError, "seq_idx is not supported"),
     ],
 )
 def test_what_is_refused(call, error, message):
@@ -273,9 +273,9 @@ def test_names_of_the_package():
 @pytest.mark.parametrize("width", [1, 5, 6])
 def test_operators_refuse_taps_that_have_no_kernel(width):
     x, weight = torch.randn(2, 9, 6), torch.randn(6, width)
-    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got W = {width}"):
+    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got width = {width}"):
         causal_conv1d_forward(x, weight, None, None, False, "cpu")
-    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got W = {width}"):
+    with pytest.raises(ValueError, match=f"2 to 4 taps with backend 'cpu', got width = {width}"):
         causal_conv1d_backward(x, x, weight, None, None, False, "cpu")
 
 

@@ -249,14 +249,14 @@ def test_errors_name_the_argument():
     inner = block()
     sparse = A.to(torch.complex64).to_sparse()
     for call, error, words in [
-        (lambda: selective_scan_fn(u[0], delta, A, B, C), ValueError, r"u must have shape \(B, D, L\)"),
+        (lambda: selective_scan_fn(u[0], delta, A, B, C), ValueError, r"u must have shape \(batch, dim, length\)"),
         (lambda: selective_scan_fn(u, delta, A, B[0, 0], C), ValueError, r"B must have shape"),
         (lambda: selective_scan_fn(u, delta, A, normal(5, STATES), C), ValueError, "B must have shape"),
         (lambda: selective_scan_fn(u, delta, A, groups[2], C), ValueError, "4 groups of B"),
         (lambda: selective_scan_fn(u, delta, A, *groups[:2]), ValueError, "got 2 and 3"),
         (lambda: selective_scan_fn(u, delta, A, B, C, bias, D), ValueError, "z must have shape"),
         (lambda: selective_scan_fn(u, delta, A, B, C, delta_softplus="no"), TypeError, "delta_softplus must be"),
-        (lambda: selective_scan_fn(u, delta, A.to(torch.complex64), B, C), ValueError, r"B must have shape .*2L"),
+        (lambda: selective_scan_fn(u, delta, A.to(torch.complex64), B, C), ValueError, r"B must .*2 \* length"),
         (lambda: selective_scan_fn(u, delta, sparse, B, C), TypeError, "A must be a dense tensor"),
         (lambda: selective_scan_fn(u, delta, sparse.to_dense(), sparse, C), TypeError, "B must be a dense tensor"),
         (lambda: mamba_inner_fn(**{**inner, "xz": inner["xz"][:, 1:]}), ValueError, "xz must have shape"),

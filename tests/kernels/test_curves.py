@@ -265,24 +265,24 @@ def test_routes_of_ones_own():
 
 def test_what_is_remembered_has_a_limit(monkeypatch):
     routes = importlib.import_module("vmddpm_kernels.routes")
-    monkeypatch.setattr(routes, "_made", {})
+    monkeypatch.setattr(routes, "_cache", {})
     monkeypatch.setattr(routes, "_MOST_STEPS", 100)
     for width in (3, 4, 3, 16, 30, 20):  # 9, 12, 48, 90 and 60 steps of one route
         assert vk.routes(3, width, scans="wh").tolist() == [numbers(loops((3, width), "wh"), (3, width))]
-    assert [key[0] for key in routes._made] == [(3, 20)]
+    assert [key[0] for key in routes._cache] == [(3, 20)]
     vk.routes(3, 40, scans="wh")  # more alone than all may have
-    assert [key[0] for key in routes._made] == [(3, 20)]
+    assert [key[0] for key in routes._cache] == [(3, 20)]
 
 
 def test_what_a_graph_reads_is_kept_and_what_it_makes_is_not(monkeypatch):
     """On a device that captures whatever is done there."""
     routes, captures = importlib.import_module("vmddpm_kernels.routes"), [False]
-    changes = {"_made": {}, "_captured": set(), "_MOST_STEPS": 100, "capturing": lambda device: captures[-1]}
+    changes = {"_cache": {}, "_captured": set(), "_MOST_STEPS": 100, "capturing": lambda device: captures[-1]}
     for name, value in changes.items():
         monkeypatch.setattr(routes, name, value)
 
     def sizes():
-        return [key[0] for key in routes._made]
+        return [key[0] for key in routes._cache]
 
     vk.routes(3, 4)
     captures.append(True)

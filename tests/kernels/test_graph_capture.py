@@ -67,7 +67,7 @@ def test_a_table_is_not_trusted_before_it_has_values(graph):
 
 def test_a_table_that_was_never_read_is_refused(graph):
     leaves, table = inputs(2, 3, seed=0), torch.arange(6, dtype=torch.int32).expand(4, 6).contiguous()
-    with graph, pytest.raises(RuntimeError, match="table has to be read once before a CUDA graph is captured"):
+    with graph, pytest.raises(RuntimeError, match="table must be checked before a CUDA graph is captured"):
         vk.cross_selective_scan(*leaves, table=table, backend="cuda")
     vk.cross_selective_scan(*leaves, table=table, backend="cuda")
     with graph:

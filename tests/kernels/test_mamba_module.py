@@ -142,15 +142,15 @@ def test_what_is_refused():
         Mamba(24, bimamba_type="v4")
     with pytest.raises(ValueError, match='dt_init must be "random" or "constant"'):
         Mamba(24, dt_init="zero")
-    with pytest.raises(ValueError, match=r"must have shape \(B, L, D\) with D = 24, got \(2, 9, 23\)"):
+    with pytest.raises(ValueError, match=r"\(batch, length, d_model\) with d_model = 24, got \(2, 9, 23\)"):
         Mamba(24)(x[..., 1:])
     with pytest.raises(ValueError, match="9 steps of hidden_states must divide into nslices = 5"):
         Mamba(24, bimamba_type="v3")(x)
     with pytest.raises(ValueError, match="layer_idx must be given"):
         Mamba(24)(x, inference_params=InferenceParams(9, 2))
-    with pytest.raises(ValueError, match="sees the end of a sequence"):
+    with pytest.raises(ValueError, match="scans in reverse and cannot decode"):
         Mamba(24, bimamba_type="v2", layer_idx=0)(x, inference_params=InferenceParams(9, 2))
-    with pytest.raises(ValueError, match=r"shape \(B, 1, D\) with D = 24 in a step"):
+    with pytest.raises(ValueError, match=r"shape \(batch, 1, d_model\) with d_model = 24 in a step"):
         Mamba(24).step(x, *Mamba(24).allocate_inference_cache(2, 9))
     with pytest.raises(TypeError, match=r"norm_cls must make nn\.LayerNorm or RMSNorm"):
         Block(24, Mamba, norm_cls=torch.nn.Identity, fused_add_norm=True)
@@ -200,7 +200,7 @@ def test_a_second_norm_row_scales_and_dropout():
     y, mask, mask1 = layer_norm.layer_norm_fn(x, weight, None, dropout_p=0.5, return_dropout_mask=True)
     assert mask1 is None
     assert torch.equal(y, layer_norm.layer_norm_ref(x, weight, None, dropout_p=0.5, dropout_mask=mask))
-    with pytest.raises(ValueError, match="rowscale must be None where x1 is given"):
+    with pytest.raises(ValueError, match="rowscale must be None if x1 is given"):
         layer_norm.rms_norm_fn(x, weight, None, x1=x1, rowscale=scale)
 
 

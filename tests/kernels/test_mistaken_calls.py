@@ -11,7 +11,7 @@ from vmddpm_kernels import cross_selective_scan, selective_scan, selective_state
 OF_OTHERS = r"vmddpm_kernels\.compat\.mamba_ssm, those of VMamba in vmddpm_kernels\.compat\.vmamba"
 
 EXTRA, DT_BIAS = "got 1 positional argument too many", "no argument dt_bias; here it is delta_bias"
-ORDERS = "visit orders go by table="
+ORDERS = "pass visit orders as table="
 
 
 def sequence(batch=2, dim=6, length=5, states=3):
@@ -37,9 +37,9 @@ def step():
     ("call", "words"),
     [
         # VMamba's order has no z: its delta_bias lands there, its flag in delta_bias.
-        (lambda: selective_scan(*sequence(), torch.rand(6)), f"z .*; a bias goes by delta_bias=.*{OF_OTHERS}"),
-        (lambda: selective_scan(*sequence(), torch.rand(6), True), "z .*; a bias goes by delta_bias="),
-        (lambda: selective_scan(*sequence(), None, True), "delta_bias .* flags go by name, as delta_softplus=True"),
+        (lambda: selective_scan(*sequence(), torch.rand(6)), f"z .*; pass a bias as delta_bias=.*{OF_OTHERS}"),
+        (lambda: selective_scan(*sequence(), torch.rand(6), True), "z .*; pass a bias as delta_bias="),
+        (lambda: selective_scan(*sequence(), None, True), "delta_bias .* flags by keyword, as delta_softplus=True"),
         # mamba_ssm's order has delta_softplus behind delta_bias.
         (lambda: selective_scan(*sequence(), None, torch.rand(6), True), f"{EXTRA}.*{OF_OTHERS}"),
         (lambda: selective_scan(*sequence(), dt_bias=torch.rand(6)), f"{DT_BIAS}.*{OF_OTHERS}"),
@@ -69,7 +69,7 @@ def test_a_mistaken_call_is_told_what_to_write(call, words):
 
 def test_softplus_that_is_not_said_is_applied_with_a_warning():
     tensors = image(1)
-    with pytest.warns(FutureWarning, match="give delta_softplus=True or False") as record:
+    with pytest.warns(FutureWarning, match="pass delta_softplus=True or False") as record:
         y = cross_selective_scan(*tensors)
     assert [warning.filename for warning in record] == [__file__]
     with warnings.catch_warnings(action="error"):

@@ -210,3 +210,45 @@ def test_gradcheck_selective_scan(backend, channel_last):
 def test_reference_differentiates_twice():
     tensors = [t.requires_grad_() for t in image_problem(1, 1, 3, 2, 2, torch.float64)[:5]]
     assert torch.autograd.gradgradcheck(lambda *t: vk.cross_selective_scan(*t, backend="reference"), tensors)
+
+
+@pytest.mark.parametrize(
+    ("discretization", "low", "high"),
+    [("mamba", 0, 10), ("mamba", 10, 60), ("mamba", 60, 80), ("mamba", 80, 88.7), ("zoh", 0, 10), ("zoh", 10, 40)],
+)
+def test_growing_states_are_relatively_accurate(discretization, low, high):
+    """Two steps whose second grows by e^(delta A): y and the gradient of delta, element by element."""
+    g = torch.Generator().manual_seed(0)
+    uniform = torch.rand(2, 4096, generator=g, dtype=torch.float64)
+    delta = (uniform[0] + 0.5).float()
+    A = ((uniform[1] * (high - low) + low) / delta).float()
+
+    def second_step(backend, dtype):
+        one, leaf = torch.ones(1, 1, 2, dtype=dtype), delta[None, :, None].expand(1, -1, 2).to(dtype).requires_grad_()
+        u, rates = one.expand(1, 4096, 2), A[:, None].to(dtype)
+        y = vk.selective_scan(
+            u, leaf, rates, one, one, delta_softplus=False, discretization=discretization, backend=backend
+        )[..., 1]
+        return y.detach().double(), torch.autograd.grad(y.sum(), leaf)[0].double()
+
+    exact = second_step("reference", torch.float64)
+    for ours, theirs, right in zip(second_step("cpu", torch.float32), second_step("reference", torch.float32), exact):
+        error, allowed = (((v - right) / right).abs().max().item() for v in (ours, theirs))
+        assert error <= 2 * allowed
+
+
+def test_rates_near_the_largest_float():
+    """A scaled by log2(e) would be infinite, and NaN where delta is zero."""
+    A = torch.full((1, 2), -3e38)
+    delta, one = torch.tensor([[[0.0, 1e-38, 2.0]]]), torch.ones(1, 1, 3)
+    B = torch.ones(1, 2, 3)
+
+    def scan(backend, dtype):
+        leaf = delta.to(dtype).requires_grad_()
+        y = vk.selective_scan(
+            one.to(dtype), leaf, A.to(dtype), B.to(dtype), B.to(dtype), delta_softplus=False, backend=backend
+        )
+        return y.detach().double(), torch.autograd.grad(y.sum(), leaf)[0].double()
+
+    for ours, right in zip(scan("cpu", torch.float32), scan("reference", torch.float64)):
+        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-30)

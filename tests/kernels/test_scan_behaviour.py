@@ -282,11 +282,11 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"x": torch.zeros(2, 6)}, ValueError, r"x must have shape \(B, L, D\)"),
+        ({"x": torch.zeros(2, 6)}, ValueError, r"x must have shape \(batch, length, dim\)"),
         ({"x": [1.0]}, TypeError, "x must be a torch.Tensor"),
         ({"x": torch.zeros(2, 6, 3, dtype=torch.int32)}, TypeError, "x must be float16"),
         ({"x": torch.zeros(2, 6, 3, dtype=torch.complex64)}, TypeError, "complex64"),
-        ({"delta": torch.zeros(2, 4, 6, 4)}, ValueError, r"delta must have shape \(B, K, L, D\) = \(2, 4, 6, 3\)"),
+        ({"delta": torch.zeros(2, 4, 6, 4)}, ValueError, r"delta .* \(batch, routes, length, dim\) = \(2, 4, 6, 3\)"),
         ({"A": torch.zeros(4, 3, 257)}, ValueError, "1 to 256 states"),
         ({"A": torch.zeros(4, 3, 0)}, ValueError, "1 to 256 states"),
         ({"delta": torch.zeros(2, 0, 6, 3), "A": torch.zeros(0, 3, 2)}, ValueError, "at least one route"),

@@ -187,11 +187,11 @@ STATE, U, A, B = torch.zeros(2, 6, 4), torch.zeros(2, 6), torch.zeros(6, 4), tor
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((STATE[0], U, U, A, B, B), ValueError, r"state must have shape \(B, D, N\), got \(6, 4\)"),
-        ((STATE, U[:1], U, A, B, B), ValueError, r"u must have shape \(B, D\) = \(2, 6\), got \(1, 6\)"),
-        ((STATE, U, U, A.T, B, B), ValueError, r"A must have shape \(D, N\) = \(6, 4\), got \(4, 6\)"),
+        ((STATE[0], U, U, A, B, B), ValueError, r"state must have shape \(batch, dim, d_state\), got \(6, 4\)"),
+        ((STATE, U[:1], U, A, B, B), ValueError, r"u must have shape \(batch, dim\) = \(2, 6\), got \(1, 6\)"),
+        ((STATE, U, U, A.T, B, B), ValueError, r"A must have shape \(dim, d_state\) = \(6, 4\), got \(4, 6\)"),
         ((STATE, U, U, A, B, B.int()), TypeError, "C must be float16"),
-        ((STATE, U, U, A, B, B, A), ValueError, r"D must have shape \(D\) = \(6,\)"),
+        ((STATE, U, U, A, B, B, A), ValueError, r"D must have shape \(dim\) = \(6,\)"),
         ((STATE[:1].expand(2, 6, 4), U, U, A, B, B), ValueError, "must not be expanded"),
         ((STATE.clone().requires_grad_(), U, U, A, B, B), ValueError, "state is a leaf that requires gradient"),
         ((STATE[:, None].repeat(1, 3, 1, 1), U, U, A, STATE[:, :2], B), ValueError, "3 heads of state must divide"),

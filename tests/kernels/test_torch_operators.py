@@ -14,7 +14,7 @@ import vmddpm_kernels.flops
 from vmddpm_kernels.backends import BACKENDS, extension
 from vmddpm_kernels.compat.vmamba import selective_scan_fn
 from vmddpm_kernels.curves import route_names
-from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
+from vmddpm_kernels.ops.cross_scan import cross_merge_op, cross_scan_op
 from vmddpm_kernels.ops.selective_scan import SelectiveScan, selective_scan_backward, selective_scan_forward
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
 
@@ -53,9 +53,9 @@ def test_opcheck_of_the_copies(compiled_backend, channel_first):
     x, y = (torch.randn(2, k, 12, 5, dtype=torch.float16, requires_grad=True) for k in (1, 4))
     table = vk.routes(3, 4)
     for order in ((table, 0, 0, 0), (None, 3, 4, 3)):
-        torch.library.opcheck(cross_scan, (x, *order, channel_first, compiled_backend))
+        torch.library.opcheck(cross_scan_op, (x, *order, channel_first, compiled_backend))
         for sum_routes in (False, True):
-            torch.library.opcheck(cross_merge, (y, *order, sum_routes, channel_first, compiled_backend))
+            torch.library.opcheck(cross_merge_op, (y, *order, sum_routes, channel_first, compiled_backend))
 
 
 def test_opcheck_of_routes():

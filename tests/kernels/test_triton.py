@@ -119,7 +119,7 @@ def test_routes_walked_in_order(dtype, monkeypatch):
     from vmddpm_kernels.backends.triton import plan as plans
 
     tensors, table = image_problem(2, 3, 5, 34, 3, dtype), random_table(3, 5)
-    walked, every_route = [], plans.Plan(block=32, walked=3, group=3, steps=2)
+    walked, every_route = [], plans.LaunchPlan(block=32, walked=3, group=3, steps=2)
 
     def planned(scan, original=plans.plan):
         walked.append(original(scan).walked)

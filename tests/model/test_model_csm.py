@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from vmddpm.model import CSM, ModelConfig
 from vmddpm.model import csm as csm_module
 from vmddpm_kernels import patch_permutation, routes
-from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.routes import RouteOrder
 
 
@@ -116,7 +116,7 @@ def test_regeneration_is_the_same_directions_over_a_shuffled_image(patch_size):
 
 def identity_s6(x, delta, A, B, C, D, delta_bias, table, **options):
     order = RouteOrder(table)
-    return merge_routes(scan_routes(x[:, None], order, False), order, True, False)[:, 0]
+    return cross_merge(cross_scan(x[:, None], order, False), order, True, False)[:, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -197,12 +197,12 @@ def orders_by_their_kernels(device, scans):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_orders_are_made_without_the_host(device, scans, monkeypatch):
     """On the CPU nothing reads a value. As fake tensors of another device, which may not meet any of the CPU."""
-    monkeypatch.setattr(routes_module, "_made", {})
+    monkeypatch.setattr(routes_module, "_cache", {})
     with FakeTensorMode() if device == "meta" else NothingLeavesTheDevice():
         for table in orders_by_their_kernels(device, scans):
             assert table.shape == (len(scans.split(",")), 96)
             assert table.device.type == device
-    assert len(routes_module._made) == (device == "cpu")  # a fake table is not remembered
+    assert len(routes_module._cache) == (device == "cpu")  # a fake table is not remembered
 
 
 def test_a_pass_reads_no_value():

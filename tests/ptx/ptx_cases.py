@@ -10,7 +10,7 @@ from oracle import relative_error, route_destination, scan_loop
 from test_scan_accuracy import image_problem, run
 
 import vmddpm_kernels as vk
-from vmddpm_kernels.ops.cross_scan import merge_routes, scan_routes
+from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
@@ -223,8 +223,8 @@ class CrossCase:
         _, _, _, height, width = self.sizes
         order = RouteOrder(self._table().int() if self.table else None, height, width, self.scans)
         return [
-            scan_routes(_arranged(image, self.in_first, self.memory[0]), order, self.out_first, backend),
-            merge_routes(
+            cross_scan(_arranged(image, self.in_first, self.memory[0]), order, self.out_first, backend),
+            cross_merge(
                 _arranged(sequences, self.out_first, self.memory[1]), order, not self.one_by_one, self.in_first, backend
             ),
         ]

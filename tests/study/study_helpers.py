@@ -42,7 +42,7 @@ def make_study(folder, n=10, size=32, seed=7, **options) -> Study:
     data = {"size": size, "min_foreground": 0.0, "cache_dir": str(folder / "cache")}
     create_study(
         DataConfig(root=str(folder / "hospital"), **data), DataConfig(root=str(folder / "generated"), **data),
-        folder / "study", CreateOptions(n=n, seed=seed, patient=r"(\d+)\.png", **options),
+        folder / "study", CreateOptions(images=n, seed=seed, patient=r"(\d+)\.png", **options),
     )  # fmt: skip
     return Study.open(folder / "study")
 

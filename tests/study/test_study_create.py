@@ -99,13 +99,13 @@ def create(folder, out="study", real="real", synthetic="synthetic", **options):
 
 
 def test_one_slice_of_each_patient(volumes):
-    chosen = create(volumes, n=3)
+    chosen = create(volumes, images=3)
     assert sorted(entry["patient"] for entry in chosen) == ["p1", "p2", "p3"]
     with pytest.raises(StudyError, match=r"only 3 real images .* 3 patients.*more slices"):
-        create(volumes, "more", n=4)
-    chosen = create(volumes, "pairs", n=5, slices=2)
+        create(volumes, "more", images=4)
+    chosen = create(volumes, "pairs", images=5, slices=2)
     assert sorted(sum(entry["patient"] == p for entry in chosen) for p in ("p1", "p2", "p3")) == [1, 2, 2]
-    chosen = create(volumes, "files", n=4, patient=r"(.*)\.nii")
+    chosen = create(volumes, "files", images=4, patient=r"(.*)\.nii")
     assert len({entry["path"] for entry in chosen}) == 4
 
 
@@ -117,7 +117,7 @@ def test_a_store_knows_its_patients_and_sides(volumes, capsys):
                "--data.size", 32, "--data.min_foreground", 0.05]  # fmt: skip
     assert main([str(word) for word in prepare]) == 0
     made = ["study", "create", "--real", volumes / "store", "--synthetic", volumes / "synthetic", "--data.size", 32,
-            "--data.split", "test", "--data.cache_dir", volumes / "cache", "--n"]  # fmt: skip
+            "--data.split", "test", "--data.cache_dir", volumes / "cache", "--images"]  # fmt: skip
     lines = [json.loads(line) for line in (volumes / "store" / "manifest.jsonl").read_text().splitlines()]
     side = {line["patient"] for line in lines if line["split"] == "test"}
     assert 0 < len(side) < 11
@@ -135,29 +135,29 @@ def test_the_patient_of_dicom_files_is_in_their_headers(tmp_path):
     for number, name in enumerate(("CT_small.dcm", "CT_small.dcm", "MR_small.dcm")):
         shutil.copy(get_testdata_file(name), tmp_path / "real" / f"{number}.dcm")
     write_images(tmp_path / "synthetic", 3, 0)
-    assert {entry["patient"] for entry in create(tmp_path, n=2)} == {"1CT1", "4MR1"}
+    assert {entry["patient"] for entry in create(tmp_path, images=2)} == {"1CT1", "4MR1"}
     with pytest.raises(StudyError, match="2 patients"):
-        create(tmp_path, "more", n=3)
+        create(tmp_path, "more", images=3)
 
 
 def test_unknown_patients_are_said_to_be_unknown(tmp_path):
     write_images(tmp_path / "real", 3, 1)
     write_images(tmp_path / "synthetic", 3, 0)
     with pytest.warns(UserWarning, match=r"patients of 3 real files are not known.*--patient"):
-        create(tmp_path, n=3)
+        create(tmp_path, images=3)
     with pytest.raises(StudyError, match="finds no patient in real-000"):
-        create(tmp_path, "more", n=3, patient=r"patient(\d+)")
+        create(tmp_path, "more", images=3, patient=r"patient(\d+)")
 
 
 @pytest.mark.filterwarnings("ignore:the patients")
 def test_unusable_requests_leave_nothing_behind(volumes):
     there = sorted(path.name for path in volumes.iterdir())
     for error, message, options in (
-        (StudyError, "n is 13, but there are only 12 synthetic", {"n": 13, "slices": 9}),
-        (StudyError, "n is 0", {"n": 0}),
-        (StudyError, "two folders", {"n": 3, "real": "synthetic"}),
-        (DataError, "--real: .*nowhere: no such file or folder", {"n": 3, "real": "nowhere"}),
-        (DataError, "--synthetic: .*nowhere: no such file or folder", {"n": 3, "synthetic": "nowhere"}),
+        (StudyError, "images is 13, but there are only 12 synthetic", {"images": 13, "slices": 9}),
+        (StudyError, "images is 0", {"images": 0}),
+        (StudyError, "two folders", {"images": 3, "real": "synthetic"}),
+        (DataError, "--real: .*nowhere: no such file or folder", {"images": 3, "real": "nowhere"}),
+        (DataError, "--synthetic: .*nowhere: no such file or folder", {"images": 3, "synthetic": "nowhere"}),
     ):
         with pytest.raises(error, match=message):
             create(volumes, **options)
@@ -165,9 +165,9 @@ def test_unusable_requests_leave_nothing_behind(volumes):
             assert not (volumes / "cache").exists()  # nothing was decoded
         shutil.rmtree(volumes / "cache", ignore_errors=True)
     assert sorted(path.name for path in volumes.iterdir()) == there
-    create(volumes, n=3)
+    create(volumes, images=3)
     with pytest.raises(StudyError, match="exists"):
-        create(volumes, n=3)
+        create(volumes, images=3)
     with pytest.raises(StudyError, match="one way"):
         create_study(DataConfig(root="a", size=32), DataConfig(root="b", size=64), volumes / "more", CreateOptions())
 
@@ -216,5 +216,5 @@ def test_a_comment_in_a_file_does_not_come_along(tmp_path):
     assert b"of patient 7" in (tmp_path / "real" / "real-000.png").read_bytes()
     write_images(tmp_path / "synthetic", 2, 0)
     with pytest.warns(UserWarning, match="not known"):
-        create(tmp_path, n=2)
+        create(tmp_path, images=2)
     assert not any(b"of patient 7" in path.read_bytes() for path in (tmp_path / "study" / "images").iterdir())

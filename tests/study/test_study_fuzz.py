@@ -148,7 +148,7 @@ def files(folder):
     for position in range(2):
         log.add(Sent.parse(an_answer(position)))
     samples = Samples(folder / "samples", 4, 2, "npy")
-    samples.take({"weights": "ema", "seed": 0})
+    samples.create_or_resume({"weights": "ema", "seed": 0})
     for block in samples.blocks:
         samples.write(block, np.zeros((2, 4, 4, 1), np.uint8))
     samples.finish()

@@ -151,9 +151,9 @@ def test_the_commands_a_hospital_types(tmp_path, monkeypatch, capsys):
     (tmp_path / "samples" / "sampling.yaml").write_text("run: brats")
     create = ["study", "create", "--real", tmp_path / "real", "--synthetic", tmp_path / "samples", "--data.size", 32,
               "--data.min_foreground", 0, "--out", tmp_path / "study"]  # fmt: skip
-    assert main([*map(str, create), "--n", "5"]) == 1
+    assert main([*map(str, create), "--images", "5"]) == 1
     assert "only 4 real images" in capsys.readouterr().err
-    assert main([*map(str, create), "--n", "4", "--title", "Brains"]) == 0
+    assert main([*map(str, create), "--images", "4", "--title", "Brains"]) == 0
     assert "4 real and 4 synthetic images" in capsys.readouterr().out
     assert "grid.png" not in (tmp_path / "study" / "key.json").read_text()
     assert main(["study", "readers", str(tmp_path / "study"), "anna", "ben"]) == 0

@@ -8,7 +8,7 @@ import torch
 from vmddpm.data import DataConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.training import RunConfig, TrainingConfig
-from vmddpm.training.batches import FLIPS, NOISE, ORDER, ahead, epoch_order, generator_of, images_at, inputs_at
+from vmddpm.training.batches import FLIPS, NOISE, ORDER, epoch_order, generator_of, images_at, inputs_at, prefetch
 
 IMAGES = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 CONFIG = RunConfig(diffusion=DiffusionConfig(timesteps=20), data=DataConfig(size=128),
@@ -60,14 +60,14 @@ def test_streams_and_numbers_have_generators_of_their_own():
 
 def test_batches_are_made_ahead_in_order():
     made = []
-    batches = ahead(lambda step: made.append(step) or step, 3)
+    batches = prefetch(lambda step: made.append(step) or step, 3)
     assert [next(batches) for _ in range(3)] == [3, 4, 5]
     batches.close()
     assert made == [3, 4, 5, 6]
 
 
 def test_an_error_comes_out_where_its_batch_is_asked_for():
-    batches = ahead([0, 1].__getitem__, 0)
+    batches = prefetch([0, 1].__getitem__, 0)
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(IndexError):
         next(batches)

@@ -45,7 +45,7 @@ def test_a_checkpoint_cut_at_any_byte_is_passed_over(store):
     content = newest.read_bytes()
     for length in {*range(0, len(content), len(content) // 60), len(content) - 1}:
         newest.write_bytes(content[:length])
-        with pytest.warns(UserWarning, match=rf"{newest.name} is damaged: {length} bytes .* it is passed over"):
+        with pytest.warns(UserWarning, match=rf"{newest.name} is damaged: {length} bytes .* it is skipped"):
             assert store.newest()["step"] == 2
 
 
@@ -54,7 +54,7 @@ def test_a_flipped_bit_anywhere_is_found(store):
     content = newest.read_bytes()
     for place in range(0, len(content), len(content) // 60):
         newest.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-        with pytest.warns(UserWarning, match="it is passed over"):
+        with pytest.warns(UserWarning, match="it is skipped"):
             assert store.newest()["step"] == 2
 
 
@@ -72,7 +72,7 @@ def test_all_damaged_is_an_error_with_the_way_out(store):
     for path in store.paths():
         path.write_bytes(b"")
     with (
-        pytest.warns(UserWarning, match="passed over"),
+        pytest.warns(UserWarning, match="it is skipped"),
         pytest.raises(RunError, match=r"no checkpoint can be read .* remove them to start"),
     ):
         store.newest()
@@ -99,7 +99,7 @@ def test_a_checkpoint_cannot_run_code(store, tmp_path):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
     renamed(store, {"schema": 3, "step": Evil()})
-    with pytest.warns(UserWarning, match="is no checkpoint: Weights only load failed"):
+    with pytest.warns(UserWarning, match="is not a checkpoint: Weights only load failed"):
         assert store.newest()["step"] == 3
     assert not (tmp_path / "owned").exists()
     torch.load(store.paths()[-1], weights_only=False)  # the pickle is a real one

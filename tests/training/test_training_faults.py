@@ -115,7 +115,7 @@ def test_training_that_is_killed_ends_in_the_same_weights(here, kills):
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_sampling_that_is_killed_ends_in_the_same_images(here, kills):
     blocks = 4 * kills + 2
-    options = ("sample", "--run", here / "whole", "--num", 4 * blocks - 1, "--batch", 4, "--sampler", "ddpm",
+    options = ("sample", "--run", here / "whole", "--images", 4 * blocks - 1, "--batch-size", 4, "--sampler", "ddpm",
                "--format", "npy", "--device", "cpu")  # fmt: skip
     completed(start(here, ["-m", "vmddpm.cli"], *options, "--out", here / f"images-whole-{kills}"))
     out, dice = here / f"images-{kills}", random.Random(kills)
@@ -141,7 +141,7 @@ def test_memory_stays_the_same_over_fifty_thousand_images(here):
             "assert main(sys.argv[1:]) == 0\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
-        options = ("--run", here / "whole", "--num", count, "--batch", 200, "--sampler", "ddim", "--steps", 1,
+        options = ("--run", here / "whole", "--images", count, "--batch-size", 200, "--sampler", "ddim", "--steps", 1,
                    "--format", "npy", "--device", "cpu", "--out", out)  # fmt: skip
         printed, _ = completed(start(here, ["-c", code], "sample", *options))
         peaks.append(float(printed))

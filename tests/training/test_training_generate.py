@@ -66,7 +66,7 @@ def test_an_interrupted_call_is_continued(run, tmp_path):
 
 def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
     generate(run.path, tmp_path / "png", 10, **OPTIONS)
-    generate(run.path, tmp_path / "npy", 10, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "npy", 10, file_format="npy", **OPTIONS)
     names = [f"images-{first:08d}.npy" for first in (0, 4, 8)]
     assert sorted(contents(tmp_path / "npy")) == ["grid.png", *names, "manifest.json", "sampling.yaml"]
     blocks = [np.load(tmp_path / "npy" / name) for name in names]
@@ -78,20 +78,20 @@ def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
     assert (tmp_path / "npy" / "grid.png").read_bytes() == (tmp_path / "png" / "grid.png").read_bytes()
 
 
-@pytest.mark.parametrize("form", ["png", "npy"])
-def test_fewer_images_than_lie_there_are_told_and_counted(run, tmp_path, form):
+@pytest.mark.parametrize("file_format", ["png", "npy"])
+def test_fewer_images_than_lie_there_are_told_and_counted(run, tmp_path, file_format):
     """The manifest counts what lies in the folder, whatever was asked for last, and so does an evaluation."""
-    generate(run.path, tmp_path / "out", 9, form=form, **OPTIONS)
+    generate(run.path, tmp_path / "out", 9, file_format=file_format, **OPTIONS)
     before = contents(tmp_path / "out")
     with pytest.warns(UserWarning, match="out holds 9 images already, the first 3 of which are those asked for"):
-        generate(run.path, tmp_path / "out", 3, form=form, **OPTIONS)
+        generate(run.path, tmp_path / "out", 3, file_format=file_format, **OPTIONS)
     assert contents(tmp_path / "out") == before
     assert sum(len(block) for block in read_samples(tmp_path / "out")) == 9
     (tmp_path / "out" / "manifest.json").unlink()  # a call that was stopped after its first blocks
-    name = "000004.png" if form == "png" else "images-00000004.npy"
+    name = "000004.png" if file_format == "png" else "images-00000004.npy"
     (tmp_path / "out" / name).unlink()
     with pytest.warns(UserWarning, match="holds 4 images already, the first 3"):
-        generate(run.path, tmp_path / "out", 3, form=form, **OPTIONS)
+        generate(run.path, tmp_path / "out", 3, file_format=file_format, **OPTIONS)
     with pytest.raises(RunError, match=r"holds other images than its manifest\.json counts, 4"):
         check_drawn(tmp_path / "out", run)
 
@@ -110,17 +110,17 @@ def test_weights_that_are_not_finite_draw_nothing(run, tmp_path, value):
 
 
 def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
-    generate(run.path, tmp_path, 10, form="npy", **OPTIONS)
+    generate(run.path, tmp_path, 10, file_format="npy", **OPTIONS)
     whole = contents(tmp_path)
     (tmp_path / "images-00000000.npy").write_bytes(b"")
     (tmp_path / "images-00000004.npy").write_bytes(whole["images-00000004.npy"][:-1])
     (tmp_path / ".images-00000008.npy.7.tmp.npy").write_bytes(b"half")
-    generate(run.path, tmp_path, 10, form="npy", **OPTIONS)
+    generate(run.path, tmp_path, 10, file_format="npy", **OPTIONS)
     assert contents(tmp_path) == whole
     (tmp_path / "images-00000004.npy").write_bytes(whole["images-00000008.npy"])
     with pytest.raises(RunError, match=r"images-00000004\.npy is damaged; remove it"):
         list(read_samples(tmp_path))
-    generate(run.path, tmp_path, 6, form="npy", **OPTIONS)  # fewer: what is there stays
+    generate(run.path, tmp_path, 6, file_format="npy", **OPTIONS)  # fewer: what is there stays
     assert (tmp_path / "images-00000008.npy").exists()
     assert sum(len(block) for block in read_samples(tmp_path)) == 6
     with pytest.raises(RunError, match="no finished samples"):
@@ -130,11 +130,11 @@ def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_many_processes_make_the_same_images(run, tmp_path, monkeypatch, ranks):
     """In any order, one of them stopped and another started late."""
-    generate(run.path, tmp_path / "one", 18, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "one", 18, file_format="npy", **OPTIONS)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     for rank in (1, 0, *range(2, ranks)):
         monkeypatch.setenv("RANK", str(rank))
-        generate(run.path, tmp_path / "many", 18, form="npy", **OPTIONS)
+        generate(run.path, tmp_path / "many", 18, file_format="npy", **OPTIONS)
         finished = (tmp_path / "many" / "manifest.json").exists()
         assert finished == (rank == (0 if ranks == 2 else ranks - 1))
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -201,13 +201,13 @@ def test_errors(run, tmp_path):
         ({"steps": 3}, "divisor of the 20 steps"),
         ({"sampler": "euler"}, "sampler is 'euler'"),
         ({"sampler": "dpm-solver", "steps": 21}, "from 1 to the 20 steps"),
-        ({"batch_size": 0}, "batch is 0"),
-        ({"form": "jpg"}, "format is 'jpg'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"file_format": "jpg"}, "format is 'jpg'"),
         ({"compile": "yes"}, "compile is 'yes'"),
     ]:
         with pytest.raises(ValueError, match=words):
             generate(run.path, tmp_path / "out", 2, **{**OPTIONS, **options})
-    with pytest.raises(ValueError, match="num is 0"):
+    with pytest.raises(ValueError, match="images is 0"):
         generate(run.path, tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()
 
@@ -219,7 +219,7 @@ def test_levels():
 
 
 def test_sample_and_evaluate_check_that_weights_and_configuration_belong_together(run, tmp_path):
-    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "out", 4, file_format="npy", **OPTIONS)
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -238,7 +238,7 @@ def test_sample_and_evaluate_check_that_weights_and_configuration_belong_togethe
 
 def test_sample_and_evaluate_compare_the_checksum_of_the_weights(run, tmp_path):
     """One bit of one weight, which loads all the same."""
-    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "out", 4, file_format="npy", **OPTIONS)
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
     weights = copy.weights("ema") / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -264,7 +264,7 @@ def test_weights_that_were_being_exchanged_are_used_as_they_were(run, tmp_path):
 
 
 def test_an_evaluation_is_of_samples_that_are_finished_and_undamaged(run, tmp_path):
-    generate(run.path, tmp_path, 8, form="npy", **OPTIONS)
+    generate(run.path, tmp_path, 8, file_format="npy", **OPTIONS)
     whole = (tmp_path / "images-00000004.npy").read_bytes()
     (tmp_path / "images-00000004.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunError, match=r"images-00000004\.npy is damaged; remove it"):
@@ -281,7 +281,7 @@ def test_an_evaluation_is_of_samples_that_are_finished_and_undamaged(run, tmp_pa
     "name", ["../outside.npy", "/etc/hostname", "images-1.npy", "images-00000000.npy/../x.npy", ""]
 )
 def test_a_manifest_names_files_inside_its_folder_only(run, tmp_path, name):
-    generate(run.path, tmp_path / "out", 4, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "out", 4, file_format="npy", **OPTIONS)
     path = tmp_path / "out" / "manifest.json"
     np.save(tmp_path / "outside.npy", np.zeros((4, 8, 8, 1), np.uint8))
     manifest = json.loads(path.read_text())
@@ -300,14 +300,14 @@ def test_a_manifest_names_files_inside_its_folder_only(run, tmp_path, name):
      '{"images": "4", "format": "npy", "files": {}}', '{"images": 4, "format": "gif"}', "[" * 100_000, "\xff"],
 )  # fmt: skip
 def test_a_damaged_manifest_is_an_error(run, tmp_path, manifest):
-    generate(run.path, tmp_path, 4, form="npy", **OPTIONS)
+    generate(run.path, tmp_path, 4, file_format="npy", **OPTIONS)
     (tmp_path / "manifest.json").write_text(manifest, encoding="latin1")
     with pytest.raises(RunError, match=r"manifest\.json .*run the `vmddpm sample` that made it again"):
         list(read_samples(tmp_path))
 
 
 def test_a_manifest_that_counts_more_than_it_names_is_an_error(run, tmp_path):
-    generate(run.path, tmp_path, 4, form="npy", **OPTIONS)
+    generate(run.path, tmp_path, 4, file_format="npy", **OPTIONS)
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace('"images": 4', '"images": 5'))
     with pytest.raises(RunError, match="names 1 images fewer than it counts"):

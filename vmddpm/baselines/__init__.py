@@ -1,1 +1,1 @@
-"""The systems that the paper compares VM-DDPM with: adversarial ones here, diffusion's UNet in `vmddpm.model.unet`."""
+"""The GANs that the paper compares VM-DDPM with; the UNet of its diffusion baselines is in `vmddpm.model.unet`."""

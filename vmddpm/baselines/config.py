@@ -1,4 +1,4 @@
-"""The options of the three adversarial baselines."""
+"""The options of the three GAN baselines."""
 
 from dataclasses import dataclass
 from math import log2
@@ -12,7 +12,7 @@ GANS = ("dcgan", "sagan", "unetgan")
 
 @dataclass(frozen=True)
 class GANConfig:
-    """What the generator and the discriminator are made of and how they are trained (paper section IV-A).
+    """The generator, the discriminator and their training (paper section IV-A).
 
     Raises:
         InputError: naming the field, its value and what it must be.
@@ -23,30 +23,30 @@ class GANConfig:
     training and testing"."""
 
     base_channels: int = 64
-    """Width at full resolution; 64 in the released code of all three."""
+    """Channels at full resolution; 64 in the released code of all three."""
 
     loss: Literal["bce", "hinge"] = "bce"
     """Loss of both networks, "bce" or "hinge", which the authors of SAGAN use themselves. "the GAN-related model loss
     function uses Binary Cross Entropy Loss"."""
 
     beta1: float = 0.5
-    """Adam's decay of the gradient's mean, of both networks; not stated, the value of DCGAN."""
+    """Adam's beta1 for both networks; not stated in the paper, the value of DCGAN."""
 
     beta2: float = 0.999
-    """Adam's decay of the gradient's square; not stated, the customary value."""
+    """Adam's beta2 for both networks; not stated in the paper, the usual value."""
 
     discriminator_learning_rate: float | None = None
     """Learning rate of the discriminator. Null is training.learning_rate, as the paper names one rate for all; SAGAN's
     authors use four times as much."""
 
     attention_size: int = 32
-    """Side of the feature maps that SAGAN's self-attention looks at, in both networks; 32 in its released code."""
+    """Side of the feature maps with self-attention in both networks of SAGAN; 32 in its released code."""
 
     cutmix: float = 1.0
     """Weight of U-Net GAN's CutMix augmentation and consistency losses; 0 for none."""
 
     cutmix_warmup_steps: int = 2000
-    """Steps over which that weight rises from 0: the discriminator must first know real from fake."""
+    """Steps of linear warm-up of that weight, as the discriminator must first separate real from fake."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "gan.", {"latent_dim": 2**20, "base_channels": 2**10, "attention_size": 2**13})

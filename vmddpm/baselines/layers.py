@@ -142,7 +142,7 @@ class _OverProcesses(torch.autograd.Function):
 
 
 class PlainNorm(BatchNorm):
-    """Batch normalisation that the latent has no say in."""
+    """Batch normalisation that ignores the latent."""
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         return super().forward(x)
@@ -172,7 +172,7 @@ class NoNorm(nn.Module):
 
 @torch.no_grad()
 def follow_spectral_norms(network: nn.Module) -> None:
-    """One power iteration for weights that changed without a forward pass in train mode, as averaged ones do."""
+    """One power iteration for weights that change without forward passes in train mode, such as averaged weights."""
     for module in network.modules():
         if parametrize.is_parametrized(module, "weight"):
             norms = module.get_submodule("parametrizations")

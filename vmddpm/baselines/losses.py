@@ -1,4 +1,4 @@
-"""What the two networks of a GAN minimise."""
+"""The losses of the two networks of a GAN."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,17 @@ from vmddpm.baselines.config import GANConfig
 
 
 def real_loss(logits: Tensor, config: GANConfig) -> Tensor:
-    """Of each logit that should say real. Binary cross-entropy, log(1 + e^-x), as in the paper, or the hinge."""
+    """The loss of logits for real images: binary cross-entropy, log(1 + e^-x), as in the paper, or the hinge loss."""
     return F.softplus(-logits) if config.loss == "bce" else F.relu(1 - logits)
 
 
 def fake_loss(logits: Tensor, config: GANConfig) -> Tensor:
-    """Of each logit that should say fake."""
+    """The loss of logits for fake images."""
     return F.softplus(logits) if config.loss == "bce" else F.relu(1 + logits)
 
 
 def discriminator_loss(real: tuple[Tensor, ...], fake: tuple[Tensor, ...], config: GANConfig) -> Tensor:
-    """The mean over all that the discriminator says: of whole images, in U-Net GAN of pixels as well."""
+    """The mean over all logits of the discriminator: of whole images, in U-Net GAN also of pixels."""
     heads = [real_loss(r, config).mean() + fake_loss(f, config).mean() for r, f in zip(real, fake)]
     return torch.stack(heads).mean()
 
@@ -30,7 +30,7 @@ def generator_loss(fake: tuple[Tensor, ...], config: GANConfig) -> Tensor:
 
 
 def cutmix_mask(count: int, size: int, source: torch.Generator) -> Tensor:
-    """float32 (count, 1, size, size): 1 where the real image shows, 0 where the fake one does.
+    """float32 (count, 1, size, size): 1 for pixels of the real image, 0 for pixels of the fake one.
 
     A box of uniformly distributed area, centred anywhere and cut off at the border, as in CutMix (Yun et al., 2019);
     which of the two is inside is drawn as well.

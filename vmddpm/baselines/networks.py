@@ -1,4 +1,4 @@
-"""The generator and the discriminator of a run, by the name of the system."""
+"""Builds the generator and the discriminator of a system by name."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ _DISCRIMINATORS = {"dcgan": DCGANDiscriminator, "sagan": SAGANDiscriminator, "un
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What config.json of a generator's weights holds."""
+    """The contents of config.json beside a generator's weights."""
 
     system: str
     image_channels: int
@@ -44,13 +44,13 @@ class Generator(nn.Module, Pretrained):
 
 
 def build_discriminator(config: GeneratorConfig) -> nn.Module:
-    """Images (B, C, size, size) -> a tuple of logits: of whole images (B,), in U-Net GAN of all pixels as well."""
+    """Images (B, C, size, size) -> a tuple of logits: of whole images (B,), in U-Net GAN also of all pixels."""
     return _DISCRIMINATORS[config.system](config.gan, config.image_channels, config.size)
 
 
 @torch.no_grad()
 def draw(generator: Generator, indices: range, *, seed: int = 0) -> Tensor:
-    """Image i of a seed, from the latent that belongs to (seed, i): float32 (len(indices), C, size, size)."""
+    """Images float32 (len(indices), C, size, size); image i comes from the latent of (seed, i)."""
     latents = torch.stack([latent(image_generator(seed, i), generator.config.gan) for i in indices])
     device = next(generator.parameters()).device
     training = generator.training

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any, NoReturn
 
-from vmddpm.cli.messages import say, shown
+from vmddpm.cli.messages import print_message, shown
 from vmddpm.cli.presets import PRESETS, with_preset_files
 from vmddpm.cli.usage import PlainParser, meant, nearest, refuse
 from vmddpm.cli.waiting import sleep_while_waiting
@@ -33,13 +33,13 @@ HELP = """VM-DDPM: Vision-Mamba diffusion for medical image synthesis.
 example:
   vmddpm demo --minutes 6 --out runs/demo
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
-  vmddpm sample --run runs/small --num 16 --out samples"""
+  vmddpm sample --run runs/small --images 16 --out samples"""
 SWITCHES = """
   --traceback  show where an error arose; it may stand anywhere
   --version    show the version
 """
 UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
-COMMANDS = ("train", "sample", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
+COMMANDS = ("train", "sample", "inpaint", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 BASE = ("info",)  # those that need no more than the base install has
 ASKS_FOR_HELP = ("-h", "--help", "--help-all")
 
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
     Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
     """
-    warnings.showwarning = lambda message, *_: say("warning", str(message))
+    warnings.showwarning = lambda message, *_: print_message("warning", str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     global started

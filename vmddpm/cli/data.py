@@ -8,8 +8,8 @@ HELP = """Look into a store made by `vmddpm prepare`.
 
 example:
   vmddpm data check stores/brats"""
-COMMANDS = {"check": "damage, patients on both sides, duplicates"}
-CHECK = """Check a store: every image is what was written, no patient is on both sides of the split, and no image is
+COMMANDS = {"check": "damage, patients in both splits, duplicates"}
+CHECK = """Check a store: every image is what was written, no patient is in both splits, and no image is
 there twice, exactly or nearly, under two patients' names. What `prepare` left out is told again. Exit code 1 if
 anything is found.
 
@@ -30,9 +30,9 @@ def run(parser: Any, options: Any, _: str) -> None:
     from vmddpm.data.remarks import counted, summary
 
     found, slices = check_store(Path(options.store))
-    sides = {side: {info.patient for info in slices if info.split == side} for side in ("train", "test")}
-    print(f"{counted(len(slices), 'image')} of {counted(len(sides['train']), 'patient')} in train and "
-          f"{len(sides['test']):,} in test; {counted(found.blank, 'image')} of one value")  # fmt: skip
+    patients = {split: {info.patient for info in slices if info.split == split} for split in ("train", "test")}
+    print(f"{counted(len(slices), 'image')} of {counted(len(patients['train']), 'patient')} in train and "
+          f"{len(patients['test']):,} in test; {counted(found.blank, 'image')} of one value")  # fmt: skip
 
     print(*summary(found.remarks), sep="\n", end="\n" if found.remarks else "")
 
@@ -41,9 +41,9 @@ def run(parser: Any, options: Any, _: str) -> None:
 
     lists = {
         "damaged images": found.damaged,
-        "patients on both sides": found.shared_patients,
-        "files whose names look like one patient's, on both sides": found.look_alikes,
-        "empty sides of the split": found.empty_sides,
+        "patients in both splits": found.shared_patients,
+        "files whose names look like one patient's, in both splits": found.look_alikes,
+        "empty splits": found.empty_splits,
         "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
         "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
     }

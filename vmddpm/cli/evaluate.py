@@ -12,7 +12,8 @@ rights; take it from whom you would take a program. Of volumes their slices are 
 themselves, by a network of volumes.
 
 example:
-  vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats"""
+  vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats
+  vmddpm evaluate --run runs/lungs --samples drawn --extractor.path random --per-class --out results/lungs"""
 
 
 def build(new_parser: Any) -> Any:
@@ -24,10 +25,13 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--out", type=str, required=True, help="folder for the result")
     parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
     parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
-                        "by default the test side, if the training images are a store that has one")  # fmt: skip
+                        "by default the test split, if the training images are a store that has one")  # fmt: skip
     parser.add_argument("--slices", type=Literal["axial", "coronal", "sagittal", "none"], default="axial",
                         help="of volumes, which slices are compared; none: they themselves")  # fmt: skip
-    parser.add_argument("--num", type=int, default=None, help="the first so many samples only")
+    parser.add_argument("--images", type=int, default=None, help="the first so many samples only")
+    parser.add_argument("--per-class", action="store_true", help="compare class by class too, and train classifiers on "
+                        "either side and test them on the other, of a run with classes")  # fmt: skip
+    parser.add_argument("--classifier-steps", type=int, default=400, help="steps of these classifiers; 0 trains none")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
     return parser
@@ -37,31 +41,44 @@ def run(parser: Any, options: Any) -> None:
     from dataclasses import replace
 
     from vmddpm.data import DataError, SliceDataset, held_out_images
+    from vmddpm.data.conditioned import ConditionReader
     from vmddpm.devices import choose_device
+    from vmddpm.errors import InputError
     from vmddpm.evaluation import (
         Images,
+        Labelled,
         SampleFolder,
         VolumeSlices,
         check_images,
+        describe_classes,
         describe_real,
         describe_result,
         evaluate,
+        evaluate_classes,
         load_extractor,
         load_radiomics,
     )
-    from vmddpm.samples import check_drawn
+    from vmddpm.samples import check_drawn, sample_labels
     from vmddpm.training import RunFolder
+    from vmddpm.training.conditions import separator_of
 
     parts = parser.instantiate(options)
     choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
     if parts.metrics.radiomics:
         load_radiomics()  # so are missing packages
-    samples, folder = SampleFolder(parts.samples, parts.num), RunFolder(parts.run)
-    data = folder.load_config().data
+    samples, folder = SampleFolder(parts.samples, parts.images), RunFolder(parts.run)
+    config = folder.load_config()
+    data, classes, labels = config.data, config.model.classes, None
     whole = data.spatial_dims == 3 and parts.slices == "none"
     if whole and parts.metrics.radiomics:
         raise DataError("metrics.radiomics is of slices; set --slices to axial, coronal or sagittal, or it to 0")
     extractor = load_extractor(parts.extractor, axes=3 if whole else 2)
+    if parts.per_class and data.spatial_dims == 3:
+        raise InputError(f"{parts.run} draws volumes, which are not compared class by class; leave per-class out")
+    if parts.per_class:
+        if not classes:
+            raise InputError(f"{parts.run} was trained without classes; leave per-class out")
+        labels = sample_labels(parts.samples, len(samples), classes, separator_of(config))
     check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data
     if not data.root:
@@ -69,21 +86,35 @@ def run(parser: Any, options: Any) -> None:
                         "folder of real images by --root")  # fmt: skip
     least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
     check_images(samples, "samples", data.shape, parts.metrics, least)  # before any is decoded
+    conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
     training, doubts = SliceDataset(data, progress=True), []
-    if told := folder.difference(training):
+    told_of = None if conditions is None else conditions.read(training, classes, progress=True)
+    if told := folder.difference(told_of or training):
         told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
         if not parts.root:
             raise DataError(f"{told}; name the folder where they lie now by --root, which may be another on purpose")
         doubts.append(told)
+    others = held_out_images(data, parts.held_out)
+    beyond = None
+    if labels is not None and others is not None:
+        held_out = ConditionReader(replace(config.condition, image=None), others.config).read(others, classes)
+        beyond = Labelled(others, held_out.labels)
     drawn: Images = samples
     real_images: Images = training
-    held_out: Images | None = held_out_images(data, parts.held_out)
+    unseen: Images | None = others
     if data.spatial_dims == 3 and not whole:
         drawn, real_images = VolumeSlices(samples, parts.slices), VolumeSlices(training, parts.slices, distinct=True)
-        held_out = None if held_out is None else VolumeSlices(held_out, parts.slices, distinct=True)
+        unseen = None if others is None else VolumeSlices(others, parts.slices, distinct=True)
         print(f"{len(drawn):,} {parts.slices} slices of {len(samples):,} samples, {len(real_images):,} different ones "
               f"of {len(training):,} training volumes")  # fmt: skip
-    real = describe_real(real_images, extractor, parts.metrics, held_out)
+    real = describe_real(real_images, extractor, parts.metrics, unseen)
     result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), doubts=doubts)
     print(describe_result(result))
+    if labels is not None and told_of is not None:
+        found = evaluate_classes(
+            real, Labelled(training, told_of.labels), Labelled(samples, labels), beyond, classes, extractor,
+            parts.metrics, Path(parts.out), classifier_steps=parts.classifier_steps,
+        )  # fmt: skip
+        print(describe_classes(found))
+        print(f"written to {Path(parts.out) / 'per_class.json'}")
     print(f"written to {Path(parts.out) / 'evaluation.json'}; look at {Path(parts.out) / 'closest.png'}")

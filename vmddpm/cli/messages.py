@@ -4,21 +4,28 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # A failure to write is not swallowed: a reader that leaves ends the command.
         if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
+            _write(record.getMessage(), sys.stdout)
         else:
-            say(record.levelname.lower(), record.getMessage())
+            print_message(record.levelname.lower(), record.getMessage())
 
 
-def say(kind: str, text: str) -> None:
-    """On a line of its own on stderr, above a progress bar if there is one."""
+def print_message(kind: str, text: str) -> None:
+    """On stderr."""
+    _write(f"{kind}: {text}", sys.stderr)
+
+
+def _write(text: str, file: TextIO) -> None:
+    """On a line of its own, above a progress bar if there is one."""
     write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
-    write(f"{kind}: {text}", file=sys.stderr)
+    write(text, file=file)
+    file.flush()
 
 
 @contextmanager

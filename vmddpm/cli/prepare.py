@@ -36,7 +36,7 @@ def build(new_parser: Any, name: str) -> Any:
     one.add_argument("root", type=str, help="the folder of the data set")
     one.add_argument("--out", type=str, required=True, help="the store, a new folder")
     one.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that decode")
-    one.add_argument("--test-share", type=float, default=0.0, help="share of the patients, about, on the test side")
+    one.add_argument("--test-share", type=float, default=0.0, help="share of patients, about, in the test split")
     if name == "acdc":
         one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es",
                          help="frames of each heart: ed-es, end-diastole and end-systole, or cine, all")  # fmt: skip
@@ -44,7 +44,7 @@ def build(new_parser: Any, name: str) -> Any:
         one.add_argument("--modality", choices=MODALITIES, default="flair", help="which of the four modalities")
     if name == "chestxray":
         one.add_argument("--official-split", action="store_true",
-                         help="sides by the owners' train_val_list.txt and test_list.txt")  # fmt: skip
+                         help="split by the owners' train_val_list.txt and test_list.txt")  # fmt: skip
     if name == "folder":
         one.add_argument("--patient", type=str, default=None,
                          help="regular expression whose first group, in a file's path, is the patient")  # fmt: skip
@@ -63,14 +63,14 @@ def run(parser: Any, options: Any, name: str) -> None:
     names = ("frames", "modality", "patient", "official_split")
     own = {option: options[option] for option in names if option in options}
     if own.get("official_split") and options.test_share:
-        raise DataError("the official split says which side an image is on; leave test-share out")
+        raise DataError("the official split assigns every image; leave test-share out")
     layout = getattr(layouts, name)(root, config, **own)
     made = prepare_store(layout, config, Path(options.out), made_from={"dataset": name, **own},
                          test_share=options.test_share, processes=options.processes)  # fmt: skip
     paper = f"; the paper has {layout.paper:,}" if layout.paper else ""
     print(f"{counted(made['images'], 'image')} of {counted(made['seen'], 'slice')} read{paper}")
-    for side, (images, patients) in made["sides"].items():
-        print(f"{side}: {counted(images, 'image')} of {counted(patients, 'patient')}")
+    for split, (images, patients) in made["splits"].items():
+        print(f"{split}: {counted(images, 'image')} of {counted(patients, 'patient')}")
     print(*summary(made["remarks"]), sep="\n", end="\n" if made["remarks"] else "")
     if made["remarks"]:
         print(f"each of these files is in {Path(options.out) / 'store.json'}, under remarks")

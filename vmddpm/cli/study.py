@@ -6,14 +6,14 @@ SUMMARY = "ask radiologists: real or synthetic?"
 HELP = """Show real and synthetic images to readers on a web page, keep their answers, and report on them.
 
 example:
-  vmddpm study create --real BraTS2018 --synthetic samples --n 100 --out study
+  vmddpm study create --real BraTS2018 --synthetic samples --images 100 --out study
   vmddpm study serve study
   vmddpm study report study"""
 
 CREATE = """Choose real and synthetic images and prepare both in one way.
 
 example:
-  vmddpm study create --real BraTS2018 --real-pattern '*_flair.nii.gz' --synthetic samples --n 100 --out study"""
+  vmddpm study create --real BraTS2018 --real-pattern '*_flair.nii.gz' --synthetic samples --images 100 --out study"""
 
 READERS = """Register readers, or give them new passwords. The passwords are shown once and stored as hashes.
 
@@ -113,7 +113,7 @@ def _create(options: Any) -> None:
     synthetic = replace(real, root=options.synthetic, pattern=pattern, split="all")
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})
     differences = create_study(real, synthetic, options.out, chosen, progress=True)
-    print(f"{options.out}: {chosen.n} real and {chosen.n} synthetic images; which is which is in key.json, "
+    print(f"{options.out}: {chosen.images} real and {chosen.images} synthetic images; which is which is in key.json, "
           "which the server does not need: move it away from the readers, and name it to `report --key`")  # fmt: skip
     if differences:
         print("warning: the classes can be told apart without looking at anatomy. Prepare both alike, or report it:")

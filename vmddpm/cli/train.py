@@ -8,6 +8,7 @@ from vmddpm.cli.presets import PRESETS
 COMMON = (
     "data.root", "data.pattern", "data.size", "data.channels", "data.limit", "model.base_channels", "training.steps",
     "training.minutes", "training.batch_size", "training.precision", "training.device", "training.seed",
+    "condition.labels", "condition.image",
 )  # fmt: skip
 SUMMARY = "train, or continue a run"
 HELP = """Train a VM-DDPM, or a system it is compared with, on a folder of images, or continue the run in a run folder.
@@ -16,6 +17,7 @@ example:
   vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
   vmddpm train --system unetgan --data.root slices --run runs/unetgan
+  vmddpm train --config demo --data.root lungs --condition.labels folder --run runs/lungs
   vmddpm train --config paper-acdc --print_config
   torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
@@ -34,34 +36,45 @@ def build(new_parser: Any) -> Any:
 
 def run(parser: Any, options: Any) -> None:
     from vmddpm.data import SliceDataset
+    from vmddpm.data.conditioned import ConditionReader
     from vmddpm.data.remarks import counted, summary
     from vmddpm.systems import cost
     from vmddpm.training import RunConfig, RunFolder, train
+    from vmddpm.training.conditions import with_conditions
     from vmddpm.training.memory import check_fits
-    from vmddpm.training.ranks import joined
+    from vmddpm.training.ranks import process_group
 
     parts = parser.instantiate(options)
     config = RunConfig(**{field.name: parts[field.name] for field in fields(RunConfig)})
     folder = RunFolder(parts.run)
-    with joined(config.training.device, scans=config.system == "vmddpm") as ranks:
-        if ranks.first:
+    config = with_conditions(config, config.model.classes or folder.classes())
+    with process_group(config.training.device, scans=config.system == "vmddpm") as ranks:
+        if ranks.is_main:
             folder.check(config)
             need = check_fits(config, ranks.device, ranks.count) if config.system in ("vmddpm", "unet") else None
             price = cost(config)
             memory = f", needs {need} of memory to train" if need else ""
             print(f"{config.system}: {price}{memory}")
             if ranks.device.type == "cpu":
-                _announce(config, price.flops, ranks.count, chosen=bool(options.config))
-        dataset = ranks.first_before_others(lambda: SliceDataset(config.data, progress=ranks.first))
-        if ranks.first:
+                _announce(config, price.flops, ranks.world_size, chosen=bool(options.config))
+        conditions = ConditionReader(config.condition, config.data) if config.condition.is_set else None
+        dataset = ranks.main_process_first(lambda: SliceDataset(config.data, progress=ranks.is_main))
+        images: Any = dataset
+        if conditions is not None:
+            classes = config.model.classes
+            images = ranks.main_process_first(lambda: conditions.read(dataset, classes, progress=ranks.is_main))
+            config = with_conditions(config, images.classes or classes)
+        if ranks.is_main:
             limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
             seen = counted(dataset.seen, "slice")
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
             if dataset.remarks:
                 print(f"each of these files will be in {folder.remarks_path}")
-        train(config, dataset, folder)
-        if ranks.first:
+            if config.model.classes:
+                print("classes:", ", ".join(f"{name} ({counted(n, 'image')})" for name, n in images.counts().items()))
+        train(config, images, folder)
+        if ranks.is_main:
             curve = folder.path / "loss.png"
             told = f"loss curve in {curve}" if curve.exists() else "no loss curve, as training.log_every is more steps"
             print(f"done: weights in {folder.weights('ema')}, {told}")

@@ -27,7 +27,7 @@ from vmddpm.errors import InputError
 from vmddpm.files import flush, remove_abandoned, write_text
 
 # Raised when the same files and options give other images or remarks.
-FORMAT = 4
+FORMAT = 5
 # A decoder that is installed later can read a file that had to be skipped before.
 DECODERS = (
     "nibabel",

@@ -1,4 +1,4 @@
-"""What may be wrong with a store: damage, a patient on both sides of the split, images that are there twice."""
+"""What may be wrong with a store: damage, a patient in both splits, images that are there twice."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ class Findings:
 
     Attributes:
         damaged: images that are not what was written, with the reason.
-        shared_patients: patients on both sides of the split.
-        look_alikes: files of nobody known that look like those of one patient by their names or folders, on both sides.
-        empty_sides: sides of the split without an image, though one was asked for.
+        shared_patients: patients in both splits.
+        look_alikes: files without a known patient, in both splits, whose names or folders look like one patient's.
+        empty_splits: splits without an image, though one was asked for.
         remarks: what was left out of the store.
         exact: images with the very same pixels, of two patients; images of one value alone are left out.
         near: images of two patients that are almost the same.
@@ -42,7 +42,7 @@ class Findings:
     damaged: list[str] = field(default_factory=list)
     shared_patients: list[str] = field(default_factory=list)
     look_alikes: list[str] = field(default_factory=list)
-    empty_sides: list[str] = field(default_factory=list)
+    empty_splits: list[str] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     exact: list[tuple[int, int]] = field(default_factory=list)
     near: list[tuple[int, int]] = field(default_factory=list)
@@ -57,10 +57,10 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     """
     images, slices, record = read_store(folder)
     found = Findings(remarks=remarks_of(record))
-    sides = defaultdict(set)
+    splits = defaultdict(set)
     for info in slices:
-        sides[info.patient].add(info.split)
-    found.shared_patients = sorted(patient for patient, both in sides.items() if len(both) > 1)
+        splits[info.patient].add(info.split)
+    found.shared_patients = sorted(patient for patient, both in splits.items() if len(both) > 1)
     unknown = {info.source: info.split for info in slices if info.patient == info.source}
     groups = look_alikes(unknown)
     if len(groups) > 1:  # a single group may be pictures of many patients with one number each
@@ -70,7 +70,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
         if others := [name for name in names if split[name] != split[names[0]]]:
             found.look_alikes.append(f"{names[0]} ... {others[0]}")
     if record.get("test_share"):
-        found.empty_sides = sorted({"train", "test"} - set(split.values()))
+        found.empty_splits = sorted({"train", "test"} - set(split.values()))
 
     hashes, contents, places = [], defaultdict(list), []
     with tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True) as bar:

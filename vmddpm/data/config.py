@@ -29,7 +29,7 @@ class DataConfig:
             Analyze (.nii, .hdr with .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, by the extra
             [itk]), DICOM (.dcm, .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG,
             TIFF, BMP, PGM, WebP, JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
-        split: which side of a store, "train", "test" or "all". Other folders have no sides: all is "train".
+        split: which split of a store, "train", "test" or "all". Other folders have no splits: all is "train".
         pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`. It chooses the
             modality, and keeps label maps out. Which modality is not said: "we use 6528 2D brain images under a single
             modality".

@@ -54,7 +54,7 @@ class SliceDataset(Dataset[Tensor]):
             self._take(config, open_store(config))
             return
         if config.split == "test":
-            raise DataError(f"{config.root}: has no test side; `vmddpm prepare` makes stores that have one")
+            raise DataError(f"{config.root}: has no test split; `vmddpm prepare` makes stores that have one")
         found = find(config)
         folder, key = cache.cache_folder(config), cache.cache_key(config, found.files)
         slices = cache.load(folder, key) or _build(config, found.files, folder, key, progress)
@@ -86,7 +86,7 @@ class SliceDataset(Dataset[Tensor]):
 
 
 def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDataset | None":
-    """Images that a run of `config` has not seen: those of another folder, or the test side of its own store; None if
+    """Images that a run of `config` has not seen: those of another folder, or the test split of its own store; None if
     it has none.
 
     Raises:
@@ -98,7 +98,7 @@ def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDatase
         return None
     try:
         return SliceDataset(replace(config, limit=None, split="test"))
-    except DataError:  # a store need not have a test side
+    except DataError:  # a store need not have a test split
         return None
 
 
@@ -120,11 +120,11 @@ def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) ->
     config = config or DataConfig()
     images: list[np.ndarray] = []
 
-    def cut(count: int) -> None:
+    def truncate(count: int) -> None:
         del images[count:]
 
     sources = ((f"volume {n}", _planes(volume, config)) for n, volume in enumerate(volumes))
-    slices, remarks, seen = _collect(sources, config, images.append, cut)
+    slices, remarks, seen = _collect(sources, config, images.append, truncate)
     if not slices:
         raise DataError(_nothing_left("the volumes in memory", config, remarks, seen))
     dataset = SliceDataset.__new__(SliceDataset)
@@ -146,7 +146,7 @@ def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progre
             tqdm(without_members(files, series), "decoding", disable=not progress) as bar,
         ):
             sources = ((str(path), read_file(path, config, ranges, series.get(path, ()))) for path in bar)
-            slices, remarks, seen = _collect(sources, config, writer.append, writer.cut)
+            slices, remarks, seen = _collect(sources, config, writer.append, writer.truncate)
             if not slices:
                 raise DataError(_nothing_left(config.root, config, remarks, seen))
             return writer.commit_entry(slices, remarks, seen)
@@ -160,13 +160,13 @@ def _collect(
     sources: Iterable[tuple[str, Iterator[Plane]]],
     config: DataConfig,
     append: Callable[[np.ndarray], None],
-    cut: Callable[[int], None],
+    truncate: Callable[[int], None],
 ) -> tuple[list[SliceInfo], list[Remark], int]:
     """Prepares the planes of each named source and appends those with enough foreground.
 
     Args:
         append: takes an encoded image.
-        cut: drops all but the first so many images: a source that fails half-way is taken back as a whole.
+        truncate: keeps the first so many images, so that nothing stays of a source that fails half-way.
 
     Returns:
         (slices, remarks, seen) as in `SliceSet`.
@@ -179,14 +179,16 @@ def _collect(
         try:
             for plane, image in tally.kept(planes):
                 append(cache.encode(image))
-                slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame))
+                height, width = plane.pixels.shape[:2]
+                slices.append(SliceInfo(name, plane.axis, plane.index, plane.frame, height, width,
+                                        plane.spacing[0] / plane.spacing[1]))  # fmt: skip
                 if len(slices) == config.limit:
                     return slices, remarks + tally.remarks(), seen + tally.seen
         except DataError as error:
             excluded = isinstance(error, Excluded)
             if config.on_error == "fail" and not excluded:
                 raise DataError(f"{name}: {error}. Repair or remove it, or set on_error to skip") from error
-            cut(kept_before)
+            truncate(kept_before)
             del slices[kept_before:]
             remarks.append(Remark(name, "class" if excluded else "error", str(error)))
         else:

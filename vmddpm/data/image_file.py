@@ -52,7 +52,7 @@ class ImageWriter:
         self._file.write(image.tobytes())
         self.count += 1
 
-    def cut(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Keeps the first so many images."""
         self._file.seek(self._start + count * 2 * int(np.prod(self._shape)))
         self._file.truncate()

@@ -24,14 +24,14 @@ class Source:
         patient: whose it is; None if a DICOM file is to be asked.
         path: the file; of an archive, the archive.
         content: the bytes of a file out of an archive, None of any other.
-        side: "train" or "test" where the data set's owners say so.
+        split: "train" or "test" where the data set's owners say so.
     """
 
     name: str
     patient: str | None
     path: Path
     content: bytes | None = None
-    side: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> L
     Data_Entry_2017.csv is there, its column "Patient ID" decides.
 
     Args:
-        official_split: the sides of the split are those of the owners' train_val_list.txt and test_list.txt.
+        official_split: take the split of the owners' train_val_list.txt and test_list.txt.
     """
     patients = _patients_of_table(root)
-    sides = _official_sides(root) if official_split else None
+    splits = _official_splits(root) if official_split else None
     images = {path.name: path for path in root.rglob("*.png") if re.fullmatch(r"\d{8}_\d{3}\.png", path.name)}
     archives = sorted(root.rglob("images_*.tar.gz"))
     if images:
-        sources = [replace(_source(root, images[name], _xray_patient(name, patients)), side=_side(name, sides))
+        sources = [replace(_source(root, images[name], _xray_patient(name, patients)), split=_split(name, splits))
                    for name in sorted(images)]  # fmt: skip
         reason = "archives beside PNG files, which alone are read; if not all are unpacked, unpack the others"
         names = [path.relative_to(root).as_posix() for path in archives]
@@ -151,12 +151,12 @@ def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> L
         return Layout(sources, len(sources), 34_999, left_out)
     if not archives:
         raise DataError(f"{root}: holds neither images_001.tar.gz and so on, nor 00000001_000.png and so on")
-    return Layout(_members(root, archives, patients, sides, config), None, 34_999)
+    return Layout(_members(root, archives, patients, splits, config), None, 34_999)
 
 
-def _official_sides(root: Path) -> dict[str, str]:
-    sides: dict[str, str] = {}
-    for name, side in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
+def _official_splits(root: Path) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
         found = sorted(root.rglob(name))
         if not found:
             raise DataError(f"{root}: holds no {name}, which the official split needs; download it beside the images")
@@ -164,22 +164,22 @@ def _official_sides(root: Path) -> dict[str, str]:
             names = _text(found[0]).split()
         except ValueError as error:
             raise DataError(f"{found[0]}: cannot be read ({error}); download it again") from error
-        if both := sides.keys() & set(names):
+        if both := splits.keys() & set(names):
             raise DataError(f"{found[0]}: {min(both)} is in train_val_list.txt too; download both again")
-        sides.update(dict.fromkeys(names, side))
-    return sides
+        splits.update(dict.fromkeys(names, split))
+    return splits
 
 
-def _side(name: str, sides: dict[str, str] | None) -> str | None:
-    if sides is None:
+def _split(name: str, splits: dict[str, str] | None) -> str | None:
+    if splits is None:
         return None
-    if name not in sides:
+    if name not in splits:
         raise DataError(f"{name} is in neither train_val_list.txt nor test_list.txt; download both again")
-    return sides[name]
+    return splits[name]
 
 
 def _members(
-    root: Path, archives: list[Path], patients: dict[str, str], sides: dict[str, str] | None, config: DataConfig
+    root: Path, archives: list[Path], patients: dict[str, str], splits: dict[str, str] | None, config: DataConfig
 ) -> Iterator[Source]:
     for archive in archives:
         try:
@@ -190,7 +190,8 @@ def _members(
                     name = member.name.rsplit("/")[-1]
                     if member.isfile() and name.endswith(".png") and (content := stream.extractfile(member)):
                         place = f"{archive.relative_to(root).as_posix()}/{member.name}"
-                        yield Source(place, _xray_patient(name, patients), archive, content.read(), _side(name, sides))
+                        patient = _xray_patient(name, patients)
+                        yield Source(place, patient, archive, content.read(), _split(name, splits))
         except DataError as error:
             raise DataError(f"{archive}: {error}") from error
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

@@ -16,7 +16,7 @@ from vmddpm.data.readers import kind_of
 HASHED = "dicom-"  # before the hash of what a DICOM file says
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)_")
 SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
-# Folders named by a side of a split, a modality, a session or a kind of file: what lies in them is of many patients.
+# Folders named by a split, a modality, a session or a kind of file: what lies in them is of many patients.
 GENERAL = re.compile(
     r"(train|test|val|valid|eval|hold_?out|ses|session|visit|scan|study|series|day|week|month|year|time|baseline|"
     r"follow_?up|mri?|ct|cta|pet|us|xa|cr|dx|mg|nm|t1|t1w|t1ce|t1c|t1n|t1gd|t2|t2w|t2f|t2star|flair|pd|pdw|dwi|adc|swi|"
@@ -82,7 +82,7 @@ def _identities(path: Path, config: DataConfig) -> tuple[str | None, str | None]
         return None, None
 
 
-def joined(patients: Mapping[str, str], of_studies: Mapping[str, str]) -> dict[str, str]:
+def merge_patients(patients: Mapping[str, str], of_studies: Mapping[str, str]) -> dict[str, str]:
     """The patients of files by name, where other files say more: a study without a Patient ID is its patient's by
     another series of it, and what is no DICOM file is the patient's whose DICOM files alone lie in the same first
     folder.

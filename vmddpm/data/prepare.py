@@ -27,7 +27,7 @@ from vmddpm.data.dicom import Ranges
 from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
-from vmddpm.data.patients import joined, look_alikes, mixed_patients, patient_of, same_subjects
+from vmddpm.data.patients import look_alikes, merge_patients, mixed_patients, patient_of, same_subjects
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges, volume_series
@@ -61,7 +61,7 @@ def prepare_store(
         layout: the files.
         config: how they are read; the store depends on it, on the files and on `test_share`, not on `processes`.
         made_from: recorded: the data set's name and its own options.
-        test_share: share of the patients, about, on the test side.
+        test_share: about this share of the patients goes to the test split.
 
     Raises:
         DataError: if `out` holds anything but what an interrupted call left, or cannot be written, a file cannot be
@@ -109,7 +109,7 @@ def prepare_store(
                 if len(slices) == config.limit:
                     break
                 bar.set_postfix(images=len(slices), refresh=False)
-            patients = joined({info.source: info.patient for info in slices}, of_studies)
+            patients = merge_patients({info.source: info.patient for info in slices}, of_studies)
             slices = [replace(info, patient=(patient := patients[info.source]),
                               split=info.split or side_of(patient, test_share)) for info in slices]  # fmt: skip
             _warn_of_look_alikes(slices)
@@ -125,16 +125,16 @@ def prepare_store(
             write_records(out, slices, made, store_json)
     except OSError as error:
         raise DataError(f"{out}: the store cannot be written ({error.strerror or error}); make room there") from error
-    sides = {side: [info for info in slices if info.split == side] for side in ("train", "test")}
+    splits = {split: [info for info in slices if info.split == split] for split in ("train", "test")}
     if test_share:
-        for side in (side for side, infos in sides.items() if not infos):
+        for split in (split for split, infos in splits.items() if not infos):
             warnings.warn(
-                f"the {side} side of the split is empty: {len({info.patient for info in slices})} patients are too few "
+                f"the {split} split is empty: {len({info.patient for info in slices})} patients are too few "
                 f"for test_share {test_share:g}; change it, or find more patients in the paths by --patient",
                 stacklevel=2,
             )
-    counts = {side: (len(infos), len({info.patient for info in infos})) for side, infos in sides.items()}
-    return {**made, "remarks": remarks, "images": len(slices), "sides": counts, "seconds": time.perf_counter() - began}
+    counts = {split: (len(infos), len({info.patient for info in infos})) for split, infos in splits.items()}
+    return {**made, "remarks": remarks, "images": len(slices), "splits": counts, "seconds": time.perf_counter() - began}
 
 
 def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
@@ -143,7 +143,7 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
         count = sum(len(group) for group in groups)
         warnings.warn(
             f"{count} files in the folder itself are each taken for a patient of their own, but names such as "
-            f"{groups[0][0]} and {groups[0][1]} look like one patient's: two sides of a split may share that patient; "
+            f"{groups[0][0]} and {groups[0][1]} look like one patient's: that patient may be in both splits; "
             "--patient finds the patient in the path",
             stacklevel=3,
         )
@@ -159,7 +159,7 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
         count = sum(len(group) for group in groups)
         warnings.warn(
             f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but are taken for several "
-            "patients': two sides of a split may share that patient; --patient finds the patient in the path",
+            "patients': that patient may be in both splits; --patient finds the patient in the path",
             stacklevel=3,
         )
 
@@ -182,7 +182,7 @@ def prepared(
         patient, study = (source.patient, None) if source.patient else patient_of(source.path, source.name, config)
         for plane, image in tally.kept(planes):
             images.append(encode(image))
-            slices.append(StoredSlice(source=source.name, patient=patient, split=source.side or "",
+            slices.append(StoredSlice(source=source.name, patient=patient, split=source.split or "",
                                       axis=plane.axis, index=plane.index, frame=plane.frame,
                                       black=float(plane.black), white=float(plane.white),
                                       crc32=zlib.crc32(images[-1].tobytes()), source_sha256=digest))  # fmt: skip

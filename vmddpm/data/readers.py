@@ -95,6 +95,12 @@ def is_volume(path: Path) -> bool:
     return KINDS.get(Path(_bare(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
 
 
+def stem_of(path: str) -> str:
+    """A path without the suffixes of an image file: "a/b.nii.gz" -> "a/b"; of any other name, all of it."""
+    bare = path[: len(_bare(path))]
+    return bare[: -len(Path(bare).suffix)] if Path(bare).suffix.lower() in KINDS else path
+
+
 def _bare(name: str) -> str:
     return re.sub(r"\.gz$", "", name.lower())
 

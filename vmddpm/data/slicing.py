@@ -1,7 +1,7 @@
 """From a volume to its slices, the way up they are shown in papers."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import nibabel as nib
@@ -25,12 +25,17 @@ class SliceInfo:
             for a crop of a volume.
         index: place along the axis, counted from left, posterior or inferior; 0 for "stored"; of crops their number.
         frame: frame of a 4-D volume, multi-frame DICOM file or multi-page TIFF.
+        height, width: in the file, in pixels; 0 if that is not known, as in a store.
+        aspect: millimetres from row to row over those from column to column.
     """
 
     path: str
     axis: str
     index: int
     frame: int
+    height: int = field(default=0, compare=False)
+    width: int = field(default=0, compare=False)
+    aspect: float = field(default=1.0, compare=False)
 
 
 @dataclass(frozen=True)

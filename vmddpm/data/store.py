@@ -1,7 +1,7 @@
 """A store: a data set prepared once, in one folder.
 
     images.npy        uint16 (N, C, S, S), volumes (N, C, D, S, S), 0 for -1 and 65535 for 1
-    manifest.jsonl    a line an image: the file it comes from, patient, side of the split, slice, window, checksums
+    manifest.jsonl    a line an image: the file it comes from, patient, split, slice, window, checksums
     store.json        how it was made, what was left out and why, counts, the SHA-256 of the manifest; written last
 
 `images.npy` can be opened by anyone: `np.load("images.npy", mmap_mode="r")`.
@@ -25,7 +25,7 @@ from vmddpm.data.image_file import ImageFile
 from vmddpm.data.remarks import Remark
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
-from vmddpm.files import is_temporary, remove_leftovers, sha256, write_text, written_whole
+from vmddpm.files import atomic_write, is_temporary, remove_leftovers, sha256, write_text
 
 FORMAT = 2
 
@@ -57,7 +57,7 @@ class StoredSlice:
 
 
 def side_of(patient: str, test_share: float) -> str:
-    """A patient's side of the split follows from the name alone: it stays when other patients come or go."""
+    """A patient's split follows from the name alone: it stays when other patients come or go."""
     place = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     return "test" if place < test_share else "train"
 
@@ -77,7 +77,7 @@ def new_store(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         _clear(folder)
-    with written_whole(folder / "store.json") as temporary:
+    with atomic_write(folder / "store.json") as temporary:
         temporary.touch()
         yield temporary
 
@@ -168,10 +168,10 @@ class Chosen:
 
 
 def open_store(config: DataConfig) -> SliceSet:
-    """The side of the store `config.root` that `config` asks for.
+    """The split of the store `config.root` that `config` asks for.
 
     Raises:
-        DataError: if it is damaged, its images have another size or number of channels, or that side is empty.
+        DataError: if it is damaged, its images have another size or number of channels, or that split is empty.
     """
     folder = Path(os.path.expanduser(config.root))
     images, slices, record = read_store(folder)
@@ -191,7 +191,7 @@ def open_store(config: DataConfig) -> SliceSet:
         raise DataError(f"{folder}: its volumes have spacing {had}, {config.spacing} is asked for; set spacing to that")
     places = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
     if not places:
-        raise DataError(f"{folder}: there is no image on its {config.split} side")
+        raise DataError(f"{folder}: there is no image in its {config.split} split")
     chosen = [slices[i] for i in places]
     infos = [SliceInfo(info.source, info.axis, info.index, info.frame) for info in chosen]
     return SliceSet(Chosen(images, places), infos, remarks_of(record), record["seen"])

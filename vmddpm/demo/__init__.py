@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from vmddpm.data.mni152 import mni152_template
 from vmddpm.demo.bar import BudgetBar
 from vmddpm.demo.picture import save_comparison
 from vmddpm.demo.plan import (
+    BLOCK,
     FINISHING,
+    MOST_STEPS,
     SLICES,
     VOLUMES,
     Budget,
@@ -34,15 +36,18 @@ from vmddpm.demo.speed import measure_speed
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
-from vmddpm.evaluation import projected_frechet_distance
-from vmddpm.files import write_text, written_whole
+from vmddpm.evaluation import Merit, figures_of_merit
+from vmddpm.evaluation.images import Images
+from vmddpm.files import atomic_write, write_text
 from vmddpm.model import ModelConfig
 from vmddpm.nifti import nifti_bytes
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.checkpoints import Checkpoints
 from vmddpm.training.pictures import to_uint8
 
-__all__ = ["PRESETS", "demo", "demo_config", "mni152_crops", "mni152_slices"]
+__all__ = [
+    "PRESETS", "demo", "demo_config", "draw_images", "halves", "mni152_crops", "mni152_slices", "progress", "titles",
+]  # fmt: skip
 
 PRESETS = {"demo": 64, "demo-3d": 12}  # the most images in the picture
 
@@ -94,8 +99,8 @@ def demo(
         clock: the time in seconds.
 
     Returns:
-        What `out`/demo.json holds too: steps, images, and the figure of merit of the synthetic slices and, for scale,
-        of as many real ones, each against other real ones.
+        What `out`/demo.json holds too: steps, images, and the figures of merit of the synthetic slices and, for scale,
+        of as many real ones, both against the other real ones.
 
     Raises:
         RunError: if `out` holds anything but a demo run.
@@ -116,7 +121,7 @@ def demo(
     logger.info("%d %s of the MNI152 template at %s; timing a step ...", len(dataset), kind, sides)
     make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
     speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
-    taken, seconds = _progress(folder)
+    taken, seconds = progress(folder)
     plan = make_plan(budget, speed, images, taken, sights)
     logger.info("%s", plan)
 
@@ -140,7 +145,7 @@ def demo(
     return result
 
 
-def _progress(folder: RunFolder) -> tuple[int, float]:
+def progress(folder: RunFolder) -> tuple[int, float]:
     """Steps of the run that is there, and the seconds they took."""
     state = Checkpoints(folder.path / "checkpoints").newest()
     return (state["step"], state["seconds"]) if state else (0, 0.0)
@@ -180,32 +185,52 @@ def _write(
     folder: RunFolder, data: DataConfig, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int,
     sights: Sights,
 ) -> dict[str, Any]:  # fmt: skip
-    count = len(synthetic)
-    slices = torch.stack([dataset[i] for i in range(len(dataset))])
-    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
-    real, others = slices[order[:count]], slices[order[count:]]
+    real, others = halves(dataset, len(synthetic))
     result = {
-        "steps": step, "images": count, "sampler_steps": drawing.steps,
-        "figure_of_merit": "Fréchet distance in a fixed random projection (not FID)",
-        "synthetic": projected_frechet_distance(_as_slices(slices), _as_slices(synthetic)),
-        "real": projected_frechet_distance(_as_slices(others), _as_slices(real)),
+        "steps": step, "images": len(synthetic), "sampler_steps": drawing.steps,
+        "figures_of_merit": "spectrum in dB, texture and structure as Fréchet distances (not FID); less is better",
+        "synthetic": asdict(figures_of_merit(_as_slices(synthetic), _as_slices(others))),
+        "real": asdict(figures_of_merit(_as_slices(real), _as_slices(others))),
     }  # fmt: skip
-    write_text(folder.path / "demo.json", json.dumps(result, indent=2) + "\n")
+    write_text(folder.path / "demo.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if data.spatial_dims == 3:
         for number, volume in enumerate(to_uint8(synthetic)):
-            with written_whole(folder.path / "volumes" / f"{number:06d}.nii.gz") as temporary:
+            with atomic_write(folder.path / "volumes" / f"{number:06d}.nii.gz") as temporary:
                 temporary.write_bytes(nifti_bytes(volume[..., 0], data.voxel_sizes))
-    short = "" if step >= sights.brains else f"; brains take about {sights.brains}"
-    save_comparison(
-        real, synthetic, folder.path / "demo.png",
-        titles=("real (MNI152)", f"synthetic (VM-DDPM after {step} steps{short})"),
-    )  # fmt: skip
+    save_comparison(real, synthetic, folder.path / "demo.png", titles(step, sights))
     return result
 
 
+def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
+    """`count` real slices, and all others, which these and the synthetic ones are compared with."""
+    slices = torch.stack([dataset[i] for i in range(len(dataset))])
+    order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
+    return slices[order[:count]], slices[order[count:]]
+
+
+def titles(step: int, sights: Sights = SLICES) -> tuple[str, str]:
+    """Over the real and the synthetic images, after so many steps."""
+    short = "" if step >= sights.brains else f"; brains take about {sights.brains}"
+    return "real (MNI152)", f"synthetic (VM-DDPM after {step:,} steps{short})"
+
+
+def draw_images(model: nn.Module, config: RunConfig, count: int) -> Tensor:
+    """Images 0 to count - 1 of the run's seed, (count, *config.data.shape) in [-1, 1] on the CPU, as the demo draws
+    them where there is time for the most steps."""
+    blocks = -(-count // BLOCK)
+    return sample(
+        model, range(count), config.data.shape, config=config.diffusion, sampler="ddim",
+        steps=MOST_STEPS, seed=config.training.seed, batch_size=-(-count // blocks),
+    ).cpu()  # fmt: skip
+
+
 def _as_slices(images: Tensor) -> Tensor:
-    """(n, C, H, W) as they are, and volumes (n, C, D, H, W) as their axial slices (n * D, C, H, W)."""
-    return images.transpose(1, 2).flatten(0, 1) if images.dim() == 5 else images
+    """(n, C, H, W) as they are, and volumes (n, C, D, H, W) as their axial slices, without those of one value."""
+    if images.dim() == 4:
+        return images
+    slices = images.transpose(1, 2).flatten(0, 1)
+    values = slices.flatten(1)
+    return slices[values.amax(1) > values.amin(1)]
 
 
 def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: Sights) -> str:
@@ -215,4 +240,6 @@ def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: 
         more = f"brains take about {sights.brains} steps: the same command again goes on from step {step}"
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
-    return f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    synthetic, real = (Merit(**result[name]) for name in ("synthetic", "real"))
+    return f"{told}\ndistance from other real slices: {synthetic}; as many real slices have {real}"

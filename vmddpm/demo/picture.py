@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vmddpm.files import written_whole
+from vmddpm.files import atomic_write
 from vmddpm.training.pictures import grid
 
 
@@ -16,5 +16,5 @@ def save_comparison(real: Tensor, synthetic: Tensor, path: Path, titles: tuple[s
         axes.imshow(grid(images).squeeze(2), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title)
         axes.set_axis_off()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -1,6 +1,6 @@
 """The training objective (paper Eq. 1 and 4), with every random number handed in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,15 +59,17 @@ def diffusion_loss(
     noise: Tensor,
     order_key: tuple[int | Tensor, int | Tensor] | None,
     config: DiffusionConfig,
+    condition: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The mean squared error of the prediction, weighted by `config.min_snr_gamma`: a float32 scalar.
 
     Args:
-        model: called as model(x_t, t, order_key=order_key).
+        model: called as model(x_t, t, order_key=order_key, **condition).
         x0, t, noise: as in `q_sample`; drawn by the caller, so that they can depend on the step alone.
         order_key: (seed, step) of Sequence Regeneration, None for a fresh one.
+        condition: what the model is told of x0, by the names of its arguments, such as {"labels": (B, K)}.
     """
-    prediction = model(q_sample(x0, t, noise, config), t, order_key=order_key)
+    prediction = model(q_sample(x0, t, noise, config), t, order_key=order_key, **(condition or {}))
     target = prediction_target(x0, t, noise, config)
     if config.min_snr_gamma is None:
         return F.mse_loss(prediction.float(), target.float())

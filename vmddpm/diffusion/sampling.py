@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmddpm.diffusion.config import DiffusionConfig
+from vmddpm.diffusion.guidance import Condition, Conditions, check_guidance, guided
 from vmddpm.errors import InputError
 from vmddpm.numbers import check_seed, shown
 from vmddpm.seeding import mix_seed
@@ -86,7 +87,7 @@ def check_batch(name: str, size: int) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, every submodule's former mode after."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -95,6 +96,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def conditions_on(conditions: Conditions | None, members: Sequence[int], device: torch.device) -> Condition | None:
+    """The condition of a block's images on the device. Raises InputError unless it has a row for each."""
+    if conditions is None:
+        return None
+    found = {name: values.to(device) for name, values in conditions(members).items()}
+    for name, values in found.items():
+        if len(values) != len(members):
+            raise InputError(f"conditions has {len(values)} rows of {name} for {len(members)} images; give one each")
+    return found
 
 
 @torch.no_grad()
@@ -111,6 +123,8 @@ def sample(
     batch_size: int = 16,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], object] | None = None,
+    conditions: Conditions | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     """Synthetic images by number: image i of a seed is always the same image.
 
@@ -132,13 +146,18 @@ def sample(
         eta: DDIM's share of fresh noise, 0 (none) to 1 (as much as DDPM).
         batch_size: images per block.
         device: where to sample; where the model's parameters are if None.
-        progress: called as progress(done, total) after each evaluation of the model.
+        progress: called as progress(done, total) after each step.
+        conditions: what the images are to be, called with the numbers of a block's images; it returns tensors (B, ...)
+            by the names of the model's arguments, such as {"labels": ...}. None leaves the model without a condition.
+        guidance: how strongly the condition counts, see `guidance.guided`: 0 leaves it out, bit for bit, 1 is the model
+            with it, more exaggerates it and takes two passes of the model a step.
 
     Returns:
         float32 (len(indices), *image_shape) in [-1, 1], on `device`.
 
     Raises:
-        InputError: on an unknown sampler, unusable steps, seed, eta, batch_size or indices, naming the way out.
+        InputError: on an unknown sampler, unusable steps, seed, eta, batch_size, indices or guidance, naming the way
+            out.
     """
     steps = config.timesteps if steps is None else steps
     make_scheduler(config, sampler, steps)  # refuses what cannot be done
@@ -146,6 +165,7 @@ def sample(
         raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
     check_batch("batch_size", batch_size)
     check_seed("seed", seed)
+    check_guidance(guidance)
     if any(index < 0 for index in indices):
         raise InputError(f"indices holds {min(indices)}; images are numbered from 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
@@ -154,15 +174,16 @@ def sample(
     blocks = sorted({index // batch_size for index in indices})
     total, numbers = len(blocks) * steps, torch.arange(steps, device=device)
     images: dict[int, Tensor] = {}
-    with _evaluating(model):
+    with evaluating(model):
         for block_number, block in enumerate(blocks):
             scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before
             members = range(block * batch_size, (block + 1) * batch_size)
             generators = [image_generator(seed, index) for index in members]
             x = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)
+            predict = guided(model, conditions_on(conditions, members, device), guidance)
             for number, t in enumerate(scheduler.timesteps.tolist()):
                 batch_t = torch.full((batch_size,), t, device=device)
-                predicted = model(x, batch_t, order_key=(seed, numbers[number])).float()
+                predicted = predict(x, batch_t, order_key=(seed, numbers[number])).float()
                 x = scheduler.step(predicted, t, x, generator=generators, **options).prev_sample
                 if progress is not None:
                     progress(block_number * steps + number + 1, total)

@@ -1,4 +1,4 @@
-"""Everything a reviewer asks of a set of samples, in one result file that says how each figure was made."""
+"""The evaluation of a set of samples: one result file with all metrics and how each was computed."""
 
 import json
 import platform
@@ -30,7 +30,7 @@ from vmddpm.evaluation.radiomics import (
     radiomic_distance,
     radiomic_features,
 )
-from vmddpm.files import flush, written_whole
+from vmddpm.files import atomic_write, flush
 from vmddpm.numbers import check_numbers, check_seed
 
 NOISE_IMAGES = 64
@@ -46,16 +46,17 @@ class MetricsConfig:
     """
 
     kid_subsets: int = 100
-    """Subsets that the KID and its deviation are taken over."""
+    """Number of subsets for the KID and its standard deviation."""
 
     kid_subset_size: int = 1000
-    """Images of a subset, at most half of the smaller set."""
+    """Images in a subset, at most half of the smaller set."""
 
     neighbours: int = 3
     """k of precision and recall; 3 in Kynkäänniemi et al. (2019)."""
 
     copy_threshold: float = COPY
-    """A sample is a copy if it is nearer to a training image than this share of that one's distance to a real image."""
+    """A sample is a copy if its distance to a training image is below this share of that image's distance to a real
+    one."""
 
     radiomics: int = 0
     """Images of each side, spread evenly over it, whose Fréchet Radiomic Distance is computed too; 0 leaves it out. It
@@ -84,7 +85,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RealImages:
-    """The real side of a comparison, described once for any number of systems."""
+    """The real images of a comparison, described once for any number of systems."""
 
     training: Images
     features: ImageFeatures
@@ -96,11 +97,11 @@ class RealImages:
 def check_images(
     images: Images, name: str, shape: tuple[int, ...], config: MetricsConfig, least: int | None = None
 ) -> None:
-    """What can be refused before the first feature is computed.
+    """Check what can be checked before any feature is computed.
 
     Args:
-        images: of one side of a comparison.
-        name: of them, for the message.
+        images: the images of one side of a comparison.
+        name: their name in error messages.
         shape: (C, H, W) of the training images.
         least: how many there must be, by default as many as the metrics need.
 
@@ -127,7 +128,7 @@ def describe_real(
     training: Images, extractor: Extractor, config: MetricsConfig, held_out: Images | None = None, *,
     progress: bool = True,
 ) -> RealImages:  # fmt: skip
-    """Features of the training images, which the samples are compared with, and of held-out ones if there are any.
+    """Compute features of the training images, and of held-out images if there are any.
 
     Raises:
         InputError: if the images do not do: too few or of different shapes, or packages are missing, before anything
@@ -205,7 +206,7 @@ def evaluate(
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
-    with written_whole(out / "evaluation.json") as record, written_whole(out / "closest.png") as picture:
+    with atomic_write(out / "evaluation.json") as record, atomic_write(out / "closest.png") as picture:
         draw_closest(memorisation, samples, real.training, picture)
         record.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(record)
@@ -237,7 +238,7 @@ def _radiomics(images: Images, config: MetricsConfig, name: str, progress: bool)
 
 
 def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
-    """Images that show nothing: what a network that has learned nothing draws."""
+    """Images of noise, as an untrained network draws them."""
     generator = torch.Generator().manual_seed(config.seed)
     return torch.randn(NOISE_IMAGES, *shape, generator=generator).clamp(-1, 1)
 
@@ -284,7 +285,7 @@ def _versions() -> dict[str, str]:
 
 
 def _meaning_of(result: dict[str, Any]) -> str:
-    """What to think of a precision that noise reaches as well."""
+    """A warning if noise reaches the same precision."""
     noise = result["precision_of_noise"]
     if noise < max(0.05, result["precision"] / 2):
         return ""

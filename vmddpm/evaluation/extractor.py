@@ -1,4 +1,4 @@
-"""The network whose features are compared: a file of the user's, or fixed random convolutions; never a download."""
+"""The feature extractor: a file of the user, or fixed random convolutions. Nothing is downloaded."""
 
 import hashlib
 import importlib
@@ -26,12 +26,12 @@ _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
 
 class ExtractorError(VmddpmError, ValueError):
-    """An extractor that cannot be used; the message says what to do."""
+    """An extractor is unusable; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """Which network gives the features, and how images are put to it.
+    """The feature extractor and its preprocessing.
 
     Raises:
         InputError: naming the field, its value and what it must be.
@@ -55,7 +55,7 @@ class ExtractorConfig:
     """Side of the images that the network sees."""
 
     value_range: Literal["0..255", "-1..1", "0..1", "imagenet"] = "0..255"
-    """What black and white are to the network; "imagenet" is 0..1, less ImageNet's mean, over its deviation."""
+    """Value range of the input; "imagenet" is 0..1, normalised by ImageNet's mean and standard deviation."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "extractor.", {"size": 8192})
@@ -134,7 +134,9 @@ def _in_range(pixels: Tensor, value_range: str) -> Tensor:
 
 
 def load_extractor(config: ExtractorConfig, axes: int = 2) -> Extractor:
-    """Args:
+    """Load the extractor.
+
+    Args:
         axes: 2 for images, 3 for volumes.
 
     Raises:

@@ -13,7 +13,7 @@ CHUNK = 4096  # rows of features that are float64 at a time
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a set of features is summed up by."""
+    """A Gaussian fitted to a set of features."""
 
     mean: Tensor  # float64 (d,)
     covariance: Tensor  # float64 (d, d), unbiased
@@ -81,7 +81,7 @@ def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
 
 
 def _draw_fit(scales: np.ndarray, count: int, random: np.random.Generator) -> Gaussian:
-    """The fit to `count` draws of N(0, diag(scales^2))."""
+    """The Gaussian fitted to `count` random draws of N(0, diag(scales^2))."""
     dimensions = len(scales)
     mean = random.standard_normal(dimensions) * scales / count**0.5
     if count <= dimensions:

@@ -1,4 +1,4 @@
-"""Sets of images as the metrics see them: 8-bit, with the features of each, and small versions for comparing pixels."""
+"""Sets of 8-bit images for the metrics: their features, and small versions for comparing pixels."""
 
 import tempfile
 import time
@@ -34,7 +34,7 @@ class SampleFolder:
 
     Args:
         path: the folder.
-        limit: the first so many only.
+        limit: use only this many first images.
 
     Raises:
         InputError: if there is no such image, or not as many; on access, if an image is damaged or unlike the others.
@@ -59,7 +59,7 @@ class SampleFolder:
         return len(self.places)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """Looks at the header of every file: it takes a moment, where the features of all images take long.
+        """Check the headers of all files, which is fast, before features are computed, which is slow.
 
         Raises:
             InputError: naming the first file whose images are not 8-bit of this shape (C, H, W).
@@ -90,7 +90,7 @@ class SampleFolder:
 
 
 def _picture(path: Path) -> np.ndarray:
-    """A PNG file, uint8 (H, W, C), or a NIfTI file, (D, H, W, C), if it is what `vmddpm sample` writes."""
+    """Read a PNG file of `vmddpm sample`, uint8 (H, W, C), or a NIfTI file, (D, H, W, C)."""
     if path.suffix == ".gz":
         return np.array(read_nifti_voxels(path)[..., None])
     try:
@@ -101,7 +101,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[str, tuple[int, ...]]:
-    """The dtype and the shape (C, H, W) that a PNG file's header tells."""
+    """The dtype and the shape (C, H, W) from the header of a PNG file."""
     try:
         with Image.open(path) as image:
             kind = "uint8" if image.mode in ("L", "RGB") else f"{image.mode} mode"
@@ -111,7 +111,7 @@ def _header(path: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def _block(path: Path) -> np.ndarray:
-    """A mapped block of images, uint8 (n, H, W, C) or (n, D, H, W, C) if it is what `vmddpm sample` writes."""
+    """A memory-mapped block of images of `vmddpm sample`, uint8 (n, H, W, C) or (n, D, H, W, C)."""
     try:
         block = np.load(path, mmap_mode="r")
     except Exception as error:  # numpy raises classes of its parser, too, on damaged headers
@@ -120,7 +120,7 @@ def _block(path: Path) -> np.ndarray:
 
 
 class ImageFeatures(NamedTuple):
-    """What is known of a set of n images; tensors lie in mapped files, not in memory."""
+    """The features of a set of n images; the tensors are memory-mapped files."""
 
     features: Tensor  # float32 (n, d)
     mirrored: Tensor | None  # float32 (n, d), of the images mirrored left to right
@@ -129,7 +129,7 @@ class ImageFeatures(NamedTuple):
 
 
 def quantised(image: Tensor) -> Tensor:
-    """float (C, H, W) in [-1, 1] -> uint8, to the nearest of 256 levels, as a PNG file holds it."""
+    """float (C, H, W) in [-1, 1] -> uint8, rounded to the nearest level."""
     return ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
@@ -155,12 +155,12 @@ def describe_images(
     batch_size: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> ImageFeatures:
-    """Features of every image, a batch at a time: memory does not grow with the number of images.
+    """Compute the features of all images by batches; memory does not grow with the number of images.
 
     Args:
         images: see `Images`.
-        extractor: as `load_extractor` makes it.
-        mirror: also the features of the mirrored images.
+        extractor: an extractor from `load_extractor`.
+        mirror: also compute the features of the mirrored images.
         batch_size: images at a time.
         progress: called with the number of images done.
     """
@@ -183,7 +183,7 @@ def describe_images(
 
 
 def _mapped(rows: int, columns: int) -> Tensor:
-    """float32 (rows, columns) in a temporary file that is gone with the tensor."""
+    """A float32 tensor (rows, columns) in a temporary file, which is removed with the tensor."""
     with tempfile.NamedTemporaryFile(prefix="vmddpm-features-") as file:
         file.truncate(4 * rows * columns)
         return torch.from_file(file.name, shared=True, size=rows * columns).view(rows, columns)

@@ -1,4 +1,5 @@
-"""The kernel inception distance (Bińkowski et al., 2018): unbiased at any number of images, and with an error."""
+"""The kernel inception distance (Bińkowski et al., 2018): unbiased for any number of images, with a standard
+deviation."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Does the model copy? The nearest training image of every sample, beside how near real images lie to each other.
+"""Detects copies: compares the distance of each sample to its nearest training image with distances of real images.
 
 A model that gives its training set back has a FID of 0, so no table is complete without this.
 """
@@ -21,7 +21,7 @@ _AROUND = 5  # real images looked at around each training image, each way round
 
 @dataclass(frozen=True)
 class NearestTraining:
-    """The nearest training image of each image, of the two ways round the nearer one."""
+    """The nearest training image of each image or of its mirror image."""
 
     distance: Tensor  # float64 (n,)
     index: Tensor  # int64 (n,)
@@ -41,7 +41,7 @@ class Memorisation(NamedTuple):
 def find_copies(
     synthetic: ImageFeatures, training: ImageFeatures, held_out: ImageFeatures | None = None
 ) -> Memorisation:
-    """Compares every sample, and its mirror image, with every training image.
+    """Compare each sample and its mirror image with all training images.
 
     Args:
         synthetic: with mirrored features.
@@ -81,7 +81,7 @@ def _ways_round(images: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
 
 
 def _around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
-    """Around each training image, the nearest of the others and of their mirror images, without twins (distance 0):
+    """For each training image, the nearest other image or mirror image, without duplicates (distance 0):
     distances float64 (n, 2 k), and which images these are, int64 (n, 2 k)."""
     each = training.features if space == "features" else training.pixels
     few = [nearest_few(each, way, _AROUND) for way in _ways_round(others, space)]
@@ -103,7 +103,7 @@ def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
 
 
 def summary(m: Memorisation, threshold: float = COPY, listed: int = 16) -> dict[str, Any]:
-    """For the result file: counts, shares and the closest pairs."""
+    """Counts, shares and the closest pairs, for the result file."""
     flagged, among_real = copies(m.ratio, threshold), copies(m.reference_ratio, threshold)
     return {
         "threshold": threshold,
@@ -127,7 +127,7 @@ def summary(m: Memorisation, threshold: float = COPY, listed: int = 16) -> dict[
 
 
 def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
-    """The samples nearest to the training set, nearest first, each with the space in which it is nearer."""
+    """The samples nearest to the training set, nearest first, each with the space of its smaller distance."""
     spaces = list(m.ratio)
     smallest, space = torch.stack([m.ratio[name] for name in spaces]).min(0)
     order = smallest.argsort(stable=True)[:count].tolist()
@@ -135,7 +135,7 @@ def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
 
 
 def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Path, count: int = 8) -> None:
-    """Writes a picture: samples above, their nearest training images below, and how far apart they are."""
+    """Write a picture: samples above, their nearest training images below, with their distances."""
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)

@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, a block of distances at a time, and improved precision and recall on top."""
+"""Nearest neighbours among features, by blocks of distances, and improved precision and recall."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ CHUNK = 4096  # rows of features that are float64 at a time
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest reference, or the nearest few, of each query."""
+    """The nearest references of each query."""
 
     distance: Tensor  # float64 (n,) or (n, count), exact: 0 for a copy
     index: Tensor  # int64, alike

@@ -1,4 +1,4 @@
-"""A Fréchet distance that needs no pretrained network: a figure to watch a run by, not a FID."""
+"""A Fréchet distance without a pretrained network, for monitoring a run; it is not a FID."""
 
 import torch
 import torch.nn.functional as F

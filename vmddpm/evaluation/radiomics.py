@@ -107,13 +107,13 @@ def radiomic_features(
 
 
 def _flat(grey: Tensor) -> bool:
-    """Whether a slice has one grey level, apart from the corner, which frd-score leaves out of every image."""
+    """Whether a slice has a single grey level, ignoring the corner that frd-score leaves out."""
     inside = grey.flatten()[1:]
     return not len(inside) or bool((inside == inside[0]).all())
 
 
 def _features(frd: Any, extractor: Any, grey: Tensor, path: Path, name: str) -> dict[str, float]:
-    """uint8 (H, W) -> {name: feature}, by way of the file that frd-score reads."""
+    """uint8 (H, W) -> {name: feature}, through a file for frd-score."""
     Image.fromarray(grey.numpy()).save(path)
     try:
         _, features, _ = frd.process_image_mask_pair((path, None), feature_extractor=extractor, frd_version=_VERSION)
@@ -157,7 +157,7 @@ def _logarithm(squared: float) -> float | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyRadiomics tells of every image which filters do not fit it."""
+    """Silence PyRadiomics' messages about filters that do not fit an image."""
     logger = logging.getLogger("radiomics")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

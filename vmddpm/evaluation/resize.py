@@ -1,4 +1,4 @@
-"""How images are resized for an extractor: FIDs are comparable only if it was the same way."""
+"""Resizing for extractors. FIDs are comparable only with the same resizing."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ RESIZERS = ("tf1", "bilinear", "bicubic", "none")
 
 @lru_cache(maxsize=8)
 def _tf1_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """float32 (size_out, size_in): what a row of pixels becomes under TensorFlow 1's ResizeBilinear.
+    """float32 (size_out, size_in): the matrix of TensorFlow 1's ResizeBilinear for a row of pixels.
 
     Its output pixel i reads position i * size_in / size_out: no half-pixel centres, no antialiasing.
     """

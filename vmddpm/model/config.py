@@ -10,10 +10,11 @@ from vmddpm_kernels.checks import MAX_STATES
 from vmddpm_kernels.curves import route_names
 
 WIDEST = 2**14  # channels of a stage: one convolution of that width has 2.4 billion weights
+MOST_CLASSES = 2**12
 MOST = {
     "base_channels": WIDEST, "channel_multipliers": WIDEST, "sampling": 2**13, "layers_per_stage": 256,
     "expand": 64, "dt_rank": WIDEST, "regeneration_patch_size": 2**13, "time_embedding_dim": 4 * WIDEST,
-    "norm_groups": WIDEST,
+    "norm_groups": WIDEST, "condition_channels": WIDEST,
 }  # fmt: skip
 
 
@@ -103,8 +104,17 @@ class ModelConfig:
     """Groups of every GroupNorm, a divisor of every stage's width; not stated, the value of Ho et al.
     (2020)."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes that an image can be asked for, in the order of the model's labels; none is the paper's
+    unconditional model. The vector of each class is learned and added to the time embedding. Training takes the names
+    from its labels, see `condition`. I: "unconditional"."""
+
+    condition_channels: int = 0
+    """Channels of the image that goes in beside the noisy one, a mask or another modality; 0 is the paper's model. Both
+    are concatenated, as in Palette (Saharia et al., 2022)."""
+
     def __post_init__(self) -> None:
-        for name in ("channel_multipliers", "sampling"):  # JSON and YAML know lists only
+        for name in ("channel_multipliers", "sampling", "classes"):  # JSON and YAML know lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self, most=MOST)
         self._require(self.spatial_dims in (2, 3), "spatial_dims", "2, for images, or 3, for volumes")
@@ -112,6 +122,12 @@ class ModelConfig:
         for name in ("layers_per_stage", "expand", "regeneration_patch_size", "norm_groups"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(1 <= self.d_state <= MAX_STATES, "d_state", f"from 1 to {MAX_STATES}")
+        self._require(self.condition_channels >= 0, "condition_channels", "at least 0")
+        self._require(
+            all(isinstance(name, str) and name.strip() == name != "" for name in self.classes)
+            and len(set(self.classes)) == len(self.classes) != 1 and len(self.classes) <= MOST_CLASSES,
+            "classes", f"from 2 to {MOST_CLASSES:,} names, each once and without blanks around it, or none",
+        )
         for name in ("dt_rank", "time_embedding_dim"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, "at least 1, or None for the default")
@@ -151,6 +167,11 @@ class ModelConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage: (C, 2C, 4C, 8C) by default."""
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that go in: the noisy image's, and the condition's behind them."""
+        return self.image_channels + self.condition_channels
 
     @property
     def time_dim(self) -> int:

@@ -69,12 +69,12 @@ class DecoderStage(nn.Module):
 
 
 class ImageFusion(nn.Module):
-    """The skip at the image's own resolution (`image_skip`): features and noisy image, concatenated, a 3 x 3
+    """The skip at the image's own resolution (`image_skip`): features and what goes in, concatenated, a 3 x 3
     convolution back to C, and a ResNet block that sees the time: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        self.fuse = convolution(config.spatial_dims, channels + config.image_channels, channels, 3, padding=1)
+        self.fuse = convolution(config.spatial_dims, channels + config.input_channels, channels, 3, padding=1)
         self.block = ResNetBlock(channels, config.time_dim, config.norm_groups, config.spatial_dims)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:

@@ -32,8 +32,12 @@ class TimeEmbedding(nn.Module):
         self.sinusoid_dim = sinusoid_dim
         self.mlp = nn.Sequential(nn.Linear(sinusoid_dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
 
-    def forward(self, t: Tensor) -> Tensor:
-        """t (B,) -> (B, dim) in the weights' dtype."""
+    def forward(self, t: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """t (B,) -> (B, dim) in the weights' dtype; `wanted` (B, dim) is added before the last SiLU."""
         dtype = next(self.mlp.parameters()).dtype
-        time: Tensor = self.mlp(sinusoids(t, self.sinusoid_dim).to(dtype))
-        return time
+        time = sinusoids(t, self.sinusoid_dim).to(dtype)
+        *before, last = self.mlp
+        for layer in before:
+            time = layer(time)
+        embedded: Tensor = last(time if wanted is None else time + wanted)
+        return embedded

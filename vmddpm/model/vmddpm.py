@@ -1,5 +1,6 @@
 """VM-DDPM, the noise predictor (paper section III-B and Fig. 1a)."""
 
+import torch
 from torch import Tensor, nn
 
 from vmddpm.errors import InputError
@@ -35,7 +36,7 @@ class VMDDPM(
         super().__init__()
         self.config = config
         widths, factors = config.widths, config.sampling
-        inputs = (config.image_channels, *widths[:-1])
+        inputs = (config.input_channels, *widths[:-1])
         outputs = (widths[0], *widths[:-1])  # the last stage keeps C; the projection turns it to the image
         stages = range(len(widths))
         self.time = TimeEmbedding(config.base_channels, config.time_dim)
@@ -52,9 +53,14 @@ class VMDDPM(
             nn.init.zeros_(parameter)
         self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
         self.recompute = False
+        # Without a bias, so that no class is the vector 0: the model without a condition.
+        self.class_embedding = nn.Linear(len(config.classes), config.time_dim, bias=False) if config.classes else None
         self.to(memory_format=channels_last(config.spatial_dims))  # type: ignore[call-overload]  # not in torch's older types
 
-    def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, order_key: OrderKey | None = None, *, labels: Tensor | None = None,
+        condition_image: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The noise in x (or the velocity, as trained).
 
         Args:
@@ -64,14 +70,22 @@ class VMDDPM(
             order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
                 an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
                 draws a key from torch's global generator of that device.
+            labels: (B, number of `config.classes`), 1 for each class that an image is to have and 0 for the others. A
+                row of zeros, and None, ask for no class.
+            condition_image: (B, condition_channels, H, W) in [-1, 1], the image that x is to match. Zeros, and None,
+                ask for nothing.
 
         Returns:
             Of the shape of x.
 
         Raises:
-            InputError: if the shape of x or t does not fit, or order_key is on another device.
+            InputError: if the shape of an argument does not fit, or order_key is on another device.
+
+        Example:
+            >>> model = VMDDPM(ModelConfig(base_channels=32, classes=("healthy", "ill")))
+            >>> noise = model(torch.randn(1, 1, 32, 32), torch.tensor([9]), labels=torch.tensor([[0.0, 1.0]]))
         """
-        time, orders = self._prepare(x, t, order_key)
+        x, time, orders = self._prepare(x, t, order_key, labels, condition_image)
         h, skips = self._encode(x, time, orders)
         h = self.bottleneck(h, time, orders)
         for stage in self.decoder:
@@ -82,9 +96,9 @@ class VMDDPM(
         return noise
 
     def encode(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
-        """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration. Arguments as in
-        `forward`."""
-        return self._encode(x, *self._prepare(x, t, order_key))[0]
+        """The encoder's output, (B, 8C, H / 32, W / 32) in the paper's configuration, without a condition. Arguments as
+        in `forward`."""
+        return self._encode(*self._prepare(x, t, order_key, None, None))[0]
 
     def _encode(self, x: Tensor, time: Tensor, orders: VisitOrders) -> tuple[Tensor, list[Tensor]]:
         skips = []
@@ -93,7 +107,10 @@ class VMDDPM(
             skips.append(x)
         return x, skips
 
-    def _prepare(self, x: Tensor, t: Tensor, order_key: OrderKey | None) -> tuple[Tensor, VisitOrders]:
+    def _prepare(
+        self, x: Tensor, t: Tensor, order_key: OrderKey | None, labels: Tensor | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor, VisitOrders]:
+        """What goes into the first stage, the embedded time and classes, and the visit orders."""
         channels, multiple, axes = self.config.image_channels, self.config.size_multiple, self.config.spatial_dims
         kind, names = ("images", "H, W") if axes == 2 else ("volumes", "D, H, W")
         if x.dim() != 2 + axes or x.shape[1] != channels:
@@ -108,4 +125,28 @@ class VMDDPM(
             raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
         key = order_key_tensor(order_key, x.device) if shuffled else None
-        return self.time(t), VisitOrders(self.config, key, x.device, self.recompute and self.training)
+        wanted = None if labels is None else self._embedded(labels, len(x))
+        if self.config.condition_channels or image is not None:
+            x = torch.cat([x, self._beside(x, image)], dim=1)
+        return x, self.time(t, wanted), VisitOrders(self.config, key, x.device, self.recompute and self.training)
+
+    def _embedded(self, labels: Tensor, batch: int) -> Tensor:
+        shape = batch, len(self.config.classes)
+        if self.class_embedding is None or labels.shape != shape:
+            raise InputError(
+                f"labels have shape {tuple(labels.shape)}; they must be (B, classes) = {shape}" if self.class_embedding
+                else "labels are given, but this model knows no classes; leave them out"
+            )  # fmt: skip
+        wanted: Tensor = self.class_embedding(labels.to(self.class_embedding.weight.dtype))
+        return wanted
+
+    def _beside(self, x: Tensor, image: Tensor | None) -> Tensor:
+        shape = len(x), self.config.condition_channels, *x.shape[2:]
+        if image is None:
+            return x.new_zeros(shape)
+        if image.shape != shape:
+            raise InputError(
+                f"condition_image has shape {tuple(image.shape)}; it must be (B, condition_channels, H, W) = {shape}"
+                if shape[1] else "condition_image is given, but this model takes none; leave it out"
+            )  # fmt: skip
+        return image.to(x.dtype)

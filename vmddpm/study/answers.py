@@ -1,4 +1,4 @@
-"""The answers of one reader: a line of JSON for each, on the disk before anybody is told that it is stored.
+"""The answers of a reader: one line of JSON each, flushed to the disk before success is reported.
 
 A line is never changed. Going back to an image adds a line with the next revision, and the last revision counts. A page
 says which revision it means to write and gives every answer an identifier of its own: an answer that is sent again,
@@ -25,12 +25,12 @@ MOST = 10**6  # images of a study, and answers to one
 
 
 class StaleAnswer(VmddpmError, ValueError):
-    """The page that sent the answer does not know what another one has stored since."""
+    """The answer comes from a page that is out of date: another page has stored a newer answer."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What a page sends.
+    """An answer as a page sends it.
 
     Attributes:
         position: place of the image in the reader's order, from 0.
@@ -76,7 +76,7 @@ def _is_word(x: Any) -> bool:
 
 
 class AnswerLog:
-    """The log of one reader, open for more answers; safe to use from several threads.
+    """The open log of a reader; thread-safe.
 
     Raises:
         StudyError: if the log is damaged, or belongs to another study.
@@ -85,7 +85,7 @@ class AnswerLog:
     def __init__(self, study: Study, reader: str) -> None:
         self._path, self._reader, self._order = study.log(reader), reader, study.order(reader)
         self._lock = threading.Lock()
-        # What follows the last whole line was being written when the power went; nobody was told that it was stored.
+        # A partial last line is from a power cut; its answer was never reported as stored.
         rows, self._end = read_log(self._path)
         check_rows(self._path, rows, reader, self._order)
         if self._path.exists() and self._end < self._path.stat().st_size:
@@ -98,17 +98,17 @@ class AnswerLog:
             self._take(row)
 
     def state(self) -> dict[str, Any]:
-        """What a page needs to go on: how many images are done, and the last answer, which may be changed. Waits for
+        """The state for a page: the number of answered images, and the last answer, which may be changed. Waits for
         nobody, whatever is being stored."""
         return self._state
 
     def image(self, position: int) -> str | None:
-        """The image at that place; None past the one after the next, which a page may load ahead."""
+        """The image at this position; None beyond the one after the next image, which a page may prefetch."""
         reachable = min(self._state["next"] + 2, len(self._order))
         return self._order[position] if position < reachable else None
 
     def add(self, sent: Sent) -> None:
-        """Stores an answer; it is on the disk when this returns.
+        """Store an answer and flush it to the disk.
 
         Raises:
             StaleAnswer: if the image is neither the next one nor the one before, or has other answers since.
@@ -141,7 +141,7 @@ class AnswerLog:
 
 
 def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int:
-    """Adds a line to a log; it is on the disk when this returns.
+    """Append a line to a log and flush it to the disk.
 
     Args:
         line: with its end.
@@ -175,12 +175,12 @@ def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int
 
 
 def whole_lines(content: bytes) -> list[bytes]:
-    """The lines of a log, without their ends and without what was cut short."""
+    """The complete lines of a log, without their line ends."""
     return content.split(b"\n")[:-1]
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a log, and the number of bytes that they take; what follows is a line that was cut short.
+    """The rows of a log and their length in bytes; a truncated last line is left out.
 
     Raises:
         StudyError: naming the line, if a whole line is not an answer, or answers are missing before it.
@@ -207,7 +207,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def check_rows(path: Path, rows: list[dict[str, Any]], reader: str, order: list[str]) -> None:
-    """Raises StudyError if the rows of a log are another reader's, or of images that are not shown in this order."""
+    """Raise StudyError if the rows belong to another reader or do not follow this order of images."""
     for row in rows:
         if row["reader"] != reader:
             raise StudyError(f"{path} has answers of {row['reader']!r:.40}: it is a copy of another reader's log; move "

@@ -1,4 +1,4 @@
-"""Ways to tell two sets of images apart without looking at anatomy: windowing, margins, sharpness."""
+"""Checks for differences of two sets of images besides anatomy: windowing, margins, sharpness."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ TELLING, SIGNIFICANT = 0.75, 1e-3
 
 
 def differences(real: np.ndarray, synthetic: np.ndarray) -> list[str]:
-    """A sentence for each property that tells the classes apart too well.
+    """A warning for each property that separates the classes too well.
 
     A good imitation differs in none of them. If one does, either the synthetic images do, which is a finding, or the
     two sets were not prepared alike, which spoils the study.

@@ -1,4 +1,4 @@
-"""From two folders of images to a study: both classes chosen, prepared and written in one way."""
+"""Creates a study from two folders of images, with the same processing of both classes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from vmddpm.data.patients import dicom_identity
 from vmddpm.data.readers import is_volume
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store, read_store
-from vmddpm.files import folder_written_whole, write_text, written_whole
+from vmddpm.files import atomic_folder, atomic_write, write_text
 from vmddpm.numbers import check_numbers, check_seed
 from vmddpm.study.blinding import differences
 from vmddpm.study.folder import CLASSES, SCHEMA, StudyError, digest, shuffled, write_secret
@@ -45,8 +45,8 @@ class CreateOptions:
     """How a study is made.
 
     Attributes:
-        n: images of each class: "we randomly selected one hundred synthetic images ... as well as one hundred real
-            images" (paper, IV-D).
+        images: number of images of each class: "we randomly selected one hundred synthetic images ... as well as one
+            hundred real images" (paper, IV-D).
         seed: the same seed and images give the same study. By default it is drawn at random and kept in the key;
             whoever knows the seed can work out the key.
         slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
@@ -59,7 +59,7 @@ class CreateOptions:
         instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
     """
 
-    n: int = 100
+    images: int = 100
     seed: int | None = None
     slices: int = 1
     patient: str | None = None
@@ -70,7 +70,7 @@ class CreateOptions:
         check_numbers(self, error=StudyError)
         if self.seed is not None:
             check_seed("seed", self.seed)
-        for name in ("n", "slices"):
+        for name in ("images", "slices"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -78,7 +78,7 @@ class CreateOptions:
 def create_study(
     real: DataConfig, synthetic: DataConfig, out: str | Path, options: CreateOptions, progress: bool = False
 ) -> list[str]:
-    """Makes the folder of a study; it is whole or not there.
+    """Make the folder of a study atomically.
 
     Args:
         real, synthetic: what the images of each class are read from; all but where they lie must be the same.
@@ -113,7 +113,7 @@ def create_study(
     for label, config in zip(CLASSES, (real, synthetic)):
         dataset = SliceDataset(config, progress)
         patients = _patients(dataset.slices, config.root, options) if label == "real" else list(range(len(dataset)))
-        for number in _choose(patients, options.n, options.slices, label, seed):
+        for number in _choose(patients, options.images, options.slices, label, seed):
             images.append(to_8_bit(dataset[number].numpy()))
             entries.append({"name": digest(seed, "name", len(entries))[:16], "class": label,
                             "patient": str(patients[number]) if label == "real" else "",
@@ -126,7 +126,7 @@ def create_study(
     key = {"schema": SCHEMA, "seed": seed, "real": asdict(real), "synthetic": asdict(synthetic),
            "options": asdict(options), "images": entries}  # fmt: skip
     _write(out, public, key, {entry["name"]: image for entry, image in zip(entries, images)})
-    return differences(np.stack(images[: options.n]), np.stack(images[options.n :]))
+    return differences(np.stack(images[: options.images]), np.stack(images[options.images :]))
 
 
 def _instructions(path: str | None) -> str:
@@ -139,19 +139,19 @@ def _instructions(path: str | None) -> str:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """float (C, S, S) in [-1, 1] -> uint8 (S, S, C): what 8-bit files hold comes out as it was."""
+    """float (C, S, S) in [-1, 1] -> uint8 (S, S, C); values from 8-bit files are unchanged."""
     levels: np.ndarray = np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
     return levels.transpose(1, 2, 0)
 
 
 def encode_png(pixels: np.ndarray, path: Path) -> None:
-    """uint8 (S, S, C). Not compressed and without metadata: the size of a file says nothing about the image."""
-    with written_whole(path) as temporary:
+    """Write uint8 (S, S, C) without compression and metadata, so that the file size reveals nothing about the image."""
+    with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, compress_level=0)
 
 
 def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> list[str]:
-    """The patient of each slice; where patients are not known, every slice has one of its own."""
+    """The patient of each slice; if patients are unknown, each slice counts as a patient."""
     if is_store(root):
         if options.patient is not None:
             raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
@@ -181,23 +181,23 @@ def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
 
 
 def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int) -> list[int]:
-    """n slices at random, from as many patients as there are."""
+    """Draw n random slices, from as many patients as possible."""
     of: dict[object, list[int]] = {}
     for number in shuffled(range(len(patients)), seed, label):
         of.setdefault(patients[number], []).append(number)
     # A second slice of a patient is taken when every patient has given one.
     rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
     if len(rounds) < n:
-        way_out = "draw more, or choose a smaller n"
+        way_out = "draw more, or ask for fewer images"
         if label == "real":
             way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {most}; "
-                       "choose a smaller n, or more slices of a patient")  # fmt: skip
-        raise StudyError(f"n is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
+                       "ask for fewer images, or for more slices of a patient")  # fmt: skip
+        raise StudyError(f"images is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
     return rounds[:n]
 
 
 def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    with folder_written_whole(out, 0o700) as part:  # nobody but its owner enters
+    with atomic_folder(out, 0o700) as part:  # nobody but its owner enters
         (part / "answers").mkdir()
         for name in public["images"]:
             encode_png(images[name], part / "images" / f"{name}.png")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from vmddpm.files import written_whole
+from vmddpm.files import atomic_write
 from vmddpm.study import tables
 
 INK, FAINT, BAND = "#1c2733", "#8a97a3", "#dfe9f2"
@@ -25,7 +25,7 @@ def save_figure(caption: str, rows: list[dict[str, Any]], paths: list[Path]) -> 
     _draw_table(axes[-2], tables.fisher_table(rows))
     _draw_differences(axes[-1], rows)
     for path in paths:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150)
 
 

@@ -1,4 +1,4 @@
-"""A study on disk: what the server reads, and the key, which it never opens.
+"""A study on disk: the files for the server, and the key, which the server never reads.
 
 `study.json` names the images in alphabetical order of their opaque names and says nothing of their classes;
 `images/` has them, `answers/` a log for each reader, `readers.json` hashes of passwords. `key.json` alone says which
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vmddpm.errors import VmddpmError
-from vmddpm.files import written_whole
+from vmddpm.files import atomic_write
 
 SCHEMA = 1
 CLASSES = ("real", "synthetic")
@@ -23,29 +23,29 @@ T = TypeVar("T")
 
 
 class StudyError(VmddpmError, ValueError):
-    """A study that cannot be made, served or reported on; the message says why and what to do."""
+    """A study cannot be made, served or reported on; the message says why and what to do."""
 
 
 def digest(*words: object) -> str:
-    """sha256 of words, as hexadecimal digits."""
+    """The SHA-256 of words, as hexadecimal digits."""
     return hashlib.sha256(json.dumps([str(word) for word in words]).encode()).hexdigest()
 
 
 def shuffled(items: Iterable[T], *key: object) -> list[T]:
-    """The items in an order that their names and the key fix, in every version of every library."""
+    """The items in an order that depends only on their names and the key, not on library versions."""
     return sorted(items, key=lambda item: digest(*key, item))
 
 
 def write_secret(path: Path, text: str) -> None:
-    """A file that nobody but its owner may read, at no moment."""
-    with written_whole(path) as temporary:
+    """Write a file that only its owner can read, from its creation on."""
+    with atomic_write(path) as temporary:
         temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the server knows.
+    """The data of the server.
 
     Attributes:
         path: the folder.
@@ -62,7 +62,7 @@ class Study:
 
     @classmethod
     def open(cls, path: str | Path) -> "Study":
-        """Raises StudyError if there is no study of this version in the folder, or an image of it is missing."""
+        """Read the study. Raises StudyError if the folder has no study of this version, or an image is missing."""
         path = Path(path)
         known = _load(path / "study.json", "`vmddpm study create` makes a study")
         texts, images = [known.get(name) for name in ("title", "instructions", "shuffle")], known.get("images")
@@ -86,7 +86,7 @@ class Study:
         return sorted(path.stem for path in (self.path / "answers").glob("*.jsonl"))
 
     def order(self, reader: str) -> list[str]:
-        """The images in the reader's own order, the same at every visit."""
+        """The images in the order of this reader, which does not change."""
         return shuffled(self.images, self.shuffle, reader)
 
 

@@ -1,4 +1,4 @@
-"""What one visitor may take from the others: guesses of passwords, hashes at a time, connections, time."""
+"""Limits for each visitor: password guesses, concurrent hashes, connections and time."""
 
 import asyncio
 import ctypes
@@ -25,8 +25,8 @@ SEND_BYTES = 1 << 18  # that the system keeps of a response: what is taken of mo
 
 
 def return_large_blocks() -> None:
-    """Memory of a megabyte or more, as a hash takes, goes back to the system as soon as it is free. Left to itself
-    glibc keeps such blocks for the next one, in every thread, once it has seen one freed."""
+    """Make glibc return freed blocks of a megabyte or more, as hashes use, to the system. By default it keeps them
+    for reuse in each thread."""
     mmap_threshold = -3  # of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -77,7 +77,7 @@ class Guesses:
 
 
 def network_of(address: str) -> str:
-    """What counts as one visitor."""
+    """The key of a visitor."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -90,13 +90,13 @@ def network_of(address: str) -> str:
 
 
 class Hashing:
-    """One thread that hashes passwords, one after another: a hash takes 16 MiB and a core for some 50 ms."""
+    """A thread that hashes passwords one at a time: a hash takes 16 MiB and a core for about 50 ms."""
 
     def __init__(self) -> None:
         self._thread, self._waiting = ThreadPoolExecutor(1, "hashing"), 0
 
     async def run(self, work: Callable[..., bool], *arguments: Any) -> bool:
-        """work(*arguments). Raises Busy if too many wait already."""
+        """Run work(*arguments) in the thread. Raises Busy if too many calls are waiting."""
         if self._waiting >= WAITING_HASHES:
             raise Busy(1.0)
         self._waiting += 1

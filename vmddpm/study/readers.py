@@ -1,4 +1,4 @@
-"""Who may sign in: codes of readers, and hashes of the passwords that were made for them."""
+"""Readers: their codes and password hashes."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ PATIENCE = 10.0  # seconds
 
 
 def reader_code(text: str) -> str:
-    """The code in small letters: some file systems know no others. Raises StudyError."""
+    """The code in lower case, as some file systems ignore case. Raises StudyError."""
     code = text.strip().lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", code):
         raise StudyError(f"{text!r:.60} is no reader code: 1 to 32 letters, digits, - and _, a letter or digit first")
@@ -28,7 +28,7 @@ def reader_code(text: str) -> str:
 
 
 def load_readers(study: Study) -> dict[str, dict[str, str]]:
-    """{code: {"salt", "hash"}}; empty if readers need no password."""
+    """{code: {"salt", "hash"}}; empty if no passwords are required."""
     path = study.path / "readers.json"
     try:
         readers = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def _is_account(entry: Any) -> bool:
 
 
 def register(study: Study, codes: list[str]) -> dict[str, str]:
-    """Makes a password for each code, in the place of one it may have had, and returns them by code.
+    """Make a new password for each code, and return the passwords by code.
 
     Raises:
         StudyError: if a code is none, readers.json is damaged, or another process is registering readers for long.
@@ -67,7 +67,7 @@ def register(study: Study, codes: list[str]) -> dict[str, str]:
 
 @contextmanager
 def _alone(study: Study) -> Iterator[None]:
-    """Holds the list of readers for this process."""
+    """Lock the list of readers for this process."""
     until = time.monotonic() + PATIENCE
     with ExitStack() as stack:
         while True:
@@ -83,7 +83,7 @@ def _alone(study: Study) -> Iterator[None]:
 
 
 def is_password(study: Study, code: str, password: str) -> bool:
-    """Takes the same time for a code that is not registered. password: text that UTF-8 can hold."""
+    """Whether the password is right. Takes the same time for unknown codes. `password` must be encodable as UTF-8."""
     entry = load_readers(study).get(code, {"salt": "", "hash": ""})
     return hmac.compare_digest(_hash(password.strip().lower(), entry["salt"]), entry["hash"])
 

@@ -1,4 +1,4 @@
-"""From answers to a report: Markdown, a page to print, and CSV files for other programs."""
+"""Makes the report from the answers: Markdown, a page to print, and CSV files."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ SETS = {"medium and high": CONFIDENCES[1:], "all": CONFIDENCES, **{level: (level
 
 
 def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -> str:
-    """Writes report.md, report.png, report.pdf, statistics.csv, agreement.csv and answers.csv; returns the Markdown.
+    """Write report.md, report.png, report.pdf, statistics.csv, agreement.csv and answers.csv, and return the Markdown.
 
     Args:
         margin: of the equivalence test.
@@ -62,7 +62,7 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
 
 
 def report_on_counts(counts: list[int], margin: float, out: Path | None = None) -> str:
-    """The same from printed counts, four for each reader in the order of `Counts`; without `out` nothing is written."""
+    """`report` from printed counts, four for each reader in the order of `Counts`; writes nothing without `out`."""
     if len(counts) % 4 or not counts or min(counts) < 0:
         raise StudyError(f"counts are four whole numbers a reader, none below 0; these are {counts}")
     rows = [
@@ -77,7 +77,7 @@ def report_on_counts(counts: list[int], margin: float, out: Path | None = None) 
 
 
 def summary(reader: str, answers: str, c: st.Counts, margin: float) -> dict[str, Any]:
-    """Every statistic of a set of one reader's answers; the columns of statistics.csv.
+    """All statistics of a set of one reader's answers: the columns of statistics.csv.
 
     Raises:
         StudyError: if the margin is not above 0 and below 1.

@@ -1,4 +1,4 @@
-"""The few routes of a study. None takes a name or a path from the client, so there is none to be made up.
+"""The HTTP routes of a study. No route takes a name or a path from the client.
 
 An image is asked for by its place in the order of the reader who is signed in. Every image is answered by the same
 number of bytes under the same headers.
@@ -162,12 +162,12 @@ class StudyServer:
 
 
 def _salt(readers: dict[str, dict[str, str]], reader: str) -> str:
-    """Changes with the password, which ends the sessions that the old one began."""
+    """A value that changes with the password, so that a new password ends earlier sessions."""
     return readers.get(reader, {"salt": ""})["salt"]
 
 
 async def _json(request: Request) -> Any:
-    """What a page of this server's own has sent."""
+    """The body of a request from a page of this server."""
     if _is_foreign(request):
         raise HTTPException(403, "This was sent by a page of another site.")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -188,7 +188,7 @@ async def _json(request: Request) -> Any:
 
 
 def _is_foreign(request: Request) -> bool:
-    """Browsers say which page sends a request, older ones its origin alone; other programs need not say."""
+    """Check the headers that name the page or origin of a request; browsers send them, other programs need not."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return site != "same-origin"

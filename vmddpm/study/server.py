@@ -1,4 +1,4 @@
-"""The page, its server, and who may reach it."""
+"""The server of a study."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def the_page() -> tuple[bytes, dict[str, str]]:
-    """The page, and the headers of every answer, which let it run its own style and script and nothing else.
+    """The page, and the response headers, which allow only its own style and script.
 
     It is one document: were its script a file of its own, a server killed between the two would leave a page that
     shows nothing and never asks again.
@@ -55,7 +55,7 @@ def the_page() -> tuple[bytes, dict[str, str]]:
 
 
 def _source(text: str) -> str:
-    """Names a style or a script by its content (Content Security Policy level 2)."""
+    """The hash of a style or script for the Content Security Policy (level 2)."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -108,13 +108,13 @@ def _gone(request: Request, error: Exception) -> Response:
 
 
 def host_of(header: str) -> str:
-    """The name or address in a Host header, without port and brackets; "" if it is none."""
+    """The host in a Host header, without port and brackets; "" if the header is invalid."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?", header)
     return (match[1] or match[2]) if match else ""
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address, or a name of it."""
+    """Whether a host name or address is local to this machine."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -125,7 +125,7 @@ def is_local(host: str) -> bool:
 def serve(
     path: str | Path, host: str, port: int, certificate: str | None = None, private_key: str | None = None
 ) -> None:
-    """Serves a study until it is interrupted.
+    """Serve a study until interrupted.
 
     Raises:
         StudyError: if the study is being served already, other machines could reach it and no reader has a password, or

@@ -1,4 +1,4 @@
-"""Who is signed in: cookies that the server signs, and the sessions that were signed out before they expired."""
+"""Sessions: signed cookies, and the sessions that were signed out before they expired."""
 
 import json
 import re
@@ -13,12 +13,12 @@ SESSION_SECONDS = 30 * 24 * 3600
 
 
 def cookie_name(study: Study) -> str:
-    """A name of the study's own: a browser sends the cookies of all ports of a host to each of them."""
+    """A cookie name for this study: a browser sends the cookies of a host to all its ports."""
     return f"vmddpm_study_{digest('cookie', study.shuffle)[:12]}"
 
 
 def session_secret(study: Study) -> str:
-    """Signs the cookies; kept, so that a restart signs nobody out. Raises StudyError if it is damaged."""
+    """The secret that signs cookies, stored so that sessions survive a restart. Raises StudyError if it is damaged."""
     path = study.path / "session.key"
     if not path.exists():
         write_secret(path, secrets.token_hex(32))
@@ -32,7 +32,7 @@ def session_secret(study: Study) -> str:
 
 
 class EndedSessions:
-    """Sessions that were signed out, on the disk until their cookies have expired.
+    """Signed-out sessions, stored on the disk until their cookies expire.
 
     Raises:
         StudyError: if the file is damaged.
@@ -62,7 +62,7 @@ class EndedSessions:
         return session in self._ended
 
     def end(self, session: str) -> None:
-        """Ends it at once; it is on the disk when this returns. Raises OSError if it could not be stored."""
+        """End the session and flush this to the disk. Raises OSError if it cannot be stored."""
         self._ended.add(session)
         with self._lock:
             if session not in self._stored:

@@ -1,4 +1,4 @@
-"""What four counts say: the numbers of the paper's Tables III-V, and those a reader of it would ask for next."""
+"""Statistics of the four counts: those of the paper's Tables III-V, and further ones."""
 
 import math
 from itertools import combinations
@@ -33,17 +33,17 @@ class Interval(NamedTuple):
 
 
 def ratio(part: float, whole: float) -> float:
-    """NaN where there is nothing to divide by."""
+    """The quotient, or NaN if the divisor is 0."""
     return part / whole if whole else math.nan
 
 
 def paper_precision(c: Counts) -> tuple[float, float]:
-    """Tables III and IV, "Precision": the share of each class that was judged rightly, elsewhere called recall."""
+    """Tables III and IV, "Precision": the share of each class that was judged correctly, usually called recall."""
     return ratio(c.real_as_real, c.real), ratio(c.synthetic_as_synthetic, c.synthetic)
 
 
 def paper_recall(c: Counts) -> tuple[float, float]:
-    """Tables III and IV, "Recall": the share of each judgement that was right, elsewhere called precision."""
+    """Tables III and IV, "Recall": the share of each judgement that was correct, usually called precision."""
     return (ratio(c.real_as_real, c.real_as_real + c.synthetic_as_real),
             ratio(c.synthetic_as_synthetic, c.real_as_synthetic + c.synthetic_as_synthetic))  # fmt: skip
 
@@ -54,7 +54,7 @@ def fisher(c: Counts) -> float:
 
 
 def accuracy(c: Counts, level: float = 0.95) -> Interval:
-    """Share of right judgements, with Wilson's interval."""
+    """Share of correct judgements, with Wilson's interval."""
     right, n = c.real_as_real + c.synthetic_as_synthetic, sum(c)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -97,7 +97,7 @@ def difference(c: Counts, level: float = 0.95) -> Interval:
 
 
 def score(c: Counts, supposed: float) -> float:
-    """How many standard errors the difference of the shares lies above a supposed one (Miettinen and Nurminen, 1985).
+    """The difference of the shares less a hypothetical one, in standard errors (Miettinen and Nurminen, 1985).
 
     The shares in the standard error are the most likely ones with the supposed difference: a root of a cubic, in the
     closed form of Farrington and Manning (1990).
@@ -161,7 +161,8 @@ def fleiss(judgements: list[list[str]]) -> float:
 
 
 def agreements(answers: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """How far each pair of readers agrees over the images both have judged; with three or more, all of them too.
+    """The agreement of each pair of readers on the images that both have judged; with three or more readers, also of
+    all.
 
     Args:
         answers: {reader: {image: judgement}}.

@@ -1,4 +1,4 @@
-"""The tables of a report, from rows of statistics: the paper's form first, then what a reader would ask for next."""
+"""The tables of a report, from rows of statistics: the paper's tables first, then further ones."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ def agreement_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Fixed digits; a dash where there is nothing to divide by."""
+    """A number with fixed digits; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -1,1 +1,1 @@
-"""The paper's tables: every system trained, sampled and evaluated in the same way, beside the printed figures."""
+"""The paper's tables: all systems trained, sampled and evaluated in the same way, with the printed figures."""

@@ -1,4 +1,4 @@
-"""The images of a table: those a system learns from, and real ones that it never sees."""
+"""The training images of a table and its held-out real images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def mni152(config: DataConfig) -> TableData:
 
 def of_folder(config: DataConfig, held_out: str | None, name: str) -> TableData:
     """The user's copy of one of the paper's data sets, at config.root, a folder or a store, and unseen images of its
-    kind: those at `held_out`, or the test side of the store."""
+    kind: those at `held_out`, or the test split of the store."""
     training = SliceDataset(config, progress=True)
     others = held_out_images(config, held_out)
     unseen = f"; {len(others)} images are held out" if others else ""

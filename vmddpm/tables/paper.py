@@ -1,4 +1,4 @@
-"""What the paper prints (Ju and Zhou, 2024, Tables I and II): FID of 50,000 synthetic images, on its own data sets.
+"""The paper's printed results (Ju and Zhou, 2024, Tables I and II): FID of 50,000 synthetic images on its data sets.
 
 Nothing here was measured by this program, and nothing is ever computed from it.
 """

@@ -1,4 +1,4 @@
-"""From rows to figures: train or reuse, draw, evaluate. What is there already is not made again."""
+"""Produces the figures of a row: trains, samples and evaluates, reusing existing results."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a row came to: one result of `evaluate` for each seed."""
+    """The results of a row: one result of `evaluate` for each seed."""
 
     row: Row
     cost: Cost
@@ -83,7 +83,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
 
 
 def _trained(config: RunConfig, images: Images, run: RunFolder, progress: bool) -> dict[str, Any]:
-    """The last checkpoint of the run, which is trained first, or further, if it has not come to its end."""
+    """The last checkpoint of the run, after training or continuing it if it is not finished."""
     checkpoints = Checkpoints(run.path / "checkpoints")
     state = checkpoints.newest()
     if state is None or not finished(config.training, state["step"], state["seconds"]):
@@ -96,7 +96,7 @@ def _trained(config: RunConfig, images: Images, run: RunFolder, progress: bool) 
 def _draw(
     row: Row, config: RunConfig, run: RunFolder, protocol: Protocol, out: Path, progress: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the row's samples, and what they depend on."""
+    """The folder of the row's samples, and the values they depend on."""
     weights = sha256(run.weights("ema") / "model.safetensors")
     how = {"weights": weights, "images": protocol.images, "ordered": row.ordered}
     sampler = "one-pass" if config.system in GANS else row.sampler
@@ -109,7 +109,7 @@ def _draw(
 
 
 def run_name(config: RunConfig) -> str:
-    """The name of a run's folder: one for each configuration, however long it is trained and wherever its data are."""
+    """The name of a run's folder, a function of its configuration without length of training and location of data."""
     plain = {name: value for name, value in flat(to_plain(config)).items() if name not in MAY_CHANGE}
     return f"{config.system}-seed{config.training.seed}-{digest(plain)}"
 
@@ -119,7 +119,7 @@ def digest(value: Any) -> str:
 
 
 def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation that is in the folder, or a new one."""
+    """The existing evaluation in the folder, or a new one."""
     path = folder / "evaluation.json"
     if not path.exists():
         return make()

@@ -1,4 +1,4 @@
-"""A protocol: which networks, how long they train, how many images are drawn and how these are compared."""
+"""A protocol: the networks, length of training, number of images and metrics."""
 
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,7 +17,7 @@ PRESETS = ("tiny", "paper")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a file in `presets` holds.
+    """The contents of a file in `presets`.
 
     Attributes:
         name: of the preset.
@@ -43,7 +43,7 @@ class Protocol:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def run_config(self, system: str, seed: int, changes: dict[str, Any] | None = None) -> RunConfig:
-        """The run of a system (the paper's with `changes`)."""
+        """The configuration of a system's run (the paper's with `changes`)."""
         plain = merged(self.base, {"system": system}, self.systems.get(system, {}), changes or {})
         return from_plain(merged(plain, {"training": {"seed": seed, "minutes": self.minutes}}))
 
@@ -71,7 +71,7 @@ def _yaml(package: str, name: str) -> dict[str, Any]:
 
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts laid over each other, the last one on top."""
+    """Merge nested dicts; later ones override earlier ones."""
     result: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
@@ -82,7 +82,7 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a run for each seed, and how images are drawn from it."""
+    """A row of a table: a run for each seed, and its sampler."""
 
     name: str
     configs: list[RunConfig]
@@ -92,7 +92,7 @@ class Row:
 
 
 def table1_rows(protocol: Protocol) -> list[Row]:
-    """Table I. DDIM is a sampler: its row has the weights of the DDPM row."""
+    """Table I. The DDIM row samples from the weights of the DDPM row."""
     rows = (("DCGAN", "dcgan", "ddpm"), ("SAGAN", "sagan", "ddpm"), ("UNetGAN", "unetgan", "ddpm"),
             ("DDPM", "unet", "ddpm"), ("DDIM", "unet", "ddim"), ("VM-DDPM", "vmddpm", "ddpm"))  # fmt: skip
     return [
@@ -103,7 +103,7 @@ def table1_rows(protocol: Protocol) -> list[Row]:
 
 
 def ablation_rows(protocol: Protocol) -> list[Row]:
-    """Table II, and one line for every other reading of section III-D that the model has an option for."""
+    """Table II, and a row for each other interpretation of section III-D that the model has an option for."""
     shuffled: dict[str, Any] = {"regeneration": True}
     rows: tuple[tuple[str, dict[str, Any], bool, str | None], ...] = (
         ("CSM: ordered scans", {"regeneration": False}, False, "CSM"),

@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and a picture. Every figure says whose it is, and on what data."""
+"""A table as Markdown, CSV and a picture, with the source and the data of each figure."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import torch
 
 from vmddpm.evaluation import SampleFolder
 from vmddpm.evaluation.images import Images
-from vmddpm.files import write_text, written_whole
+from vmddpm.files import atomic_write, write_text
 from vmddpm.tables.data import TableData
 from vmddpm.tables.paper import DATASETS, SOURCE
 from vmddpm.tables.produce import Outcome, Produced
@@ -20,7 +20,7 @@ from vmddpm.tables.protocol import Protocol
 
 SHOWN = 16  # images of each system in the picture
 
-# What is taken from a result, and how it is written.
+# Columns: the value of a result, and its format.
 _MEASURED: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
     "distance": (lambda r: r["value"], ".4g"),
     "KID": (lambda r: r["kid"]["mean"], ".3g"),
@@ -59,20 +59,20 @@ def cells(outcome: Outcome) -> list[str]:
     return [
         outcome.row.name + sampler, f"{cost.parameters / 1e6:.2f}", judged, f"{cost.flops * outcome.passes / 1e9:.3g}",
         f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}", f"{len(steps)}",
-        *(with_deviation([read(r) for r in outcome.results], form) for read, form in _MEASURED.values()),
+        *(with_deviation([read(r) for r in outcome.results], spec) for read, spec in _MEASURED.values()),
         *(f"{v:.3f}" for v in outcome.row.printed or ()), *([] if outcome.row.printed else ["-"] * len(DATASETS)),
     ]  # fmt: skip
 
 
 def _held_out_cells(result: dict[str, Any]) -> list[str]:
-    return ["held-out real images", *["-"] * 5, *(format(read(result), form) for read, form in _MEASURED.values()),
+    return ["held-out real images", *["-"] * 5, *(format(read(result), spec) for read, spec in _MEASURED.values()),
             *["-"] * len(DATASETS)]  # fmt: skip
 
 
-def with_deviation(values: Sequence[float], form: str) -> str:
+def with_deviation(values: Sequence[float], spec: str) -> str:
     """The mean, and ± the sample's standard deviation if there is more than one."""
-    mean = format(fmean(values), form)
-    return f"{mean} ± {format(stdev(values), form if form.endswith('f') else '.2g')}" if len(values) > 1 else mean
+    mean = format(fmean(values), spec)
+    return f"{mean} ± {format(stdev(values), spec if spec.endswith('f') else '.2g')}" if len(values) > 1 else mean
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -81,7 +81,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
-    """Whose figures these are, and what they can be compared with."""
+    """The source of the figures, and what they can be compared with."""
     first = produced.outcomes[0].results[0]
     extractor, several = first["extractor"], max(len(o.results) for o in produced.outcomes) > 1
     seconds = [s for o in produced.outcomes for s in o.trained_seconds]
@@ -128,7 +128,7 @@ def draw_grids(outcomes: Sequence[Outcome], real: Images, path: Path) -> None:
     for ax, (title, images) in zip(axes, panels):
         ax.imshow(_grid(torch.stack(images)), cmap="gray", vmin=0, vmax=255)
         ax.set_title(title, fontsize=9)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

@@ -1,8 +1,8 @@
-"""What a training step is made of. Every random number belongs to one image of one step, by its number in the run.
+"""The inputs of a training step. All random numbers are functions of (seed, number of the image in the run).
 
-Image `row` of step `step` has the number step * batch_size + row. Its place in the data set, its flip, its diffusion
-step and its noise follow from (seed, number) alone: not from how often the run was stopped, not from how many processes
-share a batch, not from what else draws random numbers.
+Image `row` of step `step` has the number step * batch_size + row. Its index in the data set, its flip, its diffusion
+step and its noise depend on (seed, number) alone, so stopping a run, dividing batches among processes and other users
+of random numbers change nothing.
 """
 
 from collections.abc import Callable, Generator
@@ -14,53 +14,77 @@ import torch
 from torch import Tensor
 
 from vmddpm.data import random_flip
+from vmddpm.data.conditioned import condition_of
 from vmddpm.diffusion import draw_steps_and_noise
 from vmddpm.evaluation.images import Images
 from vmddpm.model.dimensions import channels_last
 from vmddpm.seeding import mix_seed
+from vmddpm.training.conditions import condition_names
 from vmddpm.training.config import RunConfig, TrainingConfig
 
-# Streams of random numbers, told apart by their place in the seed.
-WEIGHTS, ORDER, FLIPS, NOISE = range(4)
+# Streams of random numbers.
+WEIGHTS, ORDER, FLIPS, NOISE, DROPOUT = range(5)
 T = TypeVar("T")
 
 
 def generator_of(seed: int, stream: int, number: int) -> torch.Generator:
-    """The source of what `number` of a stream draws, on the CPU.
+    """The CPU generator for `number` of a stream.
 
-    torch's CPU generator reads the low 32 bits of its seed; adding the number keeps all of a stream apart there.
+    torch's CPU generator uses the low 32 bits of its seed; adding the number makes these distinct within a stream.
     """
     return torch.Generator().manual_seed((mix_seed(seed, stream) + number) & 0xFFFFFFFF)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of all images in one epoch."""
+    """A permutation of all images for one epoch."""
     return torch.randperm(count, generator=generator_of(seed, ORDER, epoch)).tolist()
 
 
 def numbers_at(step: int, options: TrainingConfig, rows: range | None) -> range:
-    """The numbers of some rows of a batch, of all if None."""
+    """The numbers of the images in these rows of a batch; all rows if None."""
     rows = range(options.batch_size) if rows is None else rows
     return range(step * options.batch_size + rows.start, step * options.batch_size + rows.stop)
 
 
 def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range | None = None) -> Tensor:
-    """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of one training step, flipped or not; all of its
+    """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of a training step, randomly flipped; the whole
     batch if `rows` is None."""
-    images = []
-    for number in numbers_at(step, options, rows):
-        epoch, place = divmod(number, len(dataset))
-        image = dataset[epoch_order(len(dataset), options.seed, epoch)[place]][None]
-        images.append(random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image)
+    images = [
+        flipped(dataset[place_of(number, dataset, options)][None], number, options)
+        for number in numbers_at(step, options, rows)
+    ]
     batch = torch.cat(images)
     return batch.contiguous(memory_format=channels_last(batch.dim() - 2))
 
 
-def inputs_at(
-    dataset: Images, step: int, config: RunConfig, rows: range | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, diffusion steps (len(rows),) and noise of one training step, on the CPU."""
+def place_of(number: int, dataset: Images, options: TrainingConfig) -> int:
+    """The index in the data set of the image with a number in the run."""
+    epoch, place = divmod(number, len(dataset))
+    return epoch_order(len(dataset), options.seed, epoch)[place]
+
+
+def flipped(image: Tensor, number: int, options: TrainingConfig) -> Tensor:
+    """Flip an image (1, C, H, W) at random by its number in the run; its condition image is flipped with it."""
+    return random_flip(image, generator_of(options.seed, FLIPS, number)) if options.flip else image
+
+
+def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
+    """Conditions of the images of a training step, on the CPU, in the order of `condition_names`; zeros for the images
+    that are trained without a condition."""
+    names, options, found = condition_names(config.model), config.training, []
+    if not names:
+        return ()
+    for number in numbers_at(step, options, rows):
+        told = condition_of(dataset, place_of(number, dataset, options))
+        kept = torch.rand((), generator=generator_of(options.seed, DROPOUT, number)) >= config.condition.dropout
+        parts = (told[name][None] * kept for name in names)
+        found.append([flipped(part, number, options) if part.dim() >= 4 else part for part in parts])
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
+    """Images, diffusion steps (len(rows),), noise and `conditions_at` of a training step, on the CPU."""
     x0 = images_at(dataset, step, config.training, rows)
     numbers = numbers_at(step, config.training, rows)
     draws = [
@@ -68,11 +92,11 @@ def inputs_at(
         for number in numbers
     ]
     t, noise = (torch.cat(parts) for parts in zip(*draws))
-    return x0, t, noise
+    return x0, t, noise, *conditions_at(dataset, step, config, rows)
 
 
-def ahead(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
-    """make(step), make(step + 1) ...: each is made in a thread while the one before is in use."""
+def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
+    """Yield make(step), make(step + 1), ...; a thread makes each while the previous one is in use."""
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = thread.submit(make, step)
         while True:

@@ -1,8 +1,8 @@
-"""Checkpoints: files that are whole, that can prove it, and of which the last few are kept.
+"""Checkpoints: atomic files with a checksum in their name, of which the last few are kept.
 
-    step-00002000-3f0c5e...9a.pt     the step, and the first half of the file's own SHA-256
+    step-00002000-3f0c5e...9a.pt     the step, and the first half of the file's SHA-256
 
-A file gets this name, in one rename, when it is on the disk to its last byte. Loading runs no code that is in it.
+A file is renamed to this name after all its bytes are on the disk. Loading executes no code from it.
 """
 
 import re
@@ -20,7 +20,7 @@ _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{32})\.pt")
 
 
 class Stateful(Protocol):
-    """A part of a run that a checkpoint holds the state of: a network, an optimiser."""
+    """A part of a run whose state is saved in checkpoints: a network or an optimiser."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> object: ...
@@ -30,23 +30,23 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are; it is made by the first `save`.
-        keep: how many of them stay.
+        folder: their folder; the first `save` makes it.
+        keep: how many of them to keep.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes what a run is after `step` steps: tensors and plain values. Then only the last `keep` stay.
+        """Save the state after `step` steps, tensors and plain values, and remove all but the last `keep` checkpoints.
 
         Raises:
-            RunError: if it cannot be written whole; those before it are as they were.
+            RunError: if it cannot be written; earlier checkpoints are unchanged.
         """
         partial = temporary_name(self.folder / f"step-{step:08d}.pt")
         try:
             make_folder(self.folder)
-            with open(partial, "wb") as file:  # given a path, torch writes its name beside each tensor
+            with open(partial, "wb") as file:  # with a path, torch would store its name in the file
                 torch.save({"schema": SCHEMA, "step": step, **state}, file)
             path = self.folder / f"step-{step:08d}-{sha256(partial)[:32]}.pt"
             put_in_place(partial, path)
@@ -59,7 +59,7 @@ class Checkpoints:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
-        # Others of this step or later are damaged, or the run would not have come back to this step.
+        # Other files of this step or later are damaged; otherwise the run would have continued from them.
         earlier = [other for other in self.paths() if _step(other) < step]
         kept = {path, *earlier[max(0, len(earlier) - self.keep + 1) :]}
         for other in self.paths():
@@ -68,11 +68,11 @@ class Checkpoints:
         return path
 
     def newest(self) -> dict[str, Any] | None:
-        """The state that was saved last, on the CPU, with its "step"; None if nothing was. A damaged file is passed
-        over, with a warning.
+        """The latest state, on the CPU, with its "step"; None if there is none. Damaged files are skipped with a
+        warning.
 
         Raises:
-            RunError: if all are damaged, or one is of another version.
+            RunError: if all files are damaged, or one was written by another version.
         """
         damaged = []
         for path in reversed(self.paths()):
@@ -80,7 +80,7 @@ class Checkpoints:
                 return load(path)
             except DamagedError as error:
                 damaged.append(str(error))
-                warnings.warn(f"{error}; it is passed over", stacklevel=2)
+                warnings.warn(f"{error}; it is skipped", stacklevel=2)
         if damaged:
             raise RunError(
                 f"{self.folder}: no checkpoint can be read ({'; '.join(damaged)}); remove them to start the run again"
@@ -95,20 +95,21 @@ class Checkpoints:
 
 
 class DamagedError(RunError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint is damaged."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises DamagedError, or RunError if another version wrote it. No code in the file can run."""
+    """Load a checkpoint without executing code from it. Raises DamagedError, or RunError if another version wrote
+    it."""
     match = _NAME.fullmatch(path.name)
     try:
         if match and not sha256(path).startswith(match[2]):
-            raise DamagedError(f"{path.name} is damaged: {path.stat().st_size} bytes that are not those written")
+            raise DamagedError(f"{path.name} is damaged: {path.stat().st_size} bytes that differ from those written")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError:
         raise
     except Exception as error:  # torch.load documents no closed set
-        raise DamagedError(f"{path.name} is no checkpoint: {_first_line(error)}") from error
+        raise DamagedError(f"{path.name} is not a checkpoint: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         found = state.get("schema") if isinstance(state, dict) else None
         raise RunError(

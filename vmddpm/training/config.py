@@ -1,10 +1,11 @@
-"""A run: the model, the process, the data and how they are trained."""
+"""The configuration of a run: network, diffusion process, data and training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from vmddpm.baselines.config import GANS, GANConfig, multipliers
 from vmddpm.data import DataConfig
+from vmddpm.data.conditions import ConditionConfig
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.model import ModelConfig
@@ -23,51 +24,51 @@ class TrainingConfig:
     """
 
     steps: int = 400_000
-    """Optimiser steps; the length of training is not stated."""
+    """Optimiser steps; the paper does not state their number."""
 
     minutes: float | None = None
-    """Stop after this much training time, if it comes before `steps`."""
+    """Stop after this training time, if it is reached before `steps`."""
 
     batch_size: int = 16
-    """Images of each step, however many processes share it: "a batch size of 16"."""
+    """Images of a step, over all processes: "a batch size of 16"."""
 
     micro_batch_size: int | None = None
-    """Images that go through the network at a time in one process; their gradients add up to the batch's. Null is a
-    process's whole part of the batch; less takes less memory."""
+    """Images in one pass through the network; gradients of several passes are accumulated. Null is the process's whole
+    part of the batch; smaller values need less memory."""
 
     activation_checkpointing: bool = False
     """Keep only the inputs of each SSLayer for the backward pass and compute the rest again there: the same gradients
     from less memory, for about a third more time. Of VM-DDPM alone."""
 
     learning_rate: float = 1e-4
-    """Learning rate of Adam; of which schedule is not stated, so it is constant: "a minimum Learning Rate of 1e-4"."""
+    """Learning rate of Adam, constant, as the paper states no schedule: "a minimum Learning Rate of 1e-4"."""
 
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0; not stated."""
+    """Steps of linear warm-up of the learning rate; not stated in the paper."""
 
     cooldown: float = 0.0
-    """Share of the run, at its end, over which the learning rate falls to a tenth; not stated."""
+    """Final share of the run in which the learning rate falls to a tenth; not stated in the paper."""
 
     gradient_clip: float = 1.0
-    """Largest norm of the gradient; not stated, the customary value."""
+    """Largest norm of the gradient; not stated in the paper, the usual value."""
 
     ema_decay: float = 0.9999
-    """Decay of the averaged weights that sampling uses; not stated, the value of Ho et al. (2020). It starts lower:
-    after n steps it is at most (1 + n) / (10 + n). The raw weights are kept beside the averaged ones."""
+    """Decay of the exponential moving average of the weights, which sampling uses; not stated in the paper, the value
+    of Ho et al. (2020). After n steps it is at most (1 + n) / (10 + n). The raw weights are saved too."""
 
     flip: bool = True
-    """Mirror images left to right at random. On chest X-rays that puts the heart on the right in half of the images.
-    "image flipping and other preprocessing operations"."""
+    """Flip images horizontally at random, which puts the heart of a chest X-ray on the wrong side: "image flipping and
+    other preprocessing operations"."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network under autocast; weights, optimiser and scan states are float32 in all. With "fp16" the
-    loss is scaled so that small gradients survive, by a factor that finds itself in the first, skipped steps."""
+    """Precision of the network under autocast; weights, optimiser and scan states are always float32. "fp16" uses
+    dynamic loss scaling, which skips the first steps."""
 
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     """Mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs."""
 
     seed: int = 0
-    """Everything random about a run follows from it: weights, data order, flips, steps, noise, visit orders."""
+    """Seed of all random numbers of the run: weights, data order, flips, steps, noise, visit orders."""
 
     device: str = "auto"
     """Where to train: auto, cpu, cuda ...; "auto" is the GPU if there is one, else the CPU."""
@@ -79,16 +80,16 @@ class TrainingConfig:
     """Steps between checkpoints."""
 
     keep_checkpoints: int = 2
-    """The last so many checkpoints stay, so that one that is damaged is not the end."""
+    """Number of latest checkpoints to keep, in case one is damaged."""
 
     sample_every: int = 10_000
-    """Steps between grids of samples, of the averaged weights; 0 for none."""
+    """Steps between grids of samples from the averaged weights; 0 for none."""
 
     sample_count: int = 16
-    """Images in such a grid."""
+    """Images in a grid of samples."""
 
     sample_steps: int = 50
-    """DDIM steps of such a grid, a divisor of diffusion.timesteps."""
+    """DDIM steps for a grid of samples, a divisor of diffusion.timesteps."""
 
     def __post_init__(self) -> None:
         check_numbers(self, most=MOST)
@@ -120,7 +121,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run folder's config.yaml holds."""
+    """The contents of config.yaml in a run folder."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -128,11 +129,12 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     system: Literal["vmddpm", "unet", "dcgan", "sagan", "unetgan"] = "vmddpm"
-    """What is trained. "vmddpm" is described by `model`, "unet", the network of the DDPM and DDIM baselines, by `unet`,
-    and the adversarial baselines by `gan`; the other two parts are then without effect."""
+    """The system to train. `model` configures "vmddpm", `unet` the "unet" of the DDPM and DDIM baselines, and `gan` the
+    GANs; the other two parts have no effect."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     gan: GANConfig = field(default_factory=GANConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
 
     def __post_init__(self) -> None:
         systems = ("vmddpm", "unet", *GANS)
@@ -140,8 +142,11 @@ class RunConfig:
             raise InputError(f"system is {self.system!r}; it must be one of {', '.join(systems)}")
         if self.data.spatial_dims == 3 and self.system != "vmddpm":
             raise InputError(f"data.spatial_dims is 3, but {self.system} draws images; set it to 2, or system vmddpm")
+        if self.system != "vmddpm" and self.condition.is_set:
+            raise InputError(f"system is {self.system!r}, which takes no condition; leave out condition.labels and "
+                             "condition.image, or train vmddpm")  # fmt: skip
         if self.system in GANS:
-            multipliers(self.data.size)  # refuses sizes that it cannot reach
+            multipliers(self.data.size)  # raises for unsupported sizes
             return
         name, network = ("model", self.model) if self.system == "vmddpm" else ("unet", self.unet)
         if self.data.channels != network.image_channels:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vmddpm.data import SliceDataset
+from vmddpm.data.conditioned import ConditionedImages
 from vmddpm.evaluation.images import Images
 
 
@@ -16,13 +17,13 @@ def checksums(images: Images) -> Tensor:
     Raises:
         DataError: if an image cannot be read.
     """
-    if isinstance(images, SliceDataset):
+    if isinstance(images, (SliceDataset, ConditionedImages)):
         return torch.from_numpy(images.checksums())
     return torch.tensor([zlib.crc32(images[i].numpy().tobytes()) for i in range(len(images))], dtype=torch.int64)
 
 
 def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
-    """What tells images from those of a run, or None.
+    """How images differ from those of a run; None if they do not.
 
     Args:
         now: `checksums` of the images.
@@ -35,12 +36,14 @@ def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
     others = (now[:both] != before[:both]).nonzero().flatten().tolist()
     if others:
         more = f", and {len(others) - 1} more are" if len(others) > 1 else ""
-        told.append(f"image {others[0]}{_source(images, others[0])} is not the one the run was begun with{more}")
+        condition = ", or its condition is another" if isinstance(images, ConditionedImages) else ""
+        first = f"image {others[0]}{_source(images, others[0])}"
+        told.append(f"{first} is not the one the run was begun with{condition}{more}")
     return "; ".join(told) or None
 
 
 def _source(images: Images, i: int) -> str:
-    if not isinstance(images, SliceDataset):
+    if not isinstance(images, (SliceDataset, ConditionedImages)):
         return ""
     info = images.slices[i]
     return f" ({info.path}, {info.axis} {info.index}, frame {info.frame})"

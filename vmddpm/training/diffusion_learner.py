@@ -13,16 +13,17 @@ from vmddpm.evaluation.images import Images
 from vmddpm.model import VMDDPM
 from vmddpm.model.unet import UNet
 from vmddpm.training.batches import inputs_at
+from vmddpm.training.conditions import condition_names, conditions_to_draw
 from vmddpm.training.config import RunConfig
 from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
 from vmddpm.training.networks import build_network
 from vmddpm.training.ranks import Ranks
 
-Inputs = tuple[Tensor, Tensor, Tensor]  # images, diffusion steps, noise
+Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the condition's parts if there is one
 
 
 class DiffusionLearner(Learner[Inputs]):
-    """A network that predicts noise, optimised by Adam down the clipped gradient of the mean loss."""
+    """A network that predicts noise, trained by Adam on the mean loss with gradient clipping."""
 
     raw: VMDDPM | UNet
     ema: VMDDPM | UNet
@@ -46,10 +47,10 @@ class DiffusionLearner(Learner[Inputs]):
         mode = self.config.training.compile
         if mode != "no":
             self.raw.compile(mode=mode)
-        self.shared = self.ranks.shared(self.raw)
-        if self.ranks.count > 1:
-            # DistributedDataParallel chooses its final order of sums after the first backward: one goes for nothing, so
-            # that the first step of a continued run sums as any other.
+        self.data_parallel = self.ranks.data_parallel(self.raw)
+        if self.ranks.world_size > 1:
+            # Run one throwaway backward, after which DistributedDataParallel fixes its bucket order: resumed runs then
+            # reduce in the same order.
             self._add_gradients(inputs_at(step), step)
 
     def step(self, inputs: Inputs, step: int, rate: float) -> Step:
@@ -68,12 +69,13 @@ class DiffusionLearner(Learner[Inputs]):
         self.scaler.update()
         return Step(finite, {"loss": loss, "gradient_norm": norm_here})
 
-    def draw(self, count: int) -> Tensor:
-        """By DDIM."""
+    def draw(self, dataset: Images, count: int) -> Tensor:
+        """Draw `count` images by DDIM."""
         data, options = self.config.data, self.config.training
         return sample(
             self.ema, range(count), data.shape, config=self.config.diffusion,
             sampler="ddim", steps=options.sample_steps, seed=options.seed,
+            conditions=conditions_to_draw(self.config.model, getattr(dataset, "beside", None)),
         )  # fmt: skip
 
     def _add_gradients(self, inputs: Inputs, step: int) -> Tensor:
@@ -83,18 +85,19 @@ class DiffusionLearner(Learner[Inputs]):
         Returns:
             This process's part of the mean loss: the parts of all add up to it.
         """
-        options, network = self.config.training, self.shared
+        options, network = self.config.training, self.data_parallel
         device, dtype = self.ranks.device, AUTOCAST[options.precision]
         loss_here = torch.zeros((), device=device)
         order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
         parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
         for part in parts:
-            x0, t, noise = (values.to(device, non_blocking=True) for values in part)
+            x0, t, noise, *told = (values.to(device, non_blocking=True) for values in part)
             last = part is parts[-1]
             with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion)
+                    condition = dict(zip(condition_names(self.config.model), told))
+                    loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion, condition)
                 loss = loss * (len(x0) / options.batch_size)
-                self.scaler.scale(loss * self.ranks.count).backward()  # processes are averaged, not added
+                self.scaler.scale(loss * self.ranks.world_size).backward()  # processes are averaged, not added
             loss_here += loss.detach()
         return loss_here

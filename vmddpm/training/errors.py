@@ -1,4 +1,4 @@
-"""What can go wrong with a run, other than a bad argument."""
+"""Errors of runs, other than bad arguments."""
 
 from vmddpm.errors import VmddpmError
 

@@ -1,7 +1,7 @@
-"""A step of a GAN: the discriminator's turn, then the generator's, with an optimiser each.
+"""A training step of a GAN: one step of the discriminator, then one of the generator.
 
-Gradients are not clipped, as in none of the three papers. Processes share a batch as in diffusion, down to the
-statistics of batch normalisation; parts of a batch (`micro_batch_size`) have statistics of their own.
+Gradients are not clipped, as in the three papers. Processes share each batch, including the statistics of batch
+normalisation; micro-batches (`micro_batch_size`) have separate statistics.
 """
 
 import math
@@ -22,19 +22,19 @@ from vmddpm.training.errors import TrainingError
 from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
 from vmddpm.training.ranks import Ranks
 
-LATENTS, BOXES = 16, 17  # streams of random numbers, beside those of `batches`
+LATENTS, BOXES = 16, 17  # streams of random numbers, in addition to those of `batches`
 
 
 class Inputs(NamedTuple):
-    """What a step is made of, (B, ...) each."""
+    """The inputs of a step, (B, ...) each."""
 
     real: Tensor
-    first: Tensor  # latents for the discriminator's turn
-    second: Tensor  # and for the generator's
-    mask: Tensor | None  # of CutMix
+    first: Tensor  # latents for the discriminator's step
+    second: Tensor  # latents for the generator's step
+    mask: Tensor | None  # CutMix mask
 
     def parts(self, size: int | None, device: torch.device) -> list["Inputs"]:
-        """So many images at a time, on the device; all at once if `size` is None."""
+        """Split into micro-batches of `size` images, on the device; one micro-batch if `size` is None."""
         moved = [None if v is None else v.to(device, non_blocking=True) for v in self]
         pieces = [repeat(None) if v is None else v.split(size or len(self.real)) for v in moved]
         return [Inputs(*piece) for piece in zip(*pieces)]
@@ -81,15 +81,19 @@ class GANLearner(Learner[Inputs]):
             follow_spectral_norms(self.ema)
         return Step(judged and drawn, {"loss": g_loss, "discriminator_loss": d_loss, "gradient_norm": norm})
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self, dataset: Images, count: int) -> Tensor:
         return draw(self.ema, range(count), seed=self.config.training.seed)
 
     def _turn(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Inputs], Tensor],
         parts: list[Inputs],
     ) -> tuple[bool, float, float]:  # fmt: skip
-        """One step of one network down the gradient of the batch's mean loss, unless something is not finite: whether
-        it was taken, the loss, and the gradient's norm, the same in all processes."""
+        """One optimiser step of `network` on the mean loss of the batch, skipped if the loss or the gradient is not
+        finite.
+
+        Returns:
+            (whether the step was taken, the loss, the norm of the gradient), the same in all processes.
+        """
         options, device = self.config.training, self.ranks.device
         self.discriminator.requires_grad_(network is self.discriminator)
         optimizer.zero_grad(set_to_none=True)
@@ -129,12 +133,12 @@ def generator_config(config: RunConfig) -> GeneratorConfig:
 
 
 def discriminator_rate(config: RunConfig) -> float:
-    """The discriminator's learning rate over the generator's."""
+    """The ratio of the discriminator's learning rate to the generator's."""
     return (config.gan.discriminator_learning_rate or config.training.learning_rate) / config.training.learning_rate
 
 
 def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> Inputs:
-    """The inputs of a step, on the CPU, all rows if None; every random number belongs to one image of one step."""
+    """The inputs of a step, on the CPU; all rows if `rows` is None."""
     options = config.training
     numbers = numbers_at(step, options, rows)
     sources = [generator_of(options.seed, LATENTS, number) for number in numbers]
@@ -147,7 +151,7 @@ def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None 
 
 
 def refuse_unusable(config: RunConfig, processes: int) -> None:
-    """Raises TrainingError on what GANs cannot do."""
+    """Raise TrainingError for options that GANs do not support."""
     options = config.training
     for name, usable in (("compile", ("no",)), ("precision", ("fp32", "bf16"))):
         if getattr(options, name) not in usable:

@@ -64,8 +64,9 @@ class Learner(ABC, Generic[I]):
         """One step at this learning rate, with this process's rows; if anything is not finite, no weight changes."""
 
     @abstractmethod
-    def draw(self, count: int) -> Tensor:
-        """Images 0 to count - 1 of the averaged weights, (count, C, size, size): the same noise at every step."""
+    def draw(self, dataset: Images, count: int) -> Tensor:
+        """Images 0 to count - 1 of the averaged weights, (count, C, size, size): the same noise, and conditions such as
+        those of the data set, at every step."""
 
 
 @torch.no_grad()

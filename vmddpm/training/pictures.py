@@ -9,7 +9,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from vmddpm.files import written_whole
+from vmddpm.files import atomic_write
 from vmddpm.training.errors import RunError
 
 
@@ -55,7 +55,7 @@ def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """uint8 (H, W, 1 or 3)."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary)
 
 
@@ -92,5 +92,5 @@ def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.legend()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

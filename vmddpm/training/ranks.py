@@ -1,4 +1,4 @@
-"""The processes that train one network together: this one alone, or as many as `torchrun` starts."""
+"""The processes that train one network together: one, or as many as `torchrun` starts."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,36 +20,37 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is among those that train together. All of them call the same methods in the same order.
+    """The rank of this process among those that train together. All processes must call the same methods in the same
+    order.
 
     Attributes:
-        rank: 0 to count - 1.
-        count: number of processes.
-        device: of this process.
+        rank: 0 to world_size - 1.
+        world_size: number of processes.
+        device: device of this process.
     """
 
     rank: int
-    count: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """The one process that reads and writes the run folder."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, which alone uses the run folder."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> range:
-        """This process's part of a batch: contiguous, and as equal as can be."""
-        return range(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
+        """The rows of this process in a batch: contiguous, about equally many in all processes."""
+        return range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
 
-    def shared(self, network: nn.Module) -> nn.Module:
-        """The network, with gradients that are the mean over all processes after each backward."""
-        if self.count == 1:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """Wrap the network so that gradients are averaged over all processes in each backward."""
+        if self.world_size == 1:
             return network
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def add_gradients(self, network: nn.Module) -> None:
-        """Each gradient of the network becomes the sum of those of all processes."""
-        if self.count == 1:
+        """Replace each gradient of the network by its sum over all processes."""
+        if self.world_size == 1:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         total = torch.cat([gradient.flatten() for gradient in gradients])
@@ -58,35 +59,35 @@ class Ranks:
             gradient.copy_(part.view(gradient.shape))
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over all processes, in float64."""
-        if self.count == 1:
+        """The sums of the values over all processes, in float64."""
+        if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
-    def from_first(self, value: T) -> T:
-        """What the first process gives, on the CPU."""
-        if self.count == 1:
+    def broadcast(self, value: T) -> T:
+        """The value of the main process, on the CPU, in all processes."""
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def first_before_others(self, work: Callable[[], T]) -> T:
-        """Everyone's own result; the others start when the first has left its work on the disk."""
-        if self.first:
+    def main_process_first(self, work: Callable[[], T]) -> T:
+        """work() in each process; the others start when the main process is done, for example to use its files."""
+        if self.is_main:
             result = work()
-        if self.count > 1:
+        if self.world_size > 1:
             dist.barrier()
-        return result if self.first else work()
+        return result if self.is_main else work()
 
 
 @contextmanager
-def joined(device: str, scans: bool = False) -> Iterator[Ranks]:
-    """The processes that `torchrun` started, connected (nccl between GPUs, gloo between CPUs).
+def process_group(device: str, scans: bool = False) -> Iterator[Ranks]:
+    """Connect the processes that `torchrun` started (nccl for GPUs, gloo for CPUs).
 
-    Args, Raises: as `choose_device`; InputError as well if they cannot be connected.
+    Args and Raises are those of `choose_device`; also raises InputError if the processes cannot be connected.
     """
     rank, count = rank_and_count()
     chosen = choose_device(device, scans)
@@ -107,7 +108,7 @@ def joined(device: str, scans: bool = False) -> Iterator[Ranks]:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's number and how many there are, as `torchrun` tells them. Raises InputError."""
+    """The rank of this process and the number of processes, from torchrun's variables. Raises InputError."""
     rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
         raise InputError(f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; start processes by torchrun")

@@ -36,7 +36,7 @@ class Report:
         )
         if step and shown:
             done = options.steps <= step
-            self.say(f"the run has its {step:,} steps; training.steps asks for more" if done
+            self.log(f"the run has its {step:,} steps; training.steps asks for more" if done
                      else f"continues from step {step:,}")  # fmt: skip
 
     def __enter__(self) -> "Report":
@@ -51,7 +51,7 @@ class Report:
         if step == self.began + 1:
             self.after_first = seconds
         if step == self.began + TIMED and not self.bar.disable:
-            self.say(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
+            self.log(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
         if step % self.options.log_every == 0:
             speed = (step - self.logged[0]) * self.options.batch_size / (seconds - self.logged[1])
             self.logged = step, seconds
@@ -72,19 +72,20 @@ class Report:
         return min(self.options.steps, round(step * 60 * self.options.minutes / seconds)) if seconds > 0 else None
 
     def outlook(self, step: int, seconds: float, a_step: float, now: datetime) -> str:
-        """How long a step takes, what is left of the run, and when it will end."""
+        """The time of a step, the remaining time and the expected end."""
         left = (self.options.steps - step) * a_step
         if self.options.minutes:
             left = max(min(left, 60 * self.options.minutes - seconds), 0.0)
         end = f"{now + timedelta(seconds=left):%Y-%m-%d %H:%M}" if left < LONGEST else "not in this century"
         return f"{a_step:.3g} s a step, {duration(left)} left: it ends about {end}, samples and checkpoints aside"
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.bar.write(text)
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there are two: 100 -> "100 seconds", 7000 -> "117 minutes", 2e5 -> "2.3 days"."""
+    """The duration in the largest unit of which there are at least two: 100 -> "100 seconds", 7000 -> "117 minutes",
+    2e5 -> "2.3 days"."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             count = seconds / length
@@ -93,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """The most memory in use so far: that of tensors on a GPU, that of this process on a CPU."""
+    """Peak memory so far: of tensors on a GPU, of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -1,18 +1,21 @@
-"""A run's folder on disk: what it holds, and who may continue it.
+"""The folder of a run.
 
     config.yaml      the resolved configuration, with absolute paths
     metrics.jsonl    one line every `log_every` steps
-    checkpoints/     everything needed to go on, see `checkpoints`
+    checkpoints/     the state to continue from, see `checkpoints`
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
-    loss.png         the loss curve, at the end, of the steps that were logged
-    remarks.csv      which files were left out, or read in a way worth knowing
-    lock             who is training here
+    loss.png         the curve of the logged losses, written at the end
+    classes.csv      the number of images of each class, if there are classes
+    remarks.csv      files that were left out or read in a special way
+    lock             the process that is training
 """
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,12 +27,13 @@ from torch import nn
 
 from vmddpm.baselines.config import GANConfig
 from vmddpm.data import DataConfig
+from vmddpm.data.conditions import ConditionConfig
 from vmddpm.data.remarks import Remark, write_remarks
 from vmddpm.diffusion import DiffusionConfig
 from vmddpm.evaluation.images import Images
 from vmddpm.files import (
     LockedError,
-    folder_written_whole,
+    atomic_folder,
     lock,
     make_folder,
     remove_leftovers,
@@ -45,27 +49,26 @@ from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.errors import RunError
 from vmddpm.training.networks import load_network
 
-# What may differ when a run is continued: how long it is to be, where it runs and what it reports.
-MAY_CHANGE = {"data.root", "data.cache_dir"} | {
+# Options that may change when a run is continued: its length, device and reports.
+MAY_CHANGE = {"data.root", "data.cache_dir", "condition.table", "condition.image"} | {
     f"training.{name}"
     for name in ("steps", "minutes", "device", "compile", "micro_batch_size", "activation_checkpointing", "log_every",
                  "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count", "sample_steps")
 }  # fmt: skip
 
 LOCKS = ("lock", "lock.held")
-REMARKS = "remarks.csv"
-TOLD = 3  # differences between configurations
-
+REMARKS, CLASSES = "remarks.csv", "classes.csv"
+TOLD = 3  # differences between configurations in an error message
 
 
 class RunFolder:
-    """Args: path: the folder; it is made by `training`."""
+    """The folder `path`; `training` makes it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
-        self.remarks_path = self.path / REMARKS  # what was left out of the images, and how others were read
+        self.remarks_path = self.path / REMARKS  # images that were left out or read in a special way
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
@@ -75,7 +78,7 @@ class RunFolder:
         return self.path / "weights" / kind
 
     def check(self, config: RunConfig) -> None:
-        """Raises RunError if the folder holds something else than a run of this configuration; writes nothing."""
+        """Raise RunError unless the folder is new or holds a run of this configuration; writes nothing."""
         if self.config_path.exists():
             self._refuse_if_different(config)
         elif self.path.exists() and (
@@ -87,8 +90,8 @@ class RunFolder:
 
     @contextmanager
     def training(self, config: RunConfig) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
-        """Holds the folder for a run of `config`: yields its checkpoints and the state to go on from, None if new.
-        Nothing in it is changed but the lock; `begin` comes when nothing is left to refuse.
+        """Lock the folder for a run of `config` and yield its checkpoints and the state to continue from, None for a
+        new run. Only the lock is written; `begin` writes after all checks.
 
         Raises:
             RunError: if another process is training here, or the folder holds something else, a run of another
@@ -106,22 +109,25 @@ class RunFolder:
                 ) from error
 
     def begin(self, config: RunConfig, step: int, remarks: Sequence[Remark] = ()) -> None:
-        """Makes the folder, which `training` holds, that of a run of `config` that goes on from `step`.
+        """Prepare the folder, locked by `training`, for a run of `config` that continues from `step`.
 
         Args:
-            remarks: what the data have to say, for remarks.csv.
+            remarks: remarks on the data, for remarks.csv.
         """
         remove_leftovers(self.path)
-        root, cache_dir = (path and os.path.abspath(os.path.expanduser(path))
-                           for path in (config.data.root, config.data.cache_dir))  # fmt: skip
+        condition = config.condition
+        root, cache_dir, table, image = (
+            path and os.path.abspath(os.path.expanduser(path))
+            for path in (config.data.root, config.data.cache_dir, condition.table, condition.image)
+        )
         data = replace(config.data, root=root or "", cache_dir=cache_dir)
-        plain = to_plain(replace(config, data=data))
+        plain = to_plain(replace(config, data=data, condition=replace(condition, table=table, image=image)))
         write_text(self.config_path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-        self._cut_metrics(step)
+        self._truncate_metrics(step)
         if remarks:
             write_remarks(remarks, self.remarks_path)
         else:
-            self.remarks_path.unlink(missing_ok=True)  # of the images that the run had before
+            self.remarks_path.unlink(missing_ok=True)  # from earlier images of the run
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -137,7 +143,7 @@ class RunFolder:
             yield
 
     def load_config(self) -> RunConfig:
-        """The configuration of the run that is here. Raises RunError if there is none, or it cannot be read."""
+        """The configuration of the run. Raises RunError if there is none, or it cannot be read."""
         if not self.config_path.exists():
             raise RunError(f"{self.path} holds no run: there is no {self.config_path.name}")
         try:
@@ -161,8 +167,8 @@ class RunFolder:
             )
 
     def save_weights(self, kind: str, model: Pretrained) -> None:
-        """Weights and their configuration take the place of those before as one folder."""
-        with folder_written_whole(self._place(kind)) as temporary:
+        """Replace the saved weights and their configuration atomically, as one folder."""
+        with atomic_folder(self._place(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
             except SafetensorError as error:  # a full disk, for one
@@ -170,8 +176,8 @@ class RunFolder:
                                "command again to go on") from error  # fmt: skip
 
     def load_model(self, kind: str) -> nn.Module:
-        """The "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or they are damaged, or
-        not finite."""
+        """The network with the "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or
+        they are damaged or not finite."""
         if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
@@ -188,16 +194,36 @@ class RunFolder:
         return model
 
     def difference(self, images: Images) -> str | None:
-        """What tells `images` from those that the run learned from, or None; None as well if it has no checkpoint.
-        Raises RunError if no checkpoint can be read, DataError if an image cannot."""
+        """How `images` differ from the training images; None if they do not, or the run has no checkpoint. Raises
+        RunError if no checkpoint can be read, DataError if an image cannot."""
         state = Checkpoints(self.path / "checkpoints").newest()
         return difference(images, checksums(images), state["data"]) if state else None
+
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the run that is here; none if there is no run, or it has no classes."""
+        return self.load_config().model.classes if self.config_path.exists() else ()
+
+    def write_class_counts(self, counts: Mapping[str, int]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("class", "images"), *counts.items()])
+        write_text(self.path / CLASSES, text.getvalue())
+
+    def class_counts(self) -> dict[str, int]:
+        """Training images of each class; none if the run has no classes. Raises RunError if they cannot be read."""
+        path = self.path / CLASSES
+        if not path.exists():
+            return {}
+        try:
+            rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+            return {name: int(count) for name, count in rows}
+        except (OSError, ValueError, csv.Error) as error:
+            raise RunError(f"{path} cannot be read ({error}); the same `vmddpm train` writes it again") from error
 
     def has_weights(self, kind: str) -> bool:
         return (self.weights(kind) / "model.safetensors").exists()
 
     def check_weights(self, kind: str) -> None:
-        """Raises RunError if there are no such weights, or they and their configuration do not belong together."""
+        """Raise RunError if there are no such weights, or they do not fit their configuration."""
         with self._reading(kind):
             check_unit(self.weights(kind))
 
@@ -217,7 +243,7 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
+        """The complete lines of metrics.jsonl; a line that a crash truncated is left out."""
         if not self.metrics_path.exists():
             return []
         lines = []
@@ -230,27 +256,27 @@ class RunFolder:
                 lines.append(found)
         return lines
 
-    def _cut_metrics(self, step: int) -> None:
-        """Forgets what was logged after the checkpoint, as those steps are taken again."""
+    def _truncate_metrics(self, step: int) -> None:
+        """Remove lines after `step`, as these steps will be repeated."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.metrics_path, "".join(kept))
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """Nested dicts of what JSON and YAML know."""
+    """The configuration as nested dicts of JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
 
 
 def from_plain(plain: dict[str, Any]) -> RunConfig:
-    """Of such dicts, with defaults for what is not in them. Raises ValueError or TypeError on unusable values."""
+    """The inverse of `to_plain`; missing values get defaults. Raises ValueError or TypeError for invalid values."""
     parts = {"model": ModelConfig, "diffusion": DiffusionConfig, "data": DataConfig, "training": TrainingConfig,
-             "unet": UNetConfig, "gan": GANConfig}  # fmt: skip
+             "unet": UNetConfig, "gan": GANConfig, "condition": ConditionConfig}  # fmt: skip
     return RunConfig(**{name: parts[name](**value) if name in parts else value for name, value in plain.items()})
 
 
 def flat(plain: dict[str, Any]) -> dict[str, Any]:
-    """{"model.base_channels": 96, ..., "system": "vmddpm"}."""
+    """Flatten nested dicts to {"model.base_channels": 96, ..., "system": "vmddpm"}."""
     flat: dict[str, Any] = {}
     for part, value in plain.items():
         flat |= {f"{part}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {part: value}

@@ -1,8 +1,7 @@
-"""Training: one loop for every system, read from top to bottom; what differs is a `learner`.
+"""The training loop of all systems; a `learner` takes the steps of one system.
 
-Nothing random depends on anything but the seed and the numbers of step and image (`batches`): not on how often the run
-was stopped, not on how many processes share a batch. A run that is continued ends in the weights of one that was never
-stopped.
+Random numbers depend only on the seed and the numbers of step and image (see `batches`), so a run that was stopped and
+continued ends in the same weights as one without a stop, with any number of processes.
 """
 
 import time
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 
 from vmddpm.baselines.config import GANS
 from vmddpm.data import DataError
+from vmddpm.data.conditioned import ConditionedImages
 from vmddpm.evaluation.images import Images
 from vmddpm.seeding import mix_seed
-from vmddpm.training.batches import WEIGHTS, ahead
+from vmddpm.training.batches import WEIGHTS, prefetch
+from vmddpm.training.conditions import refuse_other_classes, refuse_unfit
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.diffusion_learner import DiffusionLearner
@@ -26,7 +27,7 @@ from vmddpm.training.gan_learner import GANLearner, refuse_unusable
 from vmddpm.training.interrupts import stop_requests
 from vmddpm.training.learner import Learner
 from vmddpm.training.pictures import grid, save_loss_curve, save_png
-from vmddpm.training.ranks import joined, rank_and_count
+from vmddpm.training.ranks import process_group, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
@@ -41,38 +42,40 @@ def train(
     progress: bool = True,
     after_step: Callable[[int, dict[str, Any]], object] | None = None,
 ) -> nn.Module:
-    """Trains the system `config.system` on `dataset` in `folder`, or continues the run that is there.
+    """Train the system `config.system` on `dataset` in `folder`, or continue the run there.
 
-    Under `torchrun` all processes call it; they share each batch, and the first one alone touches `folder`.
+    Under `torchrun` all processes call this function. They share each batch, and only the main process uses `folder`.
 
     Args:
         config: the run.
-        dataset: float32 (C, size, size) images in [-1, 1]; they and their order must not change between runs.
+        dataset: float32 (C, size, size) images in [-1, 1]; the images and their order must not change when a run is
+            continued. A `ConditionedImages` has the conditions of `config.model`.
         folder: see `run_folder`.
         progress: show a bar with the loss, images per second and time left.
-        after_step: called after each step, in the first process, as after_step(steps taken, metrics of the step).
+        after_step: after_step(steps taken, metrics of the step) is called after each step in the main process.
 
     Returns:
-        The network that draws images, of a GAN the generator, with its averaged (EMA) weights.
+        The network that draws images (of a GAN, the generator) with its averaged (EMA) weights.
 
     Raises:
         RunError: if the folder cannot be used, before anything is written to it, or a checkpoint cannot be written.
-        TrainingError: if the data set is empty or not the one the run was begun with, or the options do not fit the
-            system or the processes, before anything is written; or if a loss stays infinite.
-        DataError: if an image cannot be read: at the start, before anything is written; later, when what was trained is
-            saved.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when what was trained is saved.
+        TrainingError: if the data set is empty or differs from that of the continued run, or the options do not fit the
+            system or the number of processes, before anything is written; or if the loss stays infinite or NaN.
+        DataError: if an image cannot be read: before anything is written, or later after saving.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, after saving.
     """
     options = config.training
-    _refuse_unusable(config, len(dataset))
+    _refuse_unusable(config, dataset)
     data = checksums(dataset)
     with (
-        joined(options.device, scans=config.system == "vmddpm") as ranks,
-        folder.training(config) if ranks.first else nullcontext((None, None)) as (checkpoints, saved),
+        process_group(options.device, scans=config.system == "vmddpm") as ranks,
+        folder.training(config) if ranks.is_main else nullcontext((None, None)) as (checkpoints, saved),
         stop_requests() as stop_asked,
     ):
-        saved = ranks.from_first(saved)
-        refuse_other_data(dataset, data, ranks.from_first(saved["data"] if saved else data))
+        saved = ranks.broadcast(saved)
+        refuse_other_data(dataset, data, ranks.broadcast(saved["data"] if saved else data))
+        if saved:
+            refuse_other_classes(config.model.classes, saved.get("classes", ()), f"the checkpoint of {folder.path}")
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         learner: Learner[Any] = (GANLearner if config.system in GANS else DiffusionLearner)(config, ranks)
         step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
@@ -80,13 +83,16 @@ def train(
             for name, part in learner.parts.items():
                 part.load_state_dict(saved[name])
             step, seconds, skipped = saved["step"], saved["seconds"], saved["skipped"]
-        if ranks.first:
+        if ranks.is_main:
             folder.begin(config, step, getattr(dataset, "remarks", ()))
+            if isinstance(dataset, ConditionedImages) and dataset.classes:
+                folder.write_class_counts(dataset.counts())
 
         def save() -> None:
             if checkpoints is not None:  # in the first process
                 state = {name: part.state_dict() for name, part in learner.parts.items()}
-                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data})
+                checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data,
+                                        "classes": list(config.model.classes)})  # fmt: skip
                 folder.save_weights("raw", learner.raw)
                 folder.save_weights("ema", learner.ema)
 
@@ -98,8 +104,9 @@ def train(
         learner.start(inputs_at, step)
         skipped_in_a_row, stopped, clock = 0, False, time.perf_counter()
         with (
-            closing(ahead(inputs_at, step)) as batches,
-            Report(folder, options, step, seconds, ranks.device, progress) if ranks.first else nullcontext() as report,
+            closing(prefetch(inputs_at, step)) as batches,
+            nullcontext() if not ranks.is_main
+            else Report(folder, options, step, seconds, ranks.device, progress) as report,
         ):
             while not finished(options, step, seconds) and not stopped:
                 try:
@@ -119,15 +126,15 @@ def train(
                 step += 1
                 took = time.perf_counter() - clock
                 clock += took
-                took, stops = ranks.sum(took if ranks.first else 0.0, stop_asked())
+                took, stops = ranks.sum(took if ranks.is_main else 0.0, stop_asked())
                 seconds, stopped = seconds + took, stops > 0
                 if report is not None:
                     told = {**metrics, "learning_rate": rate, "skipped": skipped}
                     report.step(step, seconds, told)
                     if after_step is not None:
                         after_step(step, told)
-                if ranks.first and options.sample_every and step % options.sample_every == 0:
-                    images = learner.draw(options.sample_count)
+                if ranks.is_main and options.sample_every and step % options.sample_every == 0:
+                    images = learner.draw(dataset, options.sample_count)
                     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")
                     clock = time.perf_counter()
                 if step % options.checkpoint_every == 0:
@@ -135,18 +142,19 @@ def train(
                     clock = time.perf_counter()
             save()
             if stopped and report is not None:
-                report.say(f"stopped and saved at step {step}; run the same command again to go on")
+                report.log(f"stopped and saved at step {step}; run the same command again to go on")
         if stopped:
             raise KeyboardInterrupt
-        if ranks.first and (logged := folder.metrics()):  # there are none of a run shorter than `log_every`
+        if ranks.is_main and (logged := folder.metrics()):  # a run shorter than `log_every` has none
             save_loss_curve(logged, folder.path / "loss.png")
         return learner.ema
 
 
-def _refuse_unusable(config: RunConfig, images: int) -> None:
+def _refuse_unusable(config: RunConfig, images: Images) -> None:
     processes = rank_and_count()[1]
-    if images == 0:
+    if len(images) == 0:
         raise TrainingError("the data set has no image")
+    refuse_unfit(config, images)
     if config.training.batch_size < processes:
         raise TrainingError(
             f"training.batch_size is {config.training.batch_size}; {processes} processes need one image each"
@@ -167,7 +175,7 @@ def finished(options: TrainingConfig, step: int, seconds: float) -> bool:
 
 
 def learning_rate_at(options: TrainingConfig, step: int, seconds: float) -> float:
-    """Linear warm-up, constant, and a linear fall to a tenth over the last `cooldown` of the run."""
+    """Linear warm-up, then constant, then a linear decay to a tenth over the last `cooldown` of the run."""
     done = step / max(options.steps, 1)
     if options.minutes:
         done = max(done, seconds / (60 * options.minutes))

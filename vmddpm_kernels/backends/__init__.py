@@ -1,5 +1,4 @@
-"""Which implementation runs: `cuda` (CUDA C++), `triton`, `cpu` (C++) or `reference` (PyTorch), chosen per call by
-device and availability."""
+"""The backends `cuda` (CUDA C++), `triton`, `cpu` (C++) and `reference` (PyTorch); each call chooses one."""
 
 import os
 
@@ -21,22 +20,28 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-# os.environ itself takes a microsecond to say that a variable is not set.
+# A lookup in os.environ itself takes a microsecond.
 _ENVIRONMENT = getattr(os.environ, "_data", os.environ)
 _VARIABLE = os.environ.encodekey("VMDDPM_BACKEND") if _ENVIRONMENT is not os.environ else "VMDDPM_BACKEND"
 
 
 def backends() -> dict[str, BackendStatus]:
-    """Every backend by name, best first, with its state in this process."""
+    """The status of each backend in this process, best backend first.
+
+    Example:
+        >>> backends()["reference"].active
+        True
+    """
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
 def select(name: str | None, x: Tensor) -> str:
-    """The backend to run for `x`: `name`, else the environment's VMDDPM_BACKEND, else the best one for the device.
+    """The name of the backend for `x`: `name`, else the environment variable VMDDPM_BACKEND, else the best one for the
+    device.
 
     Raises:
-        ValueError: on an unknown name, or a backend that cannot take x's device.
-        RuntimeError: on a backend that was not built, with the way to build it.
+        ValueError: if the name is unknown, or the backend does not run on x's device.
+        RuntimeError: if the backend is not available; the message says how to build it.
     """
     if not name and _VARIABLE in _ENVIRONMENT:
         name = os.environ["VMDDPM_BACKEND"]
@@ -44,7 +49,7 @@ def select(name: str | None, x: Tensor) -> str:
 
 
 def by_name(name: str, x: Tensor) -> Backend:
-    """The backend of this name, which must run on x's device. Raises as `select`."""
+    """The backend with this name, which must run on x's device. Raises the errors of `select`."""
     return BACKENDS[_named(name, *_place(x))]
 
 
@@ -52,8 +57,8 @@ _CPU = ("cpu", None)
 
 
 def _place(x: Tensor) -> tuple[str, int | None]:
-    """The type of x's device and its number, as constants of a traced graph."""
-    return _CPU if x.is_cpu else (x.device.type, x.device.index)  # which makes a string
+    """The type and the index of x's device, as constants of a traced graph."""
+    return _CPU if x.is_cpu else (x.device.type, x.device.index)  # device.type makes a string
 
 
 def _best(device: str, index: int | None) -> str:
@@ -80,7 +85,7 @@ def _numbered(device: str, index: int | None) -> torch.device | None:
     return None if index is None else torch.device(device, index)
 
 
-# A choice is made while a graph is traced and is a constant of it: this is what torch.compiler.assume_constant_result
-# does, which would import the compiler with the package.
+# The choice is a constant of a traced graph: torch.compiler.assume_constant_result sets this attribute too, but would
+# import the compiler.
 _best._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _named._dynamo_marked_constant = True  # type: ignore[attr-defined]

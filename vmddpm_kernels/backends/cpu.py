@@ -1,4 +1,4 @@
-"""The C++ kernels of csrc/, on the processor."""
+"""The C++ kernels of csrc/ for CPUs."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -27,7 +27,7 @@ from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, Scan
 
 @lru_cache
 def _status(describe: Callable[[], str]) -> BackendStatus:
-    """Of a module, which does not change while it is loaded."""
+    """The status of a loaded extension, which does not change."""
     try:
         return BackendStatus(True, describe())
     except ValueError as error:
@@ -45,7 +45,7 @@ class CpuBackend(CpuSteps):
         return extension.missing() if native is None else _status(native.describe)
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
-        """(B, K, checkpoints, blocks, N, lanes), as `scan_plan` of csrc/selective_scan/cpu.cpp has it."""
+        """(B, K, checkpoints, blocks, N, lanes), as in `scan_plan` of csrc/selective_scan/cpu.cpp."""
         batch, routes, length, channels, states, wide, _ = sizes
         lanes, chunk = extension.native.lanes(wide), extension.native.CHUNK
         known = type(length) is type(states) is int
@@ -90,7 +90,7 @@ class CpuBackend(CpuSteps):
         arguments = with_parameters_cast(inputs, None if table is None else int32(table), dtype)
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)
         pieces = 1 if sizes.batch == 1 else extension.native.scan_plan(sizes).pieces
-        ddelta = None  # if nothing beyond x and initial_state is asked for, the kernel takes a shorter way
+        ddelta = None  # without it, the kernel computes dx and dinitial_state only
         if any(needed[1:7]):
             ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
         grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
@@ -118,7 +118,7 @@ def _as_native(order: RouteOrder) -> RouteOrder:
 
 
 def _image(sizes: ScanSizes, channel_first: bool, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """y or dx as the kernels sum it, and if x's dtype is narrower, the tensor that the last route rounds the sum to."""
+    """The tensor in which kernels sum y or dx; and, if x's dtype is narrower, the tensor for the rounded sum."""
     shape = image_shape(sizes)
     image = empty(shape, channel_first, x.dtype, x.device)
     if sizes.sum_routes and x.dtype is not accumulation(sizes):

@@ -61,8 +61,8 @@ class CpuSteps:
 
 
 def _readable(inputs: ConvInputs, dtype: torch.dtype) -> ConvInputs:
-    """The inputs as the kernels read them: x with steps or channels side by side, the rest contiguous in the type of
-    the accumulation."""
+    """The inputs in the form that kernels read: x contiguous along steps or channels, the others contiguous in the
+    accumulation's dtype."""
     x, weight, bias, history = inputs
     if dtype is torch.float64:
         x = typed(x, dtype)
@@ -72,12 +72,12 @@ def _readable(inputs: ConvInputs, dtype: torch.dtype) -> ConvInputs:
 
 
 def _side_by_side(t: Tensor, columns: bool) -> Tensor:
-    """(B, L, D) with steps side by side in memory, or channels."""
+    """The tensor (B, L, D), contiguous along steps if `columns`, else along channels."""
     if t.stride(1 if columns else 2) == 1:
         return t
     return contiguous(t.mT).mT if columns else contiguous(t)
 
 
 def _summed(parts: Tensor) -> Tensor:
-    """Over the batch, in its order."""
+    """The sum over the batch, in order."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -1,5 +1,5 @@
-"""The CUDA kernels of csrc/. Nothing here waits for the GPU, and all memory comes from torch, so that every call can be
-captured in a CUDA graph."""
+"""The CUDA kernels of csrc/. Calls never synchronize with the GPU and get all memory from torch, so that CUDA graphs
+can capture them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 
 class CudaBackend(TritonSteps):
-    """Causal convolutions and single steps are Triton's, or plain PyTorch's where Triton does not run."""
+    """The backend `cuda`. Triton runs causal convolutions and single steps, or PyTorch if Triton is not available."""
 
     def __init__(self, runtime: Runtime | None = None) -> None:
         self.runtime = runtime or TorchRuntime()
         self.devices = self.runtime.devices
-        self._known: dict[int, BackendStatus] = {}  # by the numbers of GPUs
+        self._known: dict[int, BackendStatus] = {}  # by index of the GPU
 
     def runs_on(self, device: str) -> bool:
         return device in self.devices
 
     def status(self, device: torch.device | None = None) -> BackendStatus:
-        """A GPU is asked once, unless what it says may pass."""
+        """The status of a GPU, cached unless the error may be temporary."""
         if missing := self.runtime.missing():
             return missing
         number = device.index if device is not None and device.type in self.devices else None
@@ -60,7 +60,7 @@ class CudaBackend(TritonSteps):
         return self._known[gpu.number]
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
-        """(B, K, chunks, N, D), as `cuda_scan_plan` of csrc/selective_scan/plan.cu has it."""
+        """(B, K, chunks, N, D), as in `cuda_scan_plan` of csrc/selective_scan/plan.cu."""
         chunk = self.runtime.kernels.CHUNK
         return sizes.batch, sizes.routes, (sizes.length + chunk - 1) // chunk, sizes.states, sizes.channels
 
@@ -70,7 +70,7 @@ class CudaBackend(TritonSteps):
         device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
-        # Channel first, lanes read and write vectors of steps. Partial images are channel last.
+        # With channel first, lanes read and write vectors of steps. Partial images are channel last.
         vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
         arguments, vectors = _streamed(inputs, order, sizes, vectors)
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
@@ -102,7 +102,7 @@ class CudaBackend(TritonSteps):
         device, dtype = inputs.x.device, accumulation(sizes)
         arguments, dy = _of_one_type(inputs, _order(inputs.table, sizes, private=False), sizes, dy)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
-        # Partial images are added up where they lie, channel last.
+        # Partial images are summed in place, channel last.
         channel_first = options.channel_first and not plan.images
         result = inputs.x.dtype if plan.images and not sizes.wide else arguments.x.dtype
         dx = empty(image_shape(sizes), channel_first, result, device)
@@ -148,7 +148,7 @@ class CudaBackend(TritonSteps):
 
 
 def _checked(order: RouteOrder, length: int) -> tuple[RouteOrder, Tensor | None]:
-    """The order with its table checked, contiguous and int32, and memory for the table's inverse."""
+    """The order with a checked, contiguous int32 table, and memory for its inverse."""
     if order.table is None:
         return order, None
     check_table_once(order.table, length)
@@ -157,7 +157,7 @@ def _checked(order: RouteOrder, length: int) -> tuple[RouteOrder, Tensor | None]
 
 
 def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor | None:
-    """The table with its values checked, contiguous and int32; `private`, a copy that nobody else can change."""
+    """The checked, contiguous int32 table; with `private`, a copy."""
     if table is None:
         return None
     check_table_once(table, sizes.length)
@@ -172,7 +172,7 @@ _GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csr
 def _of_one_type(
     inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, dy: Tensor | None = None
 ) -> tuple[ScanInputs, Tensor | None]:
-    """The inputs as the kernels read them, x, delta and dy of one type, B and C of that or of the accumulation's."""
+    """The inputs in the form that kernels read: x, delta and dy in one dtype, B and C in that or the accumulation's."""
     inputs = with_parameters_cast(inputs, order, accumulation(sizes))
     x, delta, _, B, C, *_ = inputs
     alike = x.dtype == delta.dtype == (x if dy is None else dy).dtype
@@ -185,8 +185,8 @@ def _of_one_type(
 def _streamed(
     inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, vectors: bool
 ) -> tuple[ScanInputs, bool]:
-    """The inputs as the lanes of the forward scan read them: of one type, and channels next to each other; if
-    `vectors`, and where that is possible, steps instead, which is returned as well."""
+    """The inputs in the form that the forward scan reads, in one dtype and contiguous along channels; or, with
+    `vectors` and if possible, along steps. Also returns which."""
     inputs, _ = _of_one_type(inputs, order, sizes)
     vectors = vectors and sizes.length % _GROUP == 0 and _in_vectors(inputs.x) and _in_vectors(inputs.delta)
     if vectors:
@@ -201,7 +201,7 @@ def _in_vectors(tensor: Tensor) -> bool:
 
 
 def _channel_last(tensor: Tensor) -> Tensor:
-    """A copy of what is channel first, of which a warp would read a sector for every element."""
+    """A channel-last copy of a channel-first tensor, of which a warp would read a sector for each element."""
     *_, steps, channels = tensor.stride()
     return contiguous(tensor) if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
 
@@ -211,7 +211,7 @@ def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _partial_images(of: Tensor, plan: "GpuScanPlan", dtype: torch.dtype) -> Tensor | None:
-    """Whose sum y or dx is, of as much of the batch as is walked at once."""
+    """Partial images whose sum is y or dx, for the part of the batch that one launch processes."""
     if not plan.images:
         return None
     return torch.empty(plan.images, plan.part, *of.shape[1:], dtype=dtype, device=of.device)
@@ -220,7 +220,7 @@ def _partial_images(of: Tensor, plan: "GpuScanPlan", dtype: torch.dtype) -> Tens
 def _workspaces(
     sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """segment_state and segment_delta, for sequences that are cut into segments."""
+    """segment_state and segment_delta, for sequences with several segments."""
     if plan.segments <= 1:
         return None, None
     pieces = (sizes.batch, sizes.routes, plan.segments)

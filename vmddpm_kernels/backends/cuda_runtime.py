@@ -1,4 +1,4 @@
-"""What the CUDA backend asks of the machine, and what it says of a GPU that its kernels do not run on."""
+"""Queries of GPUs for the CUDA backend, and the status of GPUs that its kernels do not support."""
 
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -12,28 +12,28 @@ from vmddpm_kernels.backends.protocol import BackendStatus, Reason
 if TYPE_CHECKING:
     from vmddpm_kernels._native import CudaKernels
 
-LEAST_CAPABILITY = (8, 0)  # of which the asynchronous copies are
+LEAST_CAPABILITY = (8, 0)  # for asynchronous copies
 
 
 class Gpu(NamedTuple):
-    """What torch knows of a GPU."""
+    """Properties of a GPU from torch."""
 
     number: int
     name: str
-    capability: tuple[int, int] | None  # compute capability; None of a GPU that is not NVIDIA's
+    capability: tuple[int, int] | None  # compute capability; None for other vendors
 
 
 class Probe(NamedTuple):
-    """What CUDA said when one of the kernels was to be loaded, as csrc/common/probe.h has it."""
+    """CUDA's result of loading a kernel, see csrc/common/probe.h."""
 
     error: str    # the name of CUDA's error, "cudaErrorNoKernelImageForDevice"; empty if the kernel was loaded
     message: str
-    driver: int   # the CUDA version that the driver knows, 12040 of 12.4; 0 without a driver
-    built: int    # and that of this build
+    driver: int   # the CUDA version of the driver, 12040 for 12.4; 0 without a driver
+    built: int    # the CUDA version of this build
 
 
 class Runtime(Protocol):
-    """What the backend asks of the machine; the tests give it one of an emulated GPU."""
+    """Access to the GPUs of the machine; the tests replace it for an emulated GPU."""
 
     devices: frozenset[str]
 
@@ -41,22 +41,22 @@ class Runtime(Protocol):
     def kernels(self) -> "CudaKernels": ...
 
     def missing(self) -> BackendStatus | None:
-        """Why there are no kernels, if there are none."""
+        """Why there are no kernels; None if there are."""
 
     def gpu(self, number: int | None) -> Gpu | None:
-        """The GPU of this number, or the current one; None if torch finds none. Raises RuntimeError or AssertionError
-        if it cannot be asked."""
+        """The GPU with this index, or the current one; None if torch finds none. Raises RuntimeError or AssertionError
+        if the query fails."""
 
     def probe(self, number: int) -> Probe: ...
 
     def limits(self, device: torch.device) -> tuple[int, int]:
-        """Multiprocessors, and bytes of shared memory a block may have."""
+        """(multiprocessors, maximum shared memory of a block in bytes)."""
 
     def stream(self, device: torch.device) -> tuple[int, int]:
-        """The GPU's number, and the stream torch works on there."""
+        """The index of the GPU and torch's current stream there."""
 
     def current(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Within it the kernels may make `device` the current one: torch puts its own back afterwards."""
+        """A context after which torch's current device is restored."""
 
 
 class TorchRuntime:
@@ -83,7 +83,7 @@ class TorchRuntime:
         number = torch.cuda.current_device() if number is None else number
         properties = torch.cuda.get_device_properties(number)
         capability = None
-        if torch.version.hip is None and hasattr(properties, "major"):  # what AMD's major is means something else
+        if torch.version.hip is None and hasattr(properties, "major"):  # AMD's `major` has another meaning
             capability = properties.major, properties.minor
         return Gpu(number, getattr(properties, "name", f"GPU {number}"), capability)
 
@@ -101,8 +101,8 @@ class TorchRuntime:
         return torch.cuda.device(device)
 
 
-# Bytes of shared memory a block may have, by compute capability (CUDA C++ Programming Guide, technical specifications),
-# for a torch that does not tell.
+# Maximum shared memory of a block in bytes, by compute capability (CUDA C++ Programming Guide, technical
+# specifications), for versions of torch that do not report it.
 _SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 _LEAST_SHARED_BYTES = 99 << 10  # from compute capability 8.0 on
 
@@ -114,7 +114,7 @@ def _limits(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", by_capability)
 
 
-# What CUDA calls the lack of kernels for a GPU; the last three are of PTX that the driver cannot or may not compile.
+# CUDA's errors for missing kernels; the last three concern PTX that the driver cannot or may not compile.
 _NO_IMAGE = {
     "cudaErrorNoKernelImageForDevice",
     "cudaErrorInvalidDeviceFunction",
@@ -126,7 +126,7 @@ _NO_IMAGE = {
 
 
 def find_gpu(runtime: Runtime, number: int | None) -> Gpu | BackendStatus:
-    """The GPU of this number, or the current one; or what there is instead."""
+    """The GPU with this index, or the current one; or the status that explains why there is none."""
     try:
         gpu = runtime.gpu(number)
     except (RuntimeError, AssertionError) as error:
@@ -136,7 +136,7 @@ def find_gpu(runtime: Runtime, number: int | None) -> Gpu | BackendStatus:
 
 
 def gpu_status(runtime: Runtime, gpu: Gpu) -> BackendStatus:
-    """Whether the kernels run on the GPU: one is loaded to see."""
+    """Whether the kernels run on the GPU, tested by loading one."""
     if gpu.capability is None:
         return _refused(runtime, "not_nvidia", f"{gpu.name} is not a GPU of NVIDIA's")
     if gpu.capability < LEAST_CAPABILITY:

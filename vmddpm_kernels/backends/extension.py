@@ -1,5 +1,5 @@
-"""The compiled extension `_native` of csrc/, and the tensors it is given: those it reads, as its kernels take them, and
-those it fills."""
+"""The compiled extension `_native` of csrc/, and its arguments: input tensors in the form that kernels read, and output
+tensors."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,7 +21,7 @@ else:
 
 problem = ""
 try:
-    # torch is imported first by the package, so that the extension finds torch's OpenMP runtime already loaded.
+    # The package imports torch first, so that the extension uses torch's OpenMP runtime.
     native = import_module("vmddpm_kernels._native")
 except ImportError as error:
     problem = (
@@ -31,14 +31,14 @@ except ImportError as error:
 
 
 def missing() -> BackendStatus:
-    """Of a backend that needs the extension where there is none."""
+    """The status of a backend without the extension."""
     return BackendStatus(False, problem, "not_installed")
 
 
 def checked_sizes(
     inputs: ScanInputs, dy: Tensor | None = None, dlast_state: Tensor | None = None
 ) -> ScanSizes:
-    """`inputs.sizes()` after `inputs.check()` and `check_results`, at a third of the cost where all is well."""
+    """`inputs.sizes()` after `inputs.check()` and `check_results`, at a third of the cost for valid inputs."""
     sizes = None if native is None else native.scan_sizes(inputs, dy, dlast_state)
     if sizes is None:
         inputs.check()
@@ -48,27 +48,27 @@ def checked_sizes(
 
 
 def check_results(inputs: ScanInputs, sizes: ScanSizes, dy: Tensor | None, dlast_state: Tensor | None) -> None:
-    """Raise TypeError or ValueError unless the gradients of a scan's results fit to its inputs."""
+    """Raise TypeError or ValueError unless the gradients of the results fit the inputs."""
     x = inputs.x
     if dy is not None:
-        axes = "B, L, D" if sizes.sum_routes else "B, K, L, D"
+        axes = "batch, length, dim" if sizes.sum_routes else "batch, routes, length, dim"
         check_input("dy", dy, x, x.device, axes, image_shape(sizes), FLOATS)
     if dlast_state is not None:
         state = (sizes.batch, sizes.routes, sizes.channels, sizes.states)
-        check_input("dlast_state", dlast_state, x, x.device, "B, K, D, N", state, FLOATS)
+        check_input("dlast_state", dlast_state, x, x.device, "batch, routes, dim, d_state", state, FLOATS)
 
 
 class ScanOutputs(NamedTuple):
-    """What a forward kernel fills."""
+    """The outputs of a forward kernel."""
 
     y: Tensor
     last_state: Tensor | None
     checkpoints: Tensor | None
-    narrow_y: Tensor | None = None  # on a CPU: what the last route rounds the sum y to
+    narrow_y: Tensor | None = None  # on a CPU: the sum y rounded to x's dtype
 
 
 class ScanGradients(NamedTuple):
-    """What a backward kernel fills; None for an input that is None, or whose gradient is not needed."""
+    """The outputs of a backward kernel; None for an input that is None or needs no gradient."""
 
     dx: Tensor
     ddelta: Tensor | None
@@ -86,7 +86,7 @@ def accumulation(sizes: ScanSizes) -> torch.dtype:
 
 
 def int32(table: Tensor) -> Tensor:
-    """A contiguous int32 table; numbers beyond int32 become -1 or 2^31 - 1, which no image has as a pixel either."""
+    """A contiguous int32 table. Values beyond int32 become -1 or 2^31 - 1, which are invalid pixels too."""
     if table.dtype != torch.int32:
         check_memory((table,))
         table = table.clamp(-1, 2**31 - 1).to(torch.int32)
@@ -94,7 +94,7 @@ def int32(table: Tensor) -> Tensor:
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """`tensor.contiguous()`. torch reads what it copies, though the memory may have been taken from a saved tensor."""
+    """`tensor.contiguous()` with a check of the storage, which may have been resized since the tensor was saved."""
     if tensor.is_contiguous():
         return tensor
     check_memory((tensor,))
@@ -102,7 +102,7 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)` of a tensor whose memory may have been taken from it."""
+    """`tensor.to(dtype)` with the same check of the storage."""
     if tensor.dtype == dtype:
         return tensor
     check_memory((tensor,))
@@ -110,7 +110,7 @@ def typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor contiguous in `dtype`, itself if it is that."""
+    """The tensor, contiguous and in `dtype`; unchanged if it is so already."""
     return None if tensor is None else cast_given(tensor, dtype)
 
 
@@ -126,7 +126,7 @@ def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.dtype) -> ScanInputs:
-    """The inputs with A, D, delta_bias and initial_state contiguous in the type of the accumulation, and this table."""
+    """The inputs with `table`, and with A, D, delta_bias and initial_state contiguous in the accumulation's dtype."""
     x, delta, A, B, C, D, delta_bias, initial_state, given = inputs
     if (
         table is given
@@ -142,12 +142,13 @@ def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, which costs a microsecond even where there is nothing to do."""
+    """`tensor.to(dtype)`, without its microsecond if there is nothing to convert."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def empty(shape: Sequence[int], channel_first: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(B, K, L, D), laid out in memory as (B, K, D, L) or as (B, L, K, D); or (B, L, D), as (B, D, L) or (B, L, D)."""
+    """An empty tensor (B, K, L, D), in memory (B, K, D, L) or (B, L, K, D); or (B, L, D), in memory (B, D, L) or (B, L,
+    D)."""
     length, channels = shape[-2:]
     image = length * channels
     if len(shape) == 3:
@@ -160,7 +161,7 @@ def empty(shape: Sequence[int], channel_first: bool, dtype: torch.dtype, device:
 
 
 def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
-    """Of x, y and dx."""
+    """The shape of x, y and dx."""
     batch, routes, length, channels = sizes[:4]
     return (batch, length, channels) if sizes.sum_routes else (batch, routes, length, channels)
 
@@ -170,9 +171,9 @@ def empty_gradients(
     ddelta: Tensor | None, narrow_dx: Tensor | None = None,
     matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> ScanGradients:  # fmt: skip
-    """dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch where `pieces` > 1, dB and dC
-    one of partial sums over groups of channels where `groups` > 1. dB and dC are made where there is a ddelta, in the
-    type of the accumulation or in `matrix_dtypes`."""
+    """Empty gradients. dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch if `pieces` >
+    1, dB and dC one of partial sums over groups of channels if `groups` > 1. dB and dC exist if ddelta does, in the
+    accumulation's dtype or in `matrix_dtypes`."""
     _, _, A, B, _, D, delta_bias, initial_state, _ = inputs
     of_dB, of_dC = matrix_dtypes or (A.dtype, A.dtype)
     batch, routes, length, _, states, _, _ = sizes
@@ -181,7 +182,7 @@ def empty_gradients(
     if ddelta is None:
         dB = None
     elif groups == 1 and B.dtype is of_dB and B.is_contiguous():
-        dB = torch.empty_like(B)  # for less time than by its shape
+        dB = torch.empty_like(B)  # faster than with a shape
     else:
         dB = torch.empty(matrix, dtype=of_dB, device=A.device)
     return ScanGradients(
@@ -204,8 +205,8 @@ def _partial(parameter: Tensor, pieces: int) -> Tensor:
 def gradients_of(
     inputs: ScanInputs, arguments: ScanInputs, grads: ScanGradients, *, partial: bool
 ) -> list[Tensor | None]:
-    """The gradients of the first eight inputs in their shapes and dtypes, None for None. torch adds up `partial` sums
-    here, in a fixed order. `arguments` are the inputs as the kernel had them."""
+    """The gradients of the first eight inputs in their shapes and dtypes, None for None. torch adds `partial` sums
+    here, in a fixed order. `arguments` are the converted inputs of the kernel."""
     if (
         arguments is inputs
         and not partial
@@ -216,7 +217,7 @@ def gradients_of(
         and inputs.x.dtype is grads.dx.dtype
         and inputs.delta.dtype is grads.ddelta.dtype
     ):
-        return list(grads[:8])  # nothing was cast, which takes a microsecond to find out one by one
+        return list(grads[:8])  # fast path: nothing to convert
     dx, *others, narrow_dx = grads
     return [
         g if g is None or (not partial and g.dtype is t.dtype) else _summed(g, t)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""The interface of a backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 Reason = Literal[
     "not_installed",       # a package is missing, or the compiled extension
     "built_without_cuda",
-    "setting",             # an environment variable asks for what is not there, or came too late
+    "setting",             # an environment variable has an unusable value, or was set too late
     "no_gpu",
-    "not_nvidia",          # a GPU of another make
-    "capability",          # a GPU older than the kernels allow
-    "no_kernel_image",     # a GPU that this build has no kernels for
+    "not_nvidia",          # a GPU of another vendor
+    "capability",          # the compute capability of the GPU is too low
+    "no_kernel_image",     # this build has no kernels for the GPU
     "driver_too_old",      # for the CUDA of this build
     "ptx_too_new",         # for the driver, which would have to compile the kernels for this GPU
-    "gpu_error",           # anything else that the GPU or its driver says; it may pass
+    "gpu_error",           # any other error of the GPU or its driver, possibly temporary
 ]
 
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run in this process, and what it is, or why it cannot and what to do about it.
+    """Whether a backend is available in this process.
 
     Args:
-        active: whether it can.
-        detail: a sentence for people.
-        reason: for programs, why it cannot: one of the words of `Reason`; None where it can.
+        active: whether it is available.
+        detail: for people: a description of the backend, or why it is not available and what to do about it.
+        reason: for programs: why it is not available, one of `Reason`; None if it is available.
     """
 
     active: bool
@@ -41,28 +41,28 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """One implementation of all operators. Tensors come checked (`check` of their inputs) but for the values of
-    tables, and are pixel order, channel last, any strides; `sizes` are theirs. A result with `channel_first` lies in
-    memory as (B, K, D, L)."""
+    """One implementation of all operators. Tensors are checked already (by `check` of their inputs), except for the
+    values of tables; they are in pixel order, channel last, with any strides. With `channel_first`, results are (B, K,
+    D, L) in memory."""
 
     @property
     def devices(self) -> frozenset[str]:
-        """The types of devices for which it is chosen."""
+        """The device types for which this backend is chosen by default."""
 
     def runs_on(self, device: str) -> bool:
-        """Whether it runs on a type of device when asked for by name."""
+        """Whether it can run on this device type if selected by name."""
 
     def status(self, device: torch.device | None = None) -> BackendStatus:
-        """Whether it can run on this device, of several GPUs; by default on the current one. Raises nothing."""
+        """Whether it is available on this device, by default the current one. Raises nothing."""
 
     def checkpoint_shape(self, sizes: ScanSizes) -> tuple[int, ...]:
-        """The shape of what the forward keeps for the backward; sizes may be symbols."""
+        """The shape of the checkpoints for the backward; sizes may be symbolic."""
 
     def scan(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
-        """The forward; with `checkpoint` it also returns what the backward needs. Without `last_state` it may leave
-        that out."""
+        """The forward. With `checkpoint` it also returns checkpoints for the backward. Without `last_state` it may omit
+        the last state."""
 
     def scan_backward(
         self,
@@ -74,8 +74,8 @@ class Backend(Protocol):
         options: ScanOptions,
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
-        """The gradients of the first eight inputs in their shapes and dtypes, None for None. Those that are not
-        `needed` may be left out."""
+        """The gradients of the first eight inputs in their shapes and dtypes, None for None. Gradients that are not
+        `needed` may be omitted."""
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
@@ -84,19 +84,19 @@ class Backend(Protocol):
         """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""
 
     def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
-        """y (B, L, D) in x's dtype; steps lie side by side in it if `inputs.channel_first()`, otherwise channels do."""
+        """y (B, L, D) in x's dtype; contiguous along steps if `inputs.channel_first()`, otherwise along channels."""
 
     def causal_conv1d_backward(
         self, dy: Tensor, inputs: ConvInputs, silu: bool, needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """The gradients of the inputs in their shapes and dtypes, None for None. Those that are not `needed` may be
-        left out."""
+        """The gradients of the inputs in their shapes and dtypes, None for None. Gradients that are not `needed` may be
+        omitted."""
 
     def causal_conv1d_update(
         self, x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
     ) -> Tensor:
-        """y (B, L, D) of x (B, L, D) after the steps that `state` (B, S, D) ends with, S at least W - 1; they and x
-        move on into it, in place."""
+        """y (B, L, D) for x (B, L, D), the steps after those in `state` (B, S, D), S at least W - 1. Appends x to the
+        state in place."""
 
     def state_update(self, inputs: StateInputs, softplus: bool) -> Tensor:
-        """y in u's shape and dtype; `inputs.state` moves on, in place."""
+        """y in u's shape and dtype; updates `inputs.state` in place."""

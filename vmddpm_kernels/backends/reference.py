@@ -1,5 +1,5 @@
-"""Plain PyTorch: the definition of every operator, on any device and in any floating dtype, differentiable
-as often as one likes. Written to be read and to be compared against, one step at a time; not to be fast."""
+"""Plain PyTorch: the definition of each operator, one step at a time, on any device, in any floating-point dtype and
+differentiable to any order. Written for reading and comparison, not for speed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ NAME = "reference"
 
 
 class ReferenceBackend(ReferenceSteps):
-    devices: frozenset[str] = frozenset()  # chosen where nothing else runs
+    devices: frozenset[str] = frozenset()  # chosen if no other backend is available
 
     def runs_on(self, device: str) -> bool:
         return True
@@ -33,7 +33,7 @@ class ReferenceBackend(ReferenceSteps):
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
         y, state = selective_scan(inputs, options)
-        if state is inputs.initial_state:  # no step was taken
+        if state is inputs.initial_state:  # an empty sequence
             state = state.clone()
         order = None if inputs.table is None or not checkpoint else inputs.table.to(torch.int32, copy=True)
         return ScanResult(y, state, state.new_empty(0) if checkpoint else None, order)
@@ -91,7 +91,7 @@ def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
 def _gather(x: Tensor, table: Tensor) -> Tensor:
     """x (B, K or 1, L, D) in pixel order -> (B, K, L, D) in the order of each route."""
     routes, length = table.shape
-    # A copy: autograd keeps it, and nobody can change it until the backward.
+    # A copy, which the caller cannot change before the backward.
     index = table.to(torch.int64, copy=True)[None, :, :, None].expand(x.shape[0], routes, length, x.shape[3])
     return x.expand(-1, routes, -1, -1).gather(2, index)
 
@@ -117,7 +117,7 @@ def zoh_slope(v: Tensor) -> Tensor:
 
 
 class _Steps(NamedTuple):
-    """The tensors of a scan in the dtype of the accumulation and in the order of the steps."""
+    """The tensors of a scan in the accumulation's dtype and in the order of the steps."""
 
     x: Tensor           # (B, K, L, D)
     delta: Tensor       # (B, K, L, D), with bias and softplus
@@ -155,7 +155,7 @@ def _steps(inputs: ScanInputs, options: ScanOptions) -> _Steps:
 
 
 def _in_pixel_order(ys: list[Tensor], skipped: Tensor | None, steps: _Steps, inputs: ScanInputs) -> Tensor:
-    """y_l (B, K, D) of every step and what D adds (B, K, L, D) -> y in x's shape and dtype."""
+    """y_l (B, K, D) of each step and the skip term (B, K, L, D) -> y in x's shape and dtype."""
     y = torch.stack(ys, dim=2) if ys else torch.zeros_like(steps.x)
     if skipped is not None:
         y = y + skipped
@@ -173,7 +173,7 @@ def selective_scan(inputs: ScanInputs, options: ScanOptions) -> tuple[Tensor, Te
     steps = _steps(inputs, options)
     x, delta, A, B, C, D, h = steps
     ys = []
-    # unbind, not indexing: the gradient of an index is a tensor of the whole sequence, at every step.
+    # unbind instead of indexing, whose gradient is a tensor of the whole sequence at each step.
     for x_l, delta_l, B_l, C_l in zip(*(t.unbind(2) for t in (x, delta, B, C))):
         v = delta_l[..., None] * A                                              # (B, K, D, N)
         drive = (delta_l * x_l)[..., None] * B_l[:, :, None, :]                 # (B, K, D, N)

@@ -1,4 +1,4 @@
-"""Causal convolutions and single steps of a selective scan in plain PyTorch, differentiable as often as one likes."""
+"""Causal convolutions and single steps of a selective scan in plain PyTorch, differentiable to any order."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
     dtype, before = inputs.accumulation(), weight.shape[1] - 1
     steps = x.mT.to(dtype)                                                      # (B, D, L)
     steps = F.pad(steps, (before, 0)) if history is None else torch.cat([history.mT.to(dtype), steps], dim=-1)
-    if steps.shape[-1] <= before or 0 in steps.shape:  # no step, or no channel, of which F.conv1d makes an error
+    if steps.shape[-1] <= before or 0 in steps.shape:  # F.conv1d raises for empty inputs
         y = steps[..., before:] * 1
     else:
         with not_autocast(x.device.type):
@@ -29,7 +29,7 @@ def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
 
 
 def state_update(inputs: StateInputs, softplus: bool) -> tuple[Tensor, Tensor]:
-    """y in u's shape and dtype, and the next state in the shape and dtype of the one before."""
+    """y in u's shape and dtype, and the next state in the state's shape and dtype."""
     state, u, delta, A, B, C, D, z, delta_bias = inputs
     dtype = inputs.accumulation()
     heads = state.dim() == 4
@@ -64,7 +64,7 @@ def state_update_gradients(
     heads = state.shape[1] if state.dim() == 4 else 1
     groups = B.shape[1] if state.dim() == 4 else 1
 
-    def of_heads(t: Tensor, axes: int) -> Tensor:  # with the axis of heads, `axes` from the end, if it lacks it
+    def of_heads(t: Tensor, axes: int) -> Tensor:  # adds the axis of heads, `axes` from the end, if missing
         return t.to(dtype) if state.dim() == 4 else t.to(dtype).unsqueeze(-axes - 1)
 
     def of_groups(t: Tensor) -> Tensor:  # B or C -> (B, H, 1, N)
@@ -127,7 +127,7 @@ def gradients(
 
 
 class ReferenceSteps:
-    """What a backend without kernels of its own for these operators does."""
+    """These operators in plain PyTorch, for backends without kernels for them."""
 
     def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
         return causal_conv1d(inputs, silu)

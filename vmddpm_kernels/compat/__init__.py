@@ -1,7 +1,7 @@
-"""The operators under the names by which other projects import theirs.
+"""The operators under the names that other projects use.
 
-`compat.mamba_ssm`, `compat.vmamba` and `compat.selective_scan` are for a changed import line; `install` is for model
-code that stays as it is.
+`compat.mamba_ssm`, `compat.vmamba` and `compat.selective_scan` replace imports in model code; `install` serves model
+code that stays unchanged.
 """
 
 import sys
@@ -23,26 +23,30 @@ _installations: list["Installation"] = []
 
 
 def install(installed: str = "refuse", vmamba_package: str | None = None) -> "Installation":
-    """Stands in for mamba_ssm, causal_conv1d and VMamba's kernels, for model code that is imported from then on.
+    """Replace mamba_ssm, causal_conv1d and VMamba's kernels for model code that is imported afterwards.
 
-    Entered in sys.modules: `mamba_ssm` with Mamba's blocks and functions, `causal_conv1d`, and the extensions
-    `selective_scan`, `selective_scan_cuda`, `selective_scan_cuda_core`, `_ndstate`, `_nrow` and `_oflex`. What these
-    packages have besides is refused by an ImportError that says what is covered. Warns where the installed transformers
-    cannot find them, and says why.
+    Adds modules to sys.modules: `mamba_ssm` with Mamba's blocks and functions, `causal_conv1d`, and the extensions
+    `selective_scan`, `selective_scan_cuda`, `selective_scan_cuda_core`, `_ndstate`, `_nrow` and `_oflex`. Importing
+    another name of these packages raises an ImportError that lists the supported ones. Warns if the installed
+    transformers cannot find them.
 
     Args:
-        installed: what happens where one of these packages is really installed. "refuse" raises ImportError; "keep"
-            leaves all names of that package to it, for example a mamba_ssm that was built without
-            `selective_scan_cuda`; "override" stands in for its functions too (of mamba_ssm, for the modules of
-            `mamba_ssm.ops`), and for nothing else in that package.
-        vmamba_package: the package of VMamba's own csm_triton.py and csms6s.py, "models" for example, or "" if they are
-            imported by these names alone: both are stood in for too, whether they exist or not.
+        installed: what to do if one of these packages is installed. "refuse" raises ImportError. "keep" leaves all
+            modules of that package alone, for example of a mamba_ssm built without `selective_scan_cuda`. "override"
+            replaces its functions (for mamba_ssm, the modules of `mamba_ssm.ops`) and nothing else.
+        vmamba_package: the package with VMamba's csm_triton.py and csms6s.py, for example "models"; "" if they are
+            top-level modules. Both are replaced, whether they exist or not.
 
     Returns:
-        what was entered; `with install(): ...` takes it out at the end.
+        The installation; `with install(): ...` removes it at the end.
 
     Raises:
-        ImportError: if a package is really installed and `installed` is "refuse".
+        ImportError: if one of these packages is installed and `installed` is "refuse".
+
+    Example:
+        >>> with install("keep") as installation:
+        ...     "selective_scan_cuda" in sys.modules
+        True
     """
     if installed not in ("refuse", "keep", "override"):
         raise ValueError(f'installed must be "refuse", "keep" or "override", got {installed!r}')
@@ -53,7 +57,7 @@ def install(installed: str = "refuse", vmamba_package: str | None = None) -> "In
     if real and installed == "refuse":
         places = ", ".join(f"{root} ({origin})" for root, origin in sorted(real.items()))
         raise ImportError(
-            f"really installed: {places}; pass installed='override' to stand in for it, or 'keep' to leave it"
+            f"already installed: {places}; pass installed='override' to replace its functions, or 'keep' to leave it"
         )
     for name, module in list(modules.items()):
         root = name.partition(".")[0]
@@ -71,7 +75,7 @@ def install(installed: str = "refuse", vmamba_package: str | None = None) -> "In
 
 
 def installed() -> dict[str, list[str]]:
-    """The modules in sys.modules that are stand-ins, and their names."""
+    """The names in each module of sys.modules that `install` added."""
     ours = {name: module for installation in _installations for name, module in installation.modules.items()}
     return {
         name: sorted(
@@ -83,13 +87,13 @@ def installed() -> dict[str, list[str]]:
 
 
 def uninstall() -> None:
-    """Takes out whatever `install` entered, and puts back what was there before."""
+    """Remove all modules that `install` added and restore the previous ones."""
     for installation in reversed(list(_installations)):
         installation.remove()
 
 
 class Installation:
-    """What one `install` entered in sys.modules."""
+    """The modules that one `install` added to sys.modules."""
 
     def __init__(self, modules: dict[str, ModuleType]):
         self.modules = modules
@@ -103,7 +107,7 @@ class Installation:
         sys.meta_path.insert(0, self._refusals)
 
     def remove(self) -> None:
-        """Puts back what was there before. Code that has imported a function keeps it. Safe to call twice."""
+        """Restore the previous modules. Code that has imported a function keeps it. Can be called twice."""
         if self not in _installations:
             return
         _installations.remove(self)
@@ -125,7 +129,7 @@ class Installation:
 
 
 def _module(name: str, contents: Mapping[str, Any]) -> ModuleType:
-    module = ModuleType(name, "vmddpm_kernels.compat stands in for this module.")
+    module = ModuleType(name, "Replaced by vmddpm_kernels.compat.")
     module.__spec__ = ModuleSpec(name, None, is_package="__path__" in contents)
     vars(module).update(contents)
     refuse_names(module)
@@ -133,7 +137,7 @@ def _module(name: str, contents: Mapping[str, Any]) -> ModuleType:
 
 
 def _real_origin(root: str) -> str | None:
-    """Where a package of this name is really installed; None if it is not, or ours. A mere folder is no package."""
+    """Where a package of this name is installed; None if it is not, or is ours. A namespace package does not count."""
     module = sys.modules.get(root)
     if any(module is ours for installation in _installations for ours in installation.modules.values()):
         return None
@@ -149,7 +153,7 @@ def _attribute(name: str) -> Any:
 
 
 def _set_attribute(name: str, value: Any) -> None:
-    """Binds a submodule in its parent, as importing it would."""
+    """Set a submodule as an attribute of its parent, as an import does."""
     parent, _, leaf = name.rpartition(".")
     if parent not in sys.modules:
         return

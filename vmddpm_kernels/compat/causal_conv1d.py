@@ -1,7 +1,7 @@
-"""The names of the `causal_conv1d` package, with its signatures, on any device.
+"""The functions of the `causal_conv1d` package, with the same signatures, on any device.
 
-As there, x has any strides and y has x's; what differs: final states are given in every memory order, gradients reach
-everything, and widths beyond 4 are computed by PyTorch. Packed sequences (`seq_idx`) are not covered."""
+As there, x has any strides and y has the same. Differences: final states are supported in all memory orders, all inputs
+get gradients, and PyTorch computes widths above 4. Packed sequences (`seq_idx`) are not supported."""
 
 from typing import Any
 
@@ -33,19 +33,19 @@ def causal_conv1d_fn(
     """`vmddpm_kernels.causal_conv1d` with causal_conv1d's arguments.
 
     Args:
-        x: (B, D, L).
-        weight, bias: (D, W) and (D,).
-        seq_idx: must be None; a string is the activation, which was the fourth argument up to causal_conv1d 1.0.
-        initial_states: (B, D, W - 1).
-        return_final_states: also return the last W - 1 steps.
-        final_states_out: (B, D, W - 1), filled with them.
+        x: (batch, dim, length).
+        weight, bias: (dim, width) and (dim,).
+        seq_idx: must be None; a string is the activation, the fourth argument up to causal_conv1d 1.0.
+        initial_states: (batch, dim, width - 1).
+        return_final_states: also return the last width - 1 steps.
+        final_states_out: (batch, dim, width - 1), receives the final states.
         activation: None, "silu" or "swish".
 
     Returns:
-        y (B, D, L) in x's dtype; and the final states (B, D, W - 1), if wanted.
+        y (batch, dim, length) in x's dtype; with `return_final_states` also the final states (batch, dim, width - 1).
 
     Raises:
-        NotImplementedError: on `seq_idx`.
+        NotImplementedError: if `seq_idx` is given.
         TypeError, ValueError: naming the argument that does not fit.
     """
     return _convolve(
@@ -71,7 +71,7 @@ def causal_conv1d_ref(
 
 
 class CausalConv1dFn:
-    """`causal_conv1d_fn` for those who call the package's autograd Function."""
+    """`causal_conv1d_fn` with the interface of the package's autograd Function."""
 
     apply = staticmethod(causal_conv1d_fn)
 
@@ -85,7 +85,8 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """`vmddpm_kernels.causal_conv1d_update`: x (B, D) or (B, D, L), conv_state (B, D, S) changed in place."""
+    """`vmddpm_kernels.causal_conv1d_update`. x is (batch, dim) or (batch, dim, length); conv_state (batch, dim,
+    state_len) is updated in place."""
     return update(
         x, conv_state, weight, bias, activation=activation, cache_seqlens=cache_seqlens,
         conv_state_indices=conv_state_indices,
@@ -114,7 +115,7 @@ def _convolve(
         seq_idx, activation = None, seq_idx
     if seq_idx is not None:
         raise NotImplementedError(
-            "seq_idx is not covered: sequences that are packed into one are not kept apart. Pass them as a batch"
+            "seq_idx is not supported: packed sequences are not kept apart. Pass them as a batch"
         )
     wanted = check_truth("return_final_states", return_final_states)
     result = causal_conv1d(

@@ -1,9 +1,8 @@
-"""`fwd` and `bwd` as the compiled modules `selective_scan_cuda`, `selective_scan_cuda_core` and its variants `_nrow`
-(which has the same functions), `_ndstate` and `_oflex` have them, for code that wraps these in an autograd Function of
-its own.
+"""`fwd` and `bwd` of the compiled modules `selective_scan_cuda`, `selective_scan_cuda_core` and its variants `_nrow`
+(with the same functions), `_ndstate` and `_oflex`, for code with its own autograd Function around them.
 
-What they call x, their states between chunks, is here (B, D, 1, 2N) with the last state at x[:, :, -1, 1::2], where
-such code looks for it, and zeros between. `bwd` computes the forward again.
+Their x, the states between chunks, is (batch, dim, 1, 2 * d_state) here: the last state is at x[:, :, -1, 1::2], where
+such code reads it, and all else is zero. `bwd` recomputes the forward.
 """
 
 from collections.abc import Callable
@@ -54,8 +53,8 @@ def mamba_bwd(
     delta_softplus: bool,
     recompute_out_z: bool,
 ) -> list[Tensor | None]:
-    """`selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias], then dz if z is given (written into `dz` if
-    that is), then out * silu(z) if `recompute_out_z`."""
+    """`selective_scan_cuda.bwd`: [du, ddelta, dA, dB, dC, dD, ddelta_bias]; then dz if z is given, written to `dz` if
+    that is given; then out * silu(z) if `recompute_out_z`."""
 
     scan = partial(mamba_scan.selective_scan_fn, delta_softplus=delta_softplus)
     result, grads = _gradients(
@@ -64,7 +63,7 @@ def mamba_bwd(
     dz_computed = grads.pop(6)
     if z is not None and dz is not None:
         check_float("dz", dz, z)
-        check_shape("dz", dz, "B, D, L", tuple(z.shape))
+        check_shape("dz", dz, "batch, dim, length", tuple(z.shape))
         with torch.no_grad():
             dz.copy_(dz_computed)
     if z is not None:
@@ -136,8 +135,8 @@ def ndstate_fwd(
     delta_softplus: bool,
     nrows: int,
 ) -> list[Tensor]:
-    """`selective_scan_cuda_ndstate.fwd`: `core_fwd` with a single state and no axis for it: A (D,), B and C
-    (B, G, L)."""
+    """`selective_scan_cuda_ndstate.fwd`: `core_fwd` with one state and no axis for it. A is (dim,), B and C are (batch,
+    groups, length)."""
     A, B, C = _with_state(A, B, C)
     return core_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows)
 
@@ -155,7 +154,7 @@ def ndstate_bwd(
     delta_softplus: bool,
     nrows: int,
 ) -> list[Tensor | None]:
-    """`selective_scan_cuda_ndstate.bwd`: `vmamba_bwd`, A, B and C as in `ndstate_fwd`."""
+    """`selective_scan_cuda_ndstate.bwd`: `vmamba_bwd` with A, B and C as in `ndstate_fwd`."""
     shapes = A.shape, B.shape, C.shape
     A, B, C = _with_state(A, B, C)
     grads = vmamba_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows)
@@ -166,7 +165,8 @@ def ndstate_bwd(
 
 
 def _with_state(A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    for name, t, axes, dims in (("A", A, "D", 1), ("B", B, "B, G, L", 3), ("C", C, "B, G, L", 3)):
+    axes_of_matrix = "batch, groups, length"
+    for name, t, axes, dims in (("A", A, "dim", 1), ("B", B, axes_of_matrix, 3), ("C", C, axes_of_matrix, 3)):
         check_float(name, t)
         if t.dim() != dims:
             raise ValueError(f"{name} must have shape ({axes}), got {tuple(t.shape)}")
@@ -180,16 +180,16 @@ def _states(last_state: Tensor) -> Tensor:
 def _gradients(
     scan: Callable[..., Any], tensors: dict[str, Tensor | None], dout: Tensor
 ) -> tuple[Tensor, list[Any]]:
-    """scan(*tensors), and the gradient of each tensor, None for None."""
+    """scan(*tensors) and the gradient of each tensor; None for None."""
     with torch.enable_grad():
         leaves = [None if t is None else _leaf(name, t) for name, t in tensors.items()]
         result = scan(*leaves)
     check_float("dout", dout, result)
-    check_shape("dout", dout, "B, D, L", tuple(result.shape))
+    check_shape("dout", dout, "batch, dim, length", tuple(result.shape))
     present = [t for t in leaves if t is not None]
     if result.requires_grad:
         grads = torch.autograd.grad(result, present, dout.to(result.dtype), allow_unused=True, materialize_grads=True)
-    else:  # nothing was computed: sequences of no steps
+    else:  # empty sequences
         grads = tuple(map(torch.zeros_like, present))
     remaining = iter(grads)
     return result.detach(), [None if t is None else next(remaining) for t in leaves]

@@ -1,4 +1,4 @@
-"""The names of `mamba_ssm.utils.generation` that need no CUDA graph: decoding token by token."""
+"""Decoding token by token: the names of `mamba_ssm.utils.generation`, except those for CUDA graphs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass
 class InferenceParams:
-    """What a model keeps between the steps of decoding: the states of each layer, and how many steps they have seen."""
+    """The state of decoding: the states of each layer, and the number of steps they have seen."""
 
     max_seqlen: int
     max_batch_size: int
@@ -38,19 +38,20 @@ class InferenceParams:
 
 @dataclass
 class Decoded:
-    """What `decode` returns."""
+    """The result of `decode`."""
 
-    sequences: Tensor                       # (B, L)
-    scores: tuple[Tensor, ...] | None       # the logits (B, vocabulary) of each step
+    sequences: Tensor                       # (batch, length)
+    scores: tuple[Tensor, ...] | None       # the logits (batch, vocabulary) of each step
 
 
 def modify_logits_for_top_k_filtering(logits: Tensor, top_k: int) -> None:
-    """All but the k greatest of each row (B, vocabulary) become -inf, in place."""
+    """Set all logits (batch, vocabulary) except the top_k largest of each row to -inf, in place."""
     logits.masked_fill_(logits < logits.topk(top_k).values[..., -1:], float("-inf"))
 
 
 def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
-    """The least probable, whose probabilities add up to 1 - top_p at most, become -inf, in place; 0 and 1 keep all."""
+    """Set the least probable logits, with a total probability of at most 1 - top_p, to -inf, in place; 0 and 1 keep
+    all."""
     if 0 < top_p < 1:
         ascending, order = logits.sort(descending=False)
         tail = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
@@ -58,8 +59,8 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
 
 
 def modify_logits_for_min_p_filtering(logits: Tensor, min_p: float) -> None:
-    """What is less than min_p times as probable as the most probable becomes -inf, in place; 0 and 1 keep all.
-    (mamba_ssm compares logits, not probabilities, with min_p.)"""
+    """Set logits whose probability is below min_p times the largest one to -inf, in place; 0 and 1 keep all. (mamba_ssm
+    compares logits instead of probabilities.)"""
     if 0 < min_p < 1:
         probabilities = logits.softmax(-1)
         logits.masked_fill_(probabilities < min_p * probabilities.amax(-1, keepdim=True), float("-inf"))
@@ -68,8 +69,8 @@ def modify_logits_for_min_p_filtering(logits: Tensor, min_p: float) -> None:
 def modify_logit_for_repetition_penalty(
     logits: Tensor, prev_output_tokens: Tensor, repetition_penalty: float = 1.0
 ) -> Tensor:
-    """Logits (B, vocabulary) of the tokens (B, L) that have been are divided by the penalty, or multiplied if negative
-    (arXiv 1909.05858), in place."""
+    """Divide the logits (batch, vocabulary) of previous tokens (batch, length) by the penalty, or multiply negative
+    ones by it (arXiv 1909.05858), in place."""
     score = logits.gather(1, prev_output_tokens)
     score = torch.where(score < 0, score * repetition_penalty, score / repetition_penalty)
     return logits.scatter_(1, prev_output_tokens, score)
@@ -78,8 +79,8 @@ def modify_logit_for_repetition_penalty(
 def sample(
     logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.0, temperature: float = 1.0
 ) -> Tensor:
-    """Logits (B, vocabulary) -> tokens (B,): the most probable if top_k is 1, else drawn from what the filters leave;
-    top_k 0 leaves all."""
+    """Logits (batch, vocabulary) -> tokens (batch,): the most probable token if top_k is 1, else a sample from the
+    filtered logits; top_k 0 keeps all."""
     if top_k == 1:
         return logits.argmax(-1)
     left = logits / temperature
@@ -107,14 +108,14 @@ def decode(
     enable_timing: bool = False,
     streamer: Any = None,
 ) -> Decoded:
-    """Tokens (B, L) continued to `max_length`, or until all sequences end in `eos_token_id` at once.
+    """Continue tokens (batch, length) to `max_length`, or until all sequences have `eos_token_id` in the same step.
 
     Args:
-        model: called with tokens, `position_ids`, `inference_params` and `num_last_tokens`; gives `.logits`.
-        teacher_outputs: (B, more), taken instead of samples as far as they go.
-        vocab_size: so many logits count.
-        cg, enable_timing: CUDA graphs, which this has none of, and the time, which it does not print.
-        streamer: has `put(tokens)` and `end()`.
+        model: called with tokens, `position_ids`, `inference_params` and `num_last_tokens`; its result has `.logits`.
+        teacher_outputs: (batch, steps), tokens to use instead of samples.
+        vocab_size: number of logits to use.
+        cg, enable_timing: ignored; there are no CUDA graphs, and no time is printed.
+        streamer: an object with `put(tokens)` and `end()`.
     """
     params = InferenceParams(max_seqlen=max_length, max_batch_size=input_ids.shape[0])
     known = 0 if teacher_outputs is None else teacher_outputs.shape[1]
@@ -148,12 +149,12 @@ def decode(
 
 
 class GenerationMixin:
-    """Gives a model with a `forward` as `decode` calls it the method `generate`."""
+    """Adds `generate` to a model whose `forward` takes the arguments of `decode`'s model."""
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Any:
-        raise NotImplementedError("a model that decodes says itself what its layers keep")
+        raise NotImplementedError("models that decode must implement allocate_inference_cache")
 
     def generate(
         self,
@@ -167,9 +168,9 @@ class GenerationMixin:
         output_scores: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """`decode` with this model: the tokens (B, L), or all that `decode` returns."""
+        """`decode` with this model; returns the tokens (batch, length), or the whole result."""
         if not callable(self):
-            raise TypeError(f"{type(self).__name__} must be a model to generate with")
+            raise TypeError(f"{type(self).__name__} must be a callable model")
         output = decode(
             input_ids, self, max_length, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature, **kwargs
         )

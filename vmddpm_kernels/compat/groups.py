@@ -1,4 +1,4 @@
-"""B and C of the drop-ins in the one form that the operator takes: with groups of channels."""
+"""Converts B and C of the drop-ins to the operator's layout, with groups of channels."""
 
 from torch import Tensor
 
@@ -6,19 +6,22 @@ from vmddpm_kernels.checks import check_shape
 
 
 def common_groups(u: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """B and C (D, N), (B, N, L) or (B, G, N, L) -> both (B, G, N, L) with the same G, views where they can be.
+    """B and C as (batch, groups, d_state, length) with the same number of groups, as views if possible.
 
-    A matrix that is the same at every step but differs by channel makes every channel a group of its own."""
+    Both may be (dim, d_state), (batch, d_state, length) or (batch, groups, d_state, length). A matrix (dim, d_state) is
+    constant over steps and differs by channel, so each channel becomes a group."""
     dim = u.shape[1]
     groups_B, groups_C = _group_count("B", B, dim), _group_count("C", C, dim)
     groups = max(groups_B, groups_C)
     if groups % groups_B or groups % groups_C:
-        raise ValueError(f"the groups of B must divide those of C or be divided by them, got {groups_B} and {groups_C}")
+        raise ValueError(
+            f"the number of groups of B must divide that of C or be a multiple of it, got {groups_B} and {groups_C}"
+        )
     return _with_groups("B", B, u, groups), _with_groups("C", C, u, groups)
 
 
 def _group_count(name: str, matrix: Tensor, dim: int) -> int:
-    axes = "(D, N), (B, N, L) or (B, G, N, L)"
+    axes = "(dim, d_state), (batch, d_state, length) or (batch, groups, d_state, length)"
     if matrix.dim() not in (2, 3, 4):
         raise ValueError(f"{name} must have shape {axes}, got {tuple(matrix.shape)}")
     groups = (dim, 1, matrix.shape[1])[matrix.dim() - 2]
@@ -30,7 +33,7 @@ def _group_count(name: str, matrix: Tensor, dim: int) -> int:
 def _with_groups(name: str, matrix: Tensor, u: Tensor, groups: int) -> Tensor:
     batch, dim, length = u.shape
     if matrix.dim() == 2:
-        check_shape(name, matrix, "D, N", (dim, matrix.shape[1]))
+        check_shape(name, matrix, "dim, d_state", (dim, matrix.shape[1]))
         return matrix[None, :, :, None].expand(batch, -1, -1, length)
     if matrix.dim() == 3:
         return matrix[:, None].expand(-1, groups, -1, -1)

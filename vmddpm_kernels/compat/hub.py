@@ -1,4 +1,4 @@
-"""The names of `mamba_ssm.utils.hf`: files of a model on the Hugging Face Hub, or in a folder."""
+"""The functions of `mamba_ssm.utils.hf`: a model's files on the Hugging Face Hub or in a folder."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["load_config_hf", "load_state_dict_hf"]
 
 
 def load_config_hf(model_name: str) -> Any:
-    """What config.json of a repository, or of a folder, says."""
+    """The contents of config.json of a repository or a folder."""
     return json.loads(_file(model_name, "config.json").read_text(encoding="utf-8"))
 
 
@@ -29,6 +29,6 @@ def _file(model_name: str, name: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise ImportError(
-            f"{model_name} is no folder with {name}, and the Hub needs `pip install huggingface_hub`"
+            f"{model_name} is not a folder with {name}, and the Hub needs `pip install huggingface_hub`"
         ) from error
     return Path(hf_hub_download(model_name, name))

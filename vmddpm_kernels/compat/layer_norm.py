@@ -1,4 +1,4 @@
-"""The names of `mamba_ssm.ops.triton.layer_norm`, with its signatures, on any device, in plain PyTorch."""
+"""The functions of `mamba_ssm.ops.triton.layer_norm`, with the same signatures, in plain PyTorch."""
 
 from typing import Any
 
@@ -40,18 +40,19 @@ def layer_norm_fn(
     """dropout(rowscale x) + dropout(x1) + residual, normalized over the last axis.
 
     Args:
-        x, x1, residual: (..., D); x1 a second summand.
-        weight, bias, weight1, bias1: (D,); the second pair makes a second result of the same sum.
-        rowscale: (...), not together with x1.
-        prenorm: also return the sum, in the residual's dtype; without a residual in float32 if `residual_in_fp32`,
-            else in x's.
-        return_dropout_mask: also return what was kept of x and of x1, (...) like x, None without dropout.
+        x, x1, residual: (..., dim).
+        weight, bias: (dim,).
+        weight1, bias1: (dim,), for a second result from the same sum.
+        rowscale: (...); excludes x1.
+        prenorm: also return the sum, in the residual's dtype. Without a residual it is in float32 if
+            `residual_in_fp32`, else in x's dtype.
+        return_dropout_mask: also return the dropout masks of x and x1, in their shapes; None without dropout.
 
     Returns:
-        The results in x's dtype, then the sum, then the masks: what is asked for of them, as a tuple unless one.
+        The normalized results in x's dtype, then the requested sum and masks; a tuple if there are several.
     """
     if x1 is not None and rowscale is not None:
-        raise ValueError("rowscale must be None where x1 is given")
+        raise ValueError("rowscale must be None if x1 is given")
     wide = torch.promote_types(x.dtype, torch.float32)
     mask, mask1 = (_dropout_mask(t, dropout_p) for t in (x, x1))
     total = x.to(wide) if rowscale is None else x.to(wide) * rowscale.to(wide)[..., None]
@@ -133,7 +134,7 @@ def layer_norm_ref(
     dropout_mask1: Tensor | None = None,
     upcast: bool | None = False,
 ) -> Any:
-    """`layer_norm_fn` with masks of what is kept given; the sum of `prenorm` is in x's dtype."""
+    """`layer_norm_fn` with given dropout masks; the sum of `prenorm` is in x's dtype."""
     return _with_masks(
         x, weight, bias, residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm, dropout_mask, dropout_mask1,
         rms=False,
@@ -164,13 +165,13 @@ def rms_norm_ref(
 
 
 class LayerNormFn:
-    """`layer_norm_fn` for those who call mamba_ssm's autograd Function."""
+    """`layer_norm_fn` with the interface of mamba_ssm's autograd Function."""
 
     apply = staticmethod(layer_norm_fn)
 
 
 class LayerNormLinearFn:
-    """`layer_norm_linear_fn` for those who call mamba_ssm's autograd Function."""
+    """`layer_norm_linear_fn` with the interface of mamba_ssm's autograd Function."""
 
     apply = staticmethod(layer_norm_linear_fn)
 
@@ -198,7 +199,7 @@ def _with_masks(
 
 
 def _dropout_mask(t: Tensor | None, p: float) -> Tensor | None:
-    """True where an element is kept."""
+    """A random mask, True for elements to keep."""
     if not 0 <= p <= 1:
         raise ValueError(f"dropout_p must be from 0 to 1, got {p}")
     return torch.rand(t.shape, device=t.device) >= p if t is not None and p > 0 else None

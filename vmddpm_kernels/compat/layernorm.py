@@ -1,5 +1,4 @@
-"""The names of `mamba_ssm.ops.triton.layernorm`, as they were up to mamba_ssm 1.2: fewer arguments, in another
-order."""
+"""The functions of `mamba_ssm.ops.triton.layernorm` up to mamba_ssm 1.2, with fewer arguments in another order."""
 
 from typing import Any
 
@@ -77,6 +76,6 @@ def rms_norm_ref(
 
 
 class LayerNormFn:
-    """`layer_norm_fn` for those who call mamba_ssm's autograd Function."""
+    """`layer_norm_fn` with the interface of mamba_ssm's autograd Function."""
 
     apply = staticmethod(layer_norm_fn)

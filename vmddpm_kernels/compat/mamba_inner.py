@@ -1,4 +1,5 @@
-"""mamba_ssm's Mamba block between its first and its last projection, and its variants in Vim's fork of mamba_ssm."""
+"""mamba_ssm's fused Mamba block, from the input projection's result to the output projection, and the variants in Vim's
+fork of mamba_ssm."""
 
 import torch
 import torch.nn.functional as F
@@ -32,21 +33,24 @@ def mamba_inner_fn(
     dt_rms_weight: Tensor | None = None,
     b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
-    """A Mamba block between its first and its last projection: causal convolution, SiLU, projections, scan, gate.
+    """A Mamba block without its input projection: causal convolution, SiLU, projections, scan, gate, output projection.
 
     Args:
-        xz: (B, 2 D, L), the sequence and its gate.
-        conv1d_weight: (D, 1, W); conv1d_bias (D,).
-        x_proj_weight: (R + N + N, D), of which the rows of B or C are absent if that is given.
-        delta_proj_weight: (D, R).
-        out_proj_weight: (E, D); out_proj_bias (E,).
-        A, B, C, D, delta_bias, delta_softplus: as in `selective_scan_fn`; B and C computed from x unless given.
-        B_proj_bias, C_proj_bias: (N,), added to what is projected.
-        b_rms_weight, c_rms_weight: (N,), dt_rms_weight (D,): RMS normalization of B, C and delta.
-        checkpoint_lvl: a choice of memory in mamba_ssm, where 0 and 1 compute the same; so they do here.
+        xz: (batch, 2 * dim, length), the sequence and its gate.
+        conv1d_weight: (dim, 1, width).
+        conv1d_bias: (dim,).
+        x_proj_weight: (dt_rank + 2 * d_state, dim); without the rows of B or C if that is given.
+        delta_proj_weight: (dim, dt_rank).
+        out_proj_weight: (d_model, dim).
+        out_proj_bias: (d_model,).
+        A, B, C, D, delta_bias, delta_softplus: as in `selective_scan_fn`; B and C are computed from x if not given.
+        B_proj_bias, C_proj_bias: (d_state,), added to the projected B and C.
+        b_rms_weight, c_rms_weight, dt_rms_weight: (d_state,), (d_state,) and (dim,), weights of an RMS normalization of
+            B, C and delta.
+        checkpoint_lvl: ignored; mamba_ssm's choice of memory, which does not change the result.
 
     Returns:
-        (B, L, E).
+        (batch, length, d_model).
     """
     y = _inner(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A], B, C, D, delta_bias, B_proj_bias,
@@ -72,7 +76,7 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn`: in mamba_ssm its steps one by one, as they are here in both."""
+    """`mamba_inner_fn`: mamba_ssm's version in separate operations, which both are here."""
     return mamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, B, C, D,
         delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
@@ -94,7 +98,7 @@ def mamba_inner_fn_no_out_proj(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` up to the gate, (B, D, L); of Vim's fork of mamba_ssm."""
+    """`mamba_inner_fn` without the output projection: (batch, dim, length). From Vim's fork of mamba_ssm."""
     return _inner(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A], B, C, D, delta_bias, B_proj_bias,
         C_proj_bias, delta_softplus,
@@ -119,7 +123,7 @@ def bimamba_inner_fn(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` with a second scan, of A_b, from the end to the beginning, added; of Vim's fork of mamba_ssm."""
+    """`mamba_inner_fn` plus a second scan with A_b in reverse order. From Vim's fork of mamba_ssm."""
     y = _inner(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, [A, A_b], B, C, D, delta_bias, B_proj_bias,
         C_proj_bias, delta_softplus,
@@ -145,7 +149,7 @@ def bimamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`bimamba_inner_fn`: in Vim's fork its steps one by one, as they are here in both."""
+    """`bimamba_inner_fn`: the fork's version in separate operations, which both are here."""
     return bimamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, A_b, B, C,
         D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
@@ -155,18 +159,18 @@ def bimamba_inner_ref(
 def rms_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6, is_rms_norm: bool = True
 ) -> Tensor:
-    """x (..., D) normalized over its last axis, which `mamba_inner_fn` does to B, C and delta; in x's dtype."""
+    """Normalize x (..., dim) over its last axis, as `mamba_inner_fn` normalizes B, C and delta; in x's dtype."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return normalized(wide, weight, bias, eps, check_truth("is_rms_norm", is_rms_norm)).to(x.dtype)
 
 
 def _project(y: Tensor, out_proj_weight: Tensor, out_proj_bias: Tensor | None) -> Tensor:
-    """y (B, D, L) -> (B, L, E)."""
+    """y (batch, dim, length) -> (batch, length, d_model)."""
     _check_weight("out_proj_weight", out_proj_weight, y, 2)
-    check_shape("out_proj_weight", out_proj_weight, "E, D", (out_proj_weight.shape[0], y.shape[1]))
+    check_shape("out_proj_weight", out_proj_weight, "d_model, dim", (out_proj_weight.shape[0], y.shape[1]))
     if out_proj_bias is not None:
         _check_weight("out_proj_bias", out_proj_bias, y, 1)
-        check_shape("out_proj_bias", out_proj_bias, "E", out_proj_weight.shape[:1])
+        check_shape("out_proj_bias", out_proj_bias, "d_model", out_proj_weight.shape[:1])
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -188,13 +192,13 @@ def _inner(
     rms: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
     eps: float = 1e-6,
 ) -> Tensor:
-    """(B, D, L): the sum of a scan of every A, the second one backwards, times silu(z)."""
-    width = 2 if isinstance(A[0], Tensor) and A[0].is_complex() else 1  # real numbers a state takes
+    """(batch, dim, length): silu(z) times the sum of one scan for each A; the second is in reverse order."""
+    width = 2 if isinstance(A[0], Tensor) and A[0].is_complex() else 1  # real numbers in a state
     rank, states = _check(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A[0], B, C, width)
-    x, z = xz.chunk(2, dim=1)                                                   # (B, D, L)
+    x, z = xz.chunk(2, dim=1)                                                   # (batch, dim, length)
     x = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")  # type: ignore[assignment]
-    projected = F.linear(x.transpose(1, 2), x_proj_weight)                      # (B, L, R + N + N)
-    delta = F.linear(projected[..., :rank], delta_proj_weight)                  # (B, L, D)
+    projected = F.linear(x.transpose(1, 2), x_proj_weight)                      # (batch, length, dt_rank + 2 * d_state)
+    delta = F.linear(projected[..., :rank], delta_proj_weight)                  # (batch, length, dim)
     delta = _normalized("dt_rms_weight", delta, rms[2], eps).transpose(1, 2)
     if B is None:
         B = _biased("B_proj_bias", projected[..., rank : rank + states], B_proj_bias)
@@ -223,28 +227,32 @@ def _check(
     C: Tensor | None,
     width: int,
 ) -> tuple[int, int]:
-    """The rank of delta, and how many rows of x_proj_weight make B or C; errors name the argument."""
+    """(dt_rank, rows of x_proj_weight for each of B and C). Raise TypeError or ValueError, naming the argument."""
     check_float("xz", xz)
     if xz.dim() != 3 or xz.shape[1] % 2 or 0 in xz.shape[1:]:
-        raise ValueError(f"xz must have shape (B, 2 D, L) with D and L at least 1, got {tuple(xz.shape)}")
+        raise ValueError(
+            f"xz must have shape (batch, 2 * dim, length) with dim and length at least 1, got {tuple(xz.shape)}"
+        )
     dim = xz.shape[1] // 2
     weights = {"conv1d_weight": conv1d_weight, "x_proj_weight": x_proj_weight, "delta_proj_weight": delta_proj_weight}
     for name, weight in weights.items():
         _check_weight(name, weight, xz, 3 if name == "conv1d_weight" else 2)
     if conv1d_weight.shape[2] < 1:
-        raise ValueError(f"conv1d_weight must have shape (D, 1, W) with W at least 1, got {tuple(conv1d_weight.shape)}")
-    check_shape("conv1d_weight", conv1d_weight, "D, 1, W", (dim, 1, conv1d_weight.shape[2]))
+        raise ValueError(
+            f"conv1d_weight must have shape (dim, 1, width) with width at least 1, got {tuple(conv1d_weight.shape)}"
+        )
+    check_shape("conv1d_weight", conv1d_weight, "dim, 1, width", (dim, 1, conv1d_weight.shape[2]))
     if conv1d_bias is not None:
         check_float("conv1d_bias", conv1d_bias, xz)
-        check_shape("conv1d_bias", conv1d_bias, "D", (dim,))
+        check_shape("conv1d_bias", conv1d_bias, "dim", (dim,))
     rank = delta_proj_weight.shape[1]
-    check_shape("delta_proj_weight", delta_proj_weight, "D, R", (dim, rank))
+    check_shape("delta_proj_weight", delta_proj_weight, "dim, dt_rank", (dim, rank))
     check_dense("A", A)
     if A.dim() != 2:
-        raise ValueError(f"A must have shape (D, N), got {tuple(A.shape)}")
+        raise ValueError(f"A must have shape (dim, d_state), got {tuple(A.shape)}")
     states = A.shape[1] * width
     rows = rank + states * sum(t is None for t in (B, C))
-    check_shape("x_proj_weight", x_proj_weight, "R + N + N, D", (rows, dim))
+    check_shape("x_proj_weight", x_proj_weight, "dt_rank + 2 * d_state, dim", (rows, dim))
     return rank, states
 
 
@@ -260,7 +268,7 @@ def _biased(name: str, projected: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return projected
     check_float(name, bias, projected)
-    check_shape(name, bias, "N", projected.shape[-1:])
+    check_shape(name, bias, "d_state", projected.shape[-1:])
     return projected + bias.to(projected.dtype)
 
 
@@ -268,12 +276,13 @@ def _normalized(name: str, projected: Tensor, weight: Tensor | None, eps: float)
     if weight is None:
         return projected
     check_float(name, weight, projected)
-    check_shape(name, weight, "N", projected.shape[-1:])
+    check_shape(name, weight, "d_state", projected.shape[-1:])
     return rms_norm_forward(projected, weight, None, eps)
 
 
 def _steps_last(projected: Tensor, width: int) -> Tensor:
-    """(B, L, N * width) -> (B, N, L * width): where a state is complex, its two parts stay side by side."""
+    """(batch, length, d_state * width) -> (batch, d_state, length * width); the parts of a complex state stay
+    adjacent."""
     parts: Tensor = projected.unflatten(-1, (-1, width))
     return parts.transpose(1, 2).flatten(2)
 

@@ -1,7 +1,7 @@
 """mamba_ssm's selective scan, on any device.
 
-As there, flags count by their truth, and None is False. What differs: the last state carries gradient,
-float64 is computed in float64, and delta, B and C may have dtypes of their own.
+As in mamba_ssm, flags are converted to bool, so None is False. Differences: the last state has a gradient, float64 is
+computed in float64, and delta, B and C may have different dtypes.
 """
 
 from typing import Literal, overload
@@ -47,17 +47,24 @@ def selective_scan_fn(
     """`vmddpm_kernels.selective_scan` with mamba_ssm's arguments.
 
     Args:
-        u, delta, z: (B, D, L).
-        A: (D, N), real or complex.
-        B, C: (D, N), the same at every step, (B, N, L), or (B, G, N, L); where A is complex, the last two are real and
-            hold real and imaginary parts in turn, 2L of them.
-        D, delta_bias: (D,).
+        u, delta, z: (batch, dim, length).
+        A: (dim, d_state), real or complex.
+        B, C: (dim, d_state), constant over steps, (batch, d_state, length) or (batch, groups, d_state, length). If A is
+            complex, the last two are real with 2 * length alternating real and imaginary parts.
+        D, delta_bias: (dim,).
 
     Returns:
-        out (B, D, L) in u's dtype; and h_L (B, D, N) in A's dtype, if `return_last_state`.
+        out (batch, dim, length) in u's dtype; with `return_last_state` also the state after the last step, (batch, dim,
+        d_state), in A's dtype.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> u, delta, A = torch.randn(2, 6, 20), torch.rand(2, 6, 20), -torch.rand(6, 16)
+        >>> B, C = torch.randn(2, 16, 20), torch.randn(2, 16, 20)
+        >>> selective_scan_fn(u, delta, A, B, C, delta_softplus=True).shape
+        torch.Size([2, 6, 20])
     """
     return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend=None)
 
@@ -113,7 +120,7 @@ def _scan(
     wanted = check_truth("return_last_state", return_last_state)
     check_float("u", u)
     if u.dim() != 3:
-        raise ValueError(f"u must have shape (B, D, L), got {tuple(u.shape)}")
+        raise ValueError(f"u must have shape (batch, dim, length), got {tuple(u.shape)}")
     if isinstance(A, Tensor) and A.is_complex():
         out, last_state = complex_scan(u, delta, A, B, C, D, z, delta_bias, softplus)
         return (out, last_state) if wanted else out

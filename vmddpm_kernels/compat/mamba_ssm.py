@@ -1,4 +1,4 @@
-"""The names of `mamba_ssm.ops.selective_scan_interface`, with its signatures, on any device."""
+"""The functions of `mamba_ssm.ops.selective_scan_interface`, with the same signatures, on any device."""
 
 from vmddpm_kernels.compat.mamba_inner import (
     bimamba_inner_fn,
@@ -27,24 +27,24 @@ __all__ = [
 
 
 class SelectiveScanFn:
-    """`selective_scan_fn` for those who call mamba_ssm's autograd Function."""
+    """`selective_scan_fn` with the interface of mamba_ssm's autograd Function."""
 
     apply = staticmethod(selective_scan_fn)
 
 
 class MambaInnerFn:
-    """`mamba_inner_fn` for those who call mamba_ssm's autograd Function."""
+    """`mamba_inner_fn` with the interface of mamba_ssm's autograd Function."""
 
     apply = staticmethod(mamba_inner_fn)
 
 
 class MambaInnerFnNoOutProj:
-    """`mamba_inner_fn_no_out_proj` for those who call the autograd Function of Vim's fork."""
+    """`mamba_inner_fn_no_out_proj` with the interface of the autograd Function of Vim's fork."""
 
     apply = staticmethod(mamba_inner_fn_no_out_proj)
 
 
 class BiMambaInnerFn:
-    """`bimamba_inner_fn` for those who call the autograd Function of Vim's fork."""
+    """`bimamba_inner_fn` with the interface of the autograd Function of Vim's fork."""
 
     apply = staticmethod(bimamba_inner_fn)

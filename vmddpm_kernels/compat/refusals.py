@@ -1,5 +1,5 @@
-"""What the stand-ins for mamba_ssm and causal_conv1d lack, and how they say so: by an ImportError that names what is
-there instead."""
+"""ImportErrors for names of mamba_ssm and causal_conv1d that the replacements do not have; they list the supported
+names."""
 
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -11,9 +11,9 @@ _COVERED = {
     "causal_conv1d": "causal_conv1d_fn and causal_conv1d_update",
 }
 _INSTEAD = {
-    "mamba_ssm": "For the rest install mamba_ssm itself, with MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc, and "
+    "mamba_ssm": "For other names install mamba_ssm itself, with MAMBA_SKIP_CUDA_BUILD=TRUE if there is no nvcc, and "
     "pass installed='override' to compat.install()",
-    "causal_conv1d": "For the rest install causal_conv1d itself, and pass installed='keep' to compat.install()",
+    "causal_conv1d": "For other names install causal_conv1d itself, and pass installed='keep' to compat.install()",
 }
 _REASONS = {
     "Mamba2": "Mamba-2 has no kernels here; transformers' Mamba2 models run in PyTorch",
@@ -21,7 +21,7 @@ _REASONS = {
     "MambaLMHeadModel": "language models are in transformers: MambaForCausalLM of 5.24 finds these kernels",
 }
 
-# Public names of mamba_ssm up to 2.3 and of causal_conv1d that modules of these names have there and not here.
+# Public names of mamba_ssm up to 2.3 and of causal_conv1d that the replacement modules do not have.
 _ABSENT = {
     "mamba_ssm": {"Mamba2", "Mamba3", "MambaLMHeadModel"},
     "mamba_ssm.ops.selective_scan_interface": {"custom_bwd", "custom_fwd"},
@@ -36,8 +36,8 @@ _ABSENT = {
 
 
 def refuse_names(module: ModuleType) -> None:
-    """Let a stand-in raise an ImportError on the names that it is known to lack. Others are an AttributeError, as in
-    any module: code asks with hasattr."""
+    """Make `module` raise ImportError for public names that it does not have. Other names raise AttributeError, as
+    usual, so that hasattr works."""
 
     def absent(name: str) -> object:
         if name in _ABSENT.get(module.__name__, ()):
@@ -48,8 +48,7 @@ def refuse_names(module: ModuleType) -> None:
 
 
 class Refusals(MetaPathFinder):
-    """Refuses the modules of a package that stand-ins have taken the place of: those that are there are found without
-    asking."""
+    """Raises ImportError for submodules of replaced packages; those that exist are found in sys.modules first."""
 
     def __init__(self, packages: Sequence[str]):
         self.packages = frozenset(packages)

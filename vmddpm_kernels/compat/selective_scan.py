@@ -1,4 +1,4 @@
-"""The names of the `selective_scan` package that older VMamba code and VM-UNet import, with its signatures."""
+"""The functions of the `selective_scan` package of older VMamba code and VM-UNet, with the same signatures."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def selective_scan_fn(
     nrows: int = 1,
     backnrows: int = -1,
 ) -> Tensor:
-    """`vmamba.selective_scan_fn` in u's dtype, softplus off by default. `nrows` and `backnrows` tuned its kernels."""
+    """`vmamba.selective_scan_fn` in u's dtype, softplus off by default. `nrows` and `backnrows` are ignored."""
     return vmamba.selective_scan_fn(u, delta, A, B, C, D, delta_bias, delta_softplus, oflex=False)
 
 

@@ -1,4 +1,4 @@
-"""What each module that `install` enters holds."""
+"""The contents of the modules that `install` adds."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -19,12 +19,12 @@ from vmddpm_kernels.compat import (
 )
 from vmddpm_kernels.modules import Block, Mamba
 
-# The versions whose interfaces these are. mamba_ssm 2 would promise Mamba-2 to those who look at the number.
+# The versions of these interfaces. Version 2 of mamba_ssm would promise Mamba-2.
 _MAMBA_VERSION, _CONV_VERSION = "1.2.0", "1.4.0"
 
 
 class BlockOfMambaSimple(Block):
-    """`Block` as `mamba_ssm.modules.mamba_simple` had it up to mamba_ssm 1.2: it has no MLP."""
+    """`Block` of `mamba_ssm.modules.mamba_simple` up to mamba_ssm 1.2, without an MLP."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class BlockOfMambaSimple(Block):
 
 
 def contents() -> dict[str, dict[str, Any]]:
-    """The names of every module; a package has a `__path__`."""
+    """The names in each module; packages have a `__path__`."""
     interface, newer, older = names_of(mamba_ssm), names_of(layer_norm), names_of(layernorm)
     update, convolution = names_of(state_update), names_of(causal_conv1d)
     package: Mapping[str, Any] = {"__path__": []}

@@ -1,4 +1,4 @@
-"""The names of `mamba_ssm.ops.triton.selective_state_update`, with its signatures, on any device."""
+"""The functions of `mamba_ssm.ops.triton.selective_state_update`, with the same signatures, on any device."""
 
 from torch import Tensor
 
@@ -21,11 +21,11 @@ def selective_state_update(
     dt_softplus: bool | None = False,
     state_batch_indices: Tensor | None = None,
 ) -> Tensor:
-    """`vmddpm_kernels.selective_state_update` with mamba_ssm's arguments: `state`, (B, D, N) or (B, H, P, N), is
-    changed in place.
+    """`vmddpm_kernels.selective_state_update` with mamba_ssm's arguments.
 
     Args:
-        state_batch_indices: (B,), the rows of `state` that are x's sequences, all different.
+        state: (batch, dim, d_state) or (batch, heads, headdim, d_state), updated in place.
+        state_batch_indices: (batch,), the rows of `state` for the sequences of x, all different.
     """
     return _update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, backend=None)
 
@@ -53,7 +53,7 @@ def _update(
     if rows is not None:
         check_tensor("state_batch_indices", rows, state, INTEGERS)
     if rows is not None and bool((rows < 0).any()):
-        raise ValueError("state_batch_indices must be rows of state, got a negative one")
+        raise ValueError("state_batch_indices must not be negative")
     used = state if rows is None else state[rows.long()]
     y = update(
         used, x, dt, A, B, C, D, z, dt_bias, delta_softplus=check_truth("dt_softplus", dt_softplus), backend=backend

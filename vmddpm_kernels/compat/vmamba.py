@@ -1,4 +1,4 @@
-"""VMamba's selective scan (`csms6s.py`), with its signatures, on any device."""
+"""VMamba's selective scan (`csms6s.py`), with the same signatures, on any device."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = [
     "selective_scan_fn",
 ]
 
-# VMamba's choices of kernel; all but "torch" are ours here, and differ in the dtype they return.
+# VMamba's names of kernels. All but "torch" use the default backend here and differ in the dtype of the result.
 _BACKENDS = {"oflex": None, "core": None, "mamba": None, "torch": "reference"}
 
 
@@ -35,18 +35,18 @@ def selective_scan_fn(
     oflex: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """`vmddpm_kernels.selective_scan` with VMamba's arguments. K groups of channels, K*C in all.
+    """`vmddpm_kernels.selective_scan` with VMamba's arguments. The K*C channels form K groups.
 
     Args:
         u: (B, K*C, L).
-        delta: (B, K*C, L), or (B, G, L) with one step size for K*C/G neighbouring channels.
+        delta: (B, K*C, L), or (B, G, L) with one step size for each K*C/G neighbouring channels.
         A: (K*C, N).
         B, C: (B, K, N, L), or (B, N, L).
         D: (K*C,).
         delta_bias: (K*C,), or (G,).
-        oflex: return float32 whatever u's dtype, never rounded to half precision on the way; otherwise u's dtype.
+        oflex: return float32, without rounding to half precision; otherwise u's dtype.
         backend: VMamba's "oflex", "core", "mamba" (the last two return u's dtype), "torch" (plain PyTorch), or one of
-            `vmddpm_kernels.backends()`; the best one for u's device by default.
+            `vmddpm_kernels.backends()`; by default the best one for u's device.
 
     Returns:
         (B, K*C, L).
@@ -76,7 +76,7 @@ def per_channel(u: Tensor, delta: Tensor, delta_bias: Tensor | None) -> tuple[Te
     check_float("delta", delta, u)
     dim = u.shape[1]
     if delta.dim() != 3 or delta.shape[1] in (0, dim) or dim % delta.shape[1]:
-        return delta, delta_bias  # the operator's to take or to refuse
+        return delta, delta_bias  # selective_scan checks the shapes
     channels = dim // delta.shape[1]
     if delta_bias is not None:
         check_float("delta_bias", delta_bias, u)
@@ -89,7 +89,7 @@ def per_channel(u: Tensor, delta: Tensor, delta_bias: Tensor | None) -> tuple[Te
 
 
 class SelectiveScanOflex:
-    """The scan under the signature of VMamba's older autograd Functions; `nrows` and `backnrows` tuned its kernels."""
+    """The scan with the signature of VMamba's older autograd Functions; `nrows` and `backnrows` are ignored."""
 
     @staticmethod
     def apply(
@@ -109,7 +109,7 @@ class SelectiveScanOflex:
 
 
 class SelectiveScanCore:
-    """As `SelectiveScanOflex`, but returns u's dtype."""
+    """`SelectiveScanOflex`, but the result is in u's dtype."""
 
     @staticmethod
     def apply(
@@ -132,7 +132,7 @@ SelectiveScanMamba = SelectiveScanCore
 
 
 class SelectiveScanCuda:
-    """`selective_scan_fn` under the signature of VMamba's newer autograd Function."""
+    """`selective_scan_fn` with the signature of VMamba's newer autograd Function."""
 
     @staticmethod
     def apply(
@@ -159,7 +159,7 @@ def flops_selective_scan_fn(
     with_Z: bool = False,
     with_complex: bool = False,
 ) -> int:
-    """VMamba's count of a scan's floating-point operations: 9 a step, channel and state, and 1 each for D and z."""
+    """VMamba's FLOP count of a scan: 9 for each step, channel and state, and 1 for each step and channel of D and z."""
     if with_complex:
         raise ValueError("with_complex must be False: complex states are not counted")
     return 9 * B * L * D * N + B * D * L * (bool(with_D) + bool(with_Z))
@@ -175,14 +175,14 @@ def flops_selective_scan_ref(
     with_Group: bool = True,
     with_complex: bool = False,
 ) -> int:
-    """VMamba's older count, of multiply-adds: numpy's of the scan's products as einsums, without its rounding."""
+    """VMamba's older count, in multiply-adds: NumPy's count of the scan's products as einsums, without its rounding."""
     if with_complex:
         raise ValueError("with_complex must be False: complex states are not counted")
     return 7 * B * D * L * N // 2 + B * D * L * (bool(with_D) + bool(with_Z))
 
 
 def selective_scan_flop_jit(inputs: Any, outputs: Any, backend: str = "prefixsum", verbose: bool = True) -> int:
-    """`flops_selective_scan_fn` of a traced call, as fvcore's FlopCountAnalysis asks for it. VMamba's `backend` and
-    `verbose` are taken, and change nothing."""
+    """`flops_selective_scan_fn` of a traced call, a handle for fvcore's FlopCountAnalysis. `backend` and `verbose` are
+    ignored."""
     batch, dim, length = inputs[0].type().sizes()
     return flops_selective_scan_fn(B=batch, L=length, D=dim, N=inputs[2].type().sizes()[1])

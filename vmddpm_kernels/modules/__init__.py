@@ -1,5 +1,4 @@
-"""Blocks over the operators, as plain modules: Mamba's mixer and what stands around it, with the parameter names and
-shapes of the published models."""
+"""Mamba's mixer, block and normalization as modules, with the parameter names and shapes of the published models."""
 
 from vmddpm_kernels.modules.block import Block
 from vmddpm_kernels.modules.mamba import Mamba

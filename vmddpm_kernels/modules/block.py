@@ -10,16 +10,16 @@ from vmddpm_kernels.modules.norm import RMSNorm, add_norm
 
 
 class Block(nn.Module):
-    """Add, normalize, mix: residual + x, its normalization, the mixer; then likewise with an MLP, if there is one.
+    """Add the residual, normalize and mix; then the same with an MLP if there is one.
 
-    The sum of the last layer is left to the caller, as (mixed, residual): the next block adds it.
+    The result is (mixed, residual): the next block, or the caller, adds both.
 
     Args:
-        dim: channels D.
-        mixer_cls: makes the mixer (B, L, D) -> (B, L, D) of `dim`.
-        mlp_cls: makes the MLP of `dim`; `nn.Identity` for none.
-        norm_cls: makes `nn.LayerNorm` or `RMSNorm` of `dim`.
-        fused_add_norm: the sum and its normalization as one, in float32; otherwise each is rounded to the norm's dtype.
+        dim: number of channels.
+        mixer_cls: mixer_cls(dim) makes the mixer (batch, length, dim) -> (batch, length, dim).
+        mlp_cls: mlp_cls(dim) makes the MLP; `nn.Identity` for none.
+        norm_cls: norm_cls(dim) makes an `nn.LayerNorm` or `RMSNorm`.
+        fused_add_norm: compute the sum and its normalization in float32; otherwise each is rounded to the norm's dtype.
         residual_in_fp32: keep the residual in float32.
 
     Example:
@@ -53,7 +53,7 @@ class Block(nn.Module):
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None, **mixer_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """hidden_states, residual (B, L, D) -> what is to be added, and what to: both (B, L, D)."""
+        """hidden_states and residual (batch, length, dim) -> (mixed, residual), whose sum is the block's result."""
         hidden_states, residual = self._add_norm(self.norm, hidden_states, residual)
         hidden_states = self.mixer(hidden_states, inference_params=inference_params, **mixer_kwargs)
         if self.mlp is not None:

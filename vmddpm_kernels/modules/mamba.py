@@ -1,5 +1,5 @@
-"""Mamba's mixer (arXiv 2312.00752, Figure 3), and its variants in both directions: Vim's (arXiv 2401.09417, `v1` and
-`v2`) and SegMamba's (arXiv 2401.13560, `v3`). Parameters have the names and shapes of the published models."""
+"""Mamba's mixer (arXiv 2312.00752, Figure 3) and its bidirectional variants: Vim's (arXiv 2401.09417, `v1` and `v2`)
+and SegMamba's (arXiv 2401.13560, `v3`). Parameters have the names and shapes of the published models."""
 
 import math
 from typing import Any
@@ -18,27 +18,28 @@ _BRANCHES = {"none": ("",), "v1": ("",), "v2": ("", "_b"), "v3": ("", "_b", "_s"
 
 
 class Mamba(nn.Module):
-    """Projection, causal convolution, SiLU, selective scan, gate, projection: (B, L, D) -> (B, L, D).
+    """Input projection, causal convolution, SiLU, selective scan, gate, output projection.
 
     Args:
-        d_model: channels D.
-        d_state: states N of a channel.
-        d_conv: taps W of the convolution.
-        expand: inner channels are expand * D.
-        dt_rank: rank R of the step sizes; ceil(D / 16) by default.
-        dt_min, dt_max, dt_init, dt_scale, dt_init_floor: how step sizes start.
-        conv_bias, bias: whether the convolution, and the first and last projection, have one.
-        use_fast_path: taken for the sake of the signature: there is one path.
-        layer_idx: the key of this layer's states in `inference_params`.
-        bimamba_type: "none"; "v1", a second scan backwards with A of its own; "v2", a second branch backwards with
-            parameters of its own; "v3", a third one along slices too.
+        d_model: channels of the input and the output.
+        d_state: states of a channel.
+        d_conv: width of the convolution.
+        expand: the inner channels are d_inner = expand * d_model.
+        dt_rank: rank of the step sizes; by default ceil(d_model / 16).
+        dt_min, dt_max, dt_init, dt_scale, dt_init_floor: initialization of the step sizes.
+        conv_bias, bias: whether the convolution, and the input and output projections, have a bias.
+        use_fast_path: ignored; there is one path.
+        layer_idx: key of this layer's states in `inference_params`.
+        bimamba_type: "none"; "v1" adds a reverse scan with its own A; "v2" adds a reverse branch with its own
+            parameters; "v3" adds to "v2" a branch across slices.
         if_divide_out: halve the sum of the branches of "v2"; `if_devide_out` is its older spelling.
-        init_layer_scale: if given, the result is multiplied by a parameter `gamma` (D,) that starts there.
-        nslices: slices of "v3", a divisor of L: its third branch visits one step of each slice in turn.
+        init_layer_scale: if given, the initial value of a parameter `gamma` (d_model,) that scales the result.
+        nslices: number of slices for "v3", a divisor of the length; its third branch takes the first step of each
+            slice, then the second of each, and so on.
 
     Example:
         >>> mamba = Mamba(d_model=32)
-        >>> y = mamba(torch.randn(2, 100, 32))                                  # (2, 100, 32)
+        >>> y = mamba(torch.randn(2, 100, 32))                                  # (batch, length, d_model)
     """
 
     in_proj: nn.Linear
@@ -96,7 +97,7 @@ class Mamba(nn.Module):
         if init_layer_scale is not None:
             self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model, device=device, dtype=dtype))
 
-        # Made in the order of the original, so that a seed makes the same parameters.
+        # In the order of the original, so that a seed gives the same parameters.
         self.in_proj = nn.Linear(d_model, self.d_inner * 2, bias=bias, device=device, dtype=dtype)
         self._add_branch("", conv_bias, device, dtype)
         self._start_step_sizes(dt_init, self.dt_rank**-0.5 * dt_scale, dt_min, dt_max, dt_init_floor)
@@ -127,7 +128,7 @@ class Mamba(nn.Module):
         getattr(self, f"D{suffix}")._no_weight_decay = True
 
     def _decays(self, device: torch.device | str | None) -> nn.Parameter:
-        """A starts as -1 .. -N for every channel, and is kept as a logarithm, in float32."""
+        """log(-A) in float32; A starts as -1, ..., -d_state for each channel."""
         row = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=device)
         log = nn.Parameter(torch.log(row.repeat(self.d_inner, 1)))
         log._no_weight_decay = True  # type: ignore[attr-defined]
@@ -135,7 +136,7 @@ class Mamba(nn.Module):
 
     @torch.no_grad()
     def _start_step_sizes(self, how: str, std: float, least: float, most: float, floor: float) -> None:
-        """softplus(dt_proj.bias) starts between `least` and `most`, evenly by its logarithm."""
+        """Initialize softplus(dt_proj.bias) log-uniformly between `least` and `most`."""
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
         if how == "constant":
             nn.init.constant_(weight, std)
@@ -147,16 +148,17 @@ class Mamba(nn.Module):
         bias._no_reinit = True  # type: ignore[attr-defined]
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
-        """(B, L, D) -> (B, L, D).
+        """(batch, length, d_model) -> (batch, length, d_model).
 
         Args:
-            inference_params: holds the states of each layer between calls, `key_value_memory_dict[layer_idx]`, and how
-                many steps they have seen, `seqlen_offset`: the first call takes any number of steps, others a single
-                one.
+            inference_params: the state of decoding. `key_value_memory_dict[layer_idx]` holds this layer's states, and
+                `seqlen_offset` counts the steps they have seen. The first call takes any number of steps, later calls
+                take one step each.
         """
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.d_model:
             raise ValueError(
-                f"hidden_states must have shape (B, L, D) with D = {self.d_model}, got {tuple(hidden_states.shape)}"
+                f"hidden_states must have shape (batch, length, d_model) with d_model = {self.d_model}, got "
+                f"{tuple(hidden_states.shape)}"
             )
         states = None
         if inference_params is not None:
@@ -164,7 +166,7 @@ class Mamba(nn.Module):
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *states)[0]
             self._check_states(states, hidden_states.shape[0], exact=True)
-        xz = self.in_proj(hidden_states)                                        # (B, L, 2 expand D)
+        xz = self.in_proj(hidden_states)                                        # (batch, length, 2 * d_inner)
         y = self._both_ways(xz) if self.bimamba_type == "v1" else self._branch(xz, "", states)
         if "_b" in _BRANCHES[self.bimamba_type]:
             y = y + self._branch(xz.flip(1), "_b").flip(1)
@@ -175,7 +177,7 @@ class Mamba(nn.Module):
         return self._scaled(self.out_proj(y))
 
     def _branch(self, xz: Tensor, suffix: str, states: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, L, 2 E) -> (B, L, E); the states, if given, become those after the last step."""
+        """(batch, length, 2 * d_inner) -> (batch, length, d_inner); updates the states if given."""
         x, z = xz.chunk(2, dim=-1)
         x, delta, B, C = self._projected(x, suffix, states)
         options = self._scan_options(suffix)
@@ -206,7 +208,7 @@ class Mamba(nn.Module):
     def _projected(
         self, x: Tensor, suffix: str, states: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x (B, L, E) -> the convolved x, delta (B, L, E), B and C (B, L, N)."""
+        """x (batch, length, d_inner) -> the convolved x, delta in x's shape, B and C (batch, length, d_state)."""
         if states is not None:
             steps = x.mT
             states[0].copy_(F.pad(steps, (self.d_conv - steps.shape[-1], 0)))
@@ -236,17 +238,25 @@ class Mamba(nn.Module):
     def step(
         self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step: hidden_states (B, 1, D), conv_state (B, E, W) and ssm_state (B, E, N) -> (B, 1, D) and the two
-        states, which have been changed in place."""
+        """One step of decoding; updates the states in place.
+
+        Args:
+            hidden_states: (batch, 1, d_model).
+            conv_state: (batch, d_inner, d_conv).
+            ssm_state: (batch, d_inner, d_state).
+
+        Returns:
+            The result (batch, 1, d_model) and the two states.
+        """
         if self.bimamba_type != "none":
-            raise ValueError(f"bimamba_type {self.bimamba_type!r} sees the end of a sequence: it has no single steps")
+            raise ValueError(f"bimamba_type {self.bimamba_type!r} scans in reverse and cannot decode step by step")
         if hidden_states.dim() != 3 or hidden_states.shape[1:] != (1, self.d_model):
             raise ValueError(
-                f"hidden_states must have shape (B, 1, D) with D = {self.d_model} in a step, got "
+                f"hidden_states must have shape (batch, 1, d_model) with d_model = {self.d_model} in a step, got "
                 f"{tuple(hidden_states.shape)}"
             )
         self._check_states((conv_state, ssm_state), hidden_states.shape[0], exact=False)
-        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)          # (B, E)
+        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)          # (batch, d_inner)
         x = causal_conv1d_update(
             x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation=self.activation
         )
@@ -258,17 +268,18 @@ class Mamba(nn.Module):
         return self._scaled(self.out_proj(y)).unsqueeze(1), conv_state, ssm_state
 
     def _check_states(self, states: tuple[Tensor, Tensor], batch_size: int, *, exact: bool) -> None:
-        """ValueError unless they are the states of so many sequences. A step needs the last W - 1 inputs at least."""
+        """Raise ValueError unless the states are for `batch_size` sequences; a step needs the last d_conv - 1
+        inputs."""
         conv_state, ssm_state = states
         shape = (batch_size, self.d_inner, conv_state.shape[-1] if conv_state.dim() and not exact else self.d_conv)
-        check_shape("conv_state", conv_state, "B, E, W", shape)
-        check_shape("ssm_state", ssm_state, "B, E, N", (batch_size, self.d_inner, self.d_state))
+        check_shape("conv_state", conv_state, "batch, d_inner, d_conv", shape)
+        check_shape("ssm_state", ssm_state, "batch, d_inner, d_state", (batch_size, self.d_inner, self.d_state))
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """conv_state (B, E, W) and ssm_state (B, E, N) of zeros, in `dtype` or that of the parameters; their size does
-        not depend on `max_seqlen`."""
+        """Zero states: conv_state (batch, d_inner, d_conv) and ssm_state (batch, d_inner, d_state), in `dtype` or that
+        of the parameters. Their size does not depend on `max_seqlen`."""
         weight = self.conv1d.weight
         states = (
             torch.zeros(batch_size, self.d_inner, size, device=weight.device, dtype=dtype or like.dtype)
@@ -282,7 +293,7 @@ class Mamba(nn.Module):
         if self.layer_idx is None:
             raise ValueError("layer_idx must be given to decode with inference_params: it is the key of the states")
         if self.bimamba_type != "none":
-            raise ValueError(f"bimamba_type {self.bimamba_type!r} sees the end of a sequence: it has no single steps")
+            raise ValueError(f"bimamba_type {self.bimamba_type!r} scans in reverse and cannot decode step by step")
         memory = inference_params.key_value_memory_dict
         if self.layer_idx not in memory:
             memory[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)

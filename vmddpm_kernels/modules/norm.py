@@ -1,4 +1,4 @@
-"""Layer and RMS normalization after the sum of a residual, in float32 or wider."""
+"""Layer and RMS normalization after adding a residual, in float32 or wider."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ def add_norm(
     rms: bool = False,
     residual_in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The normalization of x + residual over the last axis, and that sum.
+    """Normalize x + residual over the last axis.
 
     Args:
-        x, residual: (..., D).
-        weight, bias: (D,).
+        x, residual: (..., dim).
+        weight, bias: (dim,).
         eps: added to the variance, or to the mean square.
-        rms: divide by the root of the mean square instead of subtracting the mean first.
-        residual_in_fp32: keep the sum in float32 where there is no residual whose dtype it takes.
+        rms: RMS normalization instead of layer normalization.
+        residual_in_fp32: return the sum in float32 if there is no residual.
 
     Returns:
-        The normalized sum in x's dtype, and the sum in the residual's dtype, or x's.
+        The normalized sum in x's dtype, and the sum in the residual's dtype, or x's dtype without a residual.
 
     Example:
         >>> y, residual = add_norm(torch.randn(2, 9, 6), torch.ones(6), rms=True)
@@ -43,7 +43,7 @@ def add_norm(
 
 
 def normalized(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
-    """Of x (..., D), in its dtype."""
+    """Layer or RMS normalization of x (..., dim), in its dtype."""
     scale = weight.to(x.dtype)
     shift = None if bias is None else bias.to(x.dtype)
     if not rms:
@@ -53,10 +53,10 @@ def normalized(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: 
 
 
 class RMSNorm(nn.Module):
-    """RMS normalization over the last axis: `weight` (D,), and no bias.
+    """RMS normalization over the last axis, with `weight` (dim,) and no bias.
 
     Example:
-        >>> y = RMSNorm(6)(torch.randn(2, 9, 6))                                # (2, 9, 6)
+        >>> y = RMSNorm(6)(torch.randn(2, 9, 6))                                # (batch, length, dim)
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class RMSNorm(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Any:
-        """x, residual (..., D) -> the normalized sum, and with `prenorm` the sum too, as `add_norm` has them. Dropout
-        is that of x, before the sum."""
+        """`add_norm` of x and residual (..., dim), after dropout of x. Returns the normalized sum; with `prenorm` also
+        the sum."""
         if self.drop is not None:
             x = self.drop(x)
         y, kept = add_norm(

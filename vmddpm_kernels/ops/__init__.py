@@ -1,3 +1,2 @@
-"""The compiled kernels as operators of PyTorch, `torch.ops.vmddpm.*`, a file for each family: the schema, the kernel,
-which checks its arguments and runs a backend, the fake kernel, which states shapes, dtypes and strides, and the
-autograd Function."""
+"""The PyTorch operators `torch.ops.vmddpm.*`. Each file has the schema of an operator, its kernel, which checks the
+arguments and runs a backend, its fake kernel for shapes, dtypes and strides, and its autograd Function."""

@@ -26,15 +26,15 @@ _INPUTS = len(ConvInputs._fields)
 
 
 def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
-    """y (B, L, D), differentiable."""
+    """y (batch, length, dim), differentiable."""
     chosen = _select(backend, inputs.x, inputs.weight)
-    # PyTorch's own operators: compilers, transforms and forward mode follow them.
+    # PyTorch's own operators support compilers, transforms and forward mode.
     if chosen == reference.NAME or in_forward_mode() or (transformed() and not torch.compiler.is_compiling()):
         inputs.check()
         return reference_steps.causal_conv1d(inputs, silu)
     call = _WAYS.way_in(*inputs)
     if call is causal_conv1d_forward:
-        inputs.check()  # before the dispatcher says in its own words what does not fit
+        inputs.check()  # for better error messages than the dispatcher's
     result: Tensor = call(*inputs, silu, chosen)
     return result
 
@@ -42,8 +42,8 @@ def convolve(inputs: ConvInputs, silu: bool, backend: str | None) -> Tensor:
 def convolve_in_place(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str | None
 ) -> Tensor | None:
-    """y (B, L, D) after the steps that `state` (B, S, D) ends with; the state moves on. None if somebody wants to hear
-    of what is computed, autograd for one: then nothing has been done."""
+    """y (batch, length, dim) for the steps after those in `state` (batch, state_len, dim), which is updated. Returns
+    None and does nothing if autograd must record the call or something can intercept it."""
     if way_in((x, state, weight, bias)) is not Way.KERNEL:
         return None
     chosen = _select(backend, x, weight)
@@ -69,7 +69,7 @@ def _check_taps(weight: Tensor, backend: str) -> None:
     if backend == reference.NAME or _has_kernels(weight):
         return
     raise ValueError(
-        f"weight (D, W) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {backend!r}, got W = "
+        f"weight (dim, width) must have {LEAST_TAPS} to {MOST_TAPS} taps with backend {backend!r}, got width = "
         f"{weight.shape[1]}; leave backend out, or pass backend='reference'"
     )
 
@@ -90,7 +90,7 @@ def _forward_fake(*args: Any) -> Tensor:
 def _run_backward(
     dy: Tensor, inputs: ConvInputs, silu: bool, backend: str, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Arguments are checked, as saved tensors may change behind autograd's back."""
+    """Check the arguments, as saved tensors can change without autograd's knowledge."""
     _check_backward(dy, inputs, backend)
     return by_name(backend, inputs.x).causal_conv1d_backward(dy, inputs, silu, needed)
 
@@ -102,7 +102,7 @@ def _check(inputs: ConvInputs, backend: str) -> None:
 
 def _check_backward(dy: Tensor, inputs: ConvInputs, backend: str) -> None:
     _check(inputs, backend)
-    check_input("dy", dy, inputs.x, inputs.x.device, "B, L, D", tuple(inputs.x.shape), FLOATS)
+    check_input("dy", dy, inputs.x, inputs.x.device, "batch, length, dim", tuple(inputs.x.shape), FLOATS)
 
 
 def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
@@ -119,7 +119,7 @@ def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
 
 _CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool silu, str backend"
 causal_conv1d_forward = define(f"causal_conv1d_forward({_CONV}) -> Tensor", _forward, _forward_fake)
-# A gradient for each of the tensors that is given, in its dtype.
+# A gradient for each given tensor, in its dtype.
 causal_conv1d_backward = define(
     f"causal_conv1d_backward(Tensor dy, {_CONV}) -> Tensor[]", _backward, _backward_fake
 )
@@ -159,7 +159,7 @@ _TWICE = "the compiled causal_conv1d has no second derivative; pass backend='ref
 
 
 class CausalConv1dBackward(torch.autograd.Function):
-    """Gradients that raise when they are differentiated again."""
+    """Gradients that raise an error if they are differentiated again."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:

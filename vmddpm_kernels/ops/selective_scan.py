@@ -28,10 +28,10 @@ _INPUTS = len(ScanInputs._fields)
 def scan(
     inputs: ScanInputs, options: ScanOptions, backend: str | None, *, last_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """y in x's shape, summed over the routes if they share x, and the last state (B, K, D, N) if wanted: what the
-    public functions reduce to, differentiable."""
+    """The differentiable scan behind the public functions: y in x's shape, summed over the routes if they share x, and
+    the last state (B, K, D, N) if requested."""
     chosen = select(backend, inputs.x)
-    if chosen == reference.NAME:  # PyTorch's own operators: compilers follow them
+    if chosen == reference.NAME:  # PyTorch's own operators support compilers
         inputs.check()
         y, state, *_ = BACKENDS[chosen].scan(inputs, inputs.sizes(), options, last_state=last_state, checkpoint=False)
         return y, state
@@ -42,21 +42,21 @@ def scan(
     elif way is Way.AUTOGRAD:
         y, state = _apply_directly(*inputs, options, chosen, last_state)
     else:
-        inputs.check()  # before the dispatcher says in its own words what does not fit
+        inputs.check()  # for better error messages than the dispatcher's
         call = SelectiveScan.apply if way is Way.TRANSFORM else selective_scan_forward
-        # Only a transform of torch.func hides from the Function that a gradient is wanted.
+        # Inside a transform of torch.func, the Function cannot see whether a gradient is needed.
         checkpoint = way is Way.TRANSFORM and differentiated(inputs)
         y, state, *_ = call(*inputs, *_flags(options), chosen, checkpoint)
     return y, state
 
 
 def _flags(options: ScanOptions) -> tuple[bool, bool, bool]:
-    """The options as the schema has them."""
+    """The options in the order of the schema."""
     return options.delta_softplus, options.zoh, options.channel_first
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The forward on checked arguments, as the schema has it, in which nothing is an empty tensor."""
+    """The forward with the results of the schema, which has empty tensors instead of None."""
     inputs, options = ScanInputs(*args[:_INPUTS]), scan_options(*args[-5:-2])
     sizes, backend = checked_sizes(inputs), by_name(args[-2], inputs.x)
     y, last_state, checkpoints, order = backend.scan(inputs, sizes, options, last_state=True, checkpoint=args[-1])
@@ -84,7 +84,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
-    """y or dx: (B, L, D) where the routes share the image, else (B, K, L, D)."""
+    """An empty y or dx: (B, L, D) if the routes share the image, else (B, K, L, D)."""
     x = inputs.x
     return empty(tuple(x.shape if x.dim() == 3 else inputs.delta.shape), channel_first, x.dtype, x.device)
 
@@ -93,7 +93,7 @@ def _run_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, options: ScanOptions,
     backend: str, needed: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """The backward: arguments checked, as saved tensors may change behind autograd's back, and run by a backend."""
+    """The backward, after checking the arguments: saved tensors can change without autograd's knowledge."""
     sizes, chosen = checked_sizes(inputs, dy, dlast_state), by_name(backend, inputs.x)
     _check_checkpoints(checkpoints, inputs.x, sizes, chosen)
     return chosen.scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options, needed)
@@ -130,8 +130,8 @@ _SCAN = (
 )
 _OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
 
-# checkpoints are what the backward starts from, and order is a private copy of the table, which nobody can change until
-# then; both are empty unless `checkpoint` or autograd asks for them.
+# The backward starts from checkpoints and uses order, a private copy of the table; both are empty unless `checkpoint`
+# is set or autograd needs them.
 selective_scan_forward = define(
     f"selective_scan_forward({_SCAN}, {_OPTIONS}, bool checkpoint) -> "
     "(Tensor y, Tensor last_state, Tensor checkpoints, Tensor order)",
@@ -150,7 +150,7 @@ def _gradients(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, needed: Sequence[bool],
     options: ScanOptions, backend: str,
 ) -> list[Tensor | None]:  # fmt: skip
-    """Of the first eight inputs, None for None. Saved tensors may come back as others than they went."""
+    """The gradients of the first eight inputs, None for None. Hooks may have replaced saved tensors."""
     refuse_batched(dy, dlast_state)
     way = way_in((dy, dlast_state, *inputs, checkpoints))
     if way is Way.KERNEL:
@@ -197,13 +197,13 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        # Whether a gradient is wanted below is hidden here: each element keeps what one needs.
+        # Whether a gradient is needed is not visible here: each element saves its checkpoints.
         return vmap_by_loop(SelectiveScan, info, in_dims, *args[:-1], True)
 
 
 class DirectSelectiveScan(torch.autograd.Function):
-    """`SelectiveScan` for calls that nobody intercepts: what the backward needs is kept without being a result. The
-    arguments of `apply` are the inputs, the options, the backend and whether the last state is wanted."""
+    """`SelectiveScan` for calls that cannot be intercepted: checkpoints are saved without being results. The arguments
+    of `apply` are the inputs, the options, the backend and whether the last state is requested."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None]:
@@ -231,8 +231,7 @@ _TWICE = "the compiled selective_scan has no second derivative; pass backend='re
 
 
 class SelectiveScanBackward(torch.autograd.Function):
-    """Gradients that raise when they are differentiated again, instead of counting as constants and being silently
-    wrong."""
+    """Gradients that raise an error if they are differentiated again, instead of silently acting as constants."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:

@@ -1,5 +1,5 @@
 """One step of the selective scan as an operator, `torch.ops.vmddpm.state_update`: it returns the next state. Its
-derivative is plain PyTorch on every backend: a step has no loop that a kernel could shorten."""
+derivative is plain PyTorch on all backends, because a step has no loop for a kernel to speed up."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _INPUTS = len(StateInputs._fields)
 
 
 def step(inputs: StateInputs, softplus: bool, backend: str | None) -> Tensor:
-    """y in u's shape, differentiable; `inputs.state` moves on, in place. The inputs come checked."""
+    """y in u's shape, differentiable; updates `inputs.state` in place. The inputs are checked already."""
     state = inputs.state
     chosen = select(backend, state)
     if way_in(inputs) is Way.KERNEL:
@@ -31,8 +31,8 @@ def step(inputs: StateInputs, softplus: bool, backend: str | None) -> Tensor:
         if chosen != reference.NAME:
             note_change(state)
         return y
-    before = inputs._replace(state=state.clone())  # the backward needs the state as it was
-    # PyTorch's own operators: compilers, transforms and forward mode follow them.
+    before = inputs._replace(state=state.clone())  # the backward needs the previous state
+    # PyTorch's own operators support compilers, transforms and forward mode.
     if chosen == reference.NAME or in_forward_mode() or (transformed() and not torch.compiler.is_compiling()):
         y, after = reference_steps.state_update(before, softplus)
     else:

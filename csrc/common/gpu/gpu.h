@@ -1,5 +1,5 @@
-// The few things the kernels ask of a GPU. Kernels and their launches are written against this file alone, so that
-// another machine can stand in for it: tests/cuda_emulation/gpu.h runs the same sources on a CPU.
+// The GPU operations that kernels and their launches use. They use nothing else of CUDA, so that
+// tests/cuda_emulation/gpu.h can run the same sources on a CPU.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,7 +13,7 @@
 #define VMDDPM_DEVICE __device__ __forceinline__
 // For the compiler and the host.
 #define VMDDPM_CONSTANT constexpr __host__ __device__ inline
-// At most so many threads a block, and at least so many blocks' registers on a multiprocessor.
+// At most `threads` threads in a block, and registers for at least `blocks` blocks on a multiprocessor.
 #define VMDDPM_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define VMDDPM_ARGUMENTS(type) const __grid_constant__ type
 
@@ -26,14 +26,14 @@ VMDDPM_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 VMDDPM_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 VMDDPM_DEVICE int64_t block() { return blockIdx.x; }
 
-// The value itself, of unknown origin to the compiler: what is computed from it in a loop is computed there each time,
-// instead of before the loop and kept in registers that the loop's own work is short of.
+// Returns the value and hides its origin from the compiler, which then computes what depends on it inside a loop
+// instead of keeping it in scarce registers.
 VMDDPM_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// Likewise, in global memory: a sum that is kept in registers, instead of its parts.
+// The same for an address in global memory: the sum stays in a register instead of its parts.
 template <typename T>
 VMDDPM_DEVICE T* opaque(T* address) {
   size_t number = __cvta_generic_to_global(address);
@@ -41,7 +41,7 @@ VMDDPM_DEVICE T* opaque(T* address) {
   return static_cast<T*>(__cvta_global_to_generic(number));
 }
 
-// a * b, in one instruction: a compiler that widens a factor before a loop multiplies 64 bits by 64 within it.
+// a * b in one instruction: a compiler that widens a factor before a loop multiplies 64 by 64 bits inside it.
 VMDDPM_DEVICE int64_t wide_product(int32_t a, int32_t b) {
   int64_t product;
   asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
@@ -54,22 +54,22 @@ VMDDPM_DEVICE char* shared() {
   return reinterpret_cast<char*>(memory);
 }
 
-// 16 bytes, what a thread moves at once at most.
+// 16 bytes, the most that a thread moves in one access.
 template <typename T>
 struct alignas(16) Vector {
   static constexpr int kCount = 16 / sizeof(T);
   T at[kCount];
 };
 
-// Elements of global memory, and vectors of them at addresses that are multiples of 16 bytes; a kernel does not write what
-// it reads as vectors. The emulation counts what goes through these, and through those of shared memory below.
+// Accesses to elements of global memory, and to vectors aligned to 16 bytes; a kernel must not write memory that it
+// reads as vectors. The emulation counts these accesses and those to shared memory below.
 template <typename T>
 VMDDPM_DEVICE T read(const T* from) { return *from; }
 
 template <typename T>
 VMDDPM_DEVICE void write(T* to, T value) { *to = value; }
 
-// The same for the lanes of a warp for which `wanted` is true; others read nothing of use.
+// The same for lanes with `wanted`; other lanes read a default value and write nothing.
 template <typename T>
 VMDDPM_DEVICE T read_if(bool wanted, const T* from) { return wanted ? *from : T(); }
 
@@ -90,7 +90,7 @@ template <typename T>
 VMDDPM_DEVICE void write_vector(T* to, const Vector<T>& vector) {
   uint4 words;
   memcpy(&words, &vector, 16);
-  // An assignment the compiler takes apart where it likes.
+  // The compiler may split an assignment.
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
                : "memory");
 }
@@ -101,19 +101,19 @@ VMDDPM_DEVICE T read_shared(const T* from) { return *from; }
 template <typename T>
 VMDDPM_DEVICE void write_shared(T* to, T value) { *to = value; }
 
-// Every thread of the block arrives, and what each wrote to memory the others see.
+// Waits for all threads of the block and makes their writes visible to each other.
 VMDDPM_DEVICE void barrier() { __syncthreads(); }
 
-// values[i] of the lane whose index differs in the bits of `mask`; every lane of the warp takes part.
+// Exchanges values[i] with the lane whose index differs in the bits of `mask`; all lanes of the warp must take part.
 template <int n, typename T>
 VMDDPM_DEVICE void exchange(T (&values)[n], int mask) {
 #pragma unroll
   for (int i = 0; i < n; ++i) values[i] = __shfl_xor_sync(0xffffffffu, values[i], mask);
 }
 
-// Starts a copy of `bytes` (4, 8 or 16, both addresses aligned to it) into shared memory, of which the first `valid`
-// are read and the others become zero. It is complete for the thread that started it after wait_copies, for others
-// after a barrier as well.
+// Starts an asynchronous copy of `bytes` (4, 8 or 16; both addresses are aligned to it) to shared memory. The first
+// `valid` bytes are read, the others become zero. The copy is complete for this thread after wait_copies, and for other
+// threads after a barrier too.
 template <int bytes>
 VMDDPM_DEVICE void copy_async(void* to, const void* from, int valid) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -127,13 +127,13 @@ VMDDPM_DEVICE void copy_async(void* to, const void* from, int valid) {
 // Closes a group of copies.
 VMDDPM_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `pending` of the latest groups are not complete.
+// Waits until at most `pending` of the latest groups are incomplete.
 template <int pending>
 VMDDPM_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// 2^x on the special-function unit: relative error below 2^-22, exactly 1 at 0, 0 far below.
+// 2^x on the special-function unit: relative error below 2^-22, exactly 1 at 0, and 0 for very negative x.
 VMDDPM_DEVICE float exp2_unit(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,5 +1,5 @@
-// The host's side of gpu.h: whether a GPU can run the kernels, and how they are made ready for it and launched. It needs
-// the header of the CUDA runtime alone, no nvcc: tests/cuda_runtime compiles it against a simulated runtime.
+// Host code of gpu.h: checks a GPU, prepares kernels and launches them. It needs only the header of the CUDA runtime,
+// not nvcc: tests/cuda_runtime compiles it against a simulated runtime.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -14,8 +14,7 @@
 namespace vmddpm {
 namespace gpu {
 
-// Within it this thread may do what a capture of a CUDA graph forbids, such as loading a kernel: nothing of that is to be
-// repeated when the graph is replayed.
+// Allows this thread calls that CUDA graph capture forbids, such as loading a kernel, which a replay need not repeat.
 class OutsideCapture {
  public:
   OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -27,8 +26,8 @@ class OutsideCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Whether the status is of work that was queued before, by anyone in this process. CUDA returns it from whichever call
-// comes next, and from all later ones.
+// Whether the error is from work that this process queued earlier. CUDA returns such an error from the next call and
+// all later ones.
 inline bool of_earlier_work(cudaError_t status) {
   switch (static_cast<int>(status)) {
     case cudaErrorECCUncorrectable:
@@ -55,7 +54,7 @@ inline std::string text_of(cudaError_t status) {
 }
 
 [[noreturn]] inline void fail(const std::string& message) {
-  cudaGetLastError();  // CUDA keeps the last error for whoever asks next, and this one is told here
+  cudaGetLastError();  // clears CUDA's last error, which is reported here
   throw std::runtime_error(message);
 }
 
@@ -66,10 +65,10 @@ inline void check(cudaError_t status, const char* what) {
        "; with CUDA_LAUNCH_BLOCKING=1 in the environment the call that fails is the one at fault");
 }
 
-// Kernels launched from this thread run on the device.
+// Makes the device current for this thread.
 inline void use_device(int index) { check(cudaSetDevice(index), "cudaSetDevice"); }
 
-// Loads the kernel onto the current device, once for both, and lets its blocks have all the shared memory that there is.
+// Loads the kernel onto the current device once, and allows its blocks all available shared memory.
 inline void prepare(const char* name, const void* kernel, bool shares_memory) {
   static std::mutex one_at_a_time;
   static std::set<std::pair<const void*, int>> ready;
@@ -90,7 +89,7 @@ inline void prepare(const char* name, const void* kernel, bool shares_memory) {
   ready.insert({kernel, device});
 }
 
-// kernel<<<blocks, threads, shared_bytes, stream>>>(params). Nothing is allocated and nothing waits.
+// kernel<<<blocks, threads, shared_bytes, stream>>>(params), without allocations and synchronization.
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes, void* stream,
             Params params) {
@@ -102,14 +101,13 @@ void launch(const char* name, void (*kernel)(Params), int64_t blocks, int thread
   const cudaError_t status =
       cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), arguments,
                        static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream));
-  // Where launches wait for their kernels, what was queued before has been told to others.
+  // With blocking launches the error is from this kernel, as earlier ones were reported.
   const char* waits = status == cudaSuccess ? nullptr : std::getenv("CUDA_LAUNCH_BLOCKING");
   if (waits && std::string(waits) == "1") fail(std::string(name) + ": " + text_of(status));
   check(status, name);
 }
 
-// Why the device cannot run the kernel, as the name of CUDA's error and its words; empty if it can. Leaves the device
-// the current one.
+// Why the device cannot run the kernel: name and text of CUDA's error, both empty if it can. Makes the device current.
 inline std::pair<std::string, std::string> refusal(const void* kernel, int device) {
   cudaError_t status;
   {
@@ -123,8 +121,7 @@ inline std::pair<std::string, std::string> refusal(const void* kernel, int devic
   return {cudaGetErrorName(status), cudaGetErrorString(status)};
 }
 
-// CUDA as the driver knows it, 0 without a driver, and as the kernels were built with: 1000 times the major version and 10
-// times the minor one.
+// The CUDA versions of the driver (0 without one) and of the build, as 1000 * major + 10 * minor.
 inline std::pair<int, int> versions() {
   std::pair<int, int> found{0, 0};
   cudaDriverGetVersion(&found.first);

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.extension import empty, int32
 from vmddpm_kernels.backends.triton import planes, rows
-from vmddpm_kernels.backends.triton.gather import gather_along_routes
+from vmddpm_kernels.backends.triton.gather import gather_by_table
 from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, warp_size
 from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.routes import RouteOrder, check_table_once
@@ -54,9 +54,9 @@ class _Side(NamedTuple):
         return self.tensor.data_ptr() % SECTOR_BYTES // self.tensor.element_size()
 
 
-def _side(name: str, tensor: Tensor, shared: bool = False) -> _Side:
+def _side(name: str, tensor: Tensor, one_image: bool = False) -> _Side:
     b, k, l, d = tensor.stride()
-    return _Side(name, tensor, (b, 0 if shared else k, l, d))
+    return _Side(name, tensor, (b, 0 if one_image else k, l, d))
 
 
 class _Tile(NamedTuple):
@@ -136,12 +136,12 @@ def _launch_rows(
     )  # fmt: skip
 
 
-def _launch_gather(image: _Side, out: _Side, table: Tensor, merge: bool, accumulate: Any) -> None:
+def _launch_gather(image: _Side, out: _Side, table: Tensor, sum_routes: bool, accumulate: Any) -> None:
     batch, sequences, length, channels = out.tensor.shape
     launch(
-        gather_along_routes, batch * sequences * -(-length // STEPS) * -(-channels // CHANNELS), image.tensor.device,
+        gather_by_table, batch * sequences * -(-length // STEPS) * -(-channels // CHANNELS), image.tensor.device,
         **image._replace(name="image").arguments(), **out._replace(name="out").arguments(), table=table,
-        routes=table.shape[0], length=length, channels=channels, MERGE=merge, ACCUMULATE=accumulate,
+        routes=table.shape[0], length=length, channels=channels, SUM_ROUTES=sum_routes, ACCUMULATE=accumulate,
         STEPS=STEPS, CHANNELS=CHANNELS, num_warps=4,
     )  # fmt: skip
 

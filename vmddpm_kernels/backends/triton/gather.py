@@ -7,20 +7,20 @@ from vmddpm_kernels.backends.triton.launch import kernel
 
 
 @kernel
-def gather_along_routes(
+def gather_by_table(
     image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64,
     out, out_b: tl.int64, out_k: tl.int64, out_l: tl.int64, out_d: tl.int64,
-    table, routes: tl.int64, length: tl.int64, channels: tl.int64, MERGE: tl.constexpr, ACCUMULATE: tl.constexpr,
+    table, routes: tl.int64, length: tl.int64, channels: tl.int64, SUM_ROUTES: tl.constexpr, ACCUMULATE: tl.constexpr,
     STEPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out[b, k, l] = image[b, k, table[k, l]], or with MERGE out[b, 0, l], their sum over k in order."""
+    """out[b, k, l] = image[b, k, table[k, l]]; with SUM_ROUTES out[b, 0, l], their sum over k in order."""
     program = tl.program_id(0).to(tl.int64)
     blocks, tiles = tl.cdiv(channels, CHANNELS), tl.cdiv(length, STEPS)
     d = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)
     step = (program // blocks % tiles) * STEPS + tl.arange(0, STEPS)
     sequence = program // blocks // tiles
     inside = (step < length)[:, None] & (d < channels)[None, :]
-    if MERGE:
+    if SUM_ROUTES:
         batch, route = sequence, 0
         value = tl.zeros([STEPS, CHANNELS], ACCUMULATE)
         for k in range(routes):

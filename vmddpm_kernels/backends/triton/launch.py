@@ -13,7 +13,7 @@ from torch import Tensor
 
 # TRITON_INTERPRET is read when triton is imported.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
-# Of every launch: products and sums are fused, whatever this version of Triton does by default.
+# For all launches: fused multiply-adds, independent of the default of this version of Triton.
 OPTIONS = {"enable_fp_fusion": True}
 
 

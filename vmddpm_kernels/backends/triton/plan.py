@@ -13,7 +13,7 @@ from vmddpm_kernels.backends.triton.launch import warp_size
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What a program does: its channels, the routes of an image that it walks, the states that it holds and the steps
     that it takes at once; and the registers of a thread, if NVIDIA's assembler is not to choose."""
 
@@ -37,15 +37,15 @@ class Scan:
     zoh: bool
     backward: bool
 
-    def groups(self, plan: Plan) -> int:
+    def groups(self, plan: LaunchPlan) -> int:
         return -(-self.states // plan.group)
 
-    def adds(self, plan: Plan) -> bool:
+    def adds(self, plan: LaunchPlan) -> bool:
         """Whether a program adds to what it has stored."""
         return plan.walked * self.groups(plan) > 1
 
 
-def plan(scan: Scan) -> Plan:
+def plan(scan: Scan) -> LaunchPlan:
     """The plan, unless it is searched for.
 
     block    the lanes of a warp
@@ -71,10 +71,10 @@ def plan(scan: Scan) -> Plan:
         registers = 255
     elif scan.backward and 4 < group <= 8:
         registers = 168
-    return Plan(block, walked, group, steps, registers)
+    return LaunchPlan(block, walked, group, steps, registers)
 
 
-def neighbours(scan: Scan) -> list[Plan]:
+def neighbours(scan: Scan) -> list[LaunchPlan]:
     """The plan and what a search tries beside it: half and twice the steps, and whether routes are walked in order."""
     first = plan(scan)
     walks = [first.walked] + [n for n in {1, scan.routes} - {first.walked} if scan.sum_routes]
@@ -82,10 +82,10 @@ def neighbours(scan: Scan) -> list[Plan]:
     return [replace(first, walked=w, steps=n) for w in walks for n in steps]
 
 
-_searched: dict[Any, Plan] = {}
+_searched: dict[Any, LaunchPlan] = {}
 
 
-def chosen_plan(scan: Scan, run: Callable[[Plan], Any], device: torch.device) -> Plan:
+def chosen_plan(scan: Scan, run: Callable[[LaunchPlan], Any], device: torch.device) -> LaunchPlan:
     """`plan(scan)`; with VMDDPM_TRITON_AUTOTUNE=1 in the environment the fastest of its neighbours, found by running
     them when the sizes are first seen in this process. Sums then have an order that depends on what was fastest."""
     if os.environ.get("VMDDPM_TRITON_AUTOTUNE") != "1":

@@ -18,7 +18,7 @@ from vmddpm_kernels.backends.extension import (
 )
 from vmddpm_kernels.backends.triton import CHUNK
 from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, registers, strided
-from vmddpm_kernels.backends.triton.plan import Plan, Scan, chosen_plan
+from vmddpm_kernels.backends.triton.plan import LaunchPlan, Scan, chosen_plan
 from vmddpm_kernels.backends.triton.scan_backward import scan_backward as backward_kernel
 from vmddpm_kernels.backends.triton.scan_fold import fold_routes
 from vmddpm_kernels.backends.triton.scan_forward import scan_forward as forward_kernel
@@ -57,18 +57,18 @@ class _Launch:
         matrix = cast_given(matrix, self.dtype)
         return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
-    def run_with_plan(self, run: Callable[[Plan], _T], backward: bool) -> _T:
+    def run_with_plan(self, run: Callable[[LaunchPlan], _T], backward: bool) -> _T:
         batch, routes, _, channels, states, wide, sum_routes = self.sizes
         self.scan = Scan(batch, routes, channels, states, sum_routes, wide, self.options.zoh, backward)
         return run(chosen_plan(self.scan, run, self.device))
 
-    def blocks(self, plan: Plan) -> int:
+    def blocks(self, plan: LaunchPlan) -> int:
         return -(-self.sizes.channels // plan.block)
 
-    def programs(self, plan: Plan) -> int:
+    def programs(self, plan: LaunchPlan) -> int:
         return self.sizes.batch * self.sizes.routes // plan.walked * self.blocks(plan)
 
-    def arguments(self, plan: Plan) -> dict[str, Any]:
+    def arguments(self, plan: LaunchPlan) -> dict[str, Any]:
         """What the forward and the backward kernel both take."""
         x, delta, A, B, C, D, delta_bias, _, table = self.inputs
         _, routes, length, channels, states, *_ = self.sizes
@@ -90,10 +90,10 @@ class _Launch:
         dtype = self.dtype if exact else tensor.dtype
         return empty(tensor.shape, self.options.channel_first, dtype, self.device)
 
-    def folds(self, plan: Plan) -> bool:
+    def folds(self, plan: LaunchPlan) -> bool:
         return self.sizes.sum_routes and plan.walked < self.sizes.routes
 
-    def image(self, plan: Plan) -> Tensor:
+    def image(self, plan: LaunchPlan) -> Tensor:
         """What programs fill of y or dx; where each walks one of several routes, (B, K, L, D), in memory an image of
         its own for each route."""
         x = self.inputs.x
@@ -105,7 +105,7 @@ class _Launch:
         shape, strides = (batch, self.sizes.routes, length, channels), (size, batch * size, l, d)
         return torch.empty_strided(shape, strides, dtype=self.dtype, device=self.device)
 
-    def summed(self, plan: Plan, image: Tensor) -> Tensor:
+    def summed(self, plan: LaunchPlan, image: Tensor) -> Tensor:
         if not self.folds(plan):
             return image
         total = self.empty_like(self.inputs.x, exact=False)
@@ -124,7 +124,7 @@ def scan(
     return p.run_with_plan(lambda plan: _forward(p, plan, inputs, checkpoint_shape), backward=False)
 
 
-def _forward(p: _Launch, plan: Plan, inputs: ScanInputs, checkpoint_shape: tuple[int, ...] | None) -> ScanResult:
+def _forward(p: _Launch, plan: LaunchPlan, inputs: ScanInputs, checkpoint_shape: tuple[int, ...] | None) -> ScanResult:
     batch, routes, _, channels, states, *_ = p.sizes
     y = p.image(plan)
     last_state = p.empty(batch, routes, channels, states)
@@ -150,7 +150,7 @@ def scan_backward(
 
 
 def _backward(
-    p: _Launch, plan: Plan, dy: Tensor | None, dlast_state: Tensor | None, checkpoints: Tensor
+    p: _Launch, plan: LaunchPlan, dy: Tensor | None, dlast_state: Tensor | None, checkpoints: Tensor
 ) -> ScanGradients:
     """In the type of the accumulation where that takes sums."""
     _, delta, _, _, _, D, delta_bias, initial_state, _ = p.inputs

@@ -1,5 +1,5 @@
-"""Other people's scans: installed packages, or sources in benchmarks/peers/ that `benchmarks.gpu.peers` has built. What
-is missing is a line in the results."""
+"""The baselines: scans of installed packages, or of sources in benchmarks/third_party/ that `benchmarks.gpu.baselines`
+has built. The results list each missing baseline and why it is missing."""
 
 import importlib
 import importlib.util
@@ -11,19 +11,19 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "benchmarks" / "peers"
-BUILDS = ROOT / "build" / "peers"
+SOURCES = ROOT / "benchmarks" / "third_party"
+BUILDS = ROOT / "build" / "third_party"
 VMAMBA_EXTENSION, MAMBA_EXTENSION = "selective_scan_cuda_oflex", "selective_scan_cuda"
 
 
 class Missing(Exception):
-    """A contender that cannot run here, and why."""
+    """An implementation cannot run here; the message says why."""
 
 
 @dataclass
-class Peers:
-    """VMamba's core as (cross_scan, selective_scan, cross_merge), mamba_ssm's scan, mamba.py's parallel scan, the scan
-    of transformers, and what is missing and why."""
+class Baselines:
+    """The baselines that were loaded, and why the others are missing. `vmamba` is (cross_scan, selective_scan,
+    cross_merge); the others are functions."""
 
     vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
     mamba: Callable[..., Any] | None = None
@@ -46,14 +46,14 @@ def module_from(path: Path, name: str) -> ModuleType:
 def import_extension(name: str) -> None:
     folder = BUILDS / name
     if not (folder / "built").exists():
-        raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.peers` says why")
+        raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.baselines` says why")
     importlib.import_module("torch")  # whose libraries it is linked with
     module_from(folder / f"{name}.so", name)
 
 
 def sources(folder: str) -> Path:
     if not (SOURCES / folder).is_dir():
-        raise FileNotFoundError(f"not installed, and no sources in benchmarks/peers/{folder}")
+        raise FileNotFoundError(f"not installed, and no sources in benchmarks/third_party/{folder}")
     return SOURCES / folder
 
 
@@ -101,15 +101,15 @@ LOADERS = {
 }
 
 
-def load(device: str, names: Iterable[str] = tuple(LOADERS)) -> Peers:
-    """What is there of these, ready to call. On a CPU their own PyTorch versions."""
-    peers = Peers()
+def load(device: str, names: Iterable[str] = tuple(LOADERS)) -> Baselines:
+    """Load the named baselines. On a CPU these are their own PyTorch versions."""
+    baselines = Baselines()
     for name in names:
         attribute, function = LOADERS[name]
         try:
-            setattr(peers, attribute, function(device))
+            setattr(baselines, attribute, function(device))
             revision = SOURCES / name / "REVISION"
-            peers.revisions[name] = revision.read_text().strip() if revision.exists() else "unknown"
-        except Exception as error:  # a rival that cannot run is a line in the results, not the end of them
-            peers.missing[name] = f"{type(error).__name__}: {error}"
-    return peers
+            baselines.revisions[name] = revision.read_text().strip() if revision.exists() else "unknown"
+        except Exception as error:  # the other baselines can still run
+            baselines.missing[name] = f"{type(error).__name__}: {error}"
+    return baselines

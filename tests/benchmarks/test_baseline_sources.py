@@ -1,14 +1,14 @@
-"""Rivals compute what ours compute, or take no part."""
+"""Baselines compute what ours compute, or take no part."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks.contenders import IMAGES, SEQUENCES, _sequence
-from benchmarks.contest import Contest
+from benchmarks.baselines import Baselines
+from benchmarks.harness import Harness
+from benchmarks.implementations import IMAGES, SEQUENCES, _sequence
 from benchmarks.problem import BOTH, FORWARD, Case
-from benchmarks.rivals import Peers
 
 plain_scans = pytest.importorskip("benchmarks.plain_scans", exc_type=ImportError)
 
@@ -18,15 +18,15 @@ plain_scans = pytest.importorskip("benchmarks.plain_scans", exc_type=ImportError
 def test_scans_in_plain_pytorch(case, states):
     run = partial(plain_scans.selective_scan, states)
     makers = {"ours": SEQUENCES["ours"], "plain": lambda problem, *_: _sequence(problem, run)}
-    Contest(makers, list(makers), case, BOTH, "cpu", Peers()).check("plain")
+    Harness(makers, list(makers), case, BOTH, "cpu", Baselines()).check("plain")
 
 
 def test_pipeline_around_the_scan():
     name = "plain PyTorch, our scan"
-    Contest(IMAGES, [name], Case(2, 3, 5, 64, 4), BOTH, "cpu", Peers()).check(name)
+    Harness(IMAGES, [name], Case(2, 3, 5, 64, 4), BOTH, "cpu", Baselines()).check(name)
 
 
-def test_rivals_that_fail_take_no_part():
+def test_baselines_that_fail_take_no_part():
     def raising(*tensors):
         raise RuntimeError("does not compile\nat all")
 
@@ -35,8 +35,8 @@ def test_rivals_that_fail_take_no_part():
         "wrong": lambda problem, *_: _sequence(problem, lambda u, *_: u.clone()),
         "raising": lambda problem, *_: _sequence(problem, raising),
     }
-    contest = Contest(makers, list(makers), Case(2, 0, 4, 64, 1), FORWARD, "cpu", Peers())
-    contest.drop_failing()
-    assert list(contest.contenders) == ["ours"]
-    assert contest.missing["wrong"].startswith("AssertionError in scan 4 B2 D64 N1 float32: wrong is ")
-    assert contest.missing["raising"] == "RuntimeError in scan 4 B2 D64 N1 float32: does not compile"
+    harness = Harness(makers, list(makers), Case(2, 0, 4, 64, 1), FORWARD, "cpu", Baselines())
+    harness.drop_failing()
+    assert list(harness.implementations) == ["ours"]
+    assert harness.missing["wrong"].startswith("AssertionError in scan 4 B2 D64 N1 float32: wrong is ")
+    assert harness.missing["raising"] == "RuntimeError in scan 4 B2 D64 N1 float32: does not compile"

@@ -1,10 +1,10 @@
-"""Rivals' files out of clones."""
+"""Baselines' files out of clones."""
 
 import subprocess
 
 import pytest
 
-from benchmarks.gpu import peers
+from benchmarks.gpu import baselines
 
 SCAN, MODULES = "kernels/selective_scan/csrc/selective_scan", ("ops", "ops/triton", "utils")
 VMAMBA = ["LICENSE", "README.md", *(f"classification/models/{name}.py" for name in ("csm_triton", "csms6s")),
@@ -34,10 +34,10 @@ def test_what_is_used_is_taken(tmp_path):
     git = ["git", "-C", str(mamba), "-c", "user.name=n", "-c", "user.email=e@e"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], check=True)
-    into = tmp_path / "peers"
+    into = tmp_path / "baselines"
     (into / "VMamba").mkdir(parents=True)
     (into / "VMamba" / "stale").touch()
-    assert peers.collect([mamba, vmamba], into) == []
+    assert baselines.collect([mamba, vmamba], into) == []
     unused = {"README.md", "kernels/selective_scan/csrc/selective_scan/cus/no.cu"}
     assert collected(into / "VMamba") == sorted({*VMAMBA, "REVISION"} - unused)
     assert collected(into / "mamba") == sorted({*MAMBA, "REVISION"} - {"mamba_ssm/__init__.py"})
@@ -48,15 +48,15 @@ def test_what_is_used_is_taken(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     without = [name for name in MAMBA if name not in ("csrc/selective_scan/a.cuh", "mamba_ssm/utils/torch.py")]
-    mamba, into = clone(tmp_path / "mamba", without), tmp_path / "peers"
-    assert peers.collect([mamba], into) == [
+    mamba, into = clone(tmp_path / "mamba", without), tmp_path / "baselines"
+    assert baselines.collect([mamba], into) == [
         "VMamba: no clone of it was given",
         f"mamba: no csrc/selective_scan/*.cuh in {mamba}",
         f"mamba: no mamba_ssm/utils/torch.py in {mamba}",
     ]
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="other: no clone of VMamba or mamba"):
-        peers.collect([tmp_path / "other"], into)
+        baselines.collect([tmp_path / "other"], into)
 
 
 def test_what_is_compiled(tmp_path):
@@ -64,6 +64,6 @@ def test_what_is_compiled(tmp_path):
     kinds = ["float, float", "at::BFloat16, float", "at::Half, float", "float, complex_t"]
     lines = [f"template void scan<{kind}>(int);" for kind in kinds]
     source.write_text("\n".join(['#include "a.h"', "#define b", *lines]))
-    files, left_out = peers.split([source], tmp_path)
+    files, left_out = baselines.split([source], tmp_path)
     assert left_out == lines[2:]
     assert [file.read_text() for file in files] == [f'#include "a.h"\n{line}\n' for line in lines[:2]]

@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "../causal_conv1d/cpu.h"
-#include "../selective_scan/cpu.h"
-#include "../state_update/cpu.h"
+#include "causal_conv1d/cpu.h"
+#include "selective_scan/cpu.h"
+#include "state_update/cpu.h"
 
 #define VMDDPM_DECLARE(isa) \
   VMDDPM_DECLARE_SCAN(isa)  \

@@ -1,13 +1,13 @@
-"""The rivals, built from their own sources where those lie in benchmarks/peers/, which git ignores:
+"""The baselines, built from their own sources where those lie in benchmarks/third_party/, which git ignores:
 
     git clone https://github.com/MzeroMiko/VMamba /somewhere/VMamba
     git clone https://github.com/state-spaces/mamba /somewhere/mamba
-    python benchmarks/gpu/peers.py --collect /somewhere/VMamba /somewhere/mamba    # the files that are used, 0.3 MB
-    python benchmarks/gpu/peers.py [VMamba | mamba]                                # compiles what is there
+    python benchmarks/gpu/baselines.py --collect /somewhere/VMamba /somewhere/mamba    # the files that are used, 0.3 MB
+    python benchmarks/gpu/baselines.py [VMamba | mamba]                                # compiles what is there
 
-The first takes what is needed out of clones to benchmarks/peers/, with their revisions, and says what is missing: only
-these files have to travel to a machine with a GPU. The second compiles them into build/peers/ for the GPU of this
-machine (or sm_90); nothing is installed. Only what is measured is compiled: float32 and bfloat16, real states.
+The first command copies the needed files and the revisions of the clones to benchmarks/third_party/ and lists missing
+files; only these files are needed on a machine with a GPU. The second compiles them into build/third_party/ for the GPU
+of this machine (or sm_90) and installs nothing. It compiles only what is measured: float32 and bfloat16, real states.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.rivals import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
+from benchmarks.baselines import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
 
 HERE = Path(__file__).resolve().parent
 # As in the setup.py of both projects.
@@ -33,7 +33,7 @@ NVCC_FLAGS = [
     *(f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS")),
     *(f"-U__CUDA_NO_{name}__" for name in ("BFLOAT16_CONVERSIONS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")),
 ]
-# What is used of each; a pattern stands for at least one file.
+# The files that are used; each pattern must match at least one.
 FILES = {
     "VMamba": [
         "LICENSE",
@@ -197,7 +197,7 @@ BUILDERS: dict[str, Callable[[], None]] = {"VMamba": build_vmamba, "mamba": buil
 
 
 def build(names: list[str]) -> bool:
-    """Compiles what lies in benchmarks/peers/; says what happened to each, and returns whether all is well."""
+    """Compiles what lies in benchmarks/third_party/; says what happened to each, and returns whether all is well."""
     import torch
 
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)

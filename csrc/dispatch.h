@@ -1,8 +1,8 @@
-// The kernels of the best instruction set this processor has, but for the copies, which choose for themselves.
+// The kernels of the best instruction set of this processor. cross_scan/cpu.cpp chooses its own in the same way.
 #pragma once
-#include "../causal_conv1d/params.h"
-#include "../selective_scan/params.h"
-#include "../state_update/params.h"
+#include "causal_conv1d/params.h"
+#include "selective_scan/params.h"
+#include "state_update/params.h"
 
 namespace vmddpm {
 

@@ -1,6 +1,5 @@
-"""Everyone who can take part: for one problem, each contender with the same numbers in its own layout.
-
-A contender is a function of (problem, backend, peers). It raises `Missing` where it cannot take part."""
+"""The implementations that are compared. Each maker, a function of (problem, backend, baselines), copies the problem to
+the layout of one implementation; it raises `Missing` if that implementation cannot run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +12,12 @@ from torch.nn import functional as F
 
 import vmddpm_kernels as vk
 from benchmarks import plain_routes
+from benchmarks.baselines import Baselines, Missing
 from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
-from benchmarks.problem import ROUTES, Contender, Problem
-from benchmarks.rivals import Missing, Peers
+from benchmarks.problem import ROUTES, Implementation, Problem
 
 HEAD = 64  # channels of a head of attention
+Maker = Callable[[Problem, str, Baselines], Implementation]
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -32,10 +32,10 @@ def turned(t: Tensor) -> Tensor:
     return t.transpose(1, 2)
 
 
-# Of an image, and of a sequence as well: attention, over the same steps and channels.
+# Images and sequences: attention over the same steps and channels.
 
 
-def attention(problem: Problem, backend: str, peers: Peers) -> Contender:
+def attention(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     if problem.case.channels % HEAD:
         raise Missing(f"heads of {HEAD} do not divide {problem.case.channels} channels")
 
@@ -43,17 +43,17 @@ def attention(problem: Problem, backend: str, peers: Peers) -> Contender:
         return t.unflatten(2, (-1, HEAD)).transpose(1, 2)
 
     query, key = heads(problem.x), heads(problem.delta[:, 0])
-    return Contender(leaves(query, key, query.flip(2)), F.scaled_dot_product_attention, heads(problem.dy), None)
+    return Implementation(leaves(query, key, query.flip(2)), F.scaled_dot_product_attention, heads(problem.dy), None)
 
 
-def in_triton(maker: Callable[[Problem, str, Peers], Contender]) -> Callable[[Problem, str, Peers], Contender]:
-    """A contender of ours through the Triton kernels, on a GPU: what an interpreter takes says nothing."""
+def in_triton(maker: Maker) -> Maker:
+    """Ours through the Triton kernels, on a GPU only: times of Triton's interpreter mean nothing."""
 
-    def made(problem: Problem, backend: str, peers: Peers) -> Contender:
+    def made(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
         status = vk.backends()["triton"]
         if problem.x.device.type == "cpu" or not status.active:
             raise Missing("Triton needs a GPU" if status.active else status.detail)
-        return maker(problem, "triton", peers)
+        return maker(problem, "triton", baselines)
 
     return made
 
@@ -61,37 +61,37 @@ def in_triton(maker: Callable[[Problem, str, Peers], Contender]) -> Callable[[Pr
 # Images
 
 
-def fused(problem: Problem, backend: str, peers: Peers) -> Contender:
+def fused(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     return _fused(problem, backend, problem.table)
 
 
-def shuffled(problem: Problem, backend: str, peers: Peers) -> Contender:
+def shuffled(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     return replace(_fused(problem, backend, problem.shuffled_table), standard=None)
 
 
-def reference(problem: Problem, backend: str, peers: Peers) -> Contender:
+def reference(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     return _fused(problem, "reference", problem.table)
 
 
-def compiled_reference(problem: Problem, backend: str, peers: Peers) -> Contender:
-    eager = reference(problem, backend, peers)
-    return Contender(eager.leaves, torch.compile(eager.run, dynamic=False), eager.dy, eager.standard)
+def compiled_reference(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    eager = reference(problem, backend, baselines)
+    return Implementation(eager.leaves, torch.compile(eager.run, dynamic=False), eager.dy, eager.standard)
 
 
-def _fused(problem: Problem, backend: str, table: Tensor) -> Contender:
+def _fused(problem: Problem, backend: str, table: Tensor) -> Implementation:
     def run(*tensors: Tensor) -> Tensor:
         return vk.cross_selective_scan(*tensors, table, delta_softplus=True, backend=backend)
 
-    return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
+    return Implementation(leaves(*problem.tensors), run, problem.dy, unchanged)
 
 
-def unfused(problem: Problem, backend: str, peers: Peers) -> Contender:
+def unfused(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """The same result from `cross_scan`, `selective_scan` and `cross_merge`, with four sequences in memory."""
     return _pipeline(problem, vk.cross_scan, _scan_by(backend), vk.cross_merge)
 
 
-def plain_around_our_scan(problem: Problem, backend: str, peers: Peers) -> Contender:
-    """What one writes who has `selective_scan` alone: VMamba's formula around it."""
+def plain_around_our_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    """VMamba's formula in plain PyTorch around our `selective_scan`."""
 
     def cross_scan(x: Tensor, *_: Any) -> Tensor:
         return plain_routes.cross_scan(x)
@@ -109,22 +109,22 @@ def _scan_by(backend: str) -> Callable[..., Tensor]:
     return scan
 
 
-def vmamba(problem: Problem, backend: str, peers: Peers) -> Contender:
-    if peers.vmamba is None:
-        raise Missing(peers.missing["VMamba"])
+def vmamba(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    if baselines.vmamba is None:
+        raise Missing(baselines.missing["VMamba"])
     float_dy = problem.dy.float()  # the dtype of their y
-    return _pipeline(problem, *peers.vmamba, dy=float_dy)
+    return _pipeline(problem, *baselines.vmamba, dy=float_dy)
 
 
-def parallel_scan(problem: Problem, backend: str, peers: Peers) -> Contender:
+def parallel_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     def run(*tensors: Tensor) -> Tensor:
         return scan_in_pytorch(*tensors, problem.table)
 
-    return Contender(leaves(*problem.tensors), run, problem.dy, unchanged)
+    return Implementation(leaves(*problem.tensors), run, problem.dy, unchanged)
 
 
-def mambapy(problem: Problem, backend: str, peers: Peers) -> Contender:
-    return _pipeline(problem, vk.cross_scan, mambapy_scan(peers), vk.cross_merge)
+def mambapy(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    return _pipeline(problem, vk.cross_scan, mambapy_scan(baselines), vk.cross_merge)
 
 
 def _pipeline(
@@ -133,7 +133,7 @@ def _pipeline(
     selective_scan: Callable[..., Tensor],
     merge: Callable[..., Tensor],
     dy: Tensor | None = None,
-) -> Contender:
+) -> Implementation:
     case, table = problem.case, problem.table
 
     def in_scan_order(t: Tensor) -> Tensor:  # (B, K, L, C) in pixel order -> (B, K, C, L) along the routes
@@ -149,14 +149,14 @@ def _pipeline(
     inputs = leaves(image, in_scan_order(delta).flatten(1, 2), A.flatten(0, 1), in_scan_order(B), in_scan_order(C),
                     D.flatten(), bias.flatten())  # fmt: skip
     dy = turned(problem.dy if dy is None else dy).contiguous()
-    return Contender(inputs, core, dy, lambda t: turned(t.flatten(2)))
+    return Implementation(inputs, core, dy, lambda t: turned(t.flatten(2)))
 
 
-def mambapy_scan(peers: Peers) -> Callable[..., Tensor]:
+def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
     """mamba.py's `MambaBlock.selective_scan` for groups."""
-    if peers.mambapy is None:
-        raise Missing(peers.missing["mamba.py"])
-    pscan = peers.mambapy
+    if baselines.mambapy is None:
+        raise Missing(baselines.missing["mamba.py"])
+    pscan = baselines.mambapy
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
         batch, groups = B.shape[:2]
@@ -174,32 +174,32 @@ def mambapy_scan(peers: Peers) -> Callable[..., Tensor]:
     return scan
 
 
-# Sequences, channel first as their peers have them
+# Sequences, channel first as their baselines have them
 
 
-def sequence(problem: Problem, backend: str, peers: Peers) -> Contender:
+def sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     return _sequence(problem, lambda *t: _selective_scan(*t, backend=backend))
 
 
-def sequence_channel_last(problem: Problem, backend: str, peers: Peers) -> Contender:
+def sequence_channel_last(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     x, delta, A, B, C, D, bias = problem.tensors
     inputs = leaves(x, delta[:, 0], A[0], B[:, 0], C[:, 0], D[0], bias[0])
     run = lambda *t: _selective_scan(*t, backend=backend, channel_last=True)  # noqa: E731
-    return Contender(inputs, run, problem.dy, unchanged)
+    return Implementation(inputs, run, problem.dy, unchanged)
 
 
-def mamba_ssm(problem: Problem, backend: str, peers: Peers) -> Contender:
-    if peers.mamba is None:
-        raise Missing(peers.missing["mamba"])
-    theirs = peers.mamba
+def mamba_ssm(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    if baselines.mamba is None:
+        raise Missing(baselines.missing["mamba"])
+    theirs = baselines.mamba
     return _sequence(problem, lambda u, delta, A, B, C, D, bias: theirs(u, delta, A, B, C, D, None, bias, True))
 
 
-def transformers(problem: Problem, backend: str, peers: Peers) -> Contender:
+def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """Its function without kernels: a step after the other."""
-    if peers.transformers is None:
-        raise Missing(peers.missing["transformers"])
-    theirs = peers.transformers
+    if baselines.transformers is None:
+        raise Missing(baselines.missing["transformers"])
+    theirs = baselines.transformers
 
     def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         return theirs(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True).to(u.dtype)
@@ -207,8 +207,8 @@ def transformers(problem: Problem, backend: str, peers: Peers) -> Contender:
     return _sequence(problem, run)
 
 
-def mambapy_sequence(problem: Problem, backend: str, peers: Peers) -> Contender:
-    scan = mambapy_scan(peers)
+def mambapy_sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
+    scan = mambapy_scan(baselines)
 
     def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         in_float = (t.float() for t in (u, delta, A, B[:, None], C[:, None], D, bias))
@@ -217,10 +217,10 @@ def mambapy_sequence(problem: Problem, backend: str, peers: Peers) -> Contender:
     return _sequence(problem, run)
 
 
-def compiled(states: str, longest: int) -> Callable[[Problem, str, Peers], Contender]:
+def compiled(states: str, longest: int) -> Callable[[Problem, str, Baselines], Implementation]:
     """One of `plain_scans` through torch.compile, up to a length that compiles in a minute."""
 
-    def make(problem: Problem, backend: str, peers: Peers) -> Contender:
+    def make(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
         if problem.case.length > longest:
             raise Missing(f"more than {longest} steps take too long to compile")
         try:
@@ -233,10 +233,10 @@ def compiled(states: str, longest: int) -> Callable[[Problem, str, Peers], Conte
     return make
 
 
-def _sequence(problem: Problem, run: Callable[..., Tensor]) -> Contender:
+def _sequence(problem: Problem, run: Callable[..., Tensor]) -> Implementation:
     x, delta, A, B, C, D, bias = problem.tensors
     inputs = leaves(turned(x), turned(delta[:, 0]), A[0], turned(B[:, 0]), turned(C[:, 0]), D[0], bias[0])
-    return Contender(inputs, run, turned(problem.dy).contiguous(), turned)
+    return Implementation(inputs, run, turned(problem.dy).contiguous(), turned)
 
 
 def _selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,

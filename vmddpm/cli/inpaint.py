@@ -1,0 +1,48 @@
+"""`vmddpm inpaint`."""
+
+from typing import Any
+
+SUMMARY = "draw a region of real images anew"
+HELP = """Draw the region that a mask marks in each image anew, by a model that was trained without masks: RePaint
+(Lugmayr et al., 2022). Everything else stays as it is. Masks have the names and the sizes of the images; what is not 0
+in them is drawn. The same command again goes on where it was stopped.
+
+example:
+  vmddpm inpaint --run runs/brats --images slices --masks regions --out filled
+  vmddpm inpaint --run runs/brats --images scans --image-pattern '*_flair.nii.gz' --masks scans \\
+    --mask-pattern '*_seg.nii.gz' --steps 100 --resamplings 5 --out filled"""
+
+
+def build(new_parser: Any) -> Any:
+    parser = new_parser(description=HELP)
+    parser.add_argument("--run", type=str, required=True, help="the run folder")
+    parser.add_argument("--images", type=str, required=True, help="folder of the images")
+    parser.add_argument("--masks", type=str, required=True, help="folder of the masks")
+    parser.add_argument("--out", type=str, required=True, help="folder for the result; images already there are kept")
+    parser.add_argument("--image-pattern", type=str, default="*", help="shell pattern of the images")
+    parser.add_argument("--mask-pattern", type=str, default="*", help="shell pattern of the masks; its stars stand for "
+                        "what those of the images' do")  # fmt: skip
+    parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm or ddim")
+    parser.add_argument("--steps", type=int, default=None, help="steps of denoising; default: 250, or all if fewer")
+    parser.add_argument("--jump", type=int, default=10, help="steps that a resampling goes back")
+    parser.add_argument("--resamplings", type=int, default=10, help="how often each stretch of steps is walked: 1 is "
+                        "fastest, more fit the region to its surroundings")  # fmt: skip
+    parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
+                        help="class of what is drawn, of a run with classes")  # fmt: skip
+    parser.add_argument("--guidance", type=float, default=1.0, help="how strongly the class counts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time; part of what fixes an image")
+    parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
+    parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda ...")
+    return parser
+
+
+def run(parser: Any, options: Any) -> None:
+    from vmddpm.data.remarks import counted
+    from vmddpm.inpaint import inpaint_images
+
+    names = ("image_pattern", "mask_pattern", "sampler", "steps", "jump", "resamplings", "seed", "weights", "device",
+             "wanted", "guidance")  # fmt: skip
+    made = inpaint_images(options.run, options.images, options.masks, options.out, batch_size=options.batch,
+                          **{name: options[name] for name in names})  # fmt: skip
+    print(f"{counted(made, 'image')} in {options.out}; sources.csv there says what each was made of")

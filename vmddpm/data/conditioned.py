@@ -1,0 +1,136 @@
+"""Images with their conditions: what a model is told of each while it learns it."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from vmddpm.data.conditions import ConditionConfig
+from vmddpm.data.config import DataConfig
+from vmddpm.data.dataset import SliceDataset
+from vmddpm.data.labels import LabelReader, open_labels
+from vmddpm.data.pairs import condition_data, pair, refuse_stores
+from vmddpm.data.remarks import Remark
+from vmddpm.data.slicing import SliceInfo
+
+
+class ConditionedImages(Dataset[Tensor]):
+    """Images as they are in `images`, and the condition of each.
+
+    Attributes:
+        labels: float32 (n, K), as given; K is 0 without.
+        beside: the image beside each, in their order; None without.
+
+    Args:
+        images: the images.
+        classes: names of the classes; none without labels.
+        labels: float32 (n, K), 1 for each class of an image.
+        beside: images of the same size, a mask or another modality; None without.
+        places: which of them belongs to each image.
+
+    Example:
+        >>> images = conditioned(DataConfig("lungs"), ConditionConfig(labels="folder"))  # doctest: +SKIP
+        >>> images.condition(0)["labels"]  # doctest: +SKIP
+        tensor([0., 1.])
+    """
+
+    def __init__(
+        self, images: SliceDataset, classes: tuple[str, ...] = (), labels: np.ndarray | None = None,
+        beside: SliceDataset | None = None, places: list[int] | None = None,
+    ) -> None:  # fmt: skip
+        self.images, self.classes, self._places = images, classes, places or []
+        self._beside = beside
+        self.beside = None if beside is None else Subset(beside, self._places)
+        self.labels = torch.zeros(len(images), 0) if labels is None else torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """float32 (channels, size, size) in [-1, 1], as of `SliceDataset`."""
+        return self.images[i]
+
+    def condition(self, i: int) -> dict[str, Tensor]:
+        """What the model is told of image i, by the names of its arguments: "labels" (K,) and "condition_image"
+        (image_channels, size, size) in [-1, 1], each if there is one."""
+        found = {"labels": self.labels[i]} if self.classes else {}
+        return found if self.beside is None else {**found, "condition_image": self.beside[i]}
+
+    def counts(self) -> dict[str, int]:
+        """Images of each class."""
+        return dict(zip(self.classes, map(int, self.labels.sum(0).tolist())))
+
+    @property
+    def slices(self) -> list[SliceInfo]:
+        return self.images.slices
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.images.remarks
+
+    @property
+    def seen(self) -> int:
+        return self.images.seen
+
+    def checksums(self) -> np.ndarray:
+        """int64 (n,): CRC-32 of each image's bytes, as of `SliceDataset`, of its classes and of the image beside it."""
+        found = self.images.checksums()
+        beside = None if self._beside is None else self._beside.checksums()
+        for i in range(len(found)):
+            told = self.labels[i].numpy().tobytes()
+            told += b"" if beside is None else int(beside[self._places[i]]).to_bytes(4, "little")
+            found[i] = zlib.crc32(told, int(found[i]))
+        return found
+
+
+class ConditionReader:
+    """Reads conditions of images; what can be refused before an image is decoded, is refused when it is made.
+
+    Args:
+        config: the conditions.
+        data: the images.
+
+    Raises:
+        DataError: as `labels.open_labels` and `pairs.refuse_stores`.
+    """
+
+    def __init__(self, config: ConditionConfig, data: DataConfig) -> None:
+        self.config, self.data = config, data
+        self._labels: LabelReader | None = open_labels(config, data)
+        if config.image is not None:
+            refuse_stores(config, data)
+
+    def read(
+        self, images: SliceDataset, classes: tuple[str, ...] = (), progress: bool = False
+    ) -> ConditionedImages:
+        """The images with their conditions.
+
+        Args:
+            classes: names of the classes if they are known, otherwise those that are found.
+            progress: show a bar while the images beside are decoded.
+
+        Raises:
+            DataError: as `labels.LabelReader.read` and `pairs.pair`.
+        """
+        given: dict[str, Any] = {}
+        if self._labels is not None:
+            given["classes"], given["labels"] = self._labels.read([info.path for info in images.slices], classes)
+        if self.config.image is not None:
+            given["beside"] = SliceDataset(condition_data(self.config, self.data), progress=progress)
+            given["places"] = pair(images, given["beside"])
+        return ConditionedImages(images, **given)
+
+
+def conditioned(data: DataConfig, config: ConditionConfig, progress: bool = False) -> ConditionedImages:
+    """The images of `data` with the conditions of `config`. Raises DataError."""
+    reader = ConditionReader(config, data)
+    return reader.read(SliceDataset(data, progress=progress), progress=progress)
+
+
+def condition_of(images: object, i: int) -> Mapping[str, Tensor]:
+    """What is told of image i; nothing of images without conditions."""
+    return images.condition(i) if isinstance(images, ConditionedImages) else {}

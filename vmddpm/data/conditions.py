@@ -1,0 +1,109 @@
+"""What images are learned under: classes, and an image beside each, such as a mask. Where these are read from."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pydicom.datadict import tag_for_keyword
+
+from vmddpm.data.config import DataError
+from vmddpm.numbers import check_numbers
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """The conditions of a run; by default there are none, as in the paper.
+
+    Raises:
+        DataError: naming the field, its value and what it must be.
+    """
+
+    labels: Literal["none", "folder", "csv", "dicom", "chestxray"] = "none"
+    """Where the class of an image comes from: "folder", the first folder below data.root; "csv", a row of `table`;
+    "dicom", the attribute `tag`; "chestxray", the findings of ChestX-ray14's Data_Entry_2017.csv. All slices of a file
+    have its classes."""
+
+    pattern: str | None = None
+    """With labels "folder": a regular expression whose first group, searched for in the path below data.root, is the
+    class, such as '_(benign|malignant)_'; null takes the first folder."""
+
+    table: str | None = None
+    """With labels "csv" and "chestxray": the table, comma-separated, or tab-separated by the suffix .tsv; UTF-8, with a
+    row of column names. Null looks for ChestX-ray14's own below data.root."""
+
+    file_column: str = "file"
+    """Column of `table` that names the image: its path below data.root, its name with or without suffixes, or a folder
+    on its way, such as the patient's."""
+
+    label_column: str = "label"
+    """Column of `table` with the class."""
+
+    tag: str | None = None
+    """With labels "dicom": keyword of the attribute, such as BodyPartExamined or ViewPosition."""
+
+    separator: str | None = None
+    """What stands between the classes of an image that has several, such as "|"; null where each has one. ChestX-ray14
+    has "|"."""
+
+    image: str | None = None
+    """Folder of an image beside each image: a mask, or another modality. Both have the same name, see `image_pattern`,
+    and the same height and width."""
+
+    image_pattern: str = "*"
+    """Shell pattern of the files in `image`. What its stars stand for, less suffixes, must be the same as for the stars
+    of data.pattern: `*_flair.nii.gz` there and `*_seg.nii.gz` here pair case7_flair.nii.gz and case7_seg.nii.gz."""
+
+    image_channels: int = 1
+    """Channels of these images, 1 or 3."""
+
+    image_normalize: Literal["auto", "percentile", "window", "full"] = "auto"
+    """How their intensities are mapped to [-1, 1], as data.normalize. Label maps need `image_window`."""
+
+    image_window: tuple[float, float] | None = None
+    """(centre, width) for all of them: [2, 4] maps the labels 0 to 4 to -1, -0.5 ... 1 in every file."""
+
+    dropout: float = 0.1
+    """Share of the training images whose condition is left out, so that the model learns to do without it, which
+    guidance needs; 0.1 to 0.2 in Ho and Salimans (2022). With 0 only guidance 1 can be drawn with."""
+
+    def __post_init__(self) -> None:
+        if self.image_window is not None:  # JSON and YAML know lists only
+            object.__setattr__(self, "image_window", tuple(self.image_window))
+        check_numbers(self, "condition.", error=DataError)
+        kinds = ("none", "folder", "csv", "dicom", "chestxray")
+        self._require(self.labels in kinds, "labels", f"one of {', '.join(kinds)}")
+        self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+        self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
+        self._require(self.separator != "", "separator", "null, or what stands between classes")
+        window = self.image_window
+        self._require(
+            window is None or (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0),
+            "image_window", "(centre, width) with a width above 0, or null",
+        )  # fmt: skip
+        self._require(self.labels != "csv" or bool(self.table), "table", 'the path of a table, with labels "csv"')
+        self._require(
+            self.labels != "dicom" or (self.tag is not None and tag_for_keyword(self.tag) is not None), "tag",
+            'the keyword of a DICOM attribute, with labels "dicom", such as BodyPartExamined',
+        )  # fmt: skip
+        for name, kind in (("pattern", ("folder",)), ("table", ("csv", "chestxray")), ("tag", ("dicom",))):
+            unused = getattr(self, name) is not None and self.labels not in kind
+            self._require(not unused, name, f"null, or labels {' or '.join(kind)}, which alone reads it")
+        if self.pattern is not None:
+            self._require(_has_group(self.pattern), "pattern", "a regular expression with a group, such as '_(b|m)_'")
+
+    def _require(self, fits: bool, name: str, needed: str) -> None:
+        if not fits:
+            raise DataError(f"condition.{name} is {getattr(self, name)!r}; it must be {needed}")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any condition."""
+        return self.labels != "none" or self.image is not None
+
+
+def _has_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups > 0
+    except re.error:
+        return False

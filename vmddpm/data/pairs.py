@@ -1,0 +1,97 @@
+"""An image beside each image, a mask or another modality, found by its name."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from vmddpm.data.conditions import ConditionConfig
+from vmddpm.data.config import DataConfig, DataError
+from vmddpm.data.dataset import SliceDataset
+from vmddpm.data.readers import stem_of
+from vmddpm.data.slicing import SliceInfo
+from vmddpm.data.store import is_store
+
+ASPECT = 1e-3  # relative difference of two pixels' proportions that counts
+Key = tuple[str, str, int, int]  # what a name's stars stand for, axis, index, frame
+
+
+def refuse_stores(config: ConditionConfig, data: DataConfig) -> None:
+    """Raises DataError where images and those beside them cannot be paired, before any is decoded."""
+    for root in (data.root, config.image or ""):
+        if is_store(root):
+            raise DataError(f"{root}: is a store, which does not know the sizes that its images had; pairs are read "
+                            "from folders: name that of which it was made")  # fmt: skip
+
+
+def condition_data(config: ConditionConfig, data: DataConfig) -> DataConfig:
+    """How the images beside those of `data` are read: all of them, in the same size."""
+    return replace(
+        data, root=config.image or "", pattern=config.image_pattern, channels=config.image_channels,
+        normalize=config.image_normalize, window=config.image_window, split="train", limit=None, min_foreground=0.0,
+        modality=None, series=None, image_type=None, on_error="fail",
+    )  # fmt: skip
+
+
+def pair(images: SliceDataset, beside: SliceDataset) -> list[int]:
+    """The place in `beside` of the image that belongs to each of `images`.
+
+    Raises:
+        DataError: naming an image without one, or with two, or with one of another height, width or proportions.
+    """
+    places: dict[Key, int] = {}
+    for place, info in enumerate(beside.slices):
+        key = _key(info, beside.config)
+        if (other := places.setdefault(key, place)) != place:
+            raise DataError(f"{beside.slices[other].path} and {info.path} are both the image beside {key[0]}; remove "
+                            "one, or choose by condition.image_pattern")  # fmt: skip
+    keys = [_key(info, images.config) for info in images.slices]
+    if missing := [i for i, key in enumerate(keys) if key not in places]:
+        info, key = images.slices[missing[0]], keys[missing[0]]
+        many = f"{len(missing):,} images have" if len(missing) > 1 else "an image has"
+        raise DataError(
+            f"{many} none beside {'them' if len(missing) > 1 else 'it'} in {beside.config.root}: {_told(info)} would "
+            f"have the one that {beside.config.pattern} finds for {key[0]}; give it one, or remove it"
+        )
+    found = [places[key] for key in keys]
+    for info, place in zip(images.slices, found):
+        _compare(info, beside.slices[place])
+    return found
+
+
+def _compare(info: SliceInfo, other: SliceInfo) -> None:
+    if (info.height, info.width) != (other.height, other.width):
+        raise DataError(
+            f"{_told(other)} is {other.height} x {other.width} pixels, the image that it belongs to, {_told(info)}, is "
+            f"{info.height} x {info.width}; resample one to the other's grid"
+        )
+    if abs(info.aspect / other.aspect - 1) > ASPECT:
+        raise DataError(
+            f"{_told(other)} has pixels of proportions {other.aspect:.4g}, the image that it belongs to, "
+            f"{_told(info)}, of {info.aspect:.4g}; correct the spacing in one of the files"
+        )
+
+
+def _key(info: SliceInfo, config: DataConfig) -> Key:
+    path, root = Path(info.path), Path(os.path.expanduser(config.root)).absolute()
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name
+    return varying_part(name, config.pattern), info.axis, info.index, info.frame
+
+
+def varying_part(name: str, pattern: str) -> str:
+    """What the stars of a shell pattern stand for in a name that it matches, less the suffixes of an image file.
+
+    Example:
+        >>> varying_part("HGG/case7/case7_flair.nii.gz", "*_flair.nii.gz")
+        'HGG/case7/case7'
+    """
+    parts = pattern.split("*")
+    if any(mark in pattern for mark in "?["):
+        return stem_of(name)
+    match = re.fullmatch("(.*)".join(map(re.escape, parts)), name, re.DOTALL)
+    return stem_of("".join(match.groups())) if match and len(parts) > 1 else stem_of(name)
+
+
+def _told(info: SliceInfo) -> str:
+    place = f", {info.axis} {info.index}" if info.axis != "stored" else ""
+    return f"{info.path}{place}" + (f", frame {info.frame}" if info.frame else "")

@@ -1,0 +1,139 @@
+"""A region of an image drawn anew by a model that knows nothing of regions: RePaint (Lugmayr et al., 2022).
+
+At every noise level what is to be kept is taken from the image, noised to that level, and the rest from the model
+(Algorithm 1, lines 4 to 8; its Eq. 8 noises with the standard deviation, where line 5 prints the variance). Alone that
+is the replacement method of Song et al. (2021), whose regions often do not fit their surroundings; going back `jump`
+steps of noise and denoising again, `resamplings` times, joins the two (section 4.2).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vmddpm.diffusion.config import DiffusionConfig, alphas_cumprod
+from vmddpm.diffusion.guidance import Conditions, check_guidance, guided
+from vmddpm.diffusion.sampling import (
+    check_batch,
+    conditions_on,
+    evaluating,
+    image_generator,
+    make_scheduler,
+)
+from vmddpm.errors import InputError
+from vmddpm.numbers import check_seed
+
+MOST_RESAMPLINGS = 1000
+
+
+def walk(steps: int, jump: int, resamplings: int) -> Iterator[tuple[int, int]]:
+    """The noise levels that one image goes through, as pairs (from, to): `steps` is pure noise, 0 the image. Down a
+    step at a time; from each multiple of `jump` up again by `jump`, `resamplings` - 1 times (Fig. 9)."""
+    left = dict.fromkeys(range(0, steps - jump, jump), resamplings - 1)
+    level = steps
+    while level > 0:
+        yield level, level - 1
+        level -= 1
+        if left.get(level, 0) > 0:
+            left[level] -= 1
+            yield level, level + jump
+            level += jump
+
+
+@torch.no_grad()
+def inpaint(
+    model: nn.Module,
+    images: Callable[[int], Tensor],
+    regions: Callable[[int], Tensor],
+    indices: Sequence[int],
+    *,
+    config: DiffusionConfig,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    jump: int = 10,
+    resamplings: int = 10,
+    seed: int = 0,
+    batch_size: int = 16,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    conditions: Conditions | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Images whose region is drawn anew, one batch of them; all other pixels are those of the images.
+
+    Args:
+        model: as for `sampling.sample`.
+        images: image i, float32 (C, H, W) in [-1, 1].
+        regions: the region of image i that is drawn, bool (1, H, W).
+        indices: numbers of the images, at most `batch_size` of them, each at least 0.
+        config: the process the model was trained for.
+        sampler: "ddpm", as in RePaint, or "ddim".
+        steps: from 1 to config.timesteps, with ddim a divisor of it; if None 250, as RePaint takes, or all if fewer.
+        jump: steps that a resampling goes back; 10 in RePaint.
+        resamplings: how often each stretch is walked; 10 in RePaint, 1 is the replacement method. The time grows with
+            it.
+        seed: with an index it determines what is drawn.
+        batch_size: of the batch that goes through the model, which is filled up.
+        device, progress, conditions, guidance: as for `sampling.sample`.
+
+    Returns:
+        float32 (len(indices), C, H, W) in [-1, 1], on `device`.
+
+    Raises:
+        InputError: on an option that cannot be, naming the way out.
+
+    Example:
+        >>> mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+        >>> mask[:, 20:40, 20:40] = True
+        >>> filled = inpaint(model, lambda i: scans[i], lambda i: mask, range(4), config=process)  # doctest: +SKIP
+    """
+    steps = min(250, config.timesteps) if steps is None else steps
+    check_inpainting(config, sampler, steps, jump, resamplings)
+    check_batch("batch_size", batch_size)
+    check_seed("seed", seed)
+    check_guidance(guidance)
+    if not 0 < len(indices) <= batch_size or min(indices) < 0:
+        raise InputError(f"indices are {list(indices)!r:.80}; they must be from 1 to {batch_size} numbers from 0 on")
+    device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    members = [*indices, *[indices[-1]] * (batch_size - len(indices))]
+    known = torch.stack([images(i) for i in members]).to(device)
+    region = torch.stack([regions(i) for i in members]).to(device)
+    generators = [image_generator(seed, i) for i in members]
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(known.shape[1:], generator=g) for g in generators]).to(device)
+
+    scheduler = make_scheduler(config, sampler, steps)
+    timesteps = scheduler.timesteps.tolist()
+    # Of the levels 0 (no noise) to `steps`.
+    signal = torch.cat([torch.ones(1), alphas_cumprod(config, torch.device("cpu"))[timesteps].flip(0)]).to(device)
+    options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+    predict = guided(model, conditions_on(conditions, members, device), guidance)
+    path = list(walk(steps, jump, resamplings))
+    passes, done, x = sum(to < level for level, to in path), 0, noise()
+    with evaluating(model):
+        for level, to in path:
+            if to > level:
+                kept = signal[to] / signal[level]
+                x = kept.sqrt() * x + (1 - kept).sqrt() * noise()
+                continue
+            t = timesteps[steps - level]
+            order_key = seed, torch.full((), done, device=device)
+            predicted = predict(x, torch.full((batch_size,), t, device=device), order_key=order_key).float()
+            drawn = scheduler.step(predicted, t, x, generator=generators, **options).prev_sample
+            x = torch.where(region, drawn, signal[to].sqrt() * known + (1 - signal[to]).sqrt() * noise())
+            done += 1
+            if progress is not None:
+                progress(done, passes)
+    return x[: len(indices)].clamp(-1, 1)
+
+
+def check_inpainting(config: DiffusionConfig, sampler: str, steps: int, jump: int, resamplings: int) -> None:
+    """Raises InputError unless a region can be drawn so."""
+    if sampler == "dpm-solver":
+        raise InputError('sampler is "dpm-solver", which remembers steps and cannot go back; take ddpm or ddim')
+    make_scheduler(config, sampler, steps)  # refuses what cannot be done
+    if not 1 <= resamplings <= MOST_RESAMPLINGS:
+        raise InputError(f"resamplings is {resamplings}; it must be from 1 to {MOST_RESAMPLINGS}")
+    if not 1 <= jump < max(steps, 2):
+        raise InputError(f"jump is {jump}; it must be from 1 to below steps, {steps}")

@@ -1,0 +1,54 @@
+"""Figures to watch a run by, which need no pretrained network: spectrum, texture and structure."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vmddpm.errors import InputError
+from vmddpm.evaluation.projected_frechet import projected_frechet_distance
+from vmddpm.evaluation.spectrum import log_spectral_distance
+from vmddpm.evaluation.texture import texture_distance
+
+
+@dataclass(frozen=True)
+class Merit:
+    """Distances of a set of images from real ones; less is better. None of them is a FID, and they are comparable with
+    figures of the same real images and as many samples alone.
+
+    Attributes:
+        spectrum: see `log_spectral_distance`, in decibels: how much texture there is, and how coarse it is.
+        texture: see `texture_distance`, the Fréchet distance in random features at the images' own resolution.
+        structure: see `projected_frechet_distance`, which sees shapes and contrast at 32 x 32.
+    """
+
+    spectrum: float
+    texture: float
+    structure: float
+
+    def __str__(self) -> str:
+        return f"spectrum {self.spectrum:.2f} dB, texture {self.texture:.2g}, structure {self.structure:.2g}"
+
+
+def figures_of_merit(images: Tensor, real: Tensor) -> Merit:
+    """The distances of `images` (n, C, H, W) in [-1, 1] from `real` ones (m, C, H, W).
+
+    For scale, take as many other real images for `images`: a perfect generator gets about what they get.
+
+    Raises:
+        InputError: if a set has fewer than two images, they differ in size or colour, a value is not finite, or an
+            image has fewer than 12 x 12 pixels.
+
+    Example:
+        >>> import torch
+        >>> noise = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        >>> print(figures_of_merit(noise / 2, noise))
+        spectrum 6.02 dB, texture 1.7, structure 5.6
+    """
+    if images.shape[1:] != real.shape[1:]:
+        raise InputError(f"images have channels and pixels {tuple(images.shape[1:])}, the real ones "
+                         f"{tuple(real.shape[1:])}; give images of the same size and colour")  # fmt: skip
+    return Merit(
+        log_spectral_distance(images, real),  # refuses what is not finite
+        texture_distance(images, real),
+        projected_frechet_distance(images, real),
+    )

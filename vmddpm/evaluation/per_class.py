@@ -1,0 +1,152 @@
+"""Samples of classes beside real images of the same classes: distances class by class, and what a classifier makes of
+both."""
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vmddpm.devices import choose_device
+from vmddpm.errors import InputError
+from vmddpm.evaluation.classifier import class_accuracies, predict, train_classifier
+from vmddpm.evaluation.evaluate import MetricsConfig, RealImages, evaluate
+from vmddpm.evaluation.extractor import Extractor
+from vmddpm.evaluation.frechet import fit_gaussian
+from vmddpm.evaluation.images import ImageFeatures, Images
+from vmddpm.evaluation.kid import LEAST
+from vmddpm.files import write_text
+
+KEPT = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic", "warnings")
+
+
+class Part:
+    """Some of the images, by their places."""
+
+    def __init__(self, images: Images, places: list[int]) -> None:
+        self.images, self.places = images, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[self.places[i]]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and their classes.
+
+    Attributes:
+        images: the images.
+        labels: float32 (n, K), 1 for each class of an image.
+    """
+
+    images: Images
+    labels: Tensor
+
+    def of(self, k: int) -> list[int]:
+        """Places of the images of a class."""
+        found: list[int] = self.labels[:, k].nonzero().flatten().tolist()
+        return found
+
+    def single(self) -> list[int] | None:
+        """The one class of each image; None if some have several."""
+        return self.labels.argmax(1).tolist() if bool((self.labels.sum(1) == 1).all()) else None
+
+
+def evaluate_classes(
+    real: RealImages, training: Labelled, samples: Labelled, held_out: Labelled | None, classes: Sequence[str],
+    extractor: Extractor, config: MetricsConfig, out: Path, *, classifier_steps: int = 400, progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Compares the samples of each class with the training images of that class, as `evaluate` does with all, and
+    trains classifiers on both. Writes `out`/per_class.json, and evaluation.json and closest.png of each class in a
+    folder below `out`/classes, and returns the former.
+
+    Args:
+        real: the training images, described.
+        training, samples, held_out: images with their labels.
+        classes: their names.
+        classifier_steps: see `classifier.train_classifier`; 0 trains none.
+
+    Raises:
+        InputError: as `evaluate`, and if nothing can be compared.
+    """
+    least, found = max(LEAST, config.neighbours + 1), {}
+    config = replace(config, radiomics=0)
+    for k, name in enumerate(classes):
+        mine, theirs = samples.of(k), training.of(k)
+        if min(len(mine), len(theirs)) < least:
+            found[name] = {"n_real": len(theirs), "n_synthetic": len(mine), "value": None,
+                           "left_out": f"fewer than {least} images on a side"}  # fmt: skip
+            continue
+        place = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
+        with warnings.catch_warnings():  # they are in the result
+            warnings.simplefilter("ignore", UserWarning)
+            result = evaluate(_of_class(real, theirs, name), Part(samples.images, mine), extractor, config, place,
+                              progress=progress)  # fmt: skip
+        found[name] = {key: result[key] for key in KEPT}
+    if all(values["value"] is None for values in found.values()):
+        raise InputError(f"no class has {least} samples and as many training images: draw more by vmddpm sample --num")
+    result = {"distance": extractor.name, "classes": found, "classifiers": None}
+    if classifier_steps:
+        result["classifiers"] = _classified(training, samples, held_out, classes, classifier_steps, config)
+    write_text(out / "per_class.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def _of_class(real: RealImages, places: list[int], name: str) -> RealImages:
+    mirrored, seen = real.features.mirrored, real.features
+    features = ImageFeatures(seen.features[places], None if mirrored is None else mirrored[places],
+                             seen.pixels[places], seen.images_per_second)  # fmt: skip
+    gaussian = fit_gaussian(features.features, f"real images of {name}")
+    return RealImages(Part(real.training, places), features, gaussian, real.held_out, None)
+
+
+def _classified(
+    training: Labelled, samples: Labelled, held_out: Labelled | None, classes: Sequence[str], steps: int,
+    config: MetricsConfig,
+) -> dict[str, Any] | str:  # fmt: skip
+    """Accuracies by what a classifier was trained on and what it was tested on; or why there are none."""
+    sides = {"real": training, "samples": samples, "held_out": held_out}
+    labels = {name: side.single() for name, side in sides.items() if side is not None}
+    if any(own is None for own in labels.values()):
+        return "images with several classes have no accuracy of one"
+    device, found = choose_device(config.device), {}
+    known = {name: (sides[name], own) for name, own in labels.items() if own is not None}
+    for trained_on in ("real", "samples"):
+        side, own = known[trained_on]
+        if missing := [name for k, name in enumerate(classes) if k not in own]:
+            return f"there are no {trained_on} of the class {missing[0]!r}"
+        assert side is not None
+        network = train_classifier(side.images, own, len(classes), steps=steps, seed=config.seed, device=device)
+        for tested_on, (other, truth) in known.items():
+            if tested_on == trained_on or other is None:
+                continue
+            predicted = predict(network, other.images, device=device)
+            right = sum(int(a) == b for a, b in zip(predicted, truth)) / len(truth)
+            found[f"trained on {trained_on}, tested on {tested_on}"] = {
+                "accuracy": right, "classes": dict(zip(classes, class_accuracies(predicted, truth, len(classes)))),
+            }  # fmt: skip
+    return found
+
+
+def describe_classes(result: dict[str, Any]) -> str:
+    """The result in a few lines, for a terminal."""
+    names = list(result["classes"])
+    width = max(len("class"), *map(len, names))
+    lines = [f"{'class':<{width}}  real  samples  {result['distance']}   floor"]
+    for name, values in result["classes"].items():
+        numbers = f"{name:<{width}}  {values['n_real']:>4}  {values['n_synthetic']:>7}  "
+        shown = values.get("left_out") or f"{values['value']:>{len(result['distance'])}.4g}  {values['floor']:>6.4g}"
+        lines.append(numbers + shown)
+    found = result["classifiers"]
+    if isinstance(found, dict):
+        lines += [f"classifier {name}: {100 * values['accuracy']:.1f} % right" for name, values in found.items()]
+    elif found:
+        lines.append(f"no classifier: {found}")
+    return "\n".join(lines)

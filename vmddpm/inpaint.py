@@ -1,0 +1,127 @@
+"""Regions of real images drawn anew by the model of a run, block by block, by one process or many."""
+
+import csv
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vmddpm.data import DataError, SliceDataset
+from vmddpm.data.conditions import ConditionConfig
+from vmddpm.data.pairs import condition_data, pair, refuse_stores
+from vmddpm.diffusion import inpaint
+from vmddpm.diffusion.guidance import check_guidance
+from vmddpm.diffusion.inpainting import check_inpainting, walk
+from vmddpm.diffusion.sampling import check_batch
+from vmddpm.errors import InputError
+from vmddpm.files import sha256, write_text
+from vmddpm.generate import load_to_draw
+from vmddpm.numbers import check_seed
+from vmddpm.samples import Samples
+from vmddpm.training.conditions import condition_names, conditions_to_draw, split_classes
+from vmddpm.training.pictures import to_uint8
+from vmddpm.training.ranks import rank_and_count
+from vmddpm.training.run_folder import RunFolder
+
+ANYTHING = (0.5, 1.0)  # the window of masks: 0 is black, 1 and more is white
+
+
+def inpaint_images(
+    run: str | Path,
+    images: str,
+    masks: str,
+    out: str | Path,
+    *,
+    image_pattern: str = "*",
+    mask_pattern: str = "*",
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    jump: int = 10,
+    resamplings: int = 10,
+    seed: int = 0,
+    batch_size: int = 16,
+    weights: str = "ema",
+    device: str = "auto",
+    wanted: str | None = None,
+    guidance: float = 1.0,
+    progress: bool = True,
+) -> int:
+    """Draws the region that a mask marks in each image anew, everything else stays; returns how many images there are.
+
+    `out` is a folder as `vmddpm sample` writes it, with sources.csv: which image each is of. An interrupted call is
+    continued by the same call, and processes share the work under `torchrun`.
+
+    Args:
+        run: folder of a run of vmddpm or unet, with or without classes, but without images beside.
+        images: folder of images, read as those of the run, all slices.
+        masks: folder of as many masks of the same names and sizes, see `ConditionConfig.image_pattern`: what is not 0
+            is drawn. Slices whose mask marks nothing are left out.
+        image_pattern, mask_pattern: which files.
+        sampler, steps, jump, resamplings: see `diffusion.inpaint`.
+        seed, batch_size, weights, device: as for `generate`.
+        wanted, guidance: class of what is drawn, and how strongly it counts, as for `generate`.
+
+    Raises:
+        RunError: if the run has no such weights, or `out` holds anything else.
+        DataError: if an image has no mask, or one of another size, or no mask marks anything.
+        InputError: on unusable options.
+    """
+    check_batch("batch", batch_size)
+    check_seed("seed", seed)
+    check_guidance(guidance)
+    folder = RunFolder(run)
+    config = folder.load_config()
+    if config.system not in ("vmddpm", "unet"):
+        raise InputError(f"{run} is of a {config.system}, which draws at once; only diffusion models draw a region")
+    if config.model.condition_channels:
+        raise InputError(f"{run} was trained with an image beside each, which a region has none of; take another run")
+    if not condition_names(config.model) and (guidance != 1 or wanted is not None):
+        raise InputError(f"{run} was trained without a condition; leave class and guidance out")
+    steps = min(250, config.diffusion.timesteps) if steps is None else steps
+    check_inpainting(config.diffusion, sampler, steps, jump, resamplings)
+    conditions = None
+    if config.model.classes and wanted is not None:
+        conditions = conditions_to_draw(config.model, None, split_classes(wanted, config))
+    data = replace(config.data, root=images, pattern=image_pattern, split="train", limit=None, min_foreground=0.0)
+    masked = ConditionConfig(image=masks, image_pattern=mask_pattern, image_normalize="window", image_window=ANYTHING)
+    refuse_stores(masked, data)
+    model = load_to_draw(folder, config, weights, device)
+    known = SliceDataset(data, progress=progress)
+    drawn = SliceDataset(condition_data(masked, data), progress=progress)
+    places = pair(known, drawn)
+    marked = [(i, place) for i, place in enumerate(places) if bool((drawn[place] > 0).any())]
+    if not marked:
+        raise DataError(f"{masks}: none of the {len(places)} masks marks anything: what is not 0 is drawn anew")
+    samples = Samples(Path(out), len(marked), batch_size, "png")
+    made_with: dict[str, Any] = {
+        "run": folder.path.resolve().name, "weights": weights,
+        "weights_sha256": sha256(folder.weights(weights) / "model.safetensors"), "inpainting": "RePaint",
+        "sampler": sampler, "steps": steps, "jump": jump, "resamplings": resamplings, "seed": seed,
+        "batch_size": batch_size, "format": "png", "class": wanted, "guidance": guidance,
+        "images_sha256": hashlib.sha256(known.checksums().tobytes()).hexdigest(),
+        "masks_sha256": hashlib.sha256(drawn.checksums()[places].tobytes()).hexdigest(),
+    }  # fmt: skip
+    samples.create_or_resume(made_with)
+    text = io.StringIO()
+    rows = ((f"{n:06d}.png", known.slices[i]) for n, (i, _) in enumerate(marked))
+    table = [(name, info.path, info.axis, info.index, info.frame) for name, info in rows]
+    csv.writer(text, lineterminator="\n").writerows([("file", "source", "axis", "index", "frame"), *table])
+    write_text(samples.folder / "sources.csv", text.getvalue().encode(errors="backslashreplace").decode())
+    rank, ranks = rank_and_count()
+    mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
+    passes = sum(to < level for level, to in walk(steps, jump, resamplings))
+    with tqdm(total=len(mine) * passes, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
+        for block in mine:
+            bar.set_description(f"images {block.start}-{block.stop - 1} of {len(marked)}")
+            filled = inpaint(
+                model, lambda n: known[marked[n][0]], lambda n: (drawn[marked[n][1]] > 0).any(0, keepdim=True), block,
+                config=config.diffusion, sampler=sampler, steps=steps, jump=jump, resamplings=resamplings, seed=seed,
+                batch_size=batch_size, progress=lambda done, _: bar.update(1), conditions=conditions, guidance=guidance,
+            )  # fmt: skip
+            samples.write(block, to_uint8(filled))
+    if not samples.missing():
+        samples.finish()
+    return len(marked)

@@ -1,0 +1,115 @@
+"""The conditions of a run: what its model is told of each image, in training and in drawing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vmddpm.data.conditioned import ConditionedImages
+from vmddpm.data.labels import in_short
+from vmddpm.diffusion.guidance import Conditions
+from vmddpm.errors import InputError
+from vmddpm.evaluation.images import Images
+from vmddpm.model import ModelConfig
+from vmddpm.training.config import RunConfig
+from vmddpm.training.errors import RunError, TrainingError
+
+
+def condition_names(model: ModelConfig) -> tuple[str, ...]:
+    """Arguments by which a model is told the condition, in the order of the inputs of a training step."""
+    return (("labels",) if model.classes else ()) + (("condition_image",) if model.condition_channels else ())
+
+
+def with_conditions(config: RunConfig, classes: Sequence[str]) -> RunConfig:
+    """The run with a model of these classes, and of the image that its condition puts beside each."""
+    channels = config.condition.image_channels if config.condition.image is not None else 0
+    model = replace(config.model, classes=tuple(classes), condition_channels=channels)
+    return replace(config, model=model) if config.condition.is_set else config
+
+
+def refuse_unfit(config: RunConfig, images: Images) -> None:
+    """Raises TrainingError unless the images have the conditions that the model is told, and no others."""
+    told = images if isinstance(images, ConditionedImages) else None
+    found = told.classes if told else ()
+    if config.model.classes != found:
+        raise TrainingError(
+            f"the images are of the classes {_named(found)}, model.classes is {_named(config.model.classes)}; leave it "
+            "out, and say by condition.labels where the classes come from"
+        )
+    channels = len(told.beside[0]) if told and told.beside is not None else 0
+    if config.model.condition_channels != channels:
+        raise TrainingError(
+            f"model.condition_channels is {config.model.condition_channels}, but the images beside the training images "
+            f"have {channels} channels; leave it out, and name those images by condition.image"
+        )
+
+
+def refuse_other_classes(here: Sequence[str], before: Sequence[str], where: str) -> None:
+    """Raises RunError if the classes of a run are not those that its weights were trained with."""
+    if tuple(here) != tuple(before):
+        raise RunError(
+            f"{where} was trained with the classes {_named(before)}, the run's configuration names {_named(here)}; "
+            "restore its config.yaml"
+        )
+
+
+def _named(classes: Sequence[str]) -> str:
+    return in_short(classes) or "(none)"
+
+
+def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """float32 (K,), 1 for each wanted class. Raises InputError on a class that there is not."""
+    labels = torch.zeros(len(classes))
+    for name in wanted:
+        if name not in classes:
+            raise InputError(
+                f"class is {name!r}, which the run does not know; its classes are {in_short(classes)}"
+                if classes else f"class is {name!r}, but the run was trained without classes"
+            )  # fmt: skip
+        labels[list(classes).index(name)] = 1
+    return labels
+
+
+def separator_of(config: RunConfig) -> str | None:
+    """What stands between several classes of one image; None if each has one."""
+    return "|" if config.condition.labels == "chestxray" else config.condition.separator
+
+
+def split_classes(text: str, config: RunConfig) -> list[str]:
+    """The classes that a text names, with the separator between that the run's labels have."""
+    separator = separator_of(config)
+    return [name.strip() for name in (text.split(separator) if separator else [text])]
+
+
+def class_rows(classes: Sequence[str], wanted: Sequence[str] | None) -> Tensor:
+    """float32 (n, K): image i is told row i modulo n. They are the one of the wanted classes, or each class in turn."""
+    return torch.eye(len(classes)) if wanted is None else labels_of(wanted, classes)[None]
+
+
+def conditions_to_draw(
+    model: ModelConfig, beside: Images | None, wanted: Sequence[str] | None = None
+) -> Conditions | None:
+    """The conditions of images that are drawn, by their numbers; None if the model has none.
+
+    Args:
+        beside: images that those drawn are to match: number i, and again from the first when there are no more.
+        wanted: classes of every image; None takes each class in turn.
+
+    Raises:
+        InputError: on an unknown class, or images beside that the model needs and does not get, or has no use for.
+    """
+    rows = class_rows(model.classes, wanted)
+    if bool(model.condition_channels) != (beside is not None):
+        raise InputError(
+            "the run was trained without images beside the training images; leave condition-images out" if beside
+            else "the run was trained with an image beside each; name a folder of them by condition-images"
+        )  # fmt: skip
+
+    def conditions(members: Sequence[int]) -> dict[str, Tensor]:
+        found = {"labels": rows[[i % len(rows) for i in members]]} if model.classes else {}
+        if beside is not None:
+            found["condition_image"] = torch.stack([beside[i % len(beside)] for i in members])
+        return found
+
+    return conditions if condition_names(model) else None
