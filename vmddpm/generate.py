@@ -103,8 +103,8 @@ def generate(
     volumes = config.data.spatial_dims == 3
     file_format = file_format or ("nifti" if volumes else "png")
     if file_format == ("png" if volumes else "nifti"):
-        told = "volumes; it must be nifti or npy" if volumes else "images; it must be png or npy"
-        raise InputError(f"format is {file_format!r}, but {folder.path} draws {told}")
+        drawn = "volumes; it must be nifti or npy" if volumes else "images; it must be png or npy"
+        raise InputError(f"format is {file_format!r}, but {folder.path} draws {drawn}")
     if config.system in GANS:
         sampler, steps = "none", 1
     else:

@@ -52,8 +52,8 @@ def run(scans, tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("samples") / "out"
-    command = ["sample", "--run", str(run), "--out", str(out), "--num", "3", "--batch", "2", "--sampler", "ddim",
-               "--steps", "2"]  # fmt: skip
+    command = ["sample", "--run", str(run), "--out", str(out), "--images", "3", "--batch-size", "2", "--sampler",
+               "ddim", "--steps", "2"]  # fmt: skip
     assert main(command) == 0
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
     assert main(command) == 0
@@ -116,7 +116,7 @@ def test_volumes_are_evaluated_by_slices_and_as_they_are(run, samples, scans, tm
     assert main(command) == 1
     assert "there are 3 samples" in capsys.readouterr().err  # a KID needs more
     more = [word if word != str(samples) else str(tmp_path / "more") for word in command]
-    assert main(["sample", "--run", str(run), "--out", str(tmp_path / "more"), "--num", "6", "--sampler", "ddim",
+    assert main(["sample", "--run", str(run), "--out", str(tmp_path / "more"), "--images", "6", "--sampler", "ddim",
                  "--steps", "1"]) == 0  # fmt: skip
     assert main(more) == 0
     result = json.loads((tmp_path / "whole" / "evaluation.json").read_text())
@@ -166,8 +166,8 @@ def test_a_format_that_does_not_fit_is_refused(run, tmp_path, capsys):
 
 
 def test_volumes_in_blocks(run, tmp_path):
-    command = ["sample", "--run", str(run), "--out", str(tmp_path), "--num", "3", "--sampler", "ddim", "--steps", "1",
-               "--batch", "2", "--format", "npy"]  # fmt: skip
+    command = ["sample", "--run", str(run), "--out", str(tmp_path), "--images", "3", "--sampler", "ddim", "--steps",
+               "1", "--batch-size", "2", "--format", "npy"]  # fmt: skip
     assert main(command) == 0
     assert [block.shape for block in read_samples(tmp_path)] == [(2, 4, 8, 8, 1), (1, 4, 8, 8, 1)]
 

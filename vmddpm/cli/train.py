@@ -51,7 +51,7 @@ def run(parser: Any, options: Any) -> None:
     with process_group(config.training.device, scans=config.system == "vmddpm") as ranks:
         if ranks.is_main:
             folder.check(config)
-            need = check_fits(config, ranks.device, ranks.count) if config.system in ("vmddpm", "unet") else None
+            need = check_fits(config, ranks.device, ranks.world_size) if config.system in ("vmddpm", "unet") else None
             price = cost(config)
             memory = f", needs {need} of memory to train" if need else ""
             print(f"{config.system}: {price}{memory}")
@@ -66,7 +66,7 @@ def run(parser: Any, options: Any) -> None:
             config = with_conditions(config, images.classes or classes)
         if ranks.is_main:
             limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
-            seen = counted(dataset.seen, "slice")
+            seen = counted(dataset.seen, "crop" if config.data.spatial_dims == 3 else "slice")
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
             if dataset.remarks:

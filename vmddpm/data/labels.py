@@ -13,8 +13,8 @@ import pydicom
 from vmddpm.data.conditions import ConditionConfig
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dicom_attributes import named, text_of
-from vmddpm.data.files import open_regular
-from vmddpm.data.readers import inflated, kind_of, stem_of
+from vmddpm.data.files import inflated, open_regular
+from vmddpm.data.readers import kind_of, stem_of
 from vmddpm.data.store import is_store
 
 MOST_CLASSES = 2**12

@@ -61,7 +61,7 @@ class _Living(TorchDispatchMode):
     """Counts the bytes of the tensors that are alive, and the most there were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.most = 0
         self._known: set[int] = set()
 
