@@ -76,6 +76,8 @@ def inpaint_images(
     config = folder.load_config()
     if config.system not in ("vmddpm", "unet"):
         raise InputError(f"{run} is of a {config.system}, which draws at once; only diffusion models draw a region")
+    if config.data.spatial_dims == 3:
+        raise InputError(f"{run} draws volumes, and regions are drawn in images only; take a run of images")
     if config.model.condition_channels:
         raise InputError(f"{run} was trained with an image beside each, which a region has none of; take another run")
     if not condition_names(config.model) and (guidance != 1 or wanted is not None):

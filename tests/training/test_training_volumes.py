@@ -165,6 +165,18 @@ def test_a_format_that_does_not_fit_is_refused(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_of_images_alone_is_refused(run, scans, tmp_path, capsys):
+    inpaint = ["inpaint", "--run", str(run), "--images", str(scans), "--masks", str(scans), "--out",
+               str(tmp_path / "out")]  # fmt: skip
+    assert main(inpaint) == 1
+    assert "draws volumes, and regions are drawn in images only" in capsys.readouterr().err
+    study = ["study", "create", "--real", str(scans), "--synthetic", str(scans), "--images", "2", "--out",
+             str(tmp_path / "study"), "--data.spatial_dims", "3", "--data.spacing", "1"]  # fmt: skip
+    assert main(study) == 1
+    assert "a study shows images, and spatial_dims is 3; set it to 2" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_volumes_in_blocks(run, tmp_path):
     command = ["sample", "--run", str(run), "--out", str(tmp_path), "--images", "3", "--sampler", "ddim", "--steps",
                "1", "--batch-size", "2", "--format", "npy"]  # fmt: skip

@@ -96,6 +96,8 @@ def create_study(
         raise StudyError(f"{out} exists; choose another folder, or remove it if it holds no answers")
     if replace(real, **PLACE) != replace(synthetic, **PLACE):
         raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
+    if real.spatial_dims == 3:
+        raise StudyError("a study shows images, and spatial_dims is 3; set it to 2, which shows the slices of volumes")
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
     if options.patient is not None:
