@@ -3,7 +3,7 @@ scans in order, and the UNet of Ho et al. (2020). All learn the demo's slices by
 By --models also the demo's network with one choice made in another way (CHOICES).
 
     python -m benchmarks.demo_comparison --minutes 10 --seeds 0 1 2 --out build/demo_comparison
-    python -m benchmarks.demo_comparison --models regenerated cosine min-snr --seeds 0 --out build/demo_choices
+    python -m benchmarks.demo_comparison --models regenerated linear min-snr --seeds 0 --out build/demo_choices
 
 Run it on a machine that does nothing else. It takes models x seeds x minutes of training, and about a third more for
 the images drawn meanwhile, whose time does not count as training. The same command goes on where one was stopped, after
@@ -45,9 +45,8 @@ from vmddpm.training.trainer import learning_rate_at
 NETWORKS = {"regenerated": "VM-DDPM", "ordered": "VM-DDPM, scans in order", "unet": "UNet"}
 CHOICES = {
     "epsilon": "predicts the noise",
-    "cosine": "cosine schedule",
+    "linear": "linear schedule",
     "min-snr": "min-SNR weights, 5",
-    "cosine-min-snr": "cosine schedule, min-SNR weights",
     "batch-4": "batch of 4, learning rate 0.001",
     "slow": "learning rate 0.001",
     "fast": "learning rate 0.004",
@@ -72,9 +71,8 @@ def configurations(minutes: float) -> dict[str, RunConfig]:
         "ordered": with_(model={"regeneration": False}),
         "unet": replace(ours, system="unet", unet=unet_of(parameters(ours))),
         "epsilon": with_(diffusion={"prediction_type": "epsilon"}),
-        "cosine": with_(diffusion={"beta_schedule": "squaredcos_cap_v2"}),
+        "linear": with_(diffusion={"beta_schedule": "linear"}),
         "min-snr": with_(diffusion={"min_snr_gamma": 5.0}),
-        "cosine-min-snr": with_(diffusion={"beta_schedule": "squaredcos_cap_v2", "min_snr_gamma": 5.0}),
         "batch-4": with_(training={"batch_size": 4, "learning_rate": 0.001}),
         "slow": with_(training={"learning_rate": 0.001}),
         "fast": with_(training={"learning_rate": 0.004}),

@@ -240,7 +240,7 @@ def test_presets_are_whole_configurations(preset, capsys):
         main(["train", "--config", preset, "--print_config"])
     plain = yaml.safe_load(capsys.readouterr().out)
     del plain["run"]
-    assert set(plain) == {"model", "diffusion", "data", "training", "system", "unet", "gan"}
+    assert set(plain) == {"model", "diffusion", "data", "training", "system", "unet", "gan", "condition"}
     if preset.startswith("paper"):
         assert plain["model"]["base_channels"] == 96
         assert plain["model"]["sampling"] == [4, 2, 2, 2]
