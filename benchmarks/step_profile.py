@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
-    run = along(shuffled=True)(draw(ModelCase("demo", options.batch_size, 64, demo_config(1).model), "cpu", 0), "cpu", None)
+    case = ModelCase("demo", options.batch_size, 64, demo_config(1).model)
+    run = along(shuffled=True)(draw(case, "cpu", 0), "cpu", None)
     for _ in range(2):
         run.call(TRAINING)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
