@@ -1,6 +1,6 @@
 """Bytes that the PyTorch operators around the scan read and write in one forward and backward of a CSM, by operator.
 
-    python benchmarks/csm_traffic.py [--size 32] [--channels 64] [--batch 4]
+    python benchmarks/csm_traffic.py [--size 32] [--channels 64] [--batch-size 4]
 
 Views are free; the compiled kernels are not counted. A large aten.clone or aten.copy_ is a copy that might be avoided.
 """
@@ -41,11 +41,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     options = parser.parse_args()
     torch.manual_seed(0)
     module = CSM(options.channels, ModelConfig())
-    shape = (options.batch, options.channels, options.size, options.size)
+    shape = (options.batch_size, options.channels, options.size, options.size)
     x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
     with Traffic() as traffic:
         y = module(x, routes(options.size, options.size))

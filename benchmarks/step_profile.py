@@ -1,6 +1,6 @@
 """Where a training step of the demo model goes, by operator.
 
-    python -m benchmarks.step_profile [--batch 16] [--steps 5]
+    python -m benchmarks.step_profile [--batch-size 16] [--steps 5]
 
 The scan is `vmddpm::selective_scan_forward` and `_backward`; an operator's time is its own, without those it calls, and
 a percentage is one of all operators' time, which leaves out Python between them.
@@ -17,10 +17,11 @@ from vmddpm.demo import demo_config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
-    run = along(shuffled=True)(draw(ModelCase("demo", options.batch, 64, demo_config(1).model), "cpu", 0), "cpu", None)
+    case = ModelCase("demo", options.batch_size, 64, demo_config(1).model)
+    run = along(shuffled=True)(draw(case, "cpu", 0), "cpu", None)
     for _ in range(2):
         run.call(TRAINING)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

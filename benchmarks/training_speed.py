@@ -1,7 +1,7 @@
 """A training step of VM-DDPM, of the same model with the scan in plain PyTorch, and of diffusers' UNet2DModel with as
 many parameters: forward, backward, clipping, Adam and the average of the weights, in turns.
 
-    python benchmarks/training_speed.py --model demo --batch 16 --rounds 20
+    python benchmarks/training_speed.py --model demo --batch-size 16 --rounds 20
 """
 
 import argparse
@@ -73,11 +73,11 @@ def stepper(network: nn.Module, images: Tensor, backend: str | None) -> Callable
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="demo")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     size, config = MODELS[options.model]
-    images = torch.randn(options.batch, 1, size, size).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(options.batch_size, 1, size, size).contiguous(memory_format=torch.channels_last)
     ours = VMDDPM(config)
     networks = {"VM-DDPM": (ours, None), "VM-DDPM, scan in PyTorch": (copy.deepcopy(ours), "reference"),
                 "UNet2DModel": (unet_of(size, parameters(ours)), None)}  # fmt: skip
@@ -88,12 +88,12 @@ def main() -> None:
             seconds = step(number)
             if number >= 2:
                 times[name].append(seconds)
-    print(f"{options.model}, {size} x {size}, batch {options.batch}, {torch.get_num_threads()} threads, "
+    print(f"{options.model}, {size} x {size}, batch {options.batch_size}, {torch.get_num_threads()} threads, "
           f"median of {options.rounds} (quartiles)")  # fmt: skip
     for name, (network, _) in networks.items():
         low, middle, high = statistics.quantiles(times[name], n=4)
         print(f"{name:<26} {parameters(network) / 1e6:6.2f} M parameters  {1e3 * middle:8.1f} ms "
-              f"({1e3 * low:.1f}-{1e3 * high:.1f})  {options.batch / middle:7.2f} images/s")  # fmt: skip
+              f"({1e3 * low:.1f}-{1e3 * high:.1f})  {options.batch_size / middle:7.2f} images/s")  # fmt: skip
 
 
 if __name__ == "__main__":

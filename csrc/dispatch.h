@@ -17,8 +17,8 @@ struct CpuKernels {
   void (*state_update)(const StateUpdateParams&);
 };
 
-// VMDDPM_CPU_ISA=avx512|avx2|baseline in the environment asks for a lesser one, or the same.
-// Throws std::invalid_argument if it names one that this build or this processor does not have.
+// The environment variable VMDDPM_CPU_ISA=avx512|avx2|baseline selects another set. Throws std::invalid_argument if
+// this build or this processor does not have it.
 const CpuKernels& cpu_kernels();
 
 }  // namespace vmddpm

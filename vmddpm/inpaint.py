@@ -69,7 +69,7 @@ def inpaint_images(
         DataError: if an image has no mask, or one of another size, or no mask marks anything.
         InputError: on unusable options.
     """
-    check_batch("batch", batch_size)
+    check_batch("batch_size", batch_size)
     check_seed("seed", seed)
     check_guidance(guidance)
     folder = RunFolder(run)

@@ -65,7 +65,7 @@ py::tuple shape_of(const Side& side, const Sizes& sizes) {
   return shape;
 }
 
-// Of a contiguous tensor.
+// The strides of a contiguous tensor.
 void contiguous_strides(const Side& side, const Sizes& sizes, View& v) {
   const int64_t length = sizes.length(), channels = sizes.channels, routes = side.per_route ? kRoutes : 1;
   v.stride[0] = routes * length * channels;
@@ -115,7 +115,7 @@ py::object cross_image(const py::handle& tensor, int64_t height, int64_t width, 
     return merge ? copied(tensor, {0, 0, height, width}, sequences, image, code, true, threads)
                  : copied(tensor, {0, 0, height, width}, image, sequences, code, false, threads);
   } catch (const py::error_already_set&) {
-    return py::none();  // a tensor that will not say, or a number beyond all
+    return py::none();  // a tensor without these attributes, or an integer out of range
   }
 }
 

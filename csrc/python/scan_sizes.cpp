@@ -1,4 +1,4 @@
-// The quick answer to whether the tensors of a scan fit together.
+// A fast check that the tensors of a scan fit together.
 #include <array>
 #include <initializer_list>
 
@@ -8,7 +8,7 @@ namespace vmddpm {
 
 namespace {
 
-// Of `MAX_STATES` in vmddpm_kernels/checks.py.
+// `MAX_STATES` of vmddpm_kernels/checks.py.
 constexpr int64_t kMostStates = 256;
 
 struct Shape {
@@ -22,7 +22,7 @@ struct Shape {
   bool operator==(const Shape& other) const { return axes == other.axes && sizes == other.sizes; }
 };
 
-// Tensors of one device, x's.
+// Checks that tensors are on the device of x.
 class Device {
  public:
   explicit Device(const py::handle& x) : is_cpu_(to_bool(attribute_of(x, names.is_cpu))) {
@@ -48,14 +48,14 @@ bool shape_of(const py::handle& tensor, Shape& shape) {
   return true;
 }
 
-// The dtype of a tensor that is on the device and of one of `dtypes`, else null. torch keeps its dtypes for ever.
+// The dtype of a tensor if it is on the device and has one of `dtypes`, else null. torch never frees its dtypes.
 template <size_t kCount>
 const PyObject* dtype_of(const py::handle& tensor, const Device& device, const std::array<PyObject*, kCount>& dtypes) {
   const PyObject* const type = attribute_of(tensor, names.dtype).ptr();
   return one_of(dtypes, type) && device.holds(tensor) ? type : nullptr;
 }
 
-// The same of a tensor of this shape.
+// The same, and null if the tensor does not have this shape.
 template <size_t kCount>
 const PyObject* dtype_of(const py::handle& tensor, const Shape& expected, const Device& device,
                          const std::array<PyObject*, kCount>& dtypes) {
@@ -67,7 +67,7 @@ py::object as_scan_sizes(int64_t batch, int64_t routes, int64_t length, int64_t 
                          bool sum_routes) {
   const py::tuple fields = py::make_tuple(batch, routes, length, channels, states, wide, sum_routes);
   const py::tuple arguments = owned(PyTuple_Pack(1, fields.ptr()));
-  // What ScanSizes(*fields) comes to, without its function in Python.
+  // ScanSizes(*fields) without calling its Python function.
   return owned(PyTuple_Type.tp_new(names.scan_sizes, arguments.ptr(), nullptr));
 }
 
@@ -115,7 +115,7 @@ py::object scan_sizes(const py::handle& inputs, const py::handle& dy, const py::
   try {
     return sizes_of(inputs, dy, dlast_state);
   } catch (const py::error_already_set&) {
-    return py::none();  // a tensor that will not say
+    return py::none();  // a tensor without these attributes
   }
 }
 

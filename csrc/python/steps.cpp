@@ -20,7 +20,7 @@ View checked_view(const py::handle& tensor, const Sizes& sizes) {
   return v;
 }
 
-// The bytes from a view's first element to its last.
+// The range of addresses of a view, in bytes.
 struct Extent {
   const char *first, *end;
   Extent(const View& v, const Sizes& sizes) {
@@ -36,14 +36,14 @@ struct Extent {
   bool meets(const Extent& other) const { return first && other.first && first < other.end && other.first < end; }
 };
 
-// What is read while a state is changed in place must lie elsewhere.
+// Throws if an input overlaps the state, which is updated in place.
 void check_apart(const Extent& state, const View& v, const Sizes& sizes) {
   if (!state.meets(Extent(v, sizes))) return;
   throw std::invalid_argument(
       "an argument lies in the memory of the state, which is changed in place: pass a clone of the argument");
 }
 
-// Throws unless there is a kernel for so many taps.
+// Throws unless there is a kernel for this number of taps.
 int64_t taps(const py::handle& weight) {
   const int64_t width = size_at(weight, 1);
   if (width < 2 || width > 4) {
@@ -119,7 +119,7 @@ void conv_update(const py::handle& x, const py::handle& state, const py::handle&
   cpu_kernels().conv_update(p);
 }
 
-// As `StateUpdateParams` has them, or all without the axis of the heads and that of the groups, which are then 1.
+// The axes of `StateUpdateParams`, or all without heads and groups, which are then 1.
 void state_update(const py::handle& state, const py::handle& x, const py::handle& delta, const py::handle& A,
                   const py::handle& B, const py::handle& C, const py::handle& D, const py::handle& z,
                   const py::handle& delta_bias, const py::handle& y, bool wide, bool softplus, int threads) {

@@ -83,5 +83,5 @@ def test_errors():
         vk.routes(2, 3, permutation=torch.zeros(6))
     with pytest.raises(ValueError, match="multiples of patch_size"):
         vk.patch_permutation(5, 4, patch_size=2)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="only one of seed"):
         vk.patch_permutation(4, 4, seed=1, generator=torch.Generator())

@@ -129,7 +129,7 @@ def test_guidance_0_draws_what_no_class_does_bit_for_bit(run, tmp_path):
 
 
 def test_samples_of_a_class_and_of_each_in_turn(run, tmp_path):
-    generate(run.path, tmp_path / "turn", 6, form="npy", **OPTIONS)
+    generate(run.path, tmp_path / "turn", 6, file_format="npy", **OPTIONS)
     generate(run.path, tmp_path / "disc", 5, wanted="disc", guidance=2.0, **OPTIONS)
     with open(tmp_path / "turn" / "labels.csv", encoding="utf-8") as file:
         assert list(csv.reader(file))[1:] == [[f"{i:06d}", SHAPES[i % 4]] for i in range(6)]
@@ -217,7 +217,8 @@ def test_the_command_line(data, tmp_path, capsys):
     assert "classes: cross (3 images), disc (3 images), square (3 images), triangle (3 i" in capsys.readouterr().out
     assert main([*command, "--training.steps", "2"]) == 0  # the run's classes need not be named
     out = str(tmp_path / "out")
-    sample = ["sample", "--run", str(tmp_path / "run"), "--num", "3", "--sampler", "ddim", "--steps", "2", "--out", out]
+    sample = ["sample", "--run", str(tmp_path / "run"), "--images", "3", "--sampler", "ddim", "--steps", "2"]
+    sample += ["--out", out]
     capsys.readouterr()
     assert main([*sample, "--class", "disc", "--guidance", "1.5"]) == 0
     assert "disc                    3        3" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def build(new_parser: Any) -> Any:
                         help="class of what is drawn, of a run with classes")  # fmt: skip
     parser.add_argument("--guidance", type=float, default=1.0, help="how strongly the class counts")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
-    parser.add_argument("--batch", type=int, default=16, help="images at a time; part of what fixes an image")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; part of what fixes an image")
     parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
     parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda ...")
     return parser
@@ -43,6 +43,6 @@ def run(parser: Any, options: Any) -> None:
 
     names = ("image_pattern", "mask_pattern", "sampler", "steps", "jump", "resamplings", "seed", "weights", "device",
              "wanted", "guidance")  # fmt: skip
-    made = inpaint_images(options.run, options.images, options.masks, options.out, batch_size=options.batch,
+    made = inpaint_images(options.run, options.images, options.masks, options.out, batch_size=options.batch_size,
                           **{name: options[name] for name in names})  # fmt: skip
     print(f"{counted(made, 'image')} in {options.out}; sources.csv there says what each was made of")
