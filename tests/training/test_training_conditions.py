@@ -216,13 +216,11 @@ def test_the_command_line(data, tmp_path, capsys):
     assert main([*command, "--training.steps", "1"]) == 0
     assert "classes: cross (3 images), disc (3 images), square (3 images), triangle (3 i" in capsys.readouterr().out
     assert main([*command, "--training.steps", "2"]) == 0  # the run's classes need not be named
-    out = str(tmp_path / "out")
     sample = ["sample", "--run", str(tmp_path / "run"), "--images", "3", "--sampler", "ddim", "--steps", "2"]
-    sample += ["--out", out]
     capsys.readouterr()
-    assert main([*sample, "--class", "disc", "--guidance", "1.5"]) == 0
+    assert main([*sample, "--out", str(tmp_path / "out"), "--class", "disc", "--guidance", "1.5"]) == 0
     assert "disc                    3        3" in capsys.readouterr().out
-    assert main([*sample, "--class", "ring"]) == 1
+    assert main([*sample, "--out", str(tmp_path / "out"), "--class", "ring"]) == 1
     (root / "disc").rename(root / "ring")
     assert main([*command, "--training.steps", "3"]) == 1
     assert "is of the class 'ring' by its folder, which is none of 'cross', 'disc'" in capsys.readouterr().err
