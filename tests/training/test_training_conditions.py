@@ -20,7 +20,7 @@ from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.generate import generate
 from vmddpm.model import ModelConfig
-from vmddpm.samples import balance
+from vmddpm.samples import balance, check_drawn
 from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
 from vmddpm.training.batches import conditions_at, images_at, inputs_at
 from vmddpm.training.conditions import with_conditions
@@ -181,6 +181,9 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
     copy.config_path.write_text(text.replace("- cross\n  - disc", "- disc\n  - cross"))
     with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
         generate(copy.path, tmp_path / "out", 2, wanted="disc", **OPTIONS)
+    generate(run.path, tmp_path / "drawn", 2, **OPTIONS)
+    with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
+        check_drawn(tmp_path / "drawn", copy)
     images = conditioned(data, ConditionConfig(labels="folder"))
     labels = images.labels.numpy()
     for values, error, words in [
