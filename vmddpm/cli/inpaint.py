@@ -9,8 +9,8 @@ in them is drawn. The same command again goes on where it was stopped.
 
 example:
   vmddpm inpaint --run runs/brats --real slices --masks regions --out filled
-  vmddpm inpaint --run runs/brats --real scans --pattern '*_flair.nii.gz' --masks scans \\
-    --mask-pattern '*_seg.nii.gz' --steps 100 --resamplings 5 --out filled"""
+  vmddpm inpaint --run runs/brats --real scans --pattern '*_t1.nii' --masks scans --mask-pattern '*_seg.nii' --out new
+  vmddpm inpaint --run runs/brats --real slices --masks regions --steps 100 --resamplings 5 --out quickly-filled"""
 
 
 def build(new_parser: Any) -> Any:
