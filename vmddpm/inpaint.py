@@ -31,11 +31,11 @@ ANYTHING = (0.5, 1.0)  # the window of masks: 0 is black, 1 and more is white
 
 def inpaint_images(
     run: str | Path,
-    images: str,
+    real: str,
     masks: str,
     out: str | Path,
     *,
-    image_pattern: str = "*",
+    pattern: str = "*",
     mask_pattern: str = "*",
     sampler: str = "ddpm",
     steps: int | None = None,
@@ -56,10 +56,10 @@ def inpaint_images(
 
     Args:
         run: folder of a run of vmddpm or unet, with or without classes, but without images beside.
-        images: folder of images, read as those of the run, all slices.
+        real: folder of images, read as those of the run, all slices.
         masks: folder of as many masks of the same names and sizes, see `ConditionConfig.image_pattern`: what is not 0
             is drawn. Slices whose mask marks nothing are left out.
-        image_pattern, mask_pattern: which files.
+        pattern, mask_pattern: which files.
         sampler, steps, jump, resamplings: see `diffusion.inpaint`.
         seed, batch_size, weights, device: as for `generate`.
         wanted, guidance: class of what is drawn, and how strongly it counts, as for `generate`.
@@ -87,7 +87,7 @@ def inpaint_images(
     conditions = None
     if config.model.classes and wanted is not None:
         conditions = conditions_to_draw(config.model, None, split_classes(wanted, config))
-    data = replace(config.data, root=images, pattern=image_pattern, split="train", limit=None, min_foreground=0.0)
+    data = replace(config.data, root=real, pattern=pattern, split="train", limit=None, min_foreground=0.0)
     masked = ConditionConfig(image=masks, image_pattern=mask_pattern, image_normalize="window", image_window=ANYTHING)
     refuse_stores(masked, data)
     model = load_to_draw(folder, config, weights, device)

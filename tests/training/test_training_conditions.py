@@ -1,6 +1,7 @@
 """Runs with conditions: classes that are learned, checked and drawn, and images beside the images."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.generate import generate
 from vmddpm.model import ModelConfig
-from vmddpm.samples import balance
+from vmddpm.samples import balance, check_drawn
 from vmddpm.training import RunConfig, RunError, RunFolder, TrainingConfig, TrainingError, train
 from vmddpm.training.batches import conditions_at, images_at, inputs_at
 from vmddpm.training.conditions import with_conditions
@@ -30,7 +31,7 @@ OPTIONS = {"sampler": "ddim", "steps": 4, "batch_size": 4, "device": "cpu", "pro
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditions")
-    root = write_shapes(folder / "shapes", 3)
+    root = write_shapes(folder / "shapes", 4)
     return DataConfig(str(root), size=8, min_foreground=0, cache_dir=str(folder / "cache"))
 
 
@@ -70,7 +71,7 @@ def test_weights_checkpoint_and_folder_carry_the_classes(run):
     assert run.load_model("ema").config.classes == SHAPES
     state = torch.load(next((run.path / "checkpoints").glob("step-00000004-*.pt")), weights_only=True)
     assert tuple(state["classes"]) == SHAPES
-    assert run.class_counts() == dict.fromkeys(SHAPES, 3)
+    assert run.class_counts() == dict.fromkeys(SHAPES, 4)
     assert (run.path / "samples" / "step-00000002.png").exists()
 
 
@@ -133,8 +134,8 @@ def test_samples_of_a_class_and_of_each_in_turn(run, tmp_path):
     generate(run.path, tmp_path / "disc", 5, wanted="disc", guidance=2.0, **OPTIONS)
     with open(tmp_path / "turn" / "labels.csv", encoding="utf-8") as file:
         assert list(csv.reader(file))[1:] == [[f"{i:06d}", SHAPES[i % 4]] for i in range(6)]
-    assert balance(tmp_path / "turn") == [(name, "3", str(2 - (i > 1))) for i, name in enumerate(SHAPES)]
-    assert balance(tmp_path / "disc") == [(name, "3", "5" if name == "disc" else "0") for name in SHAPES]
+    assert balance(tmp_path / "turn") == [(name, "4", str(2 - (i > 1))) for i, name in enumerate(SHAPES)]
+    assert balance(tmp_path / "disc") == [(name, "4", "5" if name == "disc" else "0") for name in SHAPES]
     labelled = conditioned(
         DataConfig(str(tmp_path / "disc"), pattern="0*", size=8, min_foreground=0, cache_dir=str(tmp_path / "cache")),
         ConditionConfig(labels="csv", table=str(tmp_path / "turn" / "labels.csv")),
@@ -180,6 +181,9 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
     copy.config_path.write_text(text.replace("- cross\n  - disc", "- disc\n  - cross"))
     with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
         generate(copy.path, tmp_path / "out", 2, wanted="disc", **OPTIONS)
+    generate(run.path, tmp_path / "drawn", 2, **OPTIONS)
+    with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
+        check_drawn(tmp_path / "drawn", copy)
     images = conditioned(data, ConditionConfig(labels="folder"))
     labels = images.labels.numpy()
     for values, error, words in [
@@ -214,18 +218,37 @@ def test_the_command_line(data, tmp_path, capsys):
     command = ["train", "--config", "demo", "--run", str(tmp_path / "run"), *small,
                *(f"--{name}={value}" for name, value in options.items())]  # fmt: skip
     assert main([*command, "--training.steps", "1"]) == 0
-    assert "classes: cross (3 images), disc (3 images), square (3 images), triangle (3 i" in capsys.readouterr().out
+    assert "classes: cross (4 images), disc (4 images), square (4 images), triangle (4 i" in capsys.readouterr().out
     assert main([*command, "--training.steps", "2"]) == 0  # the run's classes need not be named
-    out = str(tmp_path / "out")
     sample = ["sample", "--run", str(tmp_path / "run"), "--images", "3", "--sampler", "ddim", "--steps", "2"]
-    sample += ["--out", out]
     capsys.readouterr()
-    assert main([*sample, "--class", "disc", "--guidance", "1.5"]) == 0
-    assert "disc                    3        3" in capsys.readouterr().out
-    assert main([*sample, "--class", "ring"]) == 1
+    assert main([*sample, "--out", str(tmp_path / "out"), "--class", "disc", "--guidance", "1.5"]) == 0
+    assert "disc                    4        3" in capsys.readouterr().out
+    assert main([*sample, "--out", str(tmp_path / "out"), "--class", "ring"]) == 1
     (root / "disc").rename(root / "ring")
     assert main([*command, "--training.steps", "3"]) == 1
     assert "is of the class 'ring' by its folder, which is none of 'cross', 'disc'" in capsys.readouterr().err
+
+
+def test_evaluate_per_class(run, tmp_path, capsys):
+    generate(run.path, tmp_path / "samples", 16, **OPTIONS)
+    command = ["evaluate", "--run", str(run.path), "--extractor.path=random", "--metrics.device", "cpu", "--per-class",
+               "--metrics.kid_subsets", "2", "--classifier-steps", "1", "--held-out", run.load_config().data.root,
+               "--samples", str(tmp_path / "samples"), "--out", str(tmp_path / "result")]  # fmt: skip
+    assert main(command) == 0
+    found = json.loads((tmp_path / "result" / "per_class.json").read_text())
+    assert [(values["n_real"], values["n_synthetic"]) for values in found["classes"].values()] == [(4, 4)] * 4
+    assert len(found["classifiers"]) == 4
+    assert (tmp_path / "result" / "classes" / "001-disc" / "closest.png").exists()
+    assert "trained on samples, tested on held_out: " in capsys.readouterr().out
+    labels = tmp_path / "samples" / "labels.csv"
+    text = labels.read_text()
+    for other, words in [(text.replace("disc", "ring"), "class 'ring', which the run does not know"),
+                         (text.replace("000003", "000005"), "has no row for each of the 16"),
+                         ("file,label\n1,2,3\n", "cannot be read"), (None, "has no labels.csv")]:  # fmt: skip
+        labels.unlink() if other is None else labels.write_text(other)
+        assert main(command) == 1
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_cannot_be_drawn(run, folders, tmp_path):
 
 def test_the_command_line(run, folders, tmp_path, capsys):
     images, masks = folders
-    command = ["inpaint", "--run", str(run.path), "--images", images, "--masks", masks, "--out", str(tmp_path / "out"),
+    command = ["inpaint", "--run", str(run.path), "--real", images, "--masks", masks, "--out", str(tmp_path / "out"),
                "--steps", "2", "--jump", "1", "--resamplings", "1", "--device", "cpu"]  # fmt: skip
     assert main(command) == 0
     assert "3 images in" in capsys.readouterr().out

@@ -8,18 +8,18 @@ HELP = """Draw the region that a mask marks in each image anew, by a model that 
 in them is drawn. The same command again goes on where it was stopped.
 
 example:
-  vmddpm inpaint --run runs/brats --images slices --masks regions --out filled
-  vmddpm inpaint --run runs/brats --images scans --image-pattern '*_flair.nii.gz' --masks scans \\
-    --mask-pattern '*_seg.nii.gz' --steps 100 --resamplings 5 --out filled"""
+  vmddpm inpaint --run runs/brats --real slices --masks regions --out filled
+  vmddpm inpaint --run runs/brats --real scans --pattern '*_t1.nii' --masks scans --mask-pattern '*_seg.nii' --out new
+  vmddpm inpaint --run runs/brats --real slices --masks regions --steps 100 --resamplings 5 --out quickly-filled"""
 
 
 def build(new_parser: Any) -> Any:
     parser = new_parser(description=HELP)
     parser.add_argument("--run", type=str, required=True, help="the run folder")
-    parser.add_argument("--images", type=str, required=True, help="folder of the images")
+    parser.add_argument("--real", type=str, required=True, help="folder of the images")
     parser.add_argument("--masks", type=str, required=True, help="folder of the masks")
     parser.add_argument("--out", type=str, required=True, help="folder for the result; images already there are kept")
-    parser.add_argument("--image-pattern", type=str, default="*", help="shell pattern of the images")
+    parser.add_argument("--pattern", type=str, default="*", help="shell pattern of the images")
     parser.add_argument("--mask-pattern", type=str, default="*", help="shell pattern of the masks; its stars stand for "
                         "what those of the images' do")  # fmt: skip
     parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm or ddim")
@@ -41,8 +41,8 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.data.remarks import counted
     from vmddpm.inpaint import inpaint_images
 
-    names = ("image_pattern", "mask_pattern", "sampler", "steps", "jump", "resamplings", "seed", "weights", "device",
+    names = ("pattern", "mask_pattern", "sampler", "steps", "jump", "resamplings", "seed", "weights", "device",
              "wanted", "guidance")  # fmt: skip
-    made = inpaint_images(options.run, options.images, options.masks, options.out, batch_size=options.batch_size,
+    made = inpaint_images(options.run, options.real, options.masks, options.out, batch_size=options.batch_size,
                           **{name: options[name] for name in names})  # fmt: skip
     print(f"{counted(made, 'image')} in {options.out}; sources.csv there says what each was made of")

@@ -17,7 +17,7 @@ Key = tuple[str, str, int, int]  # what a name's stars stand for, axis, index, f
 
 
 def refuse_stores(config: ConditionConfig, data: DataConfig) -> None:
-    """Raises DataError where images and those beside them cannot be paired, before any is decoded."""
+    """Raise DataError where images and those beside them cannot be paired, before any is decoded."""
     for root in (data.root, config.image or ""):
         if is_store(root):
             raise DataError(f"{root}: is a store, which does not know the sizes that its images had; pairs are read "

@@ -17,7 +17,7 @@ STRONGEST = 1000.0
 
 
 def check_guidance(guidance: float) -> None:
-    """Raises InputError unless it is a number from 0 on that predictions can be stretched by."""
+    """Raise InputError unless it is a number from 0 on that predictions can be stretched by."""
     if not (math.isfinite(guidance) and 0 <= guidance <= STRONGEST):
         raise InputError(
             f"guidance is {guidance!r}; it must be from 0 (no condition) over 1 (the condition) to {STRONGEST:g}"

@@ -129,7 +129,7 @@ def inpaint(
 
 
 def check_inpainting(config: DiffusionConfig, sampler: str, steps: int, jump: int, resamplings: int) -> None:
-    """Raises InputError unless a region can be drawn so."""
+    """Raise InputError unless a region can be drawn so."""
     if sampler == "dpm-solver":
         raise InputError('sampler is "dpm-solver", which remembers steps and cannot go back; take ddpm or ddim')
     make_scheduler(config, sampler, steps)  # refuses what cannot be done

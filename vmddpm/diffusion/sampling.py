@@ -81,7 +81,7 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 
 def check_batch(name: str, size: int) -> None:
-    """Raises InputError unless so many images can be drawn together."""
+    """Raise InputError unless so many images can be drawn together."""
     if not 1 <= size <= LARGEST_BATCH:
         raise InputError(f"{name} is {shown(size)}; it must be from 1 to {LARGEST_BATCH:,}")
 

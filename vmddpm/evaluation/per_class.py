@@ -91,9 +91,7 @@ def evaluate_classes(
                               progress=progress)  # fmt: skip
         found[name] = {key: result[key] for key in KEPT}
     if all(values["value"] is None for values in found.values()):
-        raise InputError(
-            f"no class has {least} samples and as many training images: draw more by vmddpm sample --images"
-        )
+        raise InputError(f"no class has {least} samples and as many training images; draw more by vmddpm sample")
     result = {"distance": extractor.name, "classes": found, "classifiers": None}
     if classifier_steps:
         result["classifiers"] = _classified(training, samples, held_out, classes, classifier_steps, config)

@@ -29,7 +29,7 @@ def with_conditions(config: RunConfig, classes: Sequence[str]) -> RunConfig:
 
 
 def refuse_unfit(config: RunConfig, images: Images) -> None:
-    """Raises TrainingError unless the images have the conditions that the model is told, and no others."""
+    """Raise TrainingError unless the images have the conditions that the model is told, and no others."""
     told = images if isinstance(images, ConditionedImages) else None
     found = told.classes if told else ()
     if config.model.classes != found:
@@ -46,7 +46,7 @@ def refuse_unfit(config: RunConfig, images: Images) -> None:
 
 
 def refuse_other_classes(here: Sequence[str], before: Sequence[str], where: str) -> None:
-    """Raises RunError if the classes of a run are not those that its weights were trained with."""
+    """Raise RunError if the classes of a run are not those that its weights were trained with."""
     if tuple(here) != tuple(before):
         raise RunError(
             f"{where} was trained with the classes {_named(before)}, the run's configuration names {_named(here)}; "

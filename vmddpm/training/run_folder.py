@@ -44,6 +44,7 @@ from vmddpm.model import ModelConfig
 from vmddpm.model.pretrained import Pretrained, check_unit
 from vmddpm.model.unet import UNetConfig
 from vmddpm.training.checkpoints import Checkpoints
+from vmddpm.training.conditions import refuse_other_classes
 from vmddpm.training.config import RunConfig, TrainingConfig
 from vmddpm.training.data_identity import checksums, difference
 from vmddpm.training.errors import RunError
@@ -223,9 +224,12 @@ class RunFolder:
         return (self.weights(kind) / "model.safetensors").exists()
 
     def check_weights(self, kind: str) -> None:
-        """Raise RunError if there are no such weights, or they do not fit their configuration."""
+        """Raise RunError if there are no such weights, they do not fit their configuration, or their classes are not
+        those that the run's configuration names."""
         with self._reading(kind):
             check_unit(self.weights(kind))
+            own = json.loads((self.weights(kind) / "config.json").read_text(encoding="utf-8")).get("classes") or ()
+        refuse_other_classes(self.classes(), own, str(self.weights(kind)))
 
     @contextmanager
     def _reading(self, kind: str) -> Iterator[None]:
