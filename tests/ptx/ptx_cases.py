@@ -81,15 +81,23 @@ class Case:
     @classmethod
     def chosen(cls, dtype: torch.dtype, zoh: bool) -> "list[Case]":
         """What random cases seldom are: sequences in segments, those whose steps lie in whole vectors, of channels in
-        pairs or not and of states that fill no vector; and step sizes whose decay or softplus has an end."""
+        pairs or not and of states that fill no vector; tensors of two types, a table in segments, and step sizes whose
+        decay or softplus has an end."""
         found = [
             cls((1, 1, length, channels, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0),
                 multiprocessors, "forward", states)
-            for states, channels in ((1, 33), (4, 33), (16, 33), (1, 40), (3, 40), (5, 40), (20, 40))
+            for states, channels in ((1, 33), (4, 33), (16, 33), (1, 40), (3, 40), (5, 40), (13, 40), (20, 40))
             for channel_last in (False, True)
             for length, multiprocessors in ((64, 0), (256, 132))
         ]  # fmt: skip
-        return found + [replace(case, extreme=True) for case in found if case.sizes[2:4] == (64, 40)]
+        in_pairs = [case for case in found if case.sizes[3] == 40]
+        mixed = ((True, False, True, False), (False, True, False, True))
+        return [
+            *found,
+            *(replace(case, extreme=True) for case in in_pairs),
+            *(replace(case, summed=True, table=True) for case in in_pairs if case.multiprocessors),
+            *(replace(case, mixed=some) for case in found if case.sizes[4] in (1, 16) for some in mixed),
+        ]
 
     def compute(self, backend: str) -> list[torch.Tensor]:
         """By the kernels: the outputs, and the gradients of all inputs."""
