@@ -3,7 +3,7 @@
 import pytest
 from ptx_tools import require_nvcc
 
-KERNELS, EACH = 2, 8  # of each family, and guards and offsets of each; ptx_faults.py plants more
+KERNELS, EACH = 2, 6  # of each family, and guards and offsets of each; ptx_faults.py plants more
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ def test_planted_faults_are_found():
     planted = [(r["kernel"], fault) for r in results for fault in r["faults"]]
     print(f"\n{ptx_faults.report(results)}", *(p for p in planted if not p[1]["found"]), sep="\n")
     assert hunt.kernels() == sorted(names)
-    assert len(planted) > 400
+    assert len(planted) > 350
     assert sum(bool(fault["found"]) for _, fault in planted) >= 0.9 * len(planted)
 
 
