@@ -294,7 +294,7 @@ def main() -> None:
     if any((r["seed"], r["each"]) != (options.seed, options.each) for r in results):
         parser.error(f"{options.out} has results of another --seed or --each; name another file")
     left = [name for name in names if name not in {r["name"] for r in results}]
-    hunt = Hunt(left)
+    hunt = Hunt(left) if left else None
     for name in left:
         results.append(searched(hunt, name, options.each, options.seed))
         if options.out:
