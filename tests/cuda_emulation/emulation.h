@@ -24,6 +24,10 @@ extern Position here;
 void launch(const char* name, void (*run)(const void*), const void* arguments, int64_t blocks, int threads,
             int64_t shared_bytes);
 
+// Gives back the stacks that launches leave for the next. Each is two mappings of memory, of which a process has 65,530
+// at most, and each library with kernels translated from PTX (tests/ptx) has its own.
+void free_stacks();
+
 // Counts the stretches that warps run from one stop to the next.
 extern uint64_t stretch;
 

@@ -64,6 +64,11 @@ char* new_stack() {
   return static_cast<char*>(memory) + page;
 }
 
+void free_stack(char* stack) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  munmap(stack - page, page + kStackBytes);
+}
+
 void prepare(Fiber& fiber, char* stack, int index, void (*enter)()) {
   forget_stack(stack, kStackBytes);
   const size_t usable = kStackBytes - static_cast<size_t>(index) % 12 * 320;

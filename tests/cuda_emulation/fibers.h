@@ -31,6 +31,7 @@ constexpr size_t kStackBytes = 64 * 1024;
 
 // A stack of kStackBytes above a page that must not be touched.
 char* new_stack();
+void free_stack(char* stack);
 
 // The fiber will call enter() when it is first switched to, on a stack whose top depends on `index`: tops at equal
 // distances would all fall into the same few cache lines.

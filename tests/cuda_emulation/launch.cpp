@@ -140,6 +140,13 @@ void refuse(const char* name, const std::string& why) { throw std::runtime_error
 
 int64_t shared_bytes() { return now.shared_bytes; }
 
+void free_stacks() {
+  for (char*& stack : stacks) {
+    if (stack) free_stack(stack);
+    stack = nullptr;
+  }
+}
+
 const char* base_name(const char* path) {
   const char* slash = std::strrchr(path, '/');
   return slash ? slash + 1 : path;

@@ -162,8 +162,10 @@ EXPORTED const char* ptx_launch(const char* name, const void* parameters, int64_
                                std::to_string(ptx::kMostThreads));
     }
     emulation::launch(name, ptx::kernel, parameters, blocks, threads, shared_bytes);
+    emulation::free_stacks();
     return nullptr;
   } catch (const std::exception& error) {
+    emulation::free_stacks();
     ptx::message = error.what();
     return ptx::message.c_str();
   }

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from oracle import relative_error, route_destination, scan_loop
@@ -61,6 +61,7 @@ class Case:
     mixed: tuple[bool, bool, bool, bool] = (False, False, False, False)  # x, delta, B and C that have another type
     bare: bool = False  # no D, no bias, no initial state, nobody reads the last state
     gradients: bool = True
+    extreme: bool = False  # some step sizes are very large, some before softplus very small
 
     @classmethod
     def random(cls, seed: int, dtype: torch.dtype, zoh: bool, states: tuple[int, ...] = STATES) -> "Case":
@@ -79,14 +80,24 @@ class Case:
 
     @classmethod
     def chosen(cls, dtype: torch.dtype, zoh: bool) -> "list[Case]":
-        """What random cases seldom are: sequences in segments, and those whose steps lie in whole vectors."""
-        return [
-            cls((1, 1, length, 33, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0), multiprocessors,
-                "forward", states)
-            for states in (1, 4, 16)
+        """What random cases seldom are: sequences in segments, those whose steps lie in whole vectors, of channels in
+        pairs or not and of states that fill no vector; tensors of two types, a table in segments, and step sizes whose
+        decay or softplus has an end."""
+        found = [
+            cls((1, 1, length, channels, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0),
+                multiprocessors, "forward", states)
+            for states, channels in ((1, 33), (4, 33), (16, 33), (1, 40), (3, 40), (5, 40), (13, 40), (20, 40))
             for channel_last in (False, True)
             for length, multiprocessors in ((64, 0), (256, 132))
         ]  # fmt: skip
+        in_pairs = [case for case in found if case.sizes[3] == 40]
+        mixed = ((True, False, True, False), (False, True, False, True))
+        return [
+            *found,
+            *(replace(case, extreme=True) for case in in_pairs),
+            *(replace(case, summed=True, table=True) for case in in_pairs if case.multiprocessors),
+            *(replace(case, mixed=some) for case in found if case.sizes[4] in (1, 16) for some in mixed),
+        ]
 
     def compute(self, backend: str) -> list[torch.Tensor]:
         """By the kernels: the outputs, and the gradients of all inputs."""
@@ -119,6 +130,8 @@ class Case:
             x = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(self.dtype)
         if not self.softplus:  # a step size is positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
+        if self.extreme:
+            delta[:, :, 5::16], delta[:, :, 11::16] = 900.0, -900.0
         A, B, C, *others = rest
         x, delta, B, C = (
             t.to(OTHER_TYPE[self.dtype]) if other else t for t, other in zip((x, delta, B, C), self.mixed)

@@ -7,18 +7,25 @@ A kernel is compiled once with every fault in it, of which one at a time is swit
     guard     a predicate is inverted
     offset    an address in shared or global memory is off by 4 bytes
 
-    python tests/ptx/ptx_faults.py [--seed 0] [--each 10] [PATTERN ...]    kernels whose names have a pattern in them
+    python tests/ptx/ptx_faults.py [--kernels N] [--each 10] [--seed 0] [--out FILE] [PATTERN ...]
+
+Without --kernels in every kernel, or in those whose names have a pattern in them. FILE keeps what was found, a line of
+JSON for each kernel: kernels that are in it are not searched again, so a search that was stopped goes on.
 """
 
 import argparse
+import itertools
+import json
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("kernels", "cuda_emulation", "cuda_sass"))
@@ -26,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import cuda_kernels
 import emulation_build
+import numpy as np
 import pytest
 import torch
 from ptx import Kernel
@@ -34,8 +42,9 @@ from ptx_cases import CROSS_SCANS, FLOATS, SCANS, Case, CrossCase
 AnyCase = Case | CrossCase
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
 # Of threads; an order is what shows that a barrier is missing.
-ORDERS = dict.fromkeys(KINDS, ("forward", "reverse", "random:1"))
+ORDERS = {kind: ("forward", "reverse", "random:1") if kind in ("barrier", "wait") else ("forward",) for kind in KINDS}
 MOST_CASES = 60  # of those that execute a fault, the shortest
+RESAMPLED = 2000  # times, for an interval
 ARCHITECTURE = 90
 SAME_BOTH_WAYS = "chooses between a division of 32 bits and one of 64, which give the same"
 BESIDE_ANOTHER = "another barrier, the start or the end is beside it, with no access between"
@@ -121,11 +130,31 @@ def _needless(fault: Fault, kernel: Kernel) -> bool:
 def sample(kernel: Kernel, each: int, seed: int) -> list[Fault]:
     """Every barrier and wait; of the others so many. Without those that are equivalent to none."""
     chosen = []
-    for kind, found in faults(kernel).items():
-        some = [fault for fault in found if not equivalent(fault, kernel)]
+    for kind, some in plantable(kernel).items():
         count = len(some) if kind in ("barrier", "wait") else min(each, len(some))
         chosen += random.Random(f"{seed} {kernel.name} {kind}").sample(some, count)
     return chosen
+
+
+def plantable(kernel: Kernel) -> dict[str, list[Fault]]:
+    """Those that something could tell."""
+    return {kind: [f for f in some if not equivalent(f, kernel)] for kind, some in faults(kernel).items()}
+
+
+def family(name: str) -> str:
+    """The name of a kernel without its template arguments."""
+    return cuda_kernels.nvcc.kernel_name(name).partition("<")[0]
+
+
+def sample_of_kernels(most: int | None, seed: int, patterns: Sequence[str] = ("",)) -> list[str]:
+    """Of each family so many at random, or all; one of each first, for a search that is stopped early."""
+    names = [n for n in sorted(cuda_kernels.kernels(ARCHITECTURE)) if any(pattern in n for pattern in patterns)]
+    random.Random(f"kernels {seed}").shuffle(names)
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(family(name), []).append(name)
+    rounds = itertools.zip_longest(*(some[:most] for _, some in sorted(families.items())))
+    return [name for some in rounds for name in some if name]
 
 
 def cases() -> Iterator[AnyCase]:
@@ -152,13 +181,14 @@ class Clean:
 class Hunt:
     """The nightly cases, and whether they find a fault in a kernel."""
 
-    def __init__(self, chosen: Callable[[str], bool] = lambda name: True) -> None:
-        """Of the cases, those that launch one of the kernels that are chosen by their names."""
+    def __init__(self, kernels: Iterable[str]) -> None:
+        """Of the cases, those that launch one of these kernels. The others run as they are."""
         self._native = emulation_build.load(emulation_build.build())
         self._empty = torch.empty
+        self._modes = dict.fromkeys(kernels, "faults")
         self.clean: list[Clean] = []
         for case in cases():
-            names = {name for name in self._launched(case, "record") if chosen(name)}
+            names = {name for name in self._launched(case) if name in self._modes}
             if names:
                 self.clean.append(self._visits(case, names))
         self.clean.sort(key=lambda clean: clean.seconds)
@@ -214,56 +244,130 @@ class Hunt:
     def _results(self, case: AnyCase, order: str) -> list[torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VMDDPM_EMULATION_ORDER", order)
-            self._use(patch, case, "faults")
+            self._use(patch, case, "plain", self._modes)
             return [t.detach() for t in case.compute("cuda")]
 
-    def _launched(self, case: AnyCase, mode: str) -> set[str]:
+    def _launched(self, case: AnyCase) -> set[str]:
         with pytest.MonkeyPatch.context() as patch:
-            kernels = self._use(patch, case, mode)
+            kernels = self._use(patch, case, "record", {})
             case.compute("cuda")
             return {launched.name for launched in kernels.launched}
 
-    def _use(self, patch: pytest.MonkeyPatch, case: AnyCase, mode: str) -> cuda_kernels.PtxKernels:
+    def _use(
+        self, patch: pytest.MonkeyPatch, case: AnyCase, mode: str, modes: dict[str, str]
+    ) -> cuda_kernels.PtxKernels:
         patch.setattr(torch, "empty", self._poisoned)
         limits = case.multiprocessors, case.shared_bytes
-        return cuda_kernels.use_ptx(patch, self._native, ARCHITECTURE, *limits, mode=mode)
+        return cuda_kernels.use_ptx(patch, self._native, ARCHITECTURE, *limits, mode=mode, modes=modes)
 
     def _poisoned(self, *args: object, **kwargs: object) -> torch.Tensor:
         tensor = self._empty(*args, **kwargs)
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
 
+def searched(hunt: Hunt, name: str, each: int, seed: int) -> dict[str, Any]:
+    """What is found in a kernel, as a line of the file has it."""
+    kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
+    found, executed = hunt.search(name, sample(kernel, each, seed)), hunt.executed(name)
+    return {
+        "kernel": cuda_kernels.nvcc.kernel_name(name), "name": name, "family": family(name), "seed": seed, "each": each,
+        "all": {kind: len(some) for kind, some in plantable(kernel).items()},
+        "equivalent": Counter(why for some in faults(kernel).values() for f in some if (why := equivalent(f, kernel))),
+        "faults": [
+            {**asdict(f), "executed": f.line in executed, "found": by, "why": "" if by else why_not(f, executed)}
+            for f, by in found.items()
+        ],
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=10, help="guards and offsets of each kernel")
+    parser.add_argument("--kernels", type=int, help="of each family, at most; by default all")
+    parser.add_argument("--out", type=Path, help="where what is found is kept, and taken from")
     parser.add_argument("patterns", nargs="*", default=[""])
     options = parser.parse_args()
-    hunt = Hunt(lambda name: any(pattern in name for pattern in options.patterns))
-    totals: Counter[tuple[str, str]] = Counter()
-    reasons: Counter[str] = Counter()
-    for name in hunt.kernels():
-        kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
-        planted = sample(kernel, options.each, options.seed)
-        found, executed = hunt.search(name, planted), hunt.executed(name)
-        print(cuda_kernels.nvcc.kernel_name(name), flush=True)
-        for fault in planted:
-            totals[fault.kind, "planted"] += 1
-            totals[fault.kind, "executed"] += fault.line in executed
-            totals[fault.kind, "found"] += bool(found[fault])
-            if not found[fault]:
-                why = why_not(fault, executed)
-                reasons[f"not found: {why}"] += 1
-                print(f"    line {fault.line} {fault.kind} `{fault.instruction}`: {why}", flush=True)
-        reasons.update(f"not planted: {why}" for some in faults(kernel).values() for fault in some
-                       if (why := equivalent(fault, kernel)))  # fmt: skip
-    print(f"{'':10}{'planted':>10}{'executed':>10}{'found':>10}")
-    for kind in (*KINDS, "all"):
-        of_kind = [sum(n for (k, w), n in totals.items() if w == what and kind in (k, "all"))
-                   for what in ("planted", "executed", "found")]  # fmt: skip
-        print(f"{kind:10}" + "".join(f"{n:10}" for n in of_kind))
-    for reason, count in reasons.most_common():
-        print(f"{count:6} {reason}")
+    names = sample_of_kernels(options.kernels, options.seed, options.patterns)
+    known = options.out.read_text().splitlines() if options.out and options.out.exists() else []
+    results = [json.loads(line) for line in known]
+    if any((r["seed"], r["each"]) != (options.seed, options.each) for r in results):
+        parser.error(f"{options.out} has results of another --seed or --each; name another file")
+    left = [name for name in names if name not in {r["name"] for r in results}]
+    hunt = Hunt(left) if left else None
+    for name in left:
+        results.append(searched(hunt, name, options.each, options.seed))
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+        print(results[-1]["kernel"], flush=True)
+        for fault in results[-1]["faults"]:
+            if not fault["found"]:
+                print("    line {line} {kind} `{instruction}`: {why}".format(**fault), flush=True)
+    print(report([r for r in results if r["name"] in names]))
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """By family and by kind, planted, executed and found; why the others were not; and the share of all that could be
+    planted."""
+    lines = [f"{'':22}{'kernels':>10}{'planted':>10}{'executed':>10}{'found':>10}{'share':>8}"]
+
+    def row(title: str, kernels: int | str, planted: list[dict[str, Any]]) -> None:
+        executed, found = (sum(bool(f[key]) for f in planted) for key in ("executed", "found"))
+        share = f"{100 * found / len(planted):6.1f} %" if planted else ""
+        lines.append(f"{title:22}{kernels:>10}{len(planted):10}{executed:10}{found:10}{share:>8}")
+
+    for one in sorted({r["family"] for r in results}):
+        of_family = [r for r in results if r["family"] == one]
+        row(one, len(of_family), [f for r in of_family for f in r["faults"]])
+    planted = [f for r in results for f in r["faults"]]
+    for kind in KINDS:
+        row(kind, "", [f for f in planted if f["kind"] == kind])
+    row("all", len(results), planted)
+    low, share, high = share_of_all(results)
+    lines.append(f"of all {int(sum(population().values()))}: {share:.1%}, 95 % between {low:.1%} and {high:.1%}")
+    reasons = Counter(f"not found: {f['why']}" for f in planted if not f["found"])
+    for r in results:
+        reasons.update({f"not planted: {why}": count for why, count in r["equivalent"].items()})
+    return "\n".join([*lines, *(f"{count:6} {reason}" for reason, count in reasons.most_common())])
+
+
+@cache
+def population() -> Counter[tuple[str, str]]:
+    """Of each family and kind all that could be planted, in every kernel."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for name, (kernel, _) in cuda_kernels.kernels(ARCHITECTURE).items():
+        counts.update({(family(name), kind): len(some) for kind, some in plantable(kernel).items()})
+    return counts
+
+
+def share_of_all(results: list[dict[str, Any]], seed: int = 0) -> tuple[float, float, float]:
+    """The share of all faults that is found, as the sample has it, between the bounds of 95 %: a fault stands for as
+    many as there are of its kind in its kernel, a kernel for as many as there are in its family. The bounds are those
+    of samples drawn again from the kernels of each family and from the faults of each kernel."""
+    generator = np.random.default_rng(seed)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        families.setdefault(r["family"], []).append(r)
+    everything = {key: count for key, count in population().items() if key[0] in families}
+
+    def share(draw: bool) -> float:
+        found = 0.0
+        for one, kernels in families.items():
+            chosen = generator.integers(len(kernels), size=len(kernels)) if draw else range(len(kernels))
+            totals: dict[str, list[float]] = {kind: [0.0, 0.0] for kind in KINDS}
+            for r in (kernels[i] for i in chosen):
+                for kind, total in totals.items():
+                    hits = np.array([bool(f["found"]) for f in r["faults"] if f["kind"] == kind])
+                    if hits.size:
+                        drawn = generator.choice(hits, hits.size) if draw and hits.size < r["all"][kind] else hits
+                        total[0] += r["all"][kind] * float(drawn.mean())
+                        total[1] += r["all"][kind]
+            found += sum(everything[one, kind] * (a / b) for kind, (a, b) in totals.items() if b)
+        return found / sum(everything.values())
+
+    low, high = np.quantile([share(True) for _ in range(RESAMPLED)], (0.025, 0.975))
+    return float(low), share(False), float(high)
 
 
 def why_not(fault: Fault, executed: set[int]) -> str:

@@ -1,6 +1,7 @@
 """Small kernels written by hand in PTX: what they compute, what is refused, and what is counted."""
 
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,17 @@ def computed(body, dtype=torch.int32, declarations="", shared=0):
 )  # fmt: skip
 def test_integers(body, expected):
     assert computed(body).tolist() == expected
+
+
+def test_a_launch_leaves_no_stacks():
+    """Of memory a process has 65,530 mappings at most, and a stack takes two."""
+
+    def mappings():
+        return Path("/proc/self/maps").read_text().count("\n")
+
+    before = mappings()
+    launched("mov.u32 %r0, 1;", threads=64)
+    assert mappings() - before < 64
 
 
 def test_floats():

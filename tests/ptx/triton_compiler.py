@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be there, in a process where Triton is not an interpreter.
 
-    python triton_compiler.py TARGET FOLDER     TARGET is sm_80 or sm_90
+    python triton_compiler.py TARGET FOLDER VERSION     TARGET is sm_80 or sm_90, VERSION the Triton that must be found
 
 Reads requests, a JSON object a line, and answers each with the name of the files that it wrote to FOLDER: NAME.ptx,
 NAME.cubin and NAME.json, which holds the kernel's name, its warps, its shared memory and the types of its parameters.
@@ -62,7 +62,8 @@ def compiled(request, folder):
     return name
 
 
-def main(target, folder):
+def main(target, folder, version):
+    assert triton.__version__ == version, f"Python imports Triton {triton.__version__}, not {version}"
     triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
     # Whatever else writes to the standard output must not stand between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr

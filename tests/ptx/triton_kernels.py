@@ -44,7 +44,7 @@ class Compiler:
         self._folder = folder
         environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(BUILD / "triton_cache")}
         environment["PYTHONPATH"] = os.pathsep.join([*python_path(triton), str(ROOT), *sys.path])
-        command = [sys.executable, str(HERE / "triton_compiler.py"), f"sm_{architecture}", str(folder)]
+        command = [sys.executable, str(HERE / "triton_compiler.py"), f"sm_{architecture}", str(folder), triton]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
