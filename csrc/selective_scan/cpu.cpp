@@ -106,17 +106,21 @@ void backward(const ScanGradParams& g) {
   const int64_t count = p.batch * p.routes * p.length * p.states;
   prefer_large_pages_for(g.dx, p);
   if (!g.only_input) {
-    prefer_large_pages_for(g.ddelta, p);
+    if (p.rank == 0) prefer_large_pages_for(g.ddelta, p);
     for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
   }
+  T* const dfactor = p.rank > 0 ? static_cast<T*>(g.ddelta.data) : nullptr;
   const bool shared = tasks.splits > 1 && !g.only_input;  // no task has all groups of a sequence
   std::vector<Turns> turns(static_cast<size_t>(shared ? tasks.count : 0));
   for_each_task<BackwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const BackwardBuffers<T>& buffers) {
     Turns* const here = shared ? &turns[static_cast<size_t>(task.index)] : nullptr;
     Turns* const before = shared && task.group_begin > 0 ? here - 1 : nullptr;
-    const Sums<T> sums{static_cast<T*>(g.dB), static_cast<T*>(g.dC), before, here};
+    const Sums<T> sums{static_cast<T*>(g.dB), static_cast<T*>(g.dC), dfactor, before, here};
     backward_task<T, kRule>(g, plan, task, sums, buffers);
   });
+  if (plan.blocks > 0 || g.only_input || count == 0) return;
+  for (void* sum : {g.dB, g.dC}) std::memset(sum, 0, static_cast<size_t>(count) * sizeof(T));  // over no channels
+  if (dfactor) std::memset(dfactor, 0, static_cast<size_t>(count / p.states * p.rank) * sizeof(T));
 }
 
 template <typename T>

@@ -244,9 +244,9 @@ struct Prefetcher {
     const Steps steps = steps_of(p, plan, route, chunk);
     const int64_t first = task.block_begin * plan.lanes, last = minimum(task.block_end * plan.lanes, p.channels);
     for (int i = 0; i < kTensors; ++i) {
-      const bool matrix = views[i] == &p.B || views[i] == &p.C;
-      tensors[i] = matrix ? RowPrefetcher(*views[i], task.batch, route, steps, 0, p.states)
-                          : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
+      const bool matrix = views[i] == &p.B || views[i] == &p.C, factor = views[i] == &p.delta && p.rank > 0;
+      tensors[i] = matrix || factor ? RowPrefetcher(*views[i], task.batch, route, steps, 0, matrix ? p.states : p.rank)
+                                    : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
     }
   }
   // Call it once for each step of each block.

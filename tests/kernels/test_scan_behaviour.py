@@ -25,7 +25,7 @@ def operator(*t, **options):
 
 def along(table, *t, backend, zoh=False):
     """What the public functions reduce to, where several routes may go without a table."""
-    return scan(ScanInputs(*t, table), scan_options(True, zoh, False), backend, last_state=True)
+    return scan(ScanInputs(*t, table=table), scan_options(True, zoh, False), backend, last_state=True)
 
 
 def strided(t):
