@@ -22,7 +22,7 @@ def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: nn.Linear
     blocks: Tensor = GatedProjection.apply(
         y.flatten(0, 1), gate.flatten(0, 1), norm.weight, norm.bias, out.weight, norm.eps
     )
-    return blocks.view(*y.shape[:2], -1)
+    return blocks.view(*y.shape[:2], out.out_features)
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
