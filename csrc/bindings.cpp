@@ -78,8 +78,11 @@ ScanParams scan_params(const py::handle& inputs, const py::handle& options, cons
     return checked_pointer(attribute_of(inputs, name), elements, element_size);
   };
   const int64_t parameters = p.routes * p.channels, float_size = p.wide ? 8 : 4;
+  const py::object dt_proj = attribute_of(inputs, names.dt_proj);
+  p.rank = dt_proj.is_none() ? 0 : int64_at(attribute_of(dt_proj, names.shape), 2);
+  p.dt_proj = checked_pointer(dt_proj, parameters * p.rank, float_size);
   p.x = image(names.x, p.channels);
-  p.delta = image(names.delta, p.channels);
+  p.delta = image(names.delta, p.rank > 0 ? p.rank : p.channels);
   p.A = contiguous(names.A, parameters * p.states, float_size);
   p.B = image(names.B, p.states);
   p.C = image(names.C, p.states);
@@ -116,6 +119,7 @@ ScanGradParams grad_params(const py::handle& inputs, const py::handle& options, 
   g.dD = pointer(attribute_of(grads, names.dD));
   g.ddelta_bias = pointer(attribute_of(grads, names.ddelta_bias));
   g.dinitial_state = pointer(attribute_of(grads, names.dinitial_state));
+  g.ddt_proj = pointer(attribute_of(grads, names.ddt_proj));
   g.narrow_dx = view(attribute_of(grads, names.narrow_dx));
   return g;
 }

@@ -40,9 +40,12 @@ class SS2D(nn.Module):
         # These projections act on single pixels, so they need not be in the order of a route.
         projected = einsum(x, self.x_proj, "b l d, k r d -> b k l r")
         low_rank, B, C = projected.split(self.split, dim=-1)
-        delta = einsum(low_rank, self.dt_proj, "b k l r, k d r -> b k l d")
         table = routes(height, width)               # (4, H * W): rows and columns, forwards and backwards
-        y = cross_selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, self.dt_bias, table, delta_softplus=True)
+        # With `dt_proj` the step sizes (B, K, L, D) follow from the factor, and are never in memory.
+        y = cross_selective_scan(
+            x, low_rank, -self.A_log.exp(), B, C, self.D, self.dt_bias, table, dt_proj=self.dt_proj,
+            delta_softplus=True,
+        )  # fmt: skip
         y = rearrange(self.norm(y), "b (h w) d -> b h w d", h=height)
         return self.out_proj(y * F.silu(gate))
 

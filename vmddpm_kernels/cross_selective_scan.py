@@ -15,21 +15,21 @@ def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
     delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[False] = False,
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
     delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: Literal[True],
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
     delta_bias: Tensor | None = None, table: Tensor | None = None, *, delta_softplus: bool | None = None,
     discretization: str = "mamba", initial_state: Tensor | None = None, return_last_state: bool,
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 def cross_selective_scan(
@@ -46,6 +46,7 @@ def cross_selective_scan(
     discretization: str = "mamba",
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
+    dt_proj: Tensor | None = None,
     backend: str | None = None,
     **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ def cross_selective_scan(
 
     Args:
         x: (batch, length, dim) image tokens, length = height * width.
-        delta: (batch, routes, length, dim) step sizes before `delta_bias` and softplus.
+        delta: (batch, routes, length, dim) step sizes before `delta_bias` and softplus; with `dt_proj`, their factor
+            (batch, routes, length, dt_rank).
         A: (routes, dim, d_state) state matrix, negative (A = -exp(A_log)).
         B, C: (batch, routes, length, d_state) input and output matrices of each pixel.
         D: (routes, dim) skip weight.
@@ -71,11 +73,14 @@ def cross_selective_scan(
         discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (batch, routes, dim, d_state).
         return_last_state: also return the state after the last step, (batch, routes, dim, d_state), with gradient.
+        dt_proj: (routes, dim, dt_rank), dt_rank at least 1: the step sizes are delta @ dt_proj.mT. "cpu" computes them
+            in small tiles and never stores a tensor (batch, routes, length, dim) of them, forward or backward. "cuda"
+            and "triton" compute them first, in delta's dtype.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
         y (batch, length, dim) in x's dtype, also under torch.autocast. Accumulation and the last state are in float64
-        if x, delta, A, B or C is, else in float32.
+        if x, delta, A, B, C or dt_proj is, else in float32.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit or is missing.
@@ -90,8 +95,9 @@ def cross_selective_scan(
         raise misnamed("cross_selective_scan", positions, names)
     check_flag("return_last_state", return_last_state)
     check_axes("x", x, "batch, length, dim")
-    inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, table)
-    if table is None and check_axes("delta", delta, "batch, routes, length, dim")[1] > 1:
+    inputs = ScanInputs(x, delta, A, B, C, D, delta_bias, initial_state, dt_proj, table)
+    last = "dim" if dt_proj is None else "dt_rank"
+    if table is None and check_axes("delta", delta, f"batch, routes, length, {last}")[1] > 1:
         inputs.check()  # first report a table that was passed as another argument
         raise ValueError(
             f"table is missing: the {int(delta.shape[1])} routes need visit orders. Pass table=routes(height, "

@@ -28,18 +28,32 @@ def _size(shape: Any) -> int:
     return math.prod(map(int, shape))
 
 
+def _steps(delta: Any, A: Any) -> int:
+    """B K L D, of delta or its factor (B, K, L, .) and A (K, D, N)."""
+    return _size(delta[:3]) * int(A[1])
+
+
+def _rank(dt_proj: Any) -> int:
+    return 0 if dt_proj is None else int(dt_proj[2])
+
+
 @register_flop_formula(scans.selective_scan_forward.overloadpacket)
-def selective_scan_forward(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any) -> int:
-    """9 B K L D N, and B K L D for the skip weight."""
-    return _size(delta) * (FORWARD * int(A[2]) + (D is not None))
+def selective_scan_forward(
+    x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, initial_state: Any, dt_proj: Any = None,
+    *args: Any, **kwargs: Any,
+) -> int:  # fmt: skip
+    """9 B K L D N, B K L D for the skip weight, and 2 B K L D R for `dt_proj`."""
+    return _steps(delta, A) * (FORWARD * int(A[2]) + (D is not None) + 2 * _rank(dt_proj))
 
 
 @register_flop_formula(scans.selective_scan_backward.overloadpacket)
 def selective_scan_backward(
-    dy: Any, dlast_state: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *args: Any, **kwargs: Any
-) -> int:
-    """23 B K L D N, and 4 B K L D for dx and dD of the skip weight."""
-    return _size(delta) * (BACKWARD * int(A[2]) + 4 * (D is not None))
+    dy: Any, dlast_state: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any,
+    initial_state: Any, dt_proj: Any = None, *args: Any, **kwargs: Any,
+) -> int:  # fmt: skip
+    """23 B K L D N, 4 B K L D for dx and dD of the skip weight, and 6 B K L D R for `dt_proj`: the step sizes
+    again, and the gradients of the factor and of the weight."""
+    return _steps(delta, A) * (BACKWARD * int(A[2]) + 4 * (D is not None) + 6 * _rank(dt_proj))
 
 
 @register_flop_formula(copies.cross_scan_op.overloadpacket)

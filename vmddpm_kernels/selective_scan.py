@@ -17,21 +17,21 @@ def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, delta_softplus: bool = False, discretization: str = "mamba",
     initial_state: Tensor | None = None, return_last_state: Literal[False] = False, channel_last: bool = False,
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, delta_softplus: bool = False, discretization: str = "mamba",
     initial_state: Tensor | None = None, return_last_state: Literal[True], channel_last: bool = False,
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, delta_softplus: bool = False, discretization: str = "mamba",
     initial_state: Tensor | None = None, return_last_state: bool, channel_last: bool = False,
-    backend: str | None = None,
+    dt_proj: Tensor | None = None, backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan(
     u: Tensor,
@@ -48,6 +48,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
     channel_last: bool = False,
+    dt_proj: Tensor | None = None,
     backend: str | None = None,
     **names: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -67,11 +68,15 @@ def selective_scan(
         initial_state: (batch, dim, d_state); zeros if not given.
         return_last_state: also return the state after the last step, (batch, dim, d_state), with gradient.
         channel_last: see the shapes above.
+        dt_proj: (dim, dt_rank), dt_rank at least 1: the step sizes are its product with delta, their factor (batch,
+            dt_rank, length), or (batch, length, dt_rank) with `channel_last`. "cpu" computes them in small tiles and
+            never stores a tensor of u's shape of them, forward or backward. "cuda" and "triton" compute them first, in
+            delta's dtype.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
     Returns:
-        out in u's shape and dtype. The last state has the dtype of the accumulation: float64 if u, delta, A, B or C has
-        it, else float32.
+        out in u's shape and dtype. The last state has the dtype of the accumulation: float64 if u, delta, A, B, C
+        or dt_proj has it, else float32.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -92,7 +97,7 @@ def selective_scan(
     options = scan_options(
         check_flag("delta_softplus", delta_softplus), check_discretization(discretization), not channel_last
     )
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, dt_proj)
     groups, dim = untraced(_check, *tensors, channel_last)
 
     # Views and their derivatives take microseconds, a large part of a short scan: a single group needs fewer of them.
@@ -104,15 +109,20 @@ def selective_scan(
             return split(t, 1).mT
         return t.unsqueeze(1) if groups == 1 else split(t, 2).transpose(1, 2)
 
+    def shared(factor: Tensor) -> Tensor:  # delta -> (batch, groups, length, dt_rank), a view
+        steps = (factor if channel_last else factor.mT).unsqueeze(1)
+        return steps if groups == 1 else steps.expand(-1, groups, -1, -1)
+
     inputs = ScanInputs(
         grouped(u),
-        grouped(delta),
+        grouped(delta) if dt_proj is None else shared(delta),
         split(A, 0),
         _with_groups(B, channel_last),
         _with_groups(C, channel_last),
         None if D is None else split(D, 0),
         None if delta_bias is None else split(delta_bias, 0),
         None if initial_state is None else split(initial_state, 1),
+        None if dt_proj is None else split(dt_proj, 0),
     )
     y, last_state = scan(inputs, options, backend, last_state=return_last_state)
     if groups == 1:
@@ -130,7 +140,8 @@ def selective_scan(
 
 def _check(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, initial_state: Tensor | None, channel_last: bool,
+    delta_bias: Tensor | None, initial_state: Tensor | None, dt_proj: Tensor | None,
+    channel_last: bool,
 ) -> tuple[int, int]:  # fmt: skip
     """(groups, dim). Raise TypeError or ValueError, naming the argument, if one does not fit."""
     axes = "batch, length, dim" if channel_last else "batch, dim, length"
@@ -138,11 +149,13 @@ def _check(
     if u.dim() != 3:
         raise ValueError(f"u must have shape ({axes}), got {tuple(u.shape)}")
     check_float("delta", delta, u)
-    for name, t in (("delta", delta), ("z", z)):
+    for name, t in (("delta", delta if dt_proj is None else None), ("z", z)):
         if t is not None:
             check_float(name, t, u)
             check_shape(name, t, axes, tuple(u.shape))
     batch, dim = u.shape[0], u.shape[2 if channel_last else 1]
+    if dt_proj is not None:
+        _check_factors(delta, dt_proj, u, dim, channel_last)
     groups = [_groups(name, t, u, dim, channel_last) for name, t in (("B", B), ("C", C))]
     if groups[0] != groups[1]:
         axes = _matrix_axes(channel_last)
@@ -159,6 +172,19 @@ def _check(
         check_float("initial_state", initial_state, u)
         check_shape("initial_state", initial_state, "batch, dim, d_state", (batch, dim, A.shape[1]))
     return groups[0], dim
+
+
+def _check_factors(delta: Tensor, dt_proj: Tensor, u: Tensor, dim: int, channel_last: bool) -> None:
+    check_float("dt_proj", dt_proj, u)
+    if dt_proj.dim() != 2 or dt_proj.shape[1] < 1:
+        raise ValueError(f"dt_proj must have shape (dim, dt_rank) with dt_rank at least 1, got {tuple(dt_proj.shape)}")
+    rank = dt_proj.shape[1]
+    check_shape("dt_proj", dt_proj, "dim, dt_rank", (dim, rank))
+    batch, length = u.shape[0], u.shape[1 if channel_last else 2]
+    if channel_last:
+        check_shape("delta", delta, "batch, length, dt_rank", (batch, length, rank))
+    else:
+        check_shape("delta", delta, "batch, dt_rank, length", (batch, rank, length))
 
 
 def _groups(name: str, matrix: Tensor, u: Tensor, dim: int, channel_last: bool) -> int:

@@ -27,7 +27,7 @@ def scan(dtype: torch.dtype, states: int, shape: tuple[int, int, int, int], zoh:
                normal(batch, K, length, states), normal(K, dim), normal(K, dim)]  # fmt: skip
     h0 = normal(batch, K, dim, states)
     table = None if zoh else torch.stack([torch.randperm(length) for _ in range(K)]).int().to(device)
-    inputs = ScanInputs(*tensors, h0, table)  # without a table too, which the public function needs
+    inputs = ScanInputs(*tensors, h0, table=table)  # without a table too, which the public function needs
     outputs = scan_operator(inputs, scan_options(True, zoh, False), None, last_state=True)
     finite(*outputs, *torch.autograd.grad(outputs, [*tensors, h0], [torch.ones_like(o) for o in outputs]))
 

@@ -76,11 +76,13 @@ py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::ha
   Shape image, pixels, transition;
   if (!shape_of(x, image) || !shape_of(delta, pixels) || !shape_of(A, transition)) return py::none();
   if (pixels.axes != 4 || transition.axes != 3) return py::none();
-  const auto [batch, routes, length, channels] = pixels.sizes;
-  const int64_t states = transition.sizes[2];
-  const bool sum_routes = image.axes == 3;
+  const auto [batch, routes, length, columns] = pixels.sizes;
+  const int64_t channels = transition.sizes[1], states = transition.sizes[2];
+  const py::object dt_proj = attribute_of(inputs, names.dt_proj);
+  const bool sum_routes = image.axes == 3, low_rank = !dt_proj.is_none();
+  if (low_rank ? columns < 1 : columns != channels) return py::none();
   if (routes < 1 || states < 1 || states > kMostStates) return py::none();
-  if (!(image == (sum_routes ? Shape{batch, length, channels} : pixels))) return py::none();
+  if (!(image == (sum_routes ? Shape{batch, length, channels} : Shape{batch, routes, length, channels}))) return py::none();
   if (!(transition == Shape{routes, channels, states})) return py::none();
 
   const PyObject* const float64 = names.floats[static_cast<size_t>(DType::f64)];
@@ -89,6 +91,11 @@ py::object sizes_of(const py::handle& inputs, const py::handle& dy, const py::ha
   bool wide = false;
   for (const py::object* tensor : {&x, &delta, &A}) {
     const PyObject* const type = dtype_of(*tensor, device, names.floats);
+    if (!type) return py::none();
+    wide = wide || type == float64;
+  }
+  if (low_rank) {
+    const PyObject* const type = dtype_of(dt_proj, {routes, channels, columns}, device, names.floats);
     if (!type) return py::none();
     wide = wide || type == float64;
   }

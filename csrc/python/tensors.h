@@ -18,9 +18,10 @@ struct Names {
   X(data_ptr) X(dtype) X(stride) X(shape) X(storage_offset) X(untyped_storage) X(nbytes) X(numel)                   \
   X(layout) X(is_cpu) X(device) X(new_empty)                                                                      \
   X(batch) X(routes) X(length) X(channels) X(states) X(wide) X(sum_routes) X(delta_softplus) X(zoh)                 \
-  X(x) X(delta) X(A) X(B) X(C) X(D) X(delta_bias) X(initial_state) X(table)                                         \
+  X(x) X(delta) X(A) X(B) X(C) X(D) X(delta_bias) X(initial_state) X(dt_proj) X(table)                              \
   X(y) X(last_state) X(checkpoints) X(narrow_y)                                                                     \
-  X(dx) X(ddelta) X(dA) X(dB) X(dC) X(dD) X(ddelta_bias) X(dinitial_state) X(narrow_dx)
+  X(dx) X(ddelta) X(dA) X(dB) X(dC) X(dD) X(ddelta_bias) X(dinitial_state) X(ddt_proj)     \
+  X(narrow_dx)
 #define VMDDPM_DECLARE(name) PyObject* name;
   VMDDPM_NAMES(VMDDPM_DECLARE)
 #undef VMDDPM_DECLARE

@@ -1,8 +1,10 @@
 // The adjoint scan. Chunks are walked from the last to the first; inside a chunk the states are computed again from
 // its checkpoint, a few states at a time, so that they stay in the first-level cache and memory never grows with N.
 #pragma once
+#include "../common/turns.h"
 #include "cpu_backward_rows.h"
 #include "cpu_common.h"
+#include "cpu_low_rank.h"
 
 namespace {
 
@@ -15,6 +17,8 @@ struct BackwardBuffers {
   Vec<T>*A, *dh, *bias, *D;                                 // carried over the chunks, for each block of the task
   LongSum<T>*dA, *dD, *dbias;                               // likewise
   T *B, *C, *dB, *dC, *all_dB, *all_dC;                     // (steps, N); dB and dC of a group, and of all of them
+  LowRank<T> low_rank;
+  LowRankGradients<T> low_rank_gradients;
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     const int64_t row = p.states == 1 ? kBlocksAtOnce : 1;
@@ -29,9 +33,12 @@ struct BackwardBuffers {
     dA = arena.allocate<LongSum<T>>(blocks * p.states);
     for (LongSum<T>** carried : {&dD, &dbias}) *carried = arena.allocate<LongSum<T>>(blocks);
     for (T** rows : {&B, &C, &dB, &dC, &all_dB, &all_dC}) *rows = arena.allocate<T>(plan.chunk * p.states);
+    low_rank = LowRank<T>(arena, p, plan, blocks);
+    low_rank_gradients = LowRankGradients<T>(arena, p, plan, blocks);
   }
 };
 
+constexpr View kNothing{};
 using BackwardPrefetcher = Prefetcher<7>;  // x, delta, dy, dx, ddelta, B and C
 
 // A step again, for S states. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the zero-order hold, phi(v)
@@ -182,10 +189,11 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   const bool first = begins_with_zero(p, steps);
   const V* h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block, w.h);
 
-  with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
+  const auto prepare = [&](const auto& x, const auto& delta) {
     return p.softplus ? prepare_backward<T, true>(x, delta, w.bias[local], steps.count, w)
                       : prepare_backward<T, false>(x, delta, w.bias[local], steps.count, w);
-  });
+  };
+  with_step_rows<T>(p, p.x, task, k, steps, channel, columns, local, w.low_rank, w.x, w.delta, prepare);
   load_channel_tile<T>(g.dy, task.batch, k, steps, channel, columns, w.dy);
 
   const V* A = w.A + local * N;
@@ -198,6 +206,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
 
   finish_backward<T, kRule>(local, steps.count, w);
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
+  if (p.rank > 0) return add_low_rank<T>(p, columns, local, steps, w.low_rank, w.ddelta, w.low_rank_gradients);
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 
@@ -253,14 +262,15 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t local = block - task.block_begin;
   const bool first = begins_with_zero(p, steps);
-  with_rows<T>(p.delta, g.dy, task.batch, k, steps, channel, columns, w.delta, w.dy, [&](const auto& rows, const auto& dy) {
+  const auto prepare = [&](const auto& dy, const auto& rows) {
     for (int64_t i = 0; i < steps.count; ++i) {
       const Vec<T> raw = load_lanes<T>(rows.at(i)) + w.bias[local];
       w.delta[i] = p.softplus ? softplus_lanes<T>(raw) : raw;
       w.dy[i] = load_lanes<T>(dy.at(i));
       w.ddrive[i] = Vec<T>{};
     }
-  });
+  };
+  with_step_rows<T>(p, g.dy, task, k, steps, channel, columns, local, w.low_rank, w.dy, w.delta, prepare);
   for_states(N, [&](auto at_once, int64_t n) {
     adjoint_of_input<T, at_once.value, kRule>(w, w.A + local * N + n, w.dh + local * N + n, n, N, steps.count, first, prefetcher);
     prefetcher = nullptr;
@@ -269,11 +279,24 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
 }
 
-// Where the groups' shares of dB and dC go: each to its own part, or all to the same, added up in their order.
+// Where dB, dC and the gradient of a factor of delta are summed over groups, in their order: by one task, or chunk by chunk
+// by each task that has some of a sequence's groups, in its turn. A task is then a chunk behind the one before it, and the
+// sums need no other memory.
 template <typename T>
-struct Parts {
-  T *dB, *dC;
-  int64_t stride;  // 0: the same
+struct Sums {
+  T *dB, *dC, *dfactor;
+  Turns *before, *here;  // null: no other task adds to them before, or after
+  int64_t chunks = 0;
+
+  // Whether there is a sum to add to.
+  bool await() {
+    ++chunks;
+    if (before) wait_for(*before, chunks);
+    return before;
+  }
+  void pass_on() {
+    if (here) here->done.store(chunks, std::memory_order_release);
+  }
 };
 
 // total = rows, or total += rows.
@@ -285,39 +308,44 @@ void add_rows(const T* rows, int64_t count, bool add, T* total) {
 // All blocks of a task over one chunk, group after group, and their shares of dB and dC.
 template <typename T, Rule kRule>
 void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                     const Steps& steps, const Parts<T>& parts, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
+                     const Steps& steps, Sums<T>& sums, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
-  const bool add_up = parts.stride == 0;
-  const auto put = [&](T* to, const T* rows) {
-    const View view{to, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
-    store_tile<T, false>(view, task.batch, k, steps, 0, N, N, rows);
+  struct {
+    T *group, *all, *total;
+    int64_t columns, width;  // width: of the rows of a group and of all
+  } const matrices[] = {
+      {w.dB, w.all_dB, sums.dB, N, N},
+      {w.dC, w.all_dC, sums.dC, N, N},
+      {w.low_rank_gradients.factor, w.low_rank_gradients.all, sums.dfactor, p.rank, w.low_rank_gradients.width()}};
+  const auto view_of = [&](T* matrix, int64_t columns) {
+    const int64_t sequence = p.length * columns;
+    return View{matrix, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * sequence, sequence, columns, 1}};
   };
   for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
-    std::memset(w.dC, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
+    for (const auto& m : matrices) std::memset(m.group, 0, static_cast<size_t>(steps.count * m.width) * sizeof(T));
     const int64_t first = group * plan.blocks_per_group, end = minimum(first + plan.blocks_per_group, plan.blocks);
     int64_t block = first;
     if constexpr (kRule == Rule::decaying) {
       block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
     }
     for (; block < end; ++block) backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, prefetcher, w);
-    if (add_up) {
-      add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
-      add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
-    } else {
-      put(parts.dB + group * parts.stride, w.dB);
-      put(parts.dC + group * parts.stride, w.dC);
+    const bool begun = group == task.group_begin && sums.await();
+    for (const auto& m : matrices) {
+      if (m.columns == 0) continue;
+      if (begun) load_tile<T>(view_of(m.total, m.columns), task.batch, k, steps, 0, m.columns, m.width, m.all);
+      add_rows(m.group, steps.count * m.width, group > 0, m.all);
     }
   }
-  if (add_up) {
-    put(parts.dB, w.all_dB);
-    put(parts.dC, w.all_dC);
+  for (const auto& m : matrices) {
+    if (m.columns == 0) continue;
+    store_tile<T, false>(view_of(m.total, m.columns), task.batch, k, steps, 0, m.columns, m.width, m.all);
   }
+  sums.pass_on();
 }
 
 template <typename T, Rule kRule>
-void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, const Parts<T>& parts,
+void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, Sums<T> sums,
                    const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
@@ -328,6 +356,8 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
       load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + local * N);
       w.bias[local] = load_channels<T>(p.delta_bias, row, columns);
       w.D[local] = load_channels<T>(p.D, row, columns);
+      load_weight<T>(p, row, columns, local, w.low_rank);
+      begin_weight<T>(p, row, columns, local, w.low_rank_gradients);
       for (int64_t n = 0; n < N; ++n) w.dA[local * N + n].clear();
       w.dD[local].clear();
       w.dbias[local].clear();
@@ -339,14 +369,16 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+        load_factor<T>(p, task, k, steps, w.low_rank);
         BackwardPrefetcher prefetcher;
-        if (chunk > 0) prefetcher = {{&p.x, &p.delta, &g.dy, &g.dx, &g.ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
+        const View& ddelta = p.rank > 0 ? kNothing : g.ddelta;  // that of a factor is small
+        if (chunk > 0) prefetcher = {{&p.x, &p.delta, &g.dy, &g.dx, &ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
         if (g.only_input) {
           for (int64_t block = task.block_begin; block < task.block_end; ++block) {
             input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &prefetcher, w);
           }
         } else {
-          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, parts, &prefetcher, w);
+          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, sums, &prefetcher, w);
         }
       }
       for (int64_t block = task.block_begin; g.dinitial_state && block < task.block_end; ++block) {
@@ -362,6 +394,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
       if (g.dA) store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
       if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
+      store_weight<T>(p, g.ddt_proj, row, columns, local, w.low_rank_gradients, w.low_rank.weight);  // which has served
     }
   }
 }

@@ -211,7 +211,7 @@ int64_t adjoint_by_rows(const ScanGradParams& g, const ScanPlan& plan, const Tas
                         int64_t begin, int64_t end, const Steps& steps, const Buffers& w) {
   const ScanParams& p = g.forward;
   const View& dx = result_of(p, g.dx, g.narrow_dx, k);
-  bool rows = p.states == 1 && g.dy.data;
+  bool rows = p.states == 1 && p.rank == 0 && g.dy.data;
   for (const View* view : {&p.delta, &g.dy, &g.ddelta}) rows = rows && view->dtype == p.x.dtype;
   for (const View* view : {&p.x, &p.delta, &g.dy, &g.ddelta, &g.dx, &dx}) rows = rows && has_rows(*view);
   end = whole_blocks_end(p, plan, end);

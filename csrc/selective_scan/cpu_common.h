@@ -92,7 +92,7 @@ class Arena {
 // One thread's share: some groups of channels of a piece of the batch, along one route or, if the routes share their
 // image, along all of them one after the other, so that sums over routes have one owner and one order.
 struct Task {
-  int64_t piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
+  int64_t index, piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
   int64_t batch;  // the sequence at hand
 };
 
@@ -120,6 +120,7 @@ inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
 
 inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int64_t index) {
   Task task;
+  task.index = index;
   task.group_begin = index % tasks.splits * tasks.groups_at_once;
   task.group_end = minimum(task.group_begin + tasks.groups_at_once, plan.groups);
   task.block_begin = task.group_begin * plan.blocks_per_group;
@@ -243,9 +244,9 @@ struct Prefetcher {
     const Steps steps = steps_of(p, plan, route, chunk);
     const int64_t first = task.block_begin * plan.lanes, last = minimum(task.block_end * plan.lanes, p.channels);
     for (int i = 0; i < kTensors; ++i) {
-      const bool matrix = views[i] == &p.B || views[i] == &p.C;
-      tensors[i] = matrix ? RowPrefetcher(*views[i], task.batch, route, steps, 0, p.states)
-                          : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
+      const bool matrix = views[i] == &p.B || views[i] == &p.C, factor = views[i] == &p.delta && p.rank > 0;
+      tensors[i] = matrix || factor ? RowPrefetcher(*views[i], task.batch, route, steps, 0, matrix ? p.states : p.rank)
+                                    : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
     }
   }
   // Call it once for each step of each block.

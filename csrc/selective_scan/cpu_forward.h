@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu_common.h"
 #include "cpu_forward_rows.h"
+#include "cpu_low_rank.h"
 
 namespace {
 
@@ -11,12 +12,14 @@ struct ForwardBuffers {
   Vec<T>*x, *delta, *drive, *y;      // tiles: one register a step
   Vec<T>*A, *h, *bias, *D;           // for each block of the task
   T *B, *C;
+  LowRank<T> low_rank;
   ForwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
     const int64_t blocks = tasks.groups_at_once * plan.blocks_per_group;
     for (Vec<T>** tile : {&x, &delta, &drive, &y}) *tile = arena.allocate<Vec<T>>(plan.chunk);
     for (Vec<T>** states : {&A, &h}) *states = arena.allocate<Vec<T>>(blocks * p.states);
     for (Vec<T>** channels : {&bias, &D}) *channels = arena.allocate<Vec<T>>(blocks);
     for (T** rows : {&B, &C}) *rows = arena.allocate<T>(plan.chunk * p.states);
+    low_rank = LowRank<T>(arena, p, plan, blocks);
   }
 };
 
@@ -126,13 +129,14 @@ void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, 
   const int64_t N = p.states, channel = block * plan.lanes, columns = columns_of(p, plan, block);
   const int64_t place = block - task.block_begin, local = place * N;
   const bool first = begins_with_zero(p, steps);
-  with_rows<T>(p.x, p.delta, task.batch, k, steps, channel, columns, w.x, w.delta, [&](const auto& x, const auto& delta) {
+  const auto scan_rows_of = [&](const auto& x, const auto& delta) {
     const auto scan = [&](const auto& prepare) {
       scan_block<T, kRule>(prepare, w, w.A + local, w.h + local, N, steps.count, first, prefetcher);
     };
     return p.softplus ? scan(prepare_forward<T, true>(x, delta, w.bias[place], w.D[place]))
                       : scan(prepare_forward<T, false>(x, delta, w.bias[place], w.D[place]));
-  });
+  };
+  with_step_rows<T>(p, p.x, task, k, steps, channel, columns, place, w.low_rank, w.x, w.delta, scan_rows_of);
   store_image_tile<T>(p, p.y, p.narrow_y, task.batch, k, steps, channel, columns, w.y, w.x);
 }
 
@@ -146,6 +150,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
       load_decay_rates<T, kRule>(p.A, row, columns, N, w.A + place * N);
       w.bias[place] = load_channels<T>(p.delta_bias, row, columns);
       w.D[place] = load_channels<T>(p.D, row, columns);
+      load_weight<T>(p, row, columns, place, w.low_rank);
     }
     const View& y = result_of(p, p.y, p.narrow_y, k);
     for (task.batch = task.batch_begin; task.batch < task.batch_end; ++task.batch) {
@@ -155,6 +160,7 @@ void forward_task(const ScanParams& p, const ScanPlan& plan, Task task, const Fo
         const Steps steps = steps_of(p, plan, k, chunk);
         load_tile<T>(p.B, task.batch, k, steps, 0, N, N, w.B);
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
+        load_factor<T>(p, task, k, steps, w.low_rank);
         ForwardPrefetcher prefetcher;
         if (chunk + 1 < plan.chunks) prefetcher = {{&p.x, &p.delta, &y, &p.B, &p.C}, p, plan, task, k, chunk + 1};
         if (p.checkpoints && chunk > 0) {

@@ -74,7 +74,7 @@ template <typename T, typename Buffers>
 int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, const Steps& chunk,
                      const Buffers& w) {
   const View& y = result_of(p, p.y, p.narrow_y, k);
-  bool rows = p.states == 1 && p.delta.dtype == p.x.dtype;
+  bool rows = p.states == 1 && p.rank == 0 && p.delta.dtype == p.x.dtype;
   for (const View* view : {&p.x, &p.delta, &p.y, &y}) rows = rows && has_rows(*view);
   const int64_t begin = task.block_begin, end = whole_blocks_end(p, plan, task.block_end);
   if (!rows || begin >= end) return begin;

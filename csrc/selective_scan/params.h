@@ -15,11 +15,13 @@ struct ScanParams {
   bool sum_routes;  // the routes share one x (stride 0) and y and dx are summed over them, in the order of the routes
   int threads;
 
-  View x, delta, B, C;         // any type, any strides
+  View x, delta, B, C;         // any type, any strides; delta (B, K, L, R) where there is dt_proj
   const void* A;               // Acc (K, D, N)
   const void* D;               // Acc (K, D) or null
   const void* delta_bias;      // Acc (K, D) or null
   const void* initial_state;   // Acc (B, K, D, N) or null
+  const void* dt_proj;         // on a CPU: Acc (K, D, R), of which and the factor `delta` the step sizes are the product; or null
+  int64_t rank;                // R, or 0 without dt_proj
   const int32_t* table;        // (K, L), rows are permutations, or null
 
   View y;                      // any type; Acc if sum_routes
@@ -33,7 +35,7 @@ struct ScanGradParams {
   bool only_input;             // on a CPU: nothing but dx and dinitial_state is wanted, all else is null
   View dy;                     // any type; data null if zero
   const void* dlast_state;     // Acc (B, K, D, N) or null
-  View dx, ddelta;             // any type; dx Acc if sum_routes
+  View dx, ddelta;             // any type; dx Acc if sum_routes; ddelta Acc (B, K, L, R), dense, where there is dt_proj
   View narrow_dx;              // as narrow_y
   void* dB;                    // Acc (B, K, L, N) in pixel order
   void* dC;                    // likewise
@@ -41,6 +43,7 @@ struct ScanGradParams {
   void* dD;                    // Acc (pieces, K, D) or null
   void* ddelta_bias;           // Acc (pieces, K, D) or null
   void* dinitial_state;        // Acc (B, K, D, N) or null
+  void* ddt_proj;              // Acc (pieces, K, D, R) or null
 };
 
 // A checkpoint holds N states: chunks of N steps keep its memory free of N, and shorter ones than this are not worth it.

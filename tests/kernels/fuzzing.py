@@ -16,6 +16,9 @@ few = st.sampled_from([1, 2, 4])
 flag = st.booleans()
 
 
+ranks = st.sampled_from([None, 1, 2, 17])
+
+
 class Maker:
     """Random tensors of the sizes and the dtype that `draw` chooses."""
 
@@ -87,6 +90,13 @@ def scan(m, constant=False):
     }  # fmt: skip
 
 
+def low_rank(m, routes, dim):
+    """The last axis of delta, and `dt_proj`."""
+    rank = m.draw(ranks)
+    weight = None if rank is None else m.normal(*routes, dim, rank) / rank**0.5
+    return (dim, None) if rank is None else (rank, weight)
+
+
 def channel_last(name, tensor):
     """(B, D, L) -> (B, L, D), (B, N, L) -> (B, L, N), (B, G, N, L) -> (B, L, G, N)."""
     moves = name in ("u", "delta", "z", "B", "C") and tensor is not None
@@ -95,30 +105,33 @@ def channel_last(name, tensor):
 
 def selective_scan_call(m):
     arguments = scan(m)
-    batch, dim, _ = arguments["u"].shape
+    batch, dim, length = arguments["u"].shape
+    rank, dt_proj = low_rank(m, (), dim)
+    arguments["delta"] = arguments["delta"] if dt_proj is None else m.normal(batch, rank, length)
     last = m.draw(flag)
     if last:
         arguments = {name: channel_last(name, value) for name, value in arguments.items()}
     return {
         **arguments, "channel_last": last, "discretization": m.draw(st.sampled_from(["mamba", "zoh"])),
         "initial_state": m.maybe(m.normal(batch, dim, arguments["A"].shape[1])), "return_last_state": m.draw(flag),
-        "backend": None,
+        "dt_proj": dt_proj, "backend": None,
     }  # fmt: skip
 
 
 def cross_selective_scan(m):
     batch, routes, length, dim, states = (m.draw(s) for s in (sizes, few, sizes, sizes, few))
     table = m.permutations(routes, length)
+    columns, dt_proj = low_rank(m, (routes,), dim)
     parameter = m.draw(st.sampled_from([None, torch.float32]))
     return {
-        "x": m.normal(batch, length, dim), "delta": m.normal(batch, routes, length, dim),
+        "x": m.normal(batch, length, dim), "delta": m.normal(batch, routes, length, columns),
         "A": m.decay(routes, dim, states, dtype=parameter), "B": m.normal(batch, routes, length, states),
         "C": m.normal(batch, routes, length, states), "D": m.maybe(m.normal(routes, dim, dtype=parameter)),
         "delta_bias": m.maybe(m.normal(routes, dim, dtype=parameter)),
         "table": table if routes > 1 else m.maybe(table), "delta_softplus": m.draw(flag),
         "discretization": m.draw(st.sampled_from(["mamba", "zoh"])),
         "initial_state": m.maybe(m.normal(batch, routes, dim, states)), "return_last_state": m.draw(flag),
-        "backend": None,
+        "dt_proj": dt_proj, "backend": None,
     }  # fmt: skip
 
 

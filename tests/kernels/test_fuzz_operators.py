@@ -17,10 +17,11 @@ ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError)
 def scan(m):
     a = cross_selective_scan(m)
     if m.draw(st.booleans()) and a["x"].dim() == 3:  # images of their own
-        a["x"] = m.normal(*a["delta"].shape)
+        a["x"] = m.normal(*a["delta"].shape[:3], a["x"].shape[2])
     a["table"] = m.maybe(a["table"])  # of several routes too
-    names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "table", "delta_softplus")
-    options = {"zoh": m.draw(st.booleans()), "channel_first": m.draw(st.booleans()), "backend": "cpu"}
+    names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "dt_proj", "table")
+    options = {"delta_softplus": a["delta_softplus"]}
+    options |= {"zoh": m.draw(st.booleans()), "channel_first": m.draw(st.booleans()), "backend": "cpu"}
     return {**{name: a[name] for name in names}, **options, "checkpoint": m.draw(st.booleans())}
 
 

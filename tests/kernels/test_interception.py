@@ -197,7 +197,7 @@ def test_forward_mode(compiled_backend, zoh, table):
     every = [torch.randn_like(t) for t in tensors]
 
     def operator(*t):
-        return scan(ScanInputs(*t, table), scan_options(True, zoh, False), compiled_backend, last_state=True)
+        return scan(ScanInputs(*t, table=table), scan_options(True, zoh, False), compiled_backend, last_state=True)
 
     def loop(*t):
         return scan_loop(*t, table=table, zoh=zoh)

@@ -97,7 +97,7 @@ def test_several_routes_need_a_table(backend):
 
 def test_the_operator_takes_several_routes_without_a_table():
     y, *_ = torch.ops.vmddpm.selective_scan_forward(
-        *(tensors := image()), *[None] * 4, True, False, False, "cpu", False
+        *(tensors := image()), *[None] * 5, True, False, False, "cpu", False
     )
     rows = vk.routes(2, 3, scans="unidi")
     torch.testing.assert_close(y, cross_selective_scan(*tensors, table=rows, delta_softplus=True))

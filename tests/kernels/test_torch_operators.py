@@ -20,14 +20,14 @@ from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
 
 
 def scan_arguments(shared, dtype, optional, gradients):
-    """x (B, L, D) or (B, K, L, D), and the other eight tensors."""
+    """x (B, L, D) or (B, K, L, D), and the other nine tensors."""
     x, *rest = image_problem(2, 4, 12, 5, 3, dtype)
     tensors = [x if shared else torch.randn(2, 4, 12, 5).to(dtype), *rest]
     tensors = [*tensors[:5], *(tensors[5:] if optional else [None] * 3)]
     for t in tensors:
         if t is not None:
             t.requires_grad_(gradients)
-    return (*tensors, vk.routes(3, 4) if optional else None)
+    return (*tensors, None, vk.routes(3, 4) if optional else None)
 
 
 # `shared` and `channel_first` are two layouts; the rest is varied along with them.

@@ -158,7 +158,7 @@ class Case:
             x, delta, B, C = (_offset(t, by) for t, by in zip((x, delta, B, C), self.offsets))
             if not self.channel_last:
                 x, delta = (t.transpose(-1, -2) for t in (x, delta))
-            inputs = ScanInputs(x, delta, A, B, C, D, bias, h0, self._table())  # the public function needs a table
+            inputs = ScanInputs(x, delta, A, B, C, D, bias, h0, table=self._table())  # the function needs a table
             y, last = scan(inputs, scan_options(self.softplus, self.zoh, False), backend, last_state=not self.bare)
             return (y,) if self.bare else (y, last)
 

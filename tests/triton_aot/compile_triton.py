@@ -87,7 +87,7 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
 
     table = vk.routes(height, width)
     routes, length = table.shape
-    parameters = [zeros(routes, channels), zeros(routes, channels), None, table]
+    parameters = [zeros(routes, channels), zeros(routes, channels), None, None, table]
     x, delta = zeros(batch, length, channels, dtype=dtype), zeros(batch, routes, length, channels, dtype=dtype)
     B, C = torch.zeros(2, batch, routes, length, states, dtype=accumulate)
     A = torch.zeros(routes, channels, states, dtype=accumulate)
@@ -95,7 +95,7 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
     backend, sizes = BACKENDS["triton"], inputs.sizes()
     y, _, checkpoints, _ = backend.scan(inputs, sizes, options, last_state=True, checkpoint=backward)
     if backward:
-        backend.scan_backward(y, None, inputs, sizes, checkpoints, options, (True,) * 8)
+        backend.scan_backward(y, None, inputs, sizes, checkpoints, options, (True,) * 9)
 
 
 def scan_and_merge(height, width, dtype, layouts=((False, True),), table=None, channels=96):

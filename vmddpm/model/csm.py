@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vmddpm.model.config import ModelConfig
 from vmddpm.model.dimensions import convolution
+from vmddpm.model.gated_projection import gated_projection
 from vmddpm_kernels import cross_selective_scan
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # Mamba's range of initial step sizes
@@ -55,8 +56,8 @@ class CSM(nn.Module):
         tokens = self.norm(x.movedim(1, -1))                                      # (B, H, W, C)
         value = self.conv(self.value(tokens).movedim(-1, 1))                      # (B, D, H, W)
         value = F.silu(value).movedim(1, -1).flatten(1, -2)                       # (B, L, D)
-        y = self.norm_out(self.s6(value, table))                                  # (B, L, D)
-        y = self.out(y * F.silu(self.gate(tokens).flatten(1, -2)))                # (B, L, C)
+        gate = self.gate(tokens).flatten(1, -2)                                   # (B, L, D)
+        y = gated_projection(self.s6(value, table), gate, self.norm_out, self.out)    # (B, L, C)
         return torch.unflatten(y, 1, x.shape[2:]).movedim(-1, 1)                  # (B, C, H, W)
 
     # Paper Eq. 5-6 with input-dependent delta, B and C (S6), on the sequences of section III-D
@@ -67,10 +68,10 @@ class CSM(nn.Module):
         pixel order.
         """
         projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (len(self.x_proj), -1))  # (B, L, K, R + 2N)
-        low_rank, B, C = projected.permute(2, 0, 1, 3).split([self.rank, self.states, self.states], dim=3)
-        delta = torch.bmm(low_rank.flatten(1, 2), self.dt_proj.transpose(1, 2))          # (K, B * L, D)
-        delta = delta.unflatten(1, x.shape[:2]).transpose(0, 1)                          # (B, K, L, D)
+        # Split before the axes change places: the gradients then come together in the order of the projection.
+        parts = projected.split([self.rank, self.states, self.states], dim=3)
+        low_rank, B, C = (part.transpose(1, 2) for part in parts)                        # (B, K, L, .)
         return cross_selective_scan(
-            x, delta, -self.A_log.exp(), B.transpose(0, 1), C.transpose(0, 1), self.D, self.dt_bias, table,
+            x, low_rank, -self.A_log.exp(), B, C, self.D, self.dt_bias, table, dt_proj=self.dt_proj,
             delta_softplus=True, discretization=self.discretization,
         )

@@ -91,8 +91,11 @@ class CpuBackend(CpuSteps):
         dx, narrow_dx = _image(sizes, options.channel_first, inputs.x)
         pieces = 1 if sizes.batch == 1 else extension.native.scan_plan(sizes).pieces
         ddelta = None  # without it, the kernel computes dx and dinitial_state only
-        if any(needed[1:7]):
-            ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
+        if any(needed[1:7]) or needed[8]:
+            if inputs.dt_proj is None:
+                ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
+            else:  # of a factor: a sum over the channels
+                ddelta = torch.empty(inputs.delta.shape, dtype=dtype)
         grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
             arguments, options, sizes, dy, cast(dlast_state, dtype), contiguous(checkpoints), grads,

@@ -22,6 +22,7 @@ from vmddpm_kernels.backends.extension import (
     typed,
     with_parameters_cast,
 )
+from vmddpm_kernels.backends.low_rank import gradients_of_factors, with_step_sizes
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.backends.triton import TritonSteps
 from vmddpm_kernels.routes import RouteOrder, check_table_once, private_copy
@@ -67,6 +68,7 @@ class CudaBackend(TritonSteps):
     def scan(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, last_state: bool, checkpoint: bool
     ) -> ScanResult:
+        inputs = with_step_sizes(inputs)
         device, dtype = inputs.x.device, accumulation(sizes)
         order = _order(inputs.table, sizes, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
@@ -99,6 +101,7 @@ class CudaBackend(TritonSteps):
         options: ScanOptions,
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
+        given, inputs = inputs, with_step_sizes(inputs)
         device, dtype = inputs.x.device, accumulation(sizes)
         arguments, dy = _of_one_type(inputs, _order(inputs.table, sizes, private=False), sizes, dy)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
@@ -111,7 +114,11 @@ class CudaBackend(TritonSteps):
         ddelta = empty(sizes[:4], options.channel_first, ddelta_dtype, device)
         pieces = sizes.batch * plan.segments
         of_matrices = (dtype, dtype) if sizes.wide else (inputs.B.dtype, inputs.C.dtype)
-        grads = empty_gradients(arguments, sizes, pieces, 1, (True,) * 8, dx, ddelta, matrix_dtypes=of_matrices)
+        grads = empty_gradients(arguments, sizes, pieces, 1, (True,) * 9, dx, ddelta, matrix_dtypes=of_matrices)
+        if sizes.channels == 0:  # of which no kernel runs
+            for matrix in (grads.dB, grads.dC):
+                assert matrix is not None
+                matrix.zero_()
         matrices = None
         if plan.groups != 1 or of_matrices != (dtype, dtype):
             of_part = (2, plan.groups, plan.part, sizes.routes, sizes.length, sizes.states)
@@ -124,7 +131,7 @@ class CudaBackend(TritonSteps):
         del images, matrices
         if options.channel_first != channel_first:
             grads = grads._replace(dx=empty(dx.shape, True, inputs.x.dtype, device).copy_(dx))
-        return gradients_of(inputs, arguments, grads, partial=pieces != 1)
+        return gradients_of_factors(given, gradients_of(inputs, arguments, grads, partial=pieces != 1))
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         batch, _, length, channels = x.shape

@@ -78,6 +78,7 @@ class ScanGradients(NamedTuple):
     dD: Tensor | None
     ddelta_bias: Tensor | None
     dinitial_state: Tensor | None
+    ddt_proj: Tensor | None = None
     narrow_dx: Tensor | None = None  # as narrow_y
 
 
@@ -126,19 +127,22 @@ def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.dtype) -> ScanInputs:
-    """The inputs with `table`, and with A, D, delta_bias and initial_state contiguous in the accumulation's dtype."""
-    x, delta, A, B, C, D, delta_bias, initial_state, given = inputs
+    """The inputs with `table`, and with A, D, delta_bias, initial_state and dt_proj contiguous in the accumulation's
+    dtype."""
+    x, delta, A, B, C, D, delta_bias, initial_state, dt_proj, given = inputs
     if (
         table is given
         and _is_cast(A, dtype)
         and (D is None or _is_cast(D, dtype))
         and (delta_bias is None or _is_cast(delta_bias, dtype))
         and (initial_state is None or _is_cast(initial_state, dtype))
+        and (dt_proj is None or _is_cast(dt_proj, dtype))
     ):
         return inputs
     return ScanInputs(
-        x, delta, cast_given(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype), table
-    )
+        x, delta, cast_given(A, dtype), B, C, cast(D, dtype), cast(delta_bias, dtype), cast(initial_state, dtype),
+        cast(dt_proj, dtype), table,
+    )  # fmt: skip
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,10 +175,10 @@ def empty_gradients(
     ddelta: Tensor | None, narrow_dx: Tensor | None = None,
     matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> ScanGradients:  # fmt: skip
-    """Empty gradients. dA, dD and ddelta_bias get a leading axis of partial sums over parts of the batch if `pieces` >
-    1, dB and dC one of partial sums over groups of channels if `groups` > 1. dB and dC exist if ddelta does, in the
-    accumulation's dtype or in `matrix_dtypes`."""
-    _, _, A, B, _, D, delta_bias, initial_state, _ = inputs
+    """Empty gradients. dA, dD, ddelta_bias and ddt_proj get a leading axis of partial sums over parts of the batch if
+    `pieces` > 1, dB and dC one of partial sums over groups of channels if `groups` > 1. dB and dC exist if ddelta does,
+    in the accumulation's dtype or in `matrix_dtypes`."""
+    _, _, A, B, _, D, delta_bias, initial_state, dt_proj, _ = inputs
     of_dB, of_dC = matrix_dtypes or (A.dtype, A.dtype)
     batch, routes, length, _, states, _, _ = sizes
     matrix = (batch, routes, length, states) if groups == 1 else (groups, batch, routes, length, states)
@@ -194,6 +198,7 @@ def empty_gradients(
         None if D is None or not needed[5] else _partial(D, pieces),
         None if delta_bias is None or not needed[6] else _partial(delta_bias, pieces),
         None if initial_state is None or not needed[7] else torch.empty_like(initial_state),
+        None if dt_proj is None or not needed[8] else _partial(dt_proj, pieces),
         narrow_dx,
     )
 
@@ -205,7 +210,7 @@ def _partial(parameter: Tensor, pieces: int) -> Tensor:
 def gradients_of(
     inputs: ScanInputs, arguments: ScanInputs, grads: ScanGradients, *, partial: bool
 ) -> list[Tensor | None]:
-    """The gradients of the first eight inputs in their shapes and dtypes, None for None. torch adds `partial` sums
+    """The gradients of the first nine inputs in their shapes and dtypes, None for None. torch adds `partial` sums
     here, in a fixed order. `arguments` are the converted inputs of the kernel."""
     if (
         arguments is inputs
@@ -217,7 +222,7 @@ def gradients_of(
         and inputs.x.dtype is grads.dx.dtype
         and inputs.delta.dtype is grads.ddelta.dtype
     ):
-        return list(grads[:8])  # fast path: nothing to convert
+        return list(grads[:9])  # fast path: nothing to convert
     dx, *others, narrow_dx = grads
     return [
         g if g is None or (not partial and g.dtype is t.dtype) else _summed(g, t)  # type: ignore[union-attr]

@@ -74,7 +74,7 @@ class Backend(Protocol):
         options: ScanOptions,
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
-        """The gradients of the first eight inputs in their shapes and dtypes, None for None. Gradients that are not
+        """The gradients of the first nine inputs in their shapes and dtypes, None for None. Gradients that are not
         `needed` may be omitted."""
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.backends.reference_steps import ReferenceSteps
-from vmddpm_kernels.interception import recorded_by_autograd
+from vmddpm_kernels.interception import not_autocast, recorded_by_autograd
 from vmddpm_kernels.routes import RouteOrder, check_table
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
@@ -52,15 +52,15 @@ class ReferenceBackend(ReferenceSteps):
             leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)
             results = selective_scan(leaves, options)
         given = [(r, g.to(r.dtype)) for r, g in zip(results, (dy, dlast_state)) if g is not None and r.requires_grad]
-        present = [t for t in leaves[:8] if t is not None]
+        present = [t for t in leaves[:9] if t is not None]
         if not given:
-            return [t if t is None else torch.zeros_like(t) for t in leaves[:8]]
+            return [t if t is None else torch.zeros_like(t) for t in leaves[:9]]
         grads = iter(
             torch.autograd.grad(
                 [r for r, _ in given], present, [g for _, g in given], allow_unused=True, materialize_grads=True
             )
         )
-        return [t if t is None else next(grads) for t in leaves[:8]]
+        return [t if t is None else next(grads) for t in leaves[:9]]
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         table = order.as_table(x.device)
@@ -128,13 +128,21 @@ class _Steps(NamedTuple):
     state: Tensor       # (B, K, D, N)
 
 
+def _product(factor: Tensor, dt_proj: Tensor) -> Tensor:
+    """(B, K, L, R) and (K, D, R) -> (B, K, L, D)."""
+    with not_autocast(factor.device.type):
+        return torch.matmul(factor, dt_proj.mT)
+
+
 def _steps(inputs: ScanInputs, options: ScanOptions) -> _Steps:
-    x, delta, A, B, C, D, delta_bias, initial_state, table = inputs
+    x, delta, A, B, C, D, delta_bias, initial_state, dt_proj, table = inputs
     sizes = inputs.sizes()
     dtype = torch.float64 if sizes.wide else torch.float32
     if table is not None:
         check_table(table, sizes.length)
     delta = delta.to(dtype)
+    if dt_proj is not None:
+        delta = _product(delta, dt_proj.to(dtype))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None, :]
     if options.delta_softplus:
@@ -193,14 +201,16 @@ def selective_scan_tangent(
         torch.zeros_like(t) if tangent is None and t is not None else tangent for t, tangent in zip(inputs, tangents)
     )
     raw, ddelta = (t.to(steps.delta.dtype) for t in (inputs.delta, along.delta))
+    if inputs.dt_proj is not None and along.dt_proj is not None:
+        weight, dweight = (t.to(raw.dtype) for t in (inputs.dt_proj, along.dt_proj))
+        raw, ddelta = _product(raw, weight), _product(ddelta, weight) + _product(raw, dweight)
     if inputs.delta_bias is not None and along.delta_bias is not None:
         raw = raw + inputs.delta_bias.to(raw.dtype)[:, None, :]
         ddelta = ddelta + along.delta_bias.to(raw.dtype)[:, None, :]
     if options.delta_softplus:
         ddelta = ddelta * torch.where(raw > 20, torch.ones_like(raw), torch.sigmoid(raw))
-    directions = _steps(
-        along._replace(delta=ddelta, delta_bias=None, table=inputs.table), ScanOptions(delta_softplus=False)
-    )
+    along = along._replace(delta=ddelta, delta_bias=None, dt_proj=None, table=inputs.table)
+    directions = _steps(along, ScanOptions(delta_softplus=False))
     h, dh = steps.state, directions.state
     dys = []
     sequences = (

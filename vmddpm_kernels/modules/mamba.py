@@ -179,22 +179,22 @@ class Mamba(nn.Module):
     def _branch(self, xz: Tensor, suffix: str, states: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(batch, length, 2 * d_inner) -> (batch, length, d_inner); updates the states if given."""
         x, z = xz.chunk(2, dim=-1)
-        x, delta, B, C = self._projected(x, suffix, states)
+        x, factor, B, C = self._projected(x, suffix, states)
         options = self._scan_options(suffix)
         y: Tensor
         if states is None:
-            y = selective_scan(x, delta, self._A(suffix), B, C, z=z, **options)
+            y = selective_scan(x, factor, self._A(suffix), B, C, z=z, **options)
         else:
-            y, last_state = selective_scan(x, delta, self._A(suffix), B, C, z=z, return_last_state=True, **options)
+            y, last_state = selective_scan(x, factor, self._A(suffix), B, C, z=z, return_last_state=True, **options)
             states[1].copy_(last_state)
         return y
 
     def _both_ways(self, xz: Tensor) -> Tensor:
         x, z = xz.chunk(2, dim=-1)
-        x, delta, B, C = self._projected(x, "")
-        forwards: Tensor = selective_scan(x, delta, self._A(""), B, C, z=z, **self._scan_options(""))
-        x, delta, B, C, z = (t.flip(1) for t in (x, delta, B, C, z))
-        backwards: Tensor = selective_scan(x, delta, self._A("_b"), B, C, z=z, **self._scan_options(""))
+        x, factor, B, C = self._projected(x, "")
+        forwards: Tensor = selective_scan(x, factor, self._A(""), B, C, z=z, **self._scan_options(""))
+        x, factor, B, C, z = (t.flip(1) for t in (x, factor, B, C, z))
+        backwards: Tensor = selective_scan(x, factor, self._A("_b"), B, C, z=z, **self._scan_options(""))
         return forwards + backwards.flip(1)
 
     def _along_slices(self, xz: Tensor) -> Tensor:
@@ -208,7 +208,8 @@ class Mamba(nn.Module):
     def _projected(
         self, x: Tensor, suffix: str, states: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x (batch, length, d_inner) -> the convolved x, delta in x's shape, B and C (batch, length, d_state)."""
+        """x (batch, length, d_inner) -> the convolved x, the factor of the step sizes (batch, length, dt_rank), B and C
+        (batch, length, d_state)."""
         if states is not None:
             steps = x.mT
             states[0].copy_(F.pad(steps, (self.d_conv - steps.shape[-1], 0)))
@@ -216,8 +217,8 @@ class Mamba(nn.Module):
         y = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation=self.activation, channel_last=True)
         assert isinstance(y, Tensor)
         projected = getattr(self, f"x_proj{suffix}")(y)
-        low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return y, F.linear(low_rank, getattr(self, f"dt_proj{suffix}").weight), B, C
+        factor, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return y, factor, B, C
 
     def _A(self, suffix: str) -> Tensor:
         log: Tensor = getattr(self, f"A{suffix}_log")
@@ -226,6 +227,7 @@ class Mamba(nn.Module):
     def _scan_options(self, suffix: str) -> dict[str, Any]:
         return {
             "D": getattr(self, f"D{suffix}"),
+            "dt_proj": getattr(self, f"dt_proj{suffix}").weight,
             "delta_bias": getattr(self, f"dt_proj{suffix}").bias,
             "delta_softplus": True,
             "channel_last": True,

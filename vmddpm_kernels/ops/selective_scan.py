@@ -23,6 +23,7 @@ from vmddpm_kernels.library import define, differentiate, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes, scan_options
 
 _INPUTS = len(ScanInputs._fields)
+_DIFFERENTIABLE = _INPUTS - 1  # all but the table
 
 
 def scan(
@@ -86,7 +87,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _image_like(inputs: ScanInputs, channel_first: bool) -> Tensor:
     """An empty y or dx: (B, L, D) if the routes share the image, else (B, K, L, D)."""
     x = inputs.x
-    return empty(tuple(x.shape if x.dim() == 3 else inputs.delta.shape), channel_first, x.dtype, x.device)
+    return empty(tuple(x.shape), channel_first, x.dtype, x.device)
 
 
 def _run_backward(
@@ -106,7 +107,7 @@ def _check_checkpoints(checkpoints: Tensor, x: Tensor, sizes: ScanSizes, backend
 
 def _backward(*args: Any) -> list[Tensor]:
     inputs, options = ScanInputs(*args[2:-5]), scan_options(*args[-4:-1])
-    grads = _run_backward(args[0], args[1], inputs, args[-5], options, args[-1], (True,) * 8)
+    grads = _run_backward(args[0], args[1], inputs, args[-5], options, args[-1], (True,) * _DIFFERENTIABLE)
     return [g for g in grads if g is not None]
 
 
@@ -119,14 +120,16 @@ def _backward_fake(*args: Any) -> list[Tensor]:
     _check_checkpoints(checkpoints, x, sizes, by_name(args[-1], x))
     return [
         _image_like(inputs, channel_first),
-        empty(tuple(delta.shape), channel_first, delta.dtype, delta.device),
-        *(t.new_empty(t.shape) for t in inputs[2:8] if t is not None),
+        empty(tuple(delta.shape), channel_first, delta.dtype, delta.device)
+        if inputs.dt_proj is None
+        else delta.new_empty(delta.shape),
+        *(t.new_empty(t.shape) for t in inputs[2:_DIFFERENTIABLE] if t is not None),
     ]
 
 
 _SCAN = (
     "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, Tensor? initial_state, "
-    "Tensor? table"
+    "Tensor? dt_proj, Tensor? table"
 )
 _OPTIONS = "bool delta_softplus, bool zoh, bool channel_first, str backend"
 
@@ -138,7 +141,7 @@ selective_scan_forward = define(
     _forward,
     _forward_fake,
 )
-# A gradient for each of the first eight tensors that is given, in its dtype.
+# A gradient for each of the first nine tensors that is given, in its dtype.
 selective_scan_backward = define(
     f"selective_scan_backward(Tensor? dy, Tensor? dlast_state, {_SCAN}, Tensor checkpoints, {_OPTIONS}) -> Tensor[]",
     _backward,
@@ -150,14 +153,14 @@ def _gradients(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor, needed: Sequence[bool],
     options: ScanOptions, backend: str,
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of the first eight inputs, None for None. Hooks may have replaced saved tensors."""
+    """The gradients of the first nine inputs, None for None. Hooks may have replaced saved tensors."""
     refuse_batched(dy, dlast_state)
     way = way_in((dy, dlast_state, *inputs, checkpoints))
     if way is Way.KERNEL:
         return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend, needed)
     call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
     grads = iter(call(dy, dlast_state, *inputs, checkpoints, *_flags(options), backend))
-    return [t if t is None else next(grads) for t in inputs[:8]]
+    return [t if t is None else next(grads) for t in inputs[:_DIFFERENTIABLE]]
 
 
 class SelectiveScan(torch.autograd.Function):

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from vmddpm_kernels.backends.low_rank import gradients_of_factors, with_step_sizes
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.backends.reference_steps import ReferenceSteps
 from vmddpm_kernels.routes import RouteOrder
@@ -91,7 +92,7 @@ class TritonBackend(TritonSteps):
     ) -> ScanResult:
         from vmddpm_kernels.backends.triton.selective_scan import scan
 
-        return scan(inputs, sizes, options, self.checkpoint_shape(sizes) if checkpoint else None)
+        return scan(with_step_sizes(inputs), sizes, options, self.checkpoint_shape(sizes) if checkpoint else None)
 
     def scan_backward(
         self,
@@ -105,7 +106,8 @@ class TritonBackend(TritonSteps):
     ) -> list[Tensor | None]:
         from vmddpm_kernels.backends.triton.selective_scan import scan_backward
 
-        return scan_backward(dy, dlast_state, inputs, sizes, checkpoints, options)
+        grads = scan_backward(dy, dlast_state, with_step_sizes(inputs), sizes, checkpoints, options)
+        return gradients_of_factors(inputs, grads)
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         from vmddpm_kernels.backends.triton.cross_scan import cross_scan

@@ -70,7 +70,7 @@ class _Launch:
 
     def arguments(self, plan: LaunchPlan) -> dict[str, Any]:
         """What the forward and the backward kernel both take."""
-        x, delta, A, B, C, D, delta_bias, _, table = self.inputs
+        x, delta, A, B, C, D, delta_bias, *_, table = self.inputs
         _, routes, length, channels, states, *_ = self.sizes
         return {
             **strided("x", x), **strided("delta", delta), "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
@@ -141,7 +141,7 @@ def scan_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, sizes: ScanSizes, checkpoints: Tensor,
     options: ScanOptions,
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of the first eight inputs in their shapes and dtypes, None for None."""
+    """The gradients of the first nine inputs in their shapes and dtypes, None for None."""
     check_memory((dy, dlast_state, checkpoints))
     p = _Launch(inputs, sizes, options, private_table=False)
     dlast_state, checkpoints = cast(dlast_state, p.dtype), checkpoints.contiguous()
@@ -153,7 +153,7 @@ def _backward(
     p: _Launch, plan: LaunchPlan, dy: Tensor | None, dlast_state: Tensor | None, checkpoints: Tensor
 ) -> ScanGradients:
     """In the type of the accumulation where that takes sums."""
-    _, delta, _, _, _, D, delta_bias, initial_state, _ = p.inputs
+    _, delta, _, _, _, D, delta_bias, initial_state, *_ = p.inputs
     batch, routes, length, channels, states, *_ = p.sizes
     dx, ddelta = p.image(plan), p.empty_like(delta, exact=p.scan.groups(plan) > 1)
     dA = p.empty(batch, routes, channels, states)
