@@ -249,7 +249,9 @@ void define_cuda(py::module_ m) {
       .def_readonly("passes", &GpuScanPlan::passes)
       .def_readonly("segments", &GpuScanPlan::segments)
       .def_readonly("chunks", &GpuScanPlan::chunks)
+      .def_readonly("walks", &GpuScanPlan::walks)
       .def_readonly("images", &GpuScanPlan::images)
+      .def_readonly("matrices", &GpuScanPlan::matrices)
       .def_readonly("part", &GpuScanPlan::part);
   m.def("probe", &probe);
   m.def("scan_plan", &cuda_plan);

@@ -16,7 +16,7 @@ from benchmarks.gpu.kernel_counts import DIRECTIONS, Launch, Shape, arguments, c
 # Under the heading of their column: the machine code's opcodes.
 COLUMNS = {
     "EX2": ("MUFU.EX2",), "MUFU": ("MUFU.EX2", "MUFU"), "LDS": ("LDS", "LDSM"), "STS": ("STS", "STSM"),
-    "LDG": ("LDG", "LDGSTS"), "STG": ("STG",), "SHFL": ("SHFL",), "BAR": ("BAR",),
+    "LDG": ("LDG", "LDGSTS"), "STG": ("STG", "RED", "REDG"), "SHFL": ("SHFL",), "BAR": ("BAR",),
 }  # fmt: skip
 
 

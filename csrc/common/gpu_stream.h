@@ -98,38 +98,55 @@ struct Group {
   }
 };
 
-// Stores the first `count` values in a lane's channel, or adds them to it.
-template <typename T, bool kVectors, typename Acc>
-VMDDPM_DEVICE void store_group_as(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
-                                  const Acc (&values)[kGroup]) {
-  const auto store = [&](Acc value, T& to) { narrow(add ? value + static_cast<Acc>(widen(to)) : value, to); };
-  if constexpr (kVectors) {
-    if (count <= 0) return;
-    T* to = reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T));
-    T results[kGroup] = {};
-    if (add) load_row(to, results);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) store(values[i], results[i]);
-    store_row(to, results);
-  } else {
-    int32_t at[kGroup];
-    load_row(pixels, at);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (i < count) store(values[i], *reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
-    }
+// What becomes of a value: it takes the place of what is there, or is added to it, which another block may do at the same
+// time. A zero that two values are added to has the same bits in the end whichever comes first.
+enum class Put { set, add };
+
+// What is added to is of the accumulation's type.
+template <typename T, int n, typename Acc>
+VMDDPM_DEVICE void put_row(Put how, const Acc (&values)[n], T* to) {
+  if constexpr (std::is_same_v<T, Acc>) {
+    if (how == Put::add) return atomic_add(to, values);
   }
+  T results[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) narrow(values[i], results[i]);
+  store_row(to, results);
 }
 
-// A tensor that is added to has the accumulation's type.
-template <typename E, bool kVectors, typename Acc>
-VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, bool add,
-                               const Acc (&values)[kGroup]) {
+template <typename T, typename Acc>
+VMDDPM_DEVICE void put(Put how, Acc value, T* to) {
+  const Acc values[1] = {value};
+  put_row(how, values, to);
+}
+
+// store(how, T()): with `how` as a constant, and the type that a tensor of E or, if `wide`, of Acc has.
+template <typename E, typename Acc, typename Store>
+VMDDPM_DEVICE void stored_as(bool wide, Put how, Store store) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!s.wide) return store_group_as<E, kVectors>(s, lane, pixels, count, false, values);
+    if (!wide) return store(Put::set, E());
   }
-  if (add) return store_group_as<Acc, kVectors>(s, lane, pixels, count, true, values);
-  store_group_as<Acc, kVectors>(s, lane, pixels, count, false, values);
+  if (how == Put::add) return store(Put::add, Acc());
+  store(Put::set, Acc());
+}
+
+// The first `count` of the values to a lane's channel.
+template <typename E, bool kVectors, typename Acc>
+VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, Put how,
+                               const Acc (&values)[kGroup]) {
+  stored_as<E, Acc>(s.wide, how, [&](Put how, auto element) {
+    using T = decltype(element);
+    if constexpr (kVectors) {
+      if (count > 0) put_row(how, values, reinterpret_cast<T*>(lane + static_cast<int64_t>(*pixels) * sizeof(T)));
+    } else {
+      int32_t at[kGroup];
+      load_row(pixels, at);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        if (i < count) put(how, values[i], reinterpret_cast<T*>(lane + wide_product(at[i], s.step)));
+      }
+    }
+  });
 }
 
 }  // namespace gpu

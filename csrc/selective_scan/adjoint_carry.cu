@@ -100,7 +100,7 @@ void launch_passes(BackwardArguments a, void* stream) {
   a.at.matrices = a.at.pixels + 2 * kChunk * 4;
   a.at.bytes = a.at.matrices + kChunk * S * kSize;
   for (a.first_state = 0; a.first_state < a.states; a.first_state += S) {
-    launch("scan_adjoint_carry", &scan_adjoint_carry<E, S>, block_count(a), kWarp << a.log2_tiles, a.at.bytes, stream, a);
+    launch("scan_adjoint_carry", &scan_adjoint_carry<E, S>, block_count(a), kWarp * a.tiles, a.at.bytes, stream, a);
   }
 }
 
@@ -115,11 +115,11 @@ void launch_carry(const BackwardArguments& a, void* stream) {
 
 void adjoint_carries(BackwardArguments a, const ScanGradParams& g, const GpuScanPlan& plan, void* stream) {
   const ScanParams& p = g.forward;
-  a.images = a.routes;
+  a.walks = a.routes;
   // The widest blocks that have no warp without channels.
   const int64_t warps = (a.channels + kWarp - 1) / kWarp;
-  for (a.log2_tiles = 2; warps % (1 << a.log2_tiles) != 0;) --a.log2_tiles;
-  a.groups = warps >> a.log2_tiles;
+  for (a.tiles = kCarryThreads / kWarp; warps % a.tiles != 0;) --a.tiles;
+  a.groups = warps / a.tiles;
   switch (p.x.dtype) {
     case DType::f64: launch_carry<double>(a, stream); break;
     case DType::f32: launch_carry<float>(a, stream); break;

@@ -1,6 +1,8 @@
 // The adjoint scan. A segment's chunks are walked from the last to the first. Each is replayed from its checkpoint,
 // keeping the states at every few steps in shared memory, and then walked backwards: the states and decays of those few
 // steps are computed again into registers, where the adjoint recurrence reads them.
+#include <algorithm>
+
 #include "batch_part.h"
 #include "cuda_adjoint.h"
 #include "cuda_combine.h"
@@ -10,24 +12,13 @@ namespace vmddpm {
 namespace gpu {
 namespace {
 
-// This thread's place in its block.
-struct Seat {
-  int lane, slice, tile;              // of its unit, and its unit
-  int column;                         // its first channel within the block
-  VMDDPM_DEVICE explicit Seat(const BackwardArguments& a)
-      : lane(opaque(thread()) % kUnit),
-        slice(opaque(thread()) / kUnit & ((1 << a.log2_slices) - 1)),
-        tile(opaque(thread()) / kUnit >> a.log2_slices),
-        column(tile * kWarp + 2 * lane) {}
-};
-
 template <typename E, int S, bool kZoh>
-VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
+VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads), 1) scan_backward(VMDDPM_ARGUMENTS(BackwardArguments) a) {
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
   constexpr int kSub = sub_steps(S, sizeof(Acc) == 8, kZoh), kSums = 2 * kSub * S;
   const Seat me(a);
   const int slices = 1 << a.log2_slices;
-  const int log2_states = log2_of(S) + a.log2_slices, log2_pairs = 4 + a.log2_tiles;
+  const int log2_states = log2_of(S) + a.log2_slices;
   const int first = me.slice * S;  // of this thread's states among those of the launch
   char* shared = gpu::shared();
   BlockWork& w = *reinterpret_cast<BlockWork*>(shared + a.at.work);
@@ -41,7 +32,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
   Pack<Acc, 2 * S>* history = reinterpret_cast<Pack<Acc, 2 * S>*>(shared + a.at.history) + thread();
   Acc* bias = reinterpret_cast<Acc*>(shared + a.at.bias);
   Acc* skip = reinterpret_cast<Acc*>(shared + a.at.skip);
-  const int own = me.tile * kTilePairs + me.lane;
+  const int own = me.place();
   // At the sub-step whose first step is `first`, `in_strip` steps from the first of its strip.
   const auto inputs_at = [=](int first, int in_strip) -> AdjointInputs<Acc, S> {
     return {drive + own + first * kPitchOfPairs, dy + own + first * kPitchOfPairs, matrices + me.slice * kMatrixPitch + first,
@@ -112,18 +103,18 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
           combine_slices<false, E>(a, w, steps, sub * kSub, skip, partial, drive, dy, dD, dbias);
         }
         if (S * slices >= 4 && a.states % 4 == 0) {
-          combine_tiles<kStrip, 4>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<kStrip, 4>(a, w, steps, sub * kSub, a.tiles, log2_states, sums);
         } else {
-          combine_tiles<kStrip, 1>(a, w, steps, sub * kSub, 1 << a.log2_tiles, log2_states, sums);
+          combine_tiles<kStrip, 1>(a, w, steps, sub * kSub, a.tiles, log2_states, sums);
         }
         barrier();
       }
       if (!a.pairs && a.dx.by_steps) {
-        store_columns<E, Acc>(a.dx, w.dx, steps, w.valid, w.adds,
+        store_columns<E, Acc>(a.dx, w.dx, steps, w.valid, w.put,
                               [=](int place, int j) { return dy[place].value[j]; });
       }
       if (!a.pairs && a.ddelta.by_steps) {
-        store_columns<E, Acc>(a.ddelta, w.ddelta, steps, w.valid, a.add,
+        store_columns<E, Acc>(a.ddelta, w.ddelta, steps, w.valid, a.put,
                               [=](int place, int j) { return drive[place].value[j]; });
       }
 #pragma unroll
@@ -155,12 +146,12 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
     }
     // Each thread has summed the steps of one pair that fell to it; as many threads as slices share a pair.
     barrier();
-    for (int p = thread(); p < 1 << log2_pairs; p += threads()) {
+    if (seat.slice == 0) {
       Acc total[4];
-      sum_of_slices(totals + p, slices, 1 << log2_pairs, total);
+      sum_of_slices(totals + thread(), slices, kUnit, total);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int c = 2 * p + j;
+        const int c = seat.column + j;
         if (c >= w.valid) continue;
         if (a.dD && a.first_state == 0) static_cast<Acc*>(a.dD)[piece + w.channel + c] = total[j];
         if (a.ddelta_bias) {
@@ -169,7 +160,7 @@ VMDDPM_KERNEL(kBackwardThreads, kZoh || sizeof(E) == 8 ? 1 : kBackwardBlocks) sc
         }
       }
     }
-  } while (w.route + a.images < a.routes);
+  } while (w.route + a.walks < a.routes);
 }
 
 template <typename E>
@@ -194,9 +185,12 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.segment = plan.segment;
   a.chunks = plan.chunks;
   a.piece = p.states * p.channels;
-  a.images = p.sum_routes && plan.images ? plan.images : p.routes;
+  a.walks = plan.walks;
+  a.images = p.sum_routes ? std::max<int64_t>(1, plan.images) : p.routes;
+  a.matrices = plan.matrices;
+  a.meet = plan.meet;
   a.log2_slices = log2_of(plan.slices);
-  a.log2_tiles = log2_of(plan.tiles);
+  a.tiles = plan.tiles;
   a.softplus = p.softplus;
   a.has_dy = g.dy.data != nullptr;
   const int64_t image[4] = {p.batch, p.sum_routes ? 1 : p.routes, p.length, p.channels};
@@ -226,7 +220,7 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
   a.segment_state = work.segment_state;
   a.segment_delta = work.segment_delta;
   a.dB = work.matrices ? work.matrices : g.dB;
-  a.dC = work.matrices ? static_cast<char*>(work.matrices) + plan.groups * matrix_elements(p) * size_of(accumulated) : g.dC;
+  a.dC = work.matrices ? static_cast<char*>(work.matrices) + plan.matrices * matrix_elements(p) * size_of(accumulated) : g.dC;
   a.dA = g.dA;
   a.dD = g.dD;
   a.ddelta_bias = g.ddelta_bias;
@@ -236,7 +230,14 @@ BackwardArguments backward_arguments(const ScanGradParams& g, const GpuScanPlan&
 
 void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWorkspace& work, void* stream) {
   const ScanParams& p = g.forward;
+  const int64_t dx_elements = p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes);
   BackwardArguments a = backward_arguments(g, plan, work);
+  // Blocks meet in zeros.
+  std::vector<Sum> zeros;
+  const DType accumulated = p.wide ? DType::f64 : DType::f32;
+  if (plan.meet) zeros.push_back({nullptr, 0, plan.images * dx_elements, work.images, accumulated});
+  if (plan.groups > 1) zeros.push_back({nullptr, 0, 2 * plan.matrices * matrix_elements(p), work.matrices, accumulated});
+  fold(zeros, stream);
   if (plan.segments > 1) {
     adjoint_carries(a, g, plan, stream);
     a.start = work.segment_state;
@@ -245,7 +246,7 @@ void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWo
   a.at = chunk_layout(plan, p);
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     a.first_state = pass * plan.states_per_thread * plan.slices;
-    a.add = pass > 0;
+    a.put = pass > 0 ? Put::add : Put::set;
     if (plan.states_per_thread * plan.slices == 1) {
       backward_alone(a, p, plan, stream);
       continue;
@@ -257,14 +258,13 @@ void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWo
       case DType::bf16: launch_backward<BFloat16>(a, plan, p.zoh, stream); break;
     }
   }
-  if (plan.images) {
-    fold(work.images, p.sum_routes ? plan.images : 1, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), g.dx.data,
-         g.dx.dtype, stream);
-  }
+  std::vector<Sum> sums;
+  if (plan.images) sums.push_back({work.images, p.sum_routes ? plan.images : 1, dx_elements, g.dx.data, g.dx.dtype});
   if (work.matrices) {
-    fold(a.dB, plan.groups, matrix_elements(p), g.dB, work.dB, stream);
-    fold(a.dC, plan.groups, matrix_elements(p), g.dC, work.dC, stream);
+    sums.push_back({a.dB, plan.matrices, matrix_elements(p), g.dB, work.dB});
+    sums.push_back({a.dC, plan.matrices, matrix_elements(p), g.dC, work.dC});
   }
+  fold(sums, stream);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct Alone {
   const Pair<Acc>* matrices;   // in shared memory, from the first step on
   int32_t pixels[kSub];
   int steps, channels;         // that are there
-  bool add;
+  Put put;
   char *dx, *ddelta;
   Acc deltas[kSub][2], xs[kSub][2], gradients[kSub][2], skip[2], dD[2], dbias[2];
 
@@ -46,8 +46,8 @@ struct Alone {
       dD[j] += gradients[u][j] * xs[u][j];
       dbias[j] += ddeltas[j];
     }
-    store_pair<kPairs, E>(a.dx, dx, pixels[u], channels, add, more);
-    store_pair<kPairs, E>(a.ddelta, ddelta, pixels[u], channels, false, ddeltas);
+    store_pair<kPairs, E>(a.dx, dx, pixels[u], channels, put, more);
+    store_pair<kPairs, E>(a.ddelta, ddelta, pixels[u], channels, Put::set, ddeltas);
   }
 };
 
@@ -83,7 +83,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
     const char* dy_lane = lane_at<kPairs>(a.dy, w.dy, column);
     Alone<kPairs, E, Acc, kSub> at{a};
     at.channels = channels;
-    at.add = w.adds;
+    at.put = w.put;
     at.dx = lane_at<kPairs>(a.dx, w.dx, column);
     at.ddelta = lane_at<kPairs>(a.ddelta, w.ddelta, column);
     Acc rates[2], h[2], dh[2], bias[2];
@@ -195,7 +195,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
       if (a.dD) static_cast<Acc*>(a.dD)[piece + column + j] = dD[j];
       if (a.ddelta_bias) static_cast<Acc*>(a.ddelta_bias)[piece + column + j] = dbias[j];
     }
-  } while (w.route + a.images < a.routes);
+  } while (w.route + a.walks < a.routes);
 }
 
 template <typename E>

@@ -19,7 +19,10 @@ struct GpuScanPlan {
   int64_t segment;            // steps of a segment, a multiple of the chunk
   int64_t segments;           // pieces of the sequence that are scanned side by side
   int64_t chunk, chunks;      // steps between checkpoints, and how many there are
-  int64_t images;             // partial images whose sum is y, one of each route, or dx; 0 if that is written at once
+  int64_t walks;              // blocks that the routes are shared out to: each walks every walks-th
+  int64_t images;             // partial images whose sum is y or dx; 0 if that is written at once
+  bool meet;                  // two routes are added to an image, whichever comes first, else each has its own or a block's
+  int64_t matrices;           // partial dB and dC, each of two groups if there are more
   int64_t part;               // of the batch, that is walked at once: workspaces have room for no more
 };
 
@@ -31,7 +34,7 @@ struct GpuScanWorkspace {
   void* segment_state;  // Acc (b, K, segments, N, D), or null if there is one segment
   void* segment_delta;  // Acc (b, K, segments, D), likewise
   void* images;         // Acc (images, ...) of y's shape and order in memory, or null
-  void* matrices;       // Acc (2, groups, b, K, L, N), whose sums over the groups are dB and dC, or null if there is one group
+  void* matrices;       // Acc (2, matrices, b, K, L, N), whose sums over the second axis are dB and dC, or null if written at once
   DType dB, dC;         // of these, then; else they are Acc, and not rounded
 };
 

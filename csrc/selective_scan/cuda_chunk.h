@@ -5,17 +5,17 @@
 namespace vmddpm {
 namespace gpu {
 
-// Of a thread that goes through the steps of one pair: `first`, first + `stride`, ...
-struct PairSteps {
-  uint32_t number = opaque(thread());
-  int stride, first, pair;
-  VMDDPM_DEVICE PairSteps(int log2_pairs, int slices)
-      : stride(slices), first(number >> log2_pairs), pair(number & ((1u << log2_pairs) - 1)) {}
-  // The column of its first channel, and its place at step 0 of what is [tile][step][lane].
-  VMDDPM_DEVICE int column() const { return 2 * pair; }
-  VMDDPM_DEVICE int place() const { return tile() * kTilePairs + lane(); }
-  VMDDPM_DEVICE int tile() const { return static_cast<uint32_t>(pair) / kUnit; }
-  VMDDPM_DEVICE int lane() const { return static_cast<uint32_t>(pair) % kUnit; }
+// This thread's place in its block. What slices share they share out by steps: one takes every `slices`-th of its pair.
+struct Seat {
+  int lane, slice, tile;              // of its unit, and its unit
+  int column;                         // its first channel within the block
+  VMDDPM_DEVICE explicit Seat(const BackwardArguments& a)
+      : lane(opaque(thread()) % kUnit),
+        slice(opaque(thread()) / kUnit & ((1 << a.log2_slices) - 1)),
+        tile(opaque(thread()) / kUnit >> a.log2_slices),
+        column(tile * kWarp + 2 * lane) {}
+  // At step 0 of what is [tile][step][lane].
+  VMDDPM_DEVICE int place() const { return tile * kTilePairs + lane; }
 };
 
 // delta, delta x and dy of one step of a pair of which `count` channels are there, zero for others.
@@ -41,32 +41,38 @@ VMDDPM_DEVICE void decode_pair(const BackwardArguments& a, const RawPair<E>& raw
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                       int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
-  const PairSteps own(4 + a.log2_tiles, 1 << a.log2_slices);
-  const int count = w.valid - own.column(), column = count > 0 ? own.column() : 0;
+  const Seat own(a);
+  const int slices = 1 << a.log2_slices;
+  const int count = w.valid - own.column, column = count > 0 ? own.column : 0;
   const char* delta_lane = lane_at<kPairs>(a.delta, w.delta, column);
   const char* x_lane = lane_at<kPairs>(a.x, w.x, column);
   const char* dy_lane = lane_at<kPairs>(a.dy, w.dy, column);
   Acc bias[2];
-  load_row(biases + own.column(), bias);
+  load_row(biases + own.column, bias);
   drive += own.place();
   dy += own.place();
-#pragma unroll 1
-  for (int begin = own.first; begin < padded; begin += kAtOnce * own.stride) {
-    RawPair<E> raw_delta[kAtOnce], raw_x[kAtOnce], raw_dy[kAtOnce] = {};
+  const auto take = [&](int begin, auto at_once) {
+    constexpr int n = decltype(at_once)::value;
+    RawPair<E> raw_delta[n], raw_x[n], raw_dy[n] = {};
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int32_t pixel = steps.pixels[begin + k * own.stride];
+    for (int k = 0; k < n; ++k) {
+      const int32_t pixel = steps.pixels[begin + k * slices];
       fetch_pair<kPairs>(a.delta, delta_lane, pixel, count, raw_delta[k]);
       fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw_x[k]);
       if (a.has_dy) fetch_pair<kPairs>(a.dy, dy_lane, pixel, count, raw_dy[k]);
     }
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int t = begin + k * own.stride;
+    for (int k = 0; k < n; ++k) {
+      const int t = begin + k * slices;
       decode_pair<kPairs>(a, raw_delta[k], raw_x[k], raw_dy[k], bias, t < steps.count ? count : 0, drive[t * kPitchOfPairs],
                           dy[t * kPitchOfPairs]);
     }
-  }
+  };
+  int begin = own.slice;
+#pragma unroll 1
+  for (; begin + (kAtOnce - 1) * slices < padded; begin += kAtOnce * slices) take(begin, std::integral_constant<int, kAtOnce>());
+#pragma unroll 1
+  for (; begin < padded; begin += slices) take(begin, std::integral_constant<int, 1>());
 }
 
 // Lanes along the steps, for tensors whose steps are neighbours.
@@ -74,7 +80,7 @@ template <typename E, typename Acc>
 VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
 #pragma unroll 1
-  for (int i = opaque(thread()); i < kChunk * kUnit << a.log2_tiles; i += threads()) {
+  for (int i = opaque(thread()); i < kChunk * kUnit * a.tiles; i += threads()) {
     const int t = i % kChunk, pair = i / kChunk, place = pair / kUnit * kTilePairs + t * kPitchOfPairs + pair % kUnit;
     const int count = w.valid - 2 * pair, column = count > 0 ? 2 * pair : 0;
     const int32_t pixel = steps.pixels[t];
@@ -88,8 +94,7 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const BlockWork& 
   }
 }
 
-// delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel. `padded` is a multiple
-// of a strip, which is one of the steps that the threads take at once.
+// delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel.
 template <typename E, typename Acc>
 VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
@@ -134,27 +139,19 @@ VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const BlockWork& 
   decode_matrices_as<Acc, Acc, S>(a, w, steps, matrices);
 }
 
-template <typename T, typename Acc, typename Value>
-VMDDPM_DEVICE void store_columns_as(const PairStream& s, char* block, const ChunkSteps& steps, int valid, bool add, Value value) {
-  block = opaque(block);
-#pragma unroll 1
-  for (int i = opaque(thread()); i < valid * kChunk; i += threads()) {
-    const int t = i % kChunk, c = i / kChunk;
-    if (t >= steps.count) continue;
-    T& target = *reinterpret_cast<T*>(block + wide_product(steps.pixels[t], s.at.step) + c * s.at.column);
-    Acc result = value(c / kWarp * kTilePairs + t * kPitchOfPairs + c % kWarp / 2, c % 2);
-    if (add) result += static_cast<Acc>(widen(target));
-    narrow(result, target);
-  }
-}
-
-// A whole chunk along its steps, for tensors whose steps are neighbours: value(place, channel of the pair), or += it.
+// A whole chunk along its steps, for tensors whose steps are neighbours: value(place, channel of the pair).
 template <typename E, typename Acc, typename Value>
-VMDDPM_DEVICE void store_columns(const PairStream& s, char* block, const ChunkSteps& steps, int valid, bool add, Value value) {
-  if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!s.at.wide) return store_columns_as<E, Acc>(s, block, steps, valid, false, value);
-  }
-  store_columns_as<Acc, Acc>(s, block, steps, valid, add, value);
+VMDDPM_DEVICE void store_columns(const PairStream& s, char* block, const ChunkSteps& steps, int valid, Put how, Value value) {
+  block = opaque(block);
+  stored_as<E, Acc>(s.at.wide, how, [&](Put how, auto element) {
+#pragma unroll 1
+    for (int i = opaque(thread()); i < valid * kChunk; i += threads()) {
+      const int t = i % kChunk, c = i / kChunk;
+      if (t >= steps.count) continue;
+      char* to = block + wide_product(steps.pixels[t], s.at.step) + c * s.at.column;
+      put(how, value(c / kWarp * kTilePairs + t * kPitchOfPairs + c % kWarp / 2, c % 2), reinterpret_cast<decltype(element)*>(to));
+    }
+  });
 }
 
 }  // namespace gpu

@@ -30,17 +30,17 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w
                                   int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
                                   Pair<Acc>* dy, Acc (&dD)[2], Acc (&dbias)[2]) {
   const int slices = 1 << a.log2_slices;
-  const PairSteps own(4 + a.log2_tiles, slices);
-  const int count = w.valid - own.column();
+  const Seat own(a);
+  const int count = w.valid - own.column;
   if (count <= 0) return;
-  const char* x_lane = lane_at<kPairs>(a.x, w.x, own.column());
-  char* dx_lane = lane_at<kPairs>(a.dx, w.dx, own.column());
-  char* ddelta_lane = lane_at<kPairs>(a.ddelta, w.ddelta, own.column());
-  partial += (own.tile() << a.log2_slices) * kStrip * kUnit + own.lane();
+  const char* x_lane = lane_at<kPairs>(a.x, w.x, own.column);
+  char* dx_lane = lane_at<kPairs>(a.dx, w.dx, own.column);
+  char* ddelta_lane = lane_at<kPairs>(a.ddelta, w.ddelta, own.column);
+  partial += (own.tile << a.log2_slices) * kStrip * kUnit + own.lane;
   Acc skip[2];
-  load_row(skips + own.column(), skip);
+  load_row(skips + own.column, skip);
 #pragma unroll 1
-  for (int u = own.first; u < kStrip; u += own.stride) {
+  for (int u = own.slice; u < kStrip; u += slices) {
     const int t = begin + u;
     if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
     const int32_t pixel = steps.pixels[t];
@@ -67,12 +67,12 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w
     if (!kPairs && a.dx.by_steps) {
       store_row(gradients.value, dx);
     } else {
-      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, w.adds, dx);
+      store_pair<kPairs, E>(a.dx, dx_lane, pixel, count, w.put, dx);
     }
     if (!kPairs && a.ddelta.by_steps) {
       store_row(step.value, ddelta);
     } else {
-      store_pair<kPairs, E>(a.ddelta, ddelta_lane, pixel, count, a.add, ddelta);
+      store_pair<kPairs, E>(a.ddelta, ddelta_lane, pixel, count, a.put, ddelta);
     }
   }
 }
@@ -95,7 +95,8 @@ VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const BlockWork& w,
       for (int k = 0; k < n; ++k) sum[k] += more[k];
     }
     const int64_t element = steps.pixels[begin + u] * a.states + state;
-    store_row(static_cast<Acc*>(row < kRows ? a.dB : a.dC) + w.matrices + element, sum);
+    Acc* to = static_cast<Acc*>(row < kRows ? a.dB : a.dC) + w.matrices + element;
+    put_row(a.groups > 1 ? Put::add : Put::set, sum, to);
   }
 }
 

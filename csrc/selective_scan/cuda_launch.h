@@ -1,27 +1,23 @@
 // From a problem and its plan to launches.
 #pragma once
+#include <vector>
+
 #include "cuda_work.h"
 
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kBackwardThreads = 256;  // at most, of a block
-// Blocks of the adjoint scan on a multiprocessor: as many as its shared memory has room for.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-constexpr int kBackwardBlocks = 1;
-#else
-constexpr int kBackwardBlocks = 2;
-#endif
-constexpr int kAloneThreads = 128;     // likewise, where there is one state
+constexpr int kBackwardThreads = 512;  // at most, of a block, and of what a multiprocessor has registers for
+constexpr int kAloneThreads = 128;     // of a block, where there is one state
 constexpr int kCombineThreads = 128;
 constexpr int kFoldThreads = 256;
-constexpr int kFoldPieces = 2;         // of a thread
+constexpr int kFoldPieces = 4;         // of a thread
 
 VMDDPM_CONSTANT int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
 inline int block_threads(const GpuScanPlan& plan) { return kWarp * plan.slices * plan.tiles; }
 
-inline int64_t block_count(const BackwardArguments& a) { return a.batch * a.images * a.segments * a.groups; }
+inline int64_t block_count(const BackwardArguments& a) { return a.batch * a.walks * a.segments * a.groups; }
 
 // Where things lie in the shared memory of a block of the adjoint scan.
 ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p);
@@ -35,8 +31,16 @@ void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, 
              bool reverse, void* stream);
 
 // out[i] = images[0][i] + images[1][i] + ..., in this order, rounded once, for i < count: `images` is Acc (parts, count),
-// Acc double if out is.
-void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream);
+// Acc double if out is. Of no parts the sum is zero.
+struct Sum {
+  const void* images;
+  int64_t parts, count;
+  void* out;
+  DType dtype;
+};
+
+// In one launch for each type of `out`.
+void fold(std::vector<Sum> sums, void* stream);
 
 // The adjoint scan of one state.
 void backward_alone(const BackwardArguments& a, const ScanParams& p, const GpuScanPlan& plan, void* stream);

@@ -63,33 +63,21 @@ VMDDPM_DEVICE void values_of(const RawPair<E>& pair, Acc (&values)[2]) {
   }
 }
 
-template <bool kPairs, typename T, typename Acc>
-VMDDPM_DEVICE void store_pair_as(const PairStream& s, char* to, int count, bool add, const Acc (&values)[2]) {
-  if constexpr (kPairs) {
-    T results[2];
-    if (add) load_row(reinterpret_cast<const T*>(to), results);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) narrow(add ? values[j] + static_cast<Acc>(widen(results[j])) : values[j], results[j]);
-    store_row(reinterpret_cast<T*>(to), results);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 2; ++j, to += s.at.column) {
-      if (j >= count) continue;
-      T& target = *reinterpret_cast<T*>(to);
-      narrow(add ? values[j] + static_cast<Acc>(widen(target)) : values[j], target);
-    }
-  }
-}
-
-// Two values, of which `count` exist, or adds them to what is there, which is then of the accumulation's type.
+// Two values, of which `count` exist.
 template <bool kPairs, typename E, typename Acc>
-VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, bool add, const Acc (&values)[2]) {
+VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, Put how, const Acc (&values)[2]) {
   char* to = lane + wide_product(pixel, s.at.step);
-  if constexpr (sizeof(E) < sizeof(Acc)) {
-    if (!s.at.wide) return store_pair_as<kPairs, E>(s, to, count, false, values);
-  }
-  if (add) return store_pair_as<kPairs, Acc>(s, to, count, true, values);
-  store_pair_as<kPairs, Acc>(s, to, count, false, values);
+  stored_as<E, Acc>(s.at.wide, how, [&](Put how, auto element) {
+    using T = decltype(element);
+    if constexpr (kPairs) {
+      put_row(how, values, reinterpret_cast<T*>(to));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (j < count) put(how, values[j], reinterpret_cast<T*>(to + j * s.at.column));
+      }
+    }
+  });
 }
 
 }  // namespace gpu

@@ -46,10 +46,13 @@ struct BackwardArguments {
   int64_t first_state;                // of this launch
   int64_t groups, segments, segment, chunks;
   int64_t piece;                      // states of all channels: of a checkpoint, of a segment
-  int64_t images;                     // a block walks every images-th route, and adds up what they give dx
-  int32_t log2_slices, log2_tiles;
+  int64_t walks;                      // a block walks every walks-th route, and adds up what they give dx
+  int64_t images;                     // to which dx of the routes goes in turns
+  int64_t matrices;                   // partial dB and dC, to which the groups' go in turns
+  int32_t log2_slices, tiles;
   bool softplus, has_dy;
-  bool add;                           // to what a launch before this one gave dx and ddelta
+  bool meet;                          // routes meet in an image
+  Put put;                            // ddelta, and dx of the first route of a block
   bool pairs;                         // all of x, delta, dy, dx and ddelta are read and written in pairs
   bool start_by_segment;
   ChunkLayout at;
@@ -65,14 +68,14 @@ struct BackwardArguments {
 // What a block works on. It lives in shared memory: every thread needs it, seldom, and a register each for its
 // numbers would be missing where the recurrences run.
 struct BlockWork {
-  int64_t batch, image, group, segment, channel;  // `channel` is the block's first
+  int64_t batch, walk, group, segment, channel;  // `channel` is the block's first
   int64_t first_step;
   int32_t steps;                           // of the segment
   int32_t valid;                           // channels of the block that exist
   int32_t states;                          // states that exist, of those of this launch
   // Of the route at hand: where tensors begin, at the block's first channel or state.
-  int64_t route;                           // before the first: that less a.images
-  bool adds;                               // dx, to what is there
+  int64_t route;                           // before the first: that less a.walks
+  Put put;                                 // dx
   char *x, *delta, *dy, *B, *C, *dx, *ddelta;
   int64_t matrices;                        // rows of dB and dC, in elements
   int64_t checkpoints;                     // those of the segment, likewise
@@ -86,11 +89,11 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Bloc
   index /= a.groups;
   w.segment = index % a.segments;
   index /= a.segments;
-  w.image = index % a.images;
-  w.batch = index / a.images;
-  w.route = w.image - a.images;
+  w.walk = index % a.walks;
+  w.batch = index / a.walks;
+  w.route = w.walk - a.walks;
   w.first_step = w.segment * a.segment;
-  const int64_t steps = a.length - w.first_step, width = kWarp << a.log2_tiles;
+  const int64_t steps = a.length - w.first_step, width = kWarp * a.tiles;
   w.steps = static_cast<int32_t>(steps < a.segment ? steps : a.segment);
   w.channel = w.group * width;
   w.valid = static_cast<int32_t>(a.channels - w.channel < width ? a.channels - w.channel : width);
@@ -100,20 +103,20 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Bloc
 
 // Likewise, for each route.
 VMDDPM_DEVICE void next_route(const BackwardArguments& a, BlockWork& w) {
-  const int64_t route = w.route + a.images;
+  const int64_t route = w.route + a.walks;
   const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
     return s.at.data + w.batch * s.at.batch + outer * s.at.route + column * s.at.column;
   };
   w.route = route;
-  w.adds = a.add || route != w.image;
+  w.put = a.meet || route != w.walk ? Put::add : a.put;
   w.x = start(a.x, route, w.channel);
   w.delta = start(a.delta, route, w.channel);
   w.dy = start(a.dy, route, w.channel);
   w.B = start(a.B, route, a.first_state);
   w.C = start(a.C, route, a.first_state);
-  w.dx = start(a.dx, w.image, w.channel);
+  w.dx = start(a.dx, w.walk % a.images, w.channel);
   w.ddelta = start(a.ddelta, route, w.channel);
-  w.matrices = ((w.group * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
+  w.matrices = ((w.group % a.matrices * a.batch + w.batch) * a.routes + route) * a.length * a.states + a.first_state;
   w.checkpoints = ((w.batch * a.routes + route) * a.chunks + w.first_step / kGpuChunk) * a.piece;
   w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
 }
@@ -183,9 +186,14 @@ template <typename Acc, int S>
 VMDDPM_DEVICE void load_start(const BackwardArguments& a, const BlockWork& w, int column, int first, Acc (&h)[S]) {
   const Acc* start = static_cast<const Acc*>(a.start);
   if (a.start_by_segment) return load_piece<1, S>(a, w, column, first, start + segment_states(a, w), h);
+#pragma unroll
+  for (int s = 0; s < S; ++s) h[s] = Acc(0);
+  if (!a.start || column >= w.valid) return;
   start += ((w.batch * a.routes + w.route) * a.channels + w.channel + column) * a.states + a.first_state + first;
 #pragma unroll
-  for (int s = 0; s < S; ++s) h[s] = a.start && column < w.valid && first + s < w.states ? start[s] : Acc(0);
+  for (int s = 0; s < S; ++s) {
+    if (first + s < w.states) h[s] = start[s];
+  }
 }
 
 // The rates of S states of a channel, zero (a decay of one) where there is no such state or channel.
@@ -200,7 +208,7 @@ VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const BlockWork& w, in
 template <typename Acc>
 VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const BlockWork& w, Acc* bias, Acc* skip) {
   const int64_t row = w.route * a.channels + w.channel;
-  for (int c = thread(); c < kWarp << a.log2_tiles; c += threads()) {
+  for (int c = thread(); c < kWarp * a.tiles; c += threads()) {
     bias[c] = a.delta_bias && c < w.valid ? static_cast<const Acc*>(a.delta_bias)[row + c] : Acc(0);
     skip[c] = a.D && a.first_state == 0 && c < w.valid ? static_cast<const Acc*>(a.D)[row + c] : Acc(0);
   }

@@ -1,4 +1,6 @@
 // What is added up when the scans are done: segments to the states that enter them, and partial images and matrices.
+#include <algorithm>
+
 #include "cuda_launch.h"
 
 namespace vmddpm {
@@ -48,26 +50,34 @@ VMDDPM_KERNEL(kCombineThreads, 4) combine_segments(VMDDPM_ARGUMENTS(CombineArgum
 }
 
 struct FoldArguments {
-  const void* images;  // Acc (parts, count)
-  void* out;           // (count)
-  int64_t count;
-  int32_t parts;
+  static constexpr int kMost = 3;
+  int count;
+  struct {
+    const void* images;  // Acc (parts, count)
+    void* out;           // (count)
+    int64_t count;
+    int32_t parts, first_block;
+  } sums[kMost];
 };
 
-// out = the sum of the images, in their order, rounded once. A thread has two pieces of n elements, kFoldThreads pieces apart.
+// out = the sum of the images, in their order, rounded once. A thread has kFoldPieces pieces of n elements, kApart apart.
 template <typename Acc, typename Out, int n>
-VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
+VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) all) {
   constexpr int kApart = kFoldThreads * n;
-  const int64_t index = block() * (kFoldPieces * kApart) + thread() * n;
-  if (index >= a.count) return;
-  const bool both = index + kApart < a.count;
+  int number = static_cast<int>(block()), which = 0;
+#pragma unroll
+  for (int i = 1; i < FoldArguments::kMost; ++i) which += i < all.count && number >= all.sums[i].first_block;
+  const auto& a = all.sums[which];
+  const int64_t index = static_cast<int64_t>(number - a.first_block) * (kFoldPieces * kApart) + thread() * n;
+  const int64_t beyond = a.count - index;
+  const int left = static_cast<int>(beyond < kFoldPieces * kApart ? beyond : kFoldPieces * kApart);
   Acc sum[kFoldPieces][n] = {}, part[n];
   const Acc* from = opaque(static_cast<const Acc*>(a.images) + index);
 #pragma unroll 1
   for (int k = 0; k < a.parts; ++k, from += a.count) {
 #pragma unroll
     for (int piece = 0; piece < kFoldPieces; ++piece) {
-      if (piece > 0 && !both) continue;
+      if (piece * kApart >= left) continue;
       load_row(from + piece * kApart, part);
 #pragma unroll
       for (int i = 0; i < n; ++i) sum[piece][i] += part[i];
@@ -76,7 +86,7 @@ VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
   Out* to = opaque(static_cast<Out*>(a.out) + index);
 #pragma unroll
   for (int piece = 0; piece < kFoldPieces; ++piece) {
-    if (piece > 0 && !both) continue;
+    if (piece * kApart >= left) continue;
     Out rounded[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) narrow(sum[piece][i], rounded[i]);
@@ -85,12 +95,20 @@ VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) a) {
 }
 
 template <typename Acc, typename Out>
-void launch_fold(const FoldArguments& a, void* stream) {
+void launch_fold(FoldArguments a, void* stream) {
   constexpr int n = 16 / sizeof(Acc);
-  const bool vectors = a.count % n == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
+  bool vectors = true;
+  for (int i = 0; i < a.count; ++i) {
+    vectors = vectors && a.sums[i].count % n == 0 && reinterpret_cast<uintptr_t>(a.sums[i].out) % 16 == 0;
+  }
   const auto kernel = vectors ? &fold_images<Acc, Out, n> : &fold_images<Acc, Out, 1>;
   const int64_t of_a_block = kFoldPieces * kFoldThreads * (vectors ? n : 1);
-  launch("fold_images", kernel, (a.count + of_a_block - 1) / of_a_block, kFoldThreads, 0, stream, a);
+  int64_t blocks = 0;
+  for (int i = 0; i < a.count; ++i) {
+    a.sums[i].first_block = static_cast<int32_t>(blocks);
+    blocks += (a.sums[i].count + of_a_block - 1) / of_a_block;
+  }
+  launch("fold_images", kernel, blocks, kFoldThreads, 0, stream, a);
 }
 
 }  // namespace
@@ -107,13 +125,22 @@ void combine(const ScanParams& p, const GpuScanPlan& plan, void* segment_state, 
   }
 }
 
-void fold(const void* images, int64_t parts, int64_t count, void* out, DType out_dtype, void* stream) {
-  const FoldArguments a{images, out, count, static_cast<int32_t>(parts)};
-  switch (out_dtype) {
-    case DType::f64: return launch_fold<double, double>(a, stream);
-    case DType::f32: return launch_fold<float, float>(a, stream);
-    case DType::f16: return launch_fold<float, Half>(a, stream);
-    case DType::bf16: return launch_fold<float, BFloat16>(a, stream);
+void fold(std::vector<Sum> sums, void* stream) {
+  while (!sums.empty()) {
+    const DType dtype = sums.front().dtype;
+    FoldArguments a{};
+    const auto taken = [&](const Sum& sum) {
+      if (sum.dtype != dtype || a.count == FoldArguments::kMost) return false;
+      a.sums[a.count++] = {sum.images, sum.out, sum.count, static_cast<int32_t>(sum.parts), 0};
+      return true;
+    };
+    sums.erase(std::remove_if(sums.begin(), sums.end(), taken), sums.end());
+    switch (dtype) {
+      case DType::f64: launch_fold<double, double>(a, stream); break;
+      case DType::f32: launch_fold<float, float>(a, stream); break;
+      case DType::f16: launch_fold<float, Half>(a, stream); break;
+      case DType::bf16: launch_fold<float, BFloat16>(a, stream); break;
+    }
   }
 }
 

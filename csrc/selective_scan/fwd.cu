@@ -17,7 +17,9 @@ struct ForwardArguments {
   int32_t length, segment;          // steps
   int32_t groups, segments, chunks;
   int32_t tiles;                    // warps of channels in a block
-  bool softplus, add, start_by_segment;
+  int32_t images;                   // to which y of the routes goes in turns
+  bool softplus, start_by_segment;
+  Put put;                          // y
   Stream x, delta, B, C, y;
   const void *A, *D, *delta_bias;
   const int32_t* table;
@@ -170,7 +172,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
   const Acc skip = kOutput && a.D && a.first_state == 0 ? static_cast<const Acc*>(a.D)[parameter] : Acc(0);
   const char *x_lane = lane_of(a.x, piece.batch, piece.route, channel);
   const char *delta_lane = lane_of(a.delta, piece.batch, piece.route, channel);
-  char* y_lane = kOutput ? lane_of(a.y, piece.batch, piece.route, channel) : nullptr;
+  char* y_lane = kOutput ? lane_of(a.y, piece.batch, piece.route % a.images, channel) : nullptr;
 
   Acc* checkpoint = nullptr;
   if (kOutput && a.checkpoints && valid) {
@@ -240,7 +242,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
           y[i] = step<Acc, S, kZoh, kOutput>(delta[i], delta[i] * x[i], B, C, rates, h) + skip * x[i];
           if constexpr (!kOutput) delta_sum += delta[i];
         }
-        if constexpr (kOutput) store_group<E, kVectors>(a.y, y_lane, pixels.at(at + t), valid ? walked - t : 0, a.add, y);
+        if constexpr (kOutput) store_group<E, kVectors>(a.y, y_lane, pixels.at(at + t), valid ? walked - t : 0, a.put, y);
       }
     } else {
       Acc* part = own_tiles + (2 + slice) * Layout::kLanes;
@@ -265,7 +267,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
 #pragma unroll
           for (int g = 0; g < kSlices; ++g) y[i] += own_tiles[((2 + g) * kSteps + own + i) * kWarp];
         }
-        store_group<E, kVectors>(a.y, y_lane, pixels.at(at + own), valid ? left - own : 0, a.add, y);
+        store_group<E, kVectors>(a.y, y_lane, pixels.at(at + own), valid ? left - own : 0, a.put, y);
       }
     }
   }
@@ -278,7 +280,7 @@ void launch_walk(const ForwardArguments& a, const GpuScanPlan& plan, const ScanP
   auto kernel = &scan_forward<E, S, kSlices, false, false, kOutput>;
   if (p.zoh) kernel = &scan_forward<E, S, kSlices, true, false, kOutput>;
   if constexpr (sizeof(E) < 8) {
-    if (!p.zoh && a.x.vectors && a.delta.vectors && a.y.vectors) kernel = &scan_forward<E, S, kSlices, false, true, kOutput>;
+    if (!p.zoh && !plan.meet && a.x.vectors && a.delta.vectors && a.y.vectors) kernel = &scan_forward<E, S, kSlices, false, true, kOutput>;
   }
   const int64_t blocks = p.batch * p.routes * plan.segments * plan.groups;
   const int64_t bytes = Shared<Accumulate<E>, S, kSlices>::bytes(plan.tiles);
@@ -289,7 +291,7 @@ template <typename E, bool kOutput>
 void launch_passes(ForwardArguments a, const GpuScanPlan& plan, const ScanParams& p, void* stream) {
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     a.first_state = static_cast<int32_t>(pass * plan.states_per_thread * plan.slices);
-    a.add = pass > 0;
+    a.put = plan.meet || pass > 0 ? Put::add : Put::set;
     if constexpr (sizeof(E) == 8) {
       launch_walk<E, 1, 4, kOutput>(a, plan, p, stream);
     } else if (plan.slices > 1) {
@@ -331,6 +333,7 @@ ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan,
   a.segments = narrow_size(plan.segments, "length");
   a.chunks = narrow_size(plan.chunks, "length");
   a.tiles = plan.tiles;
+  a.images = p.sum_routes && plan.images ? narrow_size(plan.images, "routes") : a.routes;
   a.softplus = p.softplus;
   const int64_t wide[4] = {p.batch, p.routes, p.length, p.channels}, matrix[4] = {p.batch, p.routes, p.length, p.states};
   const bool groups = p.table == nullptr;
@@ -374,16 +377,15 @@ void cuda_scan_forward(const ScanParams& whole, const GpuScanPlan& plan, const G
   for_parts(whole.batch, plan, [&](int64_t first, int64_t count) {
     const ScanParams p = part_of(whole, plan, first, count);
     const ForwardArguments a = forward_arguments(p, plan, work);
+    const int64_t elements = p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes);
+    if (plan.meet) fold({{nullptr, 0, plan.images * elements, work.images, p.wide ? DType::f64 : DType::f32}}, stream);
     switch (p.x.dtype) {
       case DType::f64: scan<double>(a, p, plan, stream); break;
       case DType::f32: scan<float>(a, p, plan, stream); break;
       case DType::f16: scan<Half>(a, p, plan, stream); break;
       case DType::bf16: scan<BFloat16>(a, p, plan, stream); break;
     }
-    if (plan.images) {
-      const int64_t images = p.sum_routes ? p.routes : 1;
-      fold(work.images, images, p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes), p.y.data, p.y.dtype, stream);
-    }
+    if (plan.images) fold({{work.images, p.sum_routes ? plan.images : 1, elements, p.y.data, p.y.dtype}}, stream);
   });
 }
 

@@ -12,7 +12,7 @@ struct ScanParams {
   bool wide;      // accumulate, and return results, in double
   bool softplus;  // delta = softplus(delta + delta_bias)
   bool zoh;       // B-bar by zero-order hold instead of delta * B
-  bool sum_routes;  // the routes share one x (stride 0) and y and dx are summed over them, in the order of the routes
+  bool sum_routes;  // the routes share one x (stride 0) and y and dx are summed over them, in an order of the sizes alone
   int threads;
 
   View x, delta, B, C;         // any type, any strides; delta (B, K, L, R) where there is dt_proj

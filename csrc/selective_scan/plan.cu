@@ -40,7 +40,11 @@ double cycles(int64_t blocks, double warps, int64_t resident, double instruction
   return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
 }
 
-constexpr double kLaunch = 4500;  // cycles
+// Cycles of so many launches, which are nothing beside work that fills any GPU.
+double launch_cycles(int64_t launches, const GpuLimits& limits) {
+  constexpr double kLaunch = 4500;
+  return limits.multiprocessors > 0 ? kLaunch * static_cast<double>(launches) : 0;
+}
 
 // A way to cut a problem, the cycles it is predicted to reserve, and the numbers that its workspaces hold.
 struct Cut {
@@ -70,8 +74,8 @@ int64_t least_images(int64_t resident, const GpuLimits& limits, int64_t blocks_o
 // The problem cut as the plan says, and where a part of the batch fills the GPU, also with so many images of it at a time.
 // walk(images): the cycles that so many reserve; a part is `launches` launches.
 template <typename Walk>
-void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, int64_t numbers_of_image, int launches,
-               int64_t least, Walk walk) {
+void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, const GpuLimits& limits,
+               int64_t numbers_of_image, int launches, int64_t least, Walk walk) {
   constexpr int64_t kMostParts = 64;
   const int64_t most = numbers_of_image > 0 && plan.segments == 1 ? std::min(p.batch, kMostParts) : 1;
   for (int64_t parts = 1; parts <= std::max<int64_t>(1, most); ++parts) {
@@ -79,8 +83,7 @@ void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, in
     if (parts > 1 && plan.part < least) break;
     const int64_t whole = p.batch / plan.part, rest = p.batch % plan.part;
     double time = static_cast<double>(whole) * walk(plan.part) + (rest ? walk(rest) : 0);
-    const int64_t more = std::max<int64_t>(0, whole + (rest > 0) - 1);  // parts; an empty batch has none
-    time += static_cast<double>(more * launches) * kLaunch;
+    time += launch_cycles((whole + (rest > 0)) * launches, limits);
     cuts.push_back({plan, time, plan.part * numbers_of_image});
   }
 }
@@ -123,7 +126,9 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       plan.groups = ceil_div(columns, tiles);
       plan.chunk = kGpuChunk;
       plan.chunks = chunks;
-      plan.images = (p.sum_routes && p.routes > 1) || plan.passes > 1 ? (p.sum_routes ? p.routes : 1) : 0;
+      plan.walks = p.routes;
+      plan.meet = p.sum_routes && p.routes > 1 && plan.passes == 1;
+      plan.images = plan.meet ? ceil_div(p.routes, 2) : plan.passes == 1 ? 0 : p.sum_routes ? p.routes : 1;
       constexpr int64_t kOfSystem = 1024;  // bytes of each block's, and of a multiprocessor beside a block's most
       const int warps = tiles * kernel.slices;
       const int64_t bytes = gpu::forward_shared_bytes(plan, p.wide);
@@ -141,9 +146,10 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
         // Warps beyond the last channel do not walk.
         const double walking = warps * static_cast<double>(columns) / static_cast<double>(of_blocks);
         const int64_t numbers = plan.images * p.length * p.channels * (p.sum_routes ? 1 : p.routes);
-        add_parts(cuts, plan, p, numbers, 2, least_images(resident, limits, blocks), [&](int64_t images) {
+        const int64_t least = least_images(resident, limits, blocks);
+        add_parts(cuts, plan, p, limits, numbers, plan.meet ? 3 : 2, least, [&](int64_t images) {
           const double time = cycles(images * blocks, walking, resident, walk, limits.multiprocessors);
-          return static_cast<double>(plan.passes) * (plan.segments > 1 ? 1.75 * time + 2 * kLaunch : time);
+          return static_cast<double>(plan.passes) * (plan.segments > 1 ? 1.75 * time + launch_cycles(2, limits) : time);
         });
         if (!kernel.carries || p.batch * blocks * warps >= 16 * limits.multiprocessors) break;
       }
@@ -162,12 +168,13 @@ struct BackwardKernel {
 };
 
 GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
-  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 121}, kShared{2, gpu::kMostUnits, 1, 2, 16, 180, 23};
+  constexpr BackwardKernel kAlone{1, 1, 2, 8, 16, 0, 121}, kShared{2, gpu::kMostUnits, 1, 4, 16, 180, 23};
   constexpr BackwardKernel kDouble{1, gpu::kMostUnits, 1, 2, 8, 1000, 300};
   constexpr double kBlock = 700;  // instructions of a warp
   const bool alone = p.states == 1, summed = p.sum_routes && p.routes > 1;
   BackwardKernel kernel = alone ? kAlone : p.wide ? kDouble : kShared;
-  if (p.wide || p.zoh) kernel.warps = 8;
+  if (p.wide || p.zoh) kernel.warps = 8;  // they take twice the registers
+  if (p.zoh && !alone) kernel.most_tiles = 2;
 
   std::vector<Cut> cuts;
   int64_t needed = INT64_MAX;
@@ -175,14 +182,15 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
   for (int slices = kernel.most_slices; slices >= 1 && cuts.empty(); slices /= 2) {
     // No more slices than states; fewer only where shared memory is short.
     if (slices > 1 && kernel.states * slices / 2 >= p.states) continue;
-    const int least_tiles = std::max(kernel.least_tiles, 2 / slices);  // a block is a warp at least
-    for (int tiles = std::max(least_tiles, kernel.most_tiles); tiles >= least_tiles; tiles /= 2) {
+    for (int tiles = kernel.most_tiles; tiles >= kernel.least_tiles; --tiles) {
+      if (tiles * slices % 2) continue;  // half a warp
       GpuScanPlan plan{};
       plan.states_per_thread = kernel.states;
       plan.slices = slices;
       plan.tiles = tiles;
       plan.passes = ceil_div(p.states, kernel.states * slices);
       plan.groups = ceil_div(columns, tiles);
+      plan.matrices = ceil_div(plan.groups, 2);
       plan.chunk = kGpuChunk;
       plan.chunks = chunks;
       const int warps = tiles * slices / 2;
@@ -196,20 +204,22 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        // Segments of one route meet pixels of another's others, so there each route needs its own partial image.
-        const int64_t fewest = plan.segments > 1 ? p.routes : 1;
-        for (int64_t images = summed ? fewest : 1; images <= (summed ? p.routes : 1); ++images) {
-          plan.images = summed || plan.passes > 1 ? images : 0;
-          const int64_t routes = summed ? ceil_div(p.routes, images) : 1;
-          const int64_t blocks = (summed ? images : p.routes) * plan.groups * plan.segments;  // of an image
+        // Segments of one route come to pixels of another's others, so there no block adds up routes.
+        for (plan.walks = summed && plan.segments == 1 ? 1 : p.routes; plan.walks <= p.routes; ++plan.walks) {
+          plan.meet = summed && plan.walks == p.routes && plan.passes == 1;
+          plan.images = plan.meet ? ceil_div(p.routes, 2) : summed ? plan.walks : plan.passes > 1 ? 1 : 0;
+          const int64_t routes = ceil_div(p.routes, plan.walks);
+          const int64_t blocks = plan.walks * plan.groups * plan.segments;  // of an image
           const double steps = static_cast<double>(std::min(p.length, plan.segment));
           const double walk = static_cast<double>(routes) * (kBlock + steps * step);
-          const int64_t matrices = p.wide && plan.groups == 1 ? 0 : 2 * plan.groups * p.routes * p.length * p.states;
+          const int64_t matrices = p.wide && plan.groups == 1 ? 0 : 2 * plan.matrices * p.routes * p.length * p.states;
           const int64_t numbers = plan.images * p.length * p.channels * (p.sum_routes ? 1 : p.routes) + matrices;
-          add_parts(cuts, plan, p, numbers, 4, least_images(resident, limits, blocks), [&](int64_t part) {
+          const int64_t least = least_images(resident, limits, blocks);
+          const int launches = plan.meet || plan.groups > 1 ? 3 : 2;
+          add_parts(cuts, plan, p, limits, numbers, launches, least, [&](int64_t part) {
             const double time = cycles(part * blocks, warps, resident, walk, limits.multiprocessors);
             return static_cast<double>(plan.passes) *
-                   (plan.segments > 1 ? (alone ? 1.5 : 1.25) * time + 2 * kLaunch : time);
+                   (plan.segments > 1 ? (alone ? 1.5 : 1.25) * time + launch_cycles(2, limits) : time);
           });
         }
         if (p.batch * p.routes * plan.groups * plan.segments * warps >= 16 * limits.multiprocessors) break;
@@ -228,7 +238,7 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
 // and the parts of the batch. So it is for the adjoint scan, whose blocks may walk summed routes one after another.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
   GpuScanPlan plan = backward ? backward_plan(p, limits) : forward_plan(p, limits);
-  if (p.channels == 0) plan.groups = 0;  // and no block
+  if (p.channels == 0) plan.groups = plan.matrices = 0;  // and no block
   return plan;
 }
 

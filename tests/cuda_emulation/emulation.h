@@ -50,6 +50,17 @@ void count(Access kind, const void* address, int bytes, Site site);
 
 // Zero of the same sign for a subnormal, as .ftz instructions read and write it.
 inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+inline double flushed(double x) { return x; }
+
+// red.global.add: in a float, subnormal numbers are zero.
+template <typename T>
+inline void atomic_add(T* to, T value) {
+  T found, sum;
+  __atomic_load(to, &found, __ATOMIC_RELAXED);
+  do {
+    sum = flushed(flushed(found) + flushed(value));
+  } while (!__atomic_compare_exchange(to, &found, &sum, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
 
 }  // namespace emulation
 }  // namespace vmddpm

@@ -152,6 +152,12 @@ VMDDPM_DEVICE void wait_copies(VMDDPM_CALLER) {
   emulation::wait_copies(pending, {file, line});
 }
 
+template <int count, typename T>
+VMDDPM_DEVICE void atomic_add(T* to, const T (&values)[count]) {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "float or double");
+  for (int i = 0; i < count; ++i) emulation::atomic_add(to + i, values[i]);
+}
+
 // As .ftz does; subnormal inputs need no flushing here, 2^x of one is 1 as of zero.
 VMDDPM_DEVICE float exp2_unit(float x) { return emulation::flushed(::exp2f(x)); }
 

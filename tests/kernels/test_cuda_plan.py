@@ -21,8 +21,8 @@ def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, 
 )
 def test_fills_the_machine(emulated_native, batch, K, dim, length, states, backward):
     plan = cut(emulated_native, batch, K, dim, length, states, backward, summed=K > 1)
-    # Blocks of a route each, or of each partial image; a warp of the backward holds two slices or tiles.
-    blocks = batch * (plan.images or K) * plan.segments * plan.groups
+    # A warp of the backward holds two slices or tiles.
+    blocks = batch * plan.walks * plan.segments * plan.groups
     warps = blocks * plan.tiles * plan.slices // (2 if backward else 1)
     assert warps >= WARPS_TO_FILL
     assert plan.groups * plan.tiles * 32 >= dim
@@ -51,11 +51,14 @@ def test_workspaces_are_of_a_part_of_a_large_batch(emulated_native, batch, dim, 
     assert 1 <= plan.part < batch
     assert plan.segments == 1
     if limits is H200:  # bytes of float32 a (pixel, channel) of the whole batch
-        partial_matrices = 2 * plan.groups * 4 * states / dim if backward else 0
+        partial_matrices = 2 * plan.matrices * 4 * states / dim if backward else 0
         workspace = 4 * (plan.images + partial_matrices) * plan.part / batch
-        assert workspace <= (5 if backward else 8)
+        assert workspace <= (3 if backward else 4)
 
 
 def test_a_small_batch_is_one_part(emulated_native):
     for backward in (False, True):
-        assert cut(emulated_native, 16, 4, 192, 1024, 16, backward, summed=True).part == 16
+        plan = cut(emulated_native, 16, 4, 192, 1024, 16, backward, summed=True)
+        assert plan.part == 16
+        assert plan.images == 2
+        assert plan.matrices == backward

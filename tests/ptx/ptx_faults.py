@@ -70,7 +70,7 @@ def faults(kernel: Kernel) -> dict[str, list[Fault]]:
             found["wait"].append(Fault("wait", i.line, text))
         if i.guard:
             found["guard"].append(Fault("guard", i.line, text))
-        if i.base in ("ld", "st", "cp") and "[" in text and ".param" not in i.opcode:
+        if i.base in ("ld", "st", "red", "cp") and "[" in text and ".param" not in i.opcode:
             found["offset"].append(Fault("offset", i.line, text))
     return found
 

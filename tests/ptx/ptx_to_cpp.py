@@ -172,6 +172,18 @@ class Translator:
         stores = [f"store(m + {n * size}, {self.value(r, type)});" for n, r in enumerate(registers)]
         return f"{{ char* m = {self._memory(i, space, i.operands[0], count * size, 'true')}; {' '.join(stores)} }}"
 
+    def _red(self, i: Instruction) -> str:
+        form = re.fullmatch(r"red\.global\.add\.(?:v([24])\.)?(f32|f64)", i.opcode)
+        if not form:
+            raise Unsupported("")
+        count, type = int(form[1] or 1), form[2]
+        registers, size = _vector(i.operands[1], count), bits(type) // 8
+        adds = [
+            f"emulation::atomic_add(({_TYPES[type]}*)(m + {n * size}), {self.value(r, type)});"
+            for n, r in enumerate(registers)
+        ]
+        return f"{{ char* m = {self._memory(i, 'global', i.operands[0], count * size, 'true')}; {' '.join(adds)} }}"
+
     def _stmatrix(self, i: Instruction) -> str:
         address, registers, form = self._matrices(i, i.operands[0], i.operands[1])
         values = ", ".join(self.value(r, "b32") for r in registers)

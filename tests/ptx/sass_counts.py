@@ -45,6 +45,7 @@ ANCHORS = {
     # Each apart by the bits that it moves: ptxas may join neighbours.
     "global load": (r"ld\.global", r"LDG\b"),
     "global store": (r"st\.global", r"STG\b"),
+    "global sum": (r"red\.global", r"REDG?\b"),
     "shared load": (r"ld\.shared", r"LDS\b"),
     "shared store": (r"st\.shared", r"STS\b"),
 }

@@ -121,7 +121,7 @@ class CudaBackend(TritonSteps):
                 matrix.zero_()
         matrices = None
         if plan.groups != 1 or of_matrices != (dtype, dtype):
-            of_part = (2, plan.groups, plan.part, sizes.routes, sizes.length, sizes.states)
+            of_part = (2, plan.matrices, plan.part, sizes.routes, sizes.length, sizes.states)
             matrices = torch.empty(of_part, dtype=dtype, device=device)
         with self.runtime.current(device):
             self.runtime.kernels.scan_backward(

@@ -133,6 +133,34 @@ VMDDPM_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Adds to `count` neighbours in global memory, aligned to all of them: what other threads add at the same time is not lost.
+// A float that is subnormal is zero.
+template <int count>
+VMDDPM_DEVICE void atomic_add(float* to, const float (&values)[count]) {
+  const size_t at = __cvta_generic_to_global(to);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (count == 4) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(values[0]), "f"(values[1]), "f"(values[2]),
+                 "f"(values[3])
+                 : "memory");
+    return;
+  }
+  if constexpr (count == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(at), "f"(values[0]), "f"(values[1]) : "memory");
+    return;
+  }
+#endif
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("red.global.add.f32 [%0], %1;" ::"l"(at + 4 * i), "f"(values[i]) : "memory");
+}
+
+template <int count>
+VMDDPM_DEVICE void atomic_add(double* to, const double (&values)[count]) {
+  const size_t at = __cvta_generic_to_global(to);
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("red.global.add.f64 [%0], %1;" ::"l"(at + 8 * i), "d"(values[i]) : "memory");
+}
+
 // 2^x on the special-function unit: relative error below 2^-22, exactly 1 at 0, and 0 for very negative x.
 VMDDPM_DEVICE float exp2_unit(float x) {
   float y;
