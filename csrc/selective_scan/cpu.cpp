@@ -1,6 +1,9 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 #include "cpu.h"
 
+#include <atomic>
+#include <vector>
+
 #include "../common/pages.h"
 #include "../common/workspace.h"
 #include "cpu_backward.h"
@@ -24,7 +27,7 @@ int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
 }  // namespace
 
 ScanPlan scan_plan(const ScanParams& p) {
-  // Enough groups for the cores that are worth waking, but no more, as each leaves partial sums of dB and dC.
+  // Enough groups for the cores that are worth waking, but no more, as each adds to dB and dC on its own.
   constexpr int64_t kMostGroups = 16, kMostBlocks = 8;
   // And enough pieces of the batch, each of which leaves a partial sum of dA.
   constexpr int64_t kLeastPieces = 16, kLeastTasks = 64;
@@ -55,19 +58,20 @@ int threads_of(const ScanParams& p, int64_t states_a_thread) {
   return static_cast<int>(minimum(useful_threads(p, states_a_thread), p.threads));
 }
 
-// Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own.
+// Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own. No task is begun before
+// those of lower index, so that it may wait for them.
 template <typename Buffers, typename Run>
 void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int threads, Run run) {
   if (tasks.count == 0) return;
   [[maybe_unused]] const int team = static_cast<int>(tasks.count < threads ? tasks.count : threads);
   Arena count;
   Buffers(count, p, plan, tasks);
+  std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     Arena arena(workspace.reserve<char>(count.bytes()));
     const Buffers buffers(arena, p, plan, tasks);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t index = 0; index < tasks.count; ++index) run(task_at(p, plan, tasks, index), buffers);
+    for (int64_t index; (index = next.fetch_add(1)) < tasks.count;) run(task_at(p, plan, tasks, index), buffers);
   }
 }
 
@@ -93,17 +97,6 @@ void forward(const ScanParams& p) {
   });
 }
 
-// total[i] = the sum over the groups of parts[group][i], in their order.
-template <typename T>
-void add_groups(const T* parts, int64_t groups, int64_t count, T* total, [[maybe_unused]] int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
-    T sum{};
-    for (int64_t group = 0; group < groups; ++group) sum += parts[group * count + i];
-    total[i] = sum;
-  }
-}
-
 template <typename T, Rule kRule>
 void backward(const ScanGradParams& g) {
   const ScanParams& p = g.forward;
@@ -116,22 +109,14 @@ void backward(const ScanGradParams& g) {
     prefer_large_pages_for(g.ddelta, p);
     for (void* gradient : {g.dB, g.dC}) prefer_large_pages(gradient, count * static_cast<int64_t>(sizeof(T)));
   }
-  Parts<T> parts{static_cast<T*>(g.dB), static_cast<T*>(g.dC), 0};
-  Workspace memory;
-  const bool apart = tasks.splits != 1 && !g.only_input;  // no task has all groups of a sequence
-  if (apart) {
-    const int64_t bytes = 2 * plan.groups * count * static_cast<int64_t>(sizeof(T));
-    T* start = memory.reserve<T>(2 * plan.groups * count);
-    prefer_large_pages(start, bytes);
-    parts = {start, start + plan.groups * count, count};
-  }
+  const bool shared = tasks.splits > 1 && !g.only_input;  // no task has all groups of a sequence
+  std::vector<Turns> turns(static_cast<size_t>(shared ? tasks.count : 0));
   for_each_task<BackwardBuffers<T>>(p, plan, tasks, threads, [&](const Task& task, const BackwardBuffers<T>& buffers) {
-    backward_task<T, kRule>(g, plan, task, parts, buffers);
+    Turns* const here = shared ? &turns[static_cast<size_t>(task.index)] : nullptr;
+    Turns* const before = shared && task.group_begin > 0 ? here - 1 : nullptr;
+    const Sums<T> sums{static_cast<T*>(g.dB), static_cast<T*>(g.dC), before, here};
+    backward_task<T, kRule>(g, plan, task, sums, buffers);
   });
-  if (apart) {
-    add_groups(parts.dB, plan.groups, count, static_cast<T*>(g.dB), threads);
-    add_groups(parts.dC, plan.groups, count, static_cast<T*>(g.dC), threads);
-  }
 }
 
 template <typename T>

@@ -1,6 +1,7 @@
 // The adjoint scan. Chunks are walked from the last to the first; inside a chunk the states are computed again from
 // its checkpoint, a few states at a time, so that they stay in the first-level cache and memory never grows with N.
 #pragma once
+#include "../common/turns.h"
 #include "cpu_backward_rows.h"
 #include "cpu_common.h"
 
@@ -269,11 +270,23 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
 }
 
-// Where the groups' shares of dB and dC go: each to its own part, or all to the same, added up in their order.
+// Where dB and dC are summed over groups, in their order: by one task, or chunk by chunk by each task that has some of a
+// sequence's groups, in its turn. A task is then a chunk behind the one before it, and the sums need no other memory.
 template <typename T>
-struct Parts {
+struct Sums {
   T *dB, *dC;
-  int64_t stride;  // 0: the same
+  Turns *before, *here;  // null: no other task adds to them before, or after
+  int64_t chunks = 0;
+
+  // Whether there is a sum to add to.
+  bool await() {
+    ++chunks;
+    if (before) wait_for(*before, chunks);
+    return before;
+  }
+  void pass_on() {
+    if (here) here->done.store(chunks, std::memory_order_release);
+  }
 };
 
 // total = rows, or total += rows.
@@ -285,13 +298,14 @@ void add_rows(const T* rows, int64_t count, bool add, T* total) {
 // All blocks of a task over one chunk, group after group, and their shares of dB and dC.
 template <typename T, Rule kRule>
 void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
-                     const Steps& steps, const Parts<T>& parts, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
+                     const Steps& steps, Sums<T>& sums, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
-  const bool add_up = parts.stride == 0;
+  const auto view_of = [&](T* matrix) {
+    return View{matrix, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
+  };
   const auto put = [&](T* to, const T* rows) {
-    const View view{to, sizeof(T) == 8 ? DType::f64 : DType::f32, {p.routes * p.length * N, p.length * N, N, 1}};
-    store_tile<T, false>(view, task.batch, k, steps, 0, N, N, rows);
+    store_tile<T, false>(view_of(to), task.batch, k, steps, 0, N, N, rows);
   };
   for (int64_t group = task.group_begin; group < task.group_end; ++group) {
     std::memset(w.dB, 0, static_cast<size_t>(steps.count * N) * sizeof(T));
@@ -302,22 +316,20 @@ void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& 
       block = adjoint_by_rows<T>(g, plan, task, k, chunk, first, end, steps, w);
     }
     for (; block < end; ++block) backward_chunk<T, kRule>(g, plan, task, k, chunk, block, steps, prefetcher, w);
-    if (add_up) {
-      add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
-      add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
-    } else {
-      put(parts.dB + group * parts.stride, w.dB);
-      put(parts.dC + group * parts.stride, w.dC);
+    if (group == task.group_begin && sums.await()) {
+      load_tile<T>(view_of(sums.dB), task.batch, k, steps, 0, N, N, w.all_dB);
+      load_tile<T>(view_of(sums.dC), task.batch, k, steps, 0, N, N, w.all_dC);
     }
+    add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
+    add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
   }
-  if (add_up) {
-    put(parts.dB, w.all_dB);
-    put(parts.dC, w.all_dC);
-  }
+  put(sums.dB, w.all_dB);
+  put(sums.dC, w.all_dC);
+  sums.pass_on();
 }
 
 template <typename T, Rule kRule>
-void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, const Parts<T>& parts,
+void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, Sums<T> sums,
                    const BackwardBuffers<T>& w) {
   const ScanParams& p = g.forward;
   const int64_t N = p.states;
@@ -346,7 +358,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, con
             input_gradient_chunk<T, kRule>(g, plan, task, k, block, steps, &prefetcher, w);
           }
         } else {
-          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, parts, &prefetcher, w);
+          backward_groups<T, kRule>(g, plan, task, k, chunk, steps, sums, &prefetcher, w);
         }
       }
       for (int64_t block = task.block_begin; g.dinitial_state && block < task.block_end; ++block) {

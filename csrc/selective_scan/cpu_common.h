@@ -92,7 +92,7 @@ class Arena {
 // One thread's share: some groups of channels of a piece of the batch, along one route or, if the routes share their
 // image, along all of them one after the other, so that sums over routes have one owner and one order.
 struct Task {
-  int64_t piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
+  int64_t index, piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
   int64_t batch;  // the sequence at hand
 };
 
@@ -120,6 +120,7 @@ inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
 
 inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int64_t index) {
   Task task;
+  task.index = index;
   task.group_begin = index % tasks.splits * tasks.groups_at_once;
   task.group_end = minimum(task.group_begin + tasks.groups_at_once, plan.groups);
   task.block_begin = task.group_begin * plan.blocks_per_group;

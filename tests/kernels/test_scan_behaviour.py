@@ -64,13 +64,14 @@ def test_output_layout_follows_the_caller():
     assert vk.selective_scan(last, last, A, B, B, channel_last=True).is_contiguous()
 
 
-@pytest.mark.parametrize(("batch", "dim", "states"), [(3, 50, 7), (3, 50, 1), (1, 120, 1)])
+@pytest.mark.parametrize(("batch", "dim", "states"), [(3, 50, 7), (3, 50, 1), (1, 120, 1), (1, 150, 16)])
 def test_bitwise_repeatable_and_independent_of_threads(batch, dim, states):
+    """Of a batch, and of one image whose channels are dealt out to more threads than there may be cores."""
     tensors = image_problem(batch, 4, 150, dim, states, torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 2, 3):
+        for count in (1, 2, 2, 3, 8):
             torch.set_num_threads(count)
             results.append(run(tensors, lambda *t: operator(*t, backend="cpu")))
     finally:
