@@ -1,0 +1,175 @@
+"""Group normalisation with SiLU as an operator: `torch.ops.vmddpm.group_norm_silu` and `group_norm_silu_backward`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vmddpm_kernels.backends import select
+from vmddpm_kernels.backends.cpu_norms import (
+    accumulation,
+    group_norm_silu,
+    group_norm_silu_backward,
+    has_pixels,
+)
+from vmddpm_kernels.checks import FLOATS
+from vmddpm_kernels.interception import (
+    Way,
+    Ways,
+    entry_below_autograd,
+    in_forward_mode,
+    refuse_batched,
+    transformed,
+    way_in,
+)
+from vmddpm_kernels.library import define, differentiate, directly, vmap_by_loop
+
+_TENSORS = 3  # x, weight and bias
+
+
+def normalise(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """SiLU of the normalised x, differentiable."""
+    # PyTorch's own operators: compilers fuse them, transforms and forward mode follow them.
+    if in_forward_mode() or transformed() or torch.compiler.is_compiling() or not _has_kernel(x, weight, bias):
+        return composed(x, groups, weight, bias, eps)
+    result: tuple[Tensor, Tensor, Tensor] = _WAYS.way_in(x, weight, bias)(x, weight, bias, groups, eps)
+    return result[0]
+
+
+def _has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    if not x.is_cpu or select(None, x) != "cpu" or x.dtype not in FLOATS or x.numel() == 0 or not has_pixels(x):
+        return False
+    dtype = accumulation(x)
+    return all(t is None or (t.is_cpu and (t.dtype == dtype or dtype is torch.float64 or t.dtype is not torch.float64
+               and t.dtype in FLOATS)) for t in (weight, bias))  # fmt: skip
+
+
+def composed(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The same by PyTorch's operators."""
+    if all(t is None or t.dim() == 1 for t in (weight, bias)):
+        return F.silu(F.group_norm(x, groups, weight, bias, eps))
+    y = F.group_norm(x, groups, eps=eps)
+    pixels = (1,) * (x.dim() - 2)
+    if weight is not None:
+        y = y * weight.unflatten(-1, (-1, *pixels))
+    if bias is not None:
+        y = y + bias.unflatten(-1, (-1, *pixels))
+    return F.silu(y)
+
+
+def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Any:
+    _check(x)
+    return group_norm_silu(x, groups, weight, bias, eps)
+
+
+def _check(x: Tensor) -> None:
+    """Saved tensors may change behind autograd's back."""
+    if not x.is_cpu or not has_pixels(x):
+        raise ValueError(
+            f"x must be on the CPU, with the channels of a pixel side by side in memory, got strides {x.stride()} on "
+            f"{x.device}; call vmddpm_kernels.group_norm_silu, or x.contiguous(memory_format=torch.channels_last)"
+        )
+
+
+def _forward_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Any:
+    moments = [x.new_empty((x.shape[0], groups), dtype=accumulation(x)) for _ in range(2)]
+    return torch.empty_like(x), *moments
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+) -> list[Tensor]:
+    return [g for g in _gradients(dy, x, weight, bias, mean, rstd) if g is not None]
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+) -> Sequence[Tensor | None]:
+    _check(x)
+    return group_norm_silu_backward(dy, x, weight, bias, mean, rstd)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+) -> list[Tensor]:
+    return [torch.empty_like(x), *(t.new_empty(t.shape) for t in (weight, bias) if t is not None)]
+
+
+group_norm_silu_forward = define(
+    "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps) -> "
+    "(Tensor y, Tensor mean, Tensor rstd)",
+    _forward,
+    _forward_fake,
+)
+# A gradient for each of x, weight and bias that is given, in its dtype.
+group_norm_silu_grads = define(
+    "group_norm_silu_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
+
+
+class GroupNormSiLU(torch.autograd.Function):
+    """`group_norm_silu` with its derivative: deterministic gradients, second derivatives raise. The arguments and
+    results of `apply` are those of the operator."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return entry_below_autograd(group_norm_silu_forward, _forward, args[:_TENSORS])(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_batched(dy)
+        saved = ctx.saved_tensors
+        way = way_in((dy, *saved))
+        if way is Way.KERNEL:
+            return *_gradients(dy, *saved), None, None
+        call = group_norm_silu_grads if way is Way.DISPATCHER else GroupNormSiLUBackward.apply
+        grads = iter(call(dy, *saved))
+        return *[t if t is None else next(grads) for t in saved[:_TENSORS]], None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(GroupNormSiLU, info, in_dims, *args)
+
+
+_TWICE = (
+    "the compiled group_norm_silu has no second derivative; set VMDDPM_BACKEND=reference in the environment to "
+    "differentiate twice"
+)
+
+
+class GroupNormSiLUBackward(torch.autograd.Function):
+    """Gradients that raise when they are differentiated again."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(entry_below_autograd(group_norm_silu_grads, _backward, args)(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise RuntimeError(_TWICE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(GroupNormSiLUBackward, info, in_dims, *args)
+
+
+differentiate(group_norm_silu_forward, GroupNormSiLU, _forward)
+differentiate(group_norm_silu_grads, GroupNormSiLUBackward, _backward)
+_WAYS = Ways(group_norm_silu_forward, GroupNormSiLU.apply, directly(GroupNormSiLU, _forward), _forward)
