@@ -44,4 +44,4 @@ class ResNetBlock(TimeCNN):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
-        return x + super().forward(x, time)
+        return super().forward(x, time).add_(x)

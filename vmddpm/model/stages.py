@@ -1,6 +1,5 @@
 """The stages of encoder and decoder: SSLayers and one sampling step (paper section III-B)."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,7 +60,9 @@ class DecoderStage(nn.Module):
         self.up = nn.Conv2d(channels_in, channels_out * factor**2, 1)
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
-        x = self.fuse(torch.cat([x, skip], dim=1))
+        # The sum of two convolutions, which needs no concatenated copy.
+        of_x, of_skip = self.fuse.weight.chunk(2, dim=1)
+        x = F.conv2d(x, of_x, self.fuse.bias).add_(F.conv2d(skip, of_skip))
         x = self.layers(x, time, orders)
         return F.pixel_shuffle(self.up(self.norm(x)), self.factor)
 
@@ -76,5 +77,8 @@ class ImageFusion(nn.Module):
         self.block = ResNetBlock(channels, config.time_dim, config.norm_groups)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:
-        fused: Tensor = self.block(self.fuse(torch.cat([features, image], dim=1)), time)
-        return fused
+        # By the parts of the weight: a copy with one channel more takes three quarters more time to convolve.
+        of_features, of_image = self.fuse.weight.split([features.shape[1], image.shape[1]], dim=1)
+        fused = F.conv2d(features, of_features, self.fuse.bias, padding=1)
+        y: Tensor = self.block(fused.add_(F.conv2d(image, of_image, padding=1)), time)
+        return y

@@ -48,6 +48,8 @@ def _has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 def composed(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """The same by PyTorch's operators."""
+    if in_forward_mode() or not (x.is_contiguous() or has_pixels(x)):
+        x = x.contiguous()  # torch.group_norm raises on some other orders, in forward mode on all
     if all(t is None or t.dim() == 1 for t in (weight, bias)):
         return F.silu(F.group_norm(x, groups, weight, bias, eps))
     y = F.group_norm(x, groups, eps=eps)
