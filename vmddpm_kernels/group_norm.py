@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_shape
-from vmddpm_kernels.ops.group_norm import normalise
+from vmddpm_kernels.ops.group_norm import check, normalise
 
 
 def group_norm_silu(
@@ -31,16 +30,5 @@ def group_norm_silu(
         >>> x = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
         >>> y = group_norm_silu(x, 4, torch.ones(8), torch.zeros(2, 8))             # (2, 8, 5, 5)
     """
-    check_float("x", x)
-    if x.dim() < 2:
-        raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or x.shape[1] % groups:
-        raise ValueError(f"groups must be a divisor of x's {x.shape[1]} channels, got {groups!r}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None:
-            check_float(name, t, x)
-            if t.dim() == 2:
-                check_shape(name, t, "B, C", tuple(x.shape[:2]))
-            else:
-                check_shape(name, t, "C", (x.shape[1],))
+    check(x, groups, weight, bias)
     return normalise(x, groups, weight, bias, eps)

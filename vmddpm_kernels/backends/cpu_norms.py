@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.backends.extension import cast, check_memory, rounded
+from vmddpm_kernels.backends.extension import cast, rounded
+from vmddpm_kernels.checks import check_memory
 
 # Channels of a pixel side by side, by the number of axes.
-MEMORY_FORMATS = {
-    2: torch.contiguous_format, 3: None, 4: torch.channels_last, 5: torch.channels_last_3d,
-}  # fmt: skip
+MEMORY_FORMATS = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def accumulation(x: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ from vmddpm_kernels.backends.cpu_norms import (
     group_norm_silu_backward,
     has_pixels,
 )
-from vmddpm_kernels.checks import FLOATS
+from vmddpm_kernels.checks import FLOATS, check_float, check_input, check_shape
 from vmddpm_kernels.interception import (
     Way,
     Ways,
@@ -29,6 +29,22 @@ from vmddpm_kernels.library import define, differentiate, directly, vmap_by_loop
 _TENSORS = 3  # x, weight and bias
 
 
+def check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raises TypeError or ValueError, naming the argument that does not fit."""
+    check_float("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
+    if isinstance(groups, bool) or not isinstance(groups, (int, torch.SymInt)) or groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"groups must be a divisor of x's {x.shape[1]} channels, got {groups!r}")
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None:
+            check_float(name, t, x)
+            if t.dim() == 2:
+                check_shape(name, t, "B, C", tuple(x.shape[:2]))
+            else:
+                check_shape(name, t, "C", (x.shape[1],))
+
+
 def normalise(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """SiLU of the normalised x, differentiable."""
     # PyTorch's own operators: compilers fuse them, transforms and forward mode follow them.
@@ -39,11 +55,14 @@ def normalise(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None
 
 
 def _has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    if not x.is_cpu or select(None, x) != "cpu" or x.dtype not in FLOATS or x.numel() == 0 or not has_pixels(x):
+    if not x.is_cpu or select(None, x) != "cpu" or x.numel() == 0 or not has_pixels(x):
         return False
-    dtype = accumulation(x)
-    return all(t is None or (t.is_cpu and (t.dtype == dtype or dtype is torch.float64 or t.dtype is not torch.float64
-               and t.dtype in FLOATS)) for t in (weight, bias))  # fmt: skip
+    return _fit(x, weight, bias)
+
+
+def _fit(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether no weight is wider than the sums: PyTorch says what becomes of such."""
+    return x.dtype is torch.float64 or all(t is None or t.dtype is not torch.float64 for t in (weight, bias))
 
 
 def composed(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -62,20 +81,21 @@ def composed(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
 
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Any:
-    _check(x)
+    _check(x, groups, weight, bias)
     return group_norm_silu(x, groups, weight, bias, eps)
 
 
-def _check(x: Tensor) -> None:
-    """Saved tensors may change behind autograd's back."""
-    if not x.is_cpu or not has_pixels(x):
+def _check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
+    check(x, groups, weight, bias)
+    if x.device.type not in ("cpu", "meta") or not has_pixels(x) or not _fit(x, weight, bias):
         raise ValueError(
-            f"x must be on the CPU, with the channels of a pixel side by side in memory, got strides {x.stride()} on "
-            f"{x.device}; call vmddpm_kernels.group_norm_silu, or x.contiguous(memory_format=torch.channels_last)"
+            "x must be on the CPU, with the channels of a pixel side by side in memory, and float64 if weight or bias "
+            f"is; got {x.dtype} of strides {x.stride()} on {x.device}. vmddpm_kernels.group_norm_silu takes any"
         )
 
 
 def _forward_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Any:
+    _check(x, groups, weight, bias)
     moments = [x.new_empty((x.shape[0], groups), dtype=accumulation(x)) for _ in range(2)]
     return torch.empty_like(x), *moments
 
@@ -89,13 +109,24 @@ def _backward(
 def _gradients(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> Sequence[Tensor | None]:
-    _check(x)
+    _check_backward(dy, x, weight, bias, mean, rstd)
     return group_norm_silu_backward(dy, x, weight, bias, mean, rstd)
+
+
+def _check_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+) -> None:
+    """Saved tensors may change behind autograd's back."""
+    _check(x, mean.shape[-1] if mean.dim() else 0, weight, bias)
+    check_input("dy", dy, x, x.device, "of x", tuple(x.shape), FLOATS)
+    for name, t in (("mean", mean), ("rstd", rstd)):
+        check_input(name, t, x, x.device, "B, G", (x.shape[0], mean.shape[-1]), (accumulation(x),))
 
 
 def _backward_fake(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> list[Tensor]:
+    _check_backward(dy, x, weight, bias, mean, rstd)
     return [torch.empty_like(x), *(t.new_empty(t.shape) for t in (weight, bias) if t is not None)]
 
 
