@@ -17,6 +17,7 @@
 #include "common/probe.h"
 #include "cross_scan/cross_scan.h"
 #include "python/cross_images.h"
+#include "python/norms.h"
 #include "python/steps.h"
 #include "python/tensors.h"
 #ifdef VMDDPM_CUDA
@@ -295,6 +296,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cross_scan", &cross_scan);
   m.def("cross_merge", &cross_merge);
   m.def("cross_image", &cross_image);
+  define_norms(m);
   define_steps(m);
 #ifdef VMDDPM_CUDA
   define_cuda(m.def_submodule("cuda", "The same on a GPU."));

@@ -1,6 +1,7 @@
 // The kernels of the best instruction set of this processor. cross_scan/cpu.cpp chooses its own in the same way.
 #pragma once
 #include "causal_conv1d/params.h"
+#include "group_norm/params.h"
 #include "selective_scan/params.h"
 #include "state_update/params.h"
 
@@ -14,6 +15,8 @@ struct CpuKernels {
   void (*conv_forward)(const ConvParams&);
   void (*conv_backward)(const ConvGradParams&);
   void (*conv_update)(const ConvUpdateParams&);
+  void (*group_norm_forward)(const GroupNormParams&);
+  void (*group_norm_backward)(const GroupNormGradParams&);
   void (*state_update)(const StateUpdateParams&);
 };
 

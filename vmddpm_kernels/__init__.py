@@ -7,6 +7,7 @@ from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from vmddpm_kernels.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.cross_selective_scan import cross_selective_scan
+from vmddpm_kernels.group_norm import group_norm_silu
 from vmddpm_kernels.routes import patch_permutation, routes
 from vmddpm_kernels.selective_scan import selective_scan
 from vmddpm_kernels.selective_state_update import selective_state_update
@@ -24,6 +25,7 @@ __all__ = [
     "cross_merge",
     "cross_scan",
     "cross_selective_scan",
+    "group_norm_silu",
     "patch_permutation",
     "routes",
     "selective_scan",

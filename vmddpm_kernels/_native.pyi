@@ -92,6 +92,28 @@ def conv_backward(
 def conv_update(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, wide: bool, silu: bool
 ) -> None: ...
+def group_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    y: Tensor,
+    eps: float,
+    threads: int,
+) -> None: ...
+def group_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    threads: int,
+) -> None: ...
 def state_update(
     state: Tensor,
     u: Tensor,

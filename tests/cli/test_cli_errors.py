@@ -130,6 +130,7 @@ MISTAKES = [  # a command line, what its answer must say, and the way out that i
     ("trian", "did you mean train", "its commands are train, sample"),
     ("help", "'help' is no command", "did you mean --help"),
     ("--config demo train", "--config stands before the command", "belongs behind it"),
+    ("sample --run run --num 3", "--num is no option", "did you mean --images"),
     ("train --config demo --data.rot images --run new", "--data.rot is no option", "did you mean --data.root"),
     ("train --conf demo --run new", "--conf is no option", "did you mean --config"),
     ("train --steps 10 --run new", "--steps is no option", "did you mean --training.steps"),

@@ -94,7 +94,8 @@ def test_the_cnn_and_the_resnet_block_start_as_zero_and_identity(inputs):
 def test_the_time_scales_and_shifts_each_channel(inputs):
     x, time, _ = inputs
     cnn = awake(TimeCNN(8, CONFIG.time_dim, 4))
-    normalised = nn.functional.group_norm(cnn.conv_in(nn.functional.silu(cnn.norm_in(x))), 4)
+    first = nn.functional.group_norm(x, 4, cnn.norm_in.weight, cnn.norm_in.bias)
+    normalised = nn.functional.group_norm(cnn.conv_in(first * first.sigmoid()), 4)
     scale, shift = (time @ cnn.time.weight.T + cnn.time.bias).split(8, dim=1)
     h = torch.einsum("bchw,bc->bchw", normalised, 1 + scale) + shift[:, :, None, None]
     torch.testing.assert_close(cnn(x, time), cnn.conv_out(h * h.sigmoid()))

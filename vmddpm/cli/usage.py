@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 USAGE = 2  # the exit code of a misspelt command line, that of argparse
+FORMER = {"num": "images", "n": "images", "batch": "batch_size"}  # names in other programs and earlier ones of ours
 
 
 def refuse(prog: str, *lines: str) -> NoReturn:
@@ -21,6 +22,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     choices = list(known)
     bare = word.lstrip("-").replace("-", "_")
     plain = {choice.lstrip("-").replace("-", "_"): choice for choice in choices}
+    if FORMER.get(bare) in plain:
+        return plain[FORMER[bare]]
     for fits in (str.startswith, lambda name, part: name.split(".")[-1] == part):
         found = {choice for name, choice in plain.items() if bare and fits(name, bare)}
         if len(found) == 1:

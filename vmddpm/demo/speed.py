@@ -11,6 +11,7 @@ from vmddpm.diffusion import diffusion_loss
 from vmddpm.evaluation.images import Images
 from vmddpm.training import RunConfig
 from vmddpm.training.batches import inputs_at
+from vmddpm.training.learner import adam
 from vmddpm.training.networks import build_network
 
 ROUNDS = 3
@@ -21,7 +22,7 @@ def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float]
     counts, fewer once `limit` seconds are over."""
     device = choose_device(config.training.device, scans=True)
     network = build_network(config).to(device).train()
-    optimizer = torch.optim.Adam(network.parameters(), config.training.learning_rate)
+    optimizer = adam(network, config.training.learning_rate)
     t = torch.full((BLOCK,), config.diffusion.timesteps - 1, device=device)
     shape = (BLOCK, *config.data.shape)
 

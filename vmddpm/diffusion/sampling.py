@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.diffusion.guidance import Condition, Conditions, check_guidance, guided
 from vmddpm.errors import InputError
+from vmddpm.allocator import keeping_freed_memory
 from vmddpm.numbers import check_seed, shown
 from vmddpm.seeding import mix_seed
 
@@ -174,7 +175,7 @@ def sample(
     blocks = sorted({index // batch_size for index in indices})
     total, numbers = len(blocks) * steps, torch.arange(steps, device=device)
     images: dict[int, Tensor] = {}
-    with evaluating(model):
+    with evaluating(model), keeping_freed_memory():
         for block_number, block in enumerate(blocks):
             scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before
             members = range(block * batch_size, (block + 1) * batch_size)

@@ -1,9 +1,19 @@
 """The convolutions that see the time: the CNN of an MSSBlock, and with a skip around it the ResNet block."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vmddpm.model.dimensions import convolution, per_channel
+from vmddpm.model.dimensions import convolution
+from vmddpm_kernels import group_norm_silu
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """SiLU of the normalised channels, in one operator; without weights of its own they are given for each image."""
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) or (B, C, D, H, W), weight and bias (B, C) -> the same shape as x."""
+        weight, bias = (self.weight, self.bias) if self.affine else (weight, bias)
+        planes = x.flatten(2, -2)  # a volume is a tall image
+        return group_norm_silu(planes, self.num_groups, weight, bias, eps=self.eps).view_as(x)
 
 
 class TimeCNN(nn.Module):
@@ -15,20 +25,19 @@ class TimeCNN(nn.Module):
 
     def __init__(self, channels: int, time_dim: int, groups: int, axes: int = 2) -> None:
         super().__init__()
-        self.norm_in = nn.GroupNorm(groups, channels)
+        self.norm_in = GroupNormSiLU(groups, channels)
         self.conv_in = convolution(axes, channels, channels, 3, padding=1)
         self.time = nn.Linear(time_dim, 2 * channels)
-        self.norm_out = nn.GroupNorm(groups, channels, affine=False)  # the time is its affine map
+        self.norm_out = GroupNormSiLU(groups, channels, affine=False)  # the time is its affine map
         self.conv_out = convolution(axes, channels, channels, 3, padding=1)
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        scale, shift = per_channel(self.time(time), x.dim() - 2).chunk(2, dim=1)  # (B, C, 1, 1) each
-        h = self.norm_out(h) * (1 + scale) + shift
-        branch: Tensor = self.conv_out(F.silu(h))
+        h = self.conv_in(self.norm_in(x))
+        scale, shift = self.time(time).chunk(2, dim=1)  # (B, C) each
+        branch: Tensor = self.conv_out(self.norm_out(h, 1 + scale, shift))
         return branch
 
 
@@ -37,4 +46,4 @@ class ResNetBlock(TimeCNN):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim) -> (B, C, H, W)."""
-        return x + super().forward(x, time)
+        return super().forward(x, time).add_(x)

@@ -23,8 +23,8 @@ class MSSBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim), table (K, H * W) -> (B, C, H, W)."""
-        u: Tensor = x + self.csm(x, table)
-        y: Tensor = u + self.cnn(u, time)
+        u: Tensor = self.csm(x, table).add_(x)
+        y: Tensor = self.cnn(u, time).add_(u)
         return y
 
 
@@ -44,5 +44,5 @@ class SSLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
         """x (B, C, H, W), time (B, time_dim), table (K, H * W) -> (B, C, H, W)."""
-        y: Tensor = x + self.mss(self.resnet(x, time), time, table)
+        y: Tensor = self.mss(self.resnet(x, time), time, table).add_(x)
         return y

@@ -1,11 +1,10 @@
 """The stages of encoder and decoder: SSLayers and one sampling step (paper section III-B)."""
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vmddpm.model.config import ModelConfig
-from vmddpm.model.dimensions import convolution, shuffle_up
+from vmddpm.model.dimensions import convolution, convolve_parts, shuffle_up
 from vmddpm.model.regeneration import VisitOrders
 from vmddpm.model.resnet_block import ResNetBlock
 from vmddpm.model.ss_layer import SSLayer
@@ -63,8 +62,7 @@ class DecoderStage(nn.Module):
         self.up = convolution(config.spatial_dims, channels_in, channels_out * factor**config.spatial_dims, 1)
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
-        x = self.fuse(torch.cat([x, skip], dim=1))
-        x = self.layers(x, time, orders)
+        x = self.layers(convolve_parts(self.fuse, x, skip), time, orders)
         return shuffle_up(self.up(self.norm(x)), self.factor)
 
 
@@ -78,5 +76,5 @@ class ImageFusion(nn.Module):
         self.block = ResNetBlock(channels, config.time_dim, config.norm_groups, config.spatial_dims)
 
     def forward(self, features: Tensor, image: Tensor, time: Tensor) -> Tensor:
-        fused: Tensor = self.block(self.fuse(torch.cat([features, image], dim=1)), time)
+        fused: Tensor = self.block(convolve_parts(self.fuse, features, image), time)
         return fused

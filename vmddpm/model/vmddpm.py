@@ -8,6 +8,7 @@ from vmddpm.model.config import ModelConfig
 from vmddpm.model.dimensions import channels_last, convolution
 from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.regeneration import OrderKey, VisitOrders, order_key_tensor
+from vmddpm.model.resnet_block import GroupNormSiLU
 from vmddpm.model.stages import DecoderStage, EncoderStage, ImageFusion, SSLayers
 from vmddpm.model.time_embedding import TimeEmbedding
 
@@ -51,7 +52,7 @@ class VMDDPM(
         last = convolution(config.spatial_dims, widths[0], config.image_channels, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
-        self.projection = nn.Sequential(nn.GroupNorm(config.norm_groups, widths[0]), nn.SiLU(), last)
+        self.projection = nn.Sequential(GroupNormSiLU(config.norm_groups, widths[0]), nn.Identity(), last)
         self.recompute = False
         # Without a bias, so that no class is the vector 0: the model without a condition.
         self.class_embedding = nn.Linear(len(config.classes), config.time_dim, bias=False) if config.classes else None

@@ -15,7 +15,7 @@ from vmddpm.model.unet import UNet
 from vmddpm.training.batches import inputs_at
 from vmddpm.training.conditions import condition_names, conditions_to_draw
 from vmddpm.training.config import RunConfig
-from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
+from vmddpm.training.learner import AUTOCAST, Learner, Step, adam, update_ema
 from vmddpm.training.networks import build_network
 from vmddpm.training.ranks import Ranks
 
@@ -36,7 +36,7 @@ class DiffusionLearner(Learner[Inputs]):
         self.ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.raw.state_dict())
         options = config.training
-        self.optimizer = torch.optim.Adam(self.raw.parameters(), lr=options.learning_rate)
+        self.optimizer = adam(self.raw, options.learning_rate)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
         self.parts = {"model": self.raw, "ema": self.ema, "optimizer": self.optimizer, "scaler": self.scaler}
 
@@ -59,7 +59,9 @@ class DiffusionLearner(Learner[Inputs]):
         self.optimizer.zero_grad(set_to_none=True)
         share = self._add_gradients(inputs, step)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip)
+        # On a GPU torch takes all gradients in few kernels by itself.
+        together = True if self.ranks.device.type == "cpu" else None
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=together)
         mine: list[float] = torch.stack([share, norm.to(share)]).tolist()
         loss, norm_here = *self.ranks.sum(mine[0]), mine[1]
         finite = math.isfinite(loss) and math.isfinite(norm_here)

@@ -19,7 +19,7 @@ from vmddpm.evaluation.images import Images
 from vmddpm.training.batches import generator_of, images_at, numbers_at
 from vmddpm.training.config import RunConfig
 from vmddpm.training.errors import TrainingError
-from vmddpm.training.learner import AUTOCAST, Learner, Step, update_ema
+from vmddpm.training.learner import AUTOCAST, Learner, Step, adam, update_ema
 from vmddpm.training.ranks import Ranks
 
 LATENTS, BOXES = 16, 17  # streams of random numbers, in addition to those of `batches`
@@ -55,7 +55,7 @@ class GANLearner(Learner[Inputs]):
         self.discriminator = build_discriminator(networks).to(ranks.device).train()
         betas = config.gan.beta1, config.gan.beta2
         self.discriminator_optimizer, self.generator_optimizer = (
-            torch.optim.Adam(n.parameters(), options.learning_rate, betas) for n in (self.discriminator, self.raw)
+            adam(n, options.learning_rate, betas) for n in (self.discriminator, self.raw)
         )
         self.parts = {
             "generator": self.raw, "discriminator": self.discriminator, "ema": self.ema,

@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vmddpm.baselines.networks import Generator
 from vmddpm.evaluation.images import Images
@@ -69,13 +70,19 @@ class Learner(ABC, Generic[I]):
         those of the data set, at every step."""
 
 
+def adam(network: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam that takes each weight and its moments from memory once, on devices that torch has such a kernel for."""
+    one_pass = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.Adam(network.parameters(), rate, betas, fused=one_pass or None)
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """ema <- decay ema + (1 - decay) model, over parameters and buffers; counters are copied."""
     decay = min(decay, (1 + step) / (10 + step))
-    pairs = zip(ema.state_dict().values(), model.state_dict().values())
-    for average, value in pairs:
-        if average.is_floating_point():
-            average.lerp_(value, 1 - decay)
-        else:
-            average.copy_(value)
+    pairs = list(zip(ema.state_dict().values(), model.state_dict().values()))
+    averages = [pair for pair in pairs if pair[0].is_floating_point()]
+    get_ema_multi_avg_fn(decay)(*map(list, zip(*averages)), 0)
+    for counter, value in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(value)

@@ -16,6 +16,7 @@ from vmddpm.baselines.config import GANS
 from vmddpm.data import DataError
 from vmddpm.data.conditioned import ConditionedImages
 from vmddpm.evaluation.images import Images
+from vmddpm.allocator import keeping_freed_memory
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, prefetch
 from vmddpm.training.conditions import refuse_other_classes, refuse_unfit
@@ -68,6 +69,7 @@ def train(
     _refuse_unusable(config, dataset)
     data = checksums(dataset)
     with (
+        keeping_freed_memory(),
         process_group(options.device, scans=config.system == "vmddpm") as ranks,
         folder.training(config) if ranks.is_main else nullcontext((None, None)) as (checkpoints, saved),
         stop_requests() as stop_asked,

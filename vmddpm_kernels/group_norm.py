@@ -1,0 +1,34 @@
+"""Group normalisation and SiLU in one: what stands between the convolutions of a ResNet block."""
+
+from torch import Tensor
+
+from vmddpm_kernels.ops.group_norm import check, normalise
+
+
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    """SiLU(GroupNorm(x) weight + bias), Wu and He (2018), with an affine map for all images or one for each.
+
+    On a CPU, where the channels of a pixel lie side by side in memory (torch.channels_last), x is read twice and y
+    written, and the backward keeps x and nothing else of its size. Elsewhere PyTorch's operators compute it.
+
+    Args:
+        x: (B, C, ...), float16, bfloat16, float32 or float64.
+        groups: a divisor of C; each group is normalised by its mean and variance over the pixels of an image.
+        weight: (C,), or (B, C): one for each image, as a diffusion step scales the channels. 1 if not given.
+        bias: likewise; 0 if not given.
+        eps: added to the variance.
+
+    Returns:
+        y in x's shape, memory order and dtype.
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> x = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
+        >>> y = group_norm_silu(x, 4, torch.ones(8), torch.zeros(2, 8))             # (2, 8, 5, 5)
+    """
+    check(x, groups, weight, bias)
+    return normalise(x, groups, weight, bias, eps)
