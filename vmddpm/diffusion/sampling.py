@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vmddpm.allocator import keeping_freed_memory
 from vmddpm.diffusion.config import DiffusionConfig
 from vmddpm.diffusion.guidance import Condition, Conditions, check_guidance, guided
 from vmddpm.errors import InputError
-from vmddpm.allocator import keeping_freed_memory
 from vmddpm.numbers import check_seed, shown
 from vmddpm.seeding import mix_seed
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vmddpm.allocator import keeping_freed_memory
 from vmddpm.baselines.config import GANS
 from vmddpm.data import DataError
 from vmddpm.data.conditioned import ConditionedImages
 from vmddpm.evaluation.images import Images
-from vmddpm.allocator import keeping_freed_memory
 from vmddpm.seeding import mix_seed
 from vmddpm.training.batches import WEIGHTS, prefetch
 from vmddpm.training.conditions import refuse_other_classes, refuse_unfit
