@@ -336,8 +336,6 @@ void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& 
       if (begun) load_tile<T>(view_of(m.total, m.columns), task.batch, k, steps, 0, m.columns, m.width, m.all);
       add_rows(m.group, steps.count * m.width, group > 0, m.all);
     }
-    add_rows(w.dB, steps.count * N, group > 0, w.all_dB);
-    add_rows(w.dC, steps.count * N, group > 0, w.all_dC);
   }
   for (const auto& m : matrices) {
     if (m.columns == 0) continue;
