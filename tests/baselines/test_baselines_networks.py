@@ -90,7 +90,8 @@ def test_costs_count_the_scan_whatever_was_imported_first():
     def add_scan(module, inputs):
         nonlocal scan
         channels, height, width = inputs[0].shape[1:]
-        scan += 4 * height * width * 2 * channels * (9 * 3 + 1)  # twice the channels inside
+        # Twice the channels inside; the step size of each is a sum over ranks.
+        scan += 4 * height * width * 2 * channels * (9 * 3 + 1 + 2 * module.rank)
 
     for module in model.modules():
         if isinstance(module, CSM):

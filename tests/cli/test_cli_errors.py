@@ -134,7 +134,7 @@ MISTAKES = [  # a command line, what its answer must say, and the way out that i
     ("train --config demo --data.rot images --run new", "--data.rot is no option", "did you mean --data.root"),
     ("train --conf demo --run new", "--conf is no option", "did you mean --config"),
     ("train --steps 10 --run new", "--steps is no option", "did you mean --training.steps"),
-    ("train --config dmo --run new", "no preset; did you mean demo", "the presets are demo, paper-acdc"),
+    ("train --config dmo --run new", "no preset; did you mean demo", "the presets are demo, demo-3d"),
     ("train --config images --run new", "--config images: is a folder", "give a YAML file"),
     ("train --config small.yaml", "--run is missing", "the run folder"),
     ("train images --config small.yaml --run new", "'images' is one word too many", "usage: vmddpm train --run RUN"),

@@ -76,7 +76,7 @@ def test_a_table_that_was_never_read_is_refused(graph):
 
 def test_a_permutation_on_the_cpu_is_refused(graph):
     permutation = vk.patch_permutation(2, 3, seed=0)
-    with graph, pytest.raises(RuntimeError, match="permutation is on cpu, from where the capture of a CUDA graph"):
+    with graph, pytest.raises(RuntimeError, match="permutation is on cpu, and cannot be copied to meta"):
         vk.routes(2, 3, permutation=permutation, device="meta")
 
 

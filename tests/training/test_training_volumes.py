@@ -166,7 +166,7 @@ def test_a_format_that_does_not_fit_is_refused(run, tmp_path, capsys):
 
 
 def test_what_is_of_images_alone_is_refused(run, scans, tmp_path, capsys):
-    inpaint = ["inpaint", "--run", str(run), "--images", str(scans), "--masks", str(scans), "--out",
+    inpaint = ["inpaint", "--run", str(run), "--real", str(scans), "--masks", str(scans), "--out",
                str(tmp_path / "out")]  # fmt: skip
     assert main(inpaint) == 1
     assert "draws volumes, and regions are drawn in images only" in capsys.readouterr().err
