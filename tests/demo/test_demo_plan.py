@@ -13,7 +13,7 @@ import vmddpm.demo as module
 from vmddpm.cli import main
 from vmddpm.cli.messages import shown
 from vmddpm.demo import demo
-from vmddpm.demo.plan import BLOBS, BRAINS, SLICES, Budget, Drawing, Speed, choose_drawing, make_plan
+from vmddpm.demo.plan import BLOBS, BRAINS, FOLDS, SLICES, Budget, Drawing, Speed, choose_drawing, make_plan
 from vmddpm.errors import InputError
 from vmddpm.evaluation import Merit, figures_of_merit
 
@@ -156,6 +156,9 @@ def test_a_run_that_goes_on_counts_what_it_has():
     assert [SLICES(n).split()[0] for n in (0, BLOBS - 1, BLOBS, BRAINS - 1, BRAINS)] == [
         "noise,", "noise,", "grainy", "grainy", "brains"
     ]
+    assert [SLICES(n).rpartition(", ")[2] for n in (BRAINS, FOLDS - 1, FOLDS)] == [
+        "grainy inside", "grainy inside", "a little grainy"
+    ]  # fmt: skip
 
 
 def test_a_plan_that_exceeds_its_budget_says_so():

@@ -12,8 +12,9 @@ MOST_STEPS = 50  # of the sampler
 LEAST = 4  # images, where there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # and weights, curves and the picture
-# Observed images by training steps: noise after 28, blobs after 103, brains in recognisable views after 600.
-BLOBS, BRAINS = 100, 600
+# Observed images by training steps: noise after 28, blobs after 103, brains in recognisable views after 600, with
+# ventricles and folds after 2,367.
+BLOBS, BRAINS, FOLDS = 100, 600, 2300
 
 
 @dataclass(frozen=True)
@@ -21,23 +22,28 @@ class Sights:
     """What a model draws after so many steps, as runs of that length have shown.
 
     Attributes:
-        blobs, brains: steps from which on it draws them.
-        early, seen: what these are, in words.
+        blobs, brains, folds: steps from which on it draws them.
+        early, seen, late: what these are, in words.
     """
 
     blobs: int
     brains: int
     early: str
     seen: str
+    folds: int | None = None
+    late: str = ""
 
     def __call__(self, steps: int) -> str:
+        if self.folds is not None and steps >= self.folds:
+            return self.late
         if steps >= self.brains:
             return self.seen
         return self.early if steps >= self.blobs else "noise, not brains"
 
 
 SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
-                "brains seen from three sides, grainy inside")  # fmt: skip
+                "brains seen from three sides, grainy inside", FOLDS,
+                "brains seen from three sides, with ventricles, cerebellum and folds, a little grainy")  # fmt: skip
 # Of volumes: after 45 noise, after 500 brains.
 VOLUMES = Sights(500, 500, "", "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
 
