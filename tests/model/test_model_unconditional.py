@@ -1,4 +1,5 @@
-"""The paper's model has no conditions: its weights and images are those of before there were any, bit for bit.
+"""The paper's model has no conditions: its weights and images are the stored ones, bit for bit. The images
+were recorded anew when norms were fused, which changed them by rounding.
 
 The stored digests are those of one torch and one set of vector instructions; elsewhere sums are rounded otherwise, and
 the stored numbers are met closely.
