@@ -8,8 +8,8 @@ needs, and a step takes ten times as long.
 import os
 import sys
 
-# Looks before a thread of GNU's runtime sleeps. Steps a second of the demo's training on two cores: alone 7.3, and 7.1 by
-# the runtime's own choice; two at once, together, 5.8, and 3.3. A tenth of the looks: two 6.9, alone 5.4.
+# Looks before a thread of GNU's runtime sleeps. Steps a second of the demo's training on two cores: alone 7.3, and 7.1
+# by the runtime's own choice; two at once, together, 5.8, and 3.3. A tenth of the looks: two 6.9, alone 5.4.
 SPINS = 1000
 # The user's own choice, for the runtimes of GNU, LLVM and Intel.
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
