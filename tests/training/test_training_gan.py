@@ -200,7 +200,7 @@ def test_another_system_is_another_run(images, tmp_path):
 def test_what_gans_cannot_do_is_refused_before_work(images, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="has no image"):
         train(gan_config("dcgan"), [], RunFolder(tmp_path / "run"))
-    for options in ({"compile": "default"}, {"precision": "fp16"}):
+    for options in ({"compile": "default"}, {"precision": "fp16"}, {"optimizer": "muon"}):
         with pytest.raises(TrainingError, match=f"training.{next(iter(options))}"):
             train(gan_config("dcgan", **options), images, RunFolder(tmp_path / "run"))
     monkeypatch.setenv("WORLD_SIZE", "3")

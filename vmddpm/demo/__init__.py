@@ -33,6 +33,7 @@ from vmddpm.demo.plan import (
     make_plan,
 )
 from vmddpm.demo.speed import measure_speed
+from vmddpm.demo.threads import IdleThreads
 from vmddpm.devices import choose_device
 from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
@@ -119,28 +120,31 @@ def demo(
         raise InputError(f"images is {images}; it must be from 2 to {len(dataset) - 2}")
     sides, kind = " x ".join(map(str, config.data.shape[1:])), "crops" if volumes else "slices"
     logger.info("%d %s of the MNI152 template at %s; timing a step ...", len(dataset), kind, sides)
-    make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
-    speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
-    taken, seconds = progress(folder)
-    plan = make_plan(budget, speed, images, taken, sights)
-    logger.info("%s", plan)
+    with IdleThreads() as threads:
+        make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
+        threads.follow()
+        speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
+        taken, seconds = progress(folder)
+        plan = make_plan(budget, speed, images, taken, sights)
+        logger.info("%s", plan)
 
-    with BudgetBar(budget) as bar:
-        bar.show("training")
-        step = taken
-        config = replace(config, training=replace(config.training, minutes=(seconds + plan.training_seconds) / 60))
+        with BudgetBar(budget) as bar:
+            bar.show("training")
+            step = taken
+            config = replace(config, training=replace(config.training, minutes=(seconds + plan.training_seconds) / 60))
 
-        def after_step(number: int, metrics: dict[str, Any]) -> None:
-            nonlocal step
-            step = number
-            bar.show(f"training, step {step}, loss {metrics['loss']:.3f}")
+            def after_step(number: int, metrics: dict[str, Any]) -> None:
+                nonlocal step
+                step = number
+                threads.follow()
+                bar.show(f"training, step {step}, loss {metrics['loss']:.3f}")
 
-        before = budget.spent()
-        model = train(config, dataset, folder, progress=False, after_step=after_step)
-        now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
-        synthetic, drawing = _draw(model, config, plan, now, bar)
-        bar.show("writing the picture")
-        result = _write(folder, config.data, dataset, synthetic, drawing, step, sights)
+            before = budget.spent()
+            model = train(config, dataset, folder, progress=False, after_step=after_step)
+            now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
+            synthetic, drawing = _draw(model, config, plan, now, bar, threads)
+            bar.show("writing the picture")
+            result = _write(folder, config.data, dataset, synthetic, drawing, step, sights)
     logger.info("%s", _closing(folder, result, budget, sights))
     return result
 
@@ -156,7 +160,9 @@ def _speed_now(planned: Speed, training_step: float) -> Speed:
     return Speed(training_step, planned.drawing_step * training_step / planned.training_step)
 
 
-def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: BudgetBar) -> tuple[Tensor, Drawing]:
+def _draw(
+    model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: BudgetBar, threads: IdleThreads
+) -> tuple[Tensor, Drawing]:  # fmt: skip
     """Images (n, C, size, size) by DDIM, on the CPU: those of the plan, or what there is time for, a batch at least."""
     budget = plan.budget
     end = FINISHING / 2 * budget.seconds  # what is to be left then; the rest is for what training took longer
@@ -169,6 +175,7 @@ def _draw(model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: Bu
         numbers = range(first, min(first + drawing.batch, drawing.images))
 
         def progress(step: int, steps: int, last: int = numbers[-1]) -> None:
+            threads.follow()
             bar.show(f"drawing image {last + 1} of {drawing.images}, step {step} of {steps}")
 
         blocks.append(

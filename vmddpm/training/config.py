@@ -40,8 +40,12 @@ class TrainingConfig:
     """Keep only the inputs of each SSLayer for the backward pass and compute the rest again there: the same gradients
     from less memory, for about a third more time. Of VM-DDPM alone."""
 
+    optimizer: Literal["adam", "muon"] = "adam"
+    """How gradients become steps: "All models use Adam optimizer". "muon", not of the paper, makes the momentum of the
+    matrices between features orthogonal (Jordan et al., 2024), leaves the rest to Adam, and needs fewer steps."""
+
     learning_rate: float = 1e-4
-    """Learning rate of Adam, constant, as the paper states no schedule: "a minimum Learning Rate of 1e-4"."""
+    """Learning rate, constant, as the paper states no schedule: "a minimum Learning Rate of 1e-4"."""
 
     warmup_steps: int = 0
     """Steps of linear warm-up of the learning rate; not stated in the paper."""
@@ -60,9 +64,10 @@ class TrainingConfig:
     """Flip images horizontally at random, which puts the heart of a chest X-ray on the wrong side: "image flipping and
     other preprocessing operations"."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the network under autocast; weights, optimiser and scan states are always float32. "fp16" uses
-    dynamic loss scaling, which skips the first steps."""
+    dynamic loss scaling, which skips the first steps. "auto" is bf16 where the processor or GPU is fast in it, and fp32
+    elsewhere."""
 
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     """Mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs."""
@@ -106,7 +111,10 @@ class TrainingConfig:
         self._require(
             self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", "at least 1, or null"
         )
-        self._require(self.precision in ("fp32", "bf16", "fp16"), "precision", '"fp32", "bf16" or "fp16"')
+        self._require(self.optimizer in ("adam", "muon"), "optimizer", '"adam" or "muon"')
+        self._require(
+            self.precision in ("fp32", "bf16", "fp16", "auto"), "precision", '"fp32", "bf16", "fp16" or "auto"'
+        )
         modes = ("no", "default", "reduce-overhead", "max-autotune")
         self._require(self.compile in modes, "compile", f"one of {', '.join(modes)}")
         self._require(

@@ -15,15 +15,16 @@ from vmddpm.model.unet import UNet
 from vmddpm.training.batches import inputs_at
 from vmddpm.training.conditions import condition_names, conditions_to_draw
 from vmddpm.training.config import RunConfig
-from vmddpm.training.learner import AUTOCAST, Learner, Step, adam, update_ema
+from vmddpm.training.learner import Learner, Step, autocast, update_ema
 from vmddpm.training.networks import build_network
+from vmddpm.training.optimizers import make_optimizers
 from vmddpm.training.ranks import Ranks
 
 Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the condition's parts if there is one
 
 
 class DiffusionLearner(Learner[Inputs]):
-    """A network that predicts noise, trained by Adam on the mean loss with gradient clipping."""
+    """A network that predicts noise, trained on the mean loss with gradient clipping."""
 
     raw: VMDDPM | UNet
     ema: VMDDPM | UNet
@@ -36,9 +37,10 @@ class DiffusionLearner(Learner[Inputs]):
         self.ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.raw.state_dict())
         options = config.training
-        self.optimizer = adam(self.raw, options.learning_rate)
+        optimizers = make_optimizers(self.raw, options)
+        self.optimizers = list(optimizers.values())
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
-        self.parts = {"model": self.raw, "ema": self.ema, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.parts = {"model": self.raw, "ema": self.ema, **optimizers, "scaler": self.scaler}
 
     def inputs_at(self, dataset: Images, step: int, rows: range) -> Inputs:
         return inputs_at(dataset, step, self.config, rows)
@@ -55,10 +57,11 @@ class DiffusionLearner(Learner[Inputs]):
 
     def step(self, inputs: Inputs, step: int, rate: float) -> Step:
         options = self.config.training
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.raw.zero_grad(set_to_none=True)
         share = self._add_gradients(inputs, step)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            self.scaler.unscale_(optimizer)
         # On a GPU torch takes all gradients in few kernels by itself.
         together = True if self.ranks.device.type == "cpu" else None
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=together)
@@ -66,7 +69,8 @@ class DiffusionLearner(Learner[Inputs]):
         loss, norm_here = *self.ranks.sum(mine[0]), mine[1]
         finite = math.isfinite(loss) and math.isfinite(norm_here)
         if finite:
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
             update_ema(self.ema, self.raw, options.ema_decay, step)
         self.scaler.update()
         return Step(finite, {"loss": loss, "gradient_norm": norm_here})
@@ -88,7 +92,7 @@ class DiffusionLearner(Learner[Inputs]):
             This process's part of the mean loss: the parts of all add up to it.
         """
         options, network = self.config.training, self.data_parallel
-        device, dtype = self.ranks.device, AUTOCAST[options.precision]
+        device = self.ranks.device
         loss_here = torch.zeros((), device=device)
         order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
         parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
@@ -96,7 +100,7 @@ class DiffusionLearner(Learner[Inputs]):
             x0, t, noise, *told = (values.to(device, non_blocking=True) for values in part)
             last = part is parts[-1]
             with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with autocast(device, options.precision):
                     condition = dict(zip(condition_names(self.config.model), told))
                     loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion, condition)
                 loss = loss * (len(x0) / options.batch_size)

@@ -19,7 +19,8 @@ from vmddpm.evaluation.images import Images
 from vmddpm.training.batches import generator_of, images_at, numbers_at
 from vmddpm.training.config import RunConfig
 from vmddpm.training.errors import TrainingError
-from vmddpm.training.learner import AUTOCAST, Learner, Step, adam, update_ema
+from vmddpm.training.learner import Learner, Step, autocast, update_ema
+from vmddpm.training.optimizers import adam
 from vmddpm.training.ranks import Ranks
 
 LATENTS, BOXES = 16, 17  # streams of random numbers, in addition to those of `batches`
@@ -55,7 +56,7 @@ class GANLearner(Learner[Inputs]):
         self.discriminator = build_discriminator(networks).to(ranks.device).train()
         betas = config.gan.beta1, config.gan.beta2
         self.discriminator_optimizer, self.generator_optimizer = (
-            adam(n, options.learning_rate, betas) for n in (self.discriminator, self.raw)
+            adam(n.parameters(), options.learning_rate, betas) for n in (self.discriminator, self.raw)
         )
         self.parts = {
             "generator": self.raw, "discriminator": self.discriminator, "ema": self.ema,
@@ -99,7 +100,7 @@ class GANLearner(Learner[Inputs]):
         optimizer.zero_grad(set_to_none=True)
         loss_here = torch.zeros((), device=device)
         for part in parts:
-            with torch.autocast(device.type, AUTOCAST[options.precision], enabled=options.precision == "bf16"):
+            with autocast(device, options.precision):
                 loss = loss_of(part)
             loss = loss * (len(part.real) / options.batch_size)
             loss.backward()
@@ -153,7 +154,7 @@ def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None 
 def refuse_unusable(config: RunConfig, processes: int) -> None:
     """Raise TrainingError for options that GANs do not support."""
     options = config.training
-    for name, usable in (("compile", ("no",)), ("precision", ("fp32", "bf16"))):
+    for name, usable in (("compile", ("no",)), ("precision", ("fp32", "bf16", "auto")), ("optimizer", ("adam",))):
         if getattr(options, name) not in usable:
             raise TrainingError(
                 f"training.{name} is {getattr(options, name)!r}; with {config.system} it must be "

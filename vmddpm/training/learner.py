@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vmddpm.baselines.networks import Generator
+from vmddpm.devices import fast_in_bfloat16
 from vmddpm.evaluation.images import Images
 from vmddpm.model import VMDDPM
 from vmddpm.model.unet import UNet
@@ -16,7 +17,6 @@ from vmddpm.training.checkpoints import Stateful
 from vmddpm.training.config import RunConfig
 from vmddpm.training.ranks import Ranks
 
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Network = VMDDPM | UNet | Generator
 I = TypeVar("I")
 
@@ -70,10 +70,12 @@ class Learner(ABC, Generic[I]):
         those of the data set, at every step."""
 
 
-def adam(network: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Adam that takes each weight and its moments from memory once, on devices that torch has such a kernel for."""
-    one_pass = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.Adam(network.parameters(), rate, betas, fused=one_pass or None)
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network runs in `TrainingConfig.precision`."""
+    if precision == "auto":
+        precision = "bf16" if fast_in_bfloat16(device) else "fp32"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 @torch.no_grad()

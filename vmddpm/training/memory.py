@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from vmddpm.errors import InputError
 from vmddpm.model import VMDDPM
 from vmddpm.training.config import RunConfig
-from vmddpm.training.learner import AUTOCAST
+from vmddpm.training.learner import autocast
 from vmddpm.training.networks import build_network
 
 COPIES = 3  # of the weights, beside the network itself: the averaged ones, and Adam's two moments
@@ -47,12 +47,12 @@ class Memory:
 class _Step(nn.Module):
     """Forward and backward: what is computed again in the latter needs the weights too."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network, self.precision = network, precision
 
     def forward(self, x: Tensor, t: Tensor, noise: Tensor) -> None:
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(x.device, self.precision):
             predicted = self.network(x, t, order_key=(0, 0))
         F.mse_loss(predicted.float(), noise).backward()
 
@@ -101,7 +101,6 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
     options = config.training
     rows = math.ceil(options.batch_size / processes)
     together = min(rows, options.micro_batch_size or rows)
-    dtype = AUTOCAST[options.precision]
     with torch.device("meta"):
         network = build_network(config).train()
     network.requires_grad_()
@@ -115,7 +114,8 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
         weights = living.bytes
         x = torch.empty(together, *config.data.shape, device=device)
         noise, t = torch.empty_like(x), torch.zeros(together, dtype=torch.int64, device=device)
-        functional_call(_Step(network, dtype), {f"network.{name}": v for name, v in state.items()}, (x, t, noise))
+        weights_of_step = {f"network.{name}": value for name, value in state.items()}
+        functional_call(_Step(network, options.precision), weights_of_step, (x, t, noise))
         step = living.most - weights
     # Images and noise of the whole batch, of the step in hand and of the one that is made meanwhile.
     inputs = 4 * 4 * rows * math.prod(config.data.shape)

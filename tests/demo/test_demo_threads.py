@@ -1,0 +1,93 @@
+"""The demo's threads beside other programs, by made-up counts of busy seconds and by a real busy process."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from vmddpm.demo import threads as module
+from vmddpm.demo.threads import SECONDS, IdleThreads
+
+
+class Machine:
+    """Processors, of which other programs take `others` at every moment, and this one a processor for each thread."""
+
+    def __init__(self, monkeypatch, processors, others=0.0):
+        self.now = self.busy = self.own = 0.0
+        self.others = others
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(module, "_processors", lambda: set(range(processors)))
+        self.threads = processors
+        monkeypatch.setattr(torch, "get_num_threads", lambda: self.threads)
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: setattr(self, "threads", count))
+
+    def wait(self, seconds):
+        self.now += seconds
+        self.own += self.threads * seconds
+        self.busy += (self.threads + self.others) * seconds
+
+    def idle_threads(self):
+        return IdleThreads(lambda: self.now, lambda: self.busy, lambda: self.own)
+
+
+@pytest.mark.parametrize(
+    ("processors", "others", "threads"),
+    [(2, 0.0, 2), (2, 0.3, 2), (2, 1.0, 1), (2, 1.9, 1), (16, 8.2, 8), (16, 40.0, 1), (1, 1.0, 1)],
+)
+def test_threads_are_the_processors_left_free(monkeypatch, processors, others, threads):
+    machine = Machine(monkeypatch, processors, others)
+    with machine.idle_threads() as found:
+        machine.wait(SECONDS)
+        found.follow()
+        assert machine.threads == threads
+        machine.wait(SECONDS)  # now with those threads
+        found.follow()
+        assert machine.threads == threads
+        machine.others = 0.0
+        machine.wait(SECONDS / 2)
+        found.follow()  # too soon
+        assert machine.threads == threads
+        machine.wait(SECONDS)
+        found.follow()
+        machine.wait(SECONDS)
+        found.follow()
+        assert machine.threads == processors
+        machine.others = processors
+        machine.wait(SECONDS)
+        found.follow()
+    assert machine.threads == processors
+
+
+def test_the_users_number_stays(monkeypatch):
+    machine = Machine(monkeypatch, 4, others=4.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with machine.idle_threads() as found:
+        machine.wait(SECONDS)
+        found.follow()
+        assert machine.threads == 4
+
+
+def test_an_unknown_system_changes_nothing(monkeypatch):
+    machine = Machine(monkeypatch, 4, others=4.0)
+    with IdleThreads(lambda: machine.now, lambda: None, lambda: machine.own) as found:
+        machine.wait(SECONDS)
+        found.follow()
+        assert machine.threads == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="busy seconds are Linux's")
+def test_a_busy_process_is_seen():
+    one = next(iter(os.sched_getaffinity(0)))
+    program = f"import os\nos.sched_setaffinity(0, {{{one}}})\nprint(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            before, begun = module._busy_seconds(), time.monotonic()
+            time.sleep(1.0)
+            seen, passed = module._busy_seconds() - before, time.monotonic() - begun
+        finally:
+            other.kill()
+    assert 0.9 * passed < seen < (len(os.sched_getaffinity(0)) + 0.1) * passed

@@ -1,0 +1,76 @@
+"""As many threads as there are processors that other programs leave free.
+
+A parallel part of a step ends when its last thread does, so a thread that shares its processor with another program
+slows the others down. The number of threads changes rounding: runs that must repeat bit for bit keep theirs.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SECONDS = 2.0  # over which processors are watched before the number of threads is chosen anew
+
+
+class IdleThreads:
+    """A context in which each call chooses torch's number of threads, at most what it was before, which returns at the
+    end. It stays as it is where the environment says OMP_NUM_THREADS, or the system does not tell how busy it is.
+
+    Args:
+        clock: seconds.
+        busy: seconds that the processors of this process have been busy, since whenever; None if unknown.
+        own: of these, the seconds of this process.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, busy: Callable[[], float | None] | None = None,
+        own: Callable[[], float] = time.process_time,
+    ) -> None:  # fmt: skip
+        self._most, self._clock, self._own = torch.get_num_threads(), clock, own
+        self._busy = busy or _busy_seconds
+        self._chosen_by_user = "OMP_NUM_THREADS" in os.environ
+        self._restart()
+
+    def __enter__(self) -> "IdleThreads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._most)
+
+    def follow(self) -> None:
+        """Sets the number of threads, if the last choice is SECONDS ago."""
+        passed = self._clock() - self._begun
+        if self._chosen_by_user or self._busy_then is None or passed < SECONDS:
+            return
+        busy = self._busy()
+        assert busy is not None
+        others = (busy - self._busy_then - (self._own() - self._own_then)) / passed
+        wanted = max(1, min(self._most, round(len(_processors()) - others)))
+        torch.set_num_threads(wanted)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._begun, self._busy_then, self._own_then = self._clock(), self._busy(), self._own()
+
+
+def _processors() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float | None:
+    """Of the processors that this process may use, by Linux's count."""
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    ours = {f"cpu{number}" for number in _processors()}
+    ticks = 0
+    for name, *times in (line.split() for line in lines if line.startswith("cpu")):
+        if name in ours:
+            user, nice, system, _, _, interrupts, soft, stolen = map(int, times[:8])
+            ticks += user + nice + system + interrupts + soft + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")

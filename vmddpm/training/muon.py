@@ -1,0 +1,110 @@
+"""Muon (Jordan et al., 2024): steps by momentum whose singular values are all brought near 1."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+# Jordan et al. (2024): 5 rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X bring singular values to 0.7 to 1.2.
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
+ROUNDS = 5
+RMS = 0.2  # of a step at learning rate 1, as Adam's usually is (Liu et al., 2025, arXiv 2502.16982, section 2.2)
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps weights as matrices by their Nesterov momentum, made orthogonal, at Adam's learning rates.
+
+    `torch.optim.Muon` takes the same steps, of weights with two axes alone, one after the other. This one takes kernels
+    of convolutions and stacks of matrices too, and weights of equal shape together.
+
+    Args:
+        weights: each (out, in), a stack (n, out, in), or a kernel (out, in, *sides) of two or three sides.
+        rate: the learning rate. The root mean square of a step is about a fifth of it.
+        momentum: decay of the average of the gradients.
+        dtype: of the products that make a step orthogonal; bfloat16 is exact enough where the device is fast in it.
+
+    Raises:
+        ValueError: if a weight is no matrix.
+
+    Example:
+        >>> layer = nn.Linear(8, 4, bias=False)
+        >>> optimizer = Muon(layer.parameters(), 0.004)
+        >>> layer(torch.ones(8)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self, weights: Iterable[nn.Parameter], rate: float, momentum: float = 0.95, dtype: torch.dtype = torch.float32
+    ) -> None:
+        weights = list(weights)
+        for weight in weights:
+            if not 2 <= weight.dim() <= 5:
+                raise ValueError(f"a weight has shape {tuple(weight.shape)}; Muon takes matrices, stacks and kernels")
+        super().__init__(weights, {"lr": rate, "momentum": momentum})
+        self._dtype = dtype
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of all weights that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault(_matrices(weight).shape[1:], []).append(weight)
+            for weights in alike.values():
+                self._step_alike(weights, group["lr"], group["momentum"])
+        return loss
+
+    def _step_alike(self, weights: list[nn.Parameter], rate: float, momentum: float) -> None:
+        gradients = [weight.grad for weight in weights]
+        averages = [self._average(weight) for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, averages, momentum)
+        matrices = torch.cat([_matrices(step) for step in ahead])
+        steps = orthogonal(matrices.to(self._dtype)).to(matrices.dtype)
+        steps.mul_(-rate * RMS * max(steps.shape[1:]) ** 0.5)
+        parts = steps.split([len(_matrices(weight)) for weight in weights])
+        torch._foreach_add_(weights, [_like(weight, part) for weight, part in zip(weights, parts)])
+
+    def _average(self, weight: nn.Parameter) -> Tensor:
+        state: dict[str, Any] = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        average: Tensor = state["momentum_buffer"]
+        return average
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """For each U S V^T about U V^T: (n, rows, columns) -> the same, singular values from 0.7 to 1.2 but for those that
+    are tiny."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ROUNDS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """(n, out, in); the inputs of a kernel in the order of channels_last memory, which is then copied as it is."""
+    if weight.dim() > 3:
+        weight = weight.movedim(1, -1).flatten(1)
+    return weight if weight.dim() == 3 else weight[None]
+
+
+def _like(weight: Tensor, matrices: Tensor) -> Tensor:
+    """The inverse of `_matrices`: of the shape of the weight."""
+    if weight.dim() > 3:
+        return matrices.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
+    return matrices.view(weight.shape)

@@ -1,0 +1,50 @@
+"""What changes the weights: Adam, or Muon for the matrices between features and Adam for the rest."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from vmddpm.devices import fast_in_bfloat16
+from vmddpm.model import VMDDPM
+from vmddpm.model.csm import CSM
+from vmddpm.model.unet import UNet
+from vmddpm.training.config import TrainingConfig
+from vmddpm.training.muon import Muon
+
+
+def make_optimizers(network: VMDDPM | UNet, options: TrainingConfig) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers of `options.optimizer`, which share the weights, by their names in a checkpoint."""
+    if options.optimizer == "adam":
+        return {"optimizer": adam(network.parameters(), options.learning_rate)}
+    matrices = list(hidden_matrices(network))
+    theirs = {id(weight) for weight in matrices}
+    rest = [weight for weight in network.parameters() if id(weight) not in theirs]
+    dtype = torch.bfloat16 if fast_in_bfloat16(matrices[0].device) else torch.float32
+    return {
+        "optimizer": adam(rest, options.learning_rate),
+        "muon": Muon(matrices, options.learning_rate, dtype=dtype),
+    }
+
+
+def adam(weights: Iterable[nn.Parameter], rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam that takes each weight and its moments from memory once, on devices that torch has such a kernel for."""
+    weights = list(weights)
+    one_pass = weights[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(weights, rate, betas, fused=one_pass or None)
+
+
+def hidden_matrices(network: VMDDPM | UNet) -> Iterator[nn.Parameter]:
+    """The weights that take features to features: of linear layers, of convolutions that mix channels, and of the
+    projections of each route. Those of images and classes, the first layer and the last, are not among them."""
+    ends: tuple[nn.Module | None, ...]
+    if isinstance(network, VMDDPM):
+        ends = network.encoder[0].down, network.projection[-1], network.class_embedding
+    else:
+        ends = network.network.conv_in, network.network.conv_out
+    for module in network.modules():
+        if isinstance(module, CSM):
+            yield from (module.x_proj, module.dt_proj)
+        mixes = isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.groups == 1
+        if (mixes or isinstance(module, nn.Linear)) and module not in ends:
+            yield module.weight
