@@ -3,7 +3,7 @@ scans in order, and the UNet of Ho et al. (2020). All learn the demo's slices by
 By --models also the demo's network with one choice made in another way (CHOICES).
 
     python -m benchmarks.demo_comparison --minutes 10 --seeds 0 1 2 --out build/demo_comparison
-    python -m benchmarks.demo_comparison --models regenerated linear min-snr --seeds 0 --out build/demo_choices
+    python -m benchmarks.demo_comparison --models regenerated adam unweighted --seeds 0 --out build/demo_choices
 
 Run it on a machine that does nothing else. It takes models x seeds x minutes of training, and about a third more for
 the images drawn meanwhile, whose time does not count as training. The same command goes on where one was stopped, after
@@ -44,14 +44,17 @@ from vmddpm.training.trainer import learning_rate_at
 
 NETWORKS = {"regenerated": "VM-DDPM", "ordered": "VM-DDPM, scans in order", "unet": "UNet"}
 CHOICES = {
+    "adam": "Adam, learning rate 0.002",
     "epsilon": "predicts the noise",
     "linear": "linear schedule",
+    "unweighted": "all noise levels weighted alike",
     "min-snr": "min-SNR weights, 5",
-    "batch-4": "batch of 4, learning rate 0.001",
-    "slow": "learning rate 0.001",
-    "fast": "learning rate 0.004",
+    "fp32": "float32",
+    "batch-8": "batch of 8",
+    "slow": "learning rate 0.002",
+    "fast": "learning rate 0.008",
     "no-skip": "without image_skip",
-    "half-resolution": "sampling (2, 2, 2, 2), 16 channels, batch of 8, learning rate 0.0015",
+    "half-resolution": "sampling (2, 2, 2, 2), 16 channels, batch of 8",
 }
 NAMES = NETWORKS | CHOICES
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the minutes, after which images are drawn
@@ -70,16 +73,19 @@ def configurations(minutes: float) -> dict[str, RunConfig]:
         "regenerated": with_(model={"regeneration": True}),
         "ordered": with_(model={"regeneration": False}),
         "unet": replace(ours, system="unet", unet=unet_of(parameters(ours))),
+        "adam": with_(training={"optimizer": "adam", "learning_rate": 0.002}),
         "epsilon": with_(diffusion={"prediction_type": "epsilon"}),
         "linear": with_(diffusion={"beta_schedule": "linear"}),
+        "unweighted": with_(diffusion={"min_snr_gamma": None}),
         "min-snr": with_(diffusion={"min_snr_gamma": 5.0}),
-        "batch-4": with_(training={"batch_size": 4, "learning_rate": 0.001}),
-        "slow": with_(training={"learning_rate": 0.001}),
-        "fast": with_(training={"learning_rate": 0.004}),
+        "fp32": with_(training={"precision": "fp32"}),
+        "batch-8": with_(training={"batch_size": 8}),
+        "slow": with_(training={"learning_rate": 0.002}),
+        "fast": with_(training={"learning_rate": 0.008}),
         "no-skip": with_(model={"image_skip": False}),
         "half-resolution": with_(
             model={"sampling": (2, 2, 2, 2), "channel_multipliers": (1, 2, 4, 8), "base_channels": 16},
-            training={"batch_size": 8, "learning_rate": 0.0015},
+            training={"batch_size": 8},
         ),
     }
 
