@@ -144,7 +144,7 @@ VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads)
       }
       if (a.dstart && w.segment == 0) store_states(a, w, seat.column + j, first, one, static_cast<Acc*>(a.dstart));
     }
-    // Each thread has summed its own steps of a pair; one thread of each slice shares the pair.
+    // Each thread has summed its own steps of a pair; the threads of all slices share the pair.
     barrier();
     if (seat.slice == 0) {
       Acc total[4];

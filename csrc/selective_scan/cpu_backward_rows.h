@@ -79,7 +79,7 @@ struct ResultRows {
   }
 };
 
-// Recomputes a chunk of a route; `first`: the state before it is zero. Adds dy h to lanes_of_dC, whose lane sums are dC.
+// Recomputes a chunk of a route; `first`: the state before it is zero. Adds dy h to lanes_of_dC; its lane sums are dC.
 // Prefetches dx and ddelta for the walk back, and the inputs of the preceding chunk, which is next.
 template <typename T, bool kSoftplus, int S, typename Source>
 VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> dx, PixelRows<const char> ddelta,
@@ -128,7 +128,7 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
   }
 }
 
-// The walk back: adjoint_states for one state and Mamba's rule. Adds g drive to lanes_of_dB, whose lane sums are dB.
+// The walk back: adjoint_states for one state and Mamba's rule. Adds g drive to lanes_of_dB; its lane sums are dB.
 template <typename T, bool kAdd, int S, typename Source, typename Target>
 VMDDPM_NOINLINE void adjoint_rows(InputRows<Source> in, ResultRows<T, Source, Target> out, Steps chunk,
                                   AdjointChannels<T, S>& of, AdjointTiles<T> tiles, const T* B, const T* C,

@@ -37,7 +37,7 @@ void for_states(int64_t states, Function f) {
 // hold. The first two differ in speed alone.
 enum class Rule { decaying, growing, zero_order_hold };
 
-// The factor of A before it is multiplied by delta.
+// A is scaled by this before it is multiplied by delta.
 template <typename T, Rule kRule>
 constexpr T kRateScale = kRule == Rule::decaying ? kDecayScale<T> : T(1);
 
@@ -92,7 +92,7 @@ class Arena {
 // all routes in turn, so that sums over routes have one owner and one order.
 struct Task {
   int64_t index, piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
-  int64_t batch;  // index of the current sequence
+  int64_t batch;  // the current image
 };
 
 // How groups are assigned to tasks. Groups of one task use whole rows of memory and share the staged B and C. The

@@ -26,8 +26,7 @@ struct GpuScanPlan {
   int64_t part;               // images of the batch in one launch: workspaces have room for no more
 };
 
-// Reads only the sizes and flags of `p`. Throws std::invalid_argument if a block needs more shared memory than there
-// is.
+// Reads only sizes and flags of `p`. Throws std::invalid_argument if a block needs more shared memory than there is.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward);
 
 // Workspaces for a part b of the batch. Checkpoints and segment states have the layout (..., N, D).

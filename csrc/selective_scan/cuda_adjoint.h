@@ -6,8 +6,8 @@ namespace vmddpm {
 namespace gpu {
 
 // Sums each of n values (a power of two, at most 2 mask) over 2 mask neighbouring lanes by a halving butterfly: at
-// every level a lane keeps one half of its values and sends the other. Lane i returns the sum of value i / (2 mask /
-// n). Testing the lane's bit as a sign takes one instruction fewer than the compiler's own way.
+// every level a lane keeps one half of its values and sends the other. Lane i returns the sum of value
+// i / (2 mask / n). Testing the lane's bit as a sign takes one instruction fewer than the compiler's own way.
 template <int mask, int n, typename T>
 VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   if constexpr (mask == 0) {

@@ -7,7 +7,7 @@
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kBackwardThreads = 512;  // the most of a block, and as many as the registers of a multiprocessor allow
+constexpr int kBackwardThreads = 512;  // the most of a block, and the most that a multiprocessor's registers allow
 constexpr int kAloneThreads = 128;     // the most of a block with one state
 constexpr int kCombineThreads = 128;
 constexpr int kFoldThreads = 256;

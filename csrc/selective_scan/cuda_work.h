@@ -47,8 +47,8 @@ struct BackwardArguments {
   int64_t groups, segments, segment, chunks;
   int64_t piece;                      // states of all channels: the size of a checkpoint and of a segment's states
   int64_t walks;                      // a block walks every walks-th route and sums their dx
-  int64_t images;                     // images of dx; walk w adds to image w % images
-  int64_t matrices;                   // partial dB and dC; group g adds to g % matrices
+  int64_t images;                     // images of dx; walk w goes to image w % images
+  int64_t matrices;                   // partial dB and dC; group g goes to g % matrices
   int32_t log2_slices, tiles;
   bool softplus, has_dy;
   bool meet;                          // atomics add two routes to an image
@@ -141,8 +141,7 @@ VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const BlockWork&
   return static_cast<const Acc*>(a.checkpoints) + w.checkpoints + chunk * a.piece;
 }
 
-// The offset of the segment's states in a tensor (B, K, segments, N, D); state n of channel d is n * channels + d
-// further.
+// The offset of the segment's states in a tensor (B, K, segments, N, D); state n of channel d adds n * channels + d.
 VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const BlockWork& w) {
   return ((w.batch * a.routes + w.route) * a.segments + w.segment) * a.piece;
 }

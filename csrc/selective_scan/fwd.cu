@@ -96,8 +96,7 @@ VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool
   }
 }
 
-// A thread's channel and states. Lanes beyond the last channel walk that one, but store nothing; warps beyond do not
-// walk.
+// A thread's channel and states. Lanes beyond the last channel walk it too but store nothing; warps beyond do not walk.
 template <int S, int kSlices>
 struct Place {
   int warp, lane, slice;  // warp of channels
@@ -119,8 +118,7 @@ struct Place {
   }
 };
 
-// Stores the state after the last step, or a segment's contribution. Computes the address anew: the walk is short of
-// registers.
+// Stores the state after the last step, or a segment's contribution. Recomputes the address to save registers.
 template <int S, int kSlices, bool kOutput, typename Acc>
 VMDDPM_DEVICE void end_of_walk(const ForwardArguments& a, const Piece& piece, const Acc (&h)[S], Acc delta_sum) {
   const Place<S, kSlices> me(a, piece);

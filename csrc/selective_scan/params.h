@@ -20,7 +20,7 @@ struct ScanParams {
   const void* D;               // Acc (K, D) or null
   const void* delta_bias;      // Acc (K, D) or null
   const void* initial_state;   // Acc (B, K, D, N) or null
-  const void* dt_proj;         // CPU only: Acc (K, D, R) or null; its product with the factor `delta` is the step sizes
+  const void* dt_proj;         // CPU only: Acc (K, D, R) or null; the step sizes are its product with factor `delta`
   int64_t rank;                // R, or 0 without dt_proj
   const int32_t* table;        // (K, L), rows are permutations, or null
 
@@ -58,7 +58,7 @@ constexpr int64_t kLeastChunk = 64;
 struct ScanPlan {
   int64_t chunk;            // steps between checkpoints; at most one chunk of states is held at a time
   int64_t chunks;
-  int64_t checkpoints;      // per sequence: one between each two chunks
+  int64_t checkpoints;      // per sequence: one between consecutive chunks
   int64_t lanes;            // channels per register
   int64_t blocks;           // registers of channels
   int64_t blocks_per_group; // one thread walks the blocks of a group in turn and sums their dB and dC

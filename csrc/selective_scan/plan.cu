@@ -40,7 +40,7 @@ double cycles(int64_t blocks, double warps, int64_t resident, double instruction
   return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
 }
 
-// Cycles of the launches; zero if `multiprocessors` is, when the work is taken to fill any GPU.
+// Cycles of the launches: negligible, so zero, if `multiprocessors` is 0 and the work is assumed to fill any GPU.
 double launch_cycles(int64_t launches, const GpuLimits& limits) {
   constexpr double kLaunch = 4500;
   return limits.multiprocessors > 0 ? kLaunch * static_cast<double>(launches) : 0;
