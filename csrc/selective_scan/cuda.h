@@ -21,7 +21,7 @@ struct GpuScanPlan {
   int64_t chunk, chunks;      // steps between checkpoints, and the number of chunks
   int64_t walks;              // blocks that share the routes: each walks every walks-th route
   int64_t images;             // partial images, with y or dx as their sum; 0 if y or dx is written directly
-  bool meet;                  // atomics add two routes to each image, in either order; else each image has one writer
+  bool meet;                  // atomics add two routes to each image, in either order; else one walk writes each image
   int64_t matrices;           // partial dB and dC; with several groups, each takes two
   int64_t part;               // images of the batch in one launch: workspaces have room for no more
 };
