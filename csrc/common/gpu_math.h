@@ -28,7 +28,7 @@ VMDDPM_DEVICE float exp_negative(float m) {
   const float high = m * -log2e;
   const float low = fmaf(m, log2e_rest, fmaf(m, log2e, high));
   const float e = exp2_unit(high);
-  return high > -120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // below, and at infinity, low is not a correction
+  return high > -120.0f ? fmaf(e, low * -0.693147181f, e) : e;  // otherwise `low` is no correction
 }
 VMDDPM_DEVICE double exp_negative(double m) { return ::exp(-m); }
 
@@ -42,7 +42,7 @@ VMDDPM_DEVICE float log1p_unit(float y) {
 }
 VMDDPM_DEVICE double log1p_unit(double y) { return ::log1p(y); }
 
-// log(1 + e^x), and x above 20 (PyTorch's threshold).
+// log(1 + e^x), or x above 20 (PyTorch's threshold).
 template <typename T>
 VMDDPM_DEVICE T softplus(T x) {
   const T value = (x > T(0) ? x : T(0)) + log1p_unit(exp_negative(std::fabs(x)));

@@ -14,7 +14,7 @@
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kGroup = 4;  // steps of a group
+constexpr int kGroup = 4;  // steps per group
 
 // A view (B, K, L, C) with strides in bytes.
 struct Stream {
@@ -22,10 +22,10 @@ struct Stream {
   int64_t batch, route, column;
   int32_t step;
   bool vectors;      // the steps of a group are contiguous and aligned
-  bool wide;         // elements have the accumulation's type, while those of other tensors may be narrower
+  bool wide;         // the tensor has the accumulation's type, where others may be narrower
 };
 
-// `groups`: whether groups of contiguous steps are read, which is so for L steps without a table.
+// `groups`: whether steps are visited in order, without a table, so that groups may be read as vectors.
 inline Stream make_stream(const View& view, const int64_t (&sizes)[4], bool groups, bool wide) {
   const int64_t size = 1 << log2_size(view.dtype);
   int64_t bytes[4];
@@ -46,7 +46,8 @@ VMDDPM_DEVICE char* lane_of(const Stream& s, int64_t batch, int64_t route, int64
   return opaque(s.data + batch * s.batch + route * s.route + column * s.column);
 }
 
-// Elements as loaded, those of two bytes in the lower half of a word, so that nothing waits for them before their use.
+// An element as loaded, two bytes in the lower half of a word: no conversion waits for the load before the value is
+// used.
 template <typename E>
 using Raw = std::conditional_t<sizeof(E) == 2, uint32_t, E>;
 
@@ -98,11 +99,11 @@ struct Group {
   }
 };
 
-// What becomes of a value: it takes the place of what is there, or is added to it, which another block may do at the same
-// time. A zero that two values are added to has the same bits in the end whichever comes first.
+// How a value is stored: it overwrites, or is added atomically. Two values added to a zero give the same bits in either
+// order.
 enum class Put { set, add };
 
-// What is added to is of the accumulation's type.
+// Stores n values in one row. Put::add needs a target of the accumulation's type.
 template <typename T, int n, typename Acc>
 VMDDPM_DEVICE void put_row(Put how, const Acc (&values)[n], T* to) {
   if constexpr (std::is_same_v<T, Acc>) {
@@ -120,7 +121,7 @@ VMDDPM_DEVICE void put(Put how, Acc value, T* to) {
   put_row(how, values, to);
 }
 
-// store(how, T()): with `how` as a constant, and the type that a tensor of E or, if `wide`, of Acc has.
+// Calls store(how, T()) with `how` as a constant and T = Acc if the tensor is `wide`, else E.
 template <typename E, typename Acc, typename Store>
 VMDDPM_DEVICE void stored_as(bool wide, Put how, Store store) {
   if constexpr (sizeof(E) < sizeof(Acc)) {
@@ -130,7 +131,7 @@ VMDDPM_DEVICE void stored_as(bool wide, Put how, Store store) {
   store(Put::set, Acc());
 }
 
-// The first `count` of the values to a lane's channel.
+// Stores the first `count` values in a lane's channel.
 template <typename E, bool kVectors, typename Acc>
 VMDDPM_DEVICE void store_group(const Stream& s, char* lane, const int32_t* pixels, int count, Put how,
                                const Acc (&values)[kGroup]) {

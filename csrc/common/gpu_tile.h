@@ -7,7 +7,7 @@
 namespace vmddpm {
 namespace gpu {
 
-constexpr int kAtOnce = 4;  // loads of a thread in flight at once, which hide each other's latency
+constexpr int kAtOnce = 4;  // loads of a thread in flight at once, to hide their latency
 
 inline int log2_size(DType dtype) { return dtype == DType::f64 ? 3 : dtype == DType::f32 ? 2 : 1; }
 

@@ -1,4 +1,4 @@
-// Integer arithmetic of sizes. In an unnamed namespace, as each instruction set compiles its own.
+// Integer arithmetic on sizes. In an unnamed namespace, because each instruction set compiles its own.
 #pragma once
 #include <cstdint>
 

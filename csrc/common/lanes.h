@@ -51,7 +51,7 @@ inline void narrow(double v, Target& to) {
   narrow(static_cast<float>(v), to);
 }
 
-// Loads kLanes values as one register of T; store_lanes is the reverse.
+// Loads kLanes values as one register of T; store_lanes is the inverse.
 template <typename T, typename Source>
 inline Vec<T> load_lanes(const Source* from) {
   Vec<T> v;

@@ -67,7 +67,7 @@ inline VecF decay_lanes(VecF v) {
 
 // e^x for x < 88; 0 for very negative x, NaN for NaN.
 #if defined(__AVX512DQ__) && !defined(VMDDPM_PLAIN_VECTORS)
-// As above. The product x log2(e) is not rounded, and the rounding error of log2(e) is added to the rest.
+// Uses power_of_two. The product x log2(e) is not rounded, and the rounding error of log2(e) is added to the rest.
 inline VecF exp_lanes(VecF x) {
   const __m512 log2e = _mm512_set1_ps(1.44269504f), log2e_rest = _mm512_set1_ps(1.92596303e-8f);
   const __m512 rounder = _mm512_set1_ps(kRounder / 16), v = (__m512)at_least(x, -88.02f);
@@ -111,7 +111,7 @@ inline VecF log1p_unit(VecF y) {
   return (odd * y + even) * y2 + y;
 }
 
-// softplus(x) = log(1 + e^x), and x above PyTorch's threshold of 20, where both are equal as floats. Stores the
+// softplus(x) = log(1 + e^x), or x above PyTorch's threshold of 20, where both are equal as floats. Stores the
 // derivative in `slope` if it is not null.
 template <typename T>
 inline Vec<T> softplus_by_exp(Vec<T> x, Vec<T>* slope) {

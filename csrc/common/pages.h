@@ -8,13 +8,13 @@
 
 namespace vmddpm {
 
-// Asks the system for pages of 2 MiB for the untouched part of a large array.
+// Requests pages of 2 MiB from the system for the untouched part of a large array.
 inline void prefer_large_pages(void* start, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr int64_t kPage = int64_t(2) << 20;
   char* const first = static_cast<char*>(start) + (kPage - reinterpret_cast<intptr_t>(start) % kPage) % kPage;
   const int64_t whole = (static_cast<char*>(start) + bytes - first) / kPage * kPage;
-  if (bytes >= kPage && whole > 0) madvise(first, static_cast<size_t>(whole), MADV_HUGEPAGE);  // a hint, which may fail
+  if (bytes >= kPage && whole > 0) madvise(first, static_cast<size_t>(whole), MADV_HUGEPAGE);  // a hint: it may fail
 #else
   (void)start;
   (void)bytes;

@@ -1,4 +1,4 @@
-// Copies runs, equally spaced elements of a tensor of any type, to and from an array of the accumulation's type.
+// Copies runs (equally spaced elements) between a tensor of any type and an array of the accumulation's type.
 #pragma once
 #include "lanes.h"
 #include "tensor.h"
@@ -20,7 +20,7 @@ inline void scatter(const T* from, const vmddpm::View& view, int64_t offset, int
   });
 }
 
-// Loads `count` elements, at most a register, with zeros for the rest; store_some is the reverse.
+// Loads `count` elements, at most a register, and zeros for the rest; store_some is the inverse.
 template <typename T, typename Source>
 VMDDPM_INLINE Vec<T> load_some(const Source* from, int64_t count) {
   if (count >= kLanes<T>) return load_lanes<T>(from);

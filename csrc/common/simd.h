@@ -1,8 +1,8 @@
-// SIMD registers. Their width is that of the instruction set this file is compiled for; arithmetic and comparisons act
-// on each lane, as GCC's and clang's vector types define them. Other compilers use simd_plain.h.
+// SIMD registers, as wide as those of the instruction set this file is compiled for. Arithmetic and comparisons act on
+// each lane, as GCC's and clang's vector types define them. Other compilers use simd_plain.h.
 //
-// Each source is compiled once for each instruction set. So that the linker cannot use one set's copy of an inline
-// function for another, everything is in an unnamed namespace and no standard templates are used.
+// Each source is compiled once per instruction set. To keep the linker from using one set's copy of an inline function
+// for another, everything is in an unnamed namespace and no standard templates are used.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -27,7 +27,7 @@
 #define VMDDPM_UNROLL
 #endif
 
-// NOINLINE: for loops that need all registers. INLINE: for what these loops do in each step.
+// NOINLINE: for loops that need all registers. INLINE: for functions that these loops call in each step.
 #if defined(__GNUC__)
 #define VMDDPM_NOINLINE __attribute__((noinline))
 #define VMDDPM_INLINE inline __attribute__((always_inline))
@@ -194,7 +194,7 @@ inline typename VectorOf<T, bytes>::type fold(V v) {
   }
 }
 
-// target[s] += the sum of the lanes of v[s]: a butterfly, each stage of which adds two registers into one.
+// target[s] += the sum of the lanes of v[s], by a butterfly: each stage adds two registers into one.
 template <typename T, int S>
 VMDDPM_INLINE void add_lane_sums(const Vec<T>* v, T* target) {
   constexpr int size = static_cast<int>(sizeof(T)), W = kLanes<T>;
@@ -230,7 +230,7 @@ VMDDPM_INLINE void add_lane_sums(const Vec<T>* v, T* target) {
 }
 
 #if !defined(VMDDPM_PLAIN_VECTORS) && defined(__AVX2__) && (defined(__clang__) || __GNUC__ >= 12)
-// The same with shuffles inside 16 bytes, which are cheaper, up to the last stage.
+// add_lane_sums with shuffles within 16 bytes, which are cheaper, up to the last stage.
 template <>
 VMDDPM_INLINE void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
   using Sums = VectorOf<float, 32>::type;
@@ -254,7 +254,7 @@ VMDDPM_INLINE void add_lane_sums<float, 8>(const Vec<float>* v, float* target) {
 }
 #endif
 
-// Prefetches the cache line at the address into the second-level cache. The address may be invalid.
+// Prefetches the cache line at the address into the L2 cache. The address may be invalid.
 inline void prefetch(const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address, 0, 2);

@@ -1,5 +1,5 @@
 // Tiles: a few steps of one register of channels, copied between a tensor of any type and layout and a contiguous array
-// of the accumulation's type. Visit orders and layouts are handled here only; the recurrences read and write tiles.
+// of the accumulation's type. Only this file handles visit orders and layouts; the recurrences read and write tiles.
 #pragma once
 #include <type_traits>
 
@@ -108,7 +108,7 @@ void load_columns(const Source* source, const View& view, const Steps& steps, in
                  rows + whole_columns);
 }
 
-// rows[i][c] = view[batch, route, pixel(i), column + c] for c < columns; the other c < width stay as they are.
+// rows[i][c] = view[batch, route, pixel(i), column + c] for c < columns; columns <= c < width stay unchanged.
 template <typename T>
 void load_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
                int64_t width, T* rows) {
@@ -193,7 +193,7 @@ void store_columns(Target* target, const View& view, const Steps& steps, int64_t
                            rows + whole_columns);
 }
 
-// The reverse of load_tile; `add` accumulates instead of overwriting.
+// The inverse of load_tile; kAdd accumulates instead of overwriting.
 template <typename T, bool kAdd>
 void store_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column, int64_t columns,
                 int64_t width, const T* rows) {
@@ -212,8 +212,8 @@ void store_tile(const View& view, int64_t batch, int64_t route, const Steps& ste
              : store_tile<T, false>(view, batch, route, steps, column, columns, width, rows);
 }
 
-// Prefetches rows of a tensor, one cache line a call and in the order of memory: whole rows are read faster than
-// columns of them, and few requests at a time do not wait for each other.
+// Prefetches rows of a tensor, one cache line per call in memory order: whole rows are read faster than parts of them,
+// and few requests at a time do not wait for each other.
 class RowPrefetcher {
  public:
   RowPrefetcher() = default;
@@ -255,7 +255,7 @@ class RowPrefetcher {
   }
   const char *next_ = nullptr, *end_ = nullptr;  // of the current row
   const char* start_ = nullptr;
-  const int32_t* pixels_ = nullptr;  // null: one row after another
+  const int32_t* pixels_ = nullptr;  // null: consecutive rows
   int64_t stride_ = 0, bytes_ = 0, rows_ = 0, row_ = 0;
 };
 

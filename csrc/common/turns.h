@@ -7,12 +7,12 @@
 
 namespace {
 
-// How far a task is; alone on its cache line.
+// The progress of a task, alone on its cache line.
 struct alignas(64) Turns {
   std::atomic<int64_t> done{0};
 };
 
-// Until a task has done this many of its steps. A thread that waits leaves its core to others.
+// Waits until a task has done `steps` steps, yielding the core meanwhile.
 inline void wait_for(const Turns& task, int64_t steps) {
   constexpr int kYields = 64;
   for (int tries = 0; task.done.load(std::memory_order_acquire) < steps; ++tries) {

@@ -1,4 +1,4 @@
-// Memory that is reused between calls: the first access to a page costs more than the work on it.
+// Memory reused between calls: the first access to a page costs more than the work on it.
 #pragma once
 #include <cstddef>
 #include <cstdint>

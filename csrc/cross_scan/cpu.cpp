@@ -1,4 +1,4 @@
-// Code that is the same for all instruction sets: the choice of kernels, number of threads and pages.
+// Code shared by all instruction sets: the choice of kernels, number of threads and page size.
 #include "cpu.h"
 
 #include <cstring>
@@ -44,7 +44,7 @@ const Kernels& kernels() {
 
 // A second thread is worth its cost only for more than about ten microseconds of copying.
 int useful_threads(const CrossScanParams& p) {
-  constexpr int64_t kBytes = 256 << 10;  // what a thread copies in that time
+  constexpr int64_t kBytes = 256 << 10;  // copied by a thread in that time
   const int64_t useful = p.batch * p.routes * p.length * p.channels * size_of(p.sequences.dtype) / kBytes;
   return useful < 1 ? 1 : useful < p.threads ? static_cast<int>(useful) : p.threads;
 }

@@ -1,4 +1,4 @@
-// Cross scan and merge on a CPU as each instruction set's object file provides them.
+// Declares the CPU cross scan and merge that each instruction set's object file defines.
 #pragma once
 #include "cross_scan.h"
 

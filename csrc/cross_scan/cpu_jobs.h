@@ -1,4 +1,4 @@
-// A copy or a sum, as the loops over batch, routes, channels and pixels see it.
+// The description of a copy or a sum for the loops over batch, routes, channels and pixels.
 #pragma once
 #include "cpu_tasks.h"
 #include "../common/lanes.h"
@@ -16,7 +16,7 @@ struct Job {
   View from, to;
   Layout from_layout, to_layout;
   int threads;
-  bool past_cache;  // the result does not fit into the cache and is written past it
+  bool past_cache;  // non-temporal stores: the result does not fit into the cache
 };
 
 template <typename T>
@@ -25,10 +25,10 @@ T* at(const View& view, int64_t batch, int64_t route, int64_t place, int64_t cha
          channel * view.stride[3];
 }
 
-constexpr int64_t kPanelBytes = 256 << 10;  // fits into the second-level cache beside inputs and outputs
+constexpr int64_t kPanelBytes = 256 << 10;  // fits into the L2 cache with inputs and outputs
 
-// The number of parts for the n channels or pixels of `count` images, each of which takes `bytes` of a panel: few
-// enough for whole cache lines, and enough for all threads.
+// The number of parts for the n channels or pixels of each of `count` images; a channel or pixel takes `bytes` of a
+// panel. Few enough for whole cache lines, and enough for all threads.
 inline int64_t parts_of(int64_t n, int64_t unit, int64_t bytes, int64_t panel_bytes, int64_t count, int threads) {
   const int64_t units = (n + unit - 1) / unit, fitting = maximum(1, panel_bytes / (unit * bytes));
   const int64_t wanted = threads > 1 ? (4 * threads + count - 1) / count : 1;

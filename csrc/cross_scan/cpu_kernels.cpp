@@ -13,10 +13,10 @@ namespace {
 
 constexpr int64_t kCacheBytes = 10 << 20;  // larger results are written past the cache
 
-// Up to this number of pixels, following a table with one register of channels is faster than transposing each plane:
-// for copies between planes, copies of rows to planes, and sums.
+// Up to this number of pixels, following a table with one register of channels is faster than transposing each plane.
+// The limits are for copies between planes, copies of rows to planes, and sums.
 constexpr int64_t kFewToCopy = 640, kFewToTurn = 4096, kFewToSum = 1280;
-// Above kFewToConflict pixels, planes whose distance is a multiple of kConflict bytes compete for the same cache sets.
+// Above kFewToConflict pixels, planes a multiple of kConflict bytes apart compete for the same cache sets.
 constexpr int64_t kFewToConflict = 160, kConflict = 1 << 10;
 
 Layout layout_of(const View& view, const CrossScanParams& p) {

@@ -1,4 +1,4 @@
-// Jobs along a table for sequences with contiguous steps. They process one register of channels at a time, so that any
+// Jobs along a table for sequences with contiguous steps. They process one register of channels at a time, so that a
 // pixel is one register, and transpose squares of steps and channels.
 #pragma once
 #include "cpu_jobs.h"
@@ -43,8 +43,8 @@ void copy_planes_of_lanes(const T* from, int64_t from_pitch, int64_t length, boo
   }
 }
 
-// Copies walk k without transposing, if it is along rows, or the reverse of an earlier walk along columns of the same
-// planes. Returns whether it did.
+// Copies walk k without transposing, if it is along rows or reverses an earlier walk along columns of the same planes.
+// Returns whether it did.
 template <int N, typename T>
 bool copy_known_walk(const Job& job, const T* planes, int64_t image, int64_t k, T* to) {
   if (job.walks.irregular) return false;
@@ -93,7 +93,7 @@ void copy_lanes(const Job& job) {
   });
 }
 
-// sums[pixels[step] * N + c] = or += from[c * pitch + step]. Prefetches the values at `prefetch_offset` from those it
+// sums[pixels[step] * N + c] = (kFirst) or += from[c * pitch + step]. Prefetches `prefetch_offset` values ahead of its
 // reads.
 template <bool kFirst, int N, typename Acc, typename T>
 void add_lanes(const T* from, int64_t pitch, const int32_t* pixels, int64_t length, Acc* sums, int64_t prefetch_offset) {

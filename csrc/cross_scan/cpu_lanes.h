@@ -1,4 +1,4 @@
-// Short registers of N values of any type, where N is at most the side of the squares that registers transpose.
+// Short registers of N values of any type; N is at most the side of the squares that are transposed in registers.
 #pragma once
 #include "../common/lanes.h"
 
@@ -25,7 +25,7 @@ struct BitsOf<8> {
 template <typename T>
 using Bits = typename BitsOf<sizeof(T)>::type;
 
-// The side of the largest square of T that fits into the registers.
+// kSide: the side of the largest square of T that fits into the registers.
 constexpr int kMostSide = kVectorBytes == 64 ? 16 : 8;
 template <typename T>
 constexpr int kSide = kLanes<T> < kMostSide ? kLanes<T> : kMostSide;
@@ -60,7 +60,7 @@ VMDDPM_INLINE void for_each_start(int64_t n, int64_t side, Function f) {
   f(n - side);
 }
 
-// Prefetches the cache line at the address into the first-level cache. The address may be invalid.
+// Prefetches the cache line at the address into the L1 cache. The address may be invalid.
 inline void prefetch_near(const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address, 0, 3);

@@ -6,7 +6,7 @@
 
 namespace {
 
-// The distance of planes in a panel: an odd number of cache lines, so that planes do not compete for cache sets.
+// The distance between planes in a panel: an odd number of cache lines, so that planes do not compete for cache sets.
 template <typename T>
 int64_t panel_pitch(int64_t length) {
   constexpr int64_t kValues = kCacheLine / sizeof(T);

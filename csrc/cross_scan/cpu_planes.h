@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kStripBytes = 16 << 10;  // fits into the first-level cache beside inputs and outputs
+constexpr int64_t kStripBytes = 16 << 10;  // fits into the L1 cache with inputs and outputs
 
 // The number of strips in which the columns of a plane are transposed.
 template <typename T>
@@ -52,8 +52,8 @@ void turn_strips(const T* plane, const Walks& walks, int64_t first, int64_t end,
   }
 }
 
-// Sequence k - first of `to` = the plane in the order of walk k, for first <= k < end. Prefetches the plane at
-// `prefetch_offset` from this one.
+// Sequence k - first of `to` = the plane in the order of walk k, for first <= k < end. Prefetches the plane
+// `prefetch_offset` after this one.
 template <typename T>
 void walk_plane(const T* plane, const Walks& walks, int64_t first, int64_t end, T* to, int64_t route_stride,
                 bool past_cache, int64_t prefetch_offset, T* strip) {
@@ -128,7 +128,7 @@ VMDDPM_INLINE void sum_square(const T* from, int64_t route_stride, const Walks& 
   for (int i = 0; i < N; ++i) narrow_lanes<N>(to + i * pitch, sum[i]);
 }
 
-// Sums in strips of rows, each of which is written as one run.
+// Sums in strips of rows; each strip is written as one run.
 template <typename Acc, typename T>
 void sum_along_columns(const T* from, int64_t route_stride, const Walks& walks, int64_t routes, T* plane,
                        bool past_cache, int64_t prefetch_offset, T* strip) {

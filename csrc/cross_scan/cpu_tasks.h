@@ -1,11 +1,12 @@
-// Equal tasks for several threads, and the memory of each thread.
+// Equal tasks for several threads, and each thread's memory.
 #pragma once
 #include "../common/workspace.h"
 #include "cpu_walk.h"
 
 namespace {
 
-// Memory for a panel, a strip or some steps, a block of planes, and the table of a call, which other threads read.
+// Memory for a panel, for a strip or some steps, for a block of planes, and for a call's table, which other threads
+// read.
 thread_local Workspace panel_workspace, strip_workspace, block_workspace, table_workspace;
 
 // Calls run(task) for each task below `count`; starts no threads if one suffices.
@@ -27,7 +28,7 @@ struct Part {
   int64_t count() const { return end - first; }
 };
 
-// The same in whole units, such as cache lines.
+// A Part made of whole units, for example cache lines.
 struct UnitPart : Part {
   UnitPart(int64_t n, int64_t unit, int64_t parts, int64_t index) : Part((n + unit - 1) / unit, parts, index) {
     first *= unit;

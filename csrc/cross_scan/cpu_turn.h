@@ -23,8 +23,8 @@ struct NoMirror {
   VMDDPM_INLINE void store(int64_t, T) const {}
 };
 
-// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. Unless `prefetch_offset` is
-// 0, prefetches the values at this offset from those it reads.
+// to[column * to_pitch + row] = from[row * from_pitch + column]; pitches may be negative. Prefetches `prefetch_offset`
+// values ahead of its reads, unless that is 0.
 template <typename T, typename Second = NoMirror>
 VMDDPM_NOINLINE void turn(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch,
                           int64_t prefetch_offset = 0, Second mirror = {}) {

@@ -18,7 +18,7 @@ struct Walk {
   int64_t length() const { return height * width; }
 };
 
-// Regular walk k of VMamba's four. With `undone` its inverse: the steps in the order of the pixels.
+// Regular walk k of VMamba's four or, with `undone`, its inverse: the steps in the order of the pixels.
 inline Walk regular_walk(int64_t height, int64_t width, int32_t scans, int64_t k, bool undone) {
   enum { kCross2d, kUnidi, kBidi, kRot90 };
   Walk walk{height, width, false, scans == kRot90, false, nullptr, nullptr};

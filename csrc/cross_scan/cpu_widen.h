@@ -1,4 +1,4 @@
-// Loads N values in the type of their sums, and stores them rounded.
+// Loads N values in the accumulation's type, and stores them rounded.
 #pragma once
 #include "cpu_lanes.h"
 

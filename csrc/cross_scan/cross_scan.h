@@ -1,5 +1,5 @@
 // Cross scan and cross merge: copies of an image along K routes, and the adjoint. Views are (B, K, L, C); images are in
-// pixel order, sequences in the order of the routes.
+// pixel order, sequences in route order.
 #pragma once
 #include "../common/limits.h"
 #include "../common/tensor.h"
@@ -13,8 +13,8 @@ struct CrossScanParams {
   View sequences;
   bool sum_routes;       // merge only: sum the routes to one image
   int threads;
-  // Without a table (null): the four routes of VMamba over height x width = length pixels, numbered as
-  // vmddpm_kernels/routes.py numbers them.
+  // With a null table: VMamba's four routes over height x width = length pixels, numbered as in
+  // vmddpm_kernels/routes.py.
   int64_t height = 0, width = 0;
   int32_t scans = 0;
 };
@@ -26,8 +26,8 @@ void cross_scan_cpu(const CrossScanParams& params);
 // half precision is summed in float and rounded once.
 void cross_merge_cpu(const CrossScanParams& params);
 
-// The same on a GPU. `inverse` is a workspace (K, L), needed with a table. Both throw std::runtime_error, which names
-// the kernel, if a launch fails.
+// Cross scan and merge on a GPU. `inverse` is a workspace (K, L), needed with a table. Both throw std::runtime_error
+// naming the kernel if a launch fails.
 void cross_scan_cuda(const CrossScanParams& params, int32_t* inverse, GpuLimits limits, int device, void* stream);
 void cross_merge_cuda(const CrossScanParams& params, int32_t* inverse, GpuLimits limits, int device, void* stream);
 

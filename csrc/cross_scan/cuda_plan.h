@@ -1,4 +1,4 @@
-// Plans: how a call is divided into blocks, by sizes, strides and the limits of the GPU.
+// Plans that divide a call into blocks by its sizes, strides and the limits of the GPU.
 #pragma once
 #include "../common/integers.h"
 #include "cuda_planes.h"
@@ -19,12 +19,12 @@ inline bool rows_in_vectors(const View& view, int64_t channels, int64_t bytes) {
   return view.stride[3] == 1 && all * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-// Shared memory of the plane kernels. A tile of kTileBytes allows several blocks on a multiprocessor. It may take all
-// shared memory if a smaller tile would split sectors; if even that does not suffice, kCutBytes, as larger tiles split
-// fewer sectors. With enough blocks, a block moves at least kLeastTileBytes.
+// Shared memory of the plane kernels. A tile of kTileBytes allows several blocks on a multiprocessor. If such a tile
+// would split sectors, it may take all shared memory; if that is not enough either, it takes kCutBytes, as larger tiles
+// split fewer sectors. With enough blocks, a block moves at least kLeastTileBytes.
 constexpr int64_t kTileBytes = 48 * 1024, kCutBytes = 96 * 1024, kLeastTileBytes = 8 * 1024;
 constexpr int64_t kMostTileElements = 60000;  // see Divisor
-constexpr int64_t kBlocksEach = 2;            // for each multiprocessor, before blocks get larger
+constexpr int64_t kBlocksEach = 2;            // per multiprocessor, before blocks get larger
 
 struct PlanePlan {
   PlaneArguments arguments;
@@ -104,7 +104,7 @@ struct RowPlan {
   bool turned, in_vectors;
 };
 
-constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // of a tile: pixels, and bytes of the channels of a pixel
+constexpr int64_t kTurnedPixels = 64, kTurnedBytes = 128;  // pixels of a tile, and bytes of a pixel's channels
 
 inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
   RowPlan plan{};
@@ -135,13 +135,13 @@ inline RowPlan plan_rows(const CrossArguments& c, int64_t bytes) {
 struct TablePlan {
   TableArguments arguments;
   int64_t plane_blocks, tile_blocks;  // plane_blocks: 0 if planes are not used
-  int64_t plane_bytes, tile_bytes;    // of shared memory
+  int64_t plane_bytes, tile_bytes;    // shared memory
 };
 
 constexpr int64_t kPlaneBytes = 64 * 1024;  // three blocks on a multiprocessor with 200 KiB
 constexpr int kPlanes = 4;
 
-// tile_images: images of the tile kernels, which read each image once for each route.
+// tile_images: images of the tile kernels, which read each image once per route.
 inline TablePlan plan_table(const CrossArguments& c, int64_t kept, int64_t tile_images) {
   TablePlan plan{};
   TableArguments& a = plan.arguments;

@@ -1,7 +1,7 @@
-// Sequences with contiguous steps, along the regular routes. A block holds a tile of an image, or the whole image if it
-// fits, in shared memory for some channels. It reads the tile once and writes all routes, or sums all routes in it.
+// Sequences with contiguous steps, along the regular routes. A block holds some channels of a tile of an image, or of
+// the whole image if it fits, in shared memory. It reads the tile once and writes all routes, or sums all routes in it.
 //
-// An image with contiguous channels is transposed on the way. Sums of half precision are kept in float.
+// An image with contiguous channels is transposed in shared memory. Sums of half precision are kept in float.
 #pragma once
 #include "cuda_runs.h"
 
@@ -14,7 +14,7 @@ struct PlaneArguments : CrossArguments {
   int32_t tile_channels, tile_height, tile_width;
   int32_t down, across;  // tiles of an image
   int64_t groups;        // of channels
-  int32_t pitch, plane;  // of a tile in shared memory
+  int32_t pitch, plane;  // strides of a tile in shared memory: see Tile
   bool image_in_rows, image_in_vectors;
 };
 
@@ -41,7 +41,7 @@ struct PlaneBlock {
   }
 };
 
-// The channels of a tile's pixels in memory: part i is n channels of one pixel.
+// The channels of a tile's pixels, in parts of n channels of one pixel.
 template <typename T, int n>
 class PixelParts {
  public:

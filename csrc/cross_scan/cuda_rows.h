@@ -11,8 +11,8 @@ constexpr int kRowThreads = 256;
 
 struct RowArguments : CrossArguments {
   int32_t tile_pixels, tile_channels;
-  int64_t tiles, groups;  // of pixels, of channels
-  int32_t pitch;          // of a channel in shared memory
+  int64_t tiles, groups;  // tiles of pixels, groups of channels
+  int32_t pitch;          // elements from one channel to the next in shared memory
 };
 
 // The tile of a block; each thread processes n channels of a pixel.

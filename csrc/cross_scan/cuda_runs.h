@@ -7,7 +7,7 @@ namespace vmddpm {
 namespace gpu {
 
 constexpr int kSectorBytes = 32;
-constexpr int kLongRunBytes = 1024;   // long enough that the ends, moved by elements, hardly count
+constexpr int kLongRunBytes = 1024;   // long enough to neglect the ends, which are moved by elements
 
 template <typename T>
 struct Runs {
@@ -42,11 +42,11 @@ struct Runs {
   }
 };
 
-// The part of a run for one thread: those of the elements first .. first + n that are inside the run.
+// One thread's part of a run: the elements first .. first + n that are inside the run.
 template <typename T>
 struct Part {
-  T* start;   // of the run
-  int base;   // elements of the runs before
+  T* start;   // start of the run
+  int base;   // elements in earlier runs
   int first;
   VMDDPM_DEVICE int begin() const { return first < 0 ? 0 : first; }
   VMDDPM_DEVICE int end(int n, int size) const { return first + n < size ? first + n : size; }
@@ -163,7 +163,7 @@ VMDDPM_DEVICE void write_parts(const Runs<T>& runs, Cursor cursor, Value value) 
   }
 }
 
-// Writes all runs, value(place in the tile) for each element.
+// Writes all runs, with value(place in the tile) for each element.
 template <typename T, typename Value>
 VMDDPM_DEVICE void write_runs(const Runs<T>& runs, const Cursor& cursor, Value value) {
   if (runs.in_vectors()) return write_parts<Vector<T>::kCount>(runs, cursor, value);

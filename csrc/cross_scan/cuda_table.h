@@ -1,9 +1,9 @@
 // Sequences with contiguous steps, along a table.
 //
 // If an image fits into shared memory, each channel is a plane there: it is read once, in order, and all routes are
-// written in order, so that even a random permutation needs no scattered access to global memory (the merge does the
-// reverse). Other images use tiles of 32 steps by 32 channels, transposed in shared memory if the two sides have
-// different layouts; rows of channels are whole cache lines in any order.
+// written in order, so that even a random permutation needs no scattered access to global memory. The merge reads
+// routes and writes the image in order. Larger images use tiles of 32 steps by 32 channels, transposed in shared memory
+// if the two sides have different layouts; rows of channels are whole cache lines in any order.
 #pragma once
 #include "cuda_walk.h"
 
@@ -16,7 +16,7 @@ constexpr int kPerThread = kTile * kTile / kTableThreads;
 
 struct TableArguments : CrossArguments {
   bool image_along_steps;
-  int32_t planes;  // channels of a block of the plane kernels, which share reads of the table
+  int32_t planes;  // channels per block of the plane kernels; they share the reads of the table
 };
 
 // Element i of this thread in a 32 x 32 tile, with lanes along steps or along channels.
@@ -151,7 +151,7 @@ VMDDPM_KERNEL(kTableThreads, 3) merge_table_planes(VMDDPM_ARGUMENTS(TableArgumen
         sum = route == image ? value : static_cast<Acc>(sum + value);
       }
     }
-    barrier();  // a route visits every pixel once, the next one in another order
+    barrier();  // the next route visits the pixels in another order
   }
   for (int c = 0; c < count; ++c) {
     Element* to = static_cast<Element*>(a.image.data) + origin(a.image, batch, image, first + c);

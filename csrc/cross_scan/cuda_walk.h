@@ -23,7 +23,7 @@ struct CrossArguments {
   const int32_t* inverse;  // inverse[k][table[k][l]] = l
   int32_t height, width, scans;
   View image, sequences;
-  bool shared_image;       // by all routes: read once, or their sum
+  bool shared_image;       // one image for all routes: the scan reads it once, the merge sums to it
 };
 
 // The images of a scan, and the routes [image, end_route(image)) that read one of them.
@@ -67,7 +67,7 @@ VMDDPM_DEVICE int64_t step_of(const CrossArguments& a, int64_t route, int h, int
          (walk.line_back ? size - 1 - place : place);
 }
 
-// Quotients of numbers below 2^16 by one of them.
+// Divides numbers below 2^16 by a fixed one of them.
 class Divisor {
  public:
   VMDDPM_DEVICE explicit Divisor(int by) : factor_(0xffffffffu / static_cast<unsigned>(by) + 1) {}

@@ -1,7 +1,7 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 //
-// A register holds channels of a pixel. An image is read twice, forward and backward: for its sums and for its results;
-// nothing else of its size is written. Sums are taken over a few rows in registers, over all of them in double.
+// A register holds channels of a pixel. Forward and backward each read an image twice, for its sums and for its
+// results, and write nothing else of its size. Registers sum a few rows; doubles sum those over the image.
 #include "cpu.h"
 
 #include <cmath>
@@ -20,13 +20,13 @@ thread_local Workspace workspace;
 
 constexpr int64_t kRows = 16;
 
-// Threads that are worth waking: below some ten microseconds of work a second one costs more than it does.
+// With less than about ten microseconds of work each, waking another thread costs more than it saves.
 int useful_threads(const GroupNormParams& p) {
   const int64_t useful = p.batch * p.length * p.channels / (64 << 10);
   return static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
 }
 
-// Registers of a row's channels, the last of which may hold fewer than it could.
+// Calls f(first channel, channels) for each register of a row; the last may be partly filled.
 template <typename T, typename Function>
 void for_registers(int64_t channels, Function f) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) f(c, channels - c < kLanes<T> ? channels - c : kLanes<T>);
@@ -46,7 +46,8 @@ VMDDPM_INLINE void store_some(Target* to, Vec<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) narrow(v[i], to[i]);
 }
 
-// a[c] += the sum over an image's rows of first(row, c, lanes), and b likewise of what it puts into `other`.
+// a[c], b[c] = the sums over an image's rows of the two values that term(row, c, count, first, second) adds to `first`
+// and `second`.
 template <typename T, typename Term>
 void add_rows(int64_t length, int64_t channels, Term term, double* a, double* b) {
   for (int64_t c = 0; c < channels; ++c) a[c] = b[c] = 0;
@@ -66,7 +67,7 @@ void add_rows(int64_t length, int64_t channels, Term term, double* a, double* b)
   }
 }
 
-// Of one image, by channel: v = (x - mean) scale + bias.
+// The affine map of one image, by channel: v = (x - mean) scale + bias.
 template <typename T>
 struct Affine {
   const T *mean, *scale, *bias;
@@ -94,7 +95,8 @@ Affine<T> affine_of(const GroupNormParams& p, int64_t image, T* room) {
   return {room, room + C, room + 2 * C};
 }
 
-// Mean and deviation of each group. Distances from the first row are summed, so that a mean far from zero takes no digits.
+// Stores the mean and reciprocal standard deviation of each group. Sums differences from the first row, so that a mean
+// far from zero costs no digits.
 template <typename T, typename S>
 void find_moments(const GroupNormParams& p, int64_t image, const S* x, double* sums) {
   const int64_t C = p.channels, each = C / p.groups;
@@ -200,7 +202,7 @@ void backward(const GroupNormGradParams& g) {
   }
 }
 
-// f(an element of the accumulation, an element of x).
+// Calls f(a value of the accumulation's type, a value of x's type) to pass the types on.
 template <typename Function>
 void with_types(DType dtype, Function f) {
   switch (dtype) {

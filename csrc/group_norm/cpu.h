@@ -1,4 +1,4 @@
-// The group normalisation on a CPU as each instruction set's object file provides it.
+// Declares the CPU group normalisation that each instruction set's object file defines.
 #pragma once
 #include "params.h"
 

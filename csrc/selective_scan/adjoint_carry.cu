@@ -1,5 +1,5 @@
-// The walk that makes the adjoint of long sequences parallel: the gradient that a segment adds, from its end, to that of the
-// state before it.
+// Makes the adjoint of long sequences parallel: walks each segment backwards from a zero gradient, for the segment's
+// own contribution to the gradient of the state before it.
 #include <algorithm>
 
 #include "cuda_launch.h"
@@ -116,7 +116,7 @@ void launch_carry(const BackwardArguments& a, void* stream) {
 void adjoint_carries(BackwardArguments a, const ScanGradParams& g, const GpuScanPlan& plan, void* stream) {
   const ScanParams& p = g.forward;
   a.walks = a.routes;
-  // The widest blocks that have no warp without channels.
+  // The widest blocks without idle warps.
   const int64_t warps = (a.channels + kWarp - 1) / kWarp;
   for (a.tiles = kCarryThreads / kWarp; warps % a.tiles != 0;) --a.tiles;
   a.groups = warps / a.tiles;

@@ -1,5 +1,4 @@
-// A scan of some neighbouring images of a batch, as a scan of its own: one launch's share, so that workspaces need no more
-// room than it.
+// Splits a scan into launches over a few neighbouring images each, so that workspaces need room for one launch only.
 #pragma once
 #include <initializer_list>
 #include <type_traits>
@@ -46,7 +45,7 @@ inline ScanGradParams part_of(ScanGradParams g, const GpuScanPlan& plan, const G
   return g;
 }
 
-// run(first, count) for each part of the batch.
+// Calls run(first, count) for each part of the batch.
 template <typename Run>
 void for_parts(int64_t batch, const GpuScanPlan& plan, Run run) {
   for (int64_t first = 0; first < batch; first += plan.part) run(first, batch - first < plan.part ? batch - first : plan.part);

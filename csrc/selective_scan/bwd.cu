@@ -1,6 +1,6 @@
 // The adjoint scan. A segment's chunks are walked from the last to the first. Each is replayed from its checkpoint,
-// keeping the states at every few steps in shared memory, and then walked backwards: the states and decays of those few
-// steps are computed again into registers, where the adjoint recurrence reads them.
+// with the states of every few steps kept in shared memory, and then walked backwards: the states and decays of those
+// few steps are recomputed into registers, where the adjoint recurrence reads them.
 #include <algorithm>
 
 #include "batch_part.h"
@@ -19,7 +19,7 @@ VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads)
   const Seat me(a);
   const int slices = 1 << a.log2_slices;
   const int log2_states = log2_of(S) + a.log2_slices;
-  const int first = me.slice * S;  // of this thread's states among those of the launch
+  const int first = me.slice * S;  // this thread's first state among those of the launch
   char* shared = gpu::shared();
   BlockWork& w = *reinterpret_cast<BlockWork*>(shared + a.at.work);
   int32_t* pixels = reinterpret_cast<int32_t*>(shared + a.at.pixels);
@@ -33,12 +33,12 @@ VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads)
   Acc* bias = reinterpret_cast<Acc*>(shared + a.at.bias);
   Acc* skip = reinterpret_cast<Acc*>(shared + a.at.skip);
   const int own = me.place();
-  // At the sub-step whose first step is `first`, `in_strip` steps from the first of its strip.
+  // The inputs from step `first` on, which is step `in_strip` of its strip.
   const auto inputs_at = [=](int first, int in_strip) -> AdjointInputs<Acc, S> {
     return {drive + own + first * kPitchOfPairs, dy + own + first * kPitchOfPairs, matrices + me.slice * kMatrixPitch + first,
             partial + (thread() / kUnit * kStrip + in_strip) * kUnit + me.lane};
   };
-  // The element of dB or dC that lane_sums leaves in this lane, and its place among those of the first steps of a strip.
+  // The element of dB or dC that lane_sums leaves in this lane, and its address for the first steps of a strip.
   const int element = me.lane / (kUnit / kSums);
   Acc* own_sum = sums + (((2 * me.tile + element / (kSub * S)) * kStrip + element / S % kSub) << log2_states) + first +
                  element % S;
@@ -50,7 +50,7 @@ VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads)
     if (thread() == 0) next_route(a, w);
     barrier();
     Acc rates[2 * S], h[2 * S], dh[2 * S];
-    // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
+    // Sums over the steps, by chunk first: this shortens the chain of roundings of a long sequence.
     Acc dA[2 * S] = {};
     const Acc none[4] = {};
     store_row(totals[thread()].value, none);
@@ -144,7 +144,7 @@ VMDDPM_KERNEL((kZoh || sizeof(E) == 8 ? kBackwardThreads / 2 : kBackwardThreads)
       }
       if (a.dstart && w.segment == 0) store_states(a, w, seat.column + j, first, one, static_cast<Acc*>(a.dstart));
     }
-    // Each thread has summed the steps of one pair that fell to it; as many threads as slices share a pair.
+    // Each thread has summed its own steps of a pair; the threads of all slices share the pair.
     barrier();
     if (seat.slice == 0) {
       Acc total[4];
@@ -232,7 +232,7 @@ void scan_part(const ScanGradParams& g, const GpuScanPlan& plan, const GpuScanWo
   const ScanParams& p = g.forward;
   const int64_t dx_elements = p.batch * p.length * p.channels * (p.sum_routes ? 1 : p.routes);
   BackwardArguments a = backward_arguments(g, plan, work);
-  // Blocks meet in zeros.
+  // Clear the images and matrices to which several blocks add.
   std::vector<Sum> zeros;
   const DType accumulated = p.wide ? DType::f64 : DType::f32;
   if (plan.meet) zeros.push_back({nullptr, 0, plan.images * dx_elements, work.images, accumulated});

@@ -1,4 +1,4 @@
-// The adjoint scan of one state, of which a thread has all there is of its two channels.
+// The adjoint scan of one state: a thread does all the work of its two channels.
 #include "cuda_adjoint.h"
 #include "cuda_combine.h"
 #include "cuda_launch.h"
@@ -7,14 +7,13 @@ namespace vmddpm {
 namespace gpu {
 namespace {
 
-// What steps are computed from, of one state of two channels that a thread has alone, in registers; and what follows from
-// the results at once.
+// The inputs of a few steps of a thread's two channels, in registers; keep() stores dx and ddelta at once.
 template <bool kPairs, typename E, typename Acc, int kSub>
 struct Alone {
   const BackwardArguments& a;
-  const Pair<Acc>* matrices;   // in shared memory, from the first step on
+  const Pair<Acc>* matrices;   // in shared memory, at the first step
   int32_t pixels[kSub];
-  int steps, channels;         // that are there
+  int steps, channels;         // existing ones
   Put put;
   char *dx, *ddelta;
   Acc deltas[kSub][2], xs[kSub][2], gradients[kSub][2], skip[2], dD[2], dbias[2];
@@ -40,7 +39,7 @@ struct Alone {
       if (a.softplus) ddeltas[j] *= softplus_slope(deltas[u][j]);
       more[j] = results[2 + j] * deltas[u][j] + skip[j] * gradients[u][j];
     }
-    if (u >= steps || channels <= 0) return;  // there the state goes on as it is, and its gradient with it
+    if (u >= steps || channels <= 0) return;  // padding: the state and its gradient pass through
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       dD[j] += gradients[u][j] * xs[u][j];
@@ -51,8 +50,8 @@ struct Alone {
   }
 };
 
-// The adjoint scan of one state. A thread reads its two channels for itself, a few steps ahead of their use, and keeps
-// nothing in shared memory but delta and the states at every few steps; the block's B and C come through it.
+// The adjoint scan of one state. A thread reads its two channels for itself, a few steps ahead of their use. Shared
+// memory holds delta, the states of every few steps, and the block's B and C.
 template <bool kPairs, typename E, bool kZoh>
 VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_backward_alone(VMDDPM_ARGUMENTS(BackwardArguments) a) {
   using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
@@ -87,7 +86,7 @@ VMDDPM_KERNEL(kAloneThreads, kZoh || sizeof(E) == 8 ? 2 : kPairs ? 4 : 3) scan_b
     at.dx = lane_at<kPairs>(a.dx, w.dx, column);
     at.ddelta = lane_at<kPairs>(a.ddelta, w.ddelta, column);
     Acc rates[2], h[2], dh[2], bias[2];
-    // Sums over the steps, each chunk's by itself first: a long sequence is not one long chain of roundings.
+    // Sums over the steps, by chunk first: this shortens the chain of roundings of a long sequence.
     Acc dA[2] = {}, dD[2] = {}, dbias[2] = {};
     load_row(biases + 2 * thread(), bias);
     load_row(skips + 2 * thread(), at.skip);

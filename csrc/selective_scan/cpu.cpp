@@ -16,8 +16,8 @@ namespace VMDDPM_ISA {
 
 namespace {
 
-// Threads that are worth waking: below some ten microseconds of work a second one costs more than it does.
-constexpr int64_t kForwardStates = 48 << 10, kBackwardStates = 24 << 10;  // that a thread does in that time
+// With less than about ten microseconds of work each, waking another thread costs more than it saves.
+constexpr int64_t kForwardStates = 48 << 10, kBackwardStates = 24 << 10;  // advanced by a thread in that time
 
 int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
   const int64_t threads = p.batch * p.routes * p.length * p.channels * (p.states + 1) / states_a_thread;
@@ -27,9 +27,9 @@ int64_t useful_threads(const ScanParams& p, int64_t states_a_thread) {
 }  // namespace
 
 ScanPlan scan_plan(const ScanParams& p) {
-  // Enough groups for the cores that are worth waking, but no more, as each adds to dB and dC on its own.
+  // Enough groups for the cores worth waking, but no more: each adds to dB and dC separately.
   constexpr int64_t kMostGroups = 16, kMostBlocks = 8;
-  // And enough pieces of the batch, each of which leaves a partial sum of dA.
+  // Enough pieces of the batch, but no more: each leaves a partial sum of dA.
   constexpr int64_t kLeastPieces = 16, kLeastTasks = 64;
   ScanPlan plan;
   plan.lanes = p.wide ? kLanes<double> : kLanes<float>;
@@ -58,8 +58,8 @@ int threads_of(const ScanParams& p, int64_t states_a_thread) {
   return static_cast<int>(minimum(useful_threads(p, states_a_thread), p.threads));
 }
 
-// Calls run(task, buffers) for every task on up to `threads` threads, each with buffers of its own. No task is begun before
-// those of lower index, so that it may wait for them.
+// Calls run(task, buffers) for every task on up to `threads` threads, each with its own buffers. Tasks start in index
+// order, so a task may wait for earlier ones.
 template <typename Buffers, typename Run>
 void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks, int threads, Run run) {
   if (tasks.count == 0) return;
@@ -75,7 +75,7 @@ void for_each_task(const ScanParams& p, const ScanPlan& plan, const Tasks& tasks
   }
 }
 
-// Of a tensor (B, K, L, D) that will be written whole.
+// For a tensor (B, K, L, D) that will be written whole.
 void prefer_large_pages_for(const View& view, const ScanParams& p) {
   const int64_t last = (p.batch - 1) * view.stride[0] + (p.routes - 1) * view.stride[1] +
                        (p.length - 1) * view.stride[2] + (p.channels - 1) * view.stride[3];
@@ -119,7 +119,7 @@ void backward(const ScanGradParams& g) {
     backward_task<T, kRule>(g, plan, task, sums, buffers);
   });
   if (plan.blocks > 0 || g.only_input || count == 0) return;
-  for (void* sum : {g.dB, g.dC}) std::memset(sum, 0, static_cast<size_t>(count) * sizeof(T));  // over no channels
+  for (void* sum : {g.dB, g.dC}) std::memset(sum, 0, static_cast<size_t>(count) * sizeof(T));  // a sum over no channels
   if (dfactor) std::memset(dfactor, 0, static_cast<size_t>(count / p.states * p.rank) * sizeof(T));
 }
 

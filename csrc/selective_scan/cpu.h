@@ -1,4 +1,4 @@
-// The CPU scan as each instruction set's object file provides it.
+// Declares the CPU scan that each instruction set's object file defines.
 #pragma once
 #include "params.h"
 

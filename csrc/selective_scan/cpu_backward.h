@@ -1,5 +1,5 @@
-// The adjoint scan. Chunks are walked from the last to the first; inside a chunk the states are computed again from
-// its checkpoint, a few states at a time, so that they stay in the first-level cache and memory never grows with N.
+// The adjoint scan. Chunks are walked from the last to the first. Within a chunk the states are recomputed from its
+// checkpoint, a few states at a time, so that they stay in the L1 cache and memory does not grow with N.
 #pragma once
 #include "../common/turns.h"
 #include "cpu_backward_rows.h"
@@ -10,13 +10,13 @@ namespace {
 
 template <typename T>
 struct BackwardBuffers {
-  Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register a step, or a row of them
-  Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers a step
-  Vec<T>*lanes_of_dB, *lanes_of_dC;                         // one register a step, and as many as a register has lanes
+  Vec<T>*x, *delta, *slope, *drive, *dy, *ddrive, *ddelta;  // tiles: one register per step, or a row of them
+  Vec<T>*decay, *decayed, *phi, *input;                     // kStatesAtOnce registers per step
+  Vec<T>*lanes_of_dB, *lanes_of_dC;                         // one register per step, plus kLanes
   Vec<T>* h;                                                // the states before a chunk
-  Vec<T>*A, *dh, *bias, *D;                                 // carried over the chunks, for each block of the task
-  LongSum<T>*dA, *dD, *dbias;                               // likewise
-  T *B, *C, *dB, *dC, *all_dB, *all_dC;                     // (steps, N); dB and dC of a group, and of all of them
+  Vec<T>*A, *dh, *bias, *D;                                 // for each block of the task, kept across chunks
+  LongSum<T>*dA, *dD, *dbias;                               // for each block of the task, summed over chunks
+  T *B, *C, *dB, *dC, *all_dB, *all_dC;                     // (steps, N); dB and dC of one group, and of all groups
   LowRank<T> low_rank;
   LowRankGradients<T> low_rank_gradients;
   BackwardBuffers(Arena& arena, const ScanParams& p, const ScanPlan& plan, const Tasks& tasks) {
@@ -41,8 +41,8 @@ struct BackwardBuffers {
 constexpr View kNothing{};
 using BackwardPrefetcher = Prefetcher<7>;  // x, delta, dy, dx, ddelta, B and C
 
-// A step again, for S states. Keeps what the adjoint needs of them: e^v, e^v h_{i-1} and, for the zero-order hold, phi(v)
-// and phi'(v) drive B. kFirst: the states are zero before, and of no interest to a gradient.
+// Recomputes one step of S states and saves the adjoint's inputs: e^v, e^v h_{i-1} and, for the zero-order hold, phi(v)
+// and phi'(v) drive B. kFirst: the states before the step are zero and need no gradient.
 template <typename T, int S, Rule kRule, bool kFirst>
 VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, int64_t n, int64_t states, int64_t i,
                                   Vec<T>* state) {
@@ -75,7 +75,7 @@ VMDDPM_INLINE void recompute_step(const BackwardBuffers<T>& w, const Vec<T>* a, 
   }
 }
 
-// The states of a chunk again, S at a time; they are zero before it if it is the `first`. dC is complete.
+// Recomputes S states over a chunk and adds their dC. `first`: the states before the chunk are zero.
 template <typename T, int S, Rule kRule>
 void recompute_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, int64_t n, int64_t states,
                       int64_t steps, bool first, BackwardPrefetcher* prefetcher) {
@@ -145,8 +145,7 @@ void adjoint_states(BackwardBuffers<T> w, const Vec<T>* a, const Vec<T>* h, Vec<
   }
 }
 
-// What the adjoint needs of a chunk: x, delta after bias and softplus and its slope, drive = delta x; nothing in ddrive
-// and ddelta yet.
+// Fills a chunk's tiles: x, delta after bias and softplus, its slope, drive = delta x. Clears ddrive and ddelta.
 template <typename T, bool kSoftplus, typename Source>
 void prepare_backward(StepRows<Source> x, StepRows<Source> delta, Vec<T> bias, int64_t steps, BackwardBuffers<T> w) {
   for (int64_t i = 0; i < steps; ++i) {
@@ -161,7 +160,8 @@ void prepare_backward(StepRows<Source> x, StepRows<Source> delta, Vec<T> bias, i
   }
 }
 
-// drive = delta x and y has D x in it: the tiles of ddrive and ddelta become those of dx and of the raw delta.
+// Applies the chain rule to drive = delta x, softplus and y's term D x: the ddrive tile becomes dx, and ddelta the
+// gradient of the raw delta.
 template <typename T, Rule kRule>
 void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
   using V = Vec<T>;
@@ -178,7 +178,7 @@ void finish_backward(int64_t local, int64_t steps, BackwardBuffers<T> w) {
   w.dbias[local].add((dbias[0] + dbias[1]) + (dbias[2] + dbias[3]));
 }
 
-// One block over one chunk: tiles in, all its states, tiles out.
+// One block over one chunk: loads tiles, walks all states, stores tiles.
 template <typename T, Rule kRule>
 void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
                     int64_t block, const Steps& steps, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
@@ -210,7 +210,7 @@ void backward_chunk(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   store_tile<T>(g.ddelta, task.batch, k, steps, channel, columns, plan.lanes, reinterpret_cast<T*>(w.ddelta), false);
 }
 
-// kFirst: nobody asks for the adjoint before this step.
+// One adjoint step of S states for ddrive alone. kFirst: the adjoint before this step is not needed.
 template <typename T, int S, Rule kRule, bool kFirst>
 VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int64_t n, int64_t states, int64_t i,
                               Vec<T>* adjoint) {
@@ -237,7 +237,7 @@ VMDDPM_INLINE void input_step(const BackwardBuffers<T>& w, const Vec<T>* a, int6
   w.ddrive[i] += ddrive[0] + ddrive[1];
 }
 
-// dx and the gradient of the initial state alone: the adjoint recurrence needs no states. As adjoint_states.
+// Like adjoint_states, for dx and the gradient of the initial state alone: these need no forward states.
 template <typename T, int S, Rule kRule>
 void adjoint_of_input(BackwardBuffers<T> w, const Vec<T>* a, Vec<T>* dh, int64_t n, int64_t states, int64_t steps,
                       bool first, BackwardPrefetcher* prefetcher) {
@@ -279,16 +279,15 @@ void input_gradient_chunk(const ScanGradParams& g, const ScanPlan& plan, const T
   store_image_tile<T>(p, g.dx, g.narrow_dx, task.batch, k, steps, channel, columns, w.ddrive, w.x);
 }
 
-// Where dB, dC and the gradient of a factor of delta are summed over groups, in their order: by one task, or chunk by chunk
-// by each task that has some of a sequence's groups, in its turn. A task is then a chunk behind the one before it, and the
-// sums need no other memory.
+// Sums of dB, dC and the gradient of delta's factor over groups, in group order. Tasks that share a sequence's groups
+// add in turn, chunk by chunk, each one chunk behind the task before it, so the sums need no extra memory.
 template <typename T>
 struct Sums {
   T *dB, *dC, *dfactor;
-  Turns *before, *here;  // null: no other task adds to them before, or after
+  Turns *before, *here;  // null if no task adds before, or after, this one
   int64_t chunks = 0;
 
-  // Whether there is a sum to add to.
+  // Waits for the task before to finish this chunk. Returns whether there is a sum to add to.
   bool await() {
     ++chunks;
     if (before) wait_for(*before, chunks);
@@ -305,7 +304,7 @@ void add_rows(const T* rows, int64_t count, bool add, T* total) {
   for (int64_t i = 0; i < count; ++i) total[i] = add ? total[i] + rows[i] : rows[i];
 }
 
-// All blocks of a task over one chunk, group after group, and their shares of dB and dC.
+// Walks all blocks of a task over one chunk, group after group, and adds up their dB and dC.
 template <typename T, Rule kRule>
 void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
                      const Steps& steps, Sums<T>& sums, BackwardPrefetcher* prefetcher, const BackwardBuffers<T>& w) {
@@ -313,7 +312,7 @@ void backward_groups(const ScanGradParams& g, const ScanPlan& plan, const Task& 
   const int64_t N = p.states;
   struct {
     T *group, *all, *total;
-    int64_t columns, width;  // width: of the rows of a group and of all
+    int64_t columns, width;  // width: row length of `group` and `all`
   } const matrices[] = {
       {w.dB, w.all_dB, sums.dB, N, N},
       {w.dC, w.all_dC, sums.dC, N, N},
@@ -371,7 +370,7 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, Sum
         load_tile<T>(p.C, task.batch, k, steps, 0, N, N, w.C);
         load_factor<T>(p, task, k, steps, w.low_rank);
         BackwardPrefetcher prefetcher;
-        const View& ddelta = p.rank > 0 ? kNothing : g.ddelta;  // that of a factor is small
+        const View& ddelta = p.rank > 0 ? kNothing : g.ddelta;  // a factor's gradient is small
         if (chunk > 0) prefetcher = {{&p.x, &p.delta, &g.dy, &g.dx, &ddelta, &p.B, &p.C}, p, plan, task, k, chunk - 1};
         if (g.only_input) {
           for (int64_t block = task.block_begin; block < task.block_end; ++block) {
@@ -389,12 +388,12 @@ void backward_task(const ScanGradParams& g, const ScanPlan& plan, Task task, Sum
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const int64_t local = block - task.block_begin, columns = columns_of(p, plan, block);
       const int64_t row = (task.piece * p.routes + k) * p.channels + block * plan.lanes;
-      Vec<T>* const dA = w.A + local * N;  // A has served
+      Vec<T>* const dA = w.A + local * N;  // reuses the buffer: A is no longer needed
       for (int64_t n = 0; n < N; ++n) dA[n] = w.dA[local * N + n].total;
       if (g.dA) store_states<T>(g.dA, row, columns, N, dA);
       if (g.dD) store_channels<T>(g.dD, row, columns, w.dD[local].total);
       if (g.ddelta_bias) store_channels<T>(g.ddelta_bias, row, columns, w.dbias[local].total);
-      store_weight<T>(p, g.ddt_proj, row, columns, local, w.low_rank_gradients, w.low_rank.weight);  // which has served
+      store_weight<T>(p, g.ddt_proj, row, columns, local, w.low_rank_gradients, w.low_rank.weight);  // scratch
     }
   }
 }

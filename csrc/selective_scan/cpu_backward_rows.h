@@ -6,7 +6,7 @@ namespace {
 
 using vmddpm::ScanGradParams;
 
-// The states of a block before a chunk: those of its checkpoint, or the initial ones, for which there is `room`.
+// The states of a block before a chunk: its checkpoint, or the initial states, loaded into `room`.
 template <typename T>
 const Vec<T>* states_before(const ScanParams& p, const ScanPlan& plan, int64_t sequence, int64_t chunk, int64_t block,
                             Vec<T>* room) {
@@ -19,11 +19,11 @@ const Vec<T>* states_before(const ScanParams& p, const ScanPlan& plan, int64_t s
   return room;
 }
 
-// target[i * states] += the sum over the lanes of lanes[i]: steps go through the butterfly as states do elsewhere.
+// target[i * states] += the sum over the lanes of lanes[i]. Runs the butterfly of add_lane_sums over steps, not states.
 template <typename T>
 void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* target) {
   constexpr int W = kLanes<T>;
-  if (steps <= 2) {  // alone they are folded in less time
+  if (steps <= 2) {  // faster one by one
     for (int64_t i = 0; i < steps; ++i) add_lane_sums<T, 1>(lanes + i, target + i * states);
     return;
   }
@@ -35,24 +35,25 @@ void add_lane_sums_of_steps(Vec<T>* lanes, int64_t steps, int64_t states, T* tar
   }
 }
 
-// Blocks that are walked to a chunk's end and back before the next: what is carried from step to step stays in registers,
-// what is kept of the steps in the first-level cache.
+// Blocks walked together over a chunk, forward and back: few enough that carried values stay in registers and saved
+// steps in the L1 cache.
 constexpr int kBlocksAtOnce = 2;
 
-// What the adjoint knows of S blocks of channels and carries from step to step; dA, dD and dbias are sums over a chunk.
+// Parameters and carried values of S blocks of channels; dA, dD and dbias are sums over a chunk.
 template <typename T, int S>
 struct AdjointChannels {
   Vec<T> A[S], bias[S], D[S];
   Vec<T> h[S], dh[S], dA[S], dD[S], dbias[S];
 };
 
-// What the walk forward leaves for the walk back, S registers a step.
+// Values that the forward walk saves for the walk back, S registers per step.
 template <typename T>
 struct AdjointTiles {
   Vec<T>*delta, *slope, *decay, *decayed;
 };
 
-// Where a step finds its channels, and those of a route. dx is a step's own added to `sum`.
+// Pointers to the channels of one step (InputRow, ResultRow) and of all steps (InputRows, ResultRows). `sum`: dx of the
+// earlier routes, to be added.
 template <typename Source>
 struct InputRow {
   const Source *x, *delta, *dy;
@@ -78,8 +79,8 @@ struct ResultRows {
   }
 };
 
-// A chunk of a route again, forward; the state is zero before the `first`. To lanes_of_dC come dy h, whose sums over lanes
-// are dC. The way back will write to dx and ddelta, and then it is the turn of the chunk before.
+// Recomputes a chunk of a route; `first`: the state before it is zero. Adds dy h to lanes_of_dC; its lane sums are dC.
+// Prefetches dx and ddelta for the walk back, and the inputs of the preceding chunk, which is next.
 template <typename T, bool kSoftplus, int S, typename Source>
 VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> dx, PixelRows<const char> ddelta,
                                     Steps chunk, bool first, const AdjointChannels<T, S>& of, AdjointTiles<T> tiles,
@@ -89,7 +90,7 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) state[s] = of.h[s];
   for (int64_t i = 0; i < chunk.count; ++i) {
-    // Past the end of the chunk comes the beginning of the one before, or what is there of it.
+    // Past the end of the chunk, go on from the start of the preceding one, within the sequence.
     const int64_t ahead = i + prefetch_distance(S), before = minimum(ahead - 2 * chunk.count, 0);
     const int64_t next = ahead < chunk.count ? ahead : before < -chunk.first ? -chunk.first : before;
     const int64_t pixel = chunk.pixel(i);
@@ -127,7 +128,7 @@ VMDDPM_NOINLINE void recompute_rows(InputRows<Source> in, PixelRows<const char> 
   }
 }
 
-// And back, as adjoint_states with one state and no hold. To lanes_of_dB come g drive, whose sums over lanes are dB.
+// The walk back: adjoint_states for one state and Mamba's rule. Adds g drive to lanes_of_dB; its lane sums are dB.
 template <typename T, bool kAdd, int S, typename Source, typename Target>
 VMDDPM_NOINLINE void adjoint_rows(InputRows<Source> in, ResultRows<T, Source, Target> out, Steps chunk,
                                   AdjointChannels<T, S>& of, AdjointTiles<T> tiles, const T* B, const T* C,
@@ -161,7 +162,7 @@ VMDDPM_NOINLINE void adjoint_rows(InputRows<Source> in, ResultRows<T, Source, Ta
   of = w;
 }
 
-// S blocks over a chunk, there and back.
+// S blocks over a chunk, forward and back.
 template <typename T, int S, typename Source, typename Target, typename Buffers>
 void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
                     int64_t block, const Steps& steps, const View& dx, const Buffers& w) {
@@ -174,7 +175,7 @@ void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& t
     of.D[s] = w.D[local + s];
     of.dh[s] = w.dh[local + s];
     const Vec<T>* const h = states_before<T>(p, plan, task.batch * p.routes + k, chunk, block + s, of.h + s);
-    if (chunk > 1) prefetch(h - plan.blocks);  // the chunk before is next
+    if (chunk > 1) prefetch(h - plan.blocks);  // the preceding chunk is next
     of.h[s] = *h;
   }
   const auto rows = [&](auto* data, const View& view) {
@@ -204,8 +205,8 @@ void adjoint_blocks(const ScanGradParams& g, const ScanPlan& plan, const Task& t
   }
 }
 
-// Takes a chunk's steps by rows where there are such, for the whole ones of a group's blocks begin .. end, and adds to dB
-// and dC. Returns the first block that is left.
+// Walks a chunk by rows, if all tensors have rows, for those of the blocks begin .. end that use all lanes, and adds to
+// dB and dC. Returns the first remaining block.
 template <typename T, typename Buffers>
 int64_t adjoint_by_rows(const ScanGradParams& g, const ScanPlan& plan, const Task& task, int64_t k, int64_t chunk,
                         int64_t begin, int64_t end, const Steps& steps, const Buffers& w) {

@@ -1,4 +1,4 @@
-// What the forward and the backward scan share: how a task finds its piece of the work, and its tiles.
+// Shared by the forward and the backward scan: tasks, their share of the work, and tiles.
 #pragma once
 #include <initializer_list>
 #include <limits>
@@ -14,14 +14,14 @@ namespace {
 using vmddpm::ScanParams;
 using vmddpm::ScanPlan;
 
-// Recurrences in flight: their exponentials hide each other's latency, their states fill the registers.
+// States advanced together: their exponentials hide each other's latency and their states fill the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kStatesAtOnce = 8;
 #else
 constexpr int kStatesAtOnce = 4;
 #endif
 
-// f(how many, from which on) for all states, as many at once as there are: kStatesAtOnce, 4, or one by one.
+// Calls f(count, first) to cover all states in groups of kStatesAtOnce, then 4, then 1.
 template <typename Function>
 void for_states(int64_t states, Function f) {
   int64_t n = 0;
@@ -33,11 +33,11 @@ void for_states(int64_t states, Function f) {
   for (; n < states; ++n) f(std::integral_constant<int, 1>(), n);
 }
 
-// How a step is discretized: Mamba's rule, where A is nowhere positive as it should be, or anywhere, or the zero-order
-// hold. Decaying and growing differ in speed alone.
+// How a step is discretized: by Mamba's rule (`decaying` if A is nowhere positive, else `growing`) or by zero-order
+// hold. The first two differ in speed alone.
 enum class Rule { decaying, growing, zero_order_hold };
 
-// What A is scaled by before it is multiplied with delta.
+// A is scaled by this before it is multiplied by delta.
 template <typename T, Rule kRule>
 constexpr T kRateScale = kRule == Rule::decaying ? kDecayScale<T> : T(1);
 
@@ -46,33 +46,32 @@ Rule rule_of(const ScanParams& p) {
   if (p.zoh) return Rule::zero_order_hold;
   const T* A = static_cast<const T*>(p.A);
   const int64_t count = p.routes * p.channels * p.states;
-  constexpr T kLeast = std::numeric_limits<T>::lowest() / 2;         // may be scaled
-  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, so that registers of both match
+  constexpr T kLeast = std::numeric_limits<T>::lowest() / 2;         // can be scaled without overflow
+  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> growing = 0;  // as wide as T, for the vectorizer
   for (int64_t i = 0; i < count; ++i) growing |= static_cast<int>(A[i] > T(0)) | static_cast<int>(A[i] < kLeast);
   return growing ? Rule::growing : Rule::decaying;
 }
 
-// e^v given v kRateScale.
+// e^v, given v * kRateScale.
 template <Rule kRule, typename V>
 V decay_of(V v) {
   return kRule == Rule::decaying ? decay_lanes(v) : growth_lanes(v);
 }
 
-// e^v times a state that is zero, without the exponential: zero, however fast it decays, and NaN where e^v is NaN or
-// infinite.
+// e^v times a zero state, without the exponential: zero, even for v = -inf, but NaN for v = NaN or inf.
 template <typename T>
 Vec<T> zero_decayed(Vec<T> v) {
   return at_least(v, std::numeric_limits<T>::lowest()) * Vec<T>{};
 }
 
-// e^v state, where kZero says that the state is zero. Where e^v may overflow it is taken all the same.
+// e^v state. kZero: the state is zero; the exponential is still computed where it may overflow.
 template <typename T, Rule kRule, bool kZero>
 Vec<T> decayed(Vec<T> v, Vec<T> state) {
   return kZero && kRule == Rule::decaying ? zero_decayed<T>(v) : decay_of<kRule>(v) * state;
 }
 
-// Hands out 64-byte aligned arrays from one block of memory. Without memory it only counts what will be needed.
-// A cache line between them keeps equal places of tiles of whole pages out of the same few lines of the cache.
+// Allocates 64-byte aligned arrays from one block of memory; without memory it only counts the bytes needed.
+// A spare cache line between arrays keeps page-sized tiles from mapping to the same cache sets.
 class Arena {
  public:
   explicit Arena(char* memory = nullptr) : memory_(memory) {}
@@ -89,20 +88,20 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// One thread's share: some groups of channels of a piece of the batch, along one route or, if the routes share their
-// image, along all of them one after the other, so that sums over routes have one owner and one order.
+// A thread's unit of work: some groups of channels of a piece of the batch, along one route or, with sum_routes, along
+// all routes in turn, so that sums over routes have one owner and one order.
 struct Task {
   int64_t index, piece, batch_begin, batch_end, route_begin, route_end, group_begin, group_end, block_begin, block_end;
-  int64_t batch;  // the sequence at hand
+  int64_t batch;  // the current image
 };
 
-// How groups are dealt out. Groups walked together use whole rows of memory and share the B and C they stage; which are
-// together depends on the number of threads, but no sum does.
+// How groups are assigned to tasks. Groups of one task use whole rows of memory and share the staged B and C. The
+// assignment depends on the number of threads; no sum does.
 struct Tasks {
   int64_t count, groups_at_once, splits;
 };
 
-// As many groups together as leave no thread with more of them than it need have.
+// Picks the most groups per task that still minimize the groups of the busiest thread.
 inline Tasks tasks_of(const ScanParams& p, const ScanPlan& plan, int threads) {
   const int64_t sequences = plan.pieces * (p.sum_routes ? 1 : p.routes);
   Tasks best{0, 1, 0};
@@ -134,7 +133,7 @@ inline Task task_at(const ScanParams& p, const ScanPlan& plan, const Tasks& task
   return task;
 }
 
-// Channels of one block: all lanes, but for the last block of a channel count that is no multiple of them.
+// Channels of one block: `lanes`, or fewer in the last block.
 inline int64_t columns_of(const ScanParams& p, const ScanPlan& plan, int64_t block) {
   return minimum(p.channels - block * plan.lanes, plan.lanes);
 }
@@ -144,10 +143,10 @@ inline Steps steps_of(const ScanParams& p, const ScanPlan& plan, int64_t route, 
   return {p.table ? p.table + route * p.length : nullptr, first, minimum(p.length - first, plan.chunk)};
 }
 
-// Whether states are zero before a chunk, and a gradient of nobody's interest.
+// Whether the states before a chunk are zero and their gradient is not needed.
 inline bool begins_with_zero(const ScanParams& p, const Steps& chunk) { return chunk.first == 0 && !p.initial_state; }
 
-// (K, D, N) or (B, K, D, N) rows of one block, transposed to one register a state; unused lanes are zero.
+// Loads one block's rows of (K, D, N) or (B, K, D, N), transposed to one register per state; unused lanes are zero.
 template <typename T>
 void load_states(const void* source, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   constexpr int64_t W = kLanes<T>;
@@ -166,7 +165,7 @@ void load_states(const void* source, int64_t row, int64_t columns, int64_t state
   }
 }
 
-// Those of all blocks of a task in one sequence, (B, K, D, N), or zeros.
+// Loads the states (B, K, D, N) of all blocks of a task in one sequence, or zeros if `source` is null.
 template <typename T>
 void load_all_states(const void* source, const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t route,
                      Vec<T>* out) {
@@ -178,14 +177,14 @@ void load_all_states(const void* source, const ScanParams& p, const ScanPlan& pl
   }
 }
 
-// A as the decay takes it.
+// Loads A, scaled as decay_of expects.
 template <typename T, Rule kRule>
 void load_decay_rates(const void* A, int64_t row, int64_t columns, int64_t states, Vec<T>* out) {
   load_states<T>(A, row, columns, states, out);
   for (int64_t n = 0; n < states; ++n) out[n] *= kRateScale<T, kRule>;
 }
 
-// The reverse; `in` is overwritten.
+// The inverse of load_states; `in` is overwritten.
 template <typename T>
 void store_states(void* target, int64_t row, int64_t columns, int64_t states, Vec<T>* in) {
   constexpr int64_t W = kLanes<T>;
@@ -202,7 +201,7 @@ void store_states(void* target, int64_t row, int64_t columns, int64_t states, Ve
   }
 }
 
-// One value a channel: a (K, D) or (B, K, D) parameter.
+// Loads one value per channel of a (K, D) or (B, K, D) parameter, or zeros if `source` is null.
 template <typename T>
 Vec<T> load_channels(const void* source, int64_t row, int64_t columns) {
   Vec<T> v{};
@@ -220,8 +219,7 @@ void store_channels(void* target, int64_t row, int64_t columns, Vec<T> v) {
   for (int64_t c = 0; c < columns; ++c) to[c] = v[c];
 }
 
-// A sum over the chunks of a sequence that keeps what each addition rounds away (Kahan), so that its error does not grow
-// with the length.
+// A Kahan sum over the chunks of a sequence: its error does not grow with the length.
 template <typename T>
 struct LongSum {
   Vec<T> total, lost;
@@ -249,18 +247,18 @@ struct Prefetcher {
                                     : RowPrefetcher(*views[i], task.batch, route, steps, first, last - first);
     }
   }
-  // Call it once for each step of each block.
+  // Call once per step of each block.
   VMDDPM_INLINE void next() {
     for (RowPrefetcher& rows : tensors) rows.next();
   }
 };
 
-// One row of channels a step: in the tensor itself where it has such rows, else in a tile.
+// One row of channels per step, in the tensor itself if its layout allows, else in a tile.
 template <typename Element>
 struct StepRows {
   Element* base;
   int64_t stride;
-  const int32_t* pixels;  // null: one row after another
+  const int32_t* pixels;  // null: consecutive rows
   Element* at(int64_t i) const { return base + (pixels ? pixels[i] : i) * stride; }
 };
 
@@ -272,7 +270,7 @@ StepRows<Element> rows_of(Element* data, const View& view, int64_t batch, int64_
   return {start + steps.first * view.stride[2], view.stride[2], nullptr};
 }
 
-// A tile of channels; lanes beyond the last channel read as zero, and all of a tensor that is not there.
+// Loads a tile of channels; lanes beyond the last channel are zero, as is the whole tile of a null tensor.
 template <typename T>
 StepRows<const T> load_channel_tile(const View& view, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                           int64_t columns, Vec<T>* tile) {
@@ -283,12 +281,12 @@ StepRows<const T> load_channel_tile(const View& view, int64_t batch, int64_t rou
   return {reinterpret_cast<T*>(tile), kLanes<T>, nullptr};
 }
 
-// Where a route's y or dx goes: the last of those that share their image rounds the sum to `narrow`, if there is such.
+// The destination of a route's y or dx: `sum`, or `narrow` (if set) for the last route, which rounds the sum.
 inline const View& result_of(const ScanParams& p, const View& sum, const View& narrow, int64_t route) {
   return narrow.data && route + 1 == p.routes ? narrow : sum;
 }
 
-// A tile of y or dx, added to what the routes before have left if they share their image. `spare` is overwritten.
+// Stores a tile of y or dx; with sum_routes, adds it to the sum of the earlier routes. `spare` is overwritten.
 template <typename T>
 void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, int64_t batch, int64_t route,
                       const Steps& steps, int64_t column, int64_t columns, Vec<T>* tile, Vec<T>* spare) {
@@ -313,7 +311,8 @@ void store_image_tile(const ScanParams& p, const View& sum, const View& narrow, 
   store_tile<T>(result, batch, route, steps, column, columns, kLanes<T>, rows, add && !apart);
 }
 
-// f(rows of a, rows of b), in the tensors themselves where they are of one type and a register is a piece of a row.
+// Calls f(rows of a, rows of b): the tensors' own rows if the types agree and a register's channels are contiguous,
+// else tiles.
 template <typename T, typename Function>
 void with_rows(const View& a, const View& b, int64_t batch, int64_t route, const Steps& steps, int64_t column,
                int64_t columns, Vec<T>* a_tile, Vec<T>* b_tile, Function f) {

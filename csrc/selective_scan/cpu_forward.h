@@ -1,5 +1,5 @@
-// The forward scan. A register holds the channels, a few registers hold their states, and the sequence is walked in
-// chunks whose tiles stay in the first-level cache.
+// The forward scan. A register holds channels, a few registers hold their states, and the sequence is walked in chunks
+// small enough to keep their tiles in the L1 cache.
 #pragma once
 #include "cpu_common.h"
 #include "cpu_forward_rows.h"
@@ -9,7 +9,7 @@ namespace {
 
 template <typename T>
 struct ForwardBuffers {
-  Vec<T>*x, *delta, *drive, *y;      // tiles: one register a step
+  Vec<T>*x, *delta, *drive, *y;      // tiles: one register per step
   Vec<T>*A, *h, *bias, *D;           // for each block of the task
   T *B, *C;
   LowRank<T> low_rank;
@@ -25,7 +25,7 @@ struct ForwardBuffers {
 
 using ForwardPrefetcher = Prefetcher<5>;  // x, delta, y, B and C
 
-// What the recurrence needs of a step: delta after bias and softplus, drive = delta x, and D x, which y begins with.
+// Inputs of a recurrence step: delta after bias and softplus, drive = delta x, and skip = D x, the start of the sum y.
 template <typename T>
 struct ForwardStep {
   Vec<T> delta, drive, skip;
@@ -47,7 +47,7 @@ PrepareForward<T, kSoftplus, Source> prepare_forward(StepRows<Source> x, StepRow
   return {x, delta, bias, D};
 }
 
-// The same from tiles.
+// Reads a ForwardStep from tiles.
 template <typename T>
 struct PreparedForward {
   const Vec<T>*delta, *drive, *y;
@@ -55,10 +55,10 @@ struct PreparedForward {
 };
 
 // A step of the recurrence for S states: h = exp(delta A) h + drive B,  y += C h,  where drive = delta x; B and C are
-// rows of N states. kFirst: h is zero before.
+// rows of N states. kFirst: h is zero on entry.
 template <typename T, int S, Rule kRule, bool kFirst>
 VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, const T* B, const T* C, Vec<T>* state) {
-  Vec<T> y[2] = {};  // summed apart, so that many states do not make one long chain of roundings
+  Vec<T> y[2] = {};  // two partial sums halve the chain of roundings
   VMDDPM_UNROLL
   for (int s = 0; s < S; ++s) {
     const Vec<T> v = step.delta * a[s];
@@ -77,7 +77,7 @@ VMDDPM_INLINE Vec<T> scan_step(const ForwardStep<T>& step, const Vec<T>* a, cons
   return step.skip + (y[0] + y[1]);
 }
 
-// S states of one block over a chunk, which are zero before it if it is the `first`.
+// Advances S states of one block over a chunk. `first`: the states before it are zero.
 template <typename T, int S, Rule kRule, typename Prepare>
 void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* h, int64_t n, int64_t states,
                  int64_t steps, bool first, ForwardPrefetcher* prefetcher) {
@@ -101,11 +101,11 @@ void scan_states(Prepare prepare, ForwardBuffers<T> w, const Vec<T>* A, Vec<T>* 
   for (int s = 0; s < S; ++s) h[s] = state[s];
 }
 
-// All states of a block over a chunk. A single one takes its steps as they are prepared; several share tiles of them.
+// Advances all states of a block over a chunk. The steps are prepared once, in tiles that all states read.
 template <typename T, Rule kRule, typename Prepare>
 void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Vec<T>* h, int64_t states, int64_t steps,
                 bool first, ForwardPrefetcher* prefetcher) {
-  // A short recurrence leaves no time to wait for memory.
+  // With few states the recurrence is too short to cover the prefetches: issue them while preparing.
   ForwardPrefetcher* const early = states < kStatesAtOnce ? prefetcher : nullptr;
   if (early) prefetcher = nullptr;
   for (int64_t i = 0; i < steps; ++i) {
@@ -122,7 +122,7 @@ void scan_block(Prepare prepare, const ForwardBuffers<T>& w, const Vec<T>* A, Ve
   });
 }
 
-// One block over one chunk: tiles in, all its states, tile out.
+// One block over one chunk: loads tiles, walks all states, stores a tile.
 template <typename T, Rule kRule>
 void forward_chunk(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, int64_t block,
                    const Steps& steps, ForwardPrefetcher* prefetcher, const ForwardBuffers<T>& w) {

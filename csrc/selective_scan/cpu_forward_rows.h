@@ -4,7 +4,7 @@
 
 namespace {
 
-// What the recurrence keeps of its channels, one register a block.
+// Parameters and states of the recurrence, one register per block.
 template <typename T>
 struct ForwardChannels {
   const Vec<T>*A, *bias, *D;
@@ -12,7 +12,7 @@ struct ForwardChannels {
   int64_t blocks;
 };
 
-// Where a step finds its channels. y is the step's own result added to `sum`.
+// Pointers to the channels of one step. `sum`: y of the earlier routes, to be added.
 template <typename T, typename Source, typename Target>
 struct ForwardRow {
   const Source *x, *delta;
@@ -30,7 +30,7 @@ struct ForwardRows {
   }
 };
 
-// y is prefetched too: where it lies in main memory, a sequence takes twice as long without it.
+// y is prefetched too: without that, a sequence takes twice as long if y is in main memory.
 template <typename T, bool kSoftplus, bool kAdd, bool kFirst, typename Source, typename Target>
 void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> later, ForwardChannels<T> of, T B, T C) {
   for (int64_t block = 0; block < of.blocks; ++block) {
@@ -47,7 +47,7 @@ void scan_row(ForwardRow<T, Source, Target> row, ForwardRow<T, Source, Target> l
   }
 }
 
-// A chunk of a route that has so many steps; B and C are the chunk's. The state is zero before the `first` chunk.
+// Scans one chunk of a route of `length` steps; B and C are the chunk's. `first`: the state before it is zero.
 template <typename T, bool kSoftplus, bool kAdd, typename Source, typename Target>
 VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk, int64_t length,
                                bool first, ForwardChannels<T> of, const T* B, const T* C) {
@@ -63,13 +63,13 @@ VMDDPM_NOINLINE void scan_rows(ForwardRows<T, Source, Target> rows, Steps chunk,
   }
 }
 
-// Where threads share the rows of y, so many blocks are walked over a chunk before the next. Side by side along whole
-// rows two threads were measured to take twice the time of one in some runs, and two thirds of it in others; perhaps
-// the hardware reads ahead into what the other thread is about to write.
+// Blocks walked together over a chunk if threads share the rows of y. Walking whole rows, two threads took twice the
+// time of one in some runs and two thirds of it in others, perhaps because the hardware prefetches lines that the other
+// thread is about to write.
 constexpr int64_t kBlocksAtOnceBesideOthers = 2;
 
-// Takes a chunk's steps by rows where there are such, for the whole blocks of the task. Returns the first block that is
-// left.
+// Walks a chunk by rows, if all tensors have rows, for the task's blocks that use all lanes. Returns the first
+// remaining block.
 template <typename T, typename Buffers>
 int64_t scan_by_rows(const ScanParams& p, const ScanPlan& plan, const Task& task, int64_t k, const Steps& chunk,
                      const Buffers& w) {

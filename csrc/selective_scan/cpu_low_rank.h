@@ -1,12 +1,11 @@
-// Step sizes of a low rank: a factor of R numbers a pixel times a weight (D, R) of the route. A tile of them is formed
-// where it is needed, and its gradient goes on to the factor and to the weight at once: the step sizes of a whole image are
-// never in memory.
+// Low-rank step sizes: a factor of R numbers per pixel times the route's weight (D, R). Tiles of step sizes are formed
+// on demand, and their gradients passed to factor and weight at once: an image's step sizes are never stored whole.
 #pragma once
 #include "cpu_common.h"
 
 namespace {
 
-// A task's part of the weight, and the factor of the chunk at hand.
+// A task's part of the weight, and the factor of the current chunk.
 template <typename T>
 struct LowRank {
   T* factor;          // (steps, R)
@@ -16,19 +15,19 @@ struct LowRank {
       : factor(arena.allocate<T>(plan.chunk * p.rank)), weight(arena.allocate<Vec<T>>(blocks * p.rank)) {}
 };
 
-// The factor of a chunk.
+// Loads the factor of a chunk.
 template <typename T>
 void load_factor(const ScanParams& p, const Task& task, int64_t k, const Steps& steps, const LowRank<T>& of) {
   if (p.rank > 0) load_tile<T>(p.delta, task.batch, k, steps, 0, p.rank, p.rank, of.factor);
 }
 
-// The weight of a block in one route.
+// Loads the weight of a block in one route.
 template <typename T>
 void load_weight(const ScanParams& p, int64_t row, int64_t columns, int64_t place, const LowRank<T>& of) {
   if (p.rank > 0) load_states<T>(p.dt_proj, row, columns, p.rank, of.weight + place * p.rank);
 }
 
-// f(how many steps, from which on) for all steps, several at once: their sums hide each other's latency.
+// Calls f(count, first) to cover all steps, several at once: their sums hide each other's latency.
 template <typename Function>
 void for_steps(int64_t steps, Function f) {
   int64_t i = 0;
@@ -53,8 +52,7 @@ VMDDPM_NOINLINE void form_steps(const T* factor, const Vec<T>* weight, int64_t r
   });
 }
 
-// f(rows of a, rows of the step sizes of a block, before bias and softplus). As with_rows, of which it makes use where the
-// step sizes are given themselves.
+// Calls f(rows of a, rows of a block's step sizes before bias and softplus). Without dt_proj this is with_rows.
 template <typename T, typename Function>
 void with_step_rows(const ScanParams& p, const View& a, const Task& task, int64_t k, const Steps& steps, int64_t column,
                     int64_t columns, int64_t place, const LowRank<T>& of, Vec<T>* a_tile, Vec<T>* tile, Function f) {
@@ -71,9 +69,9 @@ void with_step_rows(const ScanParams& p, const View& a, const Task& task, int64_
 // The gradients of the factor and the weight.
 template <typename T>
 struct LowRankGradients {
-  Vec<T>* rows;       // the weight again: for each channel of the task its R numbers, in whole registers
-  LongSum<T>* weight; // as LowRank has it
-  T *factor, *all;    // (steps, R in whole registers), of a group and of all of them
+  Vec<T>* rows;       // the weight by rows: R numbers per channel of the task, padded to whole registers
+  LongSum<T>* weight; // laid out as LowRank::weight
+  T *factor, *all;    // (steps, R padded to whole registers): of one group, and of all groups
   int64_t registers;
   LowRankGradients() = default;
   LowRankGradients(Arena& arena, const ScanParams& p, const ScanPlan& plan, int64_t blocks)
@@ -85,7 +83,7 @@ struct LowRankGradients {
   int64_t width() const { return registers * kLanes<T>; }
 };
 
-// The weight of a block in one route by rows, and nothing in its gradient yet.
+// Loads the weight of a block in one route by rows, and clears its gradient.
 template <typename T>
 void begin_weight(const ScanParams& p, int64_t row, int64_t columns, int64_t place, const LowRankGradients<T>& of) {
   const int64_t width = of.width();
@@ -116,7 +114,7 @@ VMDDPM_NOINLINE void add_to_weight(const T* factor, const Vec<T>* ddelta, int64_
   });
 }
 
-// factor[i] += the sum over the columns of ddelta[i][c] rows[c], all of them so many registers of ranks.
+// factor[i] += the sum over the columns of ddelta[i][c] rows[c]; a row is `registers` registers of ranks.
 template <typename T>
 VMDDPM_NOINLINE void add_to_factor(const Vec<T>* rows, const T* ddelta, int64_t columns, int64_t registers,
                                    int64_t steps, T* factor) {
@@ -140,7 +138,7 @@ VMDDPM_NOINLINE void add_to_factor(const Vec<T>* rows, const T* ddelta, int64_t 
   }
 }
 
-// What the gradient of a block's step sizes, a register a step, comes to in those of the factor and of the weight.
+// Adds the gradient of a block's step sizes, one register per step, to those of the factor and of the weight.
 template <typename T>
 void add_low_rank(const ScanParams& p, int64_t columns, int64_t place, const Steps& steps, const LowRank<T>& given,
                   const Vec<T>* ddelta, const LowRankGradients<T>& of) {
@@ -149,7 +147,7 @@ void add_low_rank(const ScanParams& p, int64_t columns, int64_t place, const Ste
                    steps.count, of.factor);
 }
 
-// The gradient of a block's weight, (pieces, K, D, R); `room` for R registers is overwritten.
+// Stores the gradient of a block's weight, (pieces, K, D, R); `room`, of R registers, is overwritten.
 template <typename T>
 void store_weight(const ScanParams& p, void* target, int64_t row, int64_t columns, int64_t place,
                   const LowRankGradients<T>& of, Vec<T>* room) {

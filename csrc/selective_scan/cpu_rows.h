@@ -1,6 +1,5 @@
-// What the scans of a single state share. Their recurrence is so short that tiles would cost as much as it does:
-// several registers of channels take a step together, and tensors are read and written where they lie, a row of memory
-// after another.
+// Shared by the scans of a single state. Tiles would cost as much as so short a recurrence, so several registers of
+// channels take a step together, and tensors are read and written in place, row by row.
 #pragma once
 #include "cpu_common.h"
 
@@ -12,12 +11,12 @@ inline int64_t prefetch_distance(int64_t blocks) {
   return blocks * kLeastRows < kRegistersAhead ? kRegistersAhead / blocks : kLeastRows;
 }
 
-// The first block that has lanes to spare, or none: rows are made of whole blocks.
+// The end of the blocks that use all lanes, at most `end`: rows are made of whole blocks.
 inline int64_t whole_blocks_end(const ScanParams& p, const ScanPlan& plan, int64_t end) {
   return minimum(end, p.channels / plan.lanes);
 }
 
-// One row of channels a pixel.
+// One row of channels per pixel.
 template <typename Element>
 struct PixelRows {
   Element* base;
@@ -35,7 +34,7 @@ PixelRows<const char> bytes_of(PixelRows<Element> rows) {
   return {reinterpret_cast<const char*>(rows.base), rows.stride * static_cast<int64_t>(sizeof(Element))};
 }
 
-// f(an element of the inputs, an element of the result), or false for types that have no rows.
+// Calls f(an input element, a result element) to pass the types on; returns false for unsupported types.
 template <typename T, typename Function>
 bool with_row_types(DType input, DType result, Function f) {
   if constexpr (sizeof(T) == 8) {

@@ -1,14 +1,13 @@
-// What one thread of the adjoint scan does: a few steps of two channels at a time, and the sums over the channels of its
-// unit.
+// One thread's part of the adjoint scan: a few steps of two channels at a time, and the sums over its unit's channels.
 #pragma once
 #include "cuda_work.h"
 
 namespace vmddpm {
 namespace gpu {
 
-// The sum over 2 mask neighbouring lanes of each of n values (a power of two, at most as many) by a halving butterfly: at
-// every level a lane keeps one half and passes the other on. Lane i of them returns the sum of value i / (2 mask / n).
-// A bit of the lane is asked for as a sign, which takes an instruction less than the compiler's own way.
+// Sums each of n values (a power of two, at most 2 mask) over 2 mask neighbouring lanes by a halving butterfly: at
+// every level a lane keeps one half of its values and sends the other. Lane i returns the sum of value
+// i / (2 mask / n). Testing the lane's bit as a sign takes one instruction fewer than the compiler's own way.
 template <int mask, int n, typename T>
 VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   if constexpr (mask == 0) {
@@ -33,7 +32,7 @@ VMDDPM_DEVICE T lane_sums(const T (&values)[n], int lane) {
   }
 }
 
-// The inputs of a few steps at a thread's channels and states, in shared memory; u counts the steps.
+// The inputs of a few steps for a thread's channels and states, in shared memory; u is the step.
 template <typename Acc, int S>
 struct AdjointInputs {
   const Drive<Acc>* drive;
@@ -48,7 +47,7 @@ struct AdjointInputs {
   VMDDPM_DEVICE void keep(int u, const Acc (&results)[4]) { store_row(partial[u * kUnit].value, results); }
 };
 
-// Of one step of S states of two channels [channel][state]: the decays, and what comes in.
+// The decays and inputs of one step, for S states of two channels [channel][state].
 template <typename Acc, int S, bool kZoh>
 VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc (&B)[S], const Acc (&rates)[2 * S], Acc (&decays)[2 * S],
                                      Acc (&inputs)[2 * S]) {
@@ -65,7 +64,7 @@ VMDDPM_DEVICE void decays_and_inputs(const Acc (&step)[4], const Acc (&B)[S], co
   }
 }
 
-// The states after kSub steps.
+// Advances the states by kSub steps.
 template <int S, int kSub, bool kZoh, typename Acc, typename At>
 VMDDPM_DEVICE void replay_steps(const At& at, const Acc (&rates)[2 * S], Acc (&h)[2 * S]) {
 #pragma unroll
@@ -83,8 +82,8 @@ VMDDPM_DEVICE void replay_steps(const At& at, const Acc (&rates)[2 * S], Acc (&h
 // h_l = e^v h_{l-1} + phi(v) drive B:
 //   g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
 //   dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
-// h holds the states before the first step; at.keep(step, {ddelta, ddrive}) gets what the states of a step add up to.
-// Returns this lane's sum over the channels of kLanes lanes of one element of dB or dC: see lane_sums; the order is dB
+// h holds the states before the first step; at.keep(step, {ddelta, ddrive}) receives the sums over the states of a
+// step. Returns one element of dB or dC summed over the channels of kLanes lanes: lane_sums says which, in the order dB
 // [step][state], then dC.
 template <int S, int kSub, bool kZoh, int kLanes, typename Acc, typename At>
 VMDDPM_DEVICE Acc adjoint_steps(At& at, const Acc (&rates)[2 * S], const Acc (&h)[2 * S], Acc (&dh)[2 * S],

@@ -1,24 +1,24 @@
-// The steps between two checkpoints, on chip: read once and decoded once for both walks of the adjoint scan.
+// A chunk in shared memory: read and decoded once for both walks of the adjoint scan.
 #pragma once
 #include "cuda_work.h"
 
 namespace vmddpm {
 namespace gpu {
 
-// This thread's place in its block. What slices share they share out by steps: one takes every `slices`-th of its pair.
+// This thread's place in its block. Slices divide their common work by steps: each takes every `slices`-th of its pair.
 struct Seat {
-  int lane, slice, tile;              // of its unit, and its unit
+  int lane, slice, tile;              // its lane within the unit; the unit's slice and tile
   int column;                         // its first channel within the block
   VMDDPM_DEVICE explicit Seat(const BackwardArguments& a)
       : lane(opaque(thread()) % kUnit),
         slice(opaque(thread()) / kUnit & ((1 << a.log2_slices) - 1)),
         tile(opaque(thread()) / kUnit >> a.log2_slices),
         column(tile * kWarp + 2 * lane) {}
-  // At step 0 of what is [tile][step][lane].
+  // The index of step 0 in an array [tile][step][lane].
   VMDDPM_DEVICE int place() const { return tile * kTilePairs + lane; }
 };
 
-// delta, delta x and dy of one step of a pair of which `count` channels are there, zero for others.
+// Decodes delta, delta x and dy of one step of a pair with `count` existing channels; the others are zero.
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void decode_pair(const BackwardArguments& a, const RawPair<E>& raw_delta, const RawPair<E>& raw_x,
                                const RawPair<E>& raw_dy, const Acc (&bias)[2], int count, Drive<Acc>& drive, Pair<Acc>& dy) {
@@ -75,7 +75,7 @@ VMDDPM_DEVICE void decode_channels_as(const BackwardArguments& a, const BlockWor
   for (; begin < padded; begin += slices) take(begin, std::integral_constant<int, 1>());
 }
 
-// Lanes along the steps, for tensors whose steps are neighbours.
+// Puts neighbouring lanes on neighbouring steps, for tensors with contiguous steps.
 template <typename E, typename Acc>
 VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
@@ -94,7 +94,7 @@ VMDDPM_DEVICE void decode_by_steps(const BackwardArguments& a, const BlockWork& 
   }
 }
 
-// delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel.
+// Decodes delta, delta x and dy of a chunk's first `padded` steps, zero beyond the last step and channel.
 template <typename E, typename Acc>
 VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                    int padded, const Acc* biases, Drive<Acc>* drive, Pair<Acc>* dy) {
@@ -107,7 +107,7 @@ VMDDPM_DEVICE void decode_channels(const BackwardArguments& a, const BlockWork& 
   }
 }
 
-// B and C of a chunk, S states to a slice, zero beyond the last step and state.
+// Decodes B and C of a chunk, S states per slice, zero beyond the last step and state.
 template <typename T, typename Acc, int S>
 VMDDPM_DEVICE void decode_matrices_as(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                       Pack<Acc, 2 * S>* matrices) {
@@ -139,7 +139,7 @@ VMDDPM_DEVICE void decode_matrices(const BackwardArguments& a, const BlockWork& 
   decode_matrices_as<Acc, Acc, S>(a, w, steps, matrices);
 }
 
-// A whole chunk along its steps, for tensors whose steps are neighbours: value(place, channel of the pair).
+// Stores a whole chunk along its steps, for tensors with contiguous steps, from value(place, channel of the pair).
 template <typename E, typename Acc, typename Value>
 VMDDPM_DEVICE void store_columns(const PairStream& s, char* block, const ChunkSteps& steps, int valid, Put how, Value value) {
   block = opaque(block);

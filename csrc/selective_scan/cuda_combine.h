@@ -1,11 +1,11 @@
-// What the slices and the tiles of a block of the adjoint scan add up to, every strip of steps.
+// Sums over the slices and tiles of a block of the adjoint scan, after every strip of steps.
 #pragma once
 #include "cuda_chunk.h"
 
 namespace vmddpm {
 namespace gpu {
 
-// The sum of a step's Drive over slices that lie `apart` from one another.
+// The sum of a step's Drive over slices, `apart` elements from one to the next.
 template <typename Acc>
 VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, Acc (&sum)[4]) {
   const auto add = [&](int g) {
@@ -24,7 +24,8 @@ VMDDPM_DEVICE void sum_of_slices(const Drive<Acc>* from, int slices, int apart, 
   }
 }
 
-// What the slices of a strip of steps have, added up: dx and ddelta of its pairs. drive = delta x, and y has D x in it.
+// Sums a strip of steps over slices and stores dx and ddelta of its pairs, by the chain rule for drive = delta x,
+// softplus and y's term D x.
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                   int begin, const Acc* skips, const Drive<Acc>* partial, Drive<Acc>* drive,
@@ -42,7 +43,7 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w
 #pragma unroll 1
   for (int u = own.slice; u < kStrip; u += slices) {
     const int t = begin + u;
-    if (t >= steps.count) break;  // there the state goes on as it is, and its gradient with it
+    if (t >= steps.count) break;  // padding: the state and its gradient pass through
     const int32_t pixel = steps.pixels[t];
     RawPair<E> raw;
     fetch_pair<kPairs>(a.x, x_lane, pixel, count, raw);
@@ -77,11 +78,11 @@ VMDDPM_DEVICE void combine_slices(const BackwardArguments& a, const BlockWork& w
   }
 }
 
-// And what its tiles have: rows of dB and dC, n states at once.
+// Sums a strip of steps over tiles and stores rows of dB and dC, n states at once.
 template <int kRows, int n, typename Acc>
 VMDDPM_DEVICE void combine_tiles(const BackwardArguments& a, const BlockWork& w, const ChunkSteps& steps,
                                  int begin, int tiles, int log2_states, const Acc* sums) {
-  const int share = 2 * kRows << log2_states;  // of a tile
+  const int share = 2 * kRows << log2_states;  // elements per tile
 #pragma unroll 1
   for (int i = opaque(thread()) * n; i < share; i += threads() * n) {
     const int state = i & ((1 << log2_states) - 1), row = i >> log2_states, u = row & (kRows - 1);

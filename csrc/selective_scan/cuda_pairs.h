@@ -1,4 +1,4 @@
-// Two neighbouring channels of a lane: how tensors are read and written by them.
+// Loads and stores of two neighbouring channels per lane.
 #pragma once
 #include "../common/gpu_stream.h"
 
@@ -8,14 +8,14 @@ namespace gpu {
 template <typename Acc>
 using Pair = Pack<Acc, 2>;
 
-// A tensor of two channels to a lane.
+// A tensor read as two channels per lane.
 struct PairStream {
   Stream at;
-  bool pairs;      // two neighbours, the first of them even, are one aligned access
-  bool by_steps;   // steps are closer to one another than channels: lanes go along them
+  bool pairs;      // an even channel and the next are one aligned access
+  bool by_steps;   // steps are closer in memory than channels: neighbouring lanes take neighbouring steps
 };
 
-// `wide`: of the accumulation's type where others may be narrower.
+// `wide`: the tensor has the accumulation's type, where others may be narrower.
 inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], bool wide) {
   PairStream s{make_stream(view, sizes, false, wide), false, false};
   const int64_t pair = int64_t{2} << log2_size(view.dtype);
@@ -26,20 +26,20 @@ inline PairStream make_pair_stream(const View& view, const int64_t (&sizes)[4], 
   return s;
 }
 
-// Two channels' elements as they were loaded; where they have two bytes and make a pair, both are in the first.
+// Two channels' elements as loaded; a pair of two-byte elements is packed in the first.
 template <typename E>
 struct RawPair {
   Raw<E> raw[2];
 };
 
-// Where a tensor has the channel that is `column` from a block's first.
+// The address of the channel `column` after a block's first.
 template <bool kPairs>
 VMDDPM_DEVICE char* lane_at(const PairStream& s, char* block, int column) {
-  if constexpr (kPairs) return opaque(block + wide_product(column, static_cast<int32_t>(s.at.column)));  // of one element
+  if constexpr (kPairs) return opaque(block + wide_product(column, static_cast<int32_t>(s.at.column)));  // one element
   return opaque(block + column * s.at.column);
 }
 
-// A lane's two channels, the first at `lane`, of which `count` (1 or more) exist; else the first twice.
+// Loads a lane's two channels, the first at `lane`; with only one existing channel (`count`), loads that twice.
 template <bool kPairs, typename E>
 VMDDPM_DEVICE void fetch_pair(const PairStream& s, const char* lane, int32_t pixel, int count, RawPair<E>& pair) {
   const char* from = lane + wide_product(pixel, s.at.step);
@@ -63,7 +63,7 @@ VMDDPM_DEVICE void values_of(const RawPair<E>& pair, Acc (&values)[2]) {
   }
 }
 
-// Two values, of which `count` exist.
+// Stores the first `count` of two values.
 template <bool kPairs, typename E, typename Acc>
 VMDDPM_DEVICE void store_pair(const PairStream& s, char* lane, int32_t pixel, int count, Put how, const Acc (&values)[2]) {
   char* to = lane + wide_product(pixel, s.at.step);

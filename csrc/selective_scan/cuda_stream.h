@@ -1,5 +1,5 @@
-// What a block keeps in shared memory while it walks a segment: where the steps stand, and B and C of a tile of steps, which
-// all its lanes need. Everything else a lane reads for itself (common/gpu_stream.h).
+// A block's shared memory while it walks a segment: the pixels of its steps, and B and C of a tile of steps, which all
+// lanes need. Each lane reads everything else for itself (common/gpu_stream.h).
 #pragma once
 #include "../common/gpu_math.h"
 #include "../common/gpu_stream.h"
@@ -11,7 +11,7 @@ namespace gpu {
 template <typename E>
 using Accumulate = std::conditional_t<sizeof(E) == 8, double, float>;
 
-// A block's piece of the work: blocks of a launch are counted by group, segment, route and image.
+// A block's piece of the work. Blocks of a launch are numbered by group (fastest), segment, route and image.
 struct alignas(16) Piece {
   int32_t batch, route, segment, group;
 };
@@ -27,17 +27,17 @@ VMDDPM_DEVICE Piece piece_of(uint32_t block, int32_t groups, int32_t segments, i
   return p;
 }
 
-// The pixels of four tiles of steps: of the one that is walked, of the next, and of others that are behind or to come.
-// Beyond the last step its pixel is repeated, so that what is loaded for them is there.
+// A ring buffer of the pixels of four tiles of steps, the current and the next among them. Beyond the last step its
+// pixel is repeated, so that padding loads valid memory.
 template <int kTileSteps>
 struct Pixels {
   static constexpr uint32_t kCount = 4 * kTileSteps;
   int32_t* ring;         // in shared memory
   const int32_t* table;  // at the segment's first step, or null
-  int32_t first, steps;  // of the segment
+  int32_t first, steps;  // first step and length of the segment
   int32_t fetched = 0;
 
-  // Every tile in two parts, so that nothing waits for memory between them.
+  // Load and store are separate, so that other work covers the load's latency.
   VMDDPM_DEVICE void fetch(int tile) {
     if (thread() >= kTileSteps) return;
     const int step = tile * kTileSteps + thread(), inside = step < steps ? step : steps - 1;
@@ -46,12 +46,12 @@ struct Pixels {
   VMDDPM_DEVICE void store(int tile) const {
     if (thread() < kTileSteps) ring[static_cast<uint32_t>(tile * kTileSteps + thread()) % kCount] = fetched;
   }
-  // Of a step of the segment and, if it is the first of a group, of that group's.
+  // The pixel of a step of the segment; for the first step of a group, the whole group's pixels.
   VMDDPM_DEVICE const int32_t* at(int step) const { return ring + static_cast<uint32_t>(step) % kCount; }
 };
 
 // B and C of a tile of steps, for kStates states of a block of at least kThreads threads: rows [step][state] in shared
-// memory, of the accumulation's type, zero beyond the last step and state. A thread brings elements of one state.
+// memory, of the accumulation's type, zero beyond the last step and state. A thread loads elements of one state.
 template <typename E, int kStates, int kTileSteps, int kThreads, bool kC>
 struct Matrices {
   using Acc = Accumulate<E>;
@@ -61,7 +61,7 @@ struct Matrices {
   bool inside;
   Raw<E> b[kSweeps], c[kSweeps];
 
-  // `states`: how many there are, of these.
+  // `states`: how many states exist from `first_state` on.
   VMDDPM_DEVICE Matrices(const Stream& B_stream, const Stream& C_stream, const Piece& piece, int first_state, int states)
       : row(static_cast<uint32_t>(thread()) / kStates),
         rows(static_cast<uint32_t>(threads()) / kStates),
@@ -78,7 +78,7 @@ struct Matrices {
     fetch_as<E>(B_stream, C_stream, pixels, tile);
   }
 
-  // `left`: the steps from the tile's first on.
+  // `left`: steps remaining from the tile's first on.
   VMDDPM_DEVICE void store(const Stream& B_stream, Acc* B_tile, Acc* C_tile, int left) const {
     if constexpr (sizeof(E) == 2) {
       if (B_stream.wide) return store_as<Acc>(B_tile, C_tile, left);
@@ -126,7 +126,7 @@ struct Matrices {
   }
 };
 
-// A lane's S neighbouring states, of which `count` are there: (..., N), or (..., N, D) with the stride D.
+// Loads a lane's S neighbouring states, of which `count` exist, from (..., N), or from (..., N, D) with the stride D.
 template <typename Acc, int S>
 VMDDPM_DEVICE void load_states(const Acc* from, int64_t stride, int count, Acc (&h)[S]) {
   constexpr int kBytes = sizeof(Acc) * S < 16 ? sizeof(Acc) * S : 16;

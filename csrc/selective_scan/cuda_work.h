@@ -1,7 +1,7 @@
-// A block's piece of the adjoint scan: what it is given, what it keeps in shared memory, and its states and parameters.
+// A block's piece of the adjoint scan: its arguments, its shared memory, and its states and parameters.
 //
-// A lane has two neighbouring channels, so a unit of 16 lanes has 32, which is what a tile is. Warps of two units read
-// either two slices of the states of the same channels, or two tiles.
+// A lane has two neighbouring channels, so a unit of 16 lanes covers a tile of 32. The two units of a warp are either
+// two slices of the states of the same channels, or two tiles.
 #pragma once
 #include "../common/gpu_math.h"
 #include "cuda.h"
@@ -12,19 +12,19 @@ namespace gpu {
 
 constexpr int kChunk = static_cast<int>(kGpuChunk);
 constexpr int kUnit = kWarp / 2;
-constexpr int kPitchOfPairs = kUnit + 1;              // lanes along steps meet few banks twice
+constexpr int kPitchOfPairs = kUnit + 1;              // fewer bank conflicts for lanes along steps
 constexpr int kTilePairs = kChunk * kPitchOfPairs;
-constexpr int kStrip = 8;                             // steps after which slices add up
-constexpr int kMostUnits = 8;                         // slices of a channel's states
-constexpr int kMatrixPitch = kChunk + 1;              // steps of a slice's B and C
+constexpr int kStrip = 8;                             // steps between sums over slices
+constexpr int kMostUnits = 8;                         // the most slices of a channel's states
+constexpr int kMatrixPitch = kChunk + 1;              // steps from one slice's B and C to the next
 
-// Steps whose states the backward holds in registers at once, of S states of two channels.
+// Steps for which the backward holds S states of two channels in registers.
 VMDDPM_CONSTANT int sub_steps(int S, bool wide, bool zoh) { return 8 / S / (wide ? 2 : 1) / (zoh ? 2 : 1); }
 
-// The same of a thread that has the only state of its channels.
+// The same for the scan of a single state.
 VMDDPM_CONSTANT int alone_steps(bool wide, bool zoh) { return 4 / (wide ? 2 : 1) / (zoh ? 2 : 1); }
 
-// What a step of two channels is computed from: delta, then delta x, of each.
+// The inputs of a step of two channels: delta of each, then delta x of each.
 template <typename Acc>
 using Drive = Pack<Acc, 4>;
 
@@ -34,9 +34,9 @@ struct ChunkLayout {
   int32_t drive, dy;      // Drive and Pair [tile][step][lane]
   int32_t matrices;       // B, then C: Pack<Acc, 2 S> [slice][step]
   int32_t history;        // states [sub-step][thread]
-  int32_t partial;        // Drive [tile][slice][step of a strip][lane]: ddelta and ddrive to be added up
+  int32_t partial;        // Drive [tile][slice][step of a strip][lane]: each slice's ddelta and ddrive
   int32_t sums;           // dB and dC [tile][which][step of a strip][state]
-  int32_t totals;         // Drive [thread]: the gradients of D and of delta_bias, of the chunks so far
+  int32_t totals;         // Drive [thread]: the gradients of D and of delta_bias over the chunks so far
   int32_t bias, skip;     // delta_bias and D of the block's channels
   int32_t bytes;
 };
@@ -45,15 +45,15 @@ struct BackwardArguments {
   int64_t batch, routes, length, channels, states;
   int64_t first_state;                // of this launch
   int64_t groups, segments, segment, chunks;
-  int64_t piece;                      // states of all channels: of a checkpoint, of a segment
-  int64_t walks;                      // a block walks every walks-th route, and adds up what they give dx
-  int64_t images;                     // to which dx of the routes goes in turns
-  int64_t matrices;                   // partial dB and dC, to which the groups' go in turns
+  int64_t piece;                      // states of all channels: the size of a checkpoint and of a segment's states
+  int64_t walks;                      // a block walks every walks-th route and sums their dx
+  int64_t images;                     // images of dx; walk w goes to image w % images
+  int64_t matrices;                   // partial dB and dC; group g goes to g % matrices
   int32_t log2_slices, tiles;
   bool softplus, has_dy;
-  bool meet;                          // routes meet in an image
-  Put put;                            // ddelta, and dx of the first route of a block
-  bool pairs;                         // all of x, delta, dy, dx and ddelta are read and written in pairs
+  bool meet;                          // atomics add two routes to an image
+  Put put;                            // how ddelta, and dx of a block's first route, are stored
+  bool pairs;                         // x, delta, dy, dx and ddelta are all read and written in pairs
   bool start_by_segment;
   ChunkLayout at;
   PairStream x, delta, dy, B, C, dx, ddelta;
@@ -65,24 +65,23 @@ struct BackwardArguments {
   void *dB, *dC, *dA, *dD, *ddelta_bias, *dstart;
 };
 
-// What a block works on. It lives in shared memory: every thread needs it, seldom, and a register each for its
-// numbers would be missing where the recurrences run.
+// A block's current work, in shared memory: threads rarely read it, and the recurrences need the registers.
 struct BlockWork {
   int64_t batch, walk, group, segment, channel;  // `channel` is the block's first
   int64_t first_step;
   int32_t steps;                           // of the segment
   int32_t valid;                           // channels of the block that exist
-  int32_t states;                          // states that exist, of those of this launch
-  // Of the route at hand: where tensors begin, at the block's first channel or state.
-  int64_t route;                           // before the first: that less a.walks
-  Put put;                                 // dx
+  int32_t states;                          // states of this launch that exist
+  // For the current route; addresses are those of the block's first channel or state.
+  int64_t route;                           // before the first route: that minus a.walks
+  Put put;                                 // how dx is stored
   char *x, *delta, *dy, *B, *C, *dx, *ddelta;
-  int64_t matrices;                        // rows of dB and dC, in elements
-  int64_t checkpoints;                     // those of the segment, likewise
+  int64_t matrices;                        // offset of the rows of dB and dC, in elements
+  int64_t checkpoints;                     // offset of the segment's checkpoints, in elements
   const int32_t* table;                    // at the segment's first step
 };
 
-// For the first thread of a block.
+// Run by the first thread of a block.
 VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, BlockWork& w) {
   int64_t index = block();
   w.group = index % a.groups;
@@ -101,7 +100,7 @@ VMDDPM_DEVICE void begin_block(const BackwardArguments& a, int log2_states, Bloc
   w.states = static_cast<int32_t>(states < 1 << log2_states ? states : 1 << log2_states);
 }
 
-// Likewise, for each route.
+// Run by the first thread of a block before each route.
 VMDDPM_DEVICE void next_route(const BackwardArguments& a, BlockWork& w) {
   const int64_t route = w.route + a.walks;
   const auto start = [&](const PairStream& s, int64_t outer, int64_t column) {
@@ -121,8 +120,8 @@ VMDDPM_DEVICE void next_route(const BackwardArguments& a, BlockWork& w) {
   w.table = a.table ? a.table + route * a.length + w.first_step : nullptr;
 }
 
-// Starts copying where the steps of a chunk stand. Beyond the last step its pixel is repeated, so that what is loaded for
-// them is there.
+// Starts copying the pixels of a chunk's steps. Beyond the last step its pixel is repeated, so that padding loads valid
+// memory.
 VMDDPM_DEVICE void fetch_pixels(const BlockWork& w, int chunk, int32_t* pixels) {
   if (chunk >= 0 && thread() < kChunk) {
     const int step = chunk * kChunk + thread(), inside = step < w.steps ? step : w.steps - 1;
@@ -142,12 +141,12 @@ VMDDPM_DEVICE const Acc* checkpoint(const BackwardArguments& a, const BlockWork&
   return static_cast<const Acc*>(a.checkpoints) + w.checkpoints + chunk * a.piece;
 }
 
-// Where those of the segment lie in a tensor (B, K, segments, N, D): state n of channel d at offset + n * channels + d.
+// The offset of the segment's states in a tensor (B, K, segments, N, D); state n of channel d adds n * channels + d.
 VMDDPM_DEVICE int64_t segment_states(const BackwardArguments& a, const BlockWork& w) {
   return ((w.batch * a.routes + w.route) * a.segments + w.segment) * a.piece;
 }
 
-// A thread's S states, from `first` on of the launch's, to where a piece (N, D) lies.
+// Stores a thread's S states, from the launch's state `first` on, in a piece (N, D).
 template <typename Acc, int S>
 VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc (&h)[S], Acc* to) {
   if (column >= w.valid) return;
@@ -158,7 +157,7 @@ VMDDPM_DEVICE void store_piece(const BackwardArguments& a, const BlockWork& w, i
   }
 }
 
-// The same of n neighbouring channels from there, zero where there is no such state or channel.
+// Loads S states of n neighbouring channels from a piece (N, D), with zero for states and channels that do not exist.
 template <int n, int S, typename Acc>
 VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc* from,
                               Acc (&h)[n * S]) {
@@ -170,7 +169,7 @@ VMDDPM_DEVICE void load_piece(const BackwardArguments& a, const BlockWork& w, in
   }
 }
 
-// To a tensor (B, K, D, N).
+// Stores a thread's S states in a tensor (B, K, D, N).
 template <typename Acc, int S>
 VMDDPM_DEVICE void store_states(const BackwardArguments& a, const BlockWork& w, int column, int first, const Acc (&h)[S], Acc* to) {
   if (column >= w.valid) return;
@@ -181,7 +180,7 @@ VMDDPM_DEVICE void store_states(const BackwardArguments& a, const BlockWork& w, 
   }
 }
 
-// The S states a thread starts a segment from.
+// Loads the S state gradients from which a thread starts a segment.
 template <typename Acc, int S>
 VMDDPM_DEVICE void load_start(const BackwardArguments& a, const BlockWork& w, int column, int first, Acc (&h)[S]) {
   const Acc* start = static_cast<const Acc*>(a.start);
@@ -196,7 +195,7 @@ VMDDPM_DEVICE void load_start(const BackwardArguments& a, const BlockWork& w, in
   }
 }
 
-// The rates of S states of a channel, zero (a decay of one) where there is no such state or channel.
+// Loads the rates of S states of a channel, zero (a decay of one) for states and channels that do not exist.
 template <typename Acc, int S>
 VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const BlockWork& w, int column, int first, Acc (&rates)[S]) {
   const Acc* A = static_cast<const Acc*>(a.A) + (w.route * a.channels + w.channel + column) * a.states + a.first_state;
@@ -204,7 +203,7 @@ VMDDPM_DEVICE void load_rates(const BackwardArguments& a, const BlockWork& w, in
   for (int s = 0; s < S; ++s) rates[s] = column < w.valid && first + s < w.states ? rate(A[first + s]) : Acc(0);
 }
 
-// delta_bias and D of the block's channels, to shared memory; zero where there is none.
+// Loads delta_bias and D of the block's channels into shared memory, with zero where there is none.
 template <typename Acc>
 VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const BlockWork& w, Acc* bias, Acc* skip) {
   const int64_t row = w.route * a.channels + w.channel;
@@ -214,7 +213,7 @@ VMDDPM_DEVICE void load_parameters(const BackwardArguments& a, const BlockWork& 
   }
 }
 
-// The steps of a chunk, and where they stand.
+// The steps of a chunk and their pixels.
 struct ChunkSteps {
   const int32_t* pixels;  // in shared memory
   int32_t count;

@@ -1,4 +1,4 @@
-// What is added up when the scans are done: segments to the states that enter them, and partial images and matrices.
+// Sums of partial results: segments to the states that enter them, and partial images and matrices to results.
 #include <algorithm>
 
 #include "cuda_launch.h"
@@ -10,14 +10,14 @@ namespace {
 struct CombineArguments {
   int64_t sequences, routes, segments, channels, states;
   const void* A;
-  const void* first;     // (B, K, D, N) or null: what enters the first segment, or the last one when `reverse`
-  void* segment_state;   // what each segment adds -> what enters it
+  const void* first;     // (B, K, D, N) or null: the state that enters the first segment, or the last one if `reverse`
+  void* segment_state;   // in: each segment's own contribution; out: the state that enters it
   const void* segment_delta;
   bool reverse;
 };
 
-// Segment after segment: the state that enters one is e^(A sum delta) times what entered the one before, plus what that
-// one added. One thread a state.
+// Segment after segment: the state that enters one is e^(A sum delta) times the state that entered the one before, plus
+// the contribution of the one before. One thread per state.
 template <typename Acc>
 VMDDPM_KERNEL(kCombineThreads, 4) combine_segments(VMDDPM_ARGUMENTS(CombineArguments) a) {
   const int64_t index = block() * threads() + thread();
@@ -60,7 +60,7 @@ struct FoldArguments {
   } sums[kMost];
 };
 
-// out = the sum of the images, in their order, rounded once. A thread has kFoldPieces pieces of n elements, kApart apart.
+// out = the sum of the images, in order, rounded once. A thread has kFoldPieces pieces of n elements, kApart apart.
 template <typename Acc, typename Out, int n>
 VMDDPM_KERNEL(kFoldThreads, 4) fold_images(VMDDPM_ARGUMENTS(FoldArguments) all) {
   constexpr int kApart = kFoldThreads * n;

@@ -1,8 +1,8 @@
-// The forward scan, and the walk that makes long sequences parallel: the state that a segment adds to what enters it.
+// The forward scan, and the walk that makes long sequences parallel: it finds each segment's contribution to the state.
 //
-// A lane walks S states of its channel through a segment. Where the states of a channel are shared out among the warps of
-// a block (kSlices > 1), each of these takes a group of the steps of a tile to find delta and the drive delta x for all of
-// them, and to add up y.
+// A lane walks S states of its channel through a segment. If the states of a channel are divided among the warps of a
+// block (kSlices > 1), each warp decodes delta and the drive delta x of one group of a tile's steps for all of them,
+// and sums y for that group.
 #include "batch_part.h"
 #include "cuda_launch.h"
 #include "cuda_stream.h"
@@ -17,9 +17,9 @@ struct ForwardArguments {
   int32_t length, segment;          // steps
   int32_t groups, segments, chunks;
   int32_t tiles;                    // warps of channels in a block
-  int32_t images;                   // to which y of the routes goes in turns
+  int32_t images;                   // images of y; route k goes to image k % images
   bool softplus, start_by_segment;
-  Put put;                          // y
+  Put put;                          // how y is stored
   Stream x, delta, B, C, y;
   const void *A, *D, *delta_bias;
   const int32_t* table;
@@ -27,7 +27,7 @@ struct ForwardArguments {
   void *segment_state, *segment_delta, *last_state, *checkpoints;
 };
 
-// Steps of a tile of B and C: more of them where each is little.
+// Steps of a tile of B and C: more for a single state.
 template <int S, int kSlices>
 constexpr int kTileSteps = S * kSlices == 1 ? 32 : 16;
 
@@ -37,18 +37,18 @@ struct Shared {
   static constexpr int kTile = kTileSteps<S, kSlices> * S * kSlices;
   static constexpr int kPiece = 4 * int(Pixels<kTileSteps<S, kSlices>>::kCount), kMatrices = kPiece + int(sizeof(Piece));
   static constexpr int kDecoded = kMatrices + kBuffers * 2 * kTile * int(sizeof(Acc));
-  // For each warp of channels, where slices share them: delta and drive of a tile, and each slice's part of y.
+  // With several slices, for each warp of channels: delta and drive of a tile, and each slice's part of y.
   static constexpr int kLanes = kTileSteps<S, kSlices> * kWarp;
   static constexpr int kEach = kSlices == 1 ? 0 : (2 + kSlices) * kLanes * int(sizeof(Acc));
   static constexpr int bytes(int tiles) { return kDecoded + tiles * kEach; }
 };
 
-// Blocks a multiprocessor that registers must allow, of at most so many threads.
+// Blocks per multiprocessor that the registers must allow, and the most threads per block.
 template <typename E, int S, int kSlices, bool kZoh>
 constexpr int kBlocks = sizeof(E) == 8 ? 2 : S == 16 ? (kZoh ? 2 : 4) : kSlices > 1 ? (kZoh ? 2 : 3) : S == 1 && !kZoh ? 8 : 6;
 template <int kSlices>
 constexpr int kThreads = kSlices > 1 ? 256 : 128;
-// That a plan gives a block: how much of B and C a thread brings follows.
+// The fewest threads that a plan gives a block: they set how much of B and C a thread loads.
 template <int S, int kSlices>
 constexpr int kLeastThreads = kSlices > 1 ? 128 : S == 16 ? 96 : 64;
 
@@ -76,7 +76,7 @@ VMDDPM_DEVICE Acc step(Acc delta, Acc drive, const Acc* B, const Acc* C, const A
   return y[0];
 }
 
-// delta and x of a group of steps, of which `count` are there: beyond, the state goes on as it is.
+// Decodes delta and x of a group of steps, of which `count` exist; the rest are zero and leave the state as it is.
 template <typename Raw, typename Acc>
 VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool softplus_on, int count, Acc (&x)[kGroup],
                           Acc (&delta)[kGroup]) {
@@ -96,13 +96,13 @@ VMDDPM_DEVICE void decode(const Raw& raw_x, const Raw& raw_delta, Acc bias, bool
   }
 }
 
-// What a thread walks. Lanes beyond the last channel walk that one, and store nothing; warps beyond it do not walk.
+// A thread's channel and states. Lanes beyond the last channel walk it too but store nothing; warps beyond do not walk.
 template <int S, int kSlices>
 struct Place {
   int warp, lane, slice;  // warp of channels
   bool walks, valid;
   int channel;
-  int first, count;       // of its states; there may be fewer than S, or none
+  int first, count;       // its first state, and how many exist: S, fewer, or none
 
   VMDDPM_DEVICE Place(const ForwardArguments& a, const Piece& piece) {
     const uint32_t number = thread();
@@ -118,7 +118,7 @@ struct Place {
   }
 };
 
-// The state after the last step, or what a segment adds. Where that goes is found again: registers are short in the walk.
+// Stores the state after the last step, or a segment's contribution. Recomputes the address to save registers.
 template <int S, int kSlices, bool kOutput, typename Acc>
 VMDDPM_DEVICE void end_of_walk(const ForwardArguments& a, const Piece& piece, const Acc (&h)[S], Acc delta_sum) {
   const Place<S, kSlices> me(a, piece);
@@ -193,7 +193,7 @@ VMDDPM_KERNEL(kThreads<kSlices>, (kBlocks<E, S, kSlices, kZoh>)) scan_forward(VM
     raw_delta.fetch(a.delta, delta_lane, pixels.at(at));
   };
   Acc delta_sum = Acc(0);
-  const int own = slice * kGroup;  // the first step of a tile that this slice brings
+  const int own = slice * kGroup;  // the first step of a tile that this slice decodes
 
   if (steps > 0) {
     pixels.fetch(0);
@@ -319,7 +319,7 @@ void scan(ForwardArguments a, const ScanParams& p, const GpuScanPlan& plan, void
 
 ForwardArguments forward_arguments(const ScanParams& p, const GpuScanPlan& plan, const GpuScanWorkspace& work) {
   const auto narrow_size = [](int64_t n, const char* name) {
-    // Steps are counted a few tiles beyond the last one.
+    // Step counters run a few tiles beyond the last step.
     if (n > INT32_MAX - 256) throw std::invalid_argument(std::string(name) + ": there must be fewer than 2^31 - 256");
     return static_cast<int32_t>(n);
   };

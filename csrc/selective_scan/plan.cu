@@ -1,4 +1,4 @@
-// How a problem is cut for a GPU, and what follows from that alone: shared memory and the kernels' arguments.
+// How a problem is split for a GPU, and the shared-memory layout of the adjoint scan.
 #include <algorithm>
 #include <iterator>
 #include <string>
@@ -16,8 +16,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
                               std::to_string(limits.shared_bytes) + ": use backend='reference'");
 }
 
-// The share of a scheduler's issue slots that code like this uses with so many warps to choose among: an estimate, the same
-// as that of benchmarks/gpu/assumptions.py.
+// The share of a scheduler's issue slots that these kernels use with so many warps: an estimate, the same as in
+// benchmarks/gpu/assumptions.py.
 double issue_efficiency(double warps) {
   constexpr double points[][2] = {{0, 0}, {1, 0.27}, {2, 0.45}, {3, 0.57}, {4, 0.65}, {6, 0.74}, {8, 0.78}, {16, 0.85}};
   for (size_t i = 1; i < std::size(points); ++i) {
@@ -28,10 +28,10 @@ double issue_efficiency(double warps) {
   return points[std::size(points) - 1][1];
 }
 
-// Cycles that a multiprocessor needs for its share of so many blocks of equal length, `resident` of them at a time.
+// Cycles that a multiprocessor needs for its share of `blocks` blocks of equal length, `resident` at a time.
 double cycles(int64_t blocks, double warps, int64_t resident, double instructions_per_warp, int64_t multiprocessors) {
   constexpr double kSchedulers = 4;
-  if (multiprocessors == 0) return static_cast<double>(blocks) * warps * instructions_per_warp;  // more than fill any GPU
+  if (multiprocessors == 0) return static_cast<double>(blocks) * warps * instructions_per_warp;  // fills any GPU
   int64_t left = ceil_div(blocks, multiprocessors);
   const auto rounds = [&](int64_t at_once) {
     const double on_scheduler = std::max(1.0, static_cast<double>(at_once) * warps / kSchedulers);
@@ -40,20 +40,20 @@ double cycles(int64_t blocks, double warps, int64_t resident, double instruction
   return static_cast<double>(left / resident) * rounds(resident) + (left % resident ? rounds(left % resident) : 0);
 }
 
-// Cycles of so many launches, which are nothing beside work that fills any GPU.
+// Cycles of the launches: negligible, so zero, if `multiprocessors` is 0 and the work is assumed to fill any GPU.
 double launch_cycles(int64_t launches, const GpuLimits& limits) {
   constexpr double kLaunch = 4500;
   return limits.multiprocessors > 0 ? kLaunch * static_cast<double>(launches) : 0;
 }
 
-// A way to cut a problem, the cycles it is predicted to reserve, and the numbers that its workspaces hold.
+// A way to split a problem, its predicted cycles, and the numbers that its workspaces hold.
 struct Cut {
   GpuScanPlan plan;
   double time;
   int64_t numbers;
 };
 
-// Of those that reserve hardly more time than the fastest, the one that takes the least memory.
+// The plan with the least memory among those predicted to be at most 5% slower than the fastest.
 GpuScanPlan chosen(const std::vector<Cut>& cuts) {
   constexpr double kHardly = 1.05;
   const auto faster = [](const Cut& a, const Cut& b) { return a.time < b.time; };
@@ -66,13 +66,13 @@ GpuScanPlan chosen(const std::vector<Cut>& cuts) {
   return best->plan;
 }
 
-// That fill half of the places that a GPU has for blocks.
+// The fewest images that fill half of the block slots of the GPU.
 int64_t least_images(int64_t resident, const GpuLimits& limits, int64_t blocks_of_image) {
   return ceil_div(resident * limits.multiprocessors, 2 * std::max<int64_t>(1, blocks_of_image));
 }
 
-// The problem cut as the plan says, and where a part of the batch fills the GPU, also with so many images of it at a time.
-// walk(images): the cycles that so many reserve; a part is `launches` launches.
+// Adds the plan and, with partial sums and one segment, its variants that walk the batch in parts of at least `least`
+// images. walk(images): the predicted cycles of a part, which takes `launches` launches.
 template <typename Walk>
 void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, const GpuLimits& limits,
                int64_t numbers_of_image, int launches, int64_t least, Walk walk) {
@@ -88,13 +88,13 @@ void add_parts(std::vector<Cut>& cuts, GpuScanPlan plan, const ScanParams& p, co
   }
 }
 
-// A way to share out the states of a channel, and what a warp executes (BUDGET.md): for a step, and for a state of it.
+// A way to divide the states of a channel, and the instructions of a warp (BUDGET.md) per step and per state of a step.
 struct ForwardKernel {
   int states, slices;
   int least_tiles, most_tiles;  // warps of channels in a block
-  int warps;                    // of a multiprocessor, as registers allow
+  int warps;                    // per multiprocessor, as registers allow
   double step, state;
-  bool carries;                 // segments can be walked ahead
+  bool carries;                 // has the carry walk that several segments need
 };
 
 GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
@@ -129,7 +129,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       plan.walks = p.routes;
       plan.meet = p.sum_routes && p.routes > 1 && plan.passes == 1;
       plan.images = plan.meet ? ceil_div(p.routes, 2) : plan.passes == 1 ? 0 : p.sum_routes ? p.routes : 1;
-      constexpr int64_t kOfSystem = 1024;  // bytes of each block's, and of a multiprocessor beside a block's most
+      constexpr int64_t kOfSystem = 1024;  // bytes reserved per block; shared_bytes is net of one block's
       const int warps = tiles * kernel.slices;
       const int64_t bytes = gpu::forward_shared_bytes(plan, p.wide);
       needed = std::min(needed, bytes);
@@ -140,7 +140,7 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        const int64_t blocks = p.routes * plan.groups * plan.segments;  // of an image
+        const int64_t blocks = p.routes * plan.groups * plan.segments;  // per image
         const double steps = static_cast<double>(std::min(p.length, plan.segment));
         const double walk = kBlock + steps * (kernel.step + kernel.state * kernel.states);
         // Warps beyond the last channel do not walk.
@@ -159,8 +159,8 @@ GpuScanPlan forward_plan(const ScanParams& p, const GpuLimits& limits) {
   return chosen(cuts);
 }
 
-// Likewise of the adjoint scan, whose blocks are units of half a warp with two channels a lane; `cell`: what a warp executes
-// once for a step of its channels, shared by their slices, `state`: for a state of a step.
+// The same for the adjoint scan, with blocks of half-warp units and two channels per lane. `cell`: instructions of a
+// warp per step of its channels, divided among their slices; `state`: per state of a step.
 struct BackwardKernel {
   int states, most_slices, least_tiles, most_tiles;
   int warps;
@@ -180,7 +180,7 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
   int64_t needed = INT64_MAX;
   const int64_t columns = std::max<int64_t>(1, ceil_div(p.channels, gpu::kWarp)), chunks = ceil_div(p.length, kGpuChunk);
   for (int slices = kernel.most_slices; slices >= 1 && cuts.empty(); slices /= 2) {
-    // No more slices than states; fewer only where shared memory is short.
+    // No more slices than states need; fewer only if shared memory is short.
     if (slices > 1 && kernel.states * slices / 2 >= p.states) continue;
     for (int tiles = kernel.most_tiles; tiles >= kernel.least_tiles; --tiles) {
       if (tiles * slices % 2) continue;  // half a warp
@@ -197,19 +197,19 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
       const int64_t bytes = gpu::chunk_layout(plan, p).bytes;
       needed = std::min(needed, bytes);
       if (bytes > limits.shared_bytes) continue;
-      constexpr int64_t kOfSystem = 1024;  // bytes of each block's, and of a multiprocessor beside a block's most
+      constexpr int64_t kOfSystem = 1024;  // bytes reserved per block; shared_bytes is net of one block's
       const int64_t resident =
           std::max<int64_t>(1, std::min<int64_t>(kernel.warps / warps, (limits.shared_bytes + kOfSystem) / (bytes + kOfSystem)));
       const double step = 2 * (kernel.cell / slices + kernel.state * kernel.states);
       for (int64_t wanted = 1; wanted <= std::max<int64_t>(1, chunks); wanted += (wanted + 1) / 2) {
         plan.segment = std::max<int64_t>(1, ceil_div(chunks, wanted)) * kGpuChunk;
         plan.segments = std::max<int64_t>(1, ceil_div(p.length, plan.segment));
-        // Segments of one route come to pixels of another's others, so there no block adds up routes.
+        // A segment covers different pixels in each route, so with several segments no block sums routes.
         for (plan.walks = summed && plan.segments == 1 ? 1 : p.routes; plan.walks <= p.routes; ++plan.walks) {
           plan.meet = summed && plan.walks == p.routes && plan.passes == 1;
           plan.images = plan.meet ? ceil_div(p.routes, 2) : summed ? plan.walks : plan.passes > 1 ? 1 : 0;
           const int64_t routes = ceil_div(p.routes, plan.walks);
-          const int64_t blocks = plan.walks * plan.groups * plan.segments;  // of an image
+          const int64_t blocks = plan.walks * plan.groups * plan.segments;  // per image
           const double steps = static_cast<double>(std::min(p.length, plan.segment));
           const double walk = static_cast<double>(routes) * (kBlock + steps * step);
           const int64_t matrices = p.wide && plan.groups == 1 ? 0 : 2 * plan.matrices * p.routes * p.length * p.states;
@@ -232,13 +232,13 @@ GpuScanPlan backward_plan(const ScanParams& p, const GpuLimits& limits) {
 
 }  // namespace
 
-// Which threads do what. All routes, images, segments and groups of channels are blocks of one launch of the forward scan:
-// what needs the least memory is chosen among what is predicted to reserve hardly more than the least time, of the ways to
-// share out the states of a channel, the warps of channels in a block, the pieces of a sequence that are walked side by side
-// and the parts of the batch. So it is for the adjoint scan, whose blocks may walk summed routes one after another.
+// How threads divide the work. In the forward scan all routes, images, segments and groups of channels are blocks of
+// one launch. The plan varies the split of a channel's states, the warps of channels per block, the segments of a
+// sequence and the parts of the batch, and takes the least memory among the plans close to the least predicted time.
+// The adjoint scan is planned the same way; its blocks may also walk summed routes one after another.
 GpuScanPlan cuda_scan_plan(const ScanParams& p, const GpuLimits& limits, bool backward) {
   GpuScanPlan plan = backward ? backward_plan(p, limits) : forward_plan(p, limits);
-  if (p.channels == 0) plan.groups = plan.matrices = 0;  // and no block
+  if (p.channels == 0) plan.groups = plan.matrices = 0;  // no blocks
   return plan;
 }
 
@@ -247,7 +247,7 @@ namespace gpu {
 ChunkLayout chunk_layout(const GpuScanPlan& plan, const ScanParams& p) {
   const int32_t accumulate = p.wide ? 8 : 4, states = plan.states_per_thread * plan.slices;
   const int32_t threads = kUnit * plan.slices * plan.tiles, sub = sub_steps(plan.states_per_thread, p.wide, p.zoh);
-  const bool alone = p.states == 1;  // each thread has all there is of its channels
+  const bool alone = p.states == 1;
   ChunkLayout s{};
   const auto reserve = [&s](int32_t bytes) {
     const int32_t at = s.bytes;

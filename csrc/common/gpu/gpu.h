@@ -11,7 +11,7 @@
 #include "runtime.h"
 
 #define VMDDPM_DEVICE __device__ __forceinline__
-// For the compiler and the host.
+// A constant expression for host and device.
 #define VMDDPM_CONSTANT constexpr __host__ __device__ inline
 // At most `threads` threads in a block, and registers for at least `blocks` blocks on a multiprocessor.
 #define VMDDPM_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
@@ -26,14 +26,14 @@ VMDDPM_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 VMDDPM_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 VMDDPM_DEVICE int64_t block() { return blockIdx.x; }
 
-// Returns the value and hides its origin from the compiler, which then computes what depends on it inside a loop
-// instead of keeping it in scarce registers.
+// Returns the value and hides its origin from the compiler, which then computes dependent values inside a loop instead
+// of keeping them in scarce registers.
 VMDDPM_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// The same for an address in global memory: the sum stays in a register instead of its parts.
+// opaque for an address in global memory: the sum stays in a register instead of its parts.
 template <typename T>
 VMDDPM_DEVICE T* opaque(T* address) {
   size_t number = __cvta_generic_to_global(address);
@@ -69,7 +69,7 @@ VMDDPM_DEVICE T read(const T* from) { return *from; }
 template <typename T>
 VMDDPM_DEVICE void write(T* to, T value) { *to = value; }
 
-// The same for lanes with `wanted`; other lanes read a default value and write nothing.
+// read and write for lanes with `wanted`; other lanes read a default value and write nothing.
 template <typename T>
 VMDDPM_DEVICE T read_if(bool wanted, const T* from) { return wanted ? *from : T(); }
 
@@ -133,8 +133,8 @@ VMDDPM_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// Adds to `count` neighbours in global memory, aligned to all of them: what other threads add at the same time is not lost.
-// A float that is subnormal is zero.
+// Adds atomically to `count` contiguous values in global memory, aligned to their total size. Subnormal floats count as
+// zero.
 template <int count>
 VMDDPM_DEVICE void atomic_add(float* to, const float (&values)[count]) {
   const size_t at = __cvta_generic_to_global(to);
@@ -168,7 +168,7 @@ VMDDPM_DEVICE float exp2_unit(float x) {
   return y;
 }
 
-// 1 / x on the special-function unit: error of one unit in the last place.
+// 1 / x on the special-function unit: error of at most one unit in the last place.
 VMDDPM_DEVICE float reciprocal_unit(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

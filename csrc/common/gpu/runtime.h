@@ -14,7 +14,7 @@
 namespace vmddpm {
 namespace gpu {
 
-// Allows this thread calls that CUDA graph capture forbids, such as loading a kernel, which a replay need not repeat.
+// Allows this thread calls that CUDA graph capture forbids and a replay need not repeat, such as loading a kernel.
 class OutsideCapture {
  public:
   OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -32,7 +32,7 @@ inline bool of_earlier_work(cudaError_t status) {
   switch (static_cast<int>(status)) {
     case cudaErrorECCUncorrectable:
     case cudaErrorNvlinkUncorrectable:
-    case 226:  // cudaErrorContained, of CUDA 12.9 on
+    case 226:  // cudaErrorContained, from CUDA 12.9 on
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
     case cudaErrorAssert:
@@ -42,7 +42,7 @@ inline bool of_earlier_work(cudaError_t status) {
     case cudaErrorInvalidAddressSpace:
     case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
-    case 721:  // cudaErrorTensorMemoryLeak, of CUDA 12.9 on
+    case 721:  // cudaErrorTensorMemoryLeak, from CUDA 12.9 on
       return true;
     default:
       return false;

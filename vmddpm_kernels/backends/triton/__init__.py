@@ -1,6 +1,6 @@
-"""The operators as Triton kernels, for every GPU that Triton serves, and on the CPU under Triton's interpreter.
+"""The operators as Triton kernels, for every GPU that Triton supports, and on the CPU under Triton's interpreter.
 
-Nothing here imports Triton before an operator is first used."""
+This module does not import Triton before an operator is first used."""
 
 import os
 import sys
@@ -21,8 +21,7 @@ CHUNK = 32  # steps from one checkpoint to the next
 
 
 class TritonSteps(ReferenceSteps):
-    """Causal convolutions and single steps, in plain PyTorch where Triton is not there or the tensors are not on a
-    GPU."""
+    """Causal convolutions and single steps; in plain PyTorch without Triton, or on the CPU without its interpreter."""
 
     def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
         if not _runs_on(inputs.x):
@@ -75,7 +74,7 @@ class TritonBackend(TritonSteps):
             try:
                 if gpu.is_available():
                     return BackendStatus(True, f"Triton, {gpu.get_device_name(index)}")
-            except (RuntimeError, AssertionError) as error:  # of a driver, or a process that was forked
+            except (RuntimeError, AssertionError) as error:  # a driver error, or a forked process
                 line = str(error).partition("\n")[0]
                 return BackendStatus(False, f"the GPU cannot be asked: {line}", "gpu_error")
         return BackendStatus(

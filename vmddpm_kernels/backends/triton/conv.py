@@ -1,5 +1,5 @@
-"""The causal convolution: a program has a tile [STEPS, CHANNELS] and reads its taps from one step further back each.
-Gradients recompute the slope of SiLU where they need it."""
+"""The causal convolution: a program has a tile [STEPS, CHANNELS] and reads each tap one step further back. Gradients
+recompute the slope of SiLU."""
 # mypy: ignore-errors
 
 import triton
@@ -27,7 +27,7 @@ def tile_of(length, channels, STEPS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def tap_at(x, x_l, x_d, history, step, d, inside, length, channels, W: tl.constexpr, ACC: tl.constexpr):
-    """x of one sequence at steps that may lie before the first, in `history`, and are 0 without it."""
+    """x of one sequence; steps before the first are read from `history`, and are 0 without it."""
     value = tl.load(x + step * x_l + d * x_d, mask=inside & (step >= 0) & (step < length), other=0).to(ACC)
     if history is not None:
         early = inside & (step < 0)
@@ -53,7 +53,7 @@ def slope_at(
     dy, dy_l, dy_d, x, x_l, x_d, history, weight, bias, step, d, inside, length, channels, SILU: tl.constexpr,
     W: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of v, 0 at steps that there are not."""
+    """The gradient of v, 0 outside the sequence."""
     inside = inside & (step >= 0) & (step < length)
     dv = tl.load(dy + step * dy_l + d * dy_d, mask=inside, other=0).to(ACC)
     if SILU:
@@ -86,7 +86,7 @@ def conv_input_gradient(
     channels: tl.int64, SILU: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """dx, and dhistory of the W - 1 steps before the first."""
+    """dx, and dhistory for the W - 1 steps before the first."""
     batch, step, d = tile_of(length + (W - 1), channels, STEPS, CHANNELS)
     step -= W - 1
     inside = (step < length) & (d < channels)
@@ -111,7 +111,7 @@ def conv_weight_gradient(
     dweight, dbias, history, weight, bias, length: tl.int64, channels: tl.int64, SILU: tl.constexpr,
     W: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dweight (B, D, W) and dbias (B, D), to be summed over the batch. A program has one tap, or the bias."""
+    """dweight (B, D, W) and dbias (B, D), to be summed over the batch. A program handles one tap, or the bias."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
     d = (program % blocks * CHANNELS + tl.arange(0, CHANNELS))[None, :]

@@ -1,5 +1,5 @@
-"""Cross scan and cross merge through Triton: which kernel serves which memory, what it is given, and the memory that it
-fills. All kernels are compiled for kinds of memory, never for a size of image."""
+"""Cross scan and cross merge through Triton: chooses a kernel for the memory layout, allocates results and launches it.
+Kernels are compiled per memory layout, never per image size."""
 
 from typing import Any, NamedTuple
 
@@ -14,24 +14,25 @@ from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, warp_size
 from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.routes import RouteOrder, check_table_once
 
-STEPS, CHANNELS = 32, 32  # of a tile along a table: whole sectors on either side, whichever axis is contiguous there
-PIXELS = 64               # of a tile of rows
+STEPS, CHANNELS = 32, 32  # tile along a table: whole sectors on both sides, whichever axis is contiguous
+PIXELS = 64               # pixels per tile of rows
 SECTOR_BYTES, VECTOR_BYTES = 32, 16
 
-# Of a tile of planes, by bytes of an element: the numbers it holds, more than the first only where a smaller tile would
-# cut sectors; and height and width where it is no whole image, of single channels and of sectors of channels.
+# Tiles of planes, by element size in bytes. NUMBERS: elements per tile; the second only if a smaller tile would cut
+# sectors. SIDES_ALONE, SIDES: height and width of a tile that is not a whole image, for one channel and for a sector of
+# channels.
 NUMBERS = {2: (8192, 16384), 4: (8192,), 8: (4096,)}
 SIDES_ALONE = {2: (64, 128), 4: (64, 128), 8: (64, 64)}
 SIDES = {2: (16, 32), 4: (32, 32), 8: (32, 32)}
-PER_THREAD = 16           # numbers
+PER_THREAD = 16           # elements per thread
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Side(NamedTuple):
-    """An image or sequences (B, K, L, C), with stride 0 where the routes share one image."""
+    """An image or sequences (B, K, L, C), with route stride 0 if the routes share one image."""
 
-    name: str  # of the kernel's parameter
+    name: str  # the kernel's parameter
     tensor: Tensor
     strides: tuple[int, int, int, int]
 
@@ -44,7 +45,7 @@ class _Side(NamedTuple):
         return self.strides[3] < self.strides[2]
 
     def aligned(self, *elements: int) -> bool:
-        """Whether these many elements, and what lies between images, are whole vectors that begin as vectors do."""
+        """Whether the tensor's start, its batch and route strides and these counts are multiples of a vector."""
         size = self.tensor.element_size()
         distances = (*self.strides[:2], *elements)
         return self.tensor.data_ptr() % VECTOR_BYTES == 0 and all(n * size % VECTOR_BYTES == 0 for n in distances)
@@ -63,15 +64,15 @@ class _Tile(NamedTuple):
     group: int    # channels
     height: int
     width: int
-    numbers: int  # that a program holds, a power of two, of which these are some
+    numbers: int  # elements a program holds: a power of two, at least group * height * width
 
     def is_whole(self, order: RouteOrder) -> bool:
         return (self.height, self.width) == (order.height, order.width)
 
 
 def _tile(order: RouteOrder, channels: int, size: int, rows: bool) -> _Tile:
-    """As many channels of a whole image as a tile holds, in whole sectors where a side is in rows; or else a part of an
-    image. `size` is in bytes of an element."""
+    """As many channels of a whole image as a tile holds, in whole sectors if a side is in rows; else a part of an
+    image. `size` is the element size in bytes."""
     sector = SECTOR_BYTES // size
     cuts_sectors = order.height % sector > 0 or order.width % sector > 0
     for numbers in NUMBERS[size] if rows and cuts_sectors else NUMBERS[size][:1]:
@@ -85,7 +86,7 @@ def _tile(order: RouteOrder, channels: int, size: int, rows: bool) -> _Tile:
 
 
 def _layout(side: _Side, tile: _Tile, order: RouteOrder) -> Any:
-    """How a kernel of planes goes through the memory."""
+    """The LAYOUT of a side for the kernels of planes."""
     _, _, l, d = side.strides
     channels, length = side.tensor.shape[3], order.height * order.width
     if side.in_rows and d == 1:
@@ -93,7 +94,7 @@ def _layout(side: _Side, tile: _Tile, order: RouteOrder) -> Any:
     if tile.is_whole(order) and l == 1 and d == length:
         if side.aligned(tile.group * length, channels * length):
             return planes.FLAT_VECTORS
-        # The tile begins with the sector.
+        # The tile begins at the start of a sector.
         if tile.group * length + SECTOR_BYTES // side.tensor.element_size() <= tile.numbers:
             return planes.FLAT
     return planes.STRIDED
@@ -147,8 +148,8 @@ def _launch_gather(image: _Side, out: _Side, table: Tensor, sum_routes: bool, ac
 
 
 def _in_rows(image: _Side, sequences: _Side, order: RouteOrder) -> bool:
-    """Whether the kernels of rows do it, rather than those of planes: of an image in planes they cut sectors, and of a
-    small one too many."""
+    """Whether to use the kernels of rows rather than of planes. They cut sectors of an image in planes, and too many if
+    it is small."""
     channels, size = sequences.tensor.shape[3], sequences.tensor.element_size()
     if not sequences.in_rows or image.in_rows:
         return sequences.in_rows
@@ -166,7 +167,7 @@ def _inverse(table: Tensor) -> Tensor:
 
 
 def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
-    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in the order of the routes; an exact copy."""
+    """x (B, K or 1, L, C) in pixel order -> (B, K, L, C) in route order; an exact copy."""
     check_memory((x,))
     batch, images, length, channels = x.shape
     routes = order.route_count()
@@ -187,12 +188,12 @@ def cross_scan(x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
 
 
 def cross_merge(y: Tensor, order: RouteOrder, sum_routes: bool, channel_first: bool) -> Tensor:
-    """y (B, K, L, C) in the order of the routes -> (B, 1, L, C) summed over them, or (B, K, L, C)."""
+    """y (B, K, L, C) in route order -> (B, 1, L, C) summed over routes, or (B, K, L, C), in pixel order."""
     check_memory((y,))
     batch, routes, length, channels = y.shape
     images = 1 if sum_routes else routes
     wide = torch.promote_types(y.dtype, torch.float32)
-    # Triton's interpreter cuts digits off where a GPU rounds to bfloat16: there torch does it.
+    # Triton's interpreter truncates to bfloat16 where a GPU rounds, so torch rounds there.
     dtype = wide if sum_routes and INTERPRETED else y.dtype
     out = empty((batch, images, length, channels), channel_first, dtype, y.device)
     image, sequences = _side("image", out, sum_routes), _side("y", y)

@@ -1,4 +1,4 @@
-"""The copies of cross scan: a gather along a table, which may add up what it gathers."""
+"""A gather along a table, for cross scan and merge; it can sum over the routes."""
 # mypy: ignore-errors
 
 import triton.language as tl
@@ -13,7 +13,7 @@ def gather_by_table(
     table, routes: tl.int64, length: tl.int64, channels: tl.int64, SUM_ROUTES: tl.constexpr, ACCUMULATE: tl.constexpr,
     STEPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out[b, k, l] = image[b, k, table[k, l]]; with SUM_ROUTES out[b, 0, l], their sum over k in order."""
+    """out[b, k, l] = image[b, k, table[k, l]]; with SUM_ROUTES, out[b, 0, l] is their sum over k, in order."""
     program = tl.program_id(0).to(tl.int64)
     blocks, tiles = tl.cdiv(channels, CHANNELS), tl.cdiv(length, STEPS)
     d = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)

@@ -1,4 +1,4 @@
-"""How kernels are declared and launched, on any device that Triton serves."""
+"""Declares and launches kernels, on any device that Triton supports."""
 
 import inspect
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# TRITON_INTERPRET is read when triton is imported.
+# Triton reads TRITON_INTERPRET when it is imported.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
-# For all launches: fused multiply-adds, independent of the default of this version of Triton.
+# Options of all launches: fused multiply-adds, whatever the default of this version of Triton.
 OPTIONS = {"enable_fp_fusion": True}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """`triton.jit` that compiles one kernel for all sizes, strides and addresses: only what is declared tl.constexpr is
-    known to the compiler. (By default each integer or address that is divisible by 16 makes a kernel of its own.)"""
+    """`triton.jit` that compiles one kernel for all sizes, strides and addresses: the compiler knows only the values of
+    tl.constexpr parameters. (By default Triton compiles separate kernels for values divisible by 16.)"""
     parameters = inspect.signature(function).parameters.values()
     return triton.jit(do_not_specialize=[p.name for p in parameters if p.annotation is not tl.constexpr])(function)
 
@@ -30,14 +30,14 @@ def warp_size() -> int:
 
 
 def registers(most: int | None) -> dict[str, int]:
-    """The option of a launch that gives a thread so many registers, which only NVIDIA's compiler knows."""
+    """The launch option that limits a thread to `most` registers; only NVIDIA's compiler has it."""
     if most is None or INTERPRETED or triton.runtime.driver.active.get_current_target().backend != "cuda":
         return {}
     return {"maxnreg": most}
 
 
 def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
-    """`programs` programs of a kernel on `device`. The grid has one axis, as the others end at 65,535."""
+    """Runs `programs` programs of a kernel on `device`. The grid has one axis, because the others end at 65,535."""
     if programs == 0:
         return
     try:
@@ -53,8 +53,7 @@ def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -
 
 
 def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
-    """A (B, K, L, D) tensor as kernels take it, by the names of their parameters; or (B, L, D), which is that of every
-    route."""
+    """A tensor (B, K, L, D), or (B, L, D) shared by all routes, and its strides, as keyword arguments of a kernel."""
     b, k, l, d = (0, 0, 0, 0)
     if tensor is not None:
         b, k, l, d = tensor.stride() if tensor.dim() == 4 else (tensor.stride(0), 0, *tensor.stride()[1:])
@@ -62,12 +61,11 @@ def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
 
 
 def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its strides as kernels take them, by the names of their parameters: `name`, and `name_` and a letter
-    for each axis."""
+    """A tensor and its strides as keyword arguments of a kernel: `name`, and `name_` plus a letter for each axis."""
     strides = [0] * len(axes) if tensor is None else tensor.stride()
     return {name: tensor, **{f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}}
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: within this context it is `device`."""
+    """A context in which `device` is current, because Triton launches on the current device."""
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

@@ -1,6 +1,6 @@
-"""exp, softplus and the zero-order-hold weight in Triton's language, as csrc/common/gpu_math.h has them: float32 in
-base 2 through the special-function unit, float64 through the math library. Triton's own exp and log are not used for
-float32: their arguments are rounded once more, which costs several units in the last place."""
+"""exp, softplus and the zero-order-hold weight in Triton, as in csrc/common/gpu_math.h: float32 in base 2 through the
+special-function unit, float64 through the math library. Triton's own exp and log are not used for float32: they round
+their arguments once more, which costs several units in the last place."""
 # mypy: ignore-errors
 
 import triton
@@ -74,14 +74,14 @@ def log1p_unit(y):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), x itself above 20 (PyTorch's threshold)."""
+    """log(1 + e^x), or x above 20 (PyTorch's threshold)."""
     value = tl.maximum(x, 0.0) + log1p_unit(exp_negative(tl.abs(x)))
     return tl.where(x > 20.0, x, value)
 
 
 @triton.jit
 def softplus_slope(y):
-    """The derivative of softplus where its value is y: 1 - e^-y, by its Taylor series where that would cancel."""
+    """The derivative of softplus at the value y: 1 - e^-y, from its Taylor series if the difference would cancel."""
     if y.dtype == tl.float64:
         TERMS: tl.constexpr = 16
     else:
@@ -94,10 +94,10 @@ def softplus_slope(y):
 
 @triton.jit
 def zoh_weight(v, exp_v, SLOPE: tl.constexpr):
-    """phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, given e^v; with SLOPE its derivative too,
+    """phi(v) = (e^v - 1) / v, the zero-order-hold weight of Eq. 6, given e^v; with SLOPE also its derivative,
     (e^v - phi) / v.
 
-    Below |v| = 1 both come from their Taylor series, as the quotients would cancel."""
+    Below |v| = 1 both use their Taylor series, because the quotients would cancel."""
     if v.dtype == tl.float64:
         TERMS: tl.constexpr = 20
     else:

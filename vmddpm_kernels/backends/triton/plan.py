@@ -1,4 +1,4 @@
-"""How a scan is cut into programs: a rule, and on request a search among its neighbours."""
+"""Splits a scan into programs: by a rule, or on request by a search among the rule's neighbours."""
 
 import os
 import timeit
@@ -14,8 +14,8 @@ from vmddpm_kernels.backends.triton.launch import warp_size
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What a program does: its channels, the routes of an image that it walks, the states that it holds and the steps
-    that it takes at once; and the registers of a thread, if NVIDIA's assembler is not to choose."""
+    """A program's work: its channels, the routes of an image that it walks, the states that it holds, the steps that it
+    takes at once; and the registers of a thread, or None to let NVIDIA's assembler choose."""
 
     block: int
     walked: int
@@ -26,7 +26,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a plan depends on: sizes alone, as the order of sums follows from it."""
+    """The inputs of a plan. They are sizes and options alone, because the plan fixes the order of sums."""
 
     batch: int
     routes: int
@@ -41,22 +41,23 @@ class Scan:
         return -(-self.states // plan.group)
 
     def adds(self, plan: LaunchPlan) -> bool:
-        """Whether a program adds to what it has stored."""
+        """Whether a program adds to results that it has stored."""
         return plan.walked * self.groups(plan) > 1
 
 
 def plan(scan: Scan) -> LaunchPlan:
-    """The plan, unless it is searched for.
+    """The rule's plan.
 
     block    the lanes of a warp
-    walked   one route, and what routes add up is summed from an image each; all in order, which takes no more memory
-             than their sum, where that alone makes the warps of two waves, of 16 warps a multiprocessor, or of 8 in the
-             backward, whose registers allow no more
-    group    16 states in even groups; in float64, where each takes two registers, 8, and 4 in the backward
-    steps    4, whose loads then come before what waits for them; 2 where the forward adds to y, and in the backward,
-             which holds the states and the decays of each in registers; 1 in float64 and with the terms of zero-order
-             hold. With more the assembler spills
-    registers  where it spills a few bytes all the same, rather than give a thread more than 128 or 168"""
+    walked   one route, with an image per route that is summed afterwards; or, for summed routes, all in order, which
+             needs no memory for these images, if that still makes two waves of warps: 16 per multiprocessor, or 8 in
+             the backward, whose registers allow no more
+    group    at most 16 states, in even groups; at most 8 in float64, where each takes two registers, and 4 in its
+             backward
+    steps    4, so that all loads precede their uses; 2 where the forward adds to y, and in the backward, which holds
+             the states and decays of each step in registers; 1 in float64 and with zero-order hold. The assembler
+             spills with more
+    registers  set where the assembler would rather spill a few bytes than give a thread more than 128 or 168"""
     most = (4 if scan.backward else 8) if scan.wide else 16
     groups = -(-scan.states // most)
     group = -(-scan.states // groups)
@@ -75,7 +76,7 @@ def plan(scan: Scan) -> LaunchPlan:
 
 
 def neighbours(scan: Scan) -> list[LaunchPlan]:
-    """The plan and what a search tries beside it: half and twice the steps, and whether routes are walked in order."""
+    """The plans that a search tries: the rule's, half and twice its steps, and routes walked in order or not."""
     first = plan(scan)
     walks = [first.walked] + [n for n in {1, scan.routes} - {first.walked} if scan.sum_routes]
     steps = [n for n in (first.steps, first.steps // 2, first.steps * 2) if n]
@@ -87,7 +88,7 @@ _searched: dict[Any, LaunchPlan] = {}
 
 def chosen_plan(scan: Scan, run: Callable[[LaunchPlan], Any], device: torch.device) -> LaunchPlan:
     """`plan(scan)`; with VMDDPM_TRITON_AUTOTUNE=1 in the environment the fastest of its neighbours, found by running
-    them when the sizes are first seen in this process. Sums then have an order that depends on what was fastest."""
+    them when this process first sees the sizes. The order of sums then depends on which was fastest."""
     if os.environ.get("VMDDPM_TRITON_AUTOTUNE") != "1":
         return plan(scan)
     key = (scan, device)

@@ -1,15 +1,14 @@
-"""Cross scan and cross merge along the regular routes where the steps of the sequences lie side by side, or an image is
-small: a program takes a tile of an image, whole if it fits, for some channels, reads it once and gathers it from shared
-memory in the order of each route; the merge gathers each route in the order of the pixels, and sums in registers.
+"""Cross scan and cross merge along the regular routes, for sequences with contiguous steps and for small images. A
+program reads a tile of an image (the whole image if it fits) for some channels once, and gathers it from shared memory
+in the order of each route. The merge gathers each route in pixel order and sums in registers.
 
-A tile is N numbers in the order of the memory that it is read from or written to, so that a warp's numbers are
-neighbours there. LAYOUT says what the memory is like:
+A tile is N elements in memory order, so that a warp's elements are neighbours in memory. LAYOUT describes the memory:
 
     STRIDED        any strides; channel after channel
-    FLAT           channels that follow each other without a gap, read from the start of a sector of 32 bytes
-    FLAT_VECTORS   the same, in whole 16 bytes
-    ROWS           the channels of a pixel lie side by side; pixel after pixel
-    ROWS_VECTORS   the same, in whole 16 bytes
+    FLAT           contiguous channels without gaps, read from the start of a sector of 32 bytes
+    FLAT_VECTORS   FLAT in whole vectors of 16 bytes
+    ROWS           contiguous channels of each pixel; pixel after pixel
+    ROWS_VECTORS   ROWS in whole vectors of 16 bytes
 """
 # mypy: ignore-errors
 
@@ -24,21 +23,21 @@ STRIDED, FLAT, FLAT_VECTORS, ROWS, ROWS_VECTORS = map(tl.constexpr, range(5))
 
 @triton.jit
 def swizzled(index, VECTOR: tl.constexpr):
-    """Another order within each 64 numbers, in vectors: numbers at the distance of a power of two, as those of a column
-    often are, come to lie in different banks of shared memory. It undoes itself."""
+    """Permutes vectors within each 64 elements, so that elements a power of two apart, as in a column, fall into
+    different banks of shared memory. It is its own inverse."""
     return index ^ ((((index >> 6) ^ (index >> 9)) & 7) * VECTOR)
 
 
 @triton.jit
 def quotient(number, by):
-    """number // by of numbers below 2^16, by a product with 2^32 / by rounded up."""
+    """number // by for numbers below 2^16, as a product with 2^32 / by rounded up."""
     factor = (4294967295 // by.to(tl.int64) + 1).to(tl.uint32)
     return tl.where(by == 1, number, tl.umulhi(number.to(tl.uint32), factor).to(tl.int32))
 
 
 @triton.jit
 def parts_of(index, pixels, group, LAYOUT: tl.constexpr):
-    """The place among the pixels of a tile, and the channel, of a number of it."""
+    """The place among a tile's pixels, and the channel, of each index."""
     index = tl.maximum(index, 0)
     if LAYOUT >= ROWS:
         place = quotient(index, group)
@@ -55,7 +54,7 @@ def index_of(place, channel, pixels, group, LAYOUT: tl.constexpr):
 
 @triton.jit
 def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
-    """Where numbers of a tile are: in the order `index` of the memory, at these steps or pixels and channels."""
+    """The addresses of a tile's elements: by `index` in memory order, or by their steps or pixels and channels."""
     if LAYOUT == FLAT or LAYOUT == FLAT_VECTORS:  # noqa: SIM109 - constants of Triton are in no tuple
         at = start + index
     elif LAYOUT >= ROWS:
@@ -69,7 +68,7 @@ def memory_of(start, index, step, channel, stride_l, stride_d, LAYOUT: tl.conste
 
 @triton.jit
 def inside_of(index, place, pixels, channel, count, LAYOUT: tl.constexpr, VECTOR: tl.constexpr):
-    """Which numbers of a tile there are."""
+    """Which elements of a tile exist."""
     inside = (index >= 0) & (place < pixels) & (channel < count)
     if LAYOUT == FLAT_VECTORS or LAYOUT == ROWS_VECTORS:  # noqa: SIM109
         inside = tl.max_constancy(inside, VECTOR)  # here, as the compiler forgets it for an argument
@@ -78,14 +77,15 @@ def inside_of(index, place, pixels, channel, count, LAYOUT: tl.constexpr, VECTOR
 
 @triton.jit
 def numbers_of(route, N: tl.constexpr):
-    """0, 1, ... N - 1. The compiler does not know that they are the same for every route, and computes what follows
-    from them for each, instead of before the loop over the routes to keep it in registers, which are too few."""
+    """0, 1, ... N - 1, in a form that hides from the compiler that they are the same for every route. It would compute
+    dependent values before the loop over the routes otherwise, and run out of registers."""
     return (tl.arange(0, N) + (route >> 40)).to(tl.int32)
 
 
 @triton.jit
 def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
-    """Numbers between the start of a sector and a tile, which begins `offset` numbers behind one that has `lead`."""
+    """Elements from the start of a sector to a tile that begins `offset` elements after the tensor, itself `lead`
+    elements into a sector."""
     if LAYOUT == FLAT:
         return ((offset + lead) % SECTOR).to(tl.int32)
     else:  # noqa: RET505
@@ -94,7 +94,7 @@ def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
 
 @triton.jit
 def block_of(images, channels, group, height, width, tile_height, tile_width):
-    """A program's batch and image, its first channel and how many, and its tile: top, left, height, width."""
+    """A program's batch and image, its first channel and channel count, and its tile: top, left, height, width."""
     program = tl.program_id(0).to(tl.int64)
     groups = tl.cdiv(channels, group)
     channel = program % groups * group
@@ -109,8 +109,8 @@ def block_of(images, channels, group, height, width, tile_height, tile_width):
 
 @triton.jit
 def line_of(columns, lines_back, line_back, height, width, top, left, rows, across):
-    """Of a route through a tile of rows x across pixels: how long its lines are there and how many, its first step in a
-    line of the image, and the first of these lines."""
+    """A route in a tile of rows x across pixels: the length and number of its lines in the tile, the length of a line
+    of the image, the route's first step in a line, and its first line."""
     size, lines = tl.where(columns, rows, across), tl.where(columns, across, rows)
     whole, all_lines = tl.where(columns, height, width), tl.where(columns, width, height)
     before, lines_before = tl.where(columns, top, left), tl.where(columns, left, top)

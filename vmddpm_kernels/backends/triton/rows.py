@@ -1,5 +1,5 @@
-"""Cross scan and cross merge where the channels of the sequences lie side by side, in any order of the pixels: a
-program reads a tile [PIXELS, CHANNELS] of the image once and writes it to all routes, or sums it up from them."""
+"""Cross scan and cross merge for sequences with contiguous channels, in any order of the pixels: a program reads a tile
+[PIXELS, CHANNELS] of the image once and writes it to all routes, or sums it from them."""
 # mypy: ignore-errors
 
 import triton
@@ -11,8 +11,8 @@ from vmddpm_kernels.backends.triton.walk import step_of
 
 @triton.jit
 def memory_of(start, row, stride_l, d, stride_d, UNIT: tl.constexpr, VECTOR: tl.constexpr):
-    """[PIXELS, CHANNELS] places. The channels lie side by side if UNIT is 1, the pixels if 0, neither if -1.
-    VECTOR channels are 16 aligned bytes, or it is 1."""
+    """[PIXELS, CHANNELS] addresses. The channels are contiguous if UNIT is 1, the pixels if 0, neither if -1.
+    VECTOR is 1, or the number of channels in 16 aligned bytes."""
     row, d = row.to(tl.int64), d.to(tl.int64)
     if UNIT == 1:
         at = start + row[:, None] * stride_l + d[None, :]
@@ -38,7 +38,7 @@ def block_of(images, length, channels, PIXELS: tl.constexpr, CHANNELS: tl.conste
 
 @triton.jit
 def steps_of(inverse, scans, route, pixel, height, width, length):
-    """The steps at which a route visits the pixels, by its row of the inverse table if there is one."""
+    """The steps at which a route visits the pixels, from the inverse table if given."""
     if inverse is not None:
         return tl.load(inverse + route * length + pixel, mask=pixel < length, other=0)
     else:  # noqa: RET505 - Triton compiles one of two branches

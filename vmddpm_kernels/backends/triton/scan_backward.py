@@ -1,4 +1,4 @@
-"""The adjoint of the scan; scan_steps.py says how it is laid out."""
+"""The adjoint of the scan; scan_steps.py describes the layout."""
 # mypy: ignore-errors
 
 import triton.language as tl
@@ -33,15 +33,15 @@ def scan_backward(
     STATES: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, ADDS: tl.constexpr,
     GROUP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """With v = delta A and the forward h_l = e^v h_{l-1} + phi(v) drive B, drive = delta x, walks back:
+    """With v = delta A and the forward h_l = e^v h_{l-1} + phi(v) drive B, drive = delta x, the walk back is:
       g = dh + C dy,  dC += <dy, h_l>,  dB += <g phi, drive>,  ddrive += g phi B,
       dv = g (e^v h_{l-1} + phi'(v) drive B),  ddelta += dv A,  dA += dv delta,  dh <- e^v g.
 
-    Chunks are walked from the last to the first: once forwards from the checkpoint, keeping in `scratch`
-    (programs, tiles of a chunk, GROUP, BLOCK) the states before each STEPS steps, a tile, then backwards, tile by tile,
-    whose states are computed again in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block;
-    dA (B, K, D, N), dD and ddelta_bias (B, K, D) over the steps of a sequence. What a program walks, and adds to dx, is
-    as in the forward; groups of states add to ddelta too."""
+    Chunks are walked from the last to the first. Each is first walked forwards from its checkpoint, saving the states
+    before each tile of STEPS steps in `scratch` (programs, tiles of a chunk, GROUP, BLOCK), then backwards, recomputing
+    each tile's states in registers. dB and dC (blocks, B, K, L, N) are sums over the channels of a block; dA
+    (B, K, D, N), dD and ddelta_bias (B, K, D) are sums over the steps of a sequence. A program walks routes and adds to
+    dx as the forward adds to y; groups of states also add to ddelta."""
     FLOAT: tl.constexpr = A.dtype.element_ty
     GROUPS: tl.constexpr = (STATES + GROUP - 1) // GROUP
     PADDED: tl.constexpr = 16 if GROUP > 8 else 8 if GROUP > 4 else 4 if GROUP > 2 else GROUP
@@ -177,7 +177,7 @@ def scan_backward(
                     if GROUPS > 1:
                         dsize += tl.load(ddelta_to, mask=inside & (first > 0), other=0.0).to(FLOAT)
                     tl.store(ddelta_to, dsize, mask=inside)
-            tl.debug_barrier()  # the next chunk writes over the scratch
+            tl.debug_barrier()  # the next chunk overwrites the scratch
 
         store_states(dA, state, 1, first, owned, dA_sums, STATES, GROUP)
         parameter = sequence * channels + channel

@@ -1,4 +1,4 @@
-"""The sum of what a scan stored for each of the routes of an image."""
+"""Sums a scan's results over the routes of an image."""
 # mypy: ignore-errors
 
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 
 from vmddpm_kernels.backends.triton.launch import kernel
 
-TOGETHER = tl.constexpr(4)  # loads, before the first sum waits for one
+TOGETHER = tl.constexpr(4)  # loads in flight before the first sum
 
 
 @triton.jit
@@ -30,8 +30,7 @@ def fold(image, parts, size, routes, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
 
 @kernel
 def fold_routes(image, parts, size: tl.int64, routes: tl.int64, BLOCK: tl.constexpr):
-    """image[i] = the sum of parts[k, i] over k in order, of `size` numbers that lie side by side; both begin at 16
-    bytes."""
+    """image[i] = the sum of parts[k, i] over k, in order, for i < size; both are contiguous and aligned to 16 bytes."""
     if size % 4 == 0:
         fold(image, parts, size, routes, BLOCK, 4)
     else:

@@ -1,4 +1,4 @@
-"""The forward scan; scan_steps.py says how it is laid out."""
+"""The forward scan; scan_steps.py describes the layout."""
 # mypy: ignore-errors
 
 import triton.language as tl
@@ -28,10 +28,10 @@ def scan_forward(
     STATES: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, ADDS: tl.constexpr,
     GROUP: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y along every route. A program walks `walked` routes in order, and with ADDS, where it walks several routes or
-    groups of states, it adds to y what it does after the first.
+    """y along every route. A program walks `walked` routes in order. ADDS is set if it walks several routes or groups
+    of states: those after the first add to y.
 
-    `checkpoints` (B, K, chunks, N, D) get the states before each chunk of CHUNK steps."""
+    `checkpoints` (B, K, chunks, N, D) receive the states before each chunk of CHUNK steps."""
     FLOAT: tl.constexpr = A.dtype.element_ty
     GROUPS: tl.constexpr = (STATES + GROUP - 1) // GROUP
     blocks = tl.cdiv(channels, BLOCK)
@@ -70,7 +70,7 @@ def scan_forward(
             order = None if table is None else table + route * length + start
             steps = tl.minimum(length - start, CHUNK).to(tl.int32)
             for step in range(0, steps, STEPS):
-                # The loads of all steps come before their stores, which nothing is moved across.
+                # Load all steps before storing any: the compiler moves nothing across a store.
                 pixels, us, sizes, earlier, outs = (), (), (), (), ()
                 for i in tl.static_range(STEPS):
                     pixel = pixel_of(order, start, step + i, steps)

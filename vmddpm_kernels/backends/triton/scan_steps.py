@@ -1,10 +1,10 @@
-"""What the forward and the backward scan share, and how both are laid out.
+"""Code shared by the forward and the backward scan, and their layout.
 
 A program owns BLOCK channels of one sequence, or of one image along some of its routes. A tile has one axis, the
-channels, which Triton spreads over the lanes of a warp; the states of a channel are a tuple of such tiles, so that a
-lane holds them all in its registers, and nothing that belongs to a channel is exchanged between lanes. A row of B or C
-belongs to all channels: every lane loads it whole. More than GROUP states are walked in groups, one after another, and
-what these give adds up. Steps beyond the end have step size zero, which leaves the states as they are."""
+channels, which Triton spreads over the lanes of a warp. A channel's states are a tuple of these tiles: a lane holds
+them all in its registers, and lanes exchange nothing that belongs to a channel. A row of B or C belongs to all
+channels: every lane loads it whole. More than GROUP states are walked in groups, one after another, and their results
+are summed. Steps beyond the end have step size zero, which leaves the states unchanged."""
 # mypy: ignore-errors
 
 import triton
@@ -50,19 +50,19 @@ def load_rates(A, at, first, inside, STATES: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def pixel_of(table, first, step, steps):
-    """The pixel of a step of a chunk that begins with step `first` of a route and has `steps`; that of its first step
-    beyond its end."""
+    """The pixel of a step of a chunk of `steps` steps that begins with step `first` of a route. Beyond the end, the
+    pixel of the chunk's first step."""
     step = tl.where(step < steps, step, 0)
     if table is not None:
-        return tl.load(table + step).to(tl.uint32).to(tl.int64)  # unsigned, so that products have no upper halves
+        return tl.load(table + step).to(tl.uint32).to(tl.int64)  # unsigned: cheaper 64-bit products
     else:  # noqa: RET505 - Triton compiles one of two branches
         return first + step
 
 
 @triton.jit
 def load_row(matrix, row, first, STATES: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """The states first, first + 1, ... of a row of B or C, as every lane needs them. Rows that are whole vectors of 16
-    bytes are loaded as such, and begin at 16 bytes: by a tile whose lanes all load the same four states."""
+    """The states first, first + 1, ... of a row of B or C, for every lane. Rows of whole, aligned 16-byte vectors are
+    loaded as vectors: by tiles in which all lanes load the same four states."""
     values = ()
     if STATES % 4 == 0 and GROUP % 4 == 0:
         for s in tl.static_range(0, GROUP, 4):
@@ -84,7 +84,7 @@ def load_row(matrix, row, first, STATES: tl.constexpr, GROUP: tl.constexpr, BLOC
 
 @triton.jit
 def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """delta as it was given -> the step size, zero where not inside."""
+    """The given delta -> the step size, zero where not inside."""
     if bias is not None:
         delta += bias
     if SOFTPLUS:
@@ -107,7 +107,7 @@ def advance(h, delta, drive, rates, row_B, ZOH: tl.constexpr, GROUP: tl.constexp
 
 @triton.jit
 def inner(a, b, N: tl.constexpr):
-    """The sum of N products. In four parts: a chain of N would wait for each, and add up the rounding of them all."""
+    """The sum of N products, in four partial sums: shorter chains of latency and of rounding."""
     parts = ()
     for s in tl.static_range(N if N < 4 else 4):
         parts += (a[s] * b[s],)
@@ -124,7 +124,8 @@ def inner(a, b, N: tl.constexpr):
 
 @triton.jit
 def halve(tiles, N: tl.constexpr, DISTANCE: tl.constexpr):
-    """Half as many of N tiles: two lanes at this distance give each other those that the other one goes on with."""
+    """One stage of a butterfly sum, N tiles -> N / 2: two lanes DISTANCE apart send each other the half that the other
+    lane keeps. A single tile is summed over both lanes."""
     lane = tl.arange(0, tiles[0].shape[0])
     halved = ()
     if N <= 1:
@@ -140,8 +141,8 @@ def halve(tiles, N: tl.constexpr, DISTANCE: tl.constexpr):
 
 @triton.jit
 def sum_over_lanes(tiles, N: tl.constexpr, BLOCK: tl.constexpr):
-    """N tiles, a power of two and no more than lanes -> one, of which every BLOCK / N lanes hold the sum over all lanes
-    of one of them, in their order: some 4 N instructions, where N sums on their own take 10 N."""
+    """N tiles (a power of two, at most BLOCK) -> one tile: each run of BLOCK / N lanes holds one tile's sum over all
+    lanes, in order. Takes about 4 N instructions, where N separate sums take 10 N."""
     for i in tl.static_range(7):
         if BLOCK >> i > 1:
             tiles = halve(tiles, N >> i, BLOCK >> (i + 1))

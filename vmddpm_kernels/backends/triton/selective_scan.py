@@ -1,4 +1,4 @@
-"""The selective scan through Triton: what its kernels are given, and the memory that they fill."""
+"""The selective scan through Triton: allocates results and launches the kernels."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,13 +26,13 @@ from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
-FOLDED = 512  # numbers of a program of fold_routes
+FOLDED = 512  # elements per program of fold_routes
 _T = TypeVar("_T")
 
 
 class _Launch:
-    """One scan as the kernels take it: parameters and matrices contiguous, in the type of the accumulation. B and C are
-    small beside x and delta, which are read as they lie in memory."""
+    """One scan in the kernels' format: parameters, B and C contiguous in the accumulation's type. x and delta, which
+    are much larger, are read in place."""
 
     def __init__(
         self, inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, *, private_table: bool
@@ -53,7 +53,7 @@ class _Launch:
         )
 
     def _matrix(self, matrix: Tensor) -> Tensor:
-        """B or C, which begins where vectors of 16 bytes do."""
+        """B or C, aligned to 16 bytes."""
         matrix = cast_given(matrix, self.dtype)
         return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
@@ -69,7 +69,7 @@ class _Launch:
         return self.sizes.batch * self.sizes.routes // plan.walked * self.blocks(plan)
 
     def arguments(self, plan: LaunchPlan) -> dict[str, Any]:
-        """What the forward and the backward kernel both take."""
+        """The arguments common to the forward and the backward kernel."""
         x, delta, A, B, C, D, delta_bias, *_, table = self.inputs
         _, routes, length, channels, states, *_ = self.sizes
         return {
@@ -84,8 +84,8 @@ class _Launch:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def empty_like(self, tensor: Tensor, exact: bool) -> Tensor:
-        """y or dx, or ddelta, in the dtype of x or delta unless it is needed `exact`, then in that of the accumulation.
-        Triton's interpreter cuts digits off where a GPU rounds to bfloat16, so there torch does it."""
+        """Memory for y, dx or ddelta: in the tensor's dtype, or in the accumulation's if `exact`. Triton's interpreter
+        truncates to bfloat16 where a GPU rounds, so there the result keeps the accumulation's type and torch rounds."""
         exact = exact or self.sizes.wide or (INTERPRETED and tensor.dtype == torch.bfloat16)
         dtype = self.dtype if exact else tensor.dtype
         return empty(tensor.shape, self.options.channel_first, dtype, self.device)
@@ -94,8 +94,8 @@ class _Launch:
         return self.sizes.sum_routes and plan.walked < self.sizes.routes
 
     def image(self, plan: LaunchPlan) -> Tensor:
-        """What programs fill of y or dx; where each walks one of several routes, (B, K, L, D), in memory an image of
-        its own for each route."""
+        """Memory for the programs' y or dx. If results are folded, (B, K, L, D) with a separate, contiguous batch of
+        images for each route."""
         x = self.inputs.x
         if not self.folds(plan):
             return self.empty_like(x, exact=self.scan.adds(plan))
@@ -119,7 +119,7 @@ class _Launch:
 def scan(
     inputs: ScanInputs, sizes: ScanSizes, options: ScanOptions, checkpoint_shape: tuple[int, ...] | None
 ) -> ScanResult:
-    """The forward; it keeps checkpoints of this shape, if one is given."""
+    """The forward scan; keeps checkpoints of the given shape, or none."""
     p = _Launch(inputs, sizes, options, private_table=checkpoint_shape is not None)
     return p.run_with_plan(lambda plan: _forward(p, plan, inputs, checkpoint_shape), backward=False)
 
@@ -141,7 +141,7 @@ def scan_backward(
     dy: Tensor | None, dlast_state: Tensor | None, inputs: ScanInputs, sizes: ScanSizes, checkpoints: Tensor,
     options: ScanOptions,
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of the first nine inputs in their shapes and dtypes, None for None."""
+    """The gradients of the first nine inputs in their shapes and dtypes, with None for None."""
     check_memory((dy, dlast_state, checkpoints))
     p = _Launch(inputs, sizes, options, private_table=False)
     dlast_state, checkpoints = cast(dlast_state, p.dtype), checkpoints.contiguous()
@@ -152,7 +152,7 @@ def scan_backward(
 def _backward(
     p: _Launch, plan: LaunchPlan, dy: Tensor | None, dlast_state: Tensor | None, checkpoints: Tensor
 ) -> ScanGradients:
-    """In the type of the accumulation where that takes sums."""
+    """The kernel's gradients, partly still to be summed, in the accumulation's type where sums need it."""
     _, delta, _, _, _, D, delta_bias, initial_state, *_ = p.inputs
     batch, routes, length, channels, states, *_ = p.sizes
     dx, ddelta = p.image(plan), p.empty_like(delta, exact=p.scan.groups(plan) > 1)

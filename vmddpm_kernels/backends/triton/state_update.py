@@ -1,4 +1,4 @@
-"""One step of the selective scan: a program has a few channels of one head with all of their states."""
+"""One step of the selective scan: a program has a few channels of one head with all their states."""
 # mypy: ignore-errors
 
 import triton.language as tl

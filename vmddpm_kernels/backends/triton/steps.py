@@ -1,4 +1,4 @@
-"""Causal convolutions and single steps of a selective scan: tensors made, kernels launched."""
+"""Causal convolutions and single steps of a selective scan: allocates results and launches the kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from vmddpm_kernels.backends.triton.state_update import update
 from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
-_STEPS, _CHANNELS = 8, 64   # of a tile: four elements a thread, whose taps and slopes stay in registers
-_ELEMENTS = 1024            # of a program's states
+_STEPS, _CHANNELS = 8, 64   # tile of a convolution: four elements per thread; taps and slopes stay in registers
+_ELEMENTS = 1024            # states per program of a single step
 
 
 def causal_conv1d(inputs: ConvInputs, silu: bool) -> Tensor:
@@ -76,7 +76,7 @@ def state_update(inputs: StateInputs, softplus: bool) -> Tensor:
 
 
 def _with_heads(inputs: StateInputs) -> Sequence[Tensor | None]:
-    """The inputs with the axis of the heads, and that of the groups, in all of them."""
+    """The inputs, all with the axis of heads or groups."""
     if inputs.state.dim() == 4:
         return inputs
     axes = (1, 1, 1, 0, 1, 1, 0, 1, 0)

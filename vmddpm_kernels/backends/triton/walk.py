@@ -1,4 +1,4 @@
-"""The regular routes in Triton's language: csrc/cross_scan/cuda_walk.h has the same."""
+"""The regular routes in Triton, as in csrc/cross_scan/cuda_walk.h."""
 # mypy: ignore-errors
 
 import triton
@@ -7,9 +7,9 @@ import triton.language as tl
 
 @triton.jit
 def regular_walk(scans, route):
-    """Whether route 0-3 of the routes numbered `scans` goes along the columns of an image, or else along its rows;
-    whether from the last line to the first; and whether each line backwards. As in vmddpm_kernels.routes, `scans` is
-    0 for cross2d, 1 for unidi, 2 for bidi and 3 for rot90."""
+    """Three flags of route 0-3 of the routes numbered `scans`: its lines are columns, not rows; it visits them from the
+    last to the first; it walks each line backwards. As in vmddpm_kernels.routes, `scans` is 0 for cross2d, 1 for unidi,
+    2 for bidi and 3 for rot90."""
     odd, late = route % 2 == 1, (route >= 2) & (scans != 1)
     columns = odd & ((scans == 0) | (scans == 3))
     return columns, late ^ (columns & (scans == 3)), late
