@@ -198,3 +198,30 @@ def test_damaged_samples_are_told(tmp_path):
         path.write_bytes(damaged[: chance.randrange(10, len(content) - 8)])
         with pytest.raises(InputError, match=r"000000\.nii\.gz cannot be read .* draw it again"):
             read_nifti_voxels(path)
+
+
+def test_volumes_with_classes_and_masks(scans, tmp_path, capsys):
+    """Of each volume a class, its folder, and a mask under the same name; crops and masks are cut alike."""
+    for name, kind in (("a", "healthy"), ("b", "ill")):
+        for folder in (tmp_path / "data" / kind, tmp_path / "masks" / kind):
+            folder.mkdir(parents=True)
+        volume = nib.load(scans / f"{name}.nii.gz")
+        nib.save(volume, tmp_path / "data" / kind / f"{name}.nii.gz")
+        bright = (np.asarray(volume.dataobj) > 0.5).astype(np.uint8)
+        nib.save(nib.Nifti1Image(bright, volume.affine), tmp_path / "masks" / kind / f"{name}.nii.gz")
+    given = {"data.root": tmp_path / "data", "data.cache_dir": tmp_path / "cache", "condition.labels": "folder",
+             "condition.image": tmp_path / "masks"}  # fmt: skip
+    path = tmp_path / "run"
+    assert main(["train", *options(**given), "--run", str(path)]) == 0
+    assert json.loads((path / "classes.json").read_text()).keys() >= {"healthy", "ill"}
+    command = ["sample", "--run", str(path), "--images", "2", "--sampler", "ddim", "--steps", "2", "--class", "ill",
+               "--guidance", "2", "--condition-images", str(tmp_path / "masks")]  # fmt: skip
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    read = np.concatenate(list(read_samples(tmp_path / "out")))
+    assert read.shape[:4] == (2, 4, 8, 8)
+    capsys.readouterr()
+    shifted = nib.load(scans / "a.nii.gz").slicer[:, :, :8]
+    nib.save(shifted, tmp_path / "masks" / "healthy" / "a.nii.gz")
+    assert main(["train", *options(**given), "--run", str(tmp_path / "other")]) == 1
+    assert "a.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
