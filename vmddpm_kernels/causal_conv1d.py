@@ -86,7 +86,7 @@ def causal_conv1d_update(
         cache_seqlens: (batch,) int32 or int64. `conv_state` is then a ring buffer, and the next step is written at
             cache_seqlens % state_len.
         conv_state_indices: (batch,) int32 or int64, all different. `conv_state` is then (entries, dim, state_len), and
-            these are the entries of the sequences of x. A negative index marks padding: its y is 0.
+            sequence b of x uses entry conv_state_indices[b]. A negative index marks padding: its y is 0.
 
     Returns:
         y in x's shape and dtype.
@@ -125,7 +125,8 @@ def causal_conv1d_update(
     y = None
     inputs = ConvInputs(steps, weight, bias)
     inputs.check()
-    exact = conv_state.dtype != torch.float64 or inputs.accumulation() == torch.float64  # the state keeps steps exactly
+    # A kernel that accumulates in float32 would round a float64 state.
+    exact = conv_state.dtype != torch.float64 or inputs.accumulation() == torch.float64
     if cache_seqlens is None and conv_state_indices is None and exact and is_non_overlapping(conv_state):
         y = convolve_in_place(steps, conv_state.mT, weight, bias, silu, backend)
     if y is None:

@@ -1,5 +1,5 @@
-"""Cross scan and cross merge, copies of an image or a volume to sequences and back (VMamba, arXiv 2401.10166), and
-their names in VMamba and projects that copied it."""
+"""Cross scan and cross merge, copies of an image or a volume to sequences and back (VMamba, arXiv 2401.10166), with
+aliases for the names that VMamba and its derivatives use."""
 
 from math import prod
 
@@ -234,7 +234,7 @@ def getCSM(mode: int = 1) -> tuple[type, type]:
     return pairs[mode]
 
 
-# `import vmddpm_kernels.cross_scan as csm` gives the function `cross_scan` of the package, which hides the module: the
-# names of the module are attributes of the function as well.
+# `import vmddpm_kernels.cross_scan as csm` gives the package's function `cross_scan`, which hides this module, so the
+# function has the module's names as attributes.
 for _name in ("__all__", *__all__):
     setattr(cross_scan, _name, globals()[_name])

@@ -68,9 +68,9 @@ def selective_scan(
         initial_state: (batch, dim, d_state); zeros if not given.
         return_last_state: also return the state after the last step, (batch, dim, d_state), with gradient.
         channel_last: see the shapes above.
-        dt_proj: (dim, dt_rank), dt_rank at least 1: the step sizes are its product with delta, their factor (batch,
-            dt_rank, length), or (batch, length, dt_rank) with `channel_last`. "cpu" computes them in small tiles and
-            never stores a tensor of u's shape of them, forward or backward. "cuda" and "triton" compute them first, in
+        dt_proj: (dim, dt_rank), dt_rank at least 1: the step sizes are the product of dt_proj and delta, which is then
+            (batch, dt_rank, length), or (batch, length, dt_rank) with `channel_last`. "cpu" computes them in small
+            tiles and never stores them all, forward or backward. "cuda" and "triton" compute them before the scan, in
             delta's dtype.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
