@@ -1,7 +1,7 @@
 """The functions of the `causal_conv1d` package, with the same signatures, on any device.
 
-As there, x has any strides and y has the same. Differences: final states are supported in all memory orders, all inputs
-get gradients, and PyTorch computes widths above 4. Packed sequences (`seq_idx`) are not supported."""
+x has any strides and y has the same, as in that package. Differences: final states are supported in all memory orders,
+all inputs get gradients, and PyTorch computes widths above 4. Packed sequences (`seq_idx`) are not supported."""
 
 from typing import Any
 
