@@ -284,7 +284,7 @@ PARTS_KEPT = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | PARTS_KEPT)}; all of them if none is named")
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS | PARTS_KEPT)}; by default all")
     parser.add_argument("--results", type=Path, help="JSON file to write or to update")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each case")
     options = parser.parse_args()

@@ -267,10 +267,10 @@ def draw_curve(data: Record, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, of each run")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training minutes of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", choices=NAMES, nargs="+", default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=36, help="drawn at each point")
+    parser.add_argument("--images", type=int, default=36, help="images drawn at each point")
     parser.add_argument("--out", type=Path, default=Path("build/demo_comparison"))
     options = parser.parse_args()
     try:

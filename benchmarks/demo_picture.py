@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a demo run")
     parser.add_argument("--out", type=Path, default=Path("docs/demo.png"))
-    parser.add_argument("--images", type=int, default=36, help="of each kind")
+    parser.add_argument("--images", type=int, default=36, help="images of each kind")
     options = parser.parse_args()
     try:
         picture(options.run, options.out, options.images)

@@ -141,7 +141,7 @@ def print_frd(count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fingerprints", "frd"))
-    parser.add_argument("--images", type=int, default=100, help="of each side of the FRD")
+    parser.add_argument("--images", type=int, default=100, help="images on each side of the FRD")
     options = parser.parse_args()
     if options.what == "frd":
         print_frd(options.images)

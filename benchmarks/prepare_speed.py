@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tree", type=Path, default=None, help="where the tree is, or is built and kept")
+    parser.add_argument("--tree", type=Path, default=None, help="folder of the tree; built and kept if missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.tree or Path(folder) / "tree"

@@ -1,5 +1,5 @@
-"""How a cost grows with the length of the sequence: the slope of the line through (log L, log cost), and where two such
-lines cross."""
+"""The growth of a cost with the length of the sequence: the slope of the line through (log L, log cost), and the length
+at which two such lines cross."""
 
 import math
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def curve_record(implementation: str, unit: str, curve: dict[int, float]) -> dic
 
 
 def summarise(times: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
-    """The slopes of all implementations in the suite "scaling", and the lengths where ours cross attention, both of the
-    20th percentile: disturbances only add time, and a single disturbed length changes the slope."""
+    """The slopes of all implementations in the suite "scaling", and the lengths at which ours cross attention. Both use
+    the 20th percentile: disturbances only add time, and a single disturbed length changes the slope."""
     curves: dict[str, dict[int, float]] = {}
     for record in times:
         if record["suite"] == "scaling":

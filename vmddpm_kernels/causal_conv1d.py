@@ -39,7 +39,7 @@ def causal_conv1d(
         y in x's shape, dtype and memory order, rounded once; the final states in x's dtype, with gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> x, weight = torch.randn(2, 6, 20), torch.randn(6, 4)
@@ -92,7 +92,7 @@ def causal_conv1d_update(
         y in x's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> state, weight = torch.zeros(2, 6, 4), torch.randn(6, 4)

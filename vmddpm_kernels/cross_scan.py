@@ -60,7 +60,7 @@ def cross_scan(
         (B, K, C, L), or (B, L, K, C) if not `out_channel_first`, with L = H*W or D*H*W; contiguous, in x's dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> cross_scan(torch.zeros(1, 8, 4, 16, 16), scans="tri-orientated").shape
@@ -99,7 +99,7 @@ def cross_merge(
         dtype; half precision is summed in float32 and rounded once.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> x = torch.randn(1, 3, 4, 6)

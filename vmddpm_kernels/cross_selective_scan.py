@@ -70,7 +70,7 @@ def cross_selective_scan(
             one route; without it a single route is in row-major order.
         delta_softplus: apply softplus to delta + delta_bias (identity above 20). Always pass it: the default is True
             with a FutureWarning, and will become False, as in `selective_scan`.
-        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
+        discretization: "mamba" (B̄ = ΔB, as in Mamba and VMamba) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (batch, routes, dim, d_state).
         return_last_state: also return the state after the last step, (batch, routes, dim, d_state), with gradient.
         dt_proj: (routes, dim, dt_rank), dt_rank at least 1: the step sizes are delta @ dt_proj.mT. "cpu" computes them
@@ -83,7 +83,7 @@ def cross_selective_scan(
         if x, delta, A, B, C or dt_proj is, else in float32.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit or is missing.
+        TypeError, ValueError: if an argument is invalid or missing; the message names it.
 
     Example:
         >>> x, delta = torch.randn(2, 6 * 8, 16), torch.randn(2, 4, 6 * 8, 16)

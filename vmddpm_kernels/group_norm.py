@@ -24,7 +24,7 @@ def group_norm_silu(
         y in x's shape, memory order and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> x = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)

@@ -46,7 +46,7 @@ def selective_state_update(
         y in u's shape and dtype. All inputs get gradients, including the state before the step.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> state, A = torch.zeros(2, 6, 16), -torch.rand(6, 16)

@@ -221,8 +221,8 @@ def build(names: list[str]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"to compile, {' or '.join(BUILDERS)}; all if none")
-    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="clones to take the files out of")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(BUILDERS)}; by default both")
+    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="clones to copy the files from")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BUILDERS)):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BUILDERS)}")

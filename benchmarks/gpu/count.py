@@ -53,10 +53,10 @@ def figures(shape: Shape, launches: list[Launch]) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
-    parser.add_argument("--triton", metavar="VERSION", help="of Triton that compiles, if not the one installed")
+    parser.add_argument("--triton", metavar="VERSION", help="of Triton; by default the installed version")
     parser.add_argument("--sm", type=int, default=90, choices=sorted(ASSUMED.gpus), help="architecture")
     parser.add_argument("--forward", action="store_true", help="the forward alone, without checkpoints")
-    parser.add_argument("--blocks", type=int, default=16, help="of each launch that run, spread over the grid")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks executed of each launch, spread over the grid")
     options = parser.parse_args()
     directions = ("forward",) if options.forward else DIRECTIONS
     gpu = ASSUMED.gpus[options.sm]

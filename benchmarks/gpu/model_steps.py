@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lines", type=Path, help="where the lines of JSON go")
     parser.add_argument("--seconds", type=float, default=180, help="no step is begun after this")
-    parser.add_argument("--compiled", action="store_true", help="through torch.compile instead")
+    parser.add_argument("--compiled", action="store_true", help="time compiled steps instead")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds

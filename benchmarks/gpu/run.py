@@ -135,8 +135,8 @@ def run(session: Session) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--budget", type=float, help=f"seconds for all of it, {BUDGET:g} if not given")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PHASES), help="phases, with commas")
+    parser.add_argument("--budget", type=float, help=f"seconds for the whole run, by default {BUDGET:g}")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PHASES), help="phases, by commas")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the file")
     options = parser.parse_args()
     every = {**PHASES, **ON_REQUEST}

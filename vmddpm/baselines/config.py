@@ -15,7 +15,7 @@ class GANConfig:
     """The generator, the discriminator and their training (paper section IV-A).
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     latent_dim: int = 1000

@@ -16,7 +16,7 @@ class DiffusionConfig:
     """The forward process of paper section III-A. Each field quotes the sentence it reads, if there is one.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     timesteps: int = 1000

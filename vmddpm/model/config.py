@@ -23,7 +23,7 @@ class ModelConfig:
     """The architecture of VM-DDPM. Each field quotes the sentence of the paper it reads, if there is one.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     spatial_dims: Literal[2, 3] = 2

@@ -17,7 +17,7 @@ class UNetConfig:
     """The widths of Ho et al. (2020) at 256 x 256 without their first stage: 128 x 128 down to 8 x 8.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     image_channels: int = 1

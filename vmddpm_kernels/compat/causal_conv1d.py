@@ -46,7 +46,7 @@ def causal_conv1d_fn(
 
     Raises:
         NotImplementedError: if `seq_idx` is given.
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
     """
     return _convolve(
         x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation, backend=None

@@ -227,7 +227,8 @@ def _check(
     C: Tensor | None,
     width: int,
 ) -> tuple[int, int]:
-    """(dt_rank, rows of x_proj_weight for each of B and C). Raise TypeError or ValueError, naming the argument."""
+    """(dt_rank, rows of x_proj_weight for each of B and C). Raise TypeError or ValueError, naming the argument, if one
+    is invalid."""
     check_float("xz", xz)
     if xz.dim() != 3 or xz.shape[1] % 2 or 0 in xz.shape[1:]:
         raise ValueError(

@@ -30,7 +30,7 @@ _TENSORS = 3  # x, weight and bias
 
 
 def check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raises TypeError or ValueError, naming the argument that does not fit."""
+    """Raise TypeError or ValueError, naming the argument, if one is invalid."""
     check_float("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
