@@ -1,5 +1,5 @@
-"""The baselines: scans of installed packages, or of sources in benchmarks/third_party/ that `benchmarks.gpu.baselines`
-has built. The results list each missing baseline and why it is missing."""
+"""The baselines: scans from installed packages, or from sources in benchmarks/third_party/ that
+`benchmarks.gpu.baselines` has built. The results list each missing baseline and the reason."""
 
 import importlib
 import importlib.util
@@ -47,7 +47,7 @@ def import_extension(name: str) -> None:
     folder = BUILDS / name
     if not (folder / "built").exists():
         raise FileNotFoundError(f"{name} was not built; `python3 -m benchmarks.gpu.baselines` says why")
-    importlib.import_module("torch")  # whose libraries it is linked with
+    importlib.import_module("torch")  # the extension is linked with torch's libraries
     module_from(folder / f"{name}.so", name)
 
 
@@ -70,7 +70,7 @@ def load_vmamba(device: str) -> tuple[Callable[..., Any], Callable[..., Any], Ca
 
 def load_mamba(device: str) -> Callable[..., Any]:
     if importlib.util.find_spec("mamba_ssm") is None:
-        package = ModuleType("mamba_ssm")  # without running its __init__, which imports every model there is
+        package = ModuleType("mamba_ssm")  # avoids its __init__, which imports all of its models
         package.__path__ = [str(sources("mamba") / "mamba_ssm")]
         sys.modules["mamba_ssm"] = package
         if device == "cuda":
@@ -102,7 +102,7 @@ LOADERS = {
 
 
 def load(device: str, names: Iterable[str] = tuple(LOADERS)) -> Baselines:
-    """Load the named baselines. On a CPU these are their own PyTorch versions."""
+    """Load the named baselines. On a CPU these are the projects' own PyTorch versions."""
     baselines = Baselines()
     for name in names:
         attribute, function = LOADERS[name]

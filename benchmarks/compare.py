@@ -1,14 +1,14 @@
-"""`python -m benchmarks.compare A.json B.json`: what became slower from A to B by more than the noise; if anything did,
-the exit status is 1.
+"""`python -m benchmarks.compare A.json B.json` lists our times that changed from A to B by more than the noise; the
+exit status is 1 if any became slower.
 
-Both runs must be of one machine and one torch. Compared are multiples of two yardsticks, which were measured in turn
-with every case and were disturbed by whatever disturbed the case: one computes, one copies, and a time has moved only
-as far as it did against both. What is not this repository's code (attention, copies, others' scans) costs the same in
-both runs: how far its times moved all the same is the drift. How far they scatter about it, every time within its two
-runs, and what a load on one case alone leaves uncertain, is the noise. A time of ours counts as slower when its median
-and its p20 both moved by more than the drift and so many standard deviations of the noise that a comparison of equal
-runs finds anything in fewer than FALSE_ALARMS of all cases, and by at least LEAST. Where the noise would hide a time
-FOUND times as long in more than MISSED of all cases, nothing is said but that."""
+Both runs must be from the same machine and the same torch. Times are compared as multiples of two yardsticks, one that
+computes and one that copies. They were measured in turn with every case, so a disturbance of a case also slows them;
+the smaller of the two changes counts. The controls (attention, copies, scans of other projects) run the same code in
+both runs, so the median change of their times is the drift. The noise has three parts: the scatter of the controls
+about the drift, the scatter of the rounds within each run, and the uncertainty left by a load on a single case. A time
+counts as slower if its median and its p20, corrected for drift, both rose by at least LEAST and by enough standard
+deviations of the noise that comparisons of equal runs report anything in fewer than FALSE_ALARMS of all cases. If the
+noise would hide a slow-down by FOUND in more than MISSED of all cases, the time is only reported as too noisy."""
 
 import argparse
 import math
@@ -21,20 +21,20 @@ from statistics import NormalDist, median
 from benchmarks.results import Record, load
 
 FALSE_ALARMS, MISSED = 0.01, 0.05
-LEAST, FOUND = math.log(1.1), math.log(1.5)
+LEAST, FOUND = math.log(1.1), math.log(1.5)  # logarithms of ratios
 NORMAL_20_80 = 1.683  # standard deviations between the 20th and the 80th percentile
 NORMAL_MAD = 1.4826  # standard deviations for a median absolute deviation
-MAD_ERROR = 2 * 1.17  # two standard errors of it, times the root of how many there are
-NORMAL_MEDIAN = 1.2533  # standard errors of a mean for one of a median
-UNEVEN = 0.15  # standard deviations of what a time and its yardstick suffer from one load, as a share of it
-ALIKE = 3  # neighbouring rounds, which share what disturbs them and tell as much as one
+MAD_ERROR = 2 * 1.17  # two relative standard errors of a median absolute deviation, times the root of the sample size
+NORMAL_MEDIAN = 1.2533  # standard error of a median over that of a mean
+UNEVEN = 0.15  # standard deviation of the difference between a load's effects on a time and on its yardstick, relative
+ALIKE = 3  # neighbouring rounds that share their disturbances, and so count as one
 FEW_CONTROLS = 5
 ONE_MACHINE = ("device", "torch", "threads")
 
 
 @dataclass(frozen=True)
 class Change:
-    """Logarithms of B over A, the drift taken out, and their standard deviation between equal runs."""
+    """Logarithms of B over A, corrected for drift, and their standard deviation between equal runs."""
 
     key: tuple[str, ...]
     median: float
@@ -70,13 +70,13 @@ def times(data: Record) -> dict[tuple[str, ...], Record]:
 
 
 def spread(rounds: Record) -> float:
-    """The standard deviation of the logarithm of the rounds of a run."""
+    """The standard deviation of the logarithm of a run's rounds."""
     return math.log(rounds["p80"] / rounds["p20"]) / NORMAL_20_80
 
 
 def own_noise(record: Record, usual: float) -> float:
-    """The standard deviation of the logarithm of a run's median over that of a yardstick. Rounds that are closer
-    together than `usual` are so by chance."""
+    """The standard deviation of the logarithm of a run's median over that of a yardstick. A spread of the rounds below
+    `usual` is taken for chance."""
 
     def error_of_median(rounds: Record) -> float:
         return NORMAL_MEDIAN * max(usual, spread(rounds)) / math.sqrt(max(1.0, rounds["rounds"] / ALIKE))
@@ -85,7 +85,7 @@ def own_noise(record: Record, usual: float) -> float:
 
 
 def lesser(moves: Sequence[float]) -> float:
-    """The least move, or none if they are not in one direction."""
+    """The smallest move, or 0 if the moves have different signs."""
     least = min(moves, key=abs)
     return least if all(least * move > 0 for move in moves) else 0.0
 
@@ -113,7 +113,7 @@ def changes(a: Record, b: Record) -> list[Change]:
         return math.log(after[key]["yardsticks"][name][quantity] / before[key]["yardsticks"][name][quantity])
 
     def moves(key: tuple[str, ...], quantity: str = "median") -> list[float]:
-        """Against each of the yardsticks."""
+        """The change relative to each yardstick."""
         move = math.log(after[key][quantity] / before[key][quantity])
         return [move - load(key, name, quantity) for name in yardsticks]
 
@@ -127,7 +127,7 @@ def changes(a: Record, b: Record) -> list[Change]:
     scatter = min(map(spread_of, zip(*map(moves, steady))))
     between = math.sqrt(max(0.0, scatter**2 - within**2))
     loads = {name: {key: load(key, name) for key in common} for name in yardsticks}
-    usual_loads = {name: median(of.values()) for name, of in loads.items()}  # which are drift
+    usual_loads = {name: median(of.values()) for name, of in loads.items()}  # these are drift
 
     def noise(key: tuple[str, ...]) -> float:
         uneven = max(abs(loads[name][key] - usual_loads[name]) for name in yardsticks)
@@ -137,7 +137,7 @@ def changes(a: Record, b: Record) -> list[Change]:
 
 
 def spread_of(moved: Sequence[float]) -> float:
-    """Their standard deviation, but for those that moved for a reason, and two standard errors of it more."""
+    """A robust estimate of the standard deviation, which ignores outliers, plus two standard errors of it."""
     middle = median(moved)
     return NORMAL_MAD * median(abs(m - middle) for m in moved) * (1 + MAD_ERROR / math.sqrt(len(moved)))
 

@@ -1,8 +1,8 @@
-"""`pytest benchmarks/` checks each case once at a small size. `pytest benchmarks/ --benchmark` estimates its duration,
+"""`pytest benchmarks/` checks each case once at a small size. `pytest benchmarks/ --benchmark` estimates the duration,
 measures and prints the results; `--results FOLDER` also writes a result file and its plots.
 
 The first test of a case measures all implementations in turn. Each test then replays the times of its implementation to
-pytest-benchmark, so that the tables, JSON files and comparisons of pytest-benchmark work."""
+pytest-benchmark, so that its tables, JSON files and comparisons work."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Clock:
-    """A clock for pytest-benchmark that replays measured times: each call of `replay` advances it by one of them."""
+    """A clock for pytest-benchmark that replays measured times: each call of `replay` advances it by one."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -102,7 +102,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill torch.empty with NaN, so that an element which a kernel does not write fails the check."""
+    """Fill torch.empty with NaN, so that an element that no kernel writes fails the check."""
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -5,11 +5,11 @@
 Compared functions run in turn; medians are reported. A fraction is the elements per second of an operator over those
 of the bare recurrence in machine_limits.cpp, so softplus, routes and memory traffic lower it. With one state it is the
 bandwidth of the operator, each input read once and each result written once, over the copy bandwidth; a second figure
-uses the slower of two limits, copy bandwidth and the arithmetic of recurrence and softplus.
+uses the slower of two limits: copy bandwidth, and the arithmetic of recurrence and softplus.
 
-The baseline of `ss2d_core` is mamba.py, if `mambapy` is installed. `peaks` and `ss2d_core` use the default allocator,
-as users do. The other parts keep freed memory, because fresh pages cost more than some kernels; `ss2d_core_kept` is
-`ss2d_core` measured this way.
+The baselines of `ss2d_core` are parallel scans, mamba.py's too if `mambapy` is installed. `peaks` and `ss2d_core` use
+the default allocator, as users do. The other parts keep freed memory, because fresh pages cost more than some kernels;
+`ss2d_core_kept` is `ss2d_core` measured this way.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def of_limit(direction: str, states: int, tensors: list[torch.Tensor], ms: float
     if states != 1:
         return {"of_limit": round(recurrence / ms * 1e3, 3)}
     inputs, y = sum(t.numel() for t in tensors), tensors[0].numel()
-    moved = 4 * (inputs + y if direction == "forward" else 2 * inputs + y)  # backward: dy too, and a gradient an input
+    moved = 4 * (inputs + y if direction == "forward" else 2 * inputs + y)  # backward: dy, and a gradient per input
     memory = moved / max(limit["copy"], limit["copy_non_temporal"])
     arithmetic = recurrence + elements / limit["softplus"]
     return {
@@ -100,7 +100,7 @@ def of_limit(direction: str, states: int, tensors: list[torch.Tensor], ms: float
 
 
 def fractions(seconds: float) -> dict[str, dict]:
-    """Fractions of the limits with ordered routes, the speed-up by a second thread, and the cost of shuffled routes."""
+    """Fractions of the limits with ordered routes, the speed-up by threads, and the cost of shuffled routes."""
     found = {}
     for states in (16, 1):
         for name, shape in SHAPES.items():
@@ -205,7 +205,7 @@ def long_scans() -> Iterator[tuple[int, Callable[[], object]]]:
 
 
 def peaks(seconds: float) -> list[dict]:
-    """Megabytes that the first pass over a long scan adds to the process."""
+    """The growth of the process's memory, in megabytes, in the first pass over a long scan."""
     found = []
     for length, run in long_scans():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -237,7 +237,7 @@ class TimedKernels:
 
 
 def touch_memory(run: Callable[[], object], calls: int = 20) -> None:
-    """Calls `run` until it causes no page faults, which would slow the calls that are timed."""
+    """Call `run` until it causes no more page faults, which would slow the timed calls."""
     for _ in range(calls):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         run()
@@ -246,7 +246,7 @@ def touch_memory(run: Callable[[], object], calls: int = 20) -> None:
 
 
 def lengths(seconds: float) -> list[dict]:
-    """Nanoseconds per step of a forward and backward pass over a long scan: of the whole pass and of its kernels alone,
+    """Nanoseconds per step of a forward and backward pass over a long scan: for the whole pass, and for its kernels
     without the fixed cost of a call. The lengths run in turn."""
     scans = dict(long_scans())
     whole: dict[int, list[float]] = {length: [] for length in scans}
@@ -284,7 +284,7 @@ PARTS_KEPT = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | PARTS_KEPT)}; all of them if none is named")
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS | PARTS_KEPT)}; by default all")
     parser.add_argument("--results", type=Path, help="JSON file to write or to update")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each case")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Bytes that the PyTorch operators around the scan read and write in one forward and backward of a CSM, by operator.
+"""Bytes read and written by each PyTorch operator around the scan in one forward and backward of a CSM.
 
     python benchmarks/csm_traffic.py [--size 32] [--channels 64] [--batch-size 4]
 
@@ -18,7 +18,7 @@ from vmddpm_kernels import routes
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes of every tensor argument and result of each operator that is no view."""
+    """Counts the bytes of all tensor arguments and results of each operator, except for views."""
 
     def __init__(self):
         super().__init__()

@@ -1,14 +1,13 @@
-"""What the demo's minutes are worth to three networks of equal size: VM-DDPM with Sequence Regeneration, VM-DDPM that
-scans in order, and the UNet of Ho et al. (2020). All learn the demo's slices by its configuration, for the same time.
-By --models also the demo's network with one choice made in another way (CHOICES).
+"""Compares three networks of equal size after the same training time on the demo's slices, with the demo's
+configuration: VM-DDPM with Sequence Regeneration, VM-DDPM with ordered scans, and the UNet of Ho et al. (2020).
+--models can also name variants of the demo's network that differ in one choice (CHOICES).
 
     python -m benchmarks.demo_comparison --minutes 10 --seeds 0 1 2 --out build/demo_comparison
     python -m benchmarks.demo_comparison --models regenerated adam unweighted --seeds 0 --out build/demo_choices
 
-Run it on a machine that does nothing else. It takes models x seeds x minutes of training, and about a third more for
-the images drawn meanwhile, whose time does not count as training. The same command goes on where one was stopped, after
-the last run that ended. OUT gets results.json, from which the others are made: README.md with the table, curve.png, and
-a picture of each run.
+Run it on an otherwise idle machine. It takes models x seeds x minutes of training, and about a third more to draw
+images meanwhile, which does not count as training time. If it is stopped, the same command continues after the last
+complete run. OUT gets results.json, README.md and curve.png, which are made from it, and a picture of each run.
 """
 
 import argparse
@@ -57,7 +56,7 @@ CHOICES = {
     "half-resolution": "sampling (2, 2, 2, 2), 16 channels, batch of 8",
 }
 NAMES = NETWORKS | CHOICES
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the minutes, after which images are drawn
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # images are drawn after these shares of the minutes
 UNITS = {"spectrum": "dB", "texture": "Fréchet distance", "structure": "Fréchet distance"}
 Record = dict[str, Any]
 
@@ -96,7 +95,7 @@ def parameters(config: RunConfig) -> int:
 
 
 def unet_of(wanted: int) -> UNetConfig:
-    """Of those of four stages, attention in the last two, the one whose number of parameters is nearest."""
+    """The UNet of four stages, with attention in the last two, whose number of parameters is closest to `wanted`."""
     choices = [UNetConfig(widths=(w, 2 * w, 3 * w, 4 * w), attention=(False, False, True, True), norm_groups=4)
                for w in range(4, 97, 4)]  # fmt: skip
     return min(choices, key=lambda unet: abs(parameters(RunConfig(system="unet", unet=unet)) - wanted))
@@ -106,8 +105,8 @@ def train(
     config: RunConfig, dataset: Images, at: Callable[[float, int, DiffusionLearner], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:  # fmt: skip
-    """Trains for the minutes of the configuration; `at` is called with the minutes gone, steps and learner after each
-    of the SHARES, on time that does not count. Returns the number of steps."""
+    """Train for the minutes of the configuration and return the number of steps. After each of the SHARES, `at` is
+    called with minutes, steps and learner; the time it takes does not count."""
     options = config.training
     assert options.minutes is not None
     torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
@@ -129,16 +128,16 @@ def train(
 
 
 class Comparison:
-    """Runs and their results in `folder`/results.json, which is there after the first run.
+    """Runs and their results in `folder`/results.json, which the first run creates.
 
     Args:
-        folder: made if it is not there.
-        minutes: of training, of each run.
-        images: drawn after each of the SHARES.
-        dataset: what is learned, and compared with.
+        folder: created if missing.
+        minutes: training minutes of each run.
+        images: number of images drawn after each of the SHARES.
+        dataset: images to learn and to compare with.
 
     Raises:
-        InputError: if the folder holds results of other minutes, images or configurations.
+        InputError: if the folder holds results with other minutes, images or configurations.
     """
 
     def __init__(self, folder: Path, minutes: float, images: int, dataset: Images) -> None:
@@ -167,7 +166,7 @@ class Comparison:
         return any((run["model"], run["seed"]) == (model, seed) for run in self.data["runs"])
 
     def run(self, model: str, seed: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Trains one network, unless it was before, and writes all files anew."""
+        """Train one network, unless its result exists, and rewrite all files."""
         if self.has(model, seed):
             print(f"{NAMES[model]}, seed {seed}: is there", flush=True)
             return
@@ -193,7 +192,7 @@ class Comparison:
         self.report()
 
     def report(self) -> None:
-        """README.md and curve.png from the results."""
+        """Write README.md and curve.png from the results."""
         draw_curve(self.data, self.folder / "curve.png")
         write_text(self.folder / "README.md", markdown(self.data))
 
@@ -204,7 +203,7 @@ def last(data: Record, model: str, figure: str) -> list[float]:
 
 
 def markdown(data: Record) -> str:
-    """The table, who won, and how busy the machine was."""
+    """The table, the best network by each figure, and how busy the machine was."""
     here = [model for model in NAMES if last(data, model, "spectrum")]
     rows = ["| | parameters | seeds | steps | spectrum, dB | texture | structure |", "| --- " + "| ---: " * 6 + "|"]
     for model in here:
@@ -233,7 +232,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def verdict(data: Record, figure: str) -> str:
-    """Whose figure is the least, if every run of it is below every run of the others."""
+    """Which network has the lowest figure, and whether each of its runs is below all runs of the others."""
     ranges = {model: last(data, model, figure) for model in NAMES if last(data, model, figure)}
     first, second = sorted(ranges, key=lambda model: statistics.mean(ranges[model]))[:2]
     clear = all(max(ranges[first]) < min(values) for model, values in ranges.items() if model != first)
@@ -268,17 +267,17 @@ def draw_curve(data: Record, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, of each run")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training minutes of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", choices=NAMES, nargs="+", default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=36, help="drawn at each point")
+    parser.add_argument("--images", type=int, default=36, help="images drawn at each point")
     parser.add_argument("--out", type=Path, default=Path("build/demo_comparison"))
     options = parser.parse_args()
     try:
         comparison = Comparison(options.out, options.minutes, options.images, mni152_slices(demo_config(1).data))
     except InputError as error:
         parser.error(str(error))
-    for seed in options.seeds:  # all models of a seed first: what there is of a stopped comparison is balanced
+    for seed in options.seeds:  # all models of a seed first, so that a stopped comparison is balanced
         for model in options.models:
             comparison.run(model, seed)
     print((options.out / "README.md").read_text(encoding="utf-8"))

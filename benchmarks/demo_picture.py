@@ -1,10 +1,10 @@
-"""Two blocks of 6 x 6 slices, real and synthetic, of a demo run: the README's picture.
+"""The README's picture: 6 x 6 real and 6 x 6 synthetic slices of a demo run.
 
     make demo MINUTES=10
     python -m benchmarks.demo_picture runs/demo --out docs/demo.png
 
-It draws the images anew from the run's averaged weights, which takes half a minute, prints their figures of merit, and
-writes the picture under the titles that the demo gives today.
+It draws new images from the run's averaged weights, which takes half a minute, prints their figures of merit, and
+writes the picture with the current titles of the demo.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a demo run")
     parser.add_argument("--out", type=Path, default=Path("docs/demo.png"))
-    parser.add_argument("--images", type=int, default=36, help="of each kind")
+    parser.add_argument("--images", type=int, default=36, help="images of each kind")
     options = parser.parse_args()
     try:
         picture(options.run, options.out, options.images)

@@ -15,7 +15,7 @@ from benchmarks.problem import Problem, relative_difference
 from benchmarks.results import Results, ours
 from benchmarks.timing import measure_in_turn, quantile, sets_needed
 
-YARDSTICKS = ("arithmetic", "memory")  # reference work, whose speed no change to this repository affects
+YARDSTICKS = ("arithmetic", "memory")  # reference work; no change to this repository affects its speed
 SAME_WITHIN = 0.02  # largest mean relative difference of two implementations
 
 Makers = dict[str, Callable[[Any, str, Baselines], Any]]
@@ -60,7 +60,7 @@ class Harness:
                 assert apart < SAME_WITHIN, f"{name} is {apart:.1%} from {first} in result {i}"
 
     def drop_failing(self) -> None:
-        """Drop baselines that fail or compute something else: compiled code may be right at one size and wrong at
+        """Drop baselines that fail or give other results: compiled code may be right at one size and wrong at
         another."""
         for name in [n for n, c in self.implementations.items() if not ours(n) and c.standard is not None]:
             try:
@@ -74,7 +74,7 @@ class Harness:
         return [found] if isinstance(found, Tensor) else list(found)
 
     def measure(self, seconds: float, least: int) -> tuple[dict[str, list[float]], int]:
-        """Seconds of each round of the implementations and YARDSTICKS, and the number of input sets they rotate."""
+        """Seconds of each round of the implementations and YARDSTICKS, and the number of input sets."""
         smallest = min(sum(t.numel() * t.element_size() for t in c.leaves) for c in self.implementations.values())
         sets = sets_needed(smallest, self.device)
         calls = yardsticks(self.device)
@@ -103,8 +103,8 @@ def _yardstick_tensors(device: str) -> tuple[Tensor, Tensor]:
 
 
 def yardsticks(device: str) -> dict[str, Callable[[int], Tensor]]:
-    """About a millisecond each of matrix products in the cache and of copies in main memory. Other programs on the
-    machine slow one or the other."""
+    """About a millisecond of matrix products in the cache, and one of copies in main memory. Other programs on the
+    machine slow down one or the other."""
     square, rows = _yardstick_tensors(device)
     return {
         "arithmetic": lambda i: torch.softmax(square @ square, dim=-1),

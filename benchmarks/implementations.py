@@ -1,5 +1,5 @@
-"""The implementations that are compared. Each maker, a function of (problem, backend, baselines), copies the problem to
-the layout of one implementation; it raises `Missing` if that implementation cannot run."""
+"""The implementations to compare. Each maker, a function of (problem, backend, baselines), copies the problem to the
+layout of its implementation, and raises `Missing` if that cannot run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from benchmarks.baselines import Baselines, Missing
 from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
 from benchmarks.problem import ROUTES, Implementation, Problem
 
-HEAD = 64  # channels of a head of attention
+HEAD = 64  # channels of an attention head
 Maker = Callable[[Problem, str, Baselines], Implementation]
 
 
@@ -47,7 +47,7 @@ def attention(problem: Problem, backend: str, baselines: Baselines) -> Implement
 
 
 def in_triton(maker: Maker) -> Maker:
-    """Ours through the Triton kernels, on a GPU only: times of Triton's interpreter mean nothing."""
+    """Our Triton kernels, on a GPU only: times of Triton's interpreter mean nothing."""
 
     def made(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
         status = vk.backends()["triton"]
@@ -174,7 +174,7 @@ def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
     return scan
 
 
-# Sequences, channel first as their baselines have them
+# Sequences, channel first as in the baselines
 
 
 def sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
@@ -196,7 +196,7 @@ def mamba_ssm(problem: Problem, backend: str, baselines: Baselines) -> Implement
 
 
 def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    """Its function without kernels: a step after the other."""
+    """transformers' function without kernels, one step at a time."""
     if baselines.transformers is None:
         raise Missing(baselines.missing["transformers"])
     theirs = baselines.transformers
@@ -218,7 +218,7 @@ def mambapy_sequence(problem: Problem, backend: str, baselines: Baselines) -> Im
 
 
 def compiled(states: str, longest: int) -> Callable[[Problem, str, Baselines], Implementation]:
-    """One of `plain_scans` through torch.compile, up to a length that compiles in a minute."""
+    """One of `plain_scans` through torch.compile, up to the length that compiles in a minute."""
 
     def make(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
         if problem.case.length > longest:

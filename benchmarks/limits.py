@@ -1,4 +1,4 @@
-"""Limits of this machine, measured in the same run, and the least time for a given work within them."""
+"""Limits of this machine, measured in the same run, and the least time that given work takes within them."""
 
 from dataclasses import dataclass
 from subprocess import CalledProcessError
@@ -14,7 +14,7 @@ MATMUL = 1536
 
 @dataclass(frozen=True)
 class Work:
-    """What cannot be avoided: bytes to move, floating-point operations of matrix products, elements of a scan forward
+    """Unavoidable work: bytes to move, floating-point operations of matrix products, and elements of a scan, forward
     and backward, each with `states` states."""
 
     bytes: float = 0
@@ -31,7 +31,7 @@ class Work:
 
     @classmethod
     def of_attention(cls, case: Case, direction: str) -> "Work":
-        """Two products of L x L x D, and five more backward, where the first is computed again."""
+        """Two products of L x L x D forward, and five backward, which computes the first again."""
         flops = 2 * case.batch * case.length**2 * case.channels * (7 if direction == BOTH else 2)
         return cls(4 * case.batch * case.length * case.channels * case.dtype.itemsize, flops)
 
@@ -48,7 +48,7 @@ def measure_limits(device: str) -> dict[str, Any]:
         from benchmarks.machine_limits import limits as machine_limits
 
         return {**machine_limits(threads)[threads], **limits}
-    except (ImportError, OSError, CalledProcessError) as error:  # no compiler: times stand without their share of it
+    except (ImportError, OSError, CalledProcessError) as error:  # no compiler: times have no share of the limit
         return {**limits, "missing": f"{type(error).__name__}: {error}"}
 
 
@@ -59,8 +59,8 @@ def matmul_rate(device: str) -> float:
 
 
 def least_seconds(work: Work, limits: dict[str, Any]) -> float | None:
-    """The longer of what the memory needs and what the matrix products and the recurrence need, were each alone; None
-    where a limit is not known."""
+    """The longer of two times: of moving the bytes, and of the matrix products and the recurrence. None if a limit is
+    unknown."""
     if "copy_bytes_per_second" in limits:
         exponentials = work.forward_elements * (work.states + 1) + work.backward_elements * (work.states + 1)
         scan = exponentials / limits["exp2_per_second"] if "exp2_per_second" in limits else None
@@ -77,6 +77,6 @@ def least_seconds(work: Work, limits: dict[str, Any]) -> float | None:
 
 
 def seconds_an_element(limits: dict[str, Any], direction: str, states: int) -> float:
-    """Seconds of the ideal recurrence, interpolated between those for 1 and 16 states."""
+    """Seconds of the ideal recurrence, interpolated between 1 and 16 states."""
     one, sixteen = (1 / limits[f"{direction}_{n}"] for n in (1, 16))
     return one + (sixteen - one) * (states - 1) / 15

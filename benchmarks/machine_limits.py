@@ -1,7 +1,7 @@
-"""The limits of this processor, from machine_limits.cpp, compiled when first asked for.
+"""The limits of this processor, measured by machine_limits.cpp, which is compiled at its first use.
 
-`python benchmarks/machine_limits.py` prints them. Compared with figures of the same run they say how far a kernel is
-from what the machine can do at all.
+`python benchmarks/machine_limits.py` prints them. They show how close a kernel, measured in the same run, comes to the
+limits of the machine.
 """
 
 import atexit
@@ -29,8 +29,8 @@ def program() -> Path:
 
 @cache
 def limits(*threads: int) -> dict[int, dict[str, float]]:
-    """Number of threads -> what they reach together: copy and copy_non_temporal in bytes/s, exp2 and softplus in
-    values/s, forward_16, backward_16, forward_1 and backward_1 (recurrences of 16 states or one) in elements/s."""
+    """Number of threads -> their joint rates: copy and copy_non_temporal in bytes/s, exp2 and softplus in values/s,
+    forward_16, backward_16, forward_1 and backward_1 (recurrences of 16 states or one) in elements/s."""
     command = [program(), *map(str, threads)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {count: measured[str(count)] for count in threads}

@@ -3,7 +3,8 @@
     python benchmarks/medical_evaluation.py fingerprints
     python benchmarks/medical_evaluation.py frd --images 100      # needs the extra radiomics
 
-The images are slices of the MNI152 brain, 64 x 64, each bent, turned and lit as another person's. All is seeded.
+The images are slices of the MNI152 brain, 64 x 64, each warped, rotated and shaded to look like another person's. All
+random numbers are seeded.
 """
 
 import argparse
@@ -29,7 +30,7 @@ TRAINING, MARKED, HELD_OUT = 400, 100, 200
 
 
 def fingerprints(count: int = MARKED, seed: int = 7) -> Tensor:
-    """float32 (count, 1, 64, 64): for each marked image a pattern of its own, of cells of 4 x 4 pixels, +1 or -1."""
+    """float32 (count, 1, 64, 64): a different pattern for each marked image, with cells of 4 x 4 pixels, +1 or -1."""
     generator = torch.Generator().manual_seed(seed)
     cells = torch.randint(0, 2, (count, 1, SIDE // CELL, SIDE // CELL), generator=generator) * 2.0 - 1
     return F.interpolate(cells, scale_factor=CELL, mode="nearest")
@@ -40,8 +41,8 @@ def marked(images: Tensor, prints: Tensor) -> Tensor:
 
 
 def read(images: Tensor, prints: Tensor) -> Tensor:
-    """bool (n, count): which fingerprints an image carries, either way round and up to 2 pixels to a side: a matched
-    filter of the fine detail, whose response stands out of those of all fingerprints by five deviations."""
+    """bool (n, count): the fingerprints of each image, also if mirrored or moved sideways by up to 2 pixels. A matched
+    filter is applied to the fine detail; its response must exceed the median of all by five deviations."""
     pattern = _detail(prints).flatten(1)
     found = torch.zeros(len(images), len(prints), dtype=torch.bool)
     for way in (images, images.flip(3)):
@@ -80,9 +81,9 @@ class Row(NamedTuple):
 
     name: str
     number: int
-    read: float  # carry a fingerprint that can be read: of a copy, its own
-    reported: float  # are copies by the report
-    named: float | None  # are copies of the right image by the report
+    read: float  # with a readable fingerprint; for copies, their own
+    reported: float  # reported as copies
+    named: float | None  # reported as copies of the right image
 
 
 def measure(chosen: Sequence[str] = ()) -> Iterator[Row]:
@@ -140,7 +141,7 @@ def print_frd(count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fingerprints", "frd"))
-    parser.add_argument("--images", type=int, default=100, help="of each side of the FRD")
+    parser.add_argument("--images", type=int, default=100, help="images on each side of the FRD")
     options = parser.parse_args()
     if options.what == "frd":
         print_frd(options.images)

@@ -1,7 +1,7 @@
-"""The most memory a call needs beside its inputs.
+"""Peak memory of a call, without its inputs.
 
-On a GPU torch counts it. On a CPU the call is made in a process of its own, forked from a server that has everything
-imported, and the kernel's record of its resident memory is compared with what it was before the call."""
+On a GPU torch counts it. On a CPU the call runs in a separate process, forked from a server that has imported
+everything, and the peak resident memory is compared with the resident memory before the call."""
 
 import multiprocessing
 import os
@@ -18,10 +18,10 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def peak(implementation: str, case: Case, direction: str, device: str) -> int:
-    """Bytes. Raises `Missing` where the implementation cannot take part."""
+    """Bytes. Raises `Missing` if the implementation cannot run."""
     if device == "cuda":
         return peak_bytes(lambda one: one.call(direction), prepare(implementation, case, device))
-    # Every block of 128 KiB or more goes back when it is freed, so that resident memory is living memory.
+    # Freed blocks of 128 KiB or more are returned at once, so that resident memory is memory in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(128 << 10)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -37,7 +37,7 @@ def prepare(implementation: str, case: Case, device: str) -> Implementation:
 def growth(implementation: str, case: Case, direction: str) -> int:
     prepare(implementation, case.tiny(), "cpu").call(direction)  # start threads, load code
     one = prepare(implementation, case, "cpu")
-    Path("/proc/self/clear_refs").write_text("5")  # the record starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident memory
     before = resident()
     one.call(direction)
     return max(0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

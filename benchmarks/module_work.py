@@ -12,8 +12,8 @@ from vmddpm.model.csm import CSM
 
 
 def work_of(module: nn.Module, call: Callable[[], Any], backward: bool) -> Work:
-    """Of `call`, which runs the module forward, and of the backward after it if there is one: a matrix product has two
-    there. The bytes are the weights', and as many again for their gradients."""
+    """The work of `call`, which runs the module forward, and with `backward` of the backward, which has two matrix
+    products for each one forward. Bytes are those of the weights and, with `backward`, of their gradients."""
     scans = [m for m in module.modules() if isinstance(m, CSM)]
     elements = []
 

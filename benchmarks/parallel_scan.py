@@ -1,4 +1,4 @@
-"""The recurrence as a parallel scan in plain PyTorch, as one would write it without compiled kernels.
+"""The recurrence as a parallel scan in plain PyTorch, without compiled kernels.
 
 h_l = a_l h_{l-1} + b_l composes as (a, b) . (a', b') = (a a', a' b + b'), an associative product, so all prefixes
 follow from log2(L) doublings (Hillis and Steele). Its gradient is the same scan run backwards.
@@ -40,7 +40,7 @@ class ParallelScan(torch.autograd.Function):
 
 
 def cross_selective_scan(x, delta, A, B, C, D, delta_bias, table, scan=ParallelScan.apply):
-    """vmddpm_kernels.cross_selective_scan on `scan(a, b)`, a and b (B, K D, L, N): routes gathered, scanned, merged."""
+    """vmddpm_kernels.cross_selective_scan by `scan(a, b)`, a and b (B, K D, L, N): gathers routes, scans and merges."""
     batch, K, length, dim = delta.shape
     index = table.long()[None, :, :, None]
 

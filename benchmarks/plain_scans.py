@@ -1,5 +1,5 @@
-"""The selective scan in plain PyTorch, as one writes it without kernels, to be compiled: every state of the sequence in
-memory, computed one step after another, or by the scans that PyTorch has as operators."""
+"""The selective scan in plain PyTorch, without kernels, for torch.compile: all states of the sequence are in memory,
+computed one step at a time or by PyTorch's scan operators."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,4 @@
-"""Four pictures of a result file: time over length, everyone's time over ours, memory, and how near the limits ours
-come."""
+"""Four plots of a result file: time over length, times of others over ours, memory, and our distance to the limits."""
 
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def scaling(data: Record):
 
 
 def speed_up(data: Record):
-    """Forward and backward of the fused operator: each dot someone's time over ours."""
+    """Forward and backward of the fused operator: each dot is another implementation's time over ours."""
     rows: dict[str, dict[str, float]] = {}
     for suite in ("cross_selective_scan", "without_kernels"):
         chosen = [t for t in data["times"] if t["suite"] == suite and t["direction"] == "forward_backward"]
@@ -99,7 +98,7 @@ def memory(data: Record):
 
 
 def roofline(data: Record):
-    """State updates a second over state updates a byte, under the roofs of the memory and of the ideal recurrence."""
+    """State updates per second over state updates per byte, under the limits of memory and the ideal recurrence."""
     limits = data["limits"]
     points = [t for t in data["times"] if t["implementation"] == "ours" and t["direction"] == "forward" and t["work"]]
     points = [t for t in points if t["suite"] in ("cross_selective_scan", "selective_scan") and t["work"]["bytes"]]

@@ -1,4 +1,4 @@
-"""`vmddpm prepare` on a tree in the layout of ChestX-ray14, 1024 x 1024 PNG files, with one process and with more.
+"""Speed of `vmddpm prepare` on 1024 x 1024 PNG files in the layout of ChestX-ray14, with one or more processes.
 
     python benchmarks/prepare_speed.py --images 3000 --processes 1 2 --tree /tmp/tree
 """
@@ -18,11 +18,11 @@ from pydicom.data import get_testdata_file
 from vmddpm.data import DataConfig, layouts
 from vmddpm.data.prepare import prepare_store
 
-DISTINCT = 100  # pictures; the files of the tree are copies of them
+DISTINCT = 100  # distinct pictures; all other files of the tree are copies
 
 
 def build_tree(root: Path, images: int) -> None:
-    """Ten images a patient, of a slice through a body, moved from picture to picture."""
+    """Ten images per patient: a CT slice, shifted from picture to picture."""
     pixels = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(np.float32)
     folder = root / "images_001" / "images"
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tree", type=Path, default=None, help="where the tree is, or is built and kept")
+    parser.add_argument("--tree", type=Path, default=None, help="folder of the tree; built and kept if missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.tree or Path(folder) / "tree"

@@ -39,7 +39,7 @@ class Case:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the image or volume, as `routes` takes it."""
+        """The size of the image or volume, as `routes` takes it."""
         return (self.depth, self.height, self.width) if self.depth else (self.height, self.width)
 
     @property
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def elements(self) -> int:
-        """(batch, route, channel, step): each costs `states` steps of the recurrence."""
+        """The number of (batch, route, channel, step); each costs `states` steps of the recurrence."""
         return self.batch * self.routes * self.length * self.channels
 
     @property
@@ -69,7 +69,7 @@ class Case:
         return self.batch * self.length * a_pixel * self.dtype.itemsize
 
     def tiny(self) -> "Case":
-        """Small enough to be checked in no time; odd sizes stay odd."""
+        """A case small enough for a quick check; odd sizes stay odd."""
         sides = [name for name in ("depth", "height", "width") if getattr(self, name)]
         small = {name: min(getattr(self, name), 6 + getattr(self, name) % 2) for name in sides}
         return replace(self, batch=2, channels=64, **small)
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """The inputs of a case as `cross_selective_scan` takes them, all random, and the gradient of its result."""
+    """Random inputs of `cross_selective_scan` for a case, and a gradient of its result."""
 
     case: Case
     x: Tensor                                                                   # (B, L, D)
@@ -138,7 +138,7 @@ class Implementation:
             with torch.no_grad():
                 return self.run(*self.leaves)
         y = self.run(*self.leaves)
-        # Where a single step is taken, A may have no part in it.
+        # In a scan of a single step the result may not depend on A.
         return y, *torch.autograd.grad(y, self.leaves, self.dy, allow_unused=True, materialize_grads=True)
 
 
@@ -148,7 +148,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 
 def difference(baseline: Implementation, ours: Implementation) -> dict[str, float]:
-    """How far the baseline's y, dx and dA are from ours: whether the same thing is being measured."""
+    """How far the baseline's y, dx and dA are from ours, which shows whether both compute the same."""
     y, dx, _, dA, *_ = ours.call(BOTH)
     their_y, their_dx, _, their_dA, *_ = baseline.call(BOTH)
     return {

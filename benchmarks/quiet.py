@@ -1,15 +1,15 @@
-"""How much of the processors other programs took while this one measured: what its figures are worth."""
+"""The share of the processors that other programs used during a measurement."""
 
 import os
 import time
 from pathlib import Path
 
-BUSY = 0.1  # the share from which figures are marked as those of a busy machine
+BUSY = 0.1  # from this share on, results are marked as from a busy machine
 TICK = os.sysconf("SC_CLK_TCK")
 
 
 def busy_now(seconds: float = 1.0) -> float | None:
-    """The share of all processors that other programs take in so many seconds from now."""
+    """The share of all processors that other programs use in the next `seconds`."""
     others = Others()
     time.sleep(seconds)
     return others.share()
@@ -20,7 +20,7 @@ class Others:
         self.begun, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
 
     def share(self) -> float | None:
-        """The share of all processors since this object was made; None if unknown."""
+        """The share of all processors that others used since this object was made; None if unknown."""
         if self.busy is None:
             return None
         taken = busy_seconds() - self.busy - (own_seconds() - self.own)
@@ -36,5 +36,5 @@ def busy_seconds() -> float | None:
 
 
 def own_seconds() -> float:
-    """CPU seconds of this process and of its finished children; the processes of the memory suite do not count."""
+    """CPU seconds of this process and its finished children; processes of the memory suite are not among them."""
     return sum(os.times()[:4])

@@ -1,7 +1,7 @@
-"""Result files to Markdown tables and plots: `python -m benchmarks.report FILES --readme README.md`.
+"""Makes Markdown tables and plots from result files: `python -m benchmarks.report FILES --readme README.md`.
 
-`--out` gets a page of tables for each machine and the plots; `--readme` gets one table of headline ratios a machine
-between the markers <!-- benchmarks --> and <!-- /benchmarks -->, with links to the page in `--out`."""
+`--out` gets the plots and a page of tables for each file; `--readme` gets a table of headline ratios for each file,
+between the markers <!-- benchmarks --> and <!-- /benchmarks -->, with a link to its page in `--out`."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ IN_README = ("cross_selective_scan", "cross_scan", "cross_merge", "without_kerne
 
 
 def markdown(data: Record) -> list[str]:
-    """All that a result file holds."""
+    """All tables and findings of a result file."""
     lines = [f"## {title(data)}", "", *machine(data), "", *faster_table(data)]
     for suite in dict.fromkeys(t["suite"] for t in data["times"]):
         lines += ["", f"### {suite}", "", *time_table(data, suite)]
@@ -56,7 +56,7 @@ def in_order(records: list[Record]) -> dict[tuple[str, str], dict[str, Record]]:
 
 
 def faster_table(data: Record) -> list[str]:
-    """All that took less time than ours, whether or not it computes the same; the fastest first."""
+    """All times below ours, fastest first, including implementations of other computations."""
     compared = []
     for suite in dict.fromkeys(t["suite"] for t in data["times"]):
         for (case, direction), row in in_order([t for t in data["times"] if t["suite"] == suite]).items():
@@ -72,7 +72,7 @@ def faster_table(data: Record) -> list[str]:
 
 
 def time_table(data: Record, suite: str) -> list[str]:
-    """Our time and its share of the limit, then everyone's as a multiple of it; without "ours", times alone."""
+    """Our time, its share of the limit, and other times as multiples of it; without "ours", only times."""
     rows = in_order([t for t in data["times"] if t["suite"] == suite])
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if "ours" not in names:
@@ -140,7 +140,7 @@ def table(head: list[str], body: list[list[str]]) -> list[str]:
 
 
 def headline_table(data: Record) -> list[str]:
-    """How long everyone else takes as a multiple of our time: the least and the greatest ratio over a suite's cases."""
+    """Times of others as multiples of ours: the smallest and the largest ratio over a suite's cases."""
     body = []
     for suite in IN_README:
         rows = in_order([t for t in data["times"] if t["suite"] == suite])

@@ -1,15 +1,15 @@
-"""Result files: what one run on one machine measured.
+"""Result files: the measurements of one run on one machine.
 
     machine     device, versions, commit, date, and the share of the processors that other programs used
     profile     "quick" or "full"
     limits      limits of the machine (limits.py), and its cache
     missing     implementation -> why it was not measured
     times       suite, case, direction, implementation, ours, length, rounds, input_sets; median, p20, p80 in seconds;
-                limit, the least seconds for the `work` within the limits of the machine, if known; yardsticks: rounds,
-                median, p20, p80 of fixed reference work, measured in turn with the implementations
+                limit, the least seconds that the `work` takes within the limits of the machine, if known; yardsticks:
+                rounds, median, p20, p80 of fixed reference work, measured in turn with the implementations
     memory      suite, case, direction, implementation, ours, length, input_bytes, bytes (peak, without the inputs)
-    scaling     implementation, unit (seconds, flops), lengths, values, and slope, low, high (95 %) for
-                lengths from `since`
+    scaling     implementation, unit (seconds, flops), lengths, values, and slope, low, high (95 %) from length
+                `since` on
     crossings   states -> the length where attention and ours take the same time
 """
 
@@ -52,7 +52,7 @@ class Results:
             reasons.append(why)
 
     def save(self, folder: Path) -> Path:
-        """Write a new file, from which `benchmarks.report` makes the tables of the documentation."""
+        """Write a new file; `benchmarks.report` makes the tables of the documentation from it."""
         name = f"{self.data['machine']['device']}-{self.data['machine']['date']}"
         names = chain([name], (f"{name}-{i}" for i in count(2)))
         path = next(path for n in names if not (path := folder / f"{n}.json").exists())
@@ -65,7 +65,7 @@ def ours(implementation: str) -> bool:
 
 
 def load(path: Path) -> Record:
-    """Raises ValueError if the file is not one of these."""
+    """Read a result file. Raises ValueError if it is none."""
     found = json.loads(path.read_text())
     if not isinstance(found, dict) or "times" not in found:
         raise ValueError(

@@ -1,16 +1,16 @@
-"""How a cost grows with the length of the sequence: the slope of the line through (log L, log cost), and where two such
-lines cross."""
+"""The growth of a cost with the length of the sequence: the slope of the line through (log L, log cost), and the length
+at which two such lines cross."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-UPPER = 5  # the slope is that of the last so many lengths
+UPPER = 5  # number of longest lengths that the slope is fitted to
 T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # Student's t, two-sided 95 %, 1 to 8 degrees of freedom
 
 
 def slope(lengths: Sequence[int], costs: Sequence[float]) -> dict[str, float]:
-    """By least squares over the upper lengths, with its 95 % confidence interval: {slope, low, high, since}."""
+    """The slope by least squares over the longest lengths, with its 95 % interval: {slope, low, high, since}."""
     points = sorted(zip(lengths, costs))[-UPPER:]
     x, y = ([math.log(p[i]) for p in points] for i in (0, 1))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -23,8 +23,8 @@ def slope(lengths: Sequence[int], costs: Sequence[float]) -> dict[str, float]:
 
 
 def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
-    """The length from which ours costs less, on the lines through the points of both; 0 if it does from the first on.
-    None if it does not up to the last."""
+    """The length from which ours costs less, interpolated between the points of both; 0 if it costs less at all
+    lengths, None if it does not at the last."""
     lengths = sorted(ours.keys() & theirs.keys())
     ahead = [math.log(theirs[n] / ours[n]) for n in lengths]
     last_behind = max((i for i, a in enumerate(ahead) if a <= 0), default=-1)
@@ -43,8 +43,8 @@ def curve_record(implementation: str, unit: str, curve: dict[int, float]) -> dic
 
 
 def summarise(times: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
-    """The slopes of everyone in the suite "scaling", and where each of ours crosses attention. They are those of the
-    20th percentile: what disturbs a machine only ever adds time, and one disturbed length bends the line."""
+    """The slopes of all implementations in the suite "scaling", and the lengths at which ours cross attention. Both use
+    the 20th percentile: disturbances only add time, and a single disturbed length changes the slope."""
     curves: dict[str, dict[int, float]] = {}
     for record in times:
         if record["suite"] == "scaling":

@@ -1,9 +1,9 @@
-"""Where a training step of the demo model goes, by operator.
+"""The time of a training step of the demo model, by operator.
 
     python -m benchmarks.step_profile [--batch-size 16] [--steps 5]
 
-The scan is `vmddpm::selective_scan_forward` and `_backward`; an operator's time is its own, without those it calls, and
-a percentage is one of all operators' time, which leaves out Python between them.
+The scan is `vmddpm::selective_scan_forward` and `_backward`. The time of an operator excludes operators that it calls;
+percentages are of the time of all operators, without Python between them.
 """
 
 import argparse

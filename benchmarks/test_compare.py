@@ -1,6 +1,6 @@
-"""`benchmarks.compare` on this machine: two runs of the same code are the same, and a kernel made to take 1.5 times as
-long is found, alone. The clock counts the time that a processor spends on the one thread of this test, whatever others
-do: what other threads use is known to a few milliseconds only."""
+"""`benchmarks.compare` on this machine: it finds no difference between two runs of the same code, and of a run with one
+kernel that takes 1.5 times as long it finds only that kernel. The clock is the CPU time of this test's one thread,
+which other programs do not affect; the CPU time of other threads is known only to a few milliseconds."""
 
 import time
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from vmddpm_kernels.backends.cpu import CpuBackend
 SHAPES = tuple(Case(2, size, size, 192, states) for size in (32, 24) for states in (1, 4, 16))
 SCANS = {"ours": fused, "attention": attention}
 COPIES = {name: test_cross_scan.SCANS[name] for name in ("ours", "reference")}
-# Copies of a few hundred kilobytes: larger ones take up to half as long again by where their pages happen to lie.
+# Copies of a few hundred kilobytes: the placement of pages makes larger ones up to half as long again.
 SMALL = (Case(2, 16, 16, 192, 16), Case(2, 16, 16, 96, 1), Case(1, 20, 20, 128, 4))
 SUITES = {"scan": (SCANS, Problem.draw, SHAPES), "copies": (COPIES, test_cross_scan.draw, SMALL)}
 

@@ -1,5 +1,5 @@
-"""The reference through torch.compile, whose loop over the steps is unrolled: short sequences only, as compiling takes
-longer the longer they are. Compiling is not part of the time."""
+"""The reference through torch.compile, which unrolls the loop over the steps. Compile time grows with the length, so
+sequences are short; it is not part of the measured time."""
 
 import pytest
 

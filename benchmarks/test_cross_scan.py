@@ -1,4 +1,4 @@
-"""Cross scan and cross merge, channel first and last, beside VMamba's formula in plain PyTorch, VMamba's kernels and a
+"""Cross scan and cross merge, channel first and last, against VMamba's formula in plain PyTorch, VMamba's kernels and a
 plain copy of the four sequences."""
 
 from typing import Any
@@ -23,7 +23,7 @@ IMPLEMENTATIONS = ("ours", "plain PyTorch", "reference", "VMamba", "copy")
 
 
 class Copy(torch.autograd.Function):
-    """The largest tensor of a scan or merge copied once in each direction."""
+    """A copy of the largest tensor of a scan or merge, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, t: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def same(t):
 
 
 def sequence(image, channel_first):
-    """Height and width made one."""
+    """The image with height and width flattened to one axis."""
     return (image.flatten(-2) if channel_first else image.flatten(1, 2)).contiguous()
 
 
@@ -94,7 +94,7 @@ MERGES_CHANNEL_LAST = makers(merge_by, vk.cross_merge, plain_routes.cross_merge_
 
 
 def moved(case, direction):
-    """One image and four sequences, forward and once more backward."""
+    """One image and four sequences, and as many again in the backward."""
     tensors = (1 + ROUTES) * (2 if direction == BOTH else 1)
     return Work(tensors * case.batch * case.channels * case.length * case.dtype.itemsize)
 

@@ -1,5 +1,5 @@
-"""The fused operator over an image beside the pipeline of single operators, the scan alone between VMamba's formulas,
-attention and VMamba's kernels; what a shuffled image costs is "ours shuffled" over "ours"."""
+"""The fused operator over an image against the pipeline of separate operators, our scan between VMamba's formulas in
+plain PyTorch, attention and VMamba's kernels; "ours shuffled" over "ours" is the cost of a shuffled image."""
 
 import torch
 

@@ -1,5 +1,5 @@
-"""One Cross-Scan Module, projections and all: its S6 fused, from single operators, with mamba.py's scan, or attention
-in its place."""
+"""A whole Cross-Scan Module with its projections. Its S6 is fused, composed of separate operators, composed with
+mamba.py's scan, or replaced by attention."""
 
 import torch
 from torch.func import functional_call
@@ -12,14 +12,14 @@ from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Implementation, Prob
 from vmddpm.model import ModelConfig
 from vmddpm.model.csm import CSM
 
-# `channels` are those of the module's input; S6 has twice as many
+# `channels` is the width of the module's input; S6 has twice as many channels
 QUICK = [Case(1, 32, 32, 96, 16)]
 CASES = {"quick": QUICK, "full": [*QUICK, Case(4, 64, 64, 96, 1), Case(1, 128, 128, 96, 16), Case(4, 8, 8, 384, 16)]}
 DIRECTIONS = (FORWARD, BOTH)
 
 
 class UnfusedCSM(CSM):
-    """S6 as VMamba's SS2D computes it: four sequences in memory, projected one by one, scanned, merged."""
+    """S6 as in VMamba's SS2D: four sequences in memory are projected one by one, scanned and merged."""
 
     scan = staticmethod(
         lambda u, delta, A, B, C, D, bias, softplus: vk.selective_scan(
@@ -38,7 +38,7 @@ class UnfusedCSM(CSM):
 
 
 class AttentionModule(CSM):
-    """Self-attention over all pixels, heads of 64, in the place of S6."""
+    """Self-attention over all pixels, with heads of 64 channels, instead of S6."""
 
     def _init_s6(self):
         for name in ("x_proj", "dt_proj", "dt_bias", "A_log", "D"):
@@ -62,7 +62,7 @@ def image(problem, t):  # (B, L, C) -> (B, C, H, W), channels last
 
 
 def implementation(problem, kind, orders):
-    """`orders` is what s6 gets beside x."""
+    """`orders` is the second argument of s6."""
     csm = module(problem.case, kind, problem.x.device)
     names, weights = zip(*csm.named_parameters())
 
@@ -71,7 +71,7 @@ def implementation(problem, kind, orders):
 
     x = image(problem, problem.x).detach().requires_grad_()
     standard = None if kind is AttentionModule or orders is problem.shuffled_table else torch.Tensor.contiguous
-    inputs = [x, *(w.detach().clone().requires_grad_() for w in weights)]  # the convolution's stay channels last
+    inputs = [x, *(w.detach().clone().requires_grad_() for w in weights)]  # clone keeps the convolution's channels last
     return Implementation(inputs, run, image(problem, problem.dy), standard)
 
 

@@ -1,5 +1,5 @@
-"""The most memory one call needs beside its inputs: the fused operator, the pipeline of single operators, attention and
-others' scans."""
+"""Peak memory of one call without its inputs: the fused operator, the pipeline of separate operators, attention, and
+scans of other projects."""
 
 import pytest
 
@@ -11,7 +11,7 @@ QUICK = [Case(1, 64, 64, 192, 16), Case(1, 128, 128, 192, 16)]
 CASES = {"quick": QUICK, "full": [*QUICK, Case(1, 256, 256, 192, 16), Case(1, 128, 128, 192, 1)]}
 DIRECTIONS = (FORWARD, BOTH)
 IMPLEMENTATIONS = ("ours", "ours unfused", "attention", "mamba.py", "parallel scan", "VMamba")
-LONGEST = {"attention": 16384, "ours": 1 << 20, "ours unfused": 1 << 20}  # steps, at most, on a CPU; others 4096
+LONGEST = {"attention": 16384, "ours": 1 << 20, "ours unfused": 1 << 20}  # steps at most on a CPU; 4096 for others
 
 
 def test_memory(case, direction, implementation, results, measuring, device):

@@ -29,7 +29,7 @@ class ModelCase:
 
 @dataclass(frozen=True)
 class Run:
-    """One step of each kind, on images of its own."""
+    """A model and images, for one step of any kind."""
 
     model: VMDDPM
     optimizer: torch.optim.Optimizer

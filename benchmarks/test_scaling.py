@@ -1,5 +1,5 @@
-"""The cost of the fused operator, over images and volumes, grows linearly with the length of the sequence, the cost of
-attention quadratically: seconds and floating-point operations."""
+"""The cost of the fused operator over images and volumes grows linearly with the length of the sequence, and that of
+attention quadratically, in seconds and in floating-point operations."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def test_scaling(harness, case, direction, implementation, request):
 
 @pytest.mark.parametrize("side", VOLUMES)
 def test_volumes(harness, side, direction):
-    """Of the same suite: the operator over side^3 voxels, along six routes."""
+    """The operator over side^3 voxels, along six routes, in the same suite."""
     case = Case(1, side, side, VOLUME_CHANNELS, max(STATES), depth=side)
     harness({"ours 3-D": fused}, case, direction, "ours 3-D", work=lambda _: Work.of_scan(case, direction))
 

@@ -1,5 +1,5 @@
-"""The selective scan over sequences, in both layouts, beside attention, the scans of others, and those that PyTorch
-compiles. Compiling is not part of the time."""
+"""The selective scan over sequences, in both layouts, against attention, scans of other projects, and plain PyTorch
+through torch.compile. Compiling is not part of the time."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""The fused operator beside what there is without compiled kernels: this repository's reference, one step at a time, a
-parallel scan in plain PyTorch, and mamba.py's in the pipeline of single operators."""
+"""The fused operator against implementations without compiled kernels: this repository's reference, one step at a time,
+a parallel scan in plain PyTorch, and mamba.py's scan in the pipeline of separate operators."""
 
 from benchmarks.implementations import WITHOUT_KERNELS
 from benchmarks.limits import Work

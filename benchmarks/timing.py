@@ -1,5 +1,5 @@
-"""Time and memory of one call. On a GPU there are two times: `ms`, the time of the kernels, between events around each
-call while the host runs ahead of the GPU; and `wall_ms`, the time per call of a loop on the host."""
+"""Time and memory of a call. On a GPU there are two times: `ms`, between events around each call while the host runs
+ahead of the GPU, which is the time of the kernels; and `wall_ms`, the time per call of a loop on the host."""
 
 import ctypes
 import gc
@@ -15,17 +15,17 @@ import torch
 WARM_UPS = 3
 LEAST_REPETITIONS, MOST_REPETITIONS = 20, 40
 SECONDS_TO_FILL = 0.05
-CACHE_TIMES = 3  # all input sets together are this many times the cache, so that no call finds its inputs there
+CACHE_TIMES = 3  # size of all input sets over that of the cache, so that no call finds its inputs there
 MOST_SETS = 16
 clock = time.perf_counter
 HOST_SECONDS = 2e-3  # for the host to queue the launches of a call
-CYCLES_A_SECOND = 2e9  # of a sleeping GPU; an overestimate only lengthens the sleep
+CYCLES_A_SECOND = 2e9  # of a GPU in torch.cuda._sleep; an overestimate only lengthens the sleep
 
 
 def keep_freed_memory() -> None:
     """Make the C library keep freed memory for later allocations, as torch's allocator on a GPU does. By default it
-    returns memory of large results to the system in some runs, which then spend a third of a long scan's time on fresh
-    pages. Does nothing without glibc."""
+    returns the memory of large results to the system in some runs, and fresh pages then take a third of the time of a
+    long scan. Does nothing without glibc."""
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -47,7 +47,7 @@ def cache_bytes(device: str) -> int:
 
 
 def sets_needed(input_bytes: int, device: str) -> int:
-    """How many sets of inputs to rotate."""
+    """The number of input sets to rotate."""
     return max(3, min(MOST_SETS, -(-CACHE_TIMES * cache_bytes(device) // input_bytes)))
 
 
@@ -78,7 +78,7 @@ def cpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: in
 
 
 def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
-    """Peak memory of torch's allocator during the call, less what was allocated before."""
+    """Peak memory of torch's allocator during the call, minus the memory allocated before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -92,7 +92,7 @@ def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
 def measure(
     call: Callable[[Any], Any], inputs: Sequence[Any], device: str, least: int = LEAST_REPETITIONS
 ) -> dict[str, Any]:
-    """Time `call` on several inputs in turn, so that the previous call leaves none of its inputs in the cache."""
+    """Time `call` on several inputs in turn, so that it finds none of its inputs in the cache."""
     gpu = device == "cuda"
     for i in range(WARM_UPS):
         call(inputs[i % len(inputs)])

@@ -1,5 +1,5 @@
-"""A training step of VM-DDPM, of the same model with the scan in plain PyTorch, and of diffusers' UNet2DModel with as
-many parameters: forward, backward, clipping, Adam and the average of the weights, in turns.
+"""Time of a training step of VM-DDPM, of the same model with the scan in plain PyTorch, and of diffusers' UNet2DModel
+with as many parameters, measured in turn. A step is forward, backward, clipping, Adam and averaging of the weights.
 
     python benchmarks/training_speed.py --model demo --batch-size 16 --rounds 20
 """
@@ -25,7 +25,7 @@ MODELS = {"demo": (64, demo_config(1).model), "paper": (128, ModelConfig())}
 
 
 class UNet(nn.Module):
-    """UNet2DModel with four levels and attention at the last two, called as VMDDPM is."""
+    """UNet2DModel with four levels and attention at the last two, called like VMDDPM."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def unet_of(size: int, wanted: int) -> UNet:
-    """The UNet whose number of parameters is nearest."""
+    """The UNet whose number of parameters is closest to `wanted`."""
     width = min(range(8, 161, 4), key=lambda w: abs(parameters(UNet(size, w).to("meta")) - wanted))
     return UNet(size, width)
 

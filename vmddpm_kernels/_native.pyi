@@ -1,5 +1,5 @@
-"""The compiled extension, built from csrc/bindings.cpp. Its kernels trust shapes and dtypes; they check the
-values of tables, on a CPU, and that the memory of every tensor is there."""
+"""The compiled extension, built from csrc/bindings.cpp. Its kernels trust shapes and dtypes. They check the values of
+tables on a CPU, and that every tensor has memory for its elements."""
 
 from torch import Tensor
 
@@ -20,8 +20,8 @@ class ScanPlan:
 
 def describe() -> str: ...
 def scan_sizes(inputs: ScanInputs, dy: Tensor | None, dlast_state: Tensor | None) -> ScanSizes | None:
-    """`inputs.sizes()` if `inputs.check()` would pass and the gradients of y and the last state, if any, fit to the
-    inputs, else None; also None where only Python can tell."""
+    """`inputs.sizes()` if `inputs.check()` would pass and any gradients of y and the last state fit the inputs, else
+    None; also None if only Python can decide."""
 def lanes(wide: bool) -> int: ...
 def scan_plan(sizes: ScanSizes) -> ScanPlan: ...
 def scan_forward(
@@ -62,7 +62,7 @@ def cross_image(
     merge: bool,
     threads: int,
 ) -> Tensor | None:
-    """`cross_scan` or `cross_merge` of vmddpm_kernels.cross_scan; None where only Python can tell whether it may be."""
+    """`cross_scan` or `cross_merge` of vmddpm_kernels.cross_scan; None if only Python can check the call."""
 def conv_forward(
     x: Tensor,
     weight: Tensor,

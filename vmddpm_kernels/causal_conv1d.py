@@ -39,7 +39,7 @@ def causal_conv1d(
         y in x's shape, dtype and memory order, rounded once; the final states in x's dtype, with gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> x, weight = torch.randn(2, 6, 20), torch.randn(6, 4)
@@ -86,13 +86,13 @@ def causal_conv1d_update(
         cache_seqlens: (batch,) int32 or int64. `conv_state` is then a ring buffer, and the next step is written at
             cache_seqlens % state_len.
         conv_state_indices: (batch,) int32 or int64, all different. `conv_state` is then (entries, dim, state_len), and
-            these are the entries of the sequences of x. A negative index marks padding: its y is 0.
+            sequence b of x uses entry conv_state_indices[b]. A negative index marks padding: its y is 0.
 
     Returns:
         y in x's shape and dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> state, weight = torch.zeros(2, 6, 4), torch.randn(6, 4)
@@ -125,7 +125,8 @@ def causal_conv1d_update(
     y = None
     inputs = ConvInputs(steps, weight, bias)
     inputs.check()
-    exact = conv_state.dtype != torch.float64 or inputs.accumulation() == torch.float64  # the state keeps steps exactly
+    # A kernel that accumulates in float32 would round a float64 state.
+    exact = conv_state.dtype != torch.float64 or inputs.accumulation() == torch.float64
     if cache_seqlens is None and conv_state_indices is None and exact and is_non_overlapping(conv_state):
         y = convolve_in_place(steps, conv_state.mT, weight, bias, silu, backend)
     if y is None:

@@ -129,7 +129,7 @@ def check_input(
 
 
 def check_memory(tensors: Iterable[Tensor | None]) -> None:
-    """Raise ValueError if the storage of a tensor is too small for its elements: a storage can be resized."""
+    """Raise ValueError if the storage of a tensor is too small for its elements, as it can be after a resize."""
     for tensor in tensors:
         if tensor is None or tensor.numel() == 0:
             continue
@@ -167,8 +167,8 @@ def check_count(name: str, value: Any) -> int:
 
 
 def check_truth(name: str, value: Any) -> bool:
-    """The value of a flag by Python's rules, as compiled extensions take it: None, numbers and scalars of NumPy and
-    torch are allowed. Raise TypeError for strings, sequences and tensors of several elements."""
+    """The truth value of a flag, converted as compiled extensions do: None, numbers and NumPy or torch scalars are
+    allowed. Raise TypeError for strings, sequences and tensors of several elements."""
     if value is None or isinstance(value, (bool, int, float)):
         return bool(value)
     if isinstance(value, (str, bytes)) or (hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0):

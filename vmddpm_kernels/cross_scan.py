@@ -1,5 +1,5 @@
-"""Cross scan and cross merge, copies of an image or a volume to sequences and back (VMamba, arXiv 2401.10166), and
-their names in VMamba and projects that copied it."""
+"""Cross scan and cross merge, copies of an image or a volume to sequences and back (VMamba, arXiv 2401.10166), with
+aliases for the names that VMamba and its derivatives use."""
 
 from math import prod
 
@@ -60,7 +60,7 @@ def cross_scan(
         (B, K, C, L), or (B, L, K, C) if not `out_channel_first`, with L = H*W or D*H*W; contiguous, in x's dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> cross_scan(torch.zeros(1, 8, 4, 16, 16), scans="tri-orientated").shape
@@ -99,7 +99,7 @@ def cross_merge(
         dtype; half precision is summed in float32 and rounded once.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> x = torch.randn(1, 3, 4, 6)
@@ -234,7 +234,7 @@ def getCSM(mode: int = 1) -> tuple[type, type]:
     return pairs[mode]
 
 
-# `import vmddpm_kernels.cross_scan as csm` gives the function `cross_scan` of the package, which hides the module: the
-# names of the module are attributes of the function as well.
+# `import vmddpm_kernels.cross_scan as csm` gives the package's function `cross_scan`, which hides this module, so the
+# function has the module's names as attributes.
 for _name in ("__all__", *__all__):
     setattr(cross_scan, _name, globals()[_name])

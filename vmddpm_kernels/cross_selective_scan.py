@@ -9,7 +9,7 @@ from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 
-# A single route needs no `table`, which types cannot express: several routes without it raise ValueError.
+# Only a single route may omit `table`. Types cannot express that: several routes without it raise ValueError.
 @overload
 def cross_selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
@@ -70,12 +70,12 @@ def cross_selective_scan(
             one route; without it a single route is in row-major order.
         delta_softplus: apply softplus to delta + delta_bias (identity above 20). Always pass it: the default is True
             with a FutureWarning, and will become False, as in `selective_scan`.
-        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
+        discretization: "mamba" (B̄ = ΔB, as in Mamba and VMamba) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (batch, routes, dim, d_state).
         return_last_state: also return the state after the last step, (batch, routes, dim, d_state), with gradient.
         dt_proj: (routes, dim, dt_rank), dt_rank at least 1: the step sizes are delta @ dt_proj.mT. "cpu" computes them
-            in small tiles and never stores a tensor (batch, routes, length, dim) of them, forward or backward. "cuda"
-            and "triton" compute them first, in delta's dtype.
+            in small tiles and never stores them all, forward or backward. "cuda" and "triton" compute them before the
+            scan, in delta's dtype.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for x's device by default.
 
     Returns:
@@ -83,7 +83,7 @@ def cross_selective_scan(
         if x, delta, A, B, C or dt_proj is, else in float32.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit or is missing.
+        TypeError, ValueError: if an argument is invalid or missing; the message names it.
 
     Example:
         >>> x, delta = torch.randn(2, 6 * 8, 16), torch.randn(2, 4, 6 * 8, 16)

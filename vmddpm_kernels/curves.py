@@ -26,7 +26,7 @@ LETTERS = "tdhw"  # time, depth, height, width: an image is "hw"
 Size = Sequence[int]
 
 _NAME = re.compile(r"(?:([a-z]+)([0-9]*)(?:@([0-9]+))?-)?([tdhwTDHW]{1,4})(-reversed)?")
-_LARGEST_SIDE = 2**15  # of a window or a stride, so that its fourth power fits in int64
+_LARGEST_SIDE = 2**15  # largest window side or stride: its fourth power must fit in int64
 
 
 def pixel_count(size: Size) -> int:
@@ -39,8 +39,8 @@ def pixel_count(size: Size) -> int:
 
 class Route(NamedTuple):
     curve: str      # "" for plain loops
-    side: int       # of a window, or the stride of a skip
-    start: int      # the first grid of a skip
+    side: int       # side of a window, or stride of a skip
+    start: int      # first grid of a skip
     axes: str
     reversed: bool
 
@@ -200,7 +200,7 @@ def _both_ways(*names: str) -> tuple[str, ...]:
 
 
 def _cross(axes: int) -> tuple[str, ...]:
-    """The axes in order, and with the first axis exchanged for each other one: VMamba's cross scan in any dimension."""
+    """VMamba's cross scan in any dimension: the axes in order and with the first swapped with each other, both ways."""
     letters = LETTERS[-axes:]
     exchanged = [letters[i] + letters[1:i] + letters[0] + letters[i + 1 :] for i in range(1, axes)]
     return _both_ways(letters, *exchanged)
@@ -235,7 +235,7 @@ SETS: dict[str, dict[int, tuple[str, ...]]] = {
     "axes3d": {3: _both_ways("dhw", "dwh", "hdw", "hwd", "wdh", "whd")},  # all orders of the axes
     "tri-orientated": {3: ("dhw", "dhw-reversed", "hwd")},  # SegMamba
 }
-NUMBERED = ("cross2d", "unidi", "bidi", "rot90")  # VMamba's numbers; 0 is the cross scan for any number of axes
+NUMBERED = ("cross2d", "unidi", "bidi", "rot90")  # by VMamba's number; 0 is the cross scan for any number of axes
 
 
 def route_names(scans: int | str, axes: int = 2) -> tuple[str, ...]:

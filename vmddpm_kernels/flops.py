@@ -58,7 +58,7 @@ def selective_scan_backward(
 
 @register_flop_formula(copies.cross_scan_op.overloadpacket)
 def cross_scan(*args: Any, **kwargs: Any) -> int:
-    """A copy."""
+    """0, for a copy."""
     return 0
 
 

@@ -1,6 +1,5 @@
-"""Cross scan and cross merge of tensors whose pixels have two to four axes. On a CPU one call of the extension does
-this if the routes need no table and nothing intercepts the call; other calls rearrange the axes and use the
-operators."""
+"""Cross scan and cross merge of tensors with two to four pixel axes. On a CPU, one call of the extension does this if
+the routes need no table and nothing intercepts the call; other calls rearrange the axes for the operators."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from vmddpm_kernels.interception import Way, apply_of, refuse_batched, untraced,
 from vmddpm_kernels.ops.cross_scan import cross_merge, cross_scan
 from vmddpm_kernels.routes import route_order
 
-Size = tuple[int, ...]  # of an image or a volume whose pixels have one axis
+Size = tuple[int, ...]  # size of an image or a volume whose pixels are flattened to one axis
 
 
 class Layout(NamedTuple):
@@ -29,8 +28,8 @@ class Layout(NamedTuple):
 def scan_image(
     x: Tensor, layout: Layout, permutation: Tensor | None, backend: str | None, size: Size | None = None
 ) -> Tensor:
-    """`cross_scan`. The pixels have their own axes in x and one axis in the result; with `size` (H, W), for the
-    gradient of `merge_image`, it is the other way round."""
+    """`cross_scan`. x has an axis for each pixel dimension, the result one axis for all pixels; with `size` (H, W), as
+    for the gradient of `merge_image`, x has one pixel axis and the result several."""
     y = None if permutation is not None else _at_once(x, layout, backend, size, merge=False)
     if y is not None:
         return y

@@ -45,9 +45,9 @@ _below_autograd: Call = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcont
 
 
 def intercepted(tensors: Iterable[Any]) -> bool:
-    """Whether a mode, tracer, transform or tensor can intercept an operator call with these tensors. Tensors that can
-    are subclasses, lazily negated tensors and zero tensors without memory. (Lazily conjugated tensors are complex,
-    which no operator takes.)"""
+    """Whether a mode, tracer, transform or tensor can intercept an operator call with these tensors. Subclasses, lazily
+    negated tensors and zero tensors without memory can. (Lazily conjugated tensors are complex, and no operator takes
+    complex tensors.)"""
     return _needs_autograd(tensors) is None
 
 

@@ -40,7 +40,7 @@ def _check_size(size: Sequence[Any]) -> tuple[int, ...]:
 
 
 _cache: dict[tuple[Any, ...], Tensor] = {}  # tables by size, routes and device
-_MOST_STEPS = 1 << 24  # of all cached tables together: 64 MiB
+_MOST_STEPS = 1 << 24  # in all cached tables together: 64 MiB
 _captured: set[tuple[Any, ...]] = set()  # keys of tables that CUDA graphs read, which are never evicted
 
 
@@ -78,10 +78,10 @@ def _remember(key: tuple[Any, ...], table: Tensor) -> None:
 
 
 class RouteOrder(NamedTuple):
-    """The visit orders of all routes: a table, or the four regular routes of a set with a number."""
+    """The visit orders of all routes: a table, or one of VMamba's numbered sets of four routes."""
 
     table: Tensor | None        # (K, L), rows are permutations
-    height: int = 0             # of the image, if there is no table
+    height: int = 0             # image size, used if there is no table
     width: int = 0
     scans: int = 0
 
@@ -106,7 +106,7 @@ def check_scan_code(scans: object) -> None:
 def route_order(
     size: Sequence[int], scans: int | str, permutation: Tensor | None, device: torch.device
 ) -> RouteOrder:
-    """`routes` with the same arguments, without a table if none is needed."""
+    """The visit orders of `routes`; VMamba's numbered sets need no table."""
     size = _check_size(size)
     code = _CODES.get(route_names(scans, len(size)))
     if code is not None and permutation is None:
@@ -128,14 +128,14 @@ def routes(
             "cross2d" (rows, columns, both reversed), 1 or "unidi" (rows four times), 2 or "bidi" (rows twice, reversed
             twice), 3 or "rot90" (the image turned by quarter turns), "omnidirectional" (RS-Mamba: the cross scan and
             both diagonals), "local" (LocalMamba: the cross scan and windows of 2 and 7) and "efficient"
-            (EfficientVMamba: every second pixel first, each route with another first grid; that model stops after the
-            first quarter). With three: 0 or "cross3d" (six routes: each axis outermost, and all reversed), "ss3d"
-            (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and "tri-orientated" (SegMamba: forwards,
-            backwards and through the slices). With two or three axes: "snake", "hilbert", "zorder" and "zigzag". 0 is
-            also the cross scan of one and of four axes. The name of a route is `[curve-]axes[-reversed]`, with `axes`
-            from the outermost loop to the innermost: "hw" is rows, "wh" columns, "hwd" along the slices; a capital
-            letter reverses an axis. Curves are snake, hilbert, zorder, zigzag, diagonal, antidiagonal, window7 and
-            skip2, with any number; see `vmddpm_kernels.curves`.
+            (EfficientVMamba: the four grids of every second pixel, each route starting with a different grid; that
+            model stops after the first grid). With three: 0 or "cross3d" (six routes: each axis outermost, and all
+            reversed), "ss3d" (MedSegMamba, eight), "axes3d" (twelve: every order of the axes) and "tri-orientated"
+            (SegMamba: forwards, backwards and through the slices). With two or three axes: "snake", "hilbert", "zorder"
+            and "zigzag". 0 is also the cross scan of one and of four axes. The name of a route is
+            `[curve-]axes[-reversed]`, with `axes` from the outermost loop to the innermost: "hw" is rows, "wh" columns,
+            "hwd" along the slices; a capital letter reverses an axis. Curves are snake, hilbert, zorder, zigzag,
+            diagonal, antidiagonal, window7 and skip2 (any side or stride); see `vmddpm_kernels.curves`.
         permutation: (L,) pixel order of Sequence Regeneration (VM-DDPM, section III-D) from `patch_permutation`. The
             routes run over the shuffled image, which holds pixel `permutation[q]` at position q.
         device: device of the table; by default the permutation's.
@@ -191,7 +191,7 @@ def _fake_routes(size: Sequence[int], scans: str, permutation: Tensor | None, de
     return torch.empty((scans.count(",") + 1, pixel_count(size)), dtype=torch.int32, device=device)
 
 
-# An operator, so that its check of the permutation and its cache stay out of compiled graphs.
+# An operator keeps the check of the permutation and the cache out of compiled graphs.
 _routes = define(
     "routes(SymInt[] size, str scans, Tensor? permutation, str device) -> Tensor",
     _make_routes,
@@ -217,8 +217,8 @@ def patch_permutation(
         seed: the order depends on the seed alone.
         generator: a CPU generator to use instead; without both, torch's global generator is used.
         keys: (patches,) real numbers, one for each patch; the patches are sorted by key (stable), so random keys give a
-            random order. It is computed on the device of the keys without synchronizing: a CUDA graph whose keys
-            change between replays has a new order at each replay.
+            random order. The order is computed on the device of the keys without synchronizing: a CUDA graph computes
+            it again from the current keys at each replay.
 
     Returns:
         int32 (L,), L the product of `size`: position q of the shuffled image holds pixel `permutation[q]`. On the CPU,
@@ -299,7 +299,7 @@ def _fake_patch_order(keys: Tensor, size: Sequence[int], patch_size: int) -> Ten
     return torch.empty((pixel_count(size),), dtype=torch.int32, device=keys.device)
 
 
-# An operator, so that compiled graphs keep the mark on its result that it is a permutation.
+# An operator marks its result as a permutation in compiled graphs too.
 _patch_order = define(
     "patch_order(Tensor keys, SymInt[] size, SymInt patch_size) -> Tensor", _make_patch_order, _fake_patch_order
 )
@@ -345,7 +345,7 @@ def _state(table: Tensor) -> tuple[Any, ...] | None:
 
 
 def _mark_checked(table: Tensor) -> Tensor:
-    """Mark the table as permutations, for the lifetime of its storage: reading it would synchronize with the GPU. A
+    """Mark the table as checked for the lifetime of its storage: a second check would synchronize with the GPU again. A
     table made during CUDA graph capture is marked only for that capture, as it has no values until replay."""
     table.untyped_storage()._vmddpm_checked = _state(table), capturing(table.device)  # type: ignore[attr-defined]
     return table
@@ -364,8 +364,8 @@ def private_copy(table: Tensor) -> Tensor:
 
 
 def check_table_once(table: Tensor, length: int) -> None:
-    """`check_table` for a table on a GPU. Tables from `routes` are never read; others are read, which synchronizes, the
-    first time they are seen and after each change.
+    """`check_table` for a table on a GPU. Tables from `routes` need no check; any other table is read, which
+    synchronizes, on first use and after each change.
 
     Raises:
         ValueError: as `check_table`.

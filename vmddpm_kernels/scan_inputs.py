@@ -28,7 +28,7 @@ _DTYPES = (*[FLOATS] * 9, INTEGERS)
 
 
 class ScanSizes(NamedTuple):
-    """All that plans and shapes depend on. Sizes may be symbolic while a graph is traced."""
+    """The sizes and flags that determine plans and shapes. Sizes may be symbolic while a graph is traced."""
 
     batch: int
     routes: int
@@ -88,7 +88,7 @@ class ScanInputs(NamedTuple):
             parameter, (batch, routes, channels, states), (routes, channels, factor[3]), (routes, length),
         )  # fmt: skip
         device = x.device
-        # Older compilers do not iterate over self.
+        # Not `self`: torch.compile of older versions of torch cannot iterate over it.
         tensors = (x, delta, A, B, C, D, delta_bias, initial_state, dt_proj, table)
         for name, tensor, letters, expected, dtypes in zip(_NAMES, tensors, axes, shapes, _DTYPES):
             if tensor is not None or name in ("B", "C"):

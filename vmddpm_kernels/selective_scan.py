@@ -64,13 +64,13 @@ def selective_scan(
         D, delta_bias: (dim,).
         z: gate, in u's shape.
         delta_softplus: apply softplus to delta + delta_bias (identity above 20).
-        discretization: "mamba" (B̄ = ΔB, what Mamba and VMamba compute) or "zoh" (VM-DDPM's Eq. 6).
+        discretization: "mamba" (B̄ = ΔB, as in Mamba and VMamba) or "zoh" (VM-DDPM's Eq. 6).
         initial_state: (batch, dim, d_state); zeros if not given.
         return_last_state: also return the state after the last step, (batch, dim, d_state), with gradient.
         channel_last: see the shapes above.
-        dt_proj: (dim, dt_rank), dt_rank at least 1: the step sizes are its product with delta, their factor (batch,
-            dt_rank, length), or (batch, length, dt_rank) with `channel_last`. "cpu" computes them in small tiles and
-            never stores a tensor of u's shape of them, forward or backward. "cuda" and "triton" compute them first, in
+        dt_proj: (dim, dt_rank), dt_rank at least 1: the step sizes are the product of dt_proj and delta, which is then
+            (batch, dt_rank, length), or (batch, length, dt_rank) with `channel_last`. "cpu" computes them in small
+            tiles and never stores them all, forward or backward. "cuda" and "triton" compute them before the scan, in
             delta's dtype.
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for u's device by default.
 
@@ -79,7 +79,7 @@ def selective_scan(
         or dt_proj has it, else float32.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> u, delta, A = torch.randn(2, 6, 20), torch.rand(2, 6, 20), -torch.rand(6, 16)
@@ -143,7 +143,7 @@ def _check(
     delta_bias: Tensor | None, initial_state: Tensor | None, dt_proj: Tensor | None,
     channel_last: bool,
 ) -> tuple[int, int]:  # fmt: skip
-    """(groups, dim). Raise TypeError or ValueError, naming the argument, if one does not fit."""
+    """(groups, dim). Raise TypeError or ValueError, naming the argument, if one is invalid."""
     axes = "batch, length, dim" if channel_last else "batch, dim, length"
     check_float("u", u)
     if u.dim() != 3:

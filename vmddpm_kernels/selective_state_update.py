@@ -29,8 +29,8 @@ def selective_state_update(
 
         h = exp(delta A) h + delta B u,   y = C h + D u, or (C h + D u) * silu(z)
 
-    Tensors have `dim` channels, or `heads` heads of `headdim` channels whose heads / groups neighbours share B and C,
-    as in Mamba-2.
+    Tensors have `dim` channels, or `heads` heads of `headdim` channels; as in Mamba-2, each group of heads / groups
+    consecutive heads shares B and C.
 
     Args:
         state: (batch, dim, d_state) or (batch, heads, headdim, d_state), updated in place; any floating dtype, computed
@@ -43,10 +43,10 @@ def selective_state_update(
         backend: "cuda", "triton", "cpu" or "reference"; the best available one for the state's device by default.
 
     Returns:
-        y in u's shape and dtype. All inputs get gradients, also the state before the step.
+        y in u's shape and dtype. All inputs get gradients, including the state before the step.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> state, A = torch.zeros(2, 6, 16), -torch.rand(6, 16)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vmddpm_kernels.checks import FLOATS, check_axes, check_input, check_states
 
-LEAST_TAPS, MOST_TAPS = 2, 4  # that the compiled convolutions support
+LEAST_TAPS, MOST_TAPS = 2, 4  # the widths that compiled convolutions support
 
 
 class ConvInputs(NamedTuple):
@@ -46,7 +46,7 @@ class ConvInputs(NamedTuple):
 class StateInputs(NamedTuple):
     """One step for each sequence of a batch: h = exp(delta A) h + delta B u, y = C h + D u, or (C h + D u) SiLU(z).
 
-    The second column has no heads and no groups of heads."""
+    The comments give each shape with heads | without heads."""
 
     state: Tensor                       # (batch, heads, headdim, d_state) | (batch, dim, d_state)
     u: Tensor                           # (batch, heads, headdim)          | (batch, dim)

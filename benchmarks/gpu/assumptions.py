@@ -1,11 +1,11 @@
-"""What a prediction assumes of GPUs, in one place. Nothing here was measured by this project; measured.json beside this
-file, once `python -m benchmarks.gpu.calibrate` has made it of a run on a GPU, takes its place, or a file of the same
-names that is given (`predict --assumptions FILE.json`).
+"""The assumptions about GPUs that predictions use. Nothing here was measured by this project.
+`python -m benchmarks.gpu.calibrate` writes measured values from a run on a GPU to measured.json beside this file, and
+these then replace the assumptions, as do those of `predict --assumptions FILE.json`.
 
-Limits of a multiprocessor are those of the CUDA C++ Programming Guide (technical specifications by compute capability);
-multiprocessors, clock and bandwidth those of the data sheets. How many of its issue slots a scheduler uses follows
-from the warps it can choose among; these shares are an estimate for code that waits on shared memory and on chains of
-FMA and EX2."""
+Limits of a multiprocessor are from the CUDA C++ Programming Guide (technical specifications by compute capability);
+numbers of multiprocessors, clock and bandwidth are from data sheets. The share of its issue slots that a scheduler uses
+depends on the number of warps it can choose from; these shares are estimates for code that waits for shared memory and
+for chains of FMA and EX2."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -15,9 +15,9 @@ from typing import Any
 
 SCHEDULERS = 4               # of a multiprocessor
 REGISTERS = 65536            # of a multiprocessor
-REGISTER_UNIT = 256          # a warp is given whole units
+REGISTER_UNIT = 256          # a warp gets whole units
 SHARED_UNIT = 128
-SHARED_OF_A_BLOCK = 1024     # bytes that the system takes
+SHARED_OF_A_BLOCK = 1024     # bytes that the system reserves
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Gpu:
     clock_ghz: float
     bytes_per_second: float
     warps: int               # of a multiprocessor, at most
-    blocks: int              # likewise
+    blocks: int              # of a multiprocessor, at most
     shared_bytes: int        # of a multiprocessor
     shared_bytes_of_block: int
 
@@ -36,14 +36,14 @@ class Gpu:
 @dataclass(frozen=True)
 class Assumptions:
     gpus: dict[int, Gpu]
-    # The share of a scheduler's issue slots that is used, by number of resident warps.
+    # The share of its issue slots that a scheduler uses, by its number of resident warps.
     issue_efficiency: tuple[tuple[float, float], ...]
-    exp2_cycles: float       # of a scheduler, for the EX2 (or other MUFU) of one warp
+    exp2_cycles: float       # cycles of a scheduler for the EX2 (or other MUFU) of one warp
     memory_efficiency: float
     launch_microseconds: float
 
     def efficiency(self, warps: float) -> float:
-        """Between the points by straight lines, from none at no warps."""
+        """The issue efficiency, interpolated linearly between the points, 0 at 0 warps."""
         points = [(0.0, 0.0), *self.issue_efficiency]
         for (x0, y0), (x1, y1) in pairwise(points):
             if warps <= x1:
@@ -74,9 +74,9 @@ MEASURED = Path(__file__).with_name("measured.json")
 
 
 def load(path: Path | None = None) -> Assumptions:
-    """ASSUMED with what the JSON file says instead: the names of `Assumptions`; of `gpus`, by architecture, those of
-    `Gpu`; under `from`, where the values are from. Without a file it is MEASURED, if there is one. Raises ValueError
-    for a name that is not one."""
+    """ASSUMED with values replaced by those of a JSON file, by default of MEASURED if that exists. Its keys are fields
+    of `Assumptions`; `gpus` has fields of `Gpu` by architecture, and `from` is the origin of the values. Raises
+    ValueError for an unknown key."""
     if path is None:
         if not MEASURED.exists():
             return ASSUMED

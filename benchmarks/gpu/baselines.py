@@ -1,13 +1,13 @@
-"""The baselines, built from their own sources where those lie in benchmarks/third_party/, which git ignores:
+"""Builds the baselines from their sources in benchmarks/third_party/, which git ignores:
 
     git clone https://github.com/MzeroMiko/VMamba /somewhere/VMamba
     git clone https://github.com/state-spaces/mamba /somewhere/mamba
-    python benchmarks/gpu/baselines.py --collect /somewhere/VMamba /somewhere/mamba    # the files that are used, 0.3 MB
-    python benchmarks/gpu/baselines.py [VMamba | mamba]                                # compiles what is there
+    python benchmarks/gpu/baselines.py --collect /somewhere/VMamba /somewhere/mamba    # copies the needed files, 0.3 MB
+    python benchmarks/gpu/baselines.py [VMamba | mamba]                                # compiles them
 
-The first command copies the needed files and the revisions of the clones to benchmarks/third_party/ and lists missing
-files; only these files are needed on a machine with a GPU. The second compiles them into build/third_party/ for the GPU
-of this machine (or sm_90) and installs nothing. It compiles only what is measured: float32 and bfloat16, real states.
+`--collect` copies the needed files and the revisions of the clones to benchmarks/third_party/ and lists missing files;
+a machine with a GPU needs only these. The last command compiles them into build/third_party/ for the GPU of this
+machine (or sm_90) and installs nothing. It compiles only what is measured: float32 and bfloat16, real states.
 """
 
 import argparse
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.baselines import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
 
 HERE = Path(__file__).resolve().parent
-# As in the setup.py of both projects.
+# The flags of both projects' setup.py.
 NVCC_FLAGS = [
     "-O3",
     "--use_fast_math",
@@ -33,7 +33,7 @@ NVCC_FLAGS = [
     *(f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS")),
     *(f"-U__CUDA_NO_{name}__" for name in ("BFLOAT16_CONVERSIONS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")),
 ]
-# The files that are used; each pattern must match at least one.
+# The needed files; each pattern must match at least one.
 FILES = {
     "VMamba": [
         "LICENSE",
@@ -55,9 +55,9 @@ FILES = {
         "mamba_ssm/utils/torch.py",
     ],
 }
-TELLING = {"VMamba": "kernels/selective_scan", "mamba": "mamba_ssm"}  # a folder that a clone of the other has not
-# Complex states and half precision take longer to compile than all the rest, and nothing here uses them, nor gradients
-# in bfloat16 of VMamba's results, which are float32.
+TELLING = {"VMamba": "kernels/selective_scan", "mamba": "mamba_ssm"}  # a folder that identifies a clone
+# Unused here: complex states and half precision, which take most of the time to compile, and gradients in bfloat16 of
+# VMamba's results, which are float32.
 LEFT_OUT = ("complex_t", "at::Half", "at::BFloat16, float, at::BFloat16")
 STUB = """
 #include <c10/util/BFloat16.h>
@@ -75,8 +75,8 @@ void selective_scan_bwd_cuda(SSMParamsBwd&, cudaStream_t) {{ TORCH_CHECK(false, 
 
 
 def collect(folders: list[Path], into: Path = SOURCES) -> list[str]:
-    """Copies the FILES out of clones; what was collected before is replaced. Returns what is missing, a line each.
-    Raises ValueError for a folder that is no clone of either."""
+    """Copy FILES from clones, replacing earlier copies. Returns a line for each missing file. Raises ValueError for a
+    folder that is a clone of neither project."""
     clones = {}
     for folder in folders:
         name = next((name for name, telling in TELLING.items() if (folder / telling).is_dir()), None)
@@ -117,7 +117,7 @@ def revision(clone: Path) -> str:
 
 
 def cuda_home() -> Path:
-    """Where nvcc says its toolkit is: the nvcc on PATH may be a script that only calls it."""
+    """The folder of the CUDA toolkit, as nvcc reports it: the nvcc on PATH may be a script that calls another one."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     said = subprocess.run([nvcc, "--dryrun", "nothing.cu"], capture_output=True, text=True).stderr
     top = next((line.split("TOP=")[1] for line in said.splitlines() if "TOP=" in line), "/usr/local/cuda")
@@ -125,7 +125,7 @@ def cuda_home() -> Path:
 
 
 def headers_of_wheels() -> list[Path]:
-    """CUDA headers that came with torch, for a toolkit that was installed without its libraries' headers."""
+    """CUDA headers from torch's wheels, for a toolkit without the headers of its libraries."""
     import torch
 
     return sorted((Path(torch.__file__).parents[1] / "nvidia").glob("cu*/include"))
@@ -138,8 +138,8 @@ def write_if_changed(path: Path, text: str) -> Path:
 
 
 def split(sources: list[Path], folder: Path) -> tuple[list[Path], list[str]]:
-    """One file for each explicit instantiation, so that they compile side by side; those LEFT_OUT are returned as
-    text."""
+    """Write a file for each explicit instantiation, so that they compile in parallel; those with types LEFT_OUT are
+    returned as lines instead."""
     files, left_out = [], []
     for source in sources:
         lines = source.read_text().splitlines()
@@ -157,7 +157,7 @@ def compile_extension(name: str, sources: list[Path], includes: list[Path]) -> N
 
     folder = BUILDS / name
     last = [flag for path in headers_of_wheels() for flag in ("-idirafter", str(path))]
-    (folder / "lock").unlink(missing_ok=True)  # left by a build that was ended; the next would wait for it
+    (folder / "lock").unlink(missing_ok=True)  # left by a killed build; the next would wait for it
     (folder / "built").unlink(missing_ok=True)
     cpp_extension.load(
         name,
@@ -197,7 +197,7 @@ BUILDERS: dict[str, Callable[[], None]] = {"VMamba": build_vmamba, "mamba": buil
 
 
 def build(names: list[str]) -> bool:
-    """Compiles what lies in benchmarks/third_party/; says what happened to each, and returns whether all is well."""
+    """Compile the sources in benchmarks/third_party/, print the outcome of each, and return whether none failed."""
     import torch
 
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
@@ -213,7 +213,7 @@ def build(names: list[str]) -> bool:
         try:
             BUILDERS[name]()
             print(f"{name}: built in {time.perf_counter() - start:.0f} s", flush=True)
-        except Exception as error:  # the other one is still worth having
+        except Exception as error:  # the other one may still compile
             well = False
             print(f"{name}: failed after {time.perf_counter() - start:.0f} s: {error}", flush=True)
     return well
@@ -221,8 +221,8 @@ def build(names: list[str]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"to compile, {' or '.join(BUILDERS)}; all if none")
-    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="clones to take the files out of")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(BUILDERS)}; by default both")
+    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="clones to copy the files from")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BUILDERS)):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BUILDERS)}")

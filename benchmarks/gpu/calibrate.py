@@ -1,19 +1,17 @@
-"""Puts what a run on a GPU measured into the table of constants from which predictions are made, and prints predicted
-beside measured.
+"""Derives the constants of predictions from a run on a GPU, and prints predicted and measured times.
 
     python -m benchmarks.gpu.calibrate benchmarks/results/nvidia-h200-2026-12-01.json [--out FILE.json]
 
-FILE is a result of benchmarks/gpu/run.py, complete or not: what it has is used. The constants go to
-benchmarks/gpu/measured.json, which `benchmarks.gpu.predict` then takes instead of those of assumptions.py:
+FILE is a result of benchmarks/gpu/run.py, which may be incomplete. The constants are written to
+benchmarks/gpu/measured.json, and `benchmarks.gpu.predict` then uses them instead of those of assumptions.py:
 
     the GPU's clock, bandwidth and multiprocessors      from a kernel that waits, a copy, and the driver
     exp2_cycles                                         from a kernel of exponentials
-    launch_microseconds                                 from launches of a kernel that does nothing
-    issue_efficiency by resident warps                  from the counters of each kernel that ncu saw
+    launch_microseconds                                 from launches of an almost empty kernel
+    issue_efficiency by resident warps                  from the counters of each kernel that ncu profiled
 
-For predictions the launches of each measured scan are counted (count.py), which takes a minute or so each and needs
-nvcc; `--no-times` leaves that out. What was counted once is kept in build/gpu_counts/ as long as the sources are the
-same."""
+To predict times, the launches of each measured scan are counted (count.py), which needs nvcc and about a minute for
+each; `--no-times` skips this. Counts are cached in build/gpu_counts/ until the sources change."""
 
 import argparse
 import hashlib
@@ -36,15 +34,15 @@ LANES = 32
 
 
 def constants(results: dict[str, Any]) -> dict[str, Any]:
-    """What the run measured, by the names of assumptions.py, and where it is from. Raises ValueError where that is
-    nothing, or the run's GPU has no entry there."""
+    """The measured constants, by the names of assumptions.py, and their origin. Raises ValueError if nothing was
+    measured or assumptions.py does not have the run's GPU."""
     machine, ceilings = results["machine"], results["phases"].get("ours", {}).get("ceilings", {})
     before, points = gpu_of(results), issue_points(results)
     if not ceilings and not points:
         raise ValueError("nothing was measured: neither of the phases `ours` and `counters` came so far")
     said = machine["gpu"]
-    # Limits follow from the architecture; all else is as the driver says and as was measured. With the share of the
-    # bandwidth that is assumed to be reached, the bandwidth gives what a copy did reach.
+    # Limits follow from the architecture; all other values are from the driver or measured. The bandwidth times the
+    # assumed memory efficiency is the measured rate of a copy.
     gpu = {"name": said["name"], "multiprocessors": said["multiprocessors"]}
     if "clock_hertz" in ceilings:
         gpu["clock_ghz"] = ceilings["clock_hertz"] / 1e9
@@ -75,7 +73,8 @@ def gpu_of(results: dict[str, Any]) -> Gpu:
 
 
 def issue_points(results: dict[str, Any]) -> list[tuple[float, float]]:
-    """(resident warps of a scheduler, share of its issue slots), of each kernel that executed a tenth of its call."""
+    """(resident warps of a scheduler, share of its issue slots) of each kernel with a tenth of its call's
+    instructions."""
     points = []
     for call in results["phases"].get("counters", {}).get("calls", []):
         most = sum(kernel.get(INSTRUCTIONS) or 0.0 for kernel in call["kernels"])
@@ -87,8 +86,8 @@ def issue_points(results: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def efficiency_through(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The assumed curve times the ratio of measured and assumed: between the points by straight lines, beyond them as
-    at the last; never falling, and never above 1."""
+    """The assumed curve times the ratio of measured to assumed efficiency, which is interpolated linearly between the
+    points and constant beyond them. The result never falls and is at most 1."""
     measured: dict[float, list[float]] = {}
     for warps, issue in points:
         measured.setdefault(round(warps, 1), []).append(issue / ASSUMED.efficiency(warps))
@@ -100,7 +99,7 @@ def efficiency_through(points: list[tuple[float, float]]) -> list[tuple[float, f
 
 
 def constant_lines(given: dict[str, Any], found: Assumptions, architecture: int) -> Iterator[str]:
-    """Each constant as it was assumed, and as it was measured."""
+    """A line for each constant, with the assumed and the measured value."""
     before, after = ASSUMED.gpus[architecture], found.gpus[architecture]
     gpu = given["gpus"][str(architecture)]
     copied = [a.memory_efficiency * g.bytes_per_second / 1e12 for a, g in ((ASSUMED, before), (found, after))]
@@ -121,7 +120,7 @@ def constant_lines(given: dict[str, Any], found: Assumptions, architecture: int)
 
 
 def scans(results: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, dict[str, Any]]]:
-    """Shape B, K, D, L, N, type and record of each scan that was measured alone."""
+    """Shape (B, K, D, L, N), dtype and record of each scan that the phase `ours` measured."""
     for record in results["phases"].get("ours", {}).get("cases", []):
         if "forward_backward" in record:
             sizes = ("batch", "routes", "channels", "length", "states")
@@ -129,8 +128,8 @@ def scans(results: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, dict[
 
 
 def time_lines(results: dict[str, Any], found: Assumptions, architecture: int) -> Iterator[str]:
-    """Milliseconds forward (with checkpoints where predicted) and of both directions: predicted with what was assumed,
-    with what was measured, and measured; the last two over each other."""
+    """Milliseconds forward (predicted with checkpoints) and of both directions: predicted with the assumed constants,
+    predicted with the measured ones, and measured; and measured over the second prediction."""
     from benchmarks.gpu.predict import predict
 
     yield f"{'milliseconds':34}{'assumed':>9}{'calibrated':>12}{'measured':>10}{'over calibrated':>17}  bound"
@@ -149,7 +148,7 @@ def time_lines(results: dict[str, Any], found: Assumptions, architecture: int) -
 
 
 def counted_once(shape: tuple[int, ...], dtype: str, gpu: Gpu) -> list[Any]:
-    """The launches of a scan with what they execute, counted unless that was done before."""
+    """The launches of a scan with their counts, from the cache if they were counted before."""
     from benchmarks.gpu.kernel_counts import Launch, Shape, counted
 
     name = "-".join([sources_digest(), *map(str, shape), dtype, str(gpu.architecture), str(gpu.multiprocessors)])

@@ -27,14 +27,14 @@ CASES = {
     "triton": of(torch.bfloat16, IN_TRITON),
 }
 IMPLEMENTATIONS = {"ours": ["ours"], "baselines": ["ours", "VMamba", "mamba_ssm"], "triton": ["ours", "ours in Triton"]}
-# One case each: what another order of visits, or another layout, costs.
+# The cost of another visit order and of another layout, in one case each.
 ONCE = {"ours shuffled": CASES["ours"][0], "ours channel last": CASES["ours"][len(SHAPES) - 1]}
 
 
 def cases_of(group: str, tiny: bool) -> list[Case]:
     cases = CASES[group]
     if tiny:
-        batch, height, width = (1, 1, 2) if group == "triton" else (2, 3, 7)  # there it is interpreted
+        batch, height, width = (1, 1, 2) if group == "triton" else (2, 3, 7)  # Triton is interpreted
         sizes = [{"height": min(c.height, height), "width": min(c.width, width)} for c in cases]
         cases = [replace(c, batch=batch, channels=6, **size) for c, size in zip(cases, sizes)]
     return list(dict.fromkeys(cases))
@@ -55,6 +55,6 @@ def implementations(
                 found[name] = makers["ours"](problem, "triton", baselines)
             else:
                 found[name] = makers[name](problem, backend, baselines)
-        except Missing:  # baselines.missing has it
+        except Missing:  # listed in baselines.missing
             continue
     return found

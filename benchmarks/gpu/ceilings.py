@@ -1,5 +1,5 @@
-"""What this GPU can do at most, measured in the same run: bytes a second of a copy, exponentials a second, which is
-what a selective scan of many states ends at, its clock, and what a launch costs after another."""
+"""The limits of this GPU, measured in the same run: bytes per second of a copy; exponentials per second, which limit a
+selective scan with many states; the clock; and the cost of a launch that follows another one."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LAUNCHES = 200
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second, those read and those written counted."""
+    """Bytes per second, read and written."""
     size = COPY_BYTES if device == "cuda" else 1 << 20
     pairs = [[torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2)] for _ in range(2)]
     result = measure(lambda pair: pair[0].copy_(pair[1]), pairs, device)
@@ -22,7 +22,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def exp2_rate() -> float:
-    """exp2 a second, from a kernel that does little else: every value is fed back 512 times."""
+    """exp2 per second, from a kernel that does little else: it applies exp2 512 times to every value."""
     from benchmarks.gpu.exp2_kernel import exp2_kernel
 
     out = torch.empty(EXP2_PROGRAMS * EXP2_BLOCK, device="cuda")
@@ -32,13 +32,13 @@ def exp2_rate() -> float:
 
 
 def clock() -> float:
-    """Cycles a second of the multiprocessors, from a kernel that waits for a number of them."""
+    """Cycles per second of the multiprocessors, from a kernel that waits for a given number of cycles."""
     result = measure(lambda _: torch.cuda._sleep(SLEEP_CYCLES), [None], "cuda")
     return SLEEP_CYCLES / (1e-3 * result["ms"])
 
 
 def launch_seconds() -> float:
-    """Seconds of an almost empty launch after another one, in a CUDA graph, without the host."""
+    """Seconds of a launch of an almost empty kernel after another one, in a CUDA graph, without the host."""
     one = torch.zeros(1, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -54,6 +54,6 @@ def measure_ceilings(device: str) -> dict[str, Any]:
         for name, function in more.items():
             try:
                 ceilings[name] = function()
-            except Exception as error:  # a figure beside the point of the run
+            except Exception as error:  # the run can do without this figure
                 ceilings[f"{name.split('_')[0]}_error"] = f"{type(error).__name__}: {error}"
     return ceilings

@@ -1,4 +1,4 @@
-"""The GPU tests and compute-sanitizer: two phases that run beside each other, as nothing in them is timed."""
+"""The GPU tests and compute-sanitizer, which run at the same time because neither is timed."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from benchmarks.gpu.commands import CUT, Running, last_lines, run, start
 HERE = Path(__file__).resolve().parent
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_OPTIONS = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "all"]
-MORE_OPTIONS = {"memcheck": ["--report-api-errors", "no"]}  # torch asks for things that may be absent
+MORE_OPTIONS = {"memcheck": ["--report-api-errors", "no"]}  # torch queries features that may be absent
 PROCESSES = 6
-# The recurrence first; what takes long, and computes on the CPU what it compares with, last.
+# The recurrence first; slow tests, which compute their expected results on the CPU, last.
 TESTS = ["cross_selective_scan", "selective_scan", "scan_behaviour", "runtime", "cross_scan", "scan_sizes"]
 
 
@@ -28,7 +28,8 @@ def conclude(result: dict[str, Any], log: Path, begun: float) -> dict[str, Any]:
 
 
 def count_outcomes(text: str) -> tuple[Counter[str], list[str]]:
-    """From pytest's verbose output, complete or cut off, of one process or of several."""
+    """The number of tests by outcome, and the names of failed tests, from pytest's verbose output, which may be cut off
+    and may be of several processes."""
     ended: dict[str, str] = {}
     for line in text.splitlines():
         one = re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", line)
@@ -41,14 +42,14 @@ def count_outcomes(text: str) -> tuple[Counter[str], list[str]]:
 
 
 def test_files() -> list[str]:
-    """Those of TESTS in their order, then any other."""
+    """The files of TESTS in that order, then all others."""
     folder = HERE.parents[1] / "tests" / "gpu"
     every = {path.stem.removeprefix("test_gpu_"): str(path) for path in folder.glob("test_*.py")}
     return [every.pop(name) for name in TESTS if name in every] + sorted(every.values())
 
 
 def run_tests(log: Path, seconds: float, dry_run: bool, chosen: str) -> dict[str, Any]:
-    """pytest in PROCESSES, which take the tests one by one in their order."""
+    """Run pytest in up to PROCESSES processes, which take the tests one by one in order."""
     processes = min(PROCESSES, os.cpu_count() or 1)
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "-rs", "--tb=short"]
     command += ["-n", str(processes), "--dist", "load", "--maxschedchunk", "1", "-k", chosen, *test_files()]
@@ -67,7 +68,7 @@ def run_tests(log: Path, seconds: float, dry_run: bool, chosen: str) -> dict[str
 
 
 def sanitizer_summary(tool: str, text: str) -> dict[str, Any]:
-    """The findings of compute-sanitizer, and whether any concerns a kernel of ours."""
+    """The findings of compute-sanitizer, and the number of lines about our kernels."""
     errors = re.search(r"ERROR SUMMARY: (\d+) error", text)
     hazards = re.search(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)", text)
     summary: dict[str, Any] = {"reached_its_end": "runs are done" in text, "lines_about_ours": text.count("vmddpm::")}
@@ -79,7 +80,7 @@ def sanitizer_summary(tool: str, text: str) -> dict[str, Any]:
 
 
 def sanitizer_outcome(result: dict[str, Any]) -> str:
-    if result["outcome"] == CUT and result["lines_about_ours"]:  # reports come as they are found
+    if result["outcome"] == CUT and result["lines_about_ours"]:  # errors are reported when they are found
         return "failed"
     if result["outcome"] == CUT or not result["reached_its_end"] or "errors" not in result:
         return str(result["outcome"]) if result["outcome"] != "ok" else "failed"
@@ -89,8 +90,8 @@ def sanitizer_outcome(result: dict[str, Any]) -> str:
 
 
 def start_sanitizers(folder: Path, seconds: float, dry_run: bool) -> dict[str, Running] | str:
-    """Each tool over the same short program, side by side; or why there is none. Without torch's caching, each tensor
-    is an allocation of its own, so that a step past its end is seen."""
+    """Start each tool on the same short program, in parallel; if there is none, return why. Without torch's caching,
+    each tensor is a separate allocation, so that an access beyond its end is detected."""
     target = [sys.executable, str(HERE / "sanitize_target.py")]
     if dry_run:
         return {"target": start([*target, "--dry-run"], folder / "sanitizer.log", seconds)}

@@ -1,4 +1,4 @@
-"""Running other programs within a time, with their output in a log."""
+"""Runs programs with a time limit, with their output in a log."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_PRIORITY = ["nice", "-n", "19"]
-CUT = "cut"  # its time ran out; what it had is kept
+CUT = "cut"  # the time ran out; partial results are kept
 _running: "set[Running]" = set()
 
 
 @dataclass(eq=False)
 class Running:
-    """A program that was started, and what it leaves behind."""
+    """A started program, its log and its deadline."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -29,14 +29,15 @@ class Running:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Ends it and its children."""
+        """Kill the program and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         _running.discard(self)
 
     def wait(self) -> dict[str, Any]:
-        """Its outcome: "ok", "failed" with its code, or CUT, when it and its children are ended."""
+        """Wait for the program, at most until its deadline, and kill what is left. The outcome is "ok", "failed" with
+        its exit code, or CUT."""
         try:
             code = self.process.wait(max(0.0, self.deadline - time.monotonic()))
             outcome: dict[str, Any] = {"outcome": "ok"} if code == 0 else {"outcome": "failed", "code": code}
@@ -49,8 +50,8 @@ class Running:
 def start(
     command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None, polite: bool = False
 ) -> Running:
-    """Starts a program in the repository's root, in a process group of its own, with the root on Python's path; a
-    `polite` one gives way to all others."""
+    """Start a program in the repository's root, in its own process group, with the root on Python's path; `polite`
+    gives it the lowest priority."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # cmake, ninja of a venv
     variables = {**os.environ, "PATH": tools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
@@ -68,7 +69,7 @@ def start(
 
 
 def end_all() -> None:
-    """Ends every program that still runs."""
+    """Kill all programs that are still running."""
     for running in list(_running):
         running.end()
 

@@ -1,11 +1,11 @@
-"""Everything that a GPU executes for a scan, counted without one.
+"""Counts all instructions that a GPU executes for a scan, without a GPU.
 
     python -m benchmarks.gpu.count 16,4,192,1024,16 [SHAPE ...] [--dtype bfloat16] [--backend cuda] [--sm 90]
 
-A shape is B,K,D,L,N: images along K > 1 routes, which are summed, or plain sequences. The kernels run from their PTX, a
-few blocks of each launch, and every instruction of a warp is counted; the machine code's follow from them
-(tests/ptx/sass_counts.py), between the bounds that are printed. Figures are instructions of a warp per (step, state) of
-32 lanes; bytes are those that go between a multiprocessor and the rest of memory, per (step, channel)."""
+A shape is B,K,D,L,N: images along K > 1 routes, which are summed, or plain sequences. The PTX of a few blocks of each
+launch is executed, and every warp instruction is counted. Instructions of the machine code are derived from these
+counts (tests/ptx/sass_counts.py), within the printed bounds. Figures are warp instructions per (step, state) of 32
+lanes; bytes are those between a multiprocessor and the rest of memory, per (step, channel)."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from benchmarks.gpu.assumptions import ASSUMED
 from benchmarks.gpu.kernel_counts import DIRECTIONS, Launch, Shape, arguments, counted
 
-# Under the heading of their column: the machine code's opcodes.
+# Heading of a column -> opcodes of the machine code.
 COLUMNS = {
     "EX2": ("MUFU.EX2",), "MUFU": ("MUFU.EX2", "MUFU"), "LDS": ("LDS", "LDSM"), "STS": ("STS", "STSM"),
     "LDG": ("LDG", "LDGSTS"), "STG": ("STG", "RED", "REDG"), "SHFL": ("SHFL",), "BAR": ("BAR",),
@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def rows(shape: Shape, launches: Iterable[Launch]) -> list[tuple[str, int, dict[str, float]]]:
-    """For each kernel of each direction, and for each direction as a whole: a name, launches, and figures."""
+    """(name, number of launches, figures) of each kernel of a direction, and of each whole direction."""
     found = []
     launches = list(launches)
     for direction in DIRECTIONS:
@@ -53,10 +53,10 @@ def figures(shape: Shape, launches: list[Launch]) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"))
-    parser.add_argument("--triton", metavar="VERSION", help="of Triton that compiles, if not the one installed")
+    parser.add_argument("--triton", metavar="VERSION", help="of Triton; by default the installed version")
     parser.add_argument("--sm", type=int, default=90, choices=sorted(ASSUMED.gpus), help="architecture")
     parser.add_argument("--forward", action="store_true", help="the forward alone, without checkpoints")
-    parser.add_argument("--blocks", type=int, default=16, help="of each launch that run, spread over the grid")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks executed of each launch, spread over the grid")
     options = parser.parse_args()
     directions = ("forward",) if options.forward else DIRECTIONS
     gpu = ASSUMED.gpus[options.sm]

@@ -1,5 +1,5 @@
-"""The calls that counters.py looks at, each once: the program that ncu runs. Before each call stands a launch of
-MARKER, so that the launches between two are a call's."""
+"""The program that ncu profiles: it makes each call of counters.py once. A launch of MARKER precedes each call, so the
+launches between two markers belong to one call."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch
 
 import vmddpm_kernels as vk
 
-MARKER = "spin_kernel"  # of torch.cuda._sleep
+MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep
 
 
 @dataclass(frozen=True)
 class Call:
-    """A direction of a scan of B, K, D, L, N, and what of the kernels it shows."""
+    """One direction of a scan of shape B, K, D, L, N, and the property of the kernels that it shows."""
 
     shape: tuple[int, int, int, int, int]
     dtype: torch.dtype
@@ -61,7 +61,7 @@ def run(call: Call, device: str, tiny: bool) -> None:
 
 
 class profiled:
-    """ncu looks at what is launched within."""
+    """A context in which ncu profiles all launches."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"

@@ -1,5 +1,4 @@
-"""What ncu reads from the GPU's counters while it executes six calls, beside what was counted without a GPU
-(csrc/BUDGET.md)."""
+"""The GPU's counters that ncu reads during six calls, with the counts made without a GPU (csrc/BUDGET.md)."""
 
 import csv
 import re
@@ -22,7 +21,7 @@ METRICS = [
     "dram__bytes_read.sum", "dram__bytes_write.sum", "launch__registers_per_thread",
     "launch__shared_mem_per_block", "launch__occupancy_limit_registers", "launch__occupancy_limit_shared_mem",
 ]  # fmt: skip
-STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")  # of the section of warp states
+STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")  # of WarpStateStats
 
 
 def options(metrics: Iterable[str], sections: Iterable[str] = ()) -> list[str]:
@@ -36,14 +35,15 @@ def options(metrics: Iterable[str], sections: Iterable[str] = ()) -> list[str]:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """The launches of ncu's page "raw" as CSV, with the values that are numbers as such. Raises ValueError where there
-    is no table: what ncu said instead stands in the log."""
+    """The launches of ncu's page "raw" in CSV, with numbers as floats. Raises ValueError if there is no table; ncu's
+    message is in the log then."""
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
         raise ValueError("no table from ncu")
     rows = csv.DictReader(line for line in lines[first:] if line.startswith('"'))
-    return [{key: number(value) for key, value in row.items() if key} for row in rows if row["ID"]]  # units have no ID
+    # The row of units has no ID.
+    return [{key: number(value) for key, value in row.items() if key} for row in rows if row["ID"]]
 
 
 def number(text: str | None) -> Any:
@@ -54,7 +54,8 @@ def number(text: str | None) -> Any:
 
 
 def by_call(launches: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The launches after each marker. Raises ValueError where there are not as many markers as calls."""
+    """The launches after each marker. Raises ValueError if there are no markers, more markers than calls, or no
+    launches after the first."""
     groups: list[list[dict[str, Any]]] = []
     for launch in launches:
         if MARKER in launch["Kernel Name"]:
@@ -67,7 +68,7 @@ def by_call(launches: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def predicted() -> dict[tuple[str, str, str], dict[str, float]]:
-    """Of csrc/BUDGET.md, by shape, type and direction: instructions of a warp per (step, state), between which bounds,
+    """The counts of csrc/BUDGET.md by shape, dtype and direction: warp instructions per (step, state), their bounds,
     and EX2."""
     pattern = (
         r"^\| `([\d,]+)` \| (\w+) \| (forward|backward) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) \|"
@@ -80,7 +81,7 @@ def predicted() -> dict[tuple[str, str, str], dict[str, float]]:
 
 
 def summary(call: Call, launches: list[dict[str, Any]]) -> dict[str, Any]:
-    """A call's launches together: per (step, state) of 32 lanes, per (step, channel), and each kernel's own figures."""
+    """Figures of a whole call, per (step, state) of 32 lanes or per (step, channel), and figures of each kernel."""
 
     def total(metric: str) -> float | None:
         values = [launch.get(metric) for launch in launches]
@@ -119,5 +120,5 @@ def kernel(launch: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The calls that ncu saw, of the file it wrote."""
+    """The profiled calls, from ncu's file."""
     return [summary(*pair) for pair in zip(CALLS, by_call(parse(path.read_text(errors="replace"))))]

@@ -1,4 +1,4 @@
-"""A kernel whose time is that of its exponentials. In a file of its own, as importing it needs Triton."""
+"""A kernel whose time is that of its exponentials, in a separate file because importing it needs Triton."""
 
 import triton
 import triton.language as tl

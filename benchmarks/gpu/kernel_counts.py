@@ -1,5 +1,5 @@
-"""What a scan launches on a GPU and what that executes, found on the CPU: the backend plans and launches as on a GPU,
-and the kernels run from their PTX (tests/ptx), a few blocks of each launch; their counts stand for all."""
+"""The launches of a scan on a GPU and their instructions, found on a CPU: the backend plans and launches as on a GPU,
+and the PTX of a few blocks of each launch is executed (tests/ptx) and counted for all blocks."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.gpu.assumptions import ASSUMED, Gpu
 
-# Triton reads this when it is imported: here another process compiles its kernels.
+# Read when Triton is imported; another process compiles its kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.extend(str(Path(__file__).resolve().parents[2] / "tests" / f) for f in ("ptx", "cuda_emulation", "cuda_sass"))
 
@@ -35,7 +35,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a scan. Several routes are those of an image, which are summed; one is a plain sequence."""
+    """Sizes of a scan: an image along several routes, which are summed, or a plain sequence with one route."""
 
     batch: int
     routes: int
@@ -64,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch; what it executes is counted in instructions of warps, or None if it was only recorded."""
+    """A launch. Counts are of warp instructions, and None if the launch was only recorded."""
 
     direction: str
     kernel: str
@@ -93,7 +93,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def recorded(shape: Shape, dtype: str, gpu: Gpu) -> list[Launch]:
-    """The launches of the CUDA backend's forward, with checkpoints, and backward on the GPU, in their order."""
+    """The launches of the CUDA backend's forward, with checkpoints, and backward on the GPU, in order."""
     with pytest.MonkeyPatch.context() as patch:
         found = _cuda(patch, gpu.architecture, gpu, mode="record")
         return [
@@ -106,8 +106,8 @@ def counted(
     shape: Shape, dtype: str, backend: str = "cuda", gpu: Gpu = ASSUMED.gpus[90], most_blocks: int = 16,
     directions: tuple[str, ...] = DIRECTIONS, triton: str | None = None,
 ) -> list[Launch]:  # fmt: skip
-    """The same, with what they execute; of each launch so many blocks run. `triton` is a version that compiles, if not
-    the one installed."""
+    """The launches with their counts, for which `most_blocks` blocks of each are executed. `triton` is the version of
+    Triton that compiles, by default the installed one."""
     with pytest.MonkeyPatch.context() as patch:
         if backend == "cuda":
             found: Any = _cuda(patch, gpu.architecture, gpu, mode="count", most_blocks=most_blocks)
@@ -144,8 +144,8 @@ def _run(found: Any, backend: str, shape: Shape, dtype: str, directions: tuple[s
 
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """x, delta, A, B, C, D and the bias of delta, and the table. Images are alike, so that the largest batch takes
-    little memory."""
+    """x, delta, A, B, C, D and the bias of delta, and the table. All images are the same memory, so that the largest
+    batch takes little."""
     B, K, D, L, N = shape.batch, shape.routes, shape.channels, shape.length, shape.states
     generator = torch.Generator().manual_seed(0)
 

@@ -1,6 +1,6 @@
-"""Measures the cases of a group (cases.py) one after another and appends a line of JSON for each; a program of its own,
-as an error on the GPU ends every later call of the process it happens in. Started again, it goes on after the cases it
-has a line for. Where others take part, how far their results are from ours is noted before anything is timed."""
+"""Measures the cases of a group (cases.py) one after another and appends a line of JSON for each. It is a separate
+program because after an error on the GPU all later calls of a process fail. When started again, it continues after the
+cases that have a line. Differences between the results of others and ours are recorded before anything is timed."""
 
 import argparse
 import json
@@ -54,7 +54,7 @@ def measure_case(
 
 
 def interpreter_fails() -> str | None:
-    """Why Triton's interpreter cannot rehearse anything: that of 3.6 fails with NumPy 2.4."""
+    """Why Triton's interpreter does not work, as that of Triton 3.6 with NumPy 2.4; None if it does."""
     import numpy as np
     import triton
 
@@ -112,7 +112,7 @@ def main() -> None:
             record["differences"] = differences(first)
             note(record)
             record |= measure_case(options.group, case, first, baselines, device, backend, least)
-        except Exception as error:  # the other cases are still worth having
+        except Exception as error:  # the other cases can still be measured
             record["error"] = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - begun
         note({**record, "begun": False, "seconds": seconds})

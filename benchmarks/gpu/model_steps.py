@@ -1,7 +1,6 @@
-"""Times a training step and a DDIM step of the paper's model: as one replayed CUDA graph, eager, and compiled. Appends
-a line of JSON for each, so that a run that is ended leaves what it had: `ms` on the GPU, `wall_ms` as a program has it
-that takes one step after another, and of the latter the images per second, of 50 DDIM steps where images are drawn. It
-needs `vmddpm.model` alone of vmddpm."""
+"""Times a training step and a DDIM step of the paper's model: as a replayed CUDA graph, eager, and compiled. Appends a
+line of JSON for each, so that an interrupted run keeps its results: `ms` on the GPU, `wall_ms` of a step in a loop, and
+the images per second by `wall_ms`, with 50 DDIM steps for an image. Of vmddpm it needs only `vmddpm.model`."""
 
 import argparse
 import json
@@ -21,7 +20,7 @@ from vmddpm.model import VMDDPM, ModelConfig
 PAPER = ModelConfig()
 TINY = ModelConfig(base_channels=8, channel_multipliers=(1, 2), sampling=(2, 2), norm_groups=4, d_state=4)
 TRAINING, DDIM = "training step", "DDIM step"
-DDIM_STEPS = 50  # of an image
+DDIM_STEPS = 50  # for an image
 LEVEL, NEXT_LEVEL = 0.6, 0.7  # alphas_cumprod at the step's noise level and at that of the next
 
 
@@ -39,8 +38,8 @@ class ModelStep:
 
 
 def all_steps(device: str) -> Iterator[ModelStep]:
-    """The most telling first: what a program would do is a replayed graph whose every replay has new visit orders.
-    Without a GPU there is no graph to rehearse."""
+    """The most informative first: a graph with new visit orders at each replay, as programs would use it. There are no
+    graphs without a GPU."""
     for dtype in (torch.bfloat16, torch.float32) if device == "cuda" else (torch.bfloat16,):
         for step in (TRAINING, DDIM):
             if device == "cuda":
@@ -62,9 +61,9 @@ class Work:
         torch.manual_seed(0)
         self.case, self.images, self.noise = case, images, torch.randn_like(images)
         self.t = torch.full(images.shape[:1], 500, device=images.device)
-        self.taken = torch.zeros((), dtype=torch.int64, device=images.device)  # steps: each has visit orders of its own
+        self.taken = torch.zeros((), dtype=torch.int64, device=images.device)  # steps so far, for new orders in each
         shuffle = {"regeneration": case.shuffled}
-        with images.device:  # where its weights are drawn sooner
+        with images.device:  # drawing the weights there is faster
             self.model = VMDDPM(ModelConfig(**{**vars(config), **shuffle}))
         torch.nn.init.normal_(self.model.projection[-1].weight, std=0.1)  # zero at the start of training
         self.predict = torch.compile(self.model) if case.way == "compiled" else self.model
@@ -94,7 +93,7 @@ class Work:
 
 
 def call_of(work: Work) -> Callable[[Any], Any]:
-    """The work that is timed."""
+    """The call to time."""
     step = work.train if work.case.step == TRAINING else work.denoise
     if work.case.way != "graph":
         return lambda _: step()
@@ -114,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lines", type=Path, help="where the lines of JSON go")
     parser.add_argument("--seconds", type=float, default=180, help="no step is begun after this")
-    parser.add_argument("--compiled", action="store_true", help="through torch.compile instead")
+    parser.add_argument("--compiled", action="store_true", help="time compiled steps instead")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
@@ -129,7 +128,7 @@ def main() -> None:
             result = measure(call_of(Work(case, config, images)), [images], device, 2 if options.dry_run else 10)
             seconds = 1e-3 * result["wall_ms"] * (DDIM_STEPS if case.step == DDIM else 1)
             record = {**result, "images_per_second": batch / seconds}
-        except Exception as error:  # the other steps are still worth having
+        except Exception as error:  # the other steps can still be timed
             record = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         record["seconds"] = round(time.monotonic() - begun, 1)
         with options.lines.open("a") as lines:

@@ -1,10 +1,10 @@
-"""Warps that a multiprocessor holds at once, from the registers that ptxas gave a kernel and the launch's shared
-memory, as the hardware gives both out.
+"""The resident warps of a multiprocessor, from the registers that ptxas assigned to a kernel and the shared memory of
+its launch, by the hardware's rules of allocation.
 
     python -m benchmarks.gpu.occupancy 16,4,192,1024,16 [--dtype bfloat16] [SHAPE ...]
 
 A shape is B,K,D,L,N. Prints, for each GPU of assumptions.py and each kernel of the CUDA backend: the registers of a
-thread, the bytes of shared memory of a block, and the resident blocks and warps with what limits them."""
+thread, the bytes of shared memory of a block, and the resident blocks and warps with their limit."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ class Residency:
 
 
 def residency(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> Residency:
-    """The properties of one multiprocessor."""
+    """The residency of one multiprocessor."""
     warps = -(-threads // 32)
     per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
-    # Registers lie with the scheduler of their warp, so that each of the four holds whole warps.
+    # Each of the four schedulers has a quarter of the registers, and holds whole warps.
     by_registers = (REGISTERS // 4 // max(per_warp, 1)) * 4 // warps
     shared = -(-shared_bytes // SHARED_UNIT) * SHARED_UNIT + SHARED_OF_A_BLOCK
     limits = {

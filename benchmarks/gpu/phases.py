@@ -1,5 +1,5 @@
-"""The phases of a run. Each returns what becomes its entry in the results, with an outcome in words: "ok", "failed",
-"cut" where its time ran out, or "skipped: " and why."""
+"""The phases of a run. Each returns its entry in the results, with an outcome: "ok", "failed", "cut" if its time ran
+out, or "skipped: " and the reason."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from benchmarks.gpu.machine import nvcc
 
 HERE = Path(__file__).resolve().parent
 RESTARTS = 4
-TO_COMPILE = 0.6  # of the baselines' time, at most, until they are compiled
-TO_END = 0.15  # of a phase's time, for what was begun within the rest to come to its end
+TO_COMPILE = 0.6  # share of the baselines' time that compiling may take
+TO_END = 0.15  # share of a phase's time in which it begins nothing new
 
 
 def build(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """The extension, with CMake as setup.py does it but for this machine's GPU alone and the CPU's baseline, into
-    vmddpm_kernels/. A rehearsal configures it without CUDA and leaves the extension that there is."""
+    """Build the extension into vmddpm_kernels/ with CMake, as setup.py does, but only for this machine's GPU and the
+    CPU's baseline. A rehearsal only configures the build, without CUDA, and keeps the existing extension."""
     import pybind11
 
     log, tree = folder / "build.log", folder / "build" if dry_run else ROOT / "build" / "gpu"
@@ -46,12 +46,12 @@ def build(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
 
 
 def smoke(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Whether the scans are right at all."""
+    """Check that the scans are correct."""
     return listed("smoke", folder, seconds, dry_run)
 
 
 def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """ncu over six calls; with the few counters that every version has, if it does not know all of them."""
+    """Profile six calls with ncu; if that fails, again with the few counters that every version has."""
     program = [sys.executable, "-m", "benchmarks.gpu.counter_calls"]
     log, table = folder / "counters.log", folder / "counters.csv"
     begun = time.monotonic()
@@ -77,12 +77,12 @@ def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
 
 
 def ours(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Our own times and memory, and what the GPU can do at most."""
+    """Measure our times and memory, and the limits of the GPU."""
     return measured("ours", folder, seconds, dry_run)
 
 
 def start_baselines(folder: Path, seconds: float) -> list[Running]:
-    """Compiles the baselines beside all that comes before they are needed, side by side, and gives way to it."""
+    """Start to compile the baselines, in parallel and at the lowest priority, while the phases before theirs run."""
     return [
         start([sys.executable, str(HERE / "baselines.py"), name], folder / f"build-{name}.log", seconds, polite=True)
         for name in ("VMamba", "mamba")
@@ -90,7 +90,7 @@ def start_baselines(folder: Path, seconds: float) -> list[Running]:
 
 
 def baselines(folder: Path, seconds: float, dry_run: bool, compiling: list[Running] | None = None) -> dict[str, Any]:
-    """VMamba's and mamba_ssm's scans beside ours, as far as they are compiled by then or soon after."""
+    """Measure VMamba's and mamba_ssm's scans against ours, if they are compiled by then or soon after."""
     begun = time.monotonic()
     said = []
     for running in compiling or []:
@@ -101,12 +101,12 @@ def baselines(folder: Path, seconds: float, dry_run: bool, compiling: list[Runni
 
 
 def triton(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Our Triton kernels beside our CUDA kernels; the rehearsal interprets them."""
+    """Measure our Triton kernels against our CUDA kernels; a rehearsal interprets them."""
     return measured("triton", folder, seconds, dry_run, {"TRITON_INTERPRET": "1"} if dry_run else None)
 
 
 def tests(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """The GPU tests, and beside them compute-sanitizer."""
+    """Run the GPU tests and, at the same time, compute-sanitizer."""
     begun = time.monotonic()
     sanitizers = checks.start_sanitizers(folder, seconds, dry_run)
     tested = checks.run_tests(folder / "tests.log", seconds, dry_run, "not triton")
@@ -117,23 +117,23 @@ def tests(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
 
 
 def triton_tests(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """The GPU tests through the Triton kernels, most of whose time is that of compiling them."""
+    """Run the GPU tests with the Triton kernels; compiling these takes most of the time."""
     tested = checks.run_tests(folder / "triton-tests.log", seconds, dry_run, "cpu" if dry_run else "triton")
     return {"outcome": tested["outcome"], "seconds": tested["seconds"], "checks": {"pytest": tested}}
 
 
 def model(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Steps of the paper's model, replayed as one graph and called one by one."""
+    """Time steps of the paper's model, as a replayed graph and eager."""
     return listed("model_steps", folder, seconds, dry_run)
 
 
 def compiled(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """The same through torch.compile, most of whose time is that of compiling."""
+    """Time steps of the paper's model through torch.compile; compiling takes most of the time."""
     return listed("model_steps", folder, seconds, dry_run, "--compiled")
 
 
 def training(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Runs on a real brain; their folders go to $OUT, if there is one. It needs the packages of `vmddpm[demo]`."""
+    """Train on a real brain, with run folders in $OUT if it is set. Needs the packages of `vmddpm[demo]`."""
     out = Path(os.environ.get("OUT", folder)) / "training"
     return listed("train_brain", folder, seconds, dry_run, f"--out={out}")
 
@@ -141,7 +141,7 @@ def training(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
 def measured(
     group: str, folder: Path, seconds: float, dry_run: bool, environment: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """measure.py, started again after an error on the GPU, which ends its process but not the run."""
+    """Run measure.py, and start it again after an error on the GPU, which ends only its process."""
     begun = time.monotonic()
     lines, result, starts = folder / f"{group}.jsonl", {"outcome": CUT}, 0
     while starts < RESTARTS and (left := seconds - (time.monotonic() - begun)) > 5:
@@ -160,7 +160,7 @@ def measured(
 
 
 def listed(program: str, folder: Path, seconds: float, dry_run: bool, *arguments: str) -> dict[str, Any]:
-    """Runs a program that appends a line of JSON for each case."""
+    """Run a program that appends a line of JSON for each case."""
     lines, log = folder / f"{program}.jsonl", folder / f"{program}.log"
     begun = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.gpu.{program}", *arguments, str(lines)]
@@ -170,7 +170,7 @@ def listed(program: str, folder: Path, seconds: float, dry_run: bool, *arguments
 
 
 def read_lines(lines: Path) -> list[dict[str, Any]]:
-    """The records of a program that may have been ended in the middle of a line."""
+    """The records of a program that may have been killed in the middle of a line."""
     records = []
     for line in lines.read_text(errors="replace").splitlines() if lines.exists() else []:
         try:
@@ -186,6 +186,6 @@ def gather(lines: Path) -> dict[str, Any]:
     apart = {name: cases.pop(name) for name in ("ceilings", "baselines") if name in cases}
     not_measured = cases.pop("out of time", {}).get("not_measured", [])
     for name, record in list(cases.items()):
-        if record.pop("begun", False):  # its process ended, or was ended, before it was measured
+        if record.pop("begun", False):  # its process ended before it was measured
             not_measured = [name, *not_measured]
     return {**apart, "cases": list(cases.values()), "not_measured": not_measured}

@@ -1,18 +1,18 @@
-"""Predicted milliseconds of a scan on a GPU, and what bounds it, before anything has run on one.
+"""Predicts the milliseconds of a scan on a GPU, and what bounds it, without a GPU.
 
     python -m benchmarks.gpu.predict 16,4,192,1024,16 [SHAPE ...] [--dtype bfloat16] [--sm 90] [--assumptions FILE.json]
 
-A shape is B,K,D,L,N. Of each launch the instructions, EX2 and bytes are counted (count.py), the resident warps follow
-from registers and shared memory (occupancy.py), and assumptions.py says how fast a GPU is with them. A launch takes as
-long as the slowest of
+A shape is B,K,D,L,N. Instructions, EX2 and bytes of each launch are counted (count.py), its resident warps follow from
+registers and shared memory (occupancy.py), and assumptions.py has the speed of the GPU. A launch takes as long as the
+slowest of
 
-    issue       its instructions, at the share of the issue slots that its resident warps can use; blocks come in
-                rounds, of which the last may be short
+    issue       its instructions, at the share of the issue slots that its resident warps can use; blocks run in
+                rounds, the last of which may be short
     EX2         its MUFU instructions at the rate of their unit
     memory      its bytes
 
-and a launch more than that takes a little on top. What takes most of the time is named: `occupancy` instead of
-`issue` where more resident warps would save a fifth of it. Instruction counts of the baselines are read from
+plus a fixed time for each launch. The bound that takes most of the time is printed, as `occupancy` instead of `issue`
+if more resident warps would save a fifth of the time. Instruction counts of the baselines are read from
 baseline_counts.json; the same model gives their times at the issue efficiency in that file, without their barriers. A
 ratio above 1 means that ours is faster. This is a model: trust a ratio to about a third."""
 
@@ -36,7 +36,7 @@ class Time:
 
 
 def launch_time(launch: Launch, gpu: Gpu, assumed: Assumptions) -> tuple[float, str]:
-    """Seconds without the launch itself, and what bounds them."""
+    """Seconds without the fixed time of a launch, and what bounds them."""
     cycle = 1e-9 / gpu.clock_ghz
     warps = launch.blocks * -(-launch.threads // 32)
     per_warp = launch.instructions / warps

@@ -12,7 +12,7 @@ SAME_WITHIN = 0.02  # a baseline's result that differs by more than this in the 
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """Written under a temporary name and renamed; copied to the folder $OUT, if there is one."""
+    """Write the results atomically, also to the folder $OUT if it is set."""
     write(path, json.dumps(results, indent=1) + "\n")
     if out := os.environ.get("OUT"):
         write(Path(out) / path.name, path.read_text())
@@ -34,7 +34,7 @@ def save_logs(folder: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The results of a run, complete or not. Raises ValueError where the file is none."""
+    """The results of a run, complete or not. Raises ValueError if the file has none."""
     try:
         results = json.loads(path.read_text())
     except ValueError as error:
@@ -76,8 +76,8 @@ def phase_lines(phases: dict[str, Any]) -> Iterator[str]:
 
 
 def counter_lines(calls: list[dict[str, Any]]) -> Iterator[str]:
-    """Instructions of a warp per (step, state), as they were executed and as they were counted without a GPU; of the
-    kernel that takes longest, its use of the issue slots, its resident warps, and what they waited for most."""
+    """Warp instructions per (step, state), executed and counted without a GPU; for the slowest kernel, its use of the
+    issue slots, its resident warps, and their main stall."""
     if calls:
         yield f"{'instructions a step and state':44}{'executed':>9}{'counted':>9}{'apart':>8}{'EX2':>7}{'ms':>8}"
     for call in calls:
@@ -132,7 +132,7 @@ def case_lines(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def one_direction(measured: dict[str, Any]) -> str:
-    """Our time, then each other's time over it, then the baseline's memory over ours."""
+    """Our time, then the time of each other implementation over ours, and the memory of baselines over ours."""
     parts = [f"{measured['results']['ours']['ms']:.3f}"]
     for name, ratio in measured["time_over_ours"].items():
         short = {"ours shuffled": "shuffled", "ours channel last": "last", "ours in Triton": "Triton"}.get(name, name)

@@ -1,10 +1,10 @@
-"""All measurements and tests on a GPU machine, in one command of eight minutes and in order of information per second:
-correctness, counted against executed instructions, speed, speed of the baselines, tests, speed of the model.
+"""Runs all measurements and tests on a GPU machine in eight minutes, the most informative first: correctness, counted
+against executed instructions, speed, speed of the baselines, tests, speed of the model.
 
     python3 benchmarks/gpu/run.py              # writes benchmarks/results/<gpu>-<date>.json, and to $OUT if it is set
     python3 benchmarks/gpu/run.py --dry-run    # rehearses on a CPU and discards the results
     python3 benchmarks/gpu/run.py --only build,smoke,counters --budget 200
-    python3 benchmarks/gpu/run.py --only build,triton-tests  # the GPU tests through the Triton kernels
+    python3 benchmarks/gpu/run.py --only build,triton-tests  # the GPU tests with the Triton kernels
     python3 benchmarks/gpu/run.py --only build,compiled  # steps of the paper's model through torch.compile
     python3 benchmarks/gpu/run.py --only build,training  # runs on a real brain, with and without regeneration
 
@@ -62,7 +62,7 @@ ON_REQUEST = {
     "compiled": Phase(phases.compiled, 200),
     "training": Phase(phases.training, 400),
 }
-# With one of these outcomes there is nothing to learn from the rest.
+# After these outcomes the other phases are pointless.
 ENDS_THE_RUN = {"build": ("failed", CUT), "smoke": ("failed",)}
 
 
@@ -83,10 +83,10 @@ class Session:
             "cut": [],
             "phases": {},
         }
-        save(self.results, self.path)  # says now, and not in eight minutes, if that cannot be
+        save(self.results, self.path)  # fails now, not in eight minutes, if it cannot be written
 
     def seconds(self, name: str) -> float:
-        """For this phase: its share of what is left."""
+        """The seconds for this phase: its share of the remaining time."""
         names = list(self.phases)
         left = sum(self.phases[other].share for other in names[names.index(name) :])
         return max(1.0, (self.end - time.monotonic()) * self.phases[name].share / left)
@@ -105,7 +105,7 @@ class Session:
 
 
 def unused(folder: Path, name: str) -> Path:
-    """A file of another run of the day is kept."""
+    """The path of a new file; files of other runs on the same day are kept."""
     names = (name if i == 1 else f"{name}-{i}" for i in count(1))
     return next(path for n in names if not (path := folder / f"{n}.json").exists())
 
@@ -122,7 +122,7 @@ def run(session: Session) -> None:
         options = {"compiling": compiling} if name == "baselines" else {}
         try:
             result = phase.function(session.logs, session.seconds(name), session.dry_run, **options)
-        except Exception as error:  # the other phases are still worth having
+        except Exception as error:  # the other phases can still run
             result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
         if any(running.going() for running in compiling):
             result["beside"] = "the baselines were being compiled, at the least priority"
@@ -135,8 +135,8 @@ def run(session: Session) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--budget", type=float, help=f"seconds for all of it, {BUDGET:g} if not given")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PHASES), help="phases, with commas")
+    parser.add_argument("--budget", type=float, help=f"seconds for the whole run, by default {BUDGET:g}")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PHASES), help="phases, by commas")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the file")
     options = parser.parse_args()
     every = {**PHASES, **ON_REQUEST}
@@ -148,7 +148,7 @@ def main() -> None:
     chosen = {name: phase for name, phase in every.items() if name in options.only}
     budget = options.budget or (REHEARSAL if options.dry_run else BUDGET)
     if options.dry_run:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is tiny only waits for more
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads slow tiny problems down
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     session = Session(chosen, options.dry_run, budget, options.results)
     try:

@@ -1,5 +1,5 @@
-"""Every kernel once on small shapes, for compute-sanitizer to look at. Results are only asked to be finite: what they
-should be is for tests/gpu."""
+"""Runs every kernel once on small shapes, for compute-sanitizer. Results must only be finite; tests/gpu checks their
+values."""
 
 import argparse
 import itertools
@@ -12,8 +12,8 @@ from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STATES = (1, 5, 16, 40)
-FEW = ((1, 3, 150, 40), (2, 2, 20, 33))  # cut into segments; one segment for lack of steps
-MANY = (530, 2, 70, 40)  # whole sequences, as there are enough of them
+FEW = ((1, 3, 150, 40), (2, 2, 20, 33))  # several segments; one segment, as there are few steps
+MANY = (530, 2, 70, 40)  # enough sequences that none is divided into segments
 
 
 def scan(dtype: torch.dtype, states: int, shape: tuple[int, int, int, int], zoh: bool, device: str) -> None:
@@ -27,7 +27,7 @@ def scan(dtype: torch.dtype, states: int, shape: tuple[int, int, int, int], zoh:
                normal(batch, K, length, states), normal(K, dim), normal(K, dim)]  # fmt: skip
     h0 = normal(batch, K, dim, states)
     table = None if zoh else torch.stack([torch.randperm(length) for _ in range(K)]).int().to(device)
-    inputs = ScanInputs(*tensors, h0, table=table)  # without a table too, which the public function needs
+    inputs = ScanInputs(*tensors, h0, table=table)  # also without a table, which the public function requires
     outputs = scan_operator(inputs, scan_options(True, zoh, False), None, last_state=True)
     finite(*outputs, *torch.autograd.grad(outputs, [*tensors, h0], [torch.ones_like(o) for o in outputs]))
 

@@ -1,4 +1,4 @@
-"""Twelve scans forward and backward on the GPU against the CPU kernels in float64: whether it is worth measuring on.
+"""Compares twelve scans, forward and backward, on the GPU with the CPU kernels in float64, before anything is measured.
 Appends a line of JSON for each; the exit status is 1 if one is wrong."""
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.baselines import Baselines
 from benchmarks.implementations import IMAGES, SEQUENCES
 from benchmarks.problem import BOTH, Case, Problem, relative_difference
 
-# One long image, which is cut into segments; many small ones, which are not; sequences, channel first.
+# One long image, which is divided into segments; many small ones, which are not; sequences, channel first.
 SIZES = [(1, 30, 50, 70), (700, 10, 10, 50), (2, 0, 1500, 70)]
 TINY = [(1, 3, 5, 7), (4, 2, 2, 5), (2, 0, 15, 7)]
 CASES = [Case(*sizes, states, dtype) for sizes in SIZES for states in (16, 1)
@@ -27,7 +27,7 @@ FLOOR = {torch.float32: 2**-20, torch.bfloat16: 2**-8}
 
 
 def results(case: Case, device: str, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """Draw the same values for all devices and types."""
+    """The results of ours; the drawn values are the same for all devices and dtypes."""
     drawn = Problem.draw(case, "cpu", seed=0)
     wide = {name: getattr(drawn, name) for name in ("x", "delta", "A", "B", "C", "D", "bias", "dy")}
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
@@ -38,7 +38,7 @@ def results(case: Case, device: str, backend: str, dtype: torch.dtype) -> list[T
 
 
 def check(case: Case, device: str, backend: str) -> dict[str, Any]:
-    """How far each result is from float64, and how far the CPU kernels' is in the same type."""
+    """The error of each result against float64, and that of the CPU kernels in the same dtype."""
     exact = results(case, "cpu", "cpu", torch.float64)
     theirs = results(case, "cpu", "cpu", case.dtype)
     ours = results(case, device, backend, case.dtype)

@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run folders")
     parser.add_argument("lines", type=Path, help="where the lines of JSON go")
-    parser.add_argument("--seconds", type=float, default=480, help="of training, in all")
+    parser.add_argument("--seconds", type=float, default=480, help="seconds of training, in total")
     parser.add_argument("--dry-run", action="store_true", help="the demo's model each time")
     options = parser.parse_args()
     for name, share in SHARES.items():

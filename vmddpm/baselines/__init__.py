@@ -1,1 +1,1 @@
-"""The GANs that the paper compares VM-DDPM with; the UNet of its diffusion baselines is in `vmddpm.model.unet`."""
+"""The GAN baselines of the paper; the UNet of its diffusion baselines is in `vmddpm.model.unet`."""

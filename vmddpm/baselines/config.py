@@ -15,7 +15,7 @@ class GANConfig:
     """The generator, the discriminator and their training (paper section IV-A).
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     latent_dim: int = 1000
@@ -26,8 +26,8 @@ class GANConfig:
     """Channels at full resolution; 64 in the released code of all three."""
 
     loss: Literal["bce", "hinge"] = "bce"
-    """Loss of both networks, "bce" or "hinge", which the authors of SAGAN use themselves. "the GAN-related model loss
-    function uses Binary Cross Entropy Loss"."""
+    """Loss of both networks, "bce" or "hinge", which SAGAN's authors use. "the GAN-related model loss function uses
+    Binary Cross Entropy Loss"."""
 
     beta1: float = 0.5
     """Adam's beta1 for both networks; not stated in the paper, the value of DCGAN."""
@@ -36,8 +36,8 @@ class GANConfig:
     """Adam's beta2 for both networks; not stated in the paper, the usual value."""
 
     discriminator_learning_rate: float | None = None
-    """Learning rate of the discriminator. Null is training.learning_rate, as the paper names one rate for all; SAGAN's
-    authors use four times as much."""
+    """Learning rate of the discriminator. Null is training.learning_rate, as the paper states one rate for all models;
+    SAGAN's authors use four times the generator's."""
 
     attention_size: int = 32
     """Side of the feature maps with self-attention in both networks of SAGAN; 32 in its released code."""
@@ -46,7 +46,7 @@ class GANConfig:
     """Weight of U-Net GAN's CutMix augmentation and consistency losses; 0 for none."""
 
     cutmix_warmup_steps: int = 2000
-    """Steps of linear warm-up of that weight, as the discriminator must first separate real from fake."""
+    """Steps of linear warm-up of the CutMix weight, as the discriminator must first separate real from fake."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "gan.", {"latent_dim": 2**20, "base_channels": 2**10, "attention_size": 2**13})

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 
 def normalised(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """The layer with its weight divided by its largest singular value (Miyato et al., 2018), one power iteration a
-    forward pass in train mode; weights are orthogonal at first, so that the iteration starts near its end."""
+    """The layer with its weight divided by its largest singular value (Miyato et al., 2018), with one power iteration
+    per forward pass in train mode. Weights start orthogonal, so the iteration starts close to convergence."""
     nn.init.orthogonal_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -32,7 +32,7 @@ class UpBlock(nn.Module):
     """Twice the size: norm, ReLU, upsampling, 3 x 3, norm, ReLU, 3 x 3, and a 1 x 1 shortcut.
 
     Args:
-        norm: makes the normalisation of a width, which is called with the features and the latent.
+        norm: makes a normalisation layer of a given width, which is called with the features and the latent.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
@@ -52,8 +52,8 @@ class DownBlock(nn.Module):
     """Half the size: ReLU, 3 x 3, ReLU, 3 x 3, average, and a 1 x 1 shortcut.
 
     Args:
-        first: the image comes in: no ReLU before it, and its shortcut is averaged before the 1 x 1.
-        downsample: False keeps the size; there is then no shortcut convolution if the width is kept as well.
+        first: the input is the image: there is no ReLU before it, and its shortcut is averaged before the 1 x 1.
+        downsample: False keeps the size; if the width is kept too, there is no shortcut convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, first: bool = False, downsample: bool = True) -> None:
@@ -72,7 +72,7 @@ class DownBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + gamma times what every pixel gathers from all (SAGAN, Eq. 1 to 3), gamma 0 at first.
+    """x + gamma * attention of every pixel to all pixels (SAGAN, Eq. 1 to 3); gamma starts at 0.
 
     Keys and values are halved in size, as in the released code.
     """
@@ -95,8 +95,8 @@ class SelfAttention(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of all images that the processes of a run share, which torch's
-    SyncBatchNorm knows on GPUs only. In one process it is torch's own."""
+    """Batch normalisation by the statistics of the images of all processes; torch's SyncBatchNorm runs only on GPUs. In
+    one process it is torch's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
@@ -177,5 +177,5 @@ def follow_spectral_norms(network: nn.Module) -> None:
         if parametrize.is_parametrized(module, "weight"):
             norms = module.get_submodule("parametrizations")
             norms.train()
-            module.weight  # noqa: B018 - reading it is what iterates
+            module.weight  # noqa: B018 - reading it runs an iteration
             norms.eval()

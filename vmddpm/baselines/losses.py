@@ -49,11 +49,11 @@ def cutmix_loss(
 ) -> Tensor:
     """U-Net GAN's augmentation and consistency (Schönfeld et al., 2020, section 3.2 and Eq. 8).
 
-    A mixed image is fake as a whole, and real or fake at each pixel as the mask says; and what is said of its pixels is
-    what is said of the two images it is made of.
+    A mixed image counts as fake as a whole, and each of its pixels as real or fake by the mask. Consistency requires
+    the same logits for its pixels as for those of the two images it is made of.
 
     Args:
-        mixed, real, fake: the discriminator's answers, (of pixels, of whole images).
+        mixed, real, fake: the discriminator's logits, (of pixels, of whole images).
         mask: as `cutmix_mask` makes it.
     """
     pixels, whole = mixed

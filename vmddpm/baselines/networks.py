@@ -26,7 +26,7 @@ class GeneratorConfig:
     gan: GANConfig = field(default_factory=GANConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.gan, dict):  # as JSON gives it
+        if isinstance(self.gan, dict):  # read from JSON
             object.__setattr__(self, "gan", GANConfig(**self.gan))
 
 

@@ -1,7 +1,7 @@
 """U-Net GAN (Schönfeld et al., 2020) without classes: BigGAN's generator, and a discriminator that is a U-Net.
 
-The discriminator says real or fake of the image as a whole, at its narrowest, and of every pixel. Widths are those of
-the authors' released code for 128 x 128 (CelebA), which has no attention and gives the latent to every block.
+The discriminator classifies the whole image at its bottleneck, and every pixel at its output. Widths are those of the
+authors' released code for 128 x 128 (CelebA), which has no attention and passes the latent to every block.
 """
 
 import torch
@@ -51,7 +51,7 @@ class UNetGANDiscriminator(nn.Module):
             DownBlock(inputs, outputs, first=i == 0)
             for i, (inputs, outputs) in enumerate(zip([channels, *widths], widths))
         )
-        # After the first block each takes the encoder's map of the same size as well, of the width it brings itself.
+        # Each block after the first also takes the encoder's map of the same size, as wide as its other input.
         self.decoder = nn.ModuleList(
             UpBlock(width if i == 0 else 2 * width, narrower, lambda _: NoNorm())
             for i, (width, narrower) in enumerate(zip(reversed(widths), [*reversed(widths[:-1]), widths[0]]))

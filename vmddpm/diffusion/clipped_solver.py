@@ -1,4 +1,4 @@
-"""DPM-Solver as `make_scheduler` wants it, in a module of its own: importing diffusers takes seconds."""
+"""The DPM-Solver of `make_scheduler`, in a separate module because importing diffusers takes seconds."""
 
 from typing import Any
 

@@ -16,12 +16,12 @@ class DiffusionConfig:
     """The forward process of paper section III-A. Each field quotes the sentence it reads, if there is one.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     timesteps: int = 1000
-    """Number of diffusion steps, T; not stated. 1000 is that of Ho et al. (2020), whom the paper follows. III-A: "T and
-    β represent the number of diffusion steps and the variance scheduling"."""
+    """Number of diffusion steps, T; not stated. 1000 is the value of Ho et al. (2020), whom the paper follows. III-A:
+    "T and β represent the number of diffusion steps and the variance scheduling"."""
 
     beta_start: float = 1e-4
     """Variance of the first step; not stated, the value of Ho et al. (2020)."""
@@ -30,16 +30,16 @@ class DiffusionConfig:
     """Variance of the last step; not stated, the value of Ho et al. (2020)."""
 
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
-    """The course of β_1 to β_T; not stated. "linear" from beta_start to beta_end is that of Ho et al. (2020);
-    "squaredcos_cap_v2", diffusers' name for the cosine of Nichol and Dhariwal (2021), reads neither end."""
+    """Noise schedule, β_1 to β_T; not stated. "linear" from beta_start to beta_end is that of Ho et al. (2020);
+    "squaredcos_cap_v2", diffusers' name for the cosine schedule of Nichol and Dhariwal (2021), ignores both."""
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts: "epsilon", the noise (Eq. 4), or "v_prediction", the velocity of Salimans and Ho
-    (2022), which is not of the paper. III-A: "directly train the model ε_θ(x_t, t) to predict ε"."""
+    (2022), which is not in the paper. III-A: "directly train the model ε_θ(x_t, t) to predict ε"."""
 
     min_snr_gamma: float | None = None
-    """Weight of each image's loss by its noise level, min(SNR, gamma) / SNR of the error of the noise, after Hang et
-    al. (2023), who take 5. Null weighs all alike (Eq. 4)."""
+    """Gamma of the min-SNR weighting of Hang et al. (2023), who use 5: the squared error of the noise is weighted by
+    min(SNR, gamma) / SNR of the image's noise level. Null weights all levels equally (Eq. 4)."""
 
     def __post_init__(self) -> None:
         check_numbers(self, most={"timesteps": 1_000_000})
@@ -75,7 +75,7 @@ class DiffusionConfig:
 @lru_cache(maxsize=16)
 def alphas_cumprod(config: DiffusionConfig, device: torch.device) -> Tensor:
     """ᾱ_t = Π (1 - β_s) over s <= t, float32 (T,): the schedulers' own, so training and sampling agree."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # here, as its import takes seconds
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # imported late: it takes seconds
 
     with torch.inference_mode(False):  # a cached inference tensor could not serve a later training step
         alphas: Tensor = DDPMScheduler(**config.scheduler_options).alphas_cumprod.to(device)

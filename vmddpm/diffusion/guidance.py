@@ -1,4 +1,4 @@
-"""Images of a wanted kind: conditions of the images by number, and classifier-free guidance (Ho and Salimans, 2022)."""
+"""Conditional sampling: the condition of each image, and classifier-free guidance (Ho and Salimans, 2022)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from vmddpm.errors import InputError
 
-# What a model is told of each image, by the names of its arguments, float32 (B, ...) on the CPU.
+# The condition of a batch: tensors float32 (B, ...) on the CPU, by the names of the model's arguments.
 Condition = Mapping[str, Tensor]
-# The condition of some images, by their numbers.
+# A function from numbers of images to their condition.
 Conditions = Callable[[Sequence[int]], Condition]
 Predictor = Callable[..., Tensor]
 STRONGEST = 1000.0
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise InputError unless it is a number from 0 on that predictions can be stretched by."""
+    """Raise InputError unless `guidance` is a number from 0 to STRONGEST."""
     if not (math.isfinite(guidance) and 0 <= guidance <= STRONGEST):
         raise InputError(
             f"guidance is {guidance!r}; it must be from 0 (no condition) over 1 (the condition) to {STRONGEST:g}"
@@ -27,15 +27,15 @@ def check_guidance(guidance: float) -> None:
 def guided(model: nn.Module, condition: Condition | None, guidance: float) -> Predictor:
     """The model with a condition, called as model(x, t, order_key=...).
 
-    With ε_u the prediction without the condition and ε_c that with it, the guided one is (1 - w) ε_u + w ε_c, where w
-    is the guidance. Where a weight is 0, that pass is not made: w = 0 is the model without the condition, bit for bit,
-    and w = 1 that with it. Ho and Salimans (2022, Eq. 6) call w - 1 what is w here; diffusers' `guidance_scale` is w.
+    The guided prediction is (1 - w) ε_u + w ε_c, where w is the guidance, ε_u the prediction without the condition and
+    ε_c the one with it. A pass with weight 0 is skipped: w = 0 is the model without the condition, bit for bit, and
+    w = 1 the model with it. w is diffusers' `guidance_scale`; Ho and Salimans (2022, Eq. 6) use w - 1.
 
     Both passes have the same visit orders.
 
     Args:
-        model: takes the names of `condition` for arguments.
-        condition: of the images, on the model's device; None is no condition.
+        model: has the names of `condition` as arguments.
+        condition: of the images, on the model's device; None means no condition.
         guidance: w, at least 0.
     """
     if not condition or guidance == 0:
@@ -45,7 +45,7 @@ def guided(model: nn.Module, condition: Condition | None, guidance: float) -> Pr
         if guidance == 1:
             given: Tensor = model(x, t, **options, **condition)
             return given
-        # Multiplied at once: the next pass of a CUDA graph is written where this one was.
+        # Multiplied before the second pass: a CUDA graph writes that to the same memory.
         without: Tensor = (1 - guidance) * model(x, t, **options)
         stretched: Tensor = without + guidance * model(x, t, **options, **condition)
         return stretched

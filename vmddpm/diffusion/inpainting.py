@@ -1,9 +1,9 @@
-"""A region of an image drawn anew by a model that knows nothing of regions: RePaint (Lugmayr et al., 2022).
+"""Inpainting with a model that was not trained for it: RePaint (Lugmayr et al., 2022).
 
-At every noise level what is to be kept is taken from the image, noised to that level, and the rest from the model
-(Algorithm 1, lines 4 to 8; its Eq. 8 noises with the standard deviation, where line 5 prints the variance). Alone that
-is the replacement method of Song et al. (2021), whose regions often do not fit their surroundings; going back `jump`
-steps of noise and denoising again, `resamplings` times, joins the two (section 4.2).
+At every noise level, the region comes from the model and all other pixels from the image, noised to that level
+(Algorithm 1, lines 4 to 8; its Eq. 8 noises with the standard deviation, but line 5 prints the variance). This alone is
+the replacement method of Song et al. (2021), and its regions often do not fit their surroundings. Adding the noise of
+`jump` steps and denoising again, `resamplings` times, harmonises the two (section 4.2).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,9 @@ MOST_RESAMPLINGS = 1000
 
 
 def walk(steps: int, jump: int, resamplings: int) -> Iterator[tuple[int, int]]:
-    """The noise levels that one image goes through, as pairs (from, to): `steps` is pure noise, 0 the image. Down a
-    step at a time; from each multiple of `jump` up again by `jump`, `resamplings` - 1 times (Fig. 9)."""
+    """The path of an image through the noise levels, as pairs (from, to); level `steps` is pure noise, 0 the image. The
+    path goes down one level at a time, and from each multiple of `jump` back up by `jump`, `resamplings` - 1 times
+    (Fig. 9)."""
     left = dict.fromkeys(range(0, steps - jump, jump), resamplings - 1)
     level = steps
     while level > 0:
@@ -59,7 +60,7 @@ def inpaint(
     conditions: Conditions | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Images whose region is drawn anew, one batch of them; all other pixels are those of the images.
+    """Draw a region of each image of a batch anew; all other pixels stay as they are.
 
     Args:
         model: as for `sampling.sample`.
@@ -68,19 +69,19 @@ def inpaint(
         indices: numbers of the images, at most `batch_size` of them, each at least 0.
         config: the process the model was trained for.
         sampler: "ddpm", as in RePaint, or "ddim".
-        steps: from 1 to config.timesteps, with ddim a divisor of it; if None 250, as RePaint takes, or all if fewer.
+        steps: from 1 to config.timesteps, with ddim a divisor of it; by default 250, as in RePaint, or all if fewer.
         jump: steps that a resampling goes back; 10 in RePaint.
-        resamplings: how often each stretch is walked; 10 in RePaint, 1 is the replacement method. The time grows with
-            it.
-        seed: with an index it determines what is drawn.
-        batch_size: of the batch that goes through the model, which is filled up.
+        resamplings: how often each stretch of `jump` steps is denoised; 10 in RePaint, 1 is the replacement method. The
+            time grows with it.
+        seed: determines, with the index, what is drawn.
+        batch_size: size of the model's batch; fewer images are padded to it.
         device, progress, conditions, guidance: as for `sampling.sample`.
 
     Returns:
         float32 (len(indices), C, H, W) in [-1, 1], on `device`.
 
     Raises:
-        InputError: on an option that cannot be, naming the way out.
+        InputError: if an option is invalid; the message says how to fix it.
 
     Example:
         >>> mask = torch.zeros(1, 64, 64, dtype=torch.bool)
@@ -105,7 +106,7 @@ def inpaint(
 
     scheduler = make_scheduler(config, sampler, steps)
     timesteps = scheduler.timesteps.tolist()
-    # Of the levels 0 (no noise) to `steps`.
+    # The share of the signal's variance at each level, from 0 (no noise) to `steps`.
     signal = torch.cat([torch.ones(1), alphas_cumprod(config, torch.device("cpu"))[timesteps].flip(0)]).to(device)
     options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
     predict = guided(model, conditions_on(conditions, members, device), guidance)
@@ -129,10 +130,10 @@ def inpaint(
 
 
 def check_inpainting(config: DiffusionConfig, sampler: str, steps: int, jump: int, resamplings: int) -> None:
-    """Raise InputError unless a region can be drawn so."""
+    """Raise InputError unless inpainting is possible with these options."""
     if sampler == "dpm-solver":
         raise InputError('sampler is "dpm-solver", which remembers steps and cannot go back; take ddpm or ddim')
-    make_scheduler(config, sampler, steps)  # refuses what cannot be done
+    make_scheduler(config, sampler, steps)  # raises InputError for bad steps
     if not 1 <= resamplings <= MOST_RESAMPLINGS:
         raise InputError(f"resamplings is {resamplings}; it must be from 1 to {MOST_RESAMPLINGS}")
     if not 1 <= jump < max(steps, 2):

@@ -1,4 +1,4 @@
-"""The training objective (paper Eq. 1 and 4), with every random number handed in."""
+"""The training objective (paper Eq. 1 and 4). Callers pass all random numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -37,14 +37,14 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> T
         noise: standard normal, of the shape of x0.
 
     Returns:
-        Of the shape of x0.
+        A tensor of x0's shape.
     """
     signal, sigma = _levels(t, config, x0.dim())
     return signal * x0 + sigma * noise
 
 
 def prediction_target(x0: Tensor, t: Tensor, noise: Tensor, config: DiffusionConfig) -> Tensor:
-    """What the network is to predict, of the shape of x0: the noise, or the velocity √ᾱ_t noise - √(1 - ᾱ_t) x0."""
+    """The target of the prediction, in x0's shape: the noise, or the velocity √ᾱ_t noise - √(1 - ᾱ_t) x0."""
     if config.prediction_type == "epsilon":
         return noise
     signal, sigma = _levels(t, config, x0.dim())
@@ -66,8 +66,8 @@ def diffusion_loss(
     Args:
         model: called as model(x_t, t, order_key=order_key, **condition).
         x0, t, noise: as in `q_sample`; drawn by the caller, so that they can depend on the step alone.
-        order_key: (seed, step) of Sequence Regeneration, None for a fresh one.
-        condition: what the model is told of x0, by the names of its arguments, such as {"labels": (B, K)}.
+        order_key: (seed, step) of Sequence Regeneration; None draws one.
+        condition: the condition of x0, by the names of the model's arguments, such as {"labels": (B, K)}.
     """
     prediction = model(q_sample(x0, t, noise, config), t, order_key=order_key, **(condition or {}))
     target = prediction_target(x0, t, noise, config)

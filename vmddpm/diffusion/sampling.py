@@ -20,7 +20,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
 
 class Scheduler(Protocol):
-    """What all schedulers of diffusers have; the options of `step` differ."""
+    """The interface that all schedulers of diffusers share; the options of `step` differ."""
 
     timesteps: Tensor
 
@@ -30,13 +30,13 @@ class Scheduler(Protocol):
 def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Scheduler:
     """The scheduler of diffusers for `steps` steps, with the predicted image clipped to [-1, 1].
 
-    The steps are spaced so that the first is the noisiest one trained on ("trailing"), and the variance of
-    DDPM is the posterior's ("fixed_small"). The paper states neither; both follow Ho et al. (2020).
+    The steps are spaced so that the first is the noisiest one of training ("trailing"), and the variance of DDPM is
+    the posterior's ("fixed_small"). The paper states neither; both follow Ho et al. (2020).
 
     Raises:
-        InputError: on an unknown sampler, or steps that it cannot take.
+        InputError: if the sampler is unknown or does not support this number of steps.
     """
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # here, as its import takes seconds
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # imported late: it takes seconds
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from vmddpm.diffusion.clipped_solver import ClippedDPMSolver
@@ -45,7 +45,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
         raise InputError(f'sampler is {sampler!r}; it must be "ddpm", "ddim" or "dpm-solver"')
     total = config.timesteps
     if sampler == "ddim":
-        # With other numbers DDIMScheduler lands at noise levels that the next step does not start from.
+        # With other numbers, the steps of DDIMScheduler end at other noise levels than their successors start at.
         if steps < 1 or total % steps:
             divisors = [n for n in range(1, total + 1) if total % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - steps))
@@ -58,7 +58,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
         return ddim
     if not 1 <= steps <= total:
         raise InputError(f"steps is {steps}; it must be from 1 to the {total} steps of training")
-    # The schedulers' own "trailing" adds a step of -1 for some numbers, such as 61, by rounding: these are integers.
+    # The schedulers' own "trailing" rounds, and adds a step of -1 for some numbers, such as 61. These are integers.
     trailing = [(total * (steps - i) + steps // 2) // steps - 1 for i in range(steps)]
     if sampler == "ddpm":
         ddpm: DDPMScheduler = DDPMScheduler(**config.scheduler_options, clip_sample=True, variance_type="fixed_small")
@@ -72,24 +72,23 @@ def make_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> Schedul
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The source of all of image `index`'s noise, on the CPU.
+    """The CPU generator of all noise of image `index`.
 
-    torch's CPU generator reads the low 32 bits of its seed. A hash of (seed, index) would meet itself
-    there: among 50,000 images two would be twins in one run of four. Adding the index keeps all images of a
-    seed apart.
+    torch's CPU generator uses only the low 32 bits of its seed. Hashes of (seed, index) would collide there: one in
+    four runs of 50,000 images would contain two equal images. Adding the index gives each image of a seed its own.
     """
     return torch.Generator().manual_seed((mix_seed(seed) + index) & 0xFFFFFFFF)
 
 
 def check_batch(name: str, size: int) -> None:
-    """Raise InputError unless so many images can be drawn together."""
+    """Raise InputError unless `size` is a possible batch size."""
     if not 1 <= size <= LARGEST_BATCH:
         raise InputError(f"{name} is {shown(size)}; it must be from 1 to {LARGEST_BATCH:,}")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's former mode after."""
+    """A context in which the model is in eval mode; the modes of all submodules are restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -127,41 +126,41 @@ def sample(
     conditions: Conditions | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Synthetic images by number: image i of a seed is always the same image.
+    """Draw synthetic images by number: image i of a seed is always the same image.
 
-    Images are made in fixed blocks, block b holding the images b * batch_size to (b + 1) * batch_size - 1,
-    because the last bits of a network's output depend on the batch it runs in. A block is computed whole
-    even if only some of its images are asked for; ask for whole blocks where time matters.
+    Images are made in fixed blocks, block b holding the images b * batch_size to (b + 1) * batch_size - 1, because the
+    last bits of a network's output depend on its batch. A block is computed as a whole even if only some of its images
+    are requested; requesting whole blocks saves time.
 
     Args:
         model: the noise predictor, called as model(x, t, order_key=(seed, step number)) with x float32
-            (B, *image_shape), t int64 (B,) and the step number an int64 scalar on their device, which compiled models
-            and CUDA graphs take for an input. It runs in eval mode and is handed back in the mode it came in.
+            (B, *image_shape), t int64 (B,) and the step number an int64 scalar on their device, which is an input for
+            compiled models and CUDA graphs. The model runs in eval mode; its mode is restored afterwards.
         indices: numbers of the images, each at least 0, in any order.
-        image_shape: (C, H, W), of volumes (C, D, H, W).
+        image_shape: (C, H, W), for volumes (C, D, H, W).
         config: the process the model was trained for.
         sampler: "ddpm", ancestral sampling with the posterior variance; "ddim"; or "dpm-solver", of second
             order.
         steps: from 1 to config.timesteps, with ddim a divisor of it; all if None.
-        seed: with an index it determines an image.
+        seed: determines, with the index, an image.
         eta: DDIM's share of fresh noise, 0 (none) to 1 (as much as DDPM).
         batch_size: images per block.
-        device: where to sample; where the model's parameters are if None.
+        device: where to sample; by default the device of the model's parameters.
         progress: called as progress(done, total) after each step.
-        conditions: what the images are to be, called with the numbers of a block's images; it returns tensors (B, ...)
-            by the names of the model's arguments, such as {"labels": ...}. None leaves the model without a condition.
-        guidance: how strongly the condition counts, see `guidance.guided`: 0 leaves it out, bit for bit, 1 is the model
-            with it, more exaggerates it and takes two passes of the model a step.
+        conditions: called with the numbers of a block's images, returns their condition as tensors (B, ...) by the
+            names of the model's arguments, such as {"labels": ...}. None samples without a condition.
+        guidance: strength of the condition, see `guidance.guided`: 0 ignores it, bit for bit, 1 is the model with it,
+            and more exaggerates it, with two passes of the model per step.
 
     Returns:
         float32 (len(indices), *image_shape) in [-1, 1], on `device`.
 
     Raises:
-        InputError: on an unknown sampler, unusable steps, seed, eta, batch_size, indices or guidance, naming the way
-            out.
+        InputError: if the sampler, steps, seed, eta, batch_size, indices or guidance are invalid; the message says how
+            to fix it.
     """
     steps = config.timesteps if steps is None else steps
-    make_scheduler(config, sampler, steps)  # refuses what cannot be done
+    make_scheduler(config, sampler, steps)  # raises InputError for bad steps
     if not 0 <= eta <= (1 if sampler == "ddim" else 0):
         raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
     check_batch("batch_size", batch_size)
@@ -170,14 +169,14 @@ def sample(
     if any(index < 0 for index in indices):
         raise InputError(f"indices holds {min(indices)}; images are numbered from 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
-    # The noise that DDIM steps along is taken from the clipped image, so that the two still add up to x_t.
+    # DDIM recomputes the noise from the clipped image, so that the two still add up to x_t.
     options = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     blocks = sorted({index // batch_size for index in indices})
     total, numbers = len(blocks) * steps, torch.arange(steps, device=device)
     images: dict[int, Tensor] = {}
     with evaluating(model), keeping_freed_memory():
         for block_number, block in enumerate(blocks):
-            scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers the steps before
+            scheduler = make_scheduler(config, sampler, steps)  # DPM-Solver remembers earlier steps
             members = range(block * batch_size, (block + 1) * batch_size)
             generators = [image_generator(seed, index) for index in members]
             x = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)

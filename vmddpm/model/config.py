@@ -1,4 +1,4 @@
-"""What the model is made of: every sentence of the paper that can be read in two ways is one named field."""
+"""The architecture of the model: each ambiguous sentence of the paper is one named field."""
 
 from dataclasses import dataclass
 from math import ceil, prod
@@ -23,42 +23,41 @@ class ModelConfig:
     """The architecture of VM-DDPM. Each field quotes the sentence of the paper it reads, if there is one.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     spatial_dims: Literal[2, 3] = 2
-    """Axes of what is drawn: 2, images (H, W), as in the paper, or 3, volumes (D, H, W), with the same stages, blocks
-    and scans over one axis more. `data.spatial_dims` must be the same."""
+    """Number of spatial axes: 2 for images (H, W), as in the paper, or 3 for volumes (D, H, W), with the same stages,
+    blocks and scans over one more axis. Must equal `data.spatial_dims`."""
 
     image_channels: int = 1
     """Channels of the image, 1 (grey) or 3 (colour)."""
 
     base_channels: int = 96
-    """Width of the first stage, C. One C cannot count both the image's channels and the features; we read the second
-    as a base width. 96 is that of VM-UNet, whose encoder has the paper's output shape. III-B: "Assuming the input image
-    size is (B, C, H, W), after passing through the encoder, it will output feature vectors of (B, 8C, H/32, W/32)."
-    """
+    """Width of the first stage, C. The paper's C cannot be both the channels of the image and the width of the
+    features; we read the latter as a base width. 96 is the value of VM-UNet; its encoder has the paper's output shape.
+    III-B: "Assuming the input image size is (B, C, H, W), after passing through the encoder, it will output feature
+    vectors of (B, 8C, H/32, W/32)." """
 
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    """Width of each stage over base_channels; the last gives 8C. III-B: "Each stage performs up or down sampling
-    operations to increase or decrease the size of input features and adjust the number of channels." """
+    """Width of each stage as a multiple of base_channels; the last gives 8C. III-B: "Each stage performs up or down
+    sampling operations to increase or decrease the size of input features and adjust the number of channels." """
 
     sampling: tuple[int, ...] = (4, 2, 2, 2)
-    """How many times smaller each stage makes the image. Four samplings by 2 stop at H/16, while the paper's output is
-    at H/32, so the first is by 4, as in the patch embedding of VMamba and VM-UNet. (2, 2, 2, 2) is the variant that
-    takes H/32 for a slip: finer detail, four times the tokens. III-B: "a symmetrical structure, both consisting of four
-    sampling stages"."""
+    """Downsampling factor of each stage. Four factors of 2 would end at H/16, but the paper's output is at H/32, so the
+    first is 4, as in the patch embedding of VMamba and VM-UNet. (2, 2, 2, 2) treats H/32 as a misprint: finer detail,
+    four times the tokens. III-B: "a symmetrical structure, both consisting of four sampling stages"."""
 
     image_skip: bool = False
-    """Fuse the noisy image with the decoder's output at full resolution, with a ResNet block: more work there, but fine
-    detail and low noise levels are learned much sooner. The paper's final projection "restores" the image from the
-    decoder without it. III-B: "perform feature fusion on the feature map extracted from the encoding path and the
-    corresponding resolution on the decoding path"."""
+    """Fuse the noisy image with the decoder's output at full resolution, with a ResNet block. This takes more
+    computation, but the model learns fine detail and low noise levels much sooner. The paper's final projection
+    "restores" the image from the decoder alone. III-B: "perform feature fusion on the feature map extracted from the
+    encoding path and the corresponding resolution on the decoding path"."""
 
     layers_per_stage: int = 2
-    """State Space Layers of each stage. The order within a stage is open: the encoder samples first and the decoder
-    last, so that they mirror each other. III-B: "connect two State Space Layers (SSLayers) in series and perform up or
-    down sampling operations"."""
+    """State Space Layers of each stage. The paper leaves the order within a stage open; the encoder samples first and
+    the decoder last, so they mirror each other. III-B: "connect two State Space Layers (SSLayers) in series and perform
+    up or down sampling operations"."""
 
     d_state: int = 16
     """States per channel of S6; not stated, the value of Mamba and VM-UNet."""
@@ -70,19 +69,19 @@ class ModelConfig:
     """Rank of the step-size projection; not stated. None is ceil(width / 16), as in Mamba and VM-UNet."""
 
     discretization: Literal["mamba", "zoh"] = "mamba"
-    """How the state equation is made discrete: "zoh" is Eq. 6 as printed; "mamba" is B̄ = ΔB, which the kernels of Mamba
-    and VMamba compute under that name. III-A: "use the zero-order preservation (ZOH) rule to discretize the
-    parameters"."""
+    """Discretization of the state equation: "zoh" is Eq. 6 as printed; "mamba" is B̄ = ΔB, which Mamba and VMamba also
+    call zero-order hold. III-A: "use the zero-order preservation (ZOH) rule to discretize the parameters"."""
 
     scans: int | str = 0
-    """Routes of the scan: 0 is VMamba's cross scan: rows, columns, both reversed, and of volumes the six routes of
-    "cross3d". 1 to 3 are its other sets; other models' go by name, such as "hilbert", "local", "omnidirectional" or
-    "tri-orientated", and routes of one's own joined by commas, see `vmddpm_kernels.routes`. S6 has weights for each
-    route. III-D: "from the upper left corner or lower right corner in four directions: up, down, left, and right"."""
+    """Routes of the scan: 0 is VMamba's cross scan (rows, columns and both reversed; for volumes the six routes of
+    "cross3d"), and 1 to 3 are its other sets. Sets of other models are chosen by name, such as "hilbert", "local",
+    "omnidirectional" or "tri-orientated", and single routes by a comma-separated list; see `vmddpm_kernels.routes`. S6
+    has separate weights for each route. III-D: "from the upper left corner or lower right corner in four directions:
+    up, down, left, and right"."""
 
     regeneration: bool = True
-    """Shuffle the patches before each S6: one new order for each, shared by the batch and by the four routes, in place
-    of the ordered sequences; merging "into image form" undoes it. False is the ablation "VM-DDPM + CSM" of Table II.
+    """Shuffle the patches before each S6. Each S6 has a new order, shared by the batch and all routes, instead of the
+    ordered sequences; merging "into image form" undoes it. False is the ablation "VM-DDPM + CSM" of Table II.
     III-D: "Before the scan expansion operation, the input image is randomly shuffled in the patch dimension", "before
     each S6 operation"."""
 
@@ -91,30 +90,30 @@ class ModelConfig:
     dimension"."""
 
     regeneration_at_sampling: bool = True
-    """Shuffle when images are drawn, too: a network trained on shuffled sequences has never met an ordered one. False
-    turns the shuffle off in eval mode. III-D speaks of training only: "the S6 module will receive a diverse and evenly
+    """Also shuffle during sampling: a network trained on shuffled sequences has never seen an ordered one. False turns
+    the shuffle off in eval mode. III-D describes training only: "the S6 module will receive a diverse and evenly
     distributed set of extended sequences"."""
 
     time_embedding_dim: int | None = None
-    """Width of the perceptron that embeds the time step: sinusoids before it, and a scale and a shift per channel in
-    every CNN behind it. None is 4 * base_channels, as in Ho et al. (2020). III-B: "each part supports vectorized
-    embedding of time information"."""
+    """Width of the perceptron that embeds the time step. Its input is sinusoids; every CNN projects its output to a
+    scale and a shift per channel. None is 4 * base_channels, as in Ho et al. (2020). III-B: "each part supports
+    vectorized embedding of time information"."""
 
     norm_groups: int = 32
     """Groups of every GroupNorm, a divisor of every stage's width; not stated, the value of Ho et al.
     (2020)."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes that an image can be asked for, in the order of the model's labels; none is the paper's
-    unconditional model. The vector of each class is learned and added to the time embedding. Training takes the names
-    from its labels, see `condition`. I: "unconditional"."""
+    """Names of the classes that can be sampled, in the order of the model's labels; empty for the paper's unconditional
+    model. Each class has a learned vector that is added to the time embedding. Training takes the names from its
+    labels, see `condition`. I: "unconditional"."""
 
     condition_channels: int = 0
-    """Channels of the image that goes in beside the noisy one, a mask or another modality; 0 is the paper's model. Both
-    are concatenated, as in Palette (Saharia et al., 2022)."""
+    """Channels of the conditioning image, such as a mask or another modality; 0 is the paper's model. The noisy image
+    and the conditioning image are concatenated, as in Palette (Saharia et al., 2022)."""
 
     def __post_init__(self) -> None:
-        for name in ("channel_multipliers", "sampling", "classes"):  # JSON and YAML know lists only
+        for name in ("channel_multipliers", "sampling", "classes"):  # JSON and YAML have only lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self, most=MOST)
         self._require(self.spatial_dims in (2, 3), "spatial_dims", "2, for images, or 3, for volumes")
@@ -170,7 +169,7 @@ class ModelConfig:
 
     @property
     def input_channels(self) -> int:
-        """Channels that go in: the noisy image's, and the condition's behind them."""
+        """Channels of the network's input: the noisy image's, then the condition's."""
         return self.image_channels + self.condition_channels
 
     @property
@@ -190,7 +189,7 @@ class ModelConfig:
 
     @property
     def s6_count(self) -> int:
-        """S6 of a forward pass: those of every stage, down and up, and the bottleneck's."""
+        """Number of S6 in a forward pass: in every stage, down and up, and in the bottleneck."""
         return 2 * len(self.sampling) * self.layers_per_stage + 1
 
     def rank(self, width: int) -> int:

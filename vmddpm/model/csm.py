@@ -27,7 +27,7 @@ class CSM(nn.Module):
         self.rank, self.states = config.rank(channels), config.d_state
         self.discretization = config.discretization
         self.norm = nn.LayerNorm(channels)
-        # Two projections, not one split in half: the convolution then reads dense memory.
+        # Two projections instead of one that is split in half, so that the convolution reads dense memory.
         self.value = nn.Linear(channels, inner, bias=False)
         self.gate = nn.Linear(channels, inner, bias=False)
         self.conv = convolution(config.spatial_dims, inner, inner, 3, padding=1, groups=inner)
@@ -51,7 +51,7 @@ class CSM(nn.Module):
         self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W); of volumes
+        """x (B, C, H, W) in channels_last memory, table (K, H * W) of visit orders -> (B, C, H, W); for volumes
         (B, C, D, H, W) and (K, D * H * W)."""
         tokens = self.norm(x.movedim(1, -1))                                      # (B, H, W, C)
         value = self.conv(self.value(tokens).movedim(-1, 1))                      # (B, D, H, W)
@@ -68,7 +68,7 @@ class CSM(nn.Module):
         pixel order.
         """
         projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (len(self.x_proj), -1))  # (B, L, K, R + 2N)
-        # Split before the axes change places: the gradients then come together in the order of the projection.
+        # Split before the transpose, so that the gradients are concatenated in the memory order of the projection.
         parts = projected.split([self.rank, self.states, self.states], dim=3)
         low_rank, B, C = (part.transpose(1, 2) for part in parts)                        # (B, K, L, .)
         return cross_selective_scan(

@@ -1,4 +1,4 @@
-"""What a network needs to know of the number of its axes: 2 of an image (H, W), 3 of a volume (D, H, W)."""
+"""Operations that depend on the number of spatial axes: 2 for an image (H, W), 3 for a volume (D, H, W)."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 
 class Pointwise3d(nn.Conv3d):
-    """A convolution of side 1 over volumes, as a product of tokens and weights: torch's own, run by one thread, is slow
-    and puts the channels first."""
+    """A convolution of side 1 over volumes, computed as a matrix product of tokens and weights: on one thread torch's
+    own is slow, and its result is channels-first."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, D, H, W) -> (B, C_out, D, H, W)."""
@@ -18,20 +18,20 @@ class Pointwise3d(nn.Conv3d):
 
 
 def convolution(axes: int, inputs: int, outputs: int, side: int, **options: Any) -> nn.Conv2d | nn.Conv3d:
-    """The convolution of this side over so many axes, with the options of `torch.nn.Conv2d`."""
+    """A convolution with a kernel of this side over `axes` axes, with the options of `torch.nn.Conv2d`."""
     if axes == 2:
         return nn.Conv2d(inputs, outputs, side, **options)
     return (Pointwise3d if side == 1 else nn.Conv3d)(inputs, outputs, side, **options)
 
 
 def channels_last(axes: int) -> torch.memory_format:
-    """The memory format in which the channels of a voxel lie side by side."""
+    """The channels-last memory format for this number of axes."""
     return torch.channels_last_3d if axes == 3 else torch.channels_last
 
 
 def convolve_parts(convolution: nn.Conv2d | nn.Conv3d, *parts: Tensor) -> Tensor:
-    """The convolution of the parts, concatenated along the channels, as the sum of their convolutions: the concatenated
-    copy takes more time than it saves."""
+    """The convolution of the parts, concatenated along the channels, computed as the sum of their convolutions: the
+    concatenation takes more time than it saves."""
     first, *others = convolution.weight.split([part.shape[1] for part in parts], dim=1)
     padding = int(convolution.padding[0])
     total = _convolve(parts[0], first, convolution.bias, padding)
@@ -51,8 +51,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) 
 def shuffle_up(x: Tensor, factor: int) -> Tensor:
     """Every token becomes a block of factor pixels along each axis: (B, C * factor^axes, ...) -> (B, C, ... * factor).
 
-    The channels of a token hold (C, rows, columns), as in `torch.nn.functional.pixel_shuffle`, of volumes (C, planes,
-    rows, columns).
+    The channels of a token are (C, rows, columns), as in `torch.nn.functional.pixel_shuffle`, or for volumes (C,
+    planes, rows, columns).
     """
     if x.dim() == 4:
         return F.pixel_shuffle(x, factor)

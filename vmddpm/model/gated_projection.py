@@ -1,5 +1,5 @@
-"""What a CSM does after its scan: norm, gate, projection. On a CPU a block of pixels at a time, which stays in the
-cache from one operator to the next, and without keeping for the backward what follows from the scan and the gate."""
+"""The steps of a CSM after its scan: norm, gate, projection. On a CPU they process blocks of pixels that stay in the
+cache from one operator to the next, and the backward recomputes their intermediate results instead of saving them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vmddpm_kernels.interception import in_forward_mode, traced, transformed
 
-ROWS = 256  # pixels of a block: enough for a matrix product, few enough for a cache
+ROWS = 256  # pixels of a block: enough for an efficient matrix product, few enough for the cache
 
 
 def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: nn.Linear) -> Tensor:
@@ -26,13 +26,13 @@ def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: nn.Linear
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is just that, and nobody wants to hear of its call."""
+    """Whether the module has exactly this type and no hooks."""
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _by_blocks(*tensors: Tensor) -> bool:
-    """Whether nothing but autograd is to follow: not a compiler, a tracer, a transform or autocast. In half precision
-    sums of many blocks would lose digits."""
+    """Whether all tensors are plain CPU tensors, and no compiler, tracer, transform or autocast is active. Half
+    precision is excluded, because sums of many blocks would lose digits."""
     dtype = tensors[0].dtype
     return (
         dtype in (torch.float32, torch.float64)
@@ -60,7 +60,7 @@ class GatedProjection(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, scale, shift, weight = inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # of a gradient that will be differentiated again
+        if torch.is_grad_enabled():  # the gradient will be differentiated again
             projected = F.linear(F.layer_norm(y, scale.shape, scale, shift, ctx.eps) * F.silu(gate), weight)
             wanted = [t for t in inputs if t.requires_grad]
             grads = iter(torch.autograd.grad(projected, wanted, grad, create_graph=True))

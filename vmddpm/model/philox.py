@@ -1,21 +1,21 @@
-"""Random numbers from their number alone, on any device with the same bits: Philox4x32-10 (Salmon, Moraes, Dror and
-Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011).
+"""Counter-based random numbers with the same bits on all devices: Philox4x32-10 (Salmon, Moraes, Dror and Shaw,
+Parallel random numbers: as easy as 1, 2, 3, SC 2011).
 
-Words of 32 bits are held in int64, as torch has few operators of unsigned integers. Products of two words wrap around
-int64, and the masks keep the bits that count.
+32-bit words are stored in int64, because torch has few operators for unsigned integers. Products of two words wrap
+around in int64, and the masks keep the needed bits.
 """
 
 import torch
 from torch import Tensor
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-WEYL = 0x9E3779B9, 0xBB67AE85  # what the key grows by each round
+WEYL = 0x9E3779B9, 0xBB67AE85  # added to the key in each round
 ROUNDS = 10
 MASK = (1 << 32) - 1
 
 
 def _pair(first: int, second: int, device: torch.device) -> Tensor:
-    """Two numbers, int64 (2,), made on the device: a copy from the host has no place in a CUDA graph."""
+    """Two numbers, int64 (2,), made on the device: a CUDA graph cannot capture a copy from the host."""
     return torch.where(torch.arange(2, device=device) == 0, first, second)
 
 
@@ -41,15 +41,15 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     for words in keys.view(ROUNDS, 2, *ones).unbind():
         product = even.flip(0) * factors
         even = ((product >> 32) ^ odd ^ words) & MASK
-        odd = product  # its low words: those above are masked where they are used
+        odd = product  # its low words; the high ones are masked at their use
     return torch.stack([even, odd & MASK], dim=1).flatten(0, 1)
 
 
 def random_keys(seed: Tensor, step: Tensor, rows: int, columns: int) -> Tensor:
-    """Random int64 (rows, columns), each a function of seed, step, row and column alone.
+    """Random int64 (rows, columns), each a function of only the seed, step, row and column.
 
-    The seed is the key of Philox, the step, the row and half the column are its counter: two numbers of 64 bits each.
-    No counter is used twice, so that no two steps or rows share their numbers.
+    The seed is Philox's key; the step, the row and half the column are its counter. A counter gives two 64-bit numbers
+    and is never used twice, so no two steps or rows share numbers.
 
     Args:
         seed, step: int64 scalars on the device of the result.

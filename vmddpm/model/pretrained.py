@@ -1,7 +1,7 @@
-"""Networks as folders: model.safetensors, config.json and README.md, a card that says what they are.
+"""Networks stored as folders: model.safetensors, config.json and README.md, the model card.
 
-model.safetensors has a copy of the configuration in its header, so that weights and a config.json that do not belong
-together are told apart; model.sha256 has its checksum, as `sha256sum --check` reads it.
+The header of model.safetensors has a copy of the configuration, which detects a config.json that does not belong to the
+weights; model.sha256 has the checksum of the weights in the format of `sha256sum --check`.
 """
 
 import json
@@ -39,7 +39,7 @@ network = {{ network }}.from_pretrained("this folder")
 
 
 class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.0", model_card_template=CARD):
-    """`save_pretrained` writes such a folder, `from_pretrained` reads it back."""
+    """A network with `save_pretrained`, which writes such a folder, and `from_pretrained`, which reads it."""
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         names = {"network": type(self).__name__, "module": type(self).__module__}
@@ -48,10 +48,10 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
     def _save_pretrained(self, save_directory: Path) -> None:
         config: Any = self._hub_mixin_config
         plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-        # One entry only: safetensors writes several in random order, and the same weights would have several checksums.
+        # A single entry: safetensors writes several in random order, which would change the checksum of equal weights.
         metadata = {"config": json.dumps(plain)}
         save_model(cast(Any, self), str(save_directory / "model.safetensors"), metadata)
-        mask = os.umask(0o077)  # safetensors lets the owner alone read its files; the umask is known by setting it
+        mask = os.umask(0o077)  # safetensors makes its files private; the umask can be read only by setting it
         os.umask(mask)
         weights = save_directory / "model.safetensors"
         weights.chmod(0o666 & ~mask)
@@ -61,16 +61,15 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, from_hub: bool = False, **kwargs: Any
     ) -> "Self":
-        """The network of a folder; a name that is no folder is asked of Hugging Face's hub if `from_hub` says so.
+        """Load a network from a folder, or with `from_hub` from the Hugging Face Hub.
 
         Args:
-            pretrained_model_name_or_path: the folder, or with `from_hub` the name of a repository on the hub.
-            from_hub: whether anything may be fetched from the network.
-            kwargs: those of `huggingface_hub.PyTorchModelHubMixin.from_pretrained`.
+            pretrained_model_name_or_path: the folder, or with `from_hub` the name of a repository on the Hub.
+            from_hub: whether files may be downloaded.
+            kwargs: passed to `huggingface_hub.PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: if there is no such folder, its weights are damaged, or they and its config.json do not belong
-                together.
+            InputError: if there is no such folder, its weights are damaged, or its config.json does not belong to them.
 
         Example:
             >>> VMDDPM.from_pretrained("runs/brats/weights/ema")  # doctest: +SKIP
@@ -83,13 +82,13 @@ class Pretrained(PyTorchModelHubMixin, library_name="vmddpm", license="apache-2.
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> "Pretrained":
-        # The mixin's own default leaves weights that a file lacks at random values, without a word.
+        # The mixin's default, strict=False, silently leaves weights that are missing in a file at random values.
         network: Pretrained = super()._from_pretrained(strict=strict, **kwargs)
         return network
 
 
 def check_unit(folder: Path) -> None:
-    """Raises InputError if the folder holds no network, or damaged weights, or weights and a configuration of two."""
+    """Raise InputError if the folder has no network, damaged weights, or a configuration of other weights."""
     folder = whole_folder(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that save_pretrained wrote, or say from_hub=True to fetch a "
@@ -102,7 +101,7 @@ def check_unit(folder: Path) -> None:
         raise InputError(f"{folder}: model.safetensors is not what was written, by its checksum in {checksum.name}; "
                          f"delete {checksum.name} if another program wrote these weights")  # fmt: skip
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
-        embedded = (file.metadata() or {}).get("config")  # as above
+        embedded = (file.metadata() or {}).get("config")  # not in files of other programs
     beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if embedded is not None and json.loads(embedded) != beside:
         raise InputError(f"{folder}: config.json is not the configuration that model.safetensors was written with; "

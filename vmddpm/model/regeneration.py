@@ -1,8 +1,7 @@
-"""Sequence Regeneration (paper section III-D): a new visit order before every S6, without a parameter.
+"""Sequence Regeneration (paper section III-D): a new visit order before every S6, without parameters.
 
-Orders are made where the features are, from (seed, step) and the number of the S6, by a counter-based generator:
-nothing is copied from the host and nothing waits for a GPU. With a step that is a tensor, a CUDA graph has new orders
-at each replay.
+A counter-based generator computes the orders on the device of the features from (seed, step) and the index of the S6,
+without copies from the host or synchronization. If the step is a tensor, a CUDA graph has new orders at each replay.
 """
 
 import torch
@@ -19,11 +18,11 @@ OrderKey = tuple[int | Tensor, int | Tensor]
 
 
 def order_key_tensor(key: OrderKey | None, device: torch.device) -> Tensor:
-    """(seed, step) as int64 (2,) on the device, each an integer or an integer tensor of one element there; None draws
-    them from torch's global generator of the device, so that `torch.manual_seed` repeats them.
+    """(seed, step) as int64 (2,) on the device. Each may be an integer or an integer tensor of one element on that
+    device. None draws both from the device's global generator, so `torch.manual_seed` makes them reproducible.
 
     Raises:
-        InputError: on a tensor elsewhere, or that is no integer.
+        InputError: if a tensor is on another device, is not of integers or has several elements.
     """
     if key is None:
         return torch.randint(2**63 - 1, (2,), device=device)
@@ -43,7 +42,7 @@ def _word(name: str, word: int | Tensor, device: torch.device) -> Tensor:
     return word.reshape(()).to(torch.int64)
 
 
-# One operator, as a graph of its hundred small ones would have nothing to gain.
+# A single operator: a graph gains nothing from its hundred small ones.
 @torch.library.custom_op("vmddpm::order_keys", mutates_args=())
 def _order_keys(key: Tensor, layers: int, patches: int) -> Tensor:
     return random_keys(key[0], key[1], layers, patches)
@@ -55,16 +54,16 @@ def _(key: Tensor, layers: int, patches: int) -> Tensor:
 
 
 class VisitOrders:
-    """The visit order of each S6 of one forward pass, handed out in the order of the calls.
+    """The visit order of each S6 of one forward pass.
 
-    The n-th call of `next` returns the table of the n-th CSM. It depends on the key, on n and on the size
-    of the feature map alone: not on the batch, the device or the weights.
+    The n-th call of `next` returns the table of the n-th CSM. It depends only on the key, on n and on the size of the
+    feature map, not on the batch, the device or the weights.
 
     Args:
-        config: `scans`, `regeneration_patch_size` and the number of S6 are read.
-        key: (seed, step) of the shuffles as `order_key_tensor` makes it; None means ordered scans.
-        device: where the tables are put, and the key is.
-        recompute: see `VMDDPM`; it is carried to every layer.
+        config: gives `scans`, `regeneration_patch_size` and the number of S6.
+        key: (seed, step) of the shuffles from `order_key_tensor`; None means ordered scans.
+        device: device of the tables and the key.
+        recompute: see `VMDDPM`; read by every stage.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class VisitOrders:
         self.sort_keys: Tensor | None = None  # (S6, patches of the first feature map, which is the largest)
 
     def next(self, *size: int) -> Tensor:
-        """The table of the next S6, int32 (K, L), as `cross_selective_scan` takes it; size is (H, W)."""
+        """The table of the next S6, int32 (K, L), for `cross_selective_scan`; size is (H, W) or (D, H, W)."""
         layer = self.calls
         self.calls += 1
         scans, patch_size = self.config.scans, self.config.regeneration_patch_size

@@ -1,4 +1,4 @@
-"""The convolutions that see the time: the CNN of an MSSBlock, and with a skip around it the ResNet block."""
+"""Convolutions conditioned on the time step: the CNN of an MSSBlock, and the ResNet block, which adds a skip."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from vmddpm_kernels import group_norm_silu
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """SiLU of the normalised channels, in one operator; without weights of its own they are given for each image."""
+    """Fused GroupNorm and SiLU; without an affine map of its own, the caller passes one for each image."""
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) or (B, C, D, H, W), weight and bias (B, C) -> the same shape as x."""
@@ -17,10 +17,10 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 class TimeCNN(nn.Module):
-    """Two convolutions of side 3; between them the time scales and shifts each normalised channel (paper III-C:
-    "vectorized embedding of time information through the convolution layer").
+    """Two convolutions of side 3; between them the time embedding scales and shifts each normalised channel (paper
+    III-C: "vectorized embedding of time information through the convolution layer").
 
-    The last convolution starts at zero, so a branch joins its sum by learning (Ho et al., 2020).
+    The last convolution is initialised to zero, so a residual branch starts at zero (Ho et al., 2020).
     """
 
     def __init__(self, channels: int, time_dim: int, groups: int, axes: int = 2) -> None:
@@ -28,7 +28,7 @@ class TimeCNN(nn.Module):
         self.norm_in = GroupNormSiLU(groups, channels)
         self.conv_in = convolution(axes, channels, channels, 3, padding=1)
         self.time = nn.Linear(time_dim, 2 * channels)
-        self.norm_out = GroupNormSiLU(groups, channels, affine=False)  # the time is its affine map
+        self.norm_out = GroupNormSiLU(groups, channels, affine=False)  # the time embedding is its affine map
         self.conv_out = convolution(axes, channels, channels, 3, padding=1)
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)

@@ -67,8 +67,8 @@ class DecoderStage(nn.Module):
 
 
 class ImageFusion(nn.Module):
-    """The skip at the image's own resolution (`image_skip`): features and what goes in, concatenated, a 3 x 3
-    convolution back to C, and a ResNet block that sees the time: (B, C, H, W) -> (B, C, H, W)."""
+    """The skip at full resolution (`image_skip`): features and the network's input are concatenated, a 3 x 3
+    convolution reduces them to C, and a ResNet block with time embedding follows: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ def sinusoids(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids through a two-layer perceptron; the last SiLU stands here once, not in each of its many
-    readers."""
+    """Sinusoids through a two-layer perceptron. The last SiLU is applied here once instead of in every layer that uses
+    the embedding."""
 
     def __init__(self, sinusoid_dim: int, dim: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(sinusoid_dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
 
     def forward(self, t: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """t (B,) -> (B, dim) in the weights' dtype; `wanted` (B, dim) is added before the last SiLU."""
+        """t (B,) -> (B, dim) in the weights' dtype; `wanted` (B, dim), of classes, is added before the last SiLU."""
         dtype = next(self.mlp.parameters()).dtype
         time = sinusoids(t, self.sinusoid_dim).to(dtype)
         *before, last = self.mlp

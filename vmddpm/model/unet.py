@@ -1,4 +1,4 @@
-"""The convolutional noise predictor of the rows DDPM and DDIM of Table I: the UNet of Ho et al. (2020)."""
+"""The noise predictor of the rows DDPM and DDIM of Table I: the UNet of Ho et al. (2020)."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ class UNetConfig:
     """The widths of Ho et al. (2020) at 256 x 256 without their first stage: 128 x 128 down to 8 x 8.
 
     Raises:
-        InputError: naming the field, its value and what it must be.
+        InputError: if a field is invalid; the message has its name, its value and what it must be.
     """
 
     image_channels: int = 1
     """Channels of the image, 1 (grey) or 3 (colour)."""
 
     widths: tuple[int, ...] = (128, 256, 256, 512, 512)
-    """Channels of each stage, of which each but the first halves the size."""
+    """Channels of each stage; each but the first halves the size."""
 
     attention: tuple[bool, ...] = (False, False, False, True, False)
-    """Which stages have self-attention: that at 16 x 16, as in Ho et al. (2020), and the middle always."""
+    """Stages with self-attention: by default the one at 16 x 16, as in Ho et al. (2020). The middle always has it."""
 
     layers_per_stage: int = 2
     """Residual blocks of each stage on the way down; one more on the way up."""
@@ -39,7 +39,7 @@ class UNetConfig:
     """Dropout in the residual blocks."""
 
     def __post_init__(self) -> None:
-        for name in ("widths", "attention"):  # JSON and YAML know lists only
+        for name in ("widths", "attention"):  # JSON and YAML have only lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self, "unet.", {"widths": WIDEST, "layers_per_stage": 256, "norm_groups": WIDEST})
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
@@ -63,15 +63,15 @@ class UNetConfig:
 
 
 class UNet(nn.Module, Pretrained):
-    """diffusers' UNet2DModel with the options of its own conversion of Ho et al.'s weights, called like `VMDDPM`.
+    """diffusers' UNet2DModel, with the options of its conversion of Ho et al.'s weights, called like `VMDDPM`.
 
     Args:
         config: the architecture.
     """
 
     def __init__(self, config: UNetConfig) -> None:
-        with torch.device("cpu"):  # of the tables in diffusers' modules, wherever this network is built
-            from diffusers.models.unets.unet_2d import UNet2DModel  # here, as its import takes seconds
+        with torch.device("cpu"):  # tables in diffusers' modules stay on the CPU wherever this network is built
+            from diffusers.models.unets.unet_2d import UNet2DModel  # imported late: it takes seconds
 
         super().__init__()
         self.config = config
@@ -85,6 +85,6 @@ class UNet(nn.Module, Pretrained):
         )  # fmt: skip
 
     def forward(self, x: Tensor, t: Tensor, order_key: OrderKey | None = None) -> Tensor:
-        """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); it has no scan to order."""
+        """The noise (or velocity) in x (B, image_channels, H, W) at steps t (B,); `order_key` is ignored."""
         noise: Tensor = self.network(x, t, return_dict=False)[0]
         return noise

@@ -21,16 +21,16 @@ class VMDDPM(
 ):
     """Encoder, bottleneck of one SSLayer and decoder, joined by skips at every resolution.
 
-    `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. All
-    weights lie in channels_last memory, and so does every feature map: the tokens of the scan are a view of
-    it. With `spatial_dims` 3 all is the same over (D, H, W): volumes take the place of images.
+    `save_pretrained` writes model.safetensors and config.json; `from_pretrained` reads them back. Weights and feature
+    maps are in channels_last memory, so the tokens of the scan are views of them. With `spatial_dims` 3 the model
+    processes volumes (D, H, W) instead of images.
 
     Args:
         config: the architecture.
 
     Attributes:
-        recompute: in training, keep the inputs of each SSLayer alone and compute the rest again in the backward pass:
-            the same gradients, from less memory and a forward pass more (activation checkpointing).
+        recompute: activation checkpointing in training: save only the inputs of each SSLayer and compute the rest again
+            in the backward pass, for the same gradients with less memory and one more forward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,7 +38,7 @@ class VMDDPM(
         self.config = config
         widths, factors = config.widths, config.sampling
         inputs = (config.input_channels, *widths[:-1])
-        outputs = (widths[0], *widths[:-1])  # the last stage keeps C; the projection turns it to the image
+        outputs = (widths[0], *widths[:-1])  # the last stage keeps C, which the projection maps to the image
         stages = range(len(widths))
         self.time = TimeEmbedding(config.base_channels, config.time_dim)
         self.encoder = nn.ModuleList(
@@ -54,7 +54,7 @@ class VMDDPM(
             nn.init.zeros_(parameter)
         self.projection = nn.Sequential(GroupNormSiLU(config.norm_groups, widths[0]), nn.Identity(), last)
         self.recompute = False
-        # Without a bias, so that no class is the vector 0: the model without a condition.
+        # No bias, so that the embedding of no class is 0, as in the model without a condition.
         self.class_embedding = nn.Linear(len(config.classes), config.time_dim, bias=False) if config.classes else None
         self.to(memory_format=channels_last(config.spatial_dims))  # type: ignore[call-overload]  # not in torch's older types
 
@@ -71,13 +71,13 @@ class VMDDPM(
             order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
                 an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
                 draws a key from torch's global generator of that device.
-            labels: (B, number of `config.classes`), 1 for each class that an image is to have and 0 for the others. A
-                row of zeros, and None, ask for no class.
-            condition_image: (B, condition_channels, H, W) in [-1, 1], the image that x is to match. Zeros, and None,
-                ask for nothing.
+            labels: (B, number of `config.classes`), 1 for each requested class and 0 for the others. A row of zeros
+                requests no class, as does None.
+            condition_image: (B, condition_channels, H, W) in [-1, 1], the image that x is to match. Zeros mean no
+                condition, as does None.
 
         Returns:
-            Of the shape of x.
+            A tensor of x's shape.
 
         Raises:
             InputError: if the shape of an argument does not fit, or order_key is on another device.
@@ -111,7 +111,7 @@ class VMDDPM(
     def _prepare(
         self, x: Tensor, t: Tensor, order_key: OrderKey | None, labels: Tensor | None, image: Tensor | None
     ) -> tuple[Tensor, Tensor, VisitOrders]:
-        """What goes into the first stage, the embedded time and classes, and the visit orders."""
+        """The input of the first stage, the embedding of time and classes, and the visit orders."""
         channels, multiple, axes = self.config.image_channels, self.config.size_multiple, self.config.spatial_dims
         kind, names = ("images", "H, W") if axes == 2 else ("volumes", "D, H, W")
         if x.dim() != 2 + axes or x.shape[1] != channels:

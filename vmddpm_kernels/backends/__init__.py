@@ -85,7 +85,7 @@ def _numbered(device: str, index: int | None) -> torch.device | None:
     return None if index is None else torch.device(device, index)
 
 
-# The choice is a constant of a traced graph: torch.compiler.assume_constant_result sets this attribute too, but would
-# import the compiler.
+# Makes the choice a constant of a traced graph. torch.compiler.assume_constant_result sets the same attribute, but
+# imports the compiler.
 _best._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _named._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -94,7 +94,7 @@ class CpuBackend(CpuSteps):
         if any(needed[1:7]) or needed[8]:
             if inputs.dt_proj is None:
                 ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
-            else:  # of a factor: a sum over the channels
+            else:  # the gradient of the factor, a sum over the channels
                 ddelta = torch.empty(inputs.delta.shape, dtype=dtype)
         grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(

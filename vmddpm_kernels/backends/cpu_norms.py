@@ -7,7 +7,7 @@ from vmddpm_kernels.backends import extension
 from vmddpm_kernels.backends.extension import cast, rounded
 from vmddpm_kernels.checks import check_memory
 
-# Channels of a pixel side by side, by the number of axes.
+# The channels-last memory format, by the number of axes.
 MEMORY_FORMATS = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -18,7 +18,7 @@ def accumulation(x: Tensor) -> torch.dtype:
 def group_norm_silu(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and rstd (B, G), of x (B, C, ...) whose pixels lie one after another."""
+    """y, mean (B, G) and rstd (B, G) of a channels-last x (B, C, ...)."""
     dtype = accumulation(x)
     y = torch.empty_like(x)
     mean, rstd = (torch.empty(x.shape[0], groups, dtype=dtype) for _ in range(2))
@@ -46,13 +46,13 @@ def group_norm_silu_backward(
 
 
 def has_pixels(x: Tensor) -> bool:
-    """Whether the channels of a pixel lie side by side and the pixels one after another."""
+    """Whether x is channels-last in memory."""
     memory_format = MEMORY_FORMATS.get(x.dim())
     return memory_format is not None and x.is_contiguous(memory_format=memory_format)
 
 
 def _of(parameter: Tensor | None, of_images: Tensor) -> Tensor | None:
-    """Summed over the images that share the parameter, in their order."""
+    """The gradient of a parameter: of each image, or summed over the images that share it, in order."""
     if parameter is None:
         return None
     return rounded(of_images if parameter.dim() == 2 else of_images.sum(0), parameter.dtype)

@@ -115,7 +115,7 @@ class CudaBackend(TritonSteps):
         pieces = sizes.batch * plan.segments
         of_matrices = (dtype, dtype) if sizes.wide else (inputs.B.dtype, inputs.C.dtype)
         grads = empty_gradients(arguments, sizes, pieces, 1, (True,) * 9, dx, ddelta, matrix_dtypes=of_matrices)
-        if sizes.channels == 0:  # of which no kernel runs
+        if sizes.channels == 0:  # no kernel runs
             for matrix in (grads.dB, grads.dC):
                 assert matrix is not None
                 matrix.zero_()
@@ -179,7 +179,7 @@ _GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csr
 def _of_one_type(
     inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, dy: Tensor | None = None
 ) -> tuple[ScanInputs, Tensor | None]:
-    """The inputs in the form that kernels read: x, delta and dy in one dtype, B and C in that or the accumulation's."""
+    """The inputs in the form that kernels read: x, delta and dy in one dtype, B and C in it or the accumulation's."""
     inputs = with_parameters_cast(inputs, order, accumulation(sizes))
     x, delta, _, B, C, *_ = inputs
     alike = x.dtype == delta.dtype == (x if dy is None else dy).dtype
@@ -192,8 +192,8 @@ def _of_one_type(
 def _streamed(
     inputs: ScanInputs, order: Tensor | None, sizes: ScanSizes, vectors: bool
 ) -> tuple[ScanInputs, bool]:
-    """The inputs in the form that the forward scan reads, in one dtype and contiguous along channels; or, with
-    `vectors` and if possible, along steps. Also returns which."""
+    """The inputs in the form that the forward scan reads, in one dtype and contiguous along channels, or along steps if
+    `vectors` is set and they allow it. Also returns whether they are contiguous along steps."""
     inputs, _ = _of_one_type(inputs, order, sizes)
     vectors = vectors and sizes.length % _GROUP == 0 and _in_vectors(inputs.x) and _in_vectors(inputs.delta)
     if vectors:
@@ -208,7 +208,7 @@ def _in_vectors(tensor: Tensor) -> bool:
 
 
 def _channel_last(tensor: Tensor) -> Tensor:
-    """A channel-last copy of a channel-first tensor, of which a warp would read a sector for each element."""
+    """The tensor, copied to channel last if it is channel first: a warp would read a sector for each element of it."""
     *_, steps, channels = tensor.stride()
     return contiguous(tensor) if abs(channels) > max(abs(steps), 1) and tensor.shape[-1] > 1 else tensor
 
@@ -227,7 +227,7 @@ def _partial_images(of: Tensor, plan: "GpuScanPlan", dtype: torch.dtype) -> Tens
 def _workspaces(
     sizes: ScanSizes, plan: "GpuScanPlan", dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """segment_state and segment_delta, for sequences with several segments."""
+    """The workspaces segment_state and segment_delta for sequences with several segments."""
     if plan.segments <= 1:
         return None, None
     pieces = (sizes.batch, sizes.routes, plan.segments)

@@ -79,7 +79,7 @@ class ScanGradients(NamedTuple):
     ddelta_bias: Tensor | None
     dinitial_state: Tensor | None
     ddt_proj: Tensor | None = None
-    narrow_dx: Tensor | None = None  # as narrow_y
+    narrow_dx: Tensor | None = None  # on a CPU: the sum dx rounded to x's dtype
 
 
 def accumulation(sizes: ScanSizes) -> torch.dtype:
@@ -103,7 +103,7 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)` with the same check of the storage."""
+    """`tensor.to(dtype)` with the check of `contiguous`."""
     if tensor.dtype == dtype:
         return tensor
     check_memory((tensor,))
@@ -146,7 +146,7 @@ def with_parameters_cast(inputs: ScanInputs, table: Tensor | None, dtype: torch.
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, without its microsecond if there is nothing to convert."""
+    """`tensor.to(dtype)`, which takes a microsecond, only if the dtype differs."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 

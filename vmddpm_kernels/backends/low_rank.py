@@ -1,5 +1,5 @@
-"""Step sizes of a low rank for kernels that take step sizes themselves: they are formed before the scan, and their
-gradient is taken on to the factor and the weight after it."""
+"""Low-rank step sizes (`dt_proj`) for kernels that read full ones: this module computes the step sizes before the scan,
+and the gradients of their factor and weight after it."""
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ def with_step_sizes(inputs: ScanInputs) -> ScanInputs:
 
 
 def gradients_of_factors(inputs: ScanInputs, grads: list[Tensor | None]) -> list[Tensor | None]:
-    """`grads` are those of `with_step_sizes(inputs)`; the gradient of delta becomes those of the factor and of
-    `dt_proj`."""
+    """The gradients of `inputs` from `grads`, the gradients of `with_step_sizes(inputs)`."""
     if inputs.dt_proj is None:
         return grads
     factor, weight = _operands(inputs)
@@ -43,7 +42,7 @@ def gradients_of_factors(inputs: ScanInputs, grads: list[Tensor | None]) -> list
 
 
 def _operands(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """The factor and the weight in one dtype; torch reads them, though their memory may have been taken."""
+    """The factor and the weight in one dtype, after a check of their storage, which torch's operators do not make."""
     factor, weight = inputs.delta.detach(), inputs.dt_proj
     assert weight is not None
     check_memory((factor, weight))

@@ -12,15 +12,15 @@ from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, Scan
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 Reason = Literal[
-    "not_installed",       # a package is missing, or the compiled extension
+    "not_installed",       # a package or the compiled extension is missing
     "built_without_cuda",
     "setting",             # an environment variable has an unusable value, or was set too late
     "no_gpu",
     "not_nvidia",          # a GPU of another vendor
     "capability",          # the compute capability of the GPU is too low
     "no_kernel_image",     # this build has no kernels for the GPU
-    "driver_too_old",      # for the CUDA of this build
-    "ptx_too_new",         # for the driver, which would have to compile the kernels for this GPU
+    "driver_too_old",      # the driver does not support the CUDA version of this build
+    "ptx_too_new",         # the driver cannot compile the PTX of this build for the GPU
     "gpu_error",           # any other error of the GPU or its driver, possibly temporary
 ]
 

@@ -91,7 +91,7 @@ def _as_layout(t: Tensor, channel_first: bool) -> Tensor:
 def _gather(x: Tensor, table: Tensor) -> Tensor:
     """x (B, K or 1, L, D) in pixel order -> (B, K, L, D) in the order of each route."""
     routes, length = table.shape
-    # A copy, which the caller cannot change before the backward.
+    # Copied, because the caller may change the table before the backward.
     index = table.to(torch.int64, copy=True)[None, :, :, None].expand(x.shape[0], routes, length, x.shape[3])
     return x.expand(-1, routes, -1, -1).gather(2, index)
 
@@ -181,7 +181,7 @@ def selective_scan(inputs: ScanInputs, options: ScanOptions) -> tuple[Tensor, Te
     steps = _steps(inputs, options)
     x, delta, A, B, C, D, h = steps
     ys = []
-    # unbind instead of indexing, whose gradient is a tensor of the whole sequence at each step.
+    # Not indexing: its gradient would be a tensor of the whole sequence at each step.
     for x_l, delta_l, B_l, C_l in zip(*(t.unbind(2) for t in (x, delta, B, C))):
         v = delta_l[..., None] * A                                              # (B, K, D, N)
         drive = (delta_l * x_l)[..., None] * B_l[:, :, None, :]                 # (B, K, D, N)

@@ -1,7 +1,7 @@
 """The functions of the `causal_conv1d` package, with the same signatures, on any device.
 
-As there, x has any strides and y has the same. Differences: final states are supported in all memory orders, all inputs
-get gradients, and PyTorch computes widths above 4. Packed sequences (`seq_idx`) are not supported."""
+x has any strides and y has the same, as in that package. Differences: final states are supported in all memory orders,
+all inputs get gradients, and PyTorch computes widths above 4. Packed sequences (`seq_idx`) are not supported."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def causal_conv1d_fn(
 
     Raises:
         NotImplementedError: if `seq_idx` is given.
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
     """
     return _convolve(
         x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation, backend=None

@@ -1,8 +1,8 @@
 """`fwd` and `bwd` of the compiled modules `selective_scan_cuda`, `selective_scan_cuda_core` and its variants `_nrow`
 (with the same functions), `_ndstate` and `_oflex`, for code with its own autograd Function around them.
 
-Their x, the states between chunks, is (batch, dim, 1, 2 * d_state) here: the last state is at x[:, :, -1, 1::2], where
-such code reads it, and all else is zero. `bwd` recomputes the forward.
+Their x, the states between chunks, is (batch, dim, 1, 2 * d_state) here. It has the last state at x[:, :, -1, 1::2],
+where that code reads it, and zeros elsewhere. `bwd` recomputes the forward.
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ def mamba_inner_fn(
         B_proj_bias, C_proj_bias: (d_state,), added to the projected B and C.
         b_rms_weight, c_rms_weight, dt_rms_weight: (d_state,), (d_state,) and (dim,), weights of an RMS normalization of
             B, C and delta.
-        checkpoint_lvl: ignored; mamba_ssm's choice of memory, which does not change the result.
+        checkpoint_lvl: ignored; in mamba_ssm it saves memory without changing the result.
 
     Returns:
         (batch, length, d_model).
@@ -76,7 +76,7 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn`: mamba_ssm's version in separate operations, which both are here."""
+    """`mamba_inner_fn`. mamba_ssm has an unfused version under this name; here both are the same."""
     return mamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, B, C, D,
         delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
@@ -149,7 +149,7 @@ def bimamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`bimamba_inner_fn`: the fork's version in separate operations, which both are here."""
+    """`bimamba_inner_fn`. The fork has an unfused version under this name; here both are the same."""
     return bimamba_inner_fn(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, A_b, B, C,
         D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
@@ -227,7 +227,8 @@ def _check(
     C: Tensor | None,
     width: int,
 ) -> tuple[int, int]:
-    """(dt_rank, rows of x_proj_weight for each of B and C). Raise TypeError or ValueError, naming the argument."""
+    """(dt_rank, rows of x_proj_weight for each of B and C). Raise TypeError or ValueError, naming the argument, if one
+    is invalid."""
     check_float("xz", xz)
     if xz.dim() != 3 or xz.shape[1] % 2 or 0 in xz.shape[1:]:
         raise ValueError(

@@ -58,7 +58,7 @@ def selective_scan_fn(
         d_state), in A's dtype.
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
 
     Example:
         >>> u, delta, A = torch.randn(2, 6, 20), torch.rand(2, 6, 20), -torch.rand(6, 16)

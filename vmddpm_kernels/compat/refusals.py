@@ -48,7 +48,7 @@ def refuse_names(module: ModuleType) -> None:
 
 
 class Refusals(MetaPathFinder):
-    """Raises ImportError for submodules of replaced packages; those that exist are found in sys.modules first."""
+    """Raises ImportError for missing submodules of replaced packages; existing ones are found in sys.modules first."""
 
     def __init__(self, packages: Sequence[str]):
         self.packages = frozenset(packages)

@@ -52,7 +52,7 @@ def selective_scan_fn(
         (B, K*C, L).
 
     Raises:
-        TypeError, ValueError: naming the argument that does not fit.
+        TypeError, ValueError: if an argument is invalid; the message names it.
     """
     delta, delta_bias = per_channel(u, delta, delta_bias)
     wide = check_truth("oflex", oflex) and backend not in ("core", "mamba")

@@ -30,7 +30,7 @@ _TENSORS = 3  # x, weight and bias
 
 
 def check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raises TypeError or ValueError, naming the argument that does not fit."""
+    """Raise TypeError or ValueError, naming the argument, if one is invalid."""
     check_float("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
@@ -47,7 +47,7 @@ def check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) ->
 
 def normalise(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """SiLU of the normalised x, differentiable."""
-    # PyTorch's own operators: compilers fuse them, transforms and forward mode follow them.
+    # Compilers fuse PyTorch's own operators, and transforms and forward mode support them.
     if in_forward_mode() or transformed() or torch.compiler.is_compiling() or not _has_kernel(x, weight, bias):
         return composed(x, groups, weight, bias, eps)
     result: tuple[Tensor, Tensor, Tensor] = _WAYS.way_in(x, weight, bias)(x, weight, bias, groups, eps)
@@ -61,14 +61,14 @@ def _has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 
 def _fit(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether no weight is wider than the sums: PyTorch says what becomes of such."""
+    """Whether the kernel accumulates in a dtype as wide as weight and bias; PyTorch's operators handle the others."""
     return x.dtype is torch.float64 or all(t is None or t.dtype is not torch.float64 for t in (weight, bias))
 
 
 def composed(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """The same by PyTorch's operators."""
+    """`normalise`, composed of PyTorch's operators."""
     if in_forward_mode() or not (x.is_contiguous() or has_pixels(x)):
-        x = x.contiguous()  # torch.group_norm raises on some other orders, in forward mode on all
+        x = x.contiguous()  # torch.group_norm rejects some other memory orders, in forward mode all of them
     if all(t is None or t.dim() == 1 for t in (weight, bias)):
         return F.silu(F.group_norm(x, groups, weight, bias, eps))
     y = F.group_norm(x, groups, eps=eps)
@@ -116,7 +116,7 @@ def _gradients(
 def _check_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> None:
-    """Saved tensors may change behind autograd's back."""
+    """Check the arguments again: saved tensors can change without autograd's knowledge."""
     _check(x, mean.shape[-1] if mean.dim() else 0, weight, bias)
     check_input("dy", dy, x, x.device, "of x", tuple(x.shape), FLOATS)
     for name, t in (("mean", mean), ("rstd", rstd)):
@@ -136,7 +136,7 @@ group_norm_silu_forward = define(
     _forward,
     _forward_fake,
 )
-# A gradient for each of x, weight and bias that is given, in its dtype.
+# A gradient for each given tensor, in its dtype.
 group_norm_silu_grads = define(
     "group_norm_silu_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd) -> Tensor[]",
     _backward,
@@ -180,7 +180,7 @@ _TWICE = (
 
 
 class GroupNormSiLUBackward(torch.autograd.Function):
-    """Gradients that raise when they are differentiated again."""
+    """Gradients that raise an error if they are differentiated again."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
