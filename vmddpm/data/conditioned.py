@@ -1,4 +1,4 @@
-"""Images with their conditions: what a model is told of each while it learns it."""
+"""Images with their conditions: the model's conditioning inputs for each image."""
 
 import zlib
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from vmddpm.data.slicing import SliceInfo
 
 
 class ConditionedImages(Dataset[Tensor]):
-    """Images as they are in `images`, and the condition of each.
+    """The images of `images`, each with its condition.
 
     Attributes:
-        labels: float32 (n, K), as given; K is 0 without.
-        beside: the image beside each, in their order; None without.
+        labels: float32 (n, K), as given; K is 0 without labels.
+        beside: the paired image of each image, in the order of `images`; None if there are none.
 
     Args:
         images: the images.
-        classes: names of the classes; none without labels.
+        classes: names of the classes; empty without labels.
         labels: float32 (n, K), 1 for each class of an image.
-        beside: images of the same size, a mask or another modality; None without.
-        places: which of them belongs to each image.
+        beside: images of the same size to pair with, masks or another modality; None for none.
+        places: index in `beside` of each image's pair.
 
     Example:
         >>> images = conditioned(DataConfig("lungs"), ConditionConfig(labels="folder"))  # doctest: +SKIP
@@ -51,17 +51,17 @@ class ConditionedImages(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, i: int) -> Tensor:
-        """float32 (channels, size, size) in [-1, 1], as of `SliceDataset`."""
+        """float32 (channels, size, size) in [-1, 1], as in `SliceDataset`."""
         return self.images[i]
 
     def condition(self, i: int) -> dict[str, Tensor]:
-        """What the model is told of image i, by the names of its arguments: "labels" (K,) and "condition_image"
-        (image_channels, size, size) in [-1, 1], each if there is one."""
+        """The condition of image i, by the model's argument names: "labels" (K,) and "condition_image"
+        (image_channels, size, size) in [-1, 1], each only if present."""
         found = {"labels": self.labels[i]} if self.classes else {}
         return found if self.beside is None else {**found, "condition_image": self.beside[i]}
 
     def counts(self) -> dict[str, int]:
-        """Images of each class."""
+        """Number of images in each class."""
         return dict(zip(self.classes, map(int, self.labels.sum(0).tolist())))
 
     @property
@@ -77,7 +77,7 @@ class ConditionedImages(Dataset[Tensor]):
         return self.images.seen
 
     def checksums(self) -> np.ndarray:
-        """int64 (n,): CRC-32 of each image's bytes, as of `SliceDataset`, of its classes and of the image beside it."""
+        """int64 (n,): CRC-32 of each image's bytes, as in `SliceDataset`, its classes and its paired image."""
         found = self.images.checksums()
         beside = None if self._beside is None else self._beside.checksums()
         for i in range(len(found)):
@@ -88,7 +88,7 @@ class ConditionedImages(Dataset[Tensor]):
 
 
 class ConditionReader:
-    """Reads conditions of images; what can be refused before an image is decoded, is refused when it is made.
+    """Reads the conditions of images. The constructor runs every check that needs no decoded image.
 
     Args:
         config: the conditions.
@@ -110,8 +110,8 @@ class ConditionReader:
         """The images with their conditions.
 
         Args:
-            classes: names of the classes if they are known, otherwise those that are found.
-            progress: show a bar while the images beside are decoded.
+            classes: names of the classes if they are known; by default those found in the labels.
+            progress: show a bar while the paired images are decoded.
 
         Raises:
             DataError: as `labels.LabelReader.read` and `pairs.pair`.
@@ -132,5 +132,5 @@ def conditioned(data: DataConfig, config: ConditionConfig, progress: bool = Fals
 
 
 def condition_of(images: object, i: int) -> Mapping[str, Tensor]:
-    """What is told of image i; nothing of images without conditions."""
+    """The condition of image i; empty for images without conditions."""
     return images.condition(i) if isinstance(images, ConditionedImages) else {}

@@ -1,4 +1,4 @@
-"""What images are learned under: classes, and an image beside each, such as a mask. Where these are read from."""
+"""The configuration of conditions: classes, and a paired image for each image, such as a mask."""
 
 import math
 import re
@@ -13,28 +13,28 @@ from vmddpm.numbers import check_numbers
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    """The conditions of a run; by default there are none, as in the paper.
+    """The conditions of a run; none by default, as in the paper.
 
     Raises:
         DataError: naming the field, its value and what it must be.
     """
 
     labels: Literal["none", "folder", "csv", "dicom", "chestxray"] = "none"
-    """Where the class of an image comes from: "folder", the first folder below data.root; "csv", a row of `table`;
-    "dicom", the attribute `tag`; "chestxray", the findings of ChestX-ray14's Data_Entry_2017.csv. All slices of a file
-    have its classes."""
+    """The source of an image's class: "folder", the first folder below data.root; "csv", a row of `table`; "dicom", the
+    attribute `tag`; "chestxray", the findings in ChestX-ray14's Data_Entry_2017.csv. All slices of a file have its
+    classes."""
 
     pattern: str | None = None
-    """With labels "folder": a regular expression whose first group, searched for in the path below data.root, is the
-    class, such as '_(benign|malignant)_'; null takes the first folder."""
+    """With labels "folder": a regular expression that is searched for in the path below data.root; its first group is
+    the class, such as '_(benign|malignant)_'. Null takes the first folder."""
 
     table: str | None = None
-    """With labels "csv" and "chestxray": the table, comma-separated, or tab-separated by the suffix .tsv; UTF-8, with a
-    row of column names. Null looks for ChestX-ray14's own below data.root."""
+    """With labels "csv" and "chestxray": the table, comma-separated, or tab-separated if its suffix is .tsv; UTF-8,
+    with a row of column names. Null searches for ChestX-ray14's table below data.root."""
 
     file_column: str = "file"
     """Column of `table` that names the image: its path below data.root, its name with or without suffixes, or a folder
-    on its way, such as the patient's."""
+    in its path, such as the patient's."""
 
     label_column: str = "label"
     """Column of `table` with the class."""
@@ -43,32 +43,33 @@ class ConditionConfig:
     """With labels "dicom": keyword of the attribute, such as BodyPartExamined or ViewPosition."""
 
     separator: str | None = None
-    """What stands between the classes of an image that has several, such as "|"; null where each has one. ChestX-ray14
-    has "|"."""
+    """Separator between several classes of one image, such as "|"; null if each image has one class. ChestX-ray14
+    uses "|"."""
 
     image: str | None = None
-    """Folder of an image beside each image: a mask, or another modality. Both have the same name, see `image_pattern`,
-    and the same height and width."""
+    """Folder of the paired images: a mask or another modality for each image. Both images of a pair have the same name,
+    see `image_pattern`, and the same height and width."""
 
     image_pattern: str = "*"
-    """Shell pattern of the files in `image`. What its stars stand for, less suffixes, must be the same as for the stars
-    of data.pattern: `*_flair.nii.gz` there and `*_seg.nii.gz` here pair case7_flair.nii.gz and case7_seg.nii.gz."""
+    """Shell pattern of the files in `image`. The text matched by its stars, without suffixes, must equal the text
+    matched by the stars of data.pattern: `*_flair.nii.gz` there and `*_seg.nii.gz` here pair case7_flair.nii.gz and
+    case7_seg.nii.gz."""
 
     image_channels: int = 1
-    """Channels of these images, 1 or 3."""
+    """Channels of the paired images, 1 or 3."""
 
     image_normalize: Literal["auto", "percentile", "window", "full"] = "auto"
     """How their intensities are mapped to [-1, 1], as data.normalize. Label maps need `image_window`."""
 
     image_window: tuple[float, float] | None = None
-    """(centre, width) for all of them: [2, 4] maps the labels 0 to 4 to -1, -0.5 ... 1 in every file."""
+    """(centre, width) for every file: [2, 4] maps the labels 0 to 4 to -1, -0.5 ... 1."""
 
     dropout: float = 0.1
-    """Share of the training images whose condition is left out, so that the model learns to do without it, which
-    guidance needs; 0.1 to 0.2 in Ho and Salimans (2022). With 0 only guidance 1 can be drawn with."""
+    """Share of the training images whose condition is dropped, so that the model also learns to draw without it, as
+    guidance needs; 0.1 to 0.2 in Ho and Salimans (2022). With 0, only guidance 1 is possible."""
 
     def __post_init__(self) -> None:
-        if self.image_window is not None:  # JSON and YAML know lists only
+        if self.image_window is not None:  # JSON and YAML have lists only
             object.__setattr__(self, "image_window", tuple(self.image_window))
         check_numbers(self, "condition.", error=DataError)
         kinds = ("none", "folder", "csv", "dicom", "chestxray")

@@ -1,4 +1,4 @@
-"""What the data set reads and how it prepares it: one field for every choice that the paper leaves open."""
+"""The configuration of a data set: one field for every choice that the paper leaves open."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from vmddpm.errors import VmddpmError
 from vmddpm.numbers import check_numbers
 
 AXES = ("axial", "coronal", "sagittal")
-LEAST_SPACING = 1e-4  # millimetres; of electron microscopes, not of patients
-LARGEST_SIZE = 8192  # pixels of a side; an image of more is over `max_pixels`
+LEAST_SPACING = 1e-4  # millimetres; typical of electron microscopes, not of patients
+LARGEST_SIZE = 8192  # pixels per side; 8192^2 is the default `max_pixels`
 
 
 class DataError(VmddpmError, ValueError):
@@ -17,71 +17,70 @@ class DataError(VmddpmError, ValueError):
 
 @dataclass
 class DataConfig:
-    """Which images are read and how they are prepared.
+    """Selection and preprocessing of the images.
 
-    The sentences in quotation marks are those of the paper, sections IV-A "Datasets" and "Implementation",
-    that a field reads.
+    Quoted sentences are from the paper, sections IV-A "Datasets" and "Implementation"; the field implements a reading
+    of the sentence.
 
     Attributes:
-        root: the images: a folder, an image file, or a store made by `vmddpm prepare`. A store's own options then hold
-            (`size` and `channels` must be the same, `split` and `limit` choose from it); a folder is searched
-            recursively in sorted order (hidden files and folders are left out, links are followed). Files are NIfTI and
-            Analyze (.nii, .hdr with .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, by the extra
-            [itk]), DICOM (.dcm, .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG,
-            TIFF, BMP, PGM, WebP, JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
-        split: which split of a store, "train", "test" or "all". Other folders have no splits: all is "train".
-        pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`. It chooses the
-            modality, and keeps label maps out. Which modality is not said: "we use 6528 2D brain images under a single
-            modality".
-        modality: shell pattern for the Modality of DICOM files, such as `MR`; what does not match is left out, and so
-            are files that are not DICOM. The same holds for the next two.
+        root: a folder, an image file, or a store made by `vmddpm prepare`. A store keeps its own options (`size` and
+            `channels` must be the same, `split` and `limit` select from it); a folder is searched recursively in sorted
+            order (hidden files and folders are skipped, links are followed). Files are NIfTI and Analyze (.nii, .hdr
+            with .img), FreeSurfer (.mgh, .mgz), MetaImage and NRRD (.mha, .nrrd, with the extra [itk]), DICOM (.dcm,
+            .dicom, .ima, and files of any other name with DICOM content), pictures (PNG, JPEG, TIFF, BMP, PGM, WebP,
+            JPEG 2000, GIF), or arrays (.npy). NIfTI and DICOM may be compressed by gzip.
+        split: which split of a store, "train", "test" or "all". Other folders have no splits: all images are "train".
+        pattern: shell pattern that a file's path below root must match, such as `*_flair.nii.gz`. It selects the
+            modality and excludes label maps. The paper does not name the modality: "we use 6528 2D brain images under a
+            single modality".
+        modality: shell pattern for the Modality of DICOM files, such as `MR`; other files are left out, including all
+            that are not DICOM. The same holds for the next two.
         series: shell pattern for the Series Description, or the Series Instance UID.
-        image_type: shell pattern for the Image Type, whose values are joined by backslashes: `ORIGINAL\\PRIMARY*`.
-        limit: keep the first so many slices only, in the sorted order of the paths. Null keeps all. "We use the first
+        image_type: shell pattern for the Image Type, with its values joined by backslashes: `ORIGINAL\\PRIMARY*`.
+        limit: keep only the first `limit` slices, in sorted order of the paths. Null keeps all. "We use the first
             34,999 images for experiments".
-        spatial_dims: 2 makes images of slices, 3 makes volumes: crops of NIfTI, FreeSurfer, MetaImage and NRRD volumes
-            and of DICOM series, (depth, size, size) voxels from inferior to superior, anterior to posterior, and the
-            patient's right to left. `model.spatial_dims` must be the same.
-        spacing: of volumes, millimetres of a voxel, one number or those along depth, height and width. Every volume is
-            resampled to it, with antialiasing, along its own axes: oblique scans are not turned.
-        depth: of volumes, voxels along their depth; null for as many as `size`.
-        stride: of volumes, voxels from a crop to the next along every axis, up to the volume's ends; null for the
+        spatial_dims: 2 makes images from slices, 3 makes volumes: crops of NIfTI, FreeSurfer, MetaImage and NRRD
+            volumes and of DICOM series, (depth, size, size) voxels from inferior to superior, anterior to posterior,
+            and the patient's right to left. `model.spatial_dims` must be the same.
+        spacing: voxel size of volumes in millimetres, one number or three for depth, height and width. Every volume is
+            resampled to it, with antialiasing, along its own axes: oblique scans are not rotated.
+        depth: depth of volumes in voxels; null for the same as `size`.
+        stride: voxels from one crop of a volume to the next along every axis, up to the volume's ends; null for the
             centred crop alone.
-        size: side of the images in pixels, of volumes in voxels. The largest centred square of a slice, in millimetres
-            where the file knows its pixel spacing, is resized with antialiasing: "we uniformly scaled the image center
-            to 128 × 128 resolution".
-        channels: of the images, 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour by
-            repetition.
-        axes: which slices of a NIfTI volume, of axial, coronal and sagittal. DICOM and raster images are taken as they
-            were stored. "The 2D axial slices were then separated to form a training dataset".
-        frames: which frames of a 4-D file: "all", the "first" only, or the one of a number, counted from 0, such as one
-            modality of several along the last axis. With `spatial_dims` 3 "all" would mix them, and is refused. Which
-            phases of the heart were used is not said: "1798 2D cardiac MRIs images from 3DMR scans".
+        size: side of the images in pixels, or of volumes in voxels. The largest centred square of a slice, in
+            millimetres if the file has a pixel spacing, is resized with antialiasing: "we uniformly scaled the image
+            center to 128 × 128 resolution".
+        channels: 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour by repetition.
+        axes: slice directions of a NIfTI volume: axial, coronal and sagittal. DICOM and raster images are used as
+            stored. "The 2D axial slices were then separated to form a training dataset".
+        frames: which frames of a 4-D file: "all", only the "first", or a frame number from 0, such as one of several
+            modalities along the last axis. With `spatial_dims` 3, "all" would mix them, and is refused. The paper does
+            not name the cardiac phases: "1798 2D cardiac MRIs images from 3DMR scans".
         normalize: how intensities are mapped to [-1, 1]. "percentile" maps the two
             `percentiles` of each volume (a 3-D frame, or a DICOM or raster file); "window" maps `window`, or
             the file's own first VOI window or VOI table; "full" maps the whole range of the bit depth of a
-            raster or colour image (12 bits where a 16-bit file uses no more), and the smallest to the largest value
-            of anything else. "auto" is "window" if there is a window, given here or in the file, else "full" where
-            there is a bit depth, else "percentile"; so MR volumes go by percentiles, CT files by their window,
-            photographs by their full range. "regular normalization".
-        normalize_by: whose range counts, "file" or "series": DICOM files of one series that have no window share their
+            raster or colour image (12 bits if a 16-bit file uses no more), and the smallest to the largest value
+            of other files. "auto" is "window" if there is a window, given here or in the file, else "full" if
+            there is a bit depth, else "percentile"; so MR volumes use percentiles, CT files their window,
+            photographs their full range. "regular normalization".
+        normalize_by: scope of the range, "file" or "series": DICOM files of one series that have no window share their
             percentiles, or their smallest and largest value.
         percentiles: the lower and upper percentile, of the finite voxels of a volume.
         window: (centre, width) in the units of the rescaled values, such as (40, 400) in Hounsfield units for
             soft tissue in CT. It is used for every file.
         min_foreground: slices with a smaller share of foreground pixels are left out; 0 keeps all. A pixel is
-            foreground when it is above 5 % of the normalised range. "we use 6528 2D brain images" is 22.9 for each of
-            285 patients: which ones is not said.
-        on_error: what a file that cannot be read does: it makes the data set "fail" with its name, or is left out
-            ("skip"), counted by reason, and listed in a file.
+            foreground if it is above 5 % of the normalised range. "we use 6528 2D brain images" is 22.9 per patient
+            for 285 patients; the paper does not say which.
+        on_error: "fail" stops at the first file that cannot be read and names it; "skip" leaves such files out, counts
+            them by reason, and lists them in a file.
         max_pixels: a larger picture or slice is refused by its header, before it is decoded.
-        max_voxels: the same for what is in memory at once: a 3-D frame of a NIfTI volume, all of a DICOM file.
-            Reading so many takes up to 6 GiB, and up to 10 GiB where values have 32 or 64 bits in the file.
-        max_members: an archive of more members is refused.
+        max_voxels: the same limit for the values in memory at once: a 3-D frame of a NIfTI volume, a whole DICOM file.
+            Reading that many takes up to 6 GiB, or up to 10 GiB if the file stores 32 or 64 bits per value.
+        max_members: an archive with more members is refused.
         cache_dir: folder of the decoded slices; by default `vmddpm` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        DataError: if a field has a value that it cannot have.
+        DataError: if a field has an invalid value.
     """
 
     root: str = ""
@@ -111,7 +110,7 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("percentiles", "window"):  # JSON and YAML know lists only
+        for name in ("percentiles", "window"):  # JSON and YAML have lists only
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
         if isinstance(self.spacing, list):
@@ -181,16 +180,16 @@ class DataConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, size, size) of an image, (channels, depth, size, size) of a volume."""
+        """(channels, size, size) for images, (channels, depth, size, size) for volumes."""
         depth = (self.depth or self.size,) if self.spatial_dims == 3 else ()
         return (self.channels, *depth, self.size, self.size)
 
     @property
     def voxel_sizes(self) -> tuple[float, ...]:
-        """Of volumes, millimetres of a voxel along depth, height and width.
+        """Voxel size of volumes in millimetres: depth, height and width.
 
         Raises:
-            DataError: if `spacing` does not say.
+            DataError: if `spacing` is None.
         """
         if self.spacing is None:
             raise DataError("spacing is None; volumes (spatial_dims 3) need the millimetres of a voxel, such as 1")
