@@ -1,4 +1,4 @@
-"""Medical images as a data set: DICOM, volumes, pictures and arrays from files, or volumes in memory."""
+"""Data sets of medical images: DICOM, volumes, pictures and arrays from files, or volumes in memory."""
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.dataset import SliceDataset, from_volumes, held_out_images

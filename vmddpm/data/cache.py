@@ -1,9 +1,9 @@
-"""Decoded slices on disk, so that a file is decoded once.
+"""A cache of decoded slices on disk, so that each file is decoded once.
 
-An entry is two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S) or (N, C, D, S, S), see
-`image_file`, and `<key>.json`, what they are. The key is a hash of everything the images depend on, so a changed file
-or option makes another entry. Both are written under other names and renamed when they are whole, the .json last: an
-interrupted run leaves no entry, and processes that build the same entry at once do not disturb each other.
+An entry has two files named by a key: `<key>.npy`, the images as uint16 (N, C, S, S) or (N, C, D, S, S), see
+`image_file`, and `<key>.json`, their description. The key is a hash of everything the images depend on, so a changed
+file or option makes another entry. Both files are written under temporary names and renamed when complete, the .json
+last: an interrupted run leaves no entry, and processes that build the same entry at once do not interfere.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from vmddpm.data.slicing import SliceInfo
 from vmddpm.errors import InputError
 from vmddpm.files import flush, remove_abandoned, write_text
 
-# Raised when the same files and options give other images or remarks.
+# Increase it when a change to the code gives other images or remarks for the same files and options.
 FORMAT = 5
-# A decoder that is installed later can read a file that had to be skipped before.
+# Part of the key, because a newly installed decoder may read files that were skipped before.
 DECODERS = (
     "nibabel",
     "pydicom",
@@ -46,7 +46,7 @@ LEVELS = 65535
 
 
 class EncodedImages(Protocol):
-    """Images by number, each uint16 (C, S, S) or (C, D, S, S): a file, some of its images, an array."""
+    """A sequence of images, each uint16 (C, S, S) or (C, D, S, S): a file, a selection of its images, or an array."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> np.ndarray: ...
@@ -54,13 +54,13 @@ class EncodedImages(Protocol):
 
 @dataclass
 class SliceSet:
-    """Images and where they come from.
+    """Images and their origins.
 
     Attributes:
-        images: N of uint16 (C, S, S) or (C, D, S, S), 0 for -1 and 65535 for 1.
-        slices: N of them.
-        remarks: what was left out, and what the readers had to decide.
-        seen: number of slices that were read, with those left out as empty.
+        images: N images, uint16 (C, S, S) or (C, D, S, S), 0 for -1 and 65535 for 1.
+        slices: the origins of the N images.
+        remarks: omissions, and decisions of the readers.
+        seen: number of slices read, including those left out as empty.
     """
 
     images: EncodedImages
@@ -70,7 +70,7 @@ class SliceSet:
 
 
 def encode(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] to uint16, in steps of 2/65535: 8- and 16-bit files lose nothing."""
+    """Map [-1, 1] to uint16, in steps of 2/65535: lossless for 8- and 16-bit files."""
     return np.rint((image + 1) * (LEVELS / 2)).astype(np.uint16)
 
 
@@ -83,7 +83,7 @@ def cache_folder(config: DataConfig) -> Path:
     """`config.cache_dir`, or `vmddpm` in the user's cache folder (the XDG base directory specification).
 
     Raises:
-        DataError: if neither is known.
+        DataError: if `cache_dir` is not set and the user has no home folder.
     """
     if config.cache_dir:
         return Path(os.path.expanduser(config.cache_dir))
@@ -95,7 +95,7 @@ def cache_folder(config: DataConfig) -> Path:
 
 def cache_key(config: DataConfig, files: Iterable[Path]) -> str:
     """Hash of the options, the decoders' versions, and the path, size and modification time of every file."""
-    # root and pattern act through the files they name, split in stores only.
+    # root and pattern count through the files they select; split applies only to stores.
     options = asdict(replace(config, root="", pattern="", cache_dir=None, split="train"))
     digest = hashlib.sha256(json.dumps([FORMAT, options, [_version(name) for name in DECODERS]]).encode())
     for path in (part for file in files for part in parts_of(file)):
@@ -116,9 +116,8 @@ def _version(distribution: str) -> str | None:
 
 
 def load(folder: Path, key: str) -> SliceSet | None:
-    """The entry of that key; None if there is none.
-
-    A damaged entry (unreadable, cut short, or of another number of images) is none either, with a warning.
+    """The entry of a key; None if it is missing, or, with a warning, damaged (unreadable, truncated, or with the wrong
+    number of images).
     """
     manifest_path, images_path = folder / f"{key}.json", folder / f"{key}.npy"
     if not manifest_path.exists():
@@ -132,7 +131,7 @@ def load(folder: Path, key: str) -> SliceSet | None:
         remarks = [Remark(**entry) for entry in manifest["remarks"]]
         return SliceSet(images, slices, remarks, manifest["seen"])
     except Exception as error:
-        # Damage can be of any kind, and the cure is the same for all.
+        # Damage can raise any exception, and the remedy is always to rebuild the entry.
         warnings.warn(f"{images_path}: the cache is damaged and is built again ({error})", stacklevel=2)
         return None
 
@@ -152,9 +151,9 @@ class CacheWriter(ImageWriter):
         super().__init__(folder / f"{key}.npy", shape)
 
     def commit_entry(self, slices: list[SliceInfo], remarks: list[Remark], seen: int) -> SliceSet:
-        """Puts the entry in its place."""
+        """Move the complete entry to its final names."""
         images = self.commit()
-        flush(self.path.parent)  # its name, before that of the entry
+        flush(self.path.parent)  # the .npy must be on the disk before the .json
         entry = {
             "slices": [asdict(info) for info in slices],
             "remarks": [asdict(remark) for remark in remarks],

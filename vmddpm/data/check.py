@@ -1,4 +1,4 @@
-"""What may be wrong with a store: damage, a patient in both splits, images that are there twice."""
+"""Checks of a store: damage, patients in both splits, duplicate images."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,27 +16,27 @@ from vmddpm.data.patients import look_alikes, same_subjects
 from vmddpm.data.remarks import Remark
 from vmddpm.data.store import StoredSlice, read_store, remarks_of
 
-# A difference hash (Krawetz, 2013) has 64 bits; of two hashes of unlike images about half differ.
+# Hamming distance up to which hashes match. A difference hash (Krawetz, 2013) has 64 bits; about half of them differ
+# between unrelated images.
 NEAR_BITS = 4
-# Hashes only nominate: two images are near duplicates if their pixels differ by less than this share of the range,
-# as a root mean square.
+# Matching hashes only select candidates. Near duplicates differ by a root mean square below this share of the range.
 NEAR_RMS = 0.02
 ROWS = 1024
 
 
 @dataclass
 class Findings:
-    """Pairs of places in the store.
+    """The problems of a store.
 
     Attributes:
-        damaged: images that are not what was written, with the reason.
+        damaged: images whose bytes have changed since they were written, with the reason.
         shared_patients: patients in both splits.
-        look_alikes: files without a known patient, in both splits, whose names or folders look like one patient's.
-        empty_splits: splits without an image, though one was asked for.
-        remarks: what was left out of the store.
-        exact: images with the very same pixels, of two patients; images of one value alone are left out.
-        near: images of two patients that are almost the same.
-        blank: number of images of one value.
+        look_alikes: files without a known patient, in both splits, with names or folders that look like one patient's.
+        empty_splits: splits without an image, although `test_share` was set.
+        remarks: omissions from the store.
+        exact: pairs of images (indices) with identical pixels, of different patients; constant images do not count.
+        near: pairs of images (indices) of different patients that are almost identical.
+        blank: number of constant images.
     """
 
     damaged: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Findings:
 
 
 def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[StoredSlice]]:
-    """Reads every image once, and those with like hashes again; memory holds a hash of each.
+    """Read every image once, and images with matching hashes again. Only the hashes are kept in memory.
 
     Raises:
         DataError: if the store cannot be read at all.
@@ -63,7 +63,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     found.shared_patients = sorted(patient for patient, both in splits.items() if len(both) > 1)
     unknown = {info.source: info.split for info in slices if info.patient == info.source}
     groups = look_alikes(unknown)
-    if len(groups) > 1:  # a single group may be pictures of many patients with one number each
+    if len(groups) > 1:  # a single group may be one numbered picture for each of many patients
         found.look_alikes = [f"{group[0]} ... {group[-1]}" for group in groups if len({unknown[n] for n in group}) > 1]
     split = {info.source: info.split for info in slices}
     for names in same_subjects({info.source: info.patient for info in slices}):
@@ -90,7 +90,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     def differ(i: int, j: int) -> bool:
         return slices[i].patient != slices[j].patient
 
-    for group in contents.values():  # equal checksums nominate, pixels decide
+    for group in contents.values():  # equal checksums are candidates; the pixels decide
         for a, i in enumerate(group):
             found.exact += [(i, j) for j in group[a + 1 :] if differ(i, j) and np.array_equal(images[i], images[j])]
     exact = set(found.exact)
@@ -102,23 +102,23 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
 
 
 def difference_hash(image: np.ndarray) -> np.ndarray:
-    """int8 (64,): the sign, 1 or -1, of the differences along the rows of the image (C, S, S) at 8 x 9, of a volume
-    (C, D, S, S) those of the mean of its planes."""
+    """int8 (64,): the signs, 1 or -1, of horizontal differences in the image (C, S, S) resized to 8 x 9. A volume
+    (C, D, S, S) is averaged over its planes first."""
     grey = torch.from_numpy(image.astype(np.float32)).flatten(0, -3).mean(0)[None, None]
     small = F.interpolate(grey, (8, 9), mode="bilinear", antialias=True)[0, 0]
     return torch.where(small[:, 1:] > small[:, :-1], 1, -1).flatten().to(torch.int8).numpy()
 
 
 def like_pairs(hashes: np.ndarray, places: list[int]) -> Iterator[tuple[int, int]]:
-    """Places i < j whose hashes (N, 64) differ in at most NEAR_BITS bits, all pairs compared, some rows at a time."""
+    """All pairs of places i < j with hashes (N, 64) that differ in at most NEAR_BITS bits, found ROWS rows at a time."""
     signs = torch.from_numpy(hashes.reshape(-1, 64)).float()
     for first in range(0, len(signs), ROWS):
-        agreement = signs[first : first + ROWS] @ signs[first:].T  # 64 - 2 (bits that differ)
+        agreement = signs[first : first + ROWS] @ signs[first:].T  # 64 - 2 (number of differing bits)
         for a, b in (agreement >= 64 - 2 * NEAR_BITS).nonzero().tolist():
             if a < b:
                 yield places[first + a], places[first + b]
 
 
 def distance(images: ImageFile, i: int, j: int) -> float:
-    """Root mean square of the difference of two images, as a share of the range."""
+    """Root mean square difference of two images, as a share of the range."""
     return float(np.sqrt(np.mean((images[i].astype(np.float32) - images[j]) ** 2))) / 65535

@@ -1,4 +1,4 @@
-"""From a volume to its crops: voxels of the size that is asked for, the axes as radiologists read them."""
+"""Crops of a volume, resampled to the configured voxel size, with axes in radiological order."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -12,30 +12,30 @@ from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.slicing import Plane, frames_of, orientation_of, volume_planes
 from vmddpm.data.transforms import choose_mode, display_range, narrowed
 
-SAME = 1e-3  # share by which two voxel sizes may differ and be taken for one
+SAME = 1e-3  # relative difference up to which two voxel sizes count as equal
 
 
 def parts_of(image: nib.spatialimages.SpatialImage, config: DataConfig) -> Iterator[Plane]:
-    """The slices of a volume, or with `spatial_dims` 3 its crops."""
+    """The slices of a volume, or its crops if `spatial_dims` is 3."""
     return volume_crops(image, config) if config.spatial_dims == 3 else volume_planes(image, config)
 
 
 def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> Iterator[Plane]:
-    """The crops of a volume, by frame, then by place: `config.shape` voxels of `config.spacing` millimetres each.
+    """The crops of a volume, by frame, then by position: `config.shape` voxels of `config.spacing` millimetres.
 
-    The axes are put in the nearest order to (superior, posterior, left), each to where it grows, as ITK and DICOM count
-    them; oblique scans are not turned. Intensities have the file's slope applied and are normalised by the range of the
-    whole volume.
+    The axes are reordered and flipped to run as nearly as possible towards (superior, posterior, left), as in ITK and
+    DICOM; oblique scans are not rotated. The file's slope is applied to intensities, which are normalised by the range
+    of the whole volume.
 
     Args:
         image: 2-D to 4-D and real-valued; further axes must have length 1.
 
     Yields:
-        Planes whose pixels are (D, H, W), with the axis "volume" and the number of the crop.
+        Planes with pixels (D, H, W), the axis "volume" and the number of the crop.
 
     Raises:
-        DataError: on other shapes or voxels, several frames of which none is chosen, a volume smaller than a crop, and
-            if no spacing is asked for.
+        DataError: on other shapes or voxels, on several frames without a choice, on a volume smaller than a crop, and
+            if no spacing is set.
     """
     orientation = orientation_of(image)
     if image.get_data_dtype().names is not None:
@@ -48,7 +48,7 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
         )
     sizes = np.empty(3)
     sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)
-    sizes = sizes[::-1]  # of superior, posterior, left
+    sizes = sizes[::-1]  # along superior, posterior, left
     if config.spacing is None:
         raise DataError(
             f"has voxels of {' x '.join(f'{side:.3g}' for side in sizes)} mm (depth, height, width), and spacing does "
@@ -74,15 +74,16 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
 
 
 def resample(voxels: np.ndarray, sizes: tuple[float, ...], wanted: tuple[float, ...]) -> np.ndarray:
-    """Antialiased linear interpolation along each axis: never above or below the values it is given.
+    """Antialiased linear interpolation along each axis, which stays within the range of its input.
 
     Args:
         voxels: floats (D, H, W), all finite.
-        sizes: millimetres of a voxel along each axis.
-        wanted: those of the result. Its first voxel begins where that of `voxels` does, and its last ends no later.
+        sizes: voxel size in millimetres along each axis.
+        wanted: voxel size of the result. The first voxel of the result begins where that of `voxels` begins, and the
+            last ends no later than that of `voxels`.
 
     Returns:
-        Of the same dtype; the very voxels if they have the wanted sizes.
+        An array of the same dtype; the unchanged voxels if their size is as wanted.
 
     Raises:
         DataError: if the volume is smaller than one voxel of the wanted size.
@@ -92,7 +93,7 @@ def resample(voxels: np.ndarray, sizes: tuple[float, ...], wanted: tuple[float, 
         if abs(size / want - 1) <= SAME:
             continue
         extent, factor = voxels.shape[axis], size / want
-        count = int(extent * factor + SAME)  # rounding must not cost the last voxel
+        count = int(extent * factor + SAME)  # rounding must not drop the last voxel
         if count < 1:
             name = ("depth", "height", "width")[axis]
             raise DataError(
@@ -100,7 +101,7 @@ def resample(voxels: np.ndarray, sizes: tuple[float, ...], wanted: tuple[float, 
                 "finer spacing"
             )
         rows = result.movedim(axis, -1)
-        # Given the factor, and not the size alone, places are exact: the result need not end where the volume does.
+        # With a scale factor instead of a size, sampling positions are exact even if the result ends before the volume.
         exact = factor if int(extent * factor) == count else count / extent * (1 + 1e-12)
         flat = F.interpolate(
             rows.reshape(1, 1, -1, extent), scale_factor=(1.0, exact), recompute_scale_factor=False, mode="bilinear",
@@ -111,7 +112,7 @@ def resample(voxels: np.ndarray, sizes: tuple[float, ...], wanted: tuple[float, 
 
 
 def corners(shape: tuple[int, ...], config: DataConfig) -> Iterator[tuple[int, ...]]:
-    """Where the crops of a volume of this shape (D, H, W) begin: the centred one, or one every `stride` voxels and at
+    """First voxels of the crops of a volume (D, H, W): of the centred crop, or of a crop every `stride` voxels and at
     the ends.
 
     Raises:

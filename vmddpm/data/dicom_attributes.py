@@ -1,4 +1,4 @@
-"""Attributes of a DICOM data set: their values, and their names in messages."""
+"""Attributes of a DICOM data set: their values, and their names for messages."""
 
 import math
 
@@ -11,7 +11,7 @@ from vmddpm.data.config import DataError
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
-    """An attribute as text without the blanks around it; empty if it is missing or empty."""
+    """An attribute as text, stripped of blanks; empty if it is missing or empty."""
     value = dataset.get(keyword)
     if isinstance(value, MultiValue):
         return "\\".join(str(part).strip() for part in value)
@@ -19,16 +19,16 @@ def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
 
 
 def named(keyword: str) -> str:
-    """An attribute as messages show it: Window Width (0028,1051)."""
+    """The name of an attribute in messages: Window Width (0028,1051)."""
     tag = Tag(tag_for_keyword(keyword) or 0)
     return f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
 
 
 def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
-    """The values of an attribute; none if it is missing or empty.
+    """The values of an attribute; [] if it is missing or empty.
 
     Raises:
-        DataError: if a value is no finite number; the message names the attribute.
+        DataError: if a value is not a finite number; the message names the attribute.
     """
     try:
         value = dataset.get(keyword)
@@ -43,7 +43,11 @@ def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
 
 
 def integer_of(dataset: pydicom.Dataset, keyword: str, default: int | None = None) -> int:
-    """Raises DataError, naming the attribute, if there is none and no default, or it is no number."""
+    """The first value of an attribute, as an integer.
+
+    Raises:
+        DataError: naming the attribute, if it is missing and has no default, or is not a number.
+    """
     try:
         numbers = numbers_of(dataset, keyword)
     except DataError as error:
@@ -56,8 +60,8 @@ def integer_of(dataset: pydicom.Dataset, keyword: str, default: int | None = Non
 
 
 def as_pixel(value: float, signed: bool) -> float:
-    """A value that stands for a pixel and was written with either of the representations US and SS: which one counts is
-    that of the pixels."""
+    """A pixel value from an attribute with the value representation US or SS, reinterpreted with the signedness of the
+    pixels."""
     value %= 2**16
     return value - 2**16 if signed and value >= 2**15 else value
 
