@@ -29,7 +29,7 @@ class Findings:
     """The problems of a store.
 
     Attributes:
-        damaged: images whose bytes have changed since they were written, with the reason.
+        damaged: images that cannot be read or have changed since they were written, with the reason.
         shared_patients: patients in both splits.
         look_alikes: files without a known patient, in both splits, with names or folders that look like one patient's.
         empty_splits: splits without an image, although `test_share` was set.
@@ -110,7 +110,7 @@ def difference_hash(image: np.ndarray) -> np.ndarray:
 
 
 def like_pairs(hashes: np.ndarray, places: list[int]) -> Iterator[tuple[int, int]]:
-    """All pairs of places i < j with hashes (N, 64) that differ in at most NEAR_BITS bits, found ROWS rows at a time."""
+    """All pairs of places i < j with hashes (N, 64) that differ in at most NEAR_BITS bits, by ROWS rows at a time."""
     signs = torch.from_numpy(hashes.reshape(-1, 64)).float()
     for first in range(0, len(signs), ROWS):
         agreement = signs[first : first + ROWS] @ signs[first:].T  # 64 - 2 (number of differing bits)

@@ -1,4 +1,4 @@
-"""The data set: every slice of a folder of medical images, ready for a network."""
+"""The data set: all slices of a folder of medical images, ready for a network."""
 
 import warnings
 import zlib
@@ -26,27 +26,26 @@ from vmddpm.data.tally import Tally
 
 
 class SliceDataset(Dataset[Tensor]):
-    """The slices of all images of a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1],
-    or with `spatial_dims` 3 the crops of all volumes, (channels, depth, size, size).
+    """The slices of all images in a folder or a prepared store, as float32 tensors (channels, size, size) in [-1, 1].
+    With `spatial_dims` 3 they are the crops of all volumes, (channels, depth, size, size).
 
-    The first time, every file of a folder is decoded, one at a time, into a cache on disk; then the cache is read.
-    Slices are sorted by path, then frame, axis and place, so index i is the same image in every run.
+    The first use decodes every file of a folder, one at a time, into a cache on disk; later uses read the cache.
+    Slices are sorted by path, then frame, axis and position, so index i is the same image in every run.
 
     Args:
-        config: what to read, and how.
+        config: selection and preprocessing.
         progress: show a bar while decoding.
 
     Attributes:
         config: as given.
-        slices: where each image comes from.
-        remarks: what was left out, with counts and reasons, and what the readers had to decide; `remarks.summary` puts
-            it into lines.
-        skipped: "path: reason" of each file that could not be read (`on_error: skip`).
-        seen: number of slices that were read, with those left out by `min_foreground`.
+        slices: the origin of each image.
+        remarks: omissions, with counts and reasons, and decisions of the readers; `remarks.summary` formats them.
+        skipped: "path: reason" for each file that could not be read (`on_error: skip`).
+        seen: number of slices read, including those left out by `min_foreground`.
 
     Raises:
         DataError: if there is no file, a file cannot be read (`on_error: fail`), no slice is left, the cache cannot be
-            written, or the store is damaged or of other images.
+            written, or the store is damaged or does not match `config`.
     """
 
     def __init__(self, config: DataConfig, progress: bool = False) -> None:
@@ -74,20 +73,20 @@ class SliceDataset(Dataset[Tensor]):
         return len(self.slices)
 
     def __getitem__(self, i: int) -> Tensor:
-        """float32 of `config.shape` in [-1, 1]. Raises IndexError, or DataError if it cannot be read any more."""
+        """float32 of `config.shape` in [-1, 1]. Raises IndexError, or DataError if the image can no longer be read."""
         return torch.from_numpy(cache.decode(self._images[i]))
 
     def checksums(self) -> np.ndarray:
-        """int64 (n,): CRC-32 of each image's bytes as they are stored. A store has them in its manifest; of other
-        folders all images are read. Raises DataError if one cannot be."""
+        """int64 (n,): CRC-32 of each image's stored bytes, from the manifest of a store, or by reading all images.
+        Raises DataError if one cannot be read."""
         if isinstance(self._images, Chosen):
             return self._images.checksums()
         return np.array([zlib.crc32(self._images[i].tobytes()) for i in range(len(self))], np.int64)
 
 
 def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDataset | None":
-    """Images that a run of `config` has not seen: those of another folder, or the test split of its own store; None if
-    it has none.
+    """Images that a run of `config` has not seen: those in `root`, or the test split of its own store; None if there
+    are none.
 
     Raises:
         DataError: as SliceDataset.
@@ -103,16 +102,16 @@ def held_out_images(config: DataConfig, root: str | None = None) -> "SliceDatase
 
 
 def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) -> SliceDataset:
-    """The same data set from volumes in memory; nothing is read from or written to disk.
+    """A data set from volumes in memory; nothing is read from or written to disk.
 
     Args:
         volumes: nibabel images, or arrays or CPU tensors (X, Y, Z) or (X, Y, Z, T) with X to the patient's
-            right, Y to anterior, Z to superior, and cubic voxels. They are taken one at a time, so a
-            generator will do.
-        config: `root`, `pattern` and `cache_dir` have no effect.
+            right, Y to anterior, Z to superior, and cubic voxels. They are consumed one at a time, so a generator
+            works.
+        config: as for `SliceDataset`; `root`, `pattern` and `cache_dir` have no effect.
 
     Returns:
-        A SliceDataset whose slices have the paths "volume 0", "volume 1" ...
+        A SliceDataset; its slices have the paths "volume 0", "volume 1" ...
 
     Raises:
         DataError: as SliceDataset, naming the volume.
@@ -162,11 +161,11 @@ def _collect(
     append: Callable[[np.ndarray], None],
     truncate: Callable[[int], None],
 ) -> tuple[list[SliceInfo], list[Remark], int]:
-    """Prepares the planes of each named source and appends those with enough foreground.
+    """Prepare the planes of each named source and append those with enough foreground.
 
     Args:
-        append: takes an encoded image.
-        truncate: keeps the first so many images, so that nothing stays of a source that fails half-way.
+        append: called with each encoded image.
+        truncate: called with the number of images to keep, to remove those of a source that fails half-way.
 
     Returns:
         (slices, remarks, seen) as in `SliceSet`.

@@ -1,4 +1,4 @@
-"""DICOM files: frames in the units, the window and the polarity that the standard gives them."""
+"""DICOM files: frames with the rescaling, window and polarity that the standard prescribes."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from vmddpm.data.slicing import Plane
 from vmddpm.data.transforms import choose_mode, display_range
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, which pydicom 3.0 does not know
-# Objects with pixel data that are results of an analysis, not pictures of a patient.
+# Objects whose pixel data are results of an analysis, not pictures of a patient.
 NO_PICTURES = frozenset({SegmentationStorage, LABEL_MAP, RTDoseStorage})
 # Black and white by Series Instance UID.
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
@@ -28,15 +28,15 @@ def read_dicom(file: BinaryIO, config: DataConfig, ranges: Ranges | None = None)
     """The frames of a DICOM file, with modality rescale, VOI window or table, and polarity applied.
 
     MONOCHROME1 is inverted after the VOI step (PS3.3 C.7.6.3.1.2). Pixels with the padding value are background.
-    Colour is RGB whatever its encoding, and is shown over its full bit depth.
+    Colour of any encoding becomes RGB over its full bit depth.
 
     Args:
-        ranges: what is black and white in files without a window, by series; of other series, each file has its own.
+        ranges: black and white for files without a window, by series; a file of any other series uses its own range.
 
     Raises:
-        Excluded: if the object is no picture by its SOP class, or not of the modality, series or image type asked for.
-        DataError: if the file is not DICOM, contradicts itself, is larger than the limits, or is compressed in a way
-            that needs another decoder; the message names the attribute and the way out.
+        Excluded: if the SOP class is not a picture, or the modality, series or image type does not match `config`.
+        DataError: if the file is not DICOM, is inconsistent, exceeds the limits, or needs a decoder that is not
+            installed; the message names the attribute and the remedy.
     """
     dataset, stored, notes = decoded(file, config)
     if photometric_of(dataset) == "PALETTE COLOR":
@@ -55,8 +55,8 @@ def series_uid(file: BinaryIO) -> str | None:
 
 
 def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
-    """All pixels of a grey DICOM file (F, H, W) in the modality's units, NaN where they are padding; None in colour.
-    Raises as `read_dicom`."""
+    """All pixels of a grey DICOM file, (F, H, W) in modality units, NaN at padding; None for colour. Raises as
+    `read_dicom`."""
     dataset, stored, _ = decoded(file, config)
     if stored.ndim == 4 or photometric_of(dataset) == "PALETTE COLOR":
         return None
@@ -64,7 +64,7 @@ def modality_values(file: BinaryIO, config: DataConfig) -> np.ndarray | None:
 
 
 def frame_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray:
-    """Grey pixels (F, H, W) as they are stored -> in the modality's units, NaN where they are padding."""
+    """Grey pixels (F, H, W), stored values -> modality units, NaN at padding."""
     wide = stored.dtype.itemsize > 2 and stored.dtype != np.float32
     values, padding = np.empty(stored.shape, np.float64 if wide else np.float32), padding_of(dataset, stored)
     for frame, pixels in enumerate(stored):
@@ -73,9 +73,9 @@ def frame_values(dataset: pydicom.FileDataset, stored: np.ndarray) -> np.ndarray
 
 
 def decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np.ndarray, str]:
-    """The data set, its pixels as they are stored, and a note. Raises as `read_dicom`."""
+    """The data set, its stored pixels, and a note. Raises as `read_dicom`."""
     check_deflated(file, config)
-    with warnings.catch_warnings():  # pydicom's are about what is mended or told here
+    with warnings.catch_warnings():  # pydicom warns of faults that are corrected or reported here
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(file, force=True)
     _require_picture(dataset)
@@ -126,8 +126,8 @@ def _grey_planes(
     inverted = photometric_of(dataset) == "MONOCHROME1"
     padding = padding_of(dataset, stored)
     little_endian = dataset.original_encoding[1] is not False
-    asks = config.normalize in ("auto", "window") and config.window is None  # the file about a window of its own
-    # The range of all frames, which are rescaled once more where it is needed. A window is the same for all anyway.
+    asks = config.normalize in ("auto", "window") and config.window is None  # whether to look for the file's window
+    # The range over all frames. Computing it rescales every frame once more, so it is done only when needed.
     whole = None if config.window is not None else series
     for frame, pixels in enumerate(stored):
         own = of_frame(dataset, frame)

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file as they are stored: decoded, and put where their values are."""
+"""The stored pixels of a DICOM file: decoded, with their values shifted to the low bits."""
 
 import warnings
 import zlib
@@ -25,7 +25,7 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def check_deflated(file: BinaryIO, config: DataConfig) -> None:
-    """pydicom inflates a deflated data set whole: whether it is too large is found out before."""
+    """Raise DataError if a deflated data set is too large; pydicom would inflate all of it at once."""
     head = file.read(1024)
     file.seek(0)
     if head[128:132] != b"DICM" or DEFLATED not in head:
@@ -44,7 +44,7 @@ def check_deflated(file: BinaryIO, config: DataConfig) -> None:
 
 
 def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
-    """The number of frames."""
+    """The number of frames. Raises DataError if the size is invalid or exceeds the limits."""
     rows, columns = integer_of(dataset, "Rows"), integer_of(dataset, "Columns")
     frames = integer_of(dataset, "NumberOfFrames", 1) or 1
     if min(rows, columns) < 1:
@@ -57,14 +57,14 @@ def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
 
 
 def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig) -> tuple[np.ndarray, str]:
-    """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and what was odd about them."""
+    """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and a note, empty unless frames were dropped."""
     samples = integer_of(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
         raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
     _require_attributes(dataset, samples)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
-        # Without file meta information, data are in the standard's default syntax.
+        # Without file meta information, the standard's default syntax applies.
         little_endian = dataset.original_encoding[1]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
     if not (syntax and syntax.is_compressed) and _is_encapsulated(dataset):
@@ -74,14 +74,14 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         )
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed
-    as_words = not compressed or syntax == RLELossless  # whose pixels are words of BitsAllocated, not of a stream
+    as_words = not compressed or syntax == RLELossless  # pixels are whole words of BitsAllocated
     if shift and not as_words:
         raise DataError(
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
             "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
         )
     bits = dataset.BitsStored
-    # pydicom drops what lies above the stored bits, which must not happen to a padding value that is there.
+    # pydicom clears the bits above BitsStored, which would destroy a padding value that uses them.
     if shift:
         dataset.BitsStored = bits + shift
     elif as_words and not _holds_padding(dataset):
@@ -101,7 +101,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
             f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
             f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
-    for keyword in PIXEL_KEYWORDS:  # they are as large as what was decoded
+    for keyword in PIXEL_KEYWORDS:  # frees as much memory as the decoded pixels take
         dataset.pop(keyword, None)
     dataset.BitsStored = bits
     if samples == 1 and not shift and stored.dtype.kind != "f":
@@ -115,7 +115,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
 
 
 def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
-    """Raises DataError, with the way out, if what pydicom needs is missing, or is nothing that can be shown."""
+    """Raise DataError, with the remedy, if an attribute that pydicom needs is missing or not supported."""
     photometric = photometric_of(dataset)
     known = COLOURS if samples == 3 else tuple(PhotometricInterpretation)
     if photometric not in known:
@@ -138,7 +138,7 @@ def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
 
 
 def _is_encapsulated(dataset: pydicom.Dataset) -> bool:
-    """Whether the pixels are a sequence of items (PS3.5, A.4): without a length, or one item after another."""
+    """Whether the pixels are encapsulated in items (PS3.5, A.4): of undefined length, or one item after another."""
     if "PixelData" not in dataset:
         return False
     content, at = dataset.PixelData or b"", 0
@@ -149,7 +149,7 @@ def _is_encapsulated(dataset: pydicom.Dataset) -> bool:
 
 
 def _value_shift(dataset: pydicom.Dataset) -> int:
-    """How many bits below its values a pixel has: 0, but in files whose values are in the upper bits (PS3.5, 8.1.1)."""
+    """Number of unused bits below a pixel's value: 0 unless the values are in the upper bits (PS3.5, 8.1.1)."""
     if "PixelData" not in dataset:
         dataset.BitsStored = integer_of(dataset, "BitsAllocated", 32)
         return 0
@@ -166,10 +166,10 @@ def _value_shift(dataset: pydicom.Dataset) -> int:
 
 
 def _holds_padding(dataset: pydicom.Dataset) -> bool:
-    """Whether the padding value is one that the stored bits can hold, or there is none."""
+    """Whether the padding value fits into the stored bits; True if there is none."""
     try:
         padding = numbers_of(dataset, "PixelPaddingValue")[:1]
-    except ValueError:  # which is told when the padding is looked for
+    except ValueError:  # `padding_of` reports it
         return True
     signed = bool(dataset.get("PixelRepresentation"))
     top = 2 ** (int(dataset.BitsStored) - signed)
@@ -177,7 +177,7 @@ def _holds_padding(dataset: pydicom.Dataset) -> bool:
 
 
 def _values_of_stored_bits(dataset: pydicom.Dataset, stored: np.ndarray, as_words: bool) -> np.ndarray:
-    """The values that the stored bits make, of pixels that were read with all their bits; padding keeps them all."""
+    """Pixels that were read with all their bits, reduced to the stored bits; padding keeps all bits."""
     unused, signed = 8 * stored.itemsize - int(dataset.BitsStored), stored.dtype.kind == "i"
     if unused <= 0 or (as_words and _holds_padding(dataset)) or not (as_words or signed):
         return stored
@@ -185,19 +185,19 @@ def _values_of_stored_bits(dataset: pydicom.Dataset, stored: np.ndarray, as_word
     inside = np.ones(stored.shape, bool) if padding is None else (stored < padding[0]) | (stored > padding[1])
     values = stored[inside]
     if not as_words:
-        # Some writers leave the sign out of the upper bits, which shows in values that are too large. Lossy streams
-        # may exceed the stored bits a little, which is right.
+        # Some writers do not extend the sign into the upper bits, so values are too large. Values of lossy streams
+        # may exceed the stored bits slightly and are kept.
         top = 2 ** int(dataset.BitsStored)
         if not values.size or values.min() < 0 or not top // 2 <= values.max() < top:
             return stored
-    values = (values << unused) >> unused  # of signed pixels, with the sign
+    values = (values << unused) >> unused  # extends the sign of signed pixels
     stored = stored.copy()
     stored[inside] = values
     return stored
 
 
 def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> None:
-    """Raises DataError if HighBit says that values are in the upper bits, and they are in the lower ones."""
+    """Raise DataError if HighBit places the values in the upper bits but they are in the lower bits."""
     top = 2 ** (dataset.BitsStored - (stored.dtype.kind == "i"))
     if (stored & (2**shift - 1)).any() and stored.max() < top and stored.min() >= -top:
         raise DataError(
@@ -207,9 +207,9 @@ def _require_upper(dataset: pydicom.Dataset, stored: np.ndarray, shift: int) -> 
 
 
 def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
-    """Raises DataError if there are fewer pixels than the attributes say."""
+    """Raise DataError if there are fewer pixels than the attributes state."""
     pixels = frames * int(dataset.Rows) * int(dataset.Columns) * samples
-    if photometric_of(dataset) == "YBR_FULL_422":  # two pixels share their chrominances
+    if photometric_of(dataset) == "YBR_FULL_422":  # two pixels share their chrominance
         pixels = pixels * 2 // 3
     needed = pixels * integer_of(dataset, "BitsAllocated", 0) // 8
     held = len(dataset.get("PixelData") or b"")
@@ -230,7 +230,7 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
             check_whole(content)
     except DataError:
         raise
-    except Exception:  # of a damaged encapsulation, which the decoder tells
+    except Exception:  # damaged encapsulation, which the decoder reports
         return
     if held < frames:
         raise DataError(

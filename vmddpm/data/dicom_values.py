@@ -1,4 +1,4 @@
-"""From the stored pixels of a DICOM file to values in the modality's units, and which of them are black and white."""
+"""Conversion of stored DICOM pixels to modality units, and their display window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vmddpm.data.config import DataError
 from vmddpm.data.dicom_attributes import as_pixel, named, numbers_of, text_of
 from vmddpm.data.transforms import narrowed
 
-# Where enhanced multi-frame objects keep what others have at the top level.
+# Functional groups in which enhanced multi-frame objects keep attributes that other objects have at the top level.
 FRAME_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 FRAME_KEYWORDS = (
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelSpacing", "ImagerPixelSpacing",
@@ -23,7 +23,7 @@ WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 @dataclass(frozen=True)
 class _Table:
-    """A lookup table (C.11.1.1): the entry of `first` and below is the first, above the last it is the last."""
+    """A lookup table (C.11.1.1): values up to `first` map to the first entry, values beyond the end to the last."""
 
     entries: np.ndarray
     first: int
@@ -35,11 +35,11 @@ class _Table:
 
 
 def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, little_endian: bool) -> _Table:
-    """Raises DataError, naming the attribute, if the table contradicts itself.
+    """Read a table. Raises DataError, naming the attribute, if it is inconsistent.
 
     Args:
-        signed: the values looked up may be negative. The descriptor is often written with the wrong one of the
-            representations US and SS: the first value is taken modulo 2^16.
+        signed: the values looked up may be negative. Many writers confuse the value representations US and SS in the
+            descriptor, so the first value is taken modulo 2^16.
     """
     try:
         count, first, bits = (int(number) for number in numbers_of(item, descriptor))
@@ -53,11 +53,11 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
     if isinstance(value, bytes):
         packed = len(value) < 2 * count
         words = np.frombuffer(value + b"\0" * (len(value) % 2), "<u2" if little_endian else ">u2")
-        if packed:  # two entries a word, the first in its lower byte
+        if packed:  # two entries per word, the first in the lower byte
             words = np.frombuffer(words.astype("<u2").tobytes(), np.uint8)
     else:
         words = np.atleast_1d(np.asarray([] if value is None else value)).astype(np.int64) % 2**16
-        if len(words) < count <= 2 * len(words) and bits == 8:  # two entries a word
+        if len(words) < count <= 2 * len(words) and bits == 8:  # two entries per word
             words = np.frombuffer(words.astype("<u2").tobytes(), np.uint8)
     if len(words) < count:
         raise DataError(f"{named(data)} holds {len(words)} entries where {named(descriptor)} says {count}")
@@ -65,8 +65,8 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
 
 
 def of_frame(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
-    """The attributes of one frame, wherever they stand: in its own functional groups, the shared ones, or at the top.
-    What another frame says is no part of it."""
+    """The attributes of one frame, from its own functional groups, the shared ones, and the top level, in this order of
+    precedence."""
     own = pydicom.Dataset()
     for keyword in (*FRAME_KEYWORDS, *VOI_KEYWORDS):
         if keyword in dataset:
@@ -76,7 +76,7 @@ def of_frame(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
     for groups in (*shared[:1], *per_frame[frame : frame + 1]):
         for macro in FRAME_MACROS:
             for item in groups.get(macro) or []:
-                if any(keyword in item for keyword in VOI_KEYWORDS):  # of a whole: no table from elsewhere beside them
+                if any(keyword in item for keyword in VOI_KEYWORDS):  # a VOI is replaced as a whole, never mixed
                     for keyword in VOI_KEYWORDS:
                         own.pop(keyword, None)
                 own.update(item)
@@ -84,7 +84,7 @@ def of_frame(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
 
 
 def padding_of(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[float, float] | None:
-    """The smallest and largest stored value that mean no measurement."""
+    """The smallest and largest stored value that count as padding; None if there is no padding."""
     if stored.dtype.kind == "f":
         keyword = "FloatPixelPaddingValue" if stored.dtype.itemsize == 4 else "DoubleFloatPixelPaddingValue"
     else:
@@ -105,7 +105,7 @@ def padding_of(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[float, flo
 def rescaled(
     dataset: pydicom.FileDataset, own: pydicom.Dataset, stored: np.ndarray, padding: tuple[float, float] | None
 ) -> tuple[np.ndarray, float]:
-    """A frame in its modality's units, NaN where it is padding, and the least that any pixel could be."""
+    """A frame in modality units, NaN at padding, and the smallest possible value of a pixel."""
     signed = stored.dtype.kind == "i"
     span = 2.0**dataset.BitsStored
     least = -span / 2 if signed else 0.0
@@ -132,8 +132,7 @@ def rescaled(
 
 
 def _check_range(stored: np.ndarray, factor: float, offset: float, step: float | None) -> None:
-    """Raises DataError, naming the attribute, if rescaled values would be larger than floating point holds, or all be
-    one."""
+    """Raise DataError, naming the attribute, if rescaled values would overflow floating point or all be equal."""
     least, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     ends = [float(end) for end in (stored.min(), stored.max()) if np.isfinite(end)]
     if abs(factor) < least or max((abs(end * factor) for end in ends), default=0) > largest:
@@ -150,11 +149,11 @@ def _check_range(stored: np.ndarray, factor: float, offset: float, step: float |
 
 @dataclass(frozen=True)
 class Voi:
-    """What the file says about its display.
+    """The display window of a file.
 
     Attributes:
-        shown: the values, and which of them are black and white; None if the file says nothing that can be used.
-        note: what was wrong with it.
+        shown: the values, black and white; None if the file has no usable window.
+        note: the fault of the window; empty if it has none.
     """
 
     shown: tuple[np.ndarray, float, float] | None
@@ -180,8 +179,8 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
 
 
 def _bits_of(table: _Table) -> tuple[int, str]:
-    """The bits of a VOI table's entries: its descriptor's, unless the entries exceed them, or have 12 of 16 bits, which
-    would be all but black, as in `pictures.picture_plane`. The second is a note."""
+    """The bit depth of a VOI table's entries, and a note. It is the descriptor's, unless the entries exceed it, or use
+    at most 12 of 16 bits, which would look almost black (see `pictures.picture_plane`)."""
     needed = int(table.entries.max()).bit_length()
     if needed == 0 or (needed <= table.bits and (table.bits < 16 or needed > 12)):
         return table.bits, ""
@@ -195,7 +194,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
     if width <= 0:
         return Voi(None, f"{named('WindowWidth')} is {width:g}, not above 0: the window is left aside")
     if function == "SIGMOID":
-        return Voi((np.tanh(2 * (values - centre) / width), -1.0, 1.0))  # 1 / (1 + exp(-4 ...)), which may overflow
+        return Voi((np.tanh(2 * (values - centre) / width), -1.0, 1.0))  # 1 / (1 + exp(-4 ...)) without overflow
     if function == "LINEAR" and width == 1:  # a step
         step = np.where(np.isnan(values), values, (values > centre - 0.5).astype(np.float32))
         return Voi((step, 0.0, 1.0))
@@ -208,7 +207,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 
 def spacing_of(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """Height and width of a pixel; only their ratio matters, so a file without either has square pixels."""
+    """Height and width of a pixel, up to a common factor; (1, 1) if the file has no spacing or aspect ratio."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
         try:
             sizes = numbers_of(dataset, keyword)
@@ -220,7 +219,7 @@ def spacing_of(dataset: pydicom.Dataset) -> tuple[float, float]:
 
 
 def palette_colours(dataset: pydicom.FileDataset, stored: np.ndarray) -> tuple[np.ndarray, int]:
-    """(F, H, W, 3), and the largest value of the palette's bit depth."""
+    """Colours (F, H, W, 3), and the largest value of the palette's bit depth."""
     if "RedPaletteColorLookupTableData" not in dataset:  # segmented
         colours = apply_color_lut(stored, dataset)[..., :3]
         return colours, int(np.iinfo(colours.dtype).max)
@@ -233,5 +232,5 @@ def palette_colours(dataset: pydicom.FileDataset, stored: np.ndarray) -> tuple[n
     for frame, pixels in enumerate(stored):
         for channel, table in enumerate(tables):
             colours[frame, ..., channel] = table.look_up(pixels)
-    # Entries of 8 bits may lie in words of 16 (C.7.6.3.1.6).
+    # 8-bit entries may be stored in 16-bit words (C.7.6.3.1.6).
     return colours, 255 if max(int(table.entries.max()) for table in tables) <= 255 else 65535

@@ -1,4 +1,4 @@
-"""A volume from the files of a DICOM series: slices put in order by where they lie in the patient."""
+"""A volume from the files of a DICOM series, with slices sorted by their position in the patient."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from vmddpm.data.files import inflated, open_regular
 from vmddpm.data.limits import check_voxels
 from vmddpm.data.remarks import Excluded
 
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # nibabel's axes from those of DICOM
-APART = 0.01  # share of the usual distance by which the distances of slices may differ
-TILT = 0.02  # of a step from slice to slice, the share that may run sideways: about a degree
-# What says where a frame lies: the attribute, and the functional group of enhanced objects that holds it.
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to nibabel's
+APART = 0.01  # relative tolerance of the distances between slices
+TILT = 0.02  # largest sideways share of the step between slices: about one degree
+# Attributes of a frame's position, each with its functional group in enhanced objects and its number of values.
 PLACES = {
     "ImageOrientationPatient": ("PlaneOrientationSequence", 6),
     "ImagePositionPatient": ("PlanePositionSequence", 3),
@@ -27,24 +27,24 @@ PLACES = {
 
 
 class PlacedSlice(NamedTuple):
-    """A slice in its modality's units, and where it lies, in millimetres towards left, posterior and superior."""
+    """A slice in modality units, and its position in millimetres towards left, posterior and superior."""
 
-    pixels: np.ndarray  # (H, W), NaN where they are padding
+    pixels: np.ndarray  # (H, W), NaN at padding
     across: np.ndarray  # (3,), from column to column
     down: np.ndarray  # (3,), from row to row
-    corner: np.ndarray  # (3,), of the first pixel
-    thickness: float  # NaN if it is not known
+    corner: np.ndarray  # (3,), position of the first pixel
+    thickness: float  # NaN if unknown
 
 
 def series_volume(paths: Sequence[Path], config: DataConfig) -> nib.Nifti1Image:
-    """The volume that the files of one series make up; files that the configuration's filters leave out are no part.
+    """The volume of the files of one series, without files that the configuration's filters leave out.
 
-    A file's own window is that of a slice, and is not used.
+    Windows in the files apply to single slices and are ignored.
 
     Raises:
-        Excluded: if no file is wanted.
-        DataError: if the slices do not say where they lie, are of several directions or sizes, lie at unequal distances
-            or on top of one another, or run askew; as `read_dicom` if a file cannot be read.
+        Excluded: if the filters leave out every file.
+        DataError: if slices have no position, different directions or sizes, unequal distances, the same position, or a
+            tilt; as `read_dicom` if a file cannot be read.
     """
     slices: list[PlacedSlice] = []
     excluded: Excluded | None = None
@@ -83,7 +83,7 @@ def series_volume(paths: Sequence[Path], config: DataConfig) -> nib.Nifti1Image:
 
 
 def _step(slices: list[PlacedSlice], normal: np.ndarray) -> np.ndarray:
-    """From a slice to the next, (3,)."""
+    """The vector (3,) from one slice to the next."""
     if len(slices) == 1:
         thickness = slices[0].thickness
         if not thickness > 0:
@@ -130,7 +130,7 @@ def _placed(dataset: pydicom.FileDataset, stored: np.ndarray) -> list[PlacedSlic
 
 
 def _numbers(dataset: pydicom.Dataset, frame: int, keyword: str) -> np.ndarray:
-    """Of an attribute in a frame's own functional groups, in the shared ones, or at the top."""
+    """The values of an attribute from the frame's own functional groups, the shared ones, or the top level."""
     macro, count = PLACES[keyword]
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []

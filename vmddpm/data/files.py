@@ -1,4 +1,4 @@
-"""Which files of a folder the data set reads."""
+"""Selection of the files that the data set reads from a folder."""
 
 import gzip
 import os
@@ -16,7 +16,7 @@ from vmddpm.data.limits import check_unpacked
 from vmddpm.data.remarks import Remark
 
 GZIP = b"\x1f\x8b"
-# Only what is plainly not an image is left out by its name; any other name is read or refused.
+# Only names that clearly are not images are left out; any other file is read or refused.
 NOT_IMAGES = tuple(
     """
     .txt .text .md .rst .pdf .doc .docx .rtf .csv .tsv .xls .xlsx .ods .json .jsonl .xml .yaml .yml .toml
@@ -31,7 +31,7 @@ NOT_IMAGE_NAMES = frozenset(
     Makefile Dockerfile
     """.split()  # noqa: SIM905
 )
-# dcm2niix writes a series of a tilted gantry, or of slices at unequal distances, a second time, put straight.
+# dcm2niix writes a series with a tilted gantry or unequal slice distances a second time, corrected.
 TWIN = re.compile(r"(?P<of>.+?)(?P<straight>(?:_Tilt|_Eq)+)(?:_\d+)?(?P<suffix>\.nii(?:\.gz)?)", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ TWIN = re.compile(r"(?P<of>.+?)(?P<straight>(?:_Tilt|_Eq)+)(?:_\d+)?(?P<suffix>\
 class Found:
     """Attributes:
     files: absolute paths, in sorted order.
-    left_out: what lies beside them and is not read, by reason.
+    left_out: the other files of the folder, by reason.
     """
 
     files: list[Path]
@@ -47,10 +47,10 @@ class Found:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read, and never waits: a pipe or a device would hang the reader for ever.
+    """Open a file for reading without blocking, as opening a pipe or a device could hang the reader forever.
 
     Raises:
-        DataError: if it is no regular file, or cannot be opened.
+        DataError: if it is not a regular file, or cannot be opened.
     """
     try:
         file = open(path, "rb", opener=_never_waits)  # noqa: SIM115
@@ -73,7 +73,7 @@ def _kind(mode: int) -> str:
 
 
 def inflated(file: BinaryIO, config: DataConfig) -> BinaryIO:
-    """A DICOM file, unpacked in memory if it is compressed by gzip."""
+    """A DICOM file, decompressed in memory if it is gzipped."""
     compressed = file.read(2) == GZIP
     file.seek(0)
     if not compressed:
@@ -87,16 +87,16 @@ def inflated(file: BinaryIO, config: DataConfig) -> BinaryIO:
 
 
 def find_files(config: DataConfig) -> list[Path]:
-    """The files of `find`, without what is left out."""
+    """The files of `find`, without the list of omissions."""
     return find(config).files
 
 
 def find(config: DataConfig) -> Found:
-    """The files that `config.root` and `config.pattern` name, in sorted order, as absolute paths.
+    """The files selected by `config.root` and `config.pattern`, in sorted order, as absolute paths.
 
-    Left out are hidden files, files that are plainly not images by their names (text, tables, archives, README ...),
-    what is no regular file, all but DICOM beside a DICOMDIR, as viewers on a disc, and the crooked of two twins that
-    dcm2niix writes. Whether the others are images is for the readers to find out.
+    It leaves out hidden files, files whose names clearly are not images (text, tables, archives, README ...), anything
+    but regular files, non-DICOM files on a disc with a DICOMDIR, such as viewers, and the uncorrected one of two
+    volumes that dcm2niix writes for one scan. The readers decide whether the others are images.
 
     Raises:
         DataError: if root is empty or does not exist, a folder cannot be listed, or no file is left.
@@ -139,12 +139,12 @@ def find(config: DataConfig) -> Found:
 
 
 def _why_not(path: Path, discs: set[Path]) -> str | None:
-    """Why a file is not read; None if it is."""
+    """The reason for leaving a file out; None if it is read."""
     if _plainly_not_an_image(path.name):
         return "no images by their names"
     try:
         mode = path.stat().st_mode
-    except OSError:  # which the reader tells
+    except OSError:  # the reader reports it
         return None
     if not stat.S_ISREG(mode):
         return f"{_kind(mode)}, no file"
@@ -161,7 +161,7 @@ def _why_not(path: Path, discs: set[Path]) -> str | None:
 
 
 def _header_of(path: Path) -> Path | None:
-    """The header of a pair of files of which `path` holds the voxels."""
+    """The .hdr file that belongs to the .img file `path`; None if there is none."""
     if match := re.fullmatch(r"(.+)\.img(\.gz)?", path.name, re.IGNORECASE):
         for suffix in (".hdr", ".hdr.gz", ".HDR", ".HDR.GZ"):
             if (header := path.with_name(match[1] + suffix)).exists():
@@ -170,7 +170,7 @@ def _header_of(path: Path) -> Path | None:
 
 
 def voxels_of(header: Path) -> Path | None:
-    """The file with the voxels of which `header`, of a pair of files, is the header; None if there is none."""
+    """The .img file that belongs to the .hdr file `header`; None if there is none."""
     if match := re.fullmatch(r"(.+)\.hdr(\.gz)?", header.name, re.IGNORECASE):
         for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
             if (voxels := header.with_name(match[1] + suffix)).exists():
@@ -179,17 +179,17 @@ def voxels_of(header: Path) -> Path | None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files that the images of a file depend on."""
+    """All files that hold the images of `path`: the file, and the voxels that belong to a header."""
     voxels = voxels_of(path)
     return [path] if voxels is None else [path, voxels]
 
 
 def _crooked_twins(paths: list[Path]) -> set[Path]:
-    """The files of which another one is the same scan, put straight."""
+    """The uncorrected files of scans that another file holds corrected."""
     present, twins = set(paths), set()
     for path in paths:
         if match := TWIN.fullmatch(path.name):
-            # Of a, a_Tilt and a_Tilt_Eq the last is kept.
+            # Keep only the last of a, a_Tilt and a_Tilt_Eq.
             names = [match["of"]] + ([match["of"] + "_Tilt"] if match["straight"].lower() == "_tilt_eq" else [])
             for name in names:
                 for number in ("", "_1"):
@@ -200,9 +200,10 @@ def _crooked_twins(paths: list[Path]) -> set[Path]:
 
 
 def _walk(root: Path) -> list[Path]:
-    """Every folder once, under its own name if it has one below the root, else under that of the first link to it."""
+    """All files below `root`, sorted. A folder is visited once, by its own path if that is below the root, else by the
+    first link to it."""
     found: list[Path] = []
-    visited: set[str] = set()  # a link to a folder above would be walked for ever
+    visited: set[str] = set()  # links to parent folders would otherwise never end
     tops = [root]
     while tops:
         links = []

@@ -1,4 +1,4 @@
-"""Many images of one size in one .npy file: written one after another, read one at a time."""
+"""Many images of one size in one .npy file, written and read one at a time."""
 
 import os
 import weakref
@@ -16,14 +16,13 @@ W = TypeVar("W", bound="ImageWriter")
 
 
 class ImageWriter:
-    """Writes uint16 images of one shape to an array (N, *shape); nothing stays in memory, and nothing is in place
-    before `commit`.
+    """Writes uint16 images of one shape to an array (N, *shape) on disk. The file appears under its name at `commit`.
 
-    A context manager: what was not committed is removed at its end.
+    A context manager: on exit it removes uncommitted data.
 
     Args:
-        path: of the .npy file.
-        shape: of one image, (C, S, S) or (C, D, S, S).
+        path: the .npy file.
+        shape: shape of one image, (C, S, S) or (C, D, S, S).
 
     Raises:
         OSError: if the folder cannot be written.
@@ -48,21 +47,21 @@ class ImageWriter:
             self._part.unlink(missing_ok=True)
 
     def append(self, image: np.ndarray) -> None:
-        """image: uint16 of `shape`."""
+        """Write an image, uint16 of `shape`."""
         self._file.write(image.tobytes())
         self.count += 1
 
     def truncate(self, count: int) -> None:
-        """Keeps the first so many images."""
+        """Keep only the first `count` images."""
         self._file.seek(self._start + count * 2 * int(np.prod(self._shape)))
         self._file.truncate()
         self.count = count
 
     def commit(self) -> "ImageFile":
-        """Puts the file in its place."""
+        """Rename the complete file to `path`."""
         self._file.seek(0)
         self._write_header()
-        # Without fsync, a power cut could leave the name in place and the content not.
+        # Without fsync, a power cut could leave the name without the content.
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -76,15 +75,15 @@ class ImageWriter:
 
 
 class ImageFile:
-    """The images of such a file, by number. They are read, not mapped: under a map, a file that is cut short or a disk
-    that fails would end the process without a word.
+    """A sequence of the images in a file of `ImageWriter`. They are read, not memory-mapped: with a map, a truncated
+    file or a failing disk would kill the process without a message.
 
     Args:
-        path: of the .npy file.
-        checksums: CRC-32 of each image, if known; every image that is read is compared with it.
+        path: the .npy file.
+        checksums: CRC-32 of each image, if known; every image read is checked against it.
 
     Raises:
-        InputError, OSError: if it is no such file, or not whole.
+        InputError, OSError: if the file is invalid or incomplete.
     """
 
     def __init__(self, path: Path, checksums: np.ndarray | None = None) -> None:
@@ -108,7 +107,7 @@ class ImageFile:
         return self.shape[0]
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """uint16, of the shape of one image. Raises IndexError, or DataError if the image is not what was written."""
+        """Image i, uint16. Raises IndexError, or DataError if the image is unreadable or damaged."""
         i = range(len(self))[i]
         try:
             content = os.pread(self._descriptor, self._bytes, self._start + i * self._bytes)

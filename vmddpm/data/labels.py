@@ -18,17 +18,17 @@ from vmddpm.data.readers import kind_of, stem_of
 from vmddpm.data.store import is_store
 
 MOST_CLASSES = 2**12
-TOLD = 3  # files, or classes, in a message
-# A file, by its path below the root and by that on the disk -> the text with its class or classes.
+TOLD = 3  # file names in a message
+# (path below the root, path on disk) of a file -> the text with its class or classes.
 LabelOf = Callable[[str, str], str]
 
 
 def open_labels(config: ConditionConfig, data: DataConfig) -> "LabelReader | None":
-    """A reader of the classes that `config` asks for, with its table read; None if it asks for none.
+    """A reader for the classes configured in `config`, with its table loaded; None if `config.labels` is "none".
 
     Raises:
-        DataError: if there is no table, it cannot be read, lacks a column, or has two rows for one file; or if a store
-            is asked for DICOM attributes, which it does not keep.
+        DataError: if the table is missing, cannot be read, lacks a column, or has two rows for one file; or if DICOM
+            attributes are requested from a store, which does not keep them.
     """
     if config.labels == "none":
         return None
@@ -52,10 +52,12 @@ def open_labels(config: ConditionConfig, data: DataConfig) -> "LabelReader | Non
 
 
 class LabelReader:
-    """Args:
-    config: the conditions.
-    data: where the images are.
-    label_of: see `LabelOf`; raises DataError if the answer is not one.
+    """Assigns classes to images.
+
+    Args:
+        config: the conditions.
+        data: the data set of the images.
+        label_of: see `LabelOf`; raises DataError if the label is ambiguous or cannot be read.
     """
 
     def __init__(self, config: ConditionConfig, data: DataConfig, label_of: LabelOf) -> None:
@@ -67,14 +69,14 @@ class LabelReader:
 
         Args:
             paths: the file of each image.
-            classes: their names, if they are known.
+            classes: names of the classes, if known.
 
         Returns:
-            The names, those that are found, in sorted order, if none are given; and float32 (n, K), 1 for each class
-            of an image.
+            The names (`classes`, or by default all names found, sorted), and float32 (n, K), 1 for each class of an
+            image.
 
         Raises:
-            DataError: naming files that have no class, or another one than `classes`; and if there is but one class.
+            DataError: naming files that have no class or one not in `classes`; also if there is only one class.
         """
         found = {path: self._classes_of(path) for path in dict.fromkeys(paths)}
         if missing := [path for path, names in found.items() if not names]:
@@ -122,13 +124,13 @@ class LabelReader:
 
 
 def in_short(names: Sequence[str]) -> str:
-    """Names in a message, the first few of many."""
+    """Names for a message, the first few of many."""
     shown = ", ".join(map(repr, names[:12]))
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
 def read_table(table: Path, file_column: str, label_column: str) -> Mapping[str, str]:
-    """{what names a file: its label} of a table. Raises DataError naming the table, and the column or the rows."""
+    """{name in the file column: label} of a table. Raises DataError naming the table, and the column or the rows."""
     try:
         with open_regular(table) as file:
             text = file.read().decode("utf-8-sig")
@@ -165,12 +167,12 @@ def read_table(table: Path, file_column: str, label_column: str) -> Mapping[str,
 
 
 class _Rows:
-    """The label of a file by the row that names it: by its path, its name, that without suffixes, or a folder on its
-    way."""
+    """Looks up the row of a table that names a file by its path or name, with or without suffixes, or by a folder in
+    its path."""
 
     def __init__(self, table: Path, labels: Mapping[str, str]) -> None:
         self.table, self.labels = table, labels
-        self._named: dict[str, str] = {}  # by what is in the table
+        self._named: dict[str, str] = {}  # name in the table -> the file that it was used for
 
     def __call__(self, name: str, _: str) -> str:
         path = PurePosixPath(name)

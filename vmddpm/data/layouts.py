@@ -1,4 +1,4 @@
-"""The paper's three data sets as their owners ship them, and any other folder: which files, and whose they are."""
+"""Files and patients of the paper's three data sets as distributed, and of any other folder."""
 
 import csv
 import re
@@ -21,10 +21,10 @@ class Source:
 
     Attributes:
         name: its path below the root, "archive/member" in an archive.
-        patient: whose it is; None if a DICOM file is to be asked.
-        path: the file; of an archive, the archive.
-        content: the bytes of a file out of an archive, None of any other.
-        split: "train" or "test" where the data set's owners say so.
+        patient: the patient; None to find it by `patients.patient_of`.
+        path: the file, or the archive that contains it.
+        content: the bytes of an archive member; None for other files.
+        split: "train" or "test" if the data set defines a split.
     """
 
     name: str
@@ -36,12 +36,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """Attributes:
-    sources: the files in the order of the store.
-    files: how many, None if an archive has to be read to know.
-    options: fields of DataConfig that this data set is read with, unless the user says otherwise.
-    paper: images in the paper, None for a data set that is not the paper's.
-    left_out: what lies beside the files and is not read.
+    """The files of a data set.
+
+    Attributes:
+        sources: the files in the order of the store.
+        files: their number; None if only reading an archive would tell.
+        paper: number of images in the paper; None for other data sets.
+        left_out: files of the folder that are not read.
     """
 
     sources: Iterable[Source]
@@ -50,7 +51,7 @@ class Layout:
     left_out: tuple[Remark, ...] = ()
 
 
-# What the data sets are read with, unless the user says otherwise; the same as the presets of `vmddpm train`.
+# Default options of each data set, as in the presets of `vmddpm train`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "acdc": {"min_foreground": 0.0},
     "brats": {"min_foreground": 0.2},
@@ -58,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {},
 }
 MODALITIES = ("flair", "t1", "t1ce", "t2")
-# The folders of BraTS's scans, year by year; a number of the scan is no part of the patient.
+# Folder names of BraTS scans in all years. The scan number after the patient is not part of the patient.
 BRATS = re.compile(
     r"(?P<patient>Brats1[78]_.+?|BraTS(?:19|20)_.+?|BraTS2021_\d+|BraTS-[A-Z]+-\d+)(?:_\d|-\d{3})?"
 )
@@ -68,9 +69,9 @@ MODALITIES_2023 = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"}
 def acdc(root: Path, config: DataConfig, frames: str = "ed-es") -> Layout:
     """ACDC (Bernard et al., 2018): patient001/ ... with Info.cfg, patient001_4d.nii.gz and patient001_frame01.nii.gz.
 
-    "1798 2D cardiac MRIs images from 3DMR scans" (IV-A) does not say which: the end-diastolic and end-systolic frames
-    that Info.cfg names ("ed-es"), or all frames of the cine ("cine"). Of a download with training/ and testing/, the
-    training patients are taken.
+    "1798 2D cardiac MRIs images from 3DMR scans" (IV-A) does not say which frames: `frames` selects the end-diastolic
+    and end-systolic frames named in Info.cfg ("ed-es"), or all frames of the cine ("cine"). If the download has
+    training/ and testing/, the training patients are used.
     """
     for inside in ("database", "training"):
         root = root / inside if (root / inside).is_dir() else root
@@ -87,7 +88,7 @@ def acdc(root: Path, config: DataConfig, frames: str = "ed-es") -> Layout:
 
 
 def _info(path: Path) -> dict[str, int]:
-    """ED and ES of an Info.cfg: the numbers of the two frames, counted from 1."""
+    """The frame numbers of ED and ES in an Info.cfg, from 1."""
     try:
         found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", _text(path), re.MULTILINE))
     except (DataError, ValueError) as error:
@@ -104,10 +105,10 @@ def _text(path: Path) -> str:
 
 
 def brats(root: Path, config: DataConfig, modality: str = "flair") -> Layout:
-    """BraTS (Menze et al., 2015) as it was given out from 2017 to 2023: a folder for each scan, in HGG/ and LGG/ until
-    2019, with Brats18_..._1_flair.nii.gz, BraTS20_Training_001_flair.nii.gz, BraTS-GLI-00000-000-t2f.nii.gz and so on.
+    """BraTS (Menze et al., 2015) as released from 2017 to 2023: a folder for each scan, in HGG/ and LGG/ until 2019,
+    with Brats18_..._1_flair.nii.gz, BraTS20_Training_001_flair.nii.gz, BraTS-GLI-00000-000-t2f.nii.gz and so on.
 
-    "6528 2D brain images under a single modality" (IV-A, of 2018) does not say which one.
+    The paper does not name the modality: "6528 2D brain images under a single modality" (IV-A, of BraTS 2018).
     """
     containers = [root, *(path for path in _folders_in(root) if "training" in path.name.lower())]
     scans = [
@@ -132,11 +133,11 @@ def _folders_in(root: Path) -> list[Path]:
 def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> Layout:
     """ChestX-ray14 (Wang et al., 2017): images_001.tar.gz ..., or the 00000001_000.png ... unpacked from them.
 
-    "the first 34,999 images" (IV-A) are those of the first four archives. The number in front is the patient; where
-    Data_Entry_2017.csv is there, its column "Patient ID" decides.
+    "the first 34,999 images" (IV-A) are the first four archives. The patient is the column "Patient ID" of
+    Data_Entry_2017.csv if that is present, otherwise the number at the start of a file name.
 
     Args:
-        official_split: take the split of the owners' train_val_list.txt and test_list.txt.
+        official_split: use the official split in train_val_list.txt and test_list.txt.
     """
     patients = _patients_of_table(root)
     splits = _official_splits(root) if official_split else None
@@ -184,7 +185,7 @@ def _members(
     for archive in archives:
         try:
             with open_regular(archive) as file, tarfile.open(fileobj=file, mode="r|gz") as stream:
-                # From front to back: one member is in memory.
+                # Streamed from front to back, with one member in memory.
                 for count, member in enumerate(stream, 1):
                     check_member(count, member.size, config)
                     name = member.name.rsplit("/")[-1]
@@ -218,10 +219,9 @@ def _xray_patient(name: str, patients: dict[str, str]) -> str:
 def folder(root: Path, config: DataConfig, patient: str | None = None) -> Layout:
     """Any folder that `vmddpm train` reads.
 
-    Whose a file is: see `patients.patient_of`.
-
     Args:
-        patient: a regular expression searched for in the path below the root; its first group is the patient.
+        patient: a regular expression searched for in the path below the root; its first group is the patient. By
+            default see `patients.patient_of`.
     """
     finder = None if patient is None else patient_pattern(patient)
     sources = []
@@ -239,7 +239,7 @@ def folder(root: Path, config: DataConfig, patient: str | None = None) -> Layout
 
 
 def patient_pattern(text: str) -> re.Pattern[str]:
-    """Raises DataError unless it is a regular expression."""
+    """Compile the regular expression of a patient. Raises DataError if it is invalid."""
     try:
         return re.compile(text)
     except re.error as error:

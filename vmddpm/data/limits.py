@@ -1,17 +1,17 @@
-"""Limits on what a file may unpack to, checked by its header: a small file can claim terabytes."""
+"""Limits on the decoded size of a file, checked by its header: a small file can claim terabytes."""
 
 import math
 from collections.abc import Sequence
 
 from vmddpm.data.config import DataConfig, DataError
 
-# Deflate, the compression of gzip, PNG and most TIFF files, makes at most so many bytes of one.
+# Largest compression ratio of deflate, which gzip, PNG and most TIFF files use.
 DEFLATE_RATIO = 1032
 BYTES_A_VOXEL = 8
 
 
 def check_pixels(shape: Sequence[int], config: DataConfig) -> None:
-    """Raises DataError if a picture of that height and width is larger than `max_pixels`."""
+    """Raise DataError if a picture of this height and width has more than `max_pixels` pixels."""
     if math.prod(shape) > config.max_pixels:
         raise DataError(
             f"says that it has {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; "
@@ -20,7 +20,7 @@ def check_pixels(shape: Sequence[int], config: DataConfig) -> None:
 
 
 def check_voxels(shape: Sequence[int], config: DataConfig) -> None:
-    """Raises DataError if so many values, which are in memory together, are more than `max_voxels`."""
+    """Raise DataError if an array of this shape, held in memory, has more than `max_voxels` values."""
     if math.prod(shape) > config.max_voxels:
         raise DataError(
             f"says that it has {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; "
@@ -29,13 +29,13 @@ def check_voxels(shape: Sequence[int], config: DataConfig) -> None:
 
 
 def check_unpacked(count: int, config: DataConfig) -> None:
-    """Raises DataError if so many unpacked bytes are more than any file within `max_voxels` needs."""
+    """Raise DataError if `count` decompressed bytes are more than any file within `max_voxels` needs."""
     if count > BYTES_A_VOXEL * config.max_voxels:
         raise DataError(f"unpacks to more than {BYTES_A_VOXEL} bytes for each of max_voxels {config.max_voxels:,}")
 
 
 def check_member(count: int, size: int, config: DataConfig) -> None:
-    """Raises DataError if the archive has more members than `max_members`, or one that is larger than a picture is."""
+    """Raise DataError if an archive has more than `max_members` members, or one too large for a picture."""
     if count > config.max_members:
         raise DataError(
             f"holds more than max_members {config.max_members:,} files; if that is right, raise max_members"
@@ -48,6 +48,6 @@ def check_member(count: int, size: int, config: DataConfig) -> None:
 
 
 def check_stored(needed: int, stored: int, *, compressed: bool) -> None:
-    """Raises DataError if a file of `stored` bytes cannot hold the `needed` bytes that its header promises."""
+    """Raise DataError if a file of `stored` bytes cannot hold the `needed` bytes that its header promises."""
     if needed > stored * (DEFLATE_RATIO if compressed else 1):
         raise DataError(f"is damaged or cut short: its header promises {needed:,} bytes, and the file has {stored:,}")

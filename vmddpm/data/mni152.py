@@ -1,4 +1,4 @@
-"""A real brain that needs no data set: the MNI152 T1 template, an average of 152 adults, from nilearn's own files."""
+"""A brain without a download: the MNI152 T1 template, an average of 152 adults, which nilearn includes."""
 
 import nibabel as nib
 
@@ -6,7 +6,7 @@ from vmddpm.data.config import DataError
 
 
 def mni152_template(resolution: int) -> nib.Nifti1Image:
-    """The template at `resolution` mm a voxel. Raises DataError if nilearn is not installed."""
+    """The template with voxels of `resolution` mm. Raises DataError if nilearn is not installed."""
     try:
         from nilearn.datasets import load_mni152_template
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""One file's planes, prepared and counted: nothing is dropped in silence."""
+"""Prepares and counts the planes of one file, so that none is dropped silently."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from vmddpm.data.transforms import prepare
 
 
 class Tally:
-    """Prepares the planes of one file and counts what becomes of them.
+    """Prepares the planes of one file and counts those kept, those left out and the notes on them.
 
     Args:
         source: the file's name in remarks.
@@ -27,7 +27,7 @@ class Tally:
         self._notes: dict[str, int] = defaultdict(int)
 
     def kept(self, planes: Iterable[Plane]) -> Iterator[tuple[Plane, np.ndarray]]:
-        """Planes with enough foreground, and the float32 images of `config.shape` made of them."""
+        """The planes with enough foreground, each with its float32 image of `config.shape`."""
         for plane in planes:
             image = prepare(plane.pixels, plane.black, plane.white, self.config, plane.spacing)
             self.seen += 1
