@@ -61,7 +61,7 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
         while stored.ndim < 3:
             stored = stored[..., None]
         voxels = nib.apply_orientation(narrowed(stored, None if stored.dtype.kind == "f" else 1), orientation)
-        del stored  # as large as the voxels
+        del stored  # frees as much memory as the voxels take
         voxels = voxels.transpose(2, 1, 0)[:, ::-1, ::-1]
         black, white = display_range(voxels, choose_mode(config, has_window=False, has_depth=False), config)
         finite = np.isfinite(voxels)

@@ -1,4 +1,4 @@
-"""An image beside each image, a mask or another modality, found by its name."""
+"""Pairs each image with another, a mask or another modality, by name."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from vmddpm.data.readers import stem_of
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store
 
-ASPECT = 1e-3  # relative difference of two pixels' proportions that counts
-Key = tuple[str, str, int, int]  # what a name's stars stand for, axis, index, frame
+ASPECT = 1e-3  # relative tolerance of pixel aspect ratios
+Key = tuple[str, str, int, int]  # the text matched by a pattern's stars, axis, index, frame
 
 
 def refuse_stores(config: ConditionConfig, data: DataConfig) -> None:
-    """Raise DataError where images and those beside them cannot be paired, before any is decoded."""
+    """Raise DataError if either set of images is a store, which cannot be paired."""
     for root in (data.root, config.image or ""):
         if is_store(root):
             raise DataError(f"{root}: is a store, which does not know the sizes that its images had; pairs are read "
@@ -25,7 +25,7 @@ def refuse_stores(config: ConditionConfig, data: DataConfig) -> None:
 
 
 def condition_data(config: ConditionConfig, data: DataConfig) -> DataConfig:
-    """How the images beside those of `data` are read: all of them, in the same size."""
+    """The configuration for reading the paired images of `data`: all of them, in the same size."""
     return replace(
         data, root=config.image or "", pattern=config.image_pattern, channels=config.image_channels,
         normalize=config.image_normalize, window=config.image_window, split="train", limit=None, min_foreground=0.0,
@@ -34,10 +34,10 @@ def condition_data(config: ConditionConfig, data: DataConfig) -> DataConfig:
 
 
 def pair(images: SliceDataset, beside: SliceDataset) -> list[int]:
-    """The place in `beside` of the image that belongs to each of `images`.
+    """The index in `beside` of the pair of each image in `images`.
 
     Raises:
-        DataError: naming an image without one, or with two, or with one of another height, width or proportions.
+        DataError: naming an image with no pair or two, or a pair of different heights, widths or aspect ratios.
     """
     places: dict[Key, int] = {}
     for place, info in enumerate(beside.slices):
@@ -79,7 +79,7 @@ def _key(info: SliceInfo, config: DataConfig) -> Key:
 
 
 def varying_part(name: str, pattern: str) -> str:
-    """What the stars of a shell pattern stand for in a name that it matches, less the suffixes of an image file.
+    """The text matched by the stars of a shell pattern in a name, without the suffixes of an image file.
 
     Example:
         >>> varying_part("HGG/case7/case7_flair.nii.gz", "*_flair.nii.gz")

@@ -1,4 +1,4 @@
-"""Whose a file is."""
+"""Patients: which files belong to the same one."""
 
 import hashlib
 import re
@@ -13,10 +13,10 @@ from vmddpm.data.dicom_attributes import text_of
 from vmddpm.data.files import inflated, open_regular
 from vmddpm.data.readers import kind_of
 
-HASHED = "dicom-"  # before the hash of what a DICOM file says
+HASHED = "dicom-"  # prefix of patients that are hashes of DICOM identities
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+)_")
 SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
-# Folders named by a split, a modality, a session or a kind of file: what lies in them is of many patients.
+# Folders named after a split, a modality, a session or a kind of file, which hold many patients.
 GENERAL = re.compile(
     r"(train|test|val|valid|eval|hold_?out|ses|session|visit|scan|study|series|day|week|month|year|time|baseline|"
     r"follow_?up|mri?|ct|cta|pet|us|xa|cr|dx|mg|nm|t1|t1w|t1ce|t1c|t1n|t1gd|t2|t2w|t2f|t2star|flair|pd|pdw|dwi|adc|swi|"
@@ -24,7 +24,8 @@ GENERAL = re.compile(
     r"dicoms?|derivatives|labels?|masks?)(ing|idation|uation)?([\W_]*\d+)?(tr|ts|va)?",
     re.IGNORECASE,
 )
-# A folder that is a patient's by its number: 001, P12, case_3. What one patient may have several of is none.
+# Folders that look like one patient's by their number: 001, P12, case_3. REPEATED excludes items of which one patient
+# may have several.
 NUMBER = re.compile(
     r"(p|pt|pat|patient|s|sub|subj|subject|case|id|person|participant|volunteer)[\W_]*\d+|[A-Za-z]{0,12}[\W_]*\d{3,}",
     re.IGNORECASE,
@@ -38,14 +39,15 @@ NUMBERED = re.compile(r"(.*?)[\W_]*\d+(?:\.[A-Za-z.]+)?")
 
 
 def patient_of(path: Path, name: str, config: DataConfig) -> tuple[str, str | None]:
-    """Whose a file is that nothing else says: a DICOM file belongs to its Patient ID or, without one, to its study,
-    written down as a hash; any other to the first folder of its name, or to itself if it lies in the root.
+    """The default patient of a file. For DICOM it is a hash of the Patient ID, or of the study without a Patient ID;
+    for other files it is the first folder in `name`, or the file itself if it lies in the root.
 
     Args:
-        name: its path below the root.
+        name: path of the file below the root.
 
     Returns:
-        The patient, and the study that it would be if its Patient ID were empty; None if there is no such study.
+        The patient, and the hash of the study, which is the patient where the Patient ID is empty; None without a
+        study.
     """
     identity, study = _identities(path, config)
     return (_hashed(identity or study) or name.split("/")[0]), _hashed(study)
@@ -63,8 +65,8 @@ def _hashed(identity: str | None) -> str | None:
 
 
 def dicom_identity(path: Path, config: DataConfig) -> str | None:
-    """The Patient ID of a DICOM file, blanks around it apart, or its Study Instance UID; None if it has neither, is no
-    DICOM file, or is damaged, which is told when it is read."""
+    """The Patient ID of a DICOM file, stripped of blanks, or else its Study Instance UID. None if it has neither, is
+    not DICOM, or is damaged, which is reported when it is read."""
     identity, study = _identities(path, config)
     return identity or study
 
@@ -83,11 +85,12 @@ def _identities(path: Path, config: DataConfig) -> tuple[str | None, str | None]
 
 
 def merge_patients(patients: Mapping[str, str], of_studies: Mapping[str, str]) -> dict[str, str]:
-    """The patients of files by name, where other files say more: a study without a Patient ID is its patient's by
-    another series of it, and what is no DICOM file is the patient's whose DICOM files alone lie in the same first
-    folder.
+    """Refine the patients of files with knowledge from other files. A study without a Patient ID gets the patient of
+    another series of the study. A file that is not DICOM gets the patient of the DICOM files in the same first folder,
+    if they have only one.
 
     Args:
+        patients: patients by name of the file.
         of_studies: patients by study, both as `patient_of` returns them.
     """
     found = {name: of_studies.get(patient, patient) for name, patient in patients.items()}
@@ -109,9 +112,12 @@ def _owners(patients: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
-    """Names of files that may be one patient's though they are in folders of several: below folders such as T1 and T2,
-    train and test or ses-1 and ses-2 they lie in folders of one name, or have one; below any other folders they lie in
-    folders of one number; or they are beside DICOM files of several patients and say nothing of theirs."""
+    """Groups of files that may belong to one patient although they are assigned to several.
+
+    A group has one of these in common: a BIDS subject; a folder or file name below folders such as T1 and T2, train
+    and test, or ses-1 and ses-2; a folder with a patient's number below any other folders; or a first folder with
+    DICOM files of several patients.
+    """
     owners, groups = _owners(patients), defaultdict(list)
     for name, patient in patients.items():
         folder, *parts = name.split("/")
@@ -139,7 +145,7 @@ def _may_be_a_patient(folder: str) -> bool:
 
 
 def mixed_patients(patients: Mapping[str, str]) -> dict[str, list[str]]:
-    """First folders that are each taken for one patient, and hold folders that look like patients by their numbers."""
+    """First folders that each count as one patient but contain several folders numbered like patients."""
     inside = defaultdict(set)
     for name, patient in patients.items():
         folder, *parts = name.split("/")
@@ -149,8 +155,8 @@ def mixed_patients(patients: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Names that look like slices or scans of one patient, by patient: they differ in their last number only, or begin
-    with one BIDS subject. Names in folders are left aside."""
+    """Groups of names that look like slices or scans of one patient: they differ only in their last number, or begin
+    with the same BIDS subject. Names in folders are ignored."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if "/" not in name and (match := BIDS.match(name) or NUMBERED.fullmatch(name)) and match[1]:

@@ -1,4 +1,4 @@
-"""Pictures: PNG, JPEG, BMP, PGM, WebP, JPEG 2000 and GIF by Pillow, arrays by NumPy."""
+"""Pictures (PNG, JPEG, BMP, PGM, WebP, JPEG 2000 and GIF), read by Pillow, and arrays, read by NumPy."""
 
 import zlib
 from collections.abc import Iterator
@@ -15,24 +15,24 @@ from vmddpm.data.transforms import choose_mode, display_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG_2000_BOX = b"jP  "
-STREAM_HEADER = 1 << 16  # bytes of a JPEG 2000 file within which its stream begins
-PNG_COLOUR = 2  # the bit of a PNG's colour type
+STREAM_HEADER = 1 << 16  # the stream of a JPEG 2000 file begins within so many bytes
+PNG_COLOUR = 2  # bits of a PNG's colour type
 PNG_ALPHA = 4
-# Formats whose further frames are pictures of their own; those of others are previews.
+# Formats in which every frame is a picture; further frames of other formats are previews.
 ANIMATED = ("GIF", "WEBP", "PNG")
 
 
 def picture_plane(pixels: np.ndarray, depth: float | None, config: DataConfig, frame: int = 0, *,
                   inverted: bool = False, significant: int | None = None) -> Plane:  # fmt: skip
-    """A plane of (H, W) or (H, W, 3), with what is black and white in it.
+    """A plane of (H, W) or (H, W, 3) with its values for black and white.
 
-    Values of 12 bits are often stored in 16 without being scaled up, and would be all but black: a picture of 16 bits
-    whose values stay below 4096, a sixteenth of the range, is read as one of 12 bits, and the report says so.
+    12-bit values are often stored in 16 bits without scaling, and would look almost black: a 16-bit picture with all
+    values below 4096, a sixteenth of the range, is read as 12-bit, with a note in the report.
 
     Args:
-        depth: the largest value of the bit depth, None if there is none.
+        depth: the largest value of the bit depth; None if there is no bit depth.
         inverted: 0 is white.
-        significant: how many bits the file says are significant (PNG's sBIT).
+        significant: number of significant bits stated in the file (PNG's sBIT).
     """
     note = ""
     if depth == 65535 and config.normalize in ("auto", "full") and config.window is None:
@@ -47,8 +47,8 @@ def picture_plane(pixels: np.ndarray, depth: float | None, config: DataConfig, f
 
 
 def over_black(pixels: np.ndarray, alpha: np.ndarray, largest: float) -> np.ndarray:
-    """Transparent pixels laid over black. A picture that is transparent everywhere is one whose alpha channel was left
-    empty: it is shown as if it had none.
+    """Composite transparent pixels over black. If all pixels are transparent, the alpha channel was left empty, and is
+    ignored.
 
     Args:
         pixels: (H, W) or (H, W, 3).
@@ -62,15 +62,15 @@ def over_black(pixels: np.ndarray, alpha: np.ndarray, largest: float) -> np.ndar
 def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     """The frames of a picture as Pillow reads it.
 
-    8 and 16 bits a pixel stay what they are; the EXIF orientation is applied; palettes become colour; transparent
-    pixels are laid over black.
+    8- and 16-bit pixels keep their values; the EXIF orientation is applied; palettes become colour; transparent pixels
+    are composited over black.
     """
     head = file.read(33)
     file.seek(0)
     if head.startswith(PNG):
         _check_png(file)
     if head.startswith(PNG) and len(head) == 33 and head[24] == 16 and head[25] & (PNG_COLOUR | PNG_ALPHA):
-        yield _deep_png(file, head, config)  # which Pillow would cut to 8 bits
+        yield _deep_png(file, head, config)  # Pillow would reduce it to 8 bits
         return
     if head[4:8] == JPEG_2000_BOX:
         check_codestream(file.read(STREAM_HEADER), config)
@@ -86,13 +86,13 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             image.seek(frame)
             pixels, depth = _pixels(ImageOps.exif_transpose(image), image.format == "PPM")
             significant = None
-            if depth == 65535:  # of other formats Pillow scales all values to 16 bits
+            if depth == 65535:  # Pillow scales the values of other formats to 16 bits
                 significant = _significant_bits(file) if head.startswith(PNG) else 16
             yield picture_plane(pixels, depth, config, frame, significant=significant)
 
 
 def _opened(file: BinaryIO) -> Image.Image:
-    """Pillow's own limit is left to ours, which has a name in the configuration."""
+    """Open an image without Pillow's own size limit, which `max_pixels` replaces."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return Image.open(file)
@@ -106,7 +106,7 @@ def _pixels(image: Image.Image, scaled: bool) -> tuple[np.ndarray, int | None]:
     """float32 (H, W) or (H, W, 3), and the largest value of their bit depth (None for 32-bit pixels).
 
     Args:
-        scaled: Pillow scales values of more than 8 bits to 16, in mode I.
+        scaled: in mode I, Pillow has scaled the values to 16 bits.
     """
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.float32), 65535
@@ -121,7 +121,7 @@ def _pixels(image: Image.Image, scaled: bool) -> tuple[np.ndarray, int | None]:
 
 
 def _deep_png(file: BinaryIO, head: bytes, config: DataConfig) -> Plane:
-    """A PNG of 16 bits in colour, or with transparency."""
+    """A 16-bit PNG in colour or with transparency."""
     from imagecodecs import png_decode
 
     width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
@@ -138,7 +138,7 @@ def _deep_png(file: BinaryIO, head: bytes, config: DataConfig) -> Plane:
 
 
 def _check_png(file: BinaryIO) -> None:
-    """Raises DataError if a chunk is not what its checksum says: Pillow does not look at those of the pixels."""
+    """Raise DataError if a chunk does not match its checksum. Pillow does not check the pixels' chunks."""
     file.seek(len(PNG))
     while len(start := file.read(8)) == 8:
         left, name = int.from_bytes(start[:4], "big"), start[4:]
@@ -146,7 +146,7 @@ def _check_png(file: BinaryIO) -> None:
         while left and (block := file.read(min(left, 1 << 20))):
             checksum, left = zlib.crc32(block, checksum), left - len(block)
         found = file.read(4)
-        # What is cut short is told by the decoder, if pixels are missing.
+        # The decoder reports a truncated file if pixels are missing.
         if len(found) == 4 and name[:1].isupper() and int.from_bytes(found, "big") != checksum:
             raise DataError(f"is damaged: its chunk {name.decode('ascii', 'replace')} has another checksum than it "
                             "says; fetch it again")  # fmt: skip
@@ -156,7 +156,7 @@ def _check_png(file: BinaryIO) -> None:
 
 
 def _significant_bits(file: BinaryIO) -> int | None:
-    """What a PNG file's chunk sBIT says: the bits that the values had before they were stored in 16."""
+    """The number of significant bits in a PNG's sBIT chunk; None if it has none."""
     file.seek(len(PNG))
     while len(start := file.read(8)) == 8:
         length, name = int.from_bytes(start[:4], "big"), start[4:]
@@ -170,9 +170,9 @@ def _significant_bits(file: BinaryIO) -> int | None:
 
 
 def read_array(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
-    """An .npy array: (H, W), (H, W, 3) in colour, or (N, H, W) frames; bool, integers or floating point.
+    """The frames of an .npy array: (H, W), (H, W, 3) in colour, or (N, H, W); bool, integers or floating point.
 
-    uint8 and uint16 have the range of their bit depth; other types have none.
+    bool, uint8 and uint16 have the range of their bit depth; other types have none.
     """
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

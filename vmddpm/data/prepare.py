@@ -1,4 +1,4 @@
-"""From the files of a data set to a store, in as many processes as there are cores."""
+"""Writes the files of a data set to a store, in many processes."""
 
 import ctypes
 import hashlib
@@ -36,13 +36,13 @@ from vmddpm.data.tally import Tally
 
 A = TypeVar("A")
 B = TypeVar("B")
-AHEAD = 4  # files in work for each process
+AHEAD = 4  # files in flight per process
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one file: encoded images with their lines of the manifest, what there is to say, and the study of
-    a DICOM file (see `patients.patient_of`)."""
+    """The result of preparing one file: encoded images with their lines of the manifest, remarks, and the study of a
+    DICOM file (see `patients.patient_of`)."""
 
     images: list[np.ndarray]
     slices: list[StoredSlice]
@@ -55,17 +55,18 @@ def prepare_store(
     layout: Layout, config: DataConfig, out: Path, *, made_from: dict[str, Any], test_share: float = 0.0,
     processes: int = 1, progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes the store `out` and returns what its store.json says, with the seconds it took.
+    """Write the store `out`; return the content of its store.json, the number of images and patients in each split, and
+    the seconds it took.
 
     Args:
         layout: the files.
-        config: how they are read; the store depends on it, on the files and on `test_share`, not on `processes`.
-        made_from: recorded: the data set's name and its own options.
-        test_share: about this share of the patients goes to the test split.
+        config: preprocessing; the store depends on it, on the files and on `test_share`, not on `processes`.
+        made_from: name and options of the data set, to be recorded.
+        test_share: approximate share of the patients in the test split.
 
     Raises:
-        DataError: if `out` holds anything but what an interrupted call left, or cannot be written, a file cannot be
-            read (`on_error: fail`), or nothing is left.
+        DataError: if `out` holds anything but leftovers of an interrupted call, or cannot be written; if a file cannot
+            be read (`on_error: fail`); or if no image is left.
     """
     if not 0 <= test_share < 1:
         raise DataError(f"test_share is {test_share}; it must be from 0 to below 1")
@@ -88,7 +89,7 @@ def prepare_store(
 
             ranges = series_ranges(paths, config, in_processes)
             series = volume_series(paths, config, in_processes)
-            # The first file of a series stands for all of it.
+            # The first file of a series represents the whole series.
             further = {path for members in series.values() for path in members[1:]}
             sources = (source for source in layout.sources if source.path not in further) if series else layout.sources
             work = partial(prepared, config=config, ranges=ranges, series=series)
@@ -118,7 +119,7 @@ def prepare_store(
                 raise DataError(listed(f"none of the {seen} slices is left{hint}", summary(remarks)))
             writer.commit()
             options = asdict(config)
-            for name in ("root", "cache_dir", "split"):  # where it was is no part of what it is
+            for name in ("root", "cache_dir", "split"):  # locations do not affect the content
                 del options[name]
             made = {**made_from, "options": options, "test_share": test_share, "seen": seen,
                     "remarks": [asdict(remark) for remark in remarks]}  # fmt: skip
@@ -167,7 +168,7 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
 def prepared(
     source: Source, config: DataConfig, ranges: Ranges, series: Mapping[Path, Sequence[Path]] | None = None
 ) -> Prepared:
-    """One file, or one series of files, decoded; runs in a process of its own and depends on nothing else."""
+    """Decode one file, or one series of files. Runs in a worker process, independent of all others."""
     images: list[np.ndarray] = []
     slices: list[StoredSlice] = []
     tally = Tally(source.name, config)
@@ -193,7 +194,7 @@ def prepared(
 
 
 def _sha256(*paths: Path) -> str:
-    """Of a file; of several, and of a pair of header and voxels, of one after the other."""
+    """The SHA-256 of the concatenated files; a header is followed by its voxels."""
     digest = hashlib.sha256()
     for part in (part for path in paths for part in parts_of(path)):
         with open_regular(part) as file:
@@ -203,7 +204,7 @@ def _sha256(*paths: Path) -> str:
 
 
 def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iterator[B]:
-    """work(item) of each item, in order, by many processes, a few items ahead of what is taken.
+    """Yield work(item) for each item, in order, from many processes that run a few items ahead.
 
     Raises:
         DataError: if a process is killed.
@@ -211,7 +212,7 @@ def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iter
     if processes == 1:
         yield from map(work, items)
         return
-    # A copy of this process starts at once; threads, which copies do not have, are not used before.
+    # fork starts workers at once. It is safe because no threads, which a fork does not copy, were used before.
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _alone) as pool:
         waiting: deque[Future[B]] = deque()
@@ -232,7 +233,7 @@ def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iter
 
 
 def _alone() -> None:
-    """For a worker: one thread, no Ctrl-C of its own, and no life without its parent."""
+    """Set up a worker: one thread, Ctrl-C ignored, killed when its parent ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

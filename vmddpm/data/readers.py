@@ -1,4 +1,4 @@
-"""From a file to its planes: by its name and its first bytes, to the reader of its kind."""
+"""Reads the planes of a file with the reader for its kind, chosen by its name and its first bytes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,15 @@ LFS = b"version https://git-lfs.github.com/spec/"
 def read_file(
     path: Path, config: DataConfig, ranges: Ranges | None = None, members: Sequence[Path] = ()
 ) -> Iterator[Plane]:
-    """The planes of one file, or the crops of its volume, by the reader that its name and its content ask for.
+    """The planes of one file, or the crops of its volume.
 
     Args:
         ranges: see `read_dicom`.
-        members: of a volume in DICOM, the files of its series, `path` among them; without them it is the file alone.
+        members: files of the DICOM series that `path` belongs to, including `path`, for a volume; by default `path`
+            alone.
 
     Raises:
-        Excluded: if it is no picture, or a filter of the configuration leaves it out.
+        Excluded: if it is not a picture, or a filter of the configuration excludes it.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
     with open_regular(path) as file, _named(kind := kind_of(file, path.name), str(path)):
@@ -50,7 +51,7 @@ def read_file(
 
 
 def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
-    """The planes of a picture that is in memory. Raises DataError as `read_file`."""
+    """The planes of a picture in memory. Raises DataError as `read_file`."""
     file = BytesIO(content)
     with _named(kind := kind_of(file, name), name):
         if kind != "an image":
@@ -59,10 +60,10 @@ def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plan
 
 
 def kind_of(file: BinaryIO, name: str) -> str:
-    """Which reader a file asks for: a key of SUFFIXES, or "TIFF". The file is left at its start.
+    """The kind of a file: a key of SUFFIXES, or "TIFF". The file is left at its start.
 
     Raises:
-        DataError: if no reader takes it, or its content is of another kind than its name.
+        DataError: if no reader supports it, or its content contradicts its name.
     """
     head = file.read(132)
     file.seek(0)
@@ -82,7 +83,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
         raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
     if kind is not None:
         return kind
-    # Archives name DICOM files by a number or a UID, which ends in a dot and a number.
+    # Archives often name DICOM files by a number or a UID, which ends in a dot and a number.
     if not suffix or re.fullmatch(r"\.\d+", suffix):
         return "DICOM"
     raise DataError(
@@ -91,12 +92,12 @@ def kind_of(file: BinaryIO, name: str) -> str:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file is a volume by its name, not a picture nor DICOM."""
+    """Whether the name of a file is that of a volume, rather than a picture or DICOM."""
     return KINDS.get(Path(_bare(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
 
 
 def stem_of(path: str) -> str:
-    """A path without the suffixes of an image file: "a/b.nii.gz" -> "a/b"; of any other name, all of it."""
+    """A path without the suffixes of an image file: "a/b.nii.gz" -> "a/b". Other names are unchanged."""
     bare = path[: len(_bare(path))]
     return bare[: -len(Path(bare).suffix)] if Path(bare).suffix.lower() in KINDS else path
 

@@ -1,4 +1,4 @@
-"""What is said about files that are left out or were read in a way worth knowing."""
+"""Remarks on files that were left out, or read in a way worth reporting."""
 
 import csv
 import io
@@ -11,27 +11,27 @@ from pathlib import Path
 from vmddpm.data.config import DataError
 from vmddpm.files import write_text
 
-LISTED = 2  # lines
-# In this order kinds of remarks are told.
+LISTED = 2  # lines below a heading
+# Kinds of remarks, in the order of the summary, with their headings.
 HEADINGS = {"error": "skipped", "name": "left out", "class": "left out", "foreground": "left out", "note": "note"}
 
 
 class Excluded(DataError):
-    """A file that is whole but not wanted: no picture by its class, or not what a filter asks for. It is left out and
+    """An intact file that is not wanted: its SOP class is not a picture, or a filter excludes it. It is left out and
     reported, whatever `on_error` says."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about a file, or about several of one kind.
+    """A remark on a file, or on several files of one kind.
 
     Attributes:
-        source: the file, the first one of several.
-        kind: "error", "name" (no image by its name or kind of file), "class" (no picture, or filtered out),
+        source: the file, or the first of several.
+        kind: "error", "name" (not an image by its name or kind of file), "class" (not a picture, or filtered out),
             "foreground" (`min_foreground`), or "note" for an image that was kept.
-        reason: the same text for the same reason.
-        slices: how many slices it is about; None if the files were left out unread.
-        files: how many files.
+        reason: the reason, in the same words for all files it applies to.
+        slices: number of slices; None if the files were left out unread.
+        files: number of files.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Remark:
 
 
 def summary(remarks: Iterable[Remark]) -> list[str]:
-    """A line for each reason, with its counts and its first file."""
+    """One line for each reason, with its counts and its first file."""
     groups: dict[tuple[str, str], list[Remark]] = defaultdict(list)
     for remark in remarks:
         groups[remark.kind, _in_short(remark.reason) if remark.kind == "error" else remark.reason].append(remark)
@@ -63,7 +63,7 @@ def summary(remarks: Iterable[Remark]) -> list[str]:
 
 
 def skipped_in_short(remarks: Iterable[Remark]) -> str:
-    """How many files could not be read, by reason, in a line; empty if all could."""
+    """One line with the number of files that could not be read, by reason; empty if all could."""
     errors = [remark for remark in remarks if remark.kind == "error"]
     if len(errors) < 2:
         text = "".join(f"1 file could not be read and was skipped: {one.source}: {one.reason}" for one in errors)
@@ -74,7 +74,7 @@ def skipped_in_short(remarks: Iterable[Remark]) -> str:
 
 
 def _in_short(reason: str) -> str:
-    """A reason without what is of one file alone."""
+    """A reason without the details of one file."""
     return re.split(r"[:;]| \((?=\D)", reason, maxsplit=1)[0].strip()
 
 
@@ -84,7 +84,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def write_remarks(remarks: Iterable[Remark], path: Path) -> None:
-    """All remarks as a table, a CSV file with the fields of `Remark` for columns."""
+    """Write all remarks to a CSV file with the fields of `Remark` as columns."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Remark)], lineterminator="\n")
     table.writeheader()
@@ -93,7 +93,7 @@ def write_remarks(remarks: Iterable[Remark], path: Path) -> None:
 
 
 def listed(heading: str, lines: list[str]) -> str:
-    """The heading with the first lines below it, three lines at most. Bytes of a file's name that are no text are shown
-    as escapes, as in every message that may be written to a file."""
+    """The heading with the first lines below it, three lines at most. Undecodable bytes in file names are escaped, as
+    in every message that may be written to a file."""
     more = [f"... and {len(lines) - LISTED + 1:,} more reasons"] if len(lines) > LISTED else []
     return "\n  ".join([heading, *lines[: LISTED - len(more)], *more]).encode(errors="backslashreplace").decode()

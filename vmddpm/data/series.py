@@ -1,4 +1,4 @@
-"""Files of one DICOM series, whose slices lie in a file each: one normalisation for all of them, or one volume."""
+"""DICOM series with one file per slice: a common normalisation of the files, or one volume."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from vmddpm.data.transforms import display_range
 def series_ranges(
     paths: Iterable[Path], config: DataConfig, in_order: Callable[[Any, Iterable[Any]], Iterator[Any]] = map
 ) -> Ranges:
-    """What is black and white in each series, by its UID, where `normalize_by` asks for it; empty otherwise.
+    """Black and white of each series, by its UID, if `normalize_by` is "series"; otherwise empty.
 
-    Every file is decoded once here, and once more when its slices are read. One series is in memory at a time.
+    Every file is decoded once here, and again when its slices are read. Each process holds one series in memory.
 
     Args:
-        in_order: as the builtin `map`; may work in several processes.
+        in_order: like the builtin `map`; may use several processes.
 
     Raises:
         DataError: if a series has more values than `max_voxels`.
@@ -39,7 +39,7 @@ def series_ranges(
 def volume_series(
     paths: Iterable[Path], config: DataConfig, in_order: Callable[[Any, Iterable[Any]], Iterator[Any]] = map
 ) -> dict[Path, list[Path]]:
-    """The files of each DICOM series of several files, by the first of them, where volumes are made; else none.
+    """The files of each DICOM series with several files, by the first file; empty if `spatial_dims` is 2.
 
     Args:
         in_order: as in `series_ranges`.
@@ -50,7 +50,7 @@ def volume_series(
 
 
 def without_members(paths: Iterable[Path], series: Mapping[Path, Sequence[Path]]) -> list[Path]:
-    """The paths without the files of a series but its first, which stands for all."""
+    """The paths without all but the first file of each series, which represents the series."""
     further = {path for members in series.values() for path in members[1:]}
     return [path for path in paths if path not in further]
 
@@ -69,7 +69,7 @@ def _uid(path: Path, config: DataConfig) -> str | None:
     try:
         with open_regular(path) as file:
             return series_uid(inflated(file, config)) if kind_of(file, path.name) == "DICOM" else None
-    except Exception:  # of damage; it is told when the file is read
+    except Exception:  # damage is reported when the file is read
         return None
 
 
@@ -79,7 +79,7 @@ def _range(paths: list[Path], config: DataConfig) -> tuple[float, float] | None:
         try:
             with open_regular(path) as file:
                 found = modality_values(inflated(file, config), config)
-        except Exception:  # as above
+        except Exception:  # damage is reported when the file is read
             continue
         if found is not None:
             values.append(found.ravel())

@@ -1,4 +1,4 @@
-"""From a volume to its slices, the way up they are shown in papers."""
+"""Slices of a volume, oriented as in papers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ import numpy as np
 from vmddpm.data.config import AXES, DataConfig, DataError
 from vmddpm.data.transforms import choose_mode, display_range, narrowed
 
-# Share of the normalised range under which a pixel counts as background: above the noise of air in MR.
+# Share of the normalised range below which a pixel is background; above the noise of air in MR.
 FOREGROUND_LEVEL = 0.05
 THROUGH = dict(zip(AXES, (2, 1, 0)))
 
 
 @dataclass(frozen=True)
 class SliceInfo:
-    """Where an image comes from.
+    """The origin of an image.
 
     Attributes:
-        path: the file, or a name such as "volume 0" for one from memory.
-        axis: "axial", "coronal" or "sagittal"; "stored" for a DICOM or raster image, taken as it was stored; "volume"
-            for a crop of a volume.
-        index: place along the axis, counted from left, posterior or inferior; 0 for "stored"; of crops their number.
+        path: the file, or a name such as "volume 0" for a volume in memory.
+        axis: "axial", "coronal" or "sagittal"; "stored" for a DICOM or raster image, used as stored; "volume" for a
+            crop of a volume.
+        index: position along the axis, counted from left, posterior or inferior; 0 for "stored"; the number of a crop.
         frame: frame of a 4-D volume, multi-frame DICOM file or multi-page TIFF.
-        height, width: in the file, in pixels; 0 if that is not known, as in a store.
-        aspect: millimetres from row to row over those from column to column.
+        height, width: size in the file, in pixels; 0 if unknown, as in a store.
+        aspect: row spacing divided by column spacing.
     """
 
     path: str
@@ -40,15 +40,15 @@ class SliceInfo:
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice before cropping, float32 pixels (H, W) or (H, W, 3), or a crop of a volume, (D, H, W), and how to show
-    them.
+    """A slice before cropping, float32 pixels (H, W) or (H, W, 3), or a crop of a volume, (D, H, W), and its display
+    range.
 
     Attributes:
-        pixels: row 0 is the top; values in the file's own units. float64 where float32 would round them.
-        black, white: the values shown black and white; black is the larger in an inverted image.
-        spacing: millimetres from row to row and from column to column.
+        pixels: row 0 is the top; values in the file's own units. float64 if float32 would round them too much.
+        black, white: the values shown as black and white; black is larger than white in an inverted image.
+        spacing: row spacing and column spacing in millimetres.
         axis, index, frame: as in `SliceInfo`.
-        note: what the reader had to decide, for the report.
+        note: a decision of the reader, for the report.
     """
 
     pixels: np.ndarray
@@ -62,19 +62,19 @@ class Plane:
 
 
 def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> Iterator[Plane]:
-    """The slices of a volume, by frame, then by axis in the config's order, then by place.
+    """The slices of a volume, by frame, then by axis in the order of `config.axes`, then by position.
 
-    The voxels are put in the nearest order to right-anterior-superior (oblique scans are not resampled) and
-    shown as radiologists see them: axial with anterior up, coronal and sagittal with superior up; the
-    patient's right is on the left of axial and coronal images, anterior is on the left of sagittal ones.
-    Intensities have the file's slope applied; each 3-D frame is normalised by itself.
+    The axes are reordered and flipped to run as nearly as possible to right, anterior and superior (oblique scans are
+    not resampled). Slices have the radiological orientation: axial with anterior up, coronal and sagittal with superior
+    up; the patient's right is on the left of axial and coronal images, anterior is on the left of sagittal ones.
+    The file's slope is applied to intensities; each 3-D frame is normalised separately.
 
     Args:
         image: 2-D to 4-D, real-valued or of 8-bit colours (fields R, G, B); further axes must have length 1. One frame
             is in memory at a time.
 
     Raises:
-        DataError: on other shapes or voxels, and a frame that is asked for and not there.
+        DataError: on other shapes or voxels, or if the requested frame does not exist.
     """
     orientation = orientation_of(image)
     beyond = (0,) * (image.ndim - 4)  # further axes of length 1
@@ -84,10 +84,11 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
 
 
 def orientation_of(image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    """Which way each axis of a volume runs, as nibabel's `io_orientation`.
+    """The direction of each axis of a volume, as in nibabel's `io_orientation`.
 
     Raises:
-        DataError: if that cannot be known, or it is no volume of real numbers or 8-bit colours with 2 to 4 axes.
+        DataError: if the affine does not define it, or the image is not a volume of real numbers or 8-bit colours with
+            2 to 4 axes.
     """
     dtype, shape = image.get_data_dtype(), image.shape
     if dtype.kind not in "biuf" and not _is_colour(dtype):
@@ -127,7 +128,7 @@ def _frame_planes(
         stored = np.stack([stored[name] for name in ("R", "G", "B")], -1)
     # First axis to the right, second to anterior, third to superior.
     voxels = nib.apply_orientation(narrowed(stored, step=None if stored.dtype.kind == "f" else 1), orientation)
-    del stored  # as large as the voxels, or twice
+    del stored  # frees as much memory as the voxels take, or twice that
     sizes = np.empty(3)
     sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     depth = 255 if colour else None
@@ -136,11 +137,11 @@ def _frame_planes(
     for axis in config.axes:
         across, up = (i for i in range(3) if i != THROUGH[axis])
         for index, plane in enumerate(np.moveaxis(voxels, THROUGH[axis], 0)):
-            # Superior or anterior comes first down the rows, right or anterior first along the columns.
+            # Row 0 is the most superior or anterior, column 0 the most right or anterior.
             pixels = np.swapaxes(plane[::-1, ::-1], 0, 1)
             yield Plane(pixels, black, white, (float(sizes[up]), float(sizes[across])), axis, index, frame)
 
 
 def foreground_share(image: np.ndarray) -> float:
-    """Share of the pixels of a float image (C, H, W) in [-1, 1] above 5 % of the range in any channel."""
+    """Share of pixels of a float image (C, H, W) in [-1, 1] that are above 5 % of the range in any channel."""
     return float((image.max(axis=0) > 2 * FOREGROUND_LEVEL - 1).mean())

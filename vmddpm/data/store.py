@@ -1,10 +1,10 @@
 """A store: a data set prepared once, in one folder.
 
-    images.npy        uint16 (N, C, S, S), volumes (N, C, D, S, S), 0 for -1 and 65535 for 1
-    manifest.jsonl    a line an image: the file it comes from, patient, split, slice, window, checksums
-    store.json        how it was made, what was left out and why, counts, the SHA-256 of the manifest; written last
+    images.npy        uint16 (N, C, S, S), or (N, C, D, S, S) for volumes, 0 for -1 and 65535 for 1
+    manifest.jsonl    one line per image: source file, patient, split, slice, window, checksums
+    store.json        options, omissions with reasons, counts, the SHA-256 of the manifest; written last
 
-`images.npy` can be opened by anyone: `np.load("images.npy", mmap_mode="r")`.
+NumPy alone can read `images.npy`: `np.load("images.npy", mmap_mode="r")`.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ class StoredSlice:
     """A line of the manifest.
 
     Attributes:
-        source: the file, below the folder that was prepared.
-        patient: whose it is.
-        split: "train" or "test", the same for all of a patient.
+        source: path of the file below the prepared folder.
+        patient: the patient.
+        split: "train" or "test", the same for all images of a patient.
         axis, index, frame: as in `SliceInfo`.
-        black, white: the values of the file that are -1 and 1.
-        crc32: of the image's bytes in images.npy.
-        source_sha256: of the file; of a pair of files, of the header followed by the voxels.
+        black, white: the file's values for -1 and 1.
+        crc32: checksum of the image's bytes in images.npy.
+        source_sha256: SHA-256 of the file; for a header with separate voxels, of both, concatenated.
     """
 
     source: str
@@ -57,7 +57,7 @@ class StoredSlice:
 
 
 def side_of(patient: str, test_share: float) -> str:
-    """A patient's split follows from the name alone: it stays when other patients come or go."""
+    """The split of a patient, "train" or "test". It depends on the name alone, not on the other patients."""
     place = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     return "test" if place < test_share else "train"
 
@@ -68,12 +68,12 @@ def is_store(root: str | Path) -> bool:
 
 @contextmanager
 def new_store(folder: Path) -> Iterator[Path]:
-    """A folder in which a store is made: yields the file for its store.json, which `write_records` fills and which is
-    put in place at the end. While it is there, others see that the folder is taken. What a killed process left of a
-    store is removed, with a warning.
+    """Reserve a folder for a new store. Yields a temporary file, which `write_records` fills and which becomes
+    store.json at the end. While it exists, other processes see that the folder is taken. Leftovers of a killed process
+    are removed, with a warning.
 
     Raises:
-        DataError: if the folder holds anything else, or another process is at work in it.
+        DataError: if the folder holds anything else, or another process is writing a store there.
     """
     if folder.exists():
         _clear(folder)
@@ -83,7 +83,7 @@ def new_store(folder: Path) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Leaves an empty folder, if it holds nothing but what a killed process was making."""
+    """Empty the folder if it holds only leftovers of a killed process. Raises DataError if it holds anything else."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
     parts = ("images.npy", "manifest.jsonl")
     taken = [name for name in names if any(is_temporary(name, of) for of in (*parts, "store.json"))]
@@ -102,10 +102,10 @@ def _clear(folder: Path) -> None:
 
 
 def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, Any], temporary: Path) -> None:
-    """What stands beside images.npy, which must be in place.
+    """Write the manifest and the content of store.json; images.npy must be complete.
 
     Args:
-        temporary: where to write what becomes store.json; see `new_store`.
+        temporary: the file that becomes store.json; see `new_store`.
     """
     manifest = folder / "manifest.jsonl"
     write_text(manifest, "".join(json.dumps(asdict(info)) + "\n" for info in slices))
@@ -114,7 +114,7 @@ def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, A
 
 
 def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, Any]]:
-    """Images, manifest and store.json. Raises DataError if there are none, or they do not belong together."""
+    """Images, manifest and store.json. Raises DataError if they are missing, damaged or do not belong together."""
     if not is_store(folder):
         raise DataError(f"{folder}: is no store, as it has no store.json; `vmddpm prepare` makes stores")
     try:
@@ -136,7 +136,8 @@ def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, An
 
 
 def _stored_slice(line: dict[str, Any]) -> StoredSlice:
-    """A line of the manifest. Raises InputError or TypeError if it is none, or names a file outside the folder."""
+    """Parse a line of the manifest. Raises InputError or TypeError if it is invalid or names a file outside the folder.
+    """
     info = StoredSlice(**line)
     kinds: dict[Any, Any] = {int: int, float: (int, float), str: str}
     wrong = [field.name for field in fields(info) if not isinstance(getattr(info, field.name), kinds[field.type])]
@@ -149,7 +150,7 @@ def _stored_slice(line: dict[str, Any]) -> StoredSlice:
 
 
 class Chosen:
-    """Some of the images of a store, by their places."""
+    """A selection of the images of a store, by index."""
 
     def __init__(self, images: ImageFile, places: list[int]) -> None:
         self.images, self.places = images, places
@@ -161,17 +162,17 @@ class Chosen:
         return self.images[self.places[i]]
 
     def checksums(self) -> np.ndarray:
-        """int64 (n,), as the manifest has them."""
+        """int64 (n,): the CRC-32 of each image, from the manifest."""
         known = self.images.checksums
-        assert known is not None  # `read_store` gives them
+        assert known is not None  # `read_store` sets them
         return known[self.places].astype(np.int64)
 
 
 def open_store(config: DataConfig) -> SliceSet:
-    """The split of the store `config.root` that `config` asks for.
+    """The configured split of the store `config.root`.
 
     Raises:
-        DataError: if it is damaged, its images have another size or number of channels, or that split is empty.
+        DataError: if the store is damaged, its images have another size or number of channels, or the split is empty.
     """
     folder = Path(os.path.expanduser(config.root))
     images, slices, record = read_store(folder)
@@ -198,10 +199,10 @@ def open_store(config: DataConfig) -> SliceSet:
 
 
 def _plain(spacing: float | tuple[float, ...] | None) -> Any:
-    """As JSON gives it back."""
+    """The value as read back from JSON."""
     return list(spacing) if isinstance(spacing, tuple) else spacing
 
 
 def remarks_of(record: dict[str, Any]) -> list[Remark]:
-    """What a store.json says about what was left out."""
+    """The remarks in a store.json."""
     return [Remark(**entry) for entry in record["remarks"]]

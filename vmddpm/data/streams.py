@@ -1,6 +1,6 @@
-"""Compressed streams inside files, JPEG and its relatives: how large they are, and whether they are whole.
+"""Size and integrity checks of JPEG, JPEG-LS and JPEG 2000 streams inside files.
 
-Decoders fill what a damaged stream lacks with what they like, and say nothing.
+They are needed because decoders silently fill in the missing parts of a damaged stream.
 """
 
 from dataclasses import dataclass, field
@@ -10,25 +10,24 @@ import numpy as np
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.limits import check_pixels
 
-JPEG_2000 = b"\xff\x4f\xff\x51"  # start of a codestream, and of its sizes
+JPEG_2000 = b"\xff\x4f\xff\x51"  # start of a codestream, followed by its size marker
 JPEG = b"\xff\xd8"
-SCAN, END = 0xDA, 0xD9  # markers, which follow a byte FF
+SCAN, END = 0xDA, 0xD9  # markers, each preceded by a byte FF
 RESTARTS = range(0xD0, 0xD8)
 JPEG_LS = 0xF7
-# Markers of a frame header, of JPEG (not those of tables) and of JPEG-LS.
+# Frame header markers of JPEG (without those of tables) and JPEG-LS.
 FRAME_HEADERS = (*(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC)), JPEG_LS)
-# Bits that begin and go on differently: what decodes to the same with either put behind it needs no more data.
+# Two different bit patterns to append: data that decode to the same picture with either are complete.
 FILLINGS = (b"\xfe\x01" * 4, b"\x5a\xa5" * 4)
-# Bytes at the end of the data, of which some must matter, and bits that are changed in them to see it.
+# Number of bytes to change at the end of the data, and the bits to flip in them: some of them must affect the picture.
 TAIL, MASKS = 32, (0x55, 0xAA)
 
 
 def check_codestream(content: bytes, config: DataConfig) -> tuple[int, int] | None:
-    """Height and width of a JPEG, JPEG-LS or JPEG 2000 stream inside a file; None if it is none of them.
+    """Height and width of a JPEG, JPEG-LS or JPEG 2000 stream inside a file; None if it is none of these.
 
     Raises:
-        DataError: if the stream is larger than `max_pixels` by its own header, whatever the file says: decoders believe
-            the stream.
+        DataError: if the stream's own header exceeds `max_pixels`; decoders trust that header, not the file's.
     """
     size = _jpeg_size(content) if content.startswith(JPEG) else _jpeg_2000_size(content)
     if size is not None:
@@ -58,11 +57,11 @@ def _jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 
 def check_whole(content: bytes, tables: bytes | None = None) -> None:
-    """Raises DataError if a JPEG or JPEG-LS stream is cut short or damaged, as far as that can be known: it has no
+    """Raise DataError if a JPEG or JPEG-LS stream is truncated or damaged, as far as that can be detected without a
     checksum. Other streams are left to their decoders.
 
     Args:
-        tables: those of an abbreviated stream, as TIFF keeps them.
+        tables: the tables of an abbreviated stream, as stored in TIFF.
     """
     if not content.startswith(JPEG):
         return
@@ -77,11 +76,13 @@ def check_whole(content: bytes, tables: bytes | None = None) -> None:
 
 @dataclass
 class _Scans:
-    """Attributes:
-    frame: the marker of the frame header.
-    runs: where each run of entropy-coded data starts and ends: at a restart or at the end of a scan.
-    restarts: number of the restart marker that would come next.
-    ended: whether the end marker comes last.
+    """The parsed markers of a stream.
+
+    Attributes:
+        frame: the marker of the frame header.
+        runs: start and end of each run of entropy-coded data; a run ends at a restart or at the end of a scan.
+        restarts: number of the next restart marker.
+        ended: whether the stream has an end marker.
     """
 
     frame: int = 0
@@ -91,14 +92,14 @@ class _Scans:
 
 
 def _scans(content: bytes) -> _Scans:
-    """The parts of a stream (ISO/IEC 10918-1, B.1 and B.2; ISO/IEC 14495-1, C.1)."""
+    """Parse the markers of a stream (ISO/IEC 10918-1, B.1 and B.2; ISO/IEC 14495-1, C.1)."""
     found, at = _Scans(), 2
     while content[at : at + 1] == b"\xff" and at + 2 <= len(content):
         marker = content[at + 1]
         if marker == END:
             found.ended = True
             break
-        if marker == 0xFF:  # a filling byte
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker in FRAME_HEADERS:
@@ -113,13 +114,13 @@ def _end_of_scan(content: bytes, at: int, found: _Scans) -> int:
     start = at
     while (end := content.find(b"\xff", at)) >= 0:
         at = end + 1
-        while content[at : at + 1] == b"\xff":  # a filling byte
+        while content[at : at + 1] == b"\xff":  # a fill byte
             at += 1
         if at == len(content):
             break
         marker = content[at]
         at += 1
-        if marker == 0 or (found.frame == JPEG_LS and marker < 0x80):  # FF of the data
+        if marker == 0 or (found.frame == JPEG_LS and marker < 0x80):  # an escaped FF in the data
             continue
         found.runs.append((start, end))
         if marker not in RESTARTS:
@@ -130,14 +131,14 @@ def _end_of_scan(content: bytes, at: int, found: _Scans) -> int:
 
 
 def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
-    """Data that end early are found by what a decoder makes of others put behind them: a whole picture stays the same.
-    Of data that are left where the picture is full, none matter, while those in the middle do."""
+    """Detect missing and surplus data. Appending data changes the picture only if data are missing. Changing the last
+    bytes leaves the picture unchanged only if they are surplus; changing bytes in the middle must change it."""
     from imagecodecs import Jpeg8Error
 
     try:
         picture = _decoded(content, tables)
     except Jpeg8Error as error:
-        if "nsupported" in str(error):  # of a kind that libjpeg-turbo does not know
+        if "nsupported" in str(error):  # a kind of JPEG that libjpeg-turbo does not support
             return
         raise DataError(f"is damaged: a JPEG stream in it does not decode ({error}); fetch it again") from error
     for filling in FILLINGS:
@@ -146,7 +147,7 @@ def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
                 "is damaged or cut short: a JPEG stream in it has less data than its picture needs; fetch it again"
             )
     start, end = scans.runs[-1]
-    end = len(content[:end].rstrip(b"\0\xff"))  # what follows may be padding
+    end = len(content[:end].rstrip(b"\0\xff"))  # trailing zeros and FFs may be padding
     middle = (start + end - TAIL) // 2
     if (
         end - start >= 4 * TAIL
@@ -173,7 +174,7 @@ def _is_same(picture: np.ndarray, content: bytes, tables: bytes | None) -> bool:
 
 
 def _filled(content: bytes, scans: _Scans, filling: bytes) -> bytes:
-    """With more data at the end of each run, and a restart and more data at the end of the last one."""
+    """The stream with data appended to each run, and a further run after the last one."""
     parts, last = [], 0
     for _, end in scans.runs:
         parts += [content[last:end], filling]
@@ -182,20 +183,20 @@ def _filled(content: bytes, scans: _Scans, filling: bytes) -> bytes:
 
 
 def _changed(content: bytes, start: int, mask: int) -> bytes:
-    """With other bits in TAIL bytes of the data."""
+    """The stream with bits flipped in TAIL bytes from `start` on."""
     data = bytearray(content)
     for at in range(start, start + TAIL):
-        if 0xFF not in (data[at], data[at - 1], data[at] ^ mask):  # no marker comes or goes
+        if 0xFF not in (data[at], data[at - 1], data[at] ^ mask):  # no marker is created or destroyed
             data[at] ^= mask
     return bytes(data)
 
 
 def _check_jpeg_ls(content: bytes) -> None:
-    """CharLS reports damage within a stream that pylibjpeg's decoder gives pixels of nonetheless."""
+    """Raise DataError if CharLS finds the stream damaged; pylibjpeg's decoder would return pixels nonetheless."""
     from imagecodecs import JpeglsError, jpegls_decode
 
     try:
         jpegls_decode(content)
     except JpeglsError as error:
-        if "Invalid JPEG-LS stream" in str(error):  # not of a kind that it does not know
+        if "Invalid JPEG-LS stream" in str(error):  # other errors are of kinds that CharLS does not support
             raise DataError("is damaged: a JPEG-LS stream in it does not decode; fetch it again") from error

@@ -1,4 +1,4 @@
-"""TIFF files, by tifffile: pages of every sample type and layout."""
+"""TIFF files, read by tifffile: pages of every sample type and layout."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from vmddpm.data.pictures import over_black, picture_plane
 from vmddpm.data.slicing import Plane
 from vmddpm.data.streams import check_codestream, check_whole
 
-REDUCED, MASK = 1, 4  # of tag 254, NewSubfileType
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-# Of tag 259: what tifffile makes RGB of YCbCr, the JPEGs and Aperio's JPEG 2000.
+REDUCED, MASK = 1, 4  # bits of tag 254, NewSubfileType
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # values of tag 262, PhotometricInterpretation
+# Values of tag 259, Compression, for which tifffile converts YCbCr to RGB: the JPEGs and Aperio's JPEG 2000.
 TO_RGB = (6, 7, 33003, 33007, 34892)
-ASSOCIATED_ALPHA, ALPHA = 1, 2  # of tag 338, ExtraSamples
-NONE, DEFLATES = 1, (8, 32946, 5)  # of tag 259, Compression; LZW packs no better than deflate
-STREAM_HEADER = 1 << 16  # bytes of a stream within which its size is said
-# Tag 274: where row 0 and column 0 of the stored pixels are in the picture.
+ASSOCIATED_ALPHA, ALPHA = 1, 2  # values of tag 338, ExtraSamples
+NONE, DEFLATES = 1, (8, 32946, 5)  # values of tag 259, Compression; LZW compresses no better than deflate
+STREAM_HEADER = 1 << 16  # a stream's size is stated within so many bytes
+# Values of tag 274, Orientation, with the transform that each needs.
 TURNS = {
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
@@ -37,11 +37,12 @@ TURNS = {
 def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     """The pages of a TIFF file, and the slices of pages that are stacks; thumbnails and masks (tag 254) are left out.
 
-    The orientation (tag 274) is applied, white-is-zero pixels are inverted, palettes become colour, transparent pixels
-    are laid over black. Unsigned pixels of up to 16 bits have the range of their bit depth; others have none.
+    The orientation (tag 274) is applied, white-is-zero pixels are inverted, palettes become colour, and transparent
+    pixels are composited over black. Unsigned pixels of up to 16 bits have the range of their bit depth; others have
+    none.
 
     Raises:
-        DataError: if a page has a colour space or a number of samples that is no grey or RGB picture.
+        DataError: if a page is damaged, or is neither a grey nor an RGB picture.
     """
     stored = file.seek(0, 2)
     file.seek(0)
@@ -62,7 +63,7 @@ def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
 
 
 def _require_last(tiff: tifffile.TiffFile) -> None:
-    """tifffile ends at a page that it cannot read: what follows the last one it gives must be nothing."""
+    """Raise DataError if the last page points to another: tifffile stops silently at a page that it cannot read."""
     file, form = tiff.filehandle, tiff.tiff
     last = tiff.pages[-1].offset
     file.seek(last)
@@ -90,7 +91,7 @@ def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
 
 
 def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: DataConfig) -> None:
-    """Of strips and tiles that are JPEG or JPEG 2000 streams, with sizes of their own."""
+    """Check the strips and tiles that are JPEG or JPEG 2000 streams, which have headers with their own sizes."""
     if page.compression == NONE or page.compression in DEFLATES:
         return
     for offset, count in zip(page.dataoffsets, page.databytecounts):
@@ -101,7 +102,7 @@ def _check_streams(tiff: tifffile.TiffFile, page: tifffile.TiffPage, config: Dat
 
 
 def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.ndarray]:
-    """(H, W, samples) of a page, or of each slice of the stack behind it."""
+    """The pictures (H, W, samples) of a page: one, or each slice of a stack."""
     images = _images(tiff, page)
     if images > 1:
         if page.compression != NONE or len(page.dataoffsets) != 1:
@@ -119,10 +120,10 @@ def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.n
 
 
 def _images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
-    """How many images lie behind a page: ImageJ writes large stacks behind a single one, as tifffile does if asked."""
+    """The number of images stored after a page: ImageJ writes large stacks with a single page, as tifffile can."""
     if tiff.is_imagej and len(tiff.pages) == 1:
         return int((tiff.imagej_metadata or {}).get("images", 1))
-    if (description := page.shaped_description) is not None and description.startswith("{"):  # not of old tifffiles
+    if (description := page.shaped_description) is not None and description.startswith("{"):  # not by old versions
         try:
             said = json.loads(description)
         except ValueError as error:
@@ -150,7 +151,7 @@ def _plane(page: tifffile.TiffPage, pixels: np.ndarray, config: DataConfig, fram
         if page.colormap is None:
             raise DataError("has a palette's pixels and no ColorMap (320)")
         values, depth = np.moveaxis(page.colormap, 0, -1)[pixels[..., 0]].astype(np.float32), 65535
-        if page.colormap.max() <= 255:  # written with 8 bits, against the standard
+        if page.colormap.max() <= 255:  # 8-bit entries, contrary to the standard
             depth = 255
     else:
         values = _colours(page, values, depth)
@@ -160,7 +161,7 @@ def _plane(page: tifffile.TiffPage, pixels: np.ndarray, config: DataConfig, fram
 
 
 def _colours(page: tifffile.TiffPage, values: np.ndarray, depth: float | None) -> np.ndarray:
-    """(H, W) or (H, W, 3) of all the samples of a page, extra ones among them."""
+    """Reduce all samples of a page, including extra samples, to (H, W) or (H, W, 3)."""
     main = 3 if page.photometric in (RGB, YCBCR) else 1
     extra = tuple(int(kind) for kind in page.extrasamples)
     alpha = extra in ((ALPHA,), (ASSOCIATED_ALPHA,))

@@ -1,4 +1,4 @@
-"""From a plane of any size, spacing and intensity to an image: crop, normalise, resize."""
+"""Crops, normalises and resizes planes of any size, spacing and intensity to images."""
 
 import numpy as np
 import torch
@@ -9,19 +9,19 @@ from vmddpm.data.config import DataConfig, DataError
 
 # ITU-R BT.601, the weights of Pillow's mode "L".
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-FAR = 1e30  # beyond it, and below one over it, differences and quotients of float32 are not sure to be finite
+FAR = 1e30  # beyond it or below its inverse, float32 differences and quotients may overflow
 
 
 def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str = "") -> str:
-    """What `normalize` means for a file: "window", "full" or "percentile".
+    """The normalisation of a file: "window", "full" or "percentile".
 
     Args:
-        has_window: the file brings a window of its own.
+        has_window: the file has a usable window.
         has_depth: the range of its values is that of a bit depth.
-        why: what is wrong with the window of a file that has one which cannot be used.
+        why: the fault of the file's window, if it has an unusable one.
 
     Raises:
-        DataError: if a window is asked for and there is none.
+        DataError: if `normalize` is "window" and there is none.
     """
     if config.normalize == "auto":
         if config.window or has_window:
@@ -35,12 +35,12 @@ def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str 
 def display_range(
     values: np.ndarray, mode: str, config: DataConfig, depth: float | None = None
 ) -> tuple[float, float]:
-    """The values shown black and white.
+    """The values shown as black and white.
 
     Args:
-        values: all values of a volume, any shape; those that are not finite are left out.
-        mode: as `choose_mode` returns it; "window" is the window of the config.
-        depth: largest value of the bit depth, None if the values have none.
+        values: all values of a volume, any shape; non-finite values are ignored.
+        mode: from `choose_mode`; "window" is the window of `config`.
+        depth: largest value of the bit depth; None if the values have none.
 
     Returns:
         (black, white) in the units of `values`; equal if the volume is constant.
@@ -54,25 +54,25 @@ def display_range(
     if not finite.size:
         return 0.0, 0.0
     if mode == "percentile":
-        black, white = np.percentile(finite, config.percentiles, overwrite_input=True)  # a copy of our own
-        # A volume that is nearly all background has equal percentiles, but still an image in it.
+        black, white = np.percentile(finite, config.percentiles, overwrite_input=True)  # `finite` is a copy
+        # The percentiles of a volume that is nearly all background can be equal although it contains an image.
         if black < white:
             return float(black), float(white)
     return float(finite.min()), float(finite.max())
 
 
 def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
-    """The values as float32, or as float64 where float32 would round them too much.
+    """The values as float32, or as float64 if float32 would round them too much.
 
     Args:
-        step: the least difference that counts; None if there is none, as of floating point: then float32 must leave 18
-            bits of the range.
+        step: the smallest difference that matters; None for floating-point values: then float32 must resolve the range
+            to 18 bits.
     """
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32, copy=False)
     if values.dtype.itemsize <= 2 or values.dtype == np.float32:
         return narrow
-    finite = np.isfinite(values)  # not a copy of those values, which may be most of the memory
+    finite = np.isfinite(values)  # a mask, because a copy of the values could take most of the memory
     if not finite.any():
         return narrow
     low = float(values.min(where=finite, initial=np.inf)) if values.dtype.kind == "f" else float(values.min())
@@ -83,14 +83,13 @@ def narrowed(values: np.ndarray, step: float | None) -> np.ndarray:
 
 
 def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Maps black to -1 and white to 1, and clips; black may be the larger (an inverted image).
+    """Map black to -1 and white to 1, and clip; black may be larger than white (an inverted image).
 
     Args:
-        pixels: float32, any shape.
+        pixels: floats, any shape.
 
     Returns:
-        float32 of the same shape. Pixels that are not finite are background, -1, and so is all of a constant
-        image.
+        float32 of the same shape. Non-finite pixels are background, -1, as are all pixels if black equals white.
     """
     if black == white:
         return np.full(pixels.shape, -1, np.float32)
@@ -98,24 +97,24 @@ def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     if max(abs(black), abs(white)) < FAR and abs(white - black) > 1 / FAR:
         scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
     else:
-        part = 0.5 if max(abs(black), abs(white)) > 1 else 1.0  # the difference of the largest numbers is infinite
+        part = 0.5 if max(abs(black), abs(white)) > 1 else 1.0  # halved, so that differences do not overflow
         values = np.where(finite, pixels.astype(np.float64), black)
         scaled = (values * part - black * part) / (white * part - black * part) * 2 - 1
     return np.where(finite, np.clip(scaled, -1, 1), -1).astype(np.float32)
 
 
 def centre_square(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """The largest centred part that is square in millimetres.
+    """The largest centred part that is square in millimetres, to the nearest pixel.
 
-    Resizing that part to a square also makes its pixels square: thick slices seen from the side are stretched
-    to their true proportions, by one interpolation instead of two. The sides are right to the nearest pixel.
+    Resizing the part to a square image also makes its pixels square: side views of thick slices are stretched
+    to their true proportions, with one interpolation instead of two.
 
     Args:
         pixels: (H, W) or (H, W, 3).
-        spacing: millimetres from row to row and from column to column.
+        spacing: row spacing and column spacing in millimetres.
 
     Raises:
-        DataError: if the part is less than 2 pixels high or wide, such as a side view of a single slice.
+        DataError: if the part is less than 2 pixels high or wide, as in a side view of a single slice.
     """
     height, width = pixels.shape[:2]
     side = min(height * spacing[0], width * spacing[1])
@@ -130,7 +129,7 @@ def centre_square(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0))
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear resize: never above or below the values it is given.
+    """Antialiased bilinear resize, which stays within the range of its input.
 
     Args:
         images: float (B, C, H, W).
@@ -148,12 +147,12 @@ def prepare(
     config: DataConfig,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """Crops, normalises and resizes one plane; a crop of a volume is normalised.
+    """Crop, normalise and resize one plane; a crop of a volume is only normalised.
 
     Args:
-        pixels: float32 (H, W), or (H, W, 3) in colour; row 0 is the top. With `spatial_dims` 3, (D, H, W).
-        black, white: as `display_range` returns them.
-        spacing: millimetres from row to row and from column to column.
+        pixels: floats (H, W), or (H, W, 3) in colour; row 0 is the top. With `spatial_dims` 3, (D, H, W).
+        black, white: from `display_range`.
+        spacing: row spacing and column spacing in millimetres.
 
     Returns:
         float32 of `config.shape` in [-1, 1].
@@ -172,15 +171,15 @@ def prepare(
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image left to right with probability one half.
+    """Mirror each image left to right with probability one half.
 
     "image flipping and other preprocessing operations to avoid model overfitting" (paper, IV-A
-    Implementation) is read as horizontal flips, of the training images only. A flip moves the heart to the
-    other side of a chest, so images to be compared with should not be flipped.
+    Implementation) is read as horizontal flips of the training images only. A flip moves the heart to the
+    other side of the chest, so reference images for a comparison should not be flipped.
 
     Args:
         images: (B, C, H, W), or volumes (B, C, D, H, W) with the patient's right and left along W.
-        generator: where the B coin flips are drawn from, on its own device.
+        generator: source of the B random bits, drawn on its device.
 
     Returns:
         A new tensor of the same shape, dtype and device.

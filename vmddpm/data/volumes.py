@@ -1,4 +1,4 @@
-"""Volume files: NIfTI, Analyze and FreeSurfer by nibabel, MetaImage and NRRD by SimpleITK."""
+"""Volume files: NIfTI, Analyze and FreeSurfer, read by nibabel; MetaImage and NRRD, read by SimpleITK."""
 
 import gzip
 import os
@@ -21,7 +21,7 @@ from vmddpm.data.limits import check_pixels, check_stored, check_voxels
 from vmddpm.data.slicing import Plane
 
 CIFTI_INTENTS = range(3000, 3100)
-# In the header of MetaImage and NRRD files these name other files, which a data set must not be led to.
+# Header entries of MetaImage and NRRD that point to other files, which must not be followed.
 DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
 PACKED = re.compile(rb"^\s*(?:CompressedData\s*=\s*T|encoding:\s*gz)", re.MULTILINE | re.IGNORECASE)
 META_END = re.compile(rb"^\s*ElementDataFile[^\n]*\n?", re.MULTILINE)
@@ -30,11 +30,11 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> Iterator[Plane]:
-    """The slices of a NIfTI-1 or NIfTI-2 volume, compressed or not whatever its name says: `slicing.volume_planes`, or
-    crops of it, `crops.volume_crops`.
+    """The slices (`slicing.volume_planes`) or crops (`crops.volume_crops`) of a NIfTI-1, NIfTI-2 or Analyze volume.
+    Compression is detected by content.
 
     Args:
-        path: of the header of a pair of files, .hdr and .img, NIfTI or Analyze.
+        path: the header of a .hdr and .img pair; None for a single file.
 
     Raises:
         DataError: if it is damaged, or holds no volume.
@@ -68,7 +68,7 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
-    """The file, or what is in it, by its first two bytes."""
+    """The file, decompressed if its first two bytes are those of gzip."""
     compressed = file.read(2) == GZIP
     file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
@@ -127,7 +127,7 @@ def _nifti_image(
 
 
 def _shape(header: nib.analyze.AnalyzeHeader) -> tuple[int, ...]:
-    """The axes; as the format's own library does, an axis but the first that has no length is given length 1."""
+    """The lengths of the axes. As in the format's reference library, any axis but the first may be 0, which means 1."""
     dim = [int(length) for length in header["dim"]]
     if not 1 <= dim[0] <= 7:
         raise DataError(f"dim[0] is {dim[0]}, not from 1 to 7 axes; the header is damaged")
@@ -137,7 +137,7 @@ def _shape(header: nib.analyze.AnalyzeHeader) -> tuple[int, ...]:
 
 
 def _scaling(header: nib.analyze.AnalyzeHeader) -> tuple[float, float]:
-    """Slope and intercept; one that is not finite, or a slope of 0, means none."""
+    """Slope and intercept; invalid ones (not finite, or a slope of 0) are replaced by 1 and 0."""
     if not isinstance(header, nib.Nifti1Header):
         slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
         return (slope if np.isfinite(slope) and slope else 1.0), 0.0
@@ -148,7 +148,7 @@ def _scaling(header: nib.analyze.AnalyzeHeader) -> tuple[float, float]:
 
 
 def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.ndarray:
-    """Voxel to millimetres: the sform if it says something, else the qform, else the voxel sizes alone."""
+    """The matrix from voxels to millimetres: the sform if usable, else the qform, else from the voxel sizes alone."""
     sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     sizes[~np.isfinite(sizes) | (sizes == 0)] = 1
     header["pixdim"][1:4] = sizes
@@ -159,7 +159,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
         if header["qform_code"] > 0:
             quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
             square = float(quaternion @ quaternion)
-            if square > 1:  # rounding: the format's own library makes it a unit quaternion
+            if square > 1:  # by rounding; the format's reference library also normalizes it
                 quaternion /= square**0.5
                 for axis, value in zip("bcd", quaternion):
                     header[f"quatern_{axis}"] = value
@@ -169,7 +169,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
             raise DataError("neither its sform nor its qform says how it lies: rows of zeros, or not finite")
     padded = np.ones(3)
     padded[: min(len(shape), 3)] = shape[:3]
-    # Without a position nibabel, as SPM, takes the first axis to run to the patient's left.
+    # Without an orientation, nibabel and SPM take the first axis to run to the patient's left.
     scales = sizes * (-1 if getattr(header, "default_x_flip", True) else 1, 1, 1)
     affine = np.diag([*scales, 1.0])
     affine[:3, 3] = -(padded - 1) / 2 * scales
@@ -177,7 +177,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
 
 
 def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
-    """Raises DataError unless a volume says how large its voxels are."""
+    """Raise DataError if the header has no voxel sizes."""
     if isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0 and _usable(np.asarray(header.get_sform())):
         return
     sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
@@ -191,7 +191,7 @@ def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
 def _usable(affine: np.ndarray) -> bool:
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
-    # The lengths apart, a determinant of nearly 0 means two axes along one line.
+    # With columns of unit length, a determinant near 0 means that the axes are linearly dependent.
     return bool(np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(columns / lengths)) > 1e-3)
 
 
@@ -212,7 +212,7 @@ def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
 
 
 def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
-    """The slices of a MetaImage (.mha) or NRRD (.nrrd) volume, of one file each."""
+    """The slices of a MetaImage (.mha) or NRRD (.nrrd) volume in a single file."""
     try:
         import SimpleITK as sitk
     except ModuleNotFoundError:
@@ -250,13 +250,13 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:dimensions, :dimensions]
     affine[:dimensions, :dimensions] = direction * np.array(image.GetSpacing()[:dimensions])
     affine[:dimensions, 3] = image.GetOrigin()[:dimensions]
-    del image  # as large as the voxels
+    del image  # frees as much memory as the voxels take
     yield from parts_of(nib.Nifti1Image(voxels.T, RAS_OF_LPS @ affine), config)
 
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """SimpleITK's errors, without the places in its source that they begin with."""
+    """Convert SimpleITK's errors to DataError, without the source locations in their text."""
     try:
         yield
     except RuntimeError as error:
@@ -266,14 +266,14 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _check_packed(file: BinaryIO, needed: int) -> None:
-    """Raises DataError unless what follows in the file unpacks, with the right checksum, to as many bytes as the voxels
-    need: SimpleITK gives voxels of damaged MetaImage files nonetheless."""
+    """Raise DataError unless the rest of the file decompresses, with a valid checksum, to at least `needed` bytes.
+    SimpleITK returns voxels even of damaged MetaImage files."""
     inflate, count, pending = zlib.decompressobj(zlib.MAX_WBITS | 32), 0, b""
     try:
         while count <= needed and not inflate.eof and (block := pending or file.read(1 << 20)):
             count += len(inflate.decompress(block, 1 << 24))
             pending = inflate.unconsumed_tail
-            if inflate.eof and count < needed and inflate.unused_data.startswith(GZIP):  # a further member of gzip
+            if inflate.eof and count < needed and inflate.unused_data.startswith(GZIP):  # another gzip member
                 pending, inflate = inflate.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
     except zlib.error as error:
         raise DataError(f"is damaged: its voxels do not unpack ({error}); fetch it again") from error
