@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> str:
-        """`__version__` when it is asked for, as vmddpm_kernels imports torch, which `--help` does without."""
+        """Load `__version__` on demand: vmddpm_kernels imports torch, which `--help` does not need."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from vmddpm_kernels import __version__

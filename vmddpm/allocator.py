@@ -1,4 +1,4 @@
-"""Memory that a loop takes again at every step."""
+"""Reuse of freed CPU memory in loops that allocate the same amount at every step."""
 
 import ctypes
 import sys
@@ -11,9 +11,9 @@ _inside = 0
 
 @contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Within it the C library keeps what tensors on the CPU free for the next that are made, as torch's allocator on a
-    GPU does. By itself it hands the memory of large ones back to the system, whose fresh pages then cost a step of
-    sampling a quarter of its time. On leaving the memory is handed back. Does nothing where the C library is not glibc.
+    """Make the C library keep the memory of freed CPU tensors for reuse, as torch's allocator does on a GPU. By default
+    it returns large blocks to the system, and fresh pages for the next ones take a quarter of the time of a sampling
+    step. On exit the memory is returned. Does nothing if the C library is not glibc.
 
     Example:
         >>> with keeping_freed_memory():
@@ -26,14 +26,14 @@ def keeping_freed_memory() -> Iterator[None]:
         return
     _inside += 1
     if _inside == 1:
-        library.mallopt(_TRIM_THRESHOLD, -1)  # none
+        library.mallopt(_TRIM_THRESHOLD, -1)  # never trim
         library.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
         _inside -= 1
         if _inside == 0:
-            # Once set, the thresholds no longer follow what is freed: these are the largest that they would come to.
+            # Once set, the thresholds no longer adapt, so they get the largest values that adaptation would reach.
             library.mallopt(_MMAP_MAX, 1 << 16)
             library.mallopt(_MMAP_THRESHOLD, 32 << 20)
             library.mallopt(_TRIM_THRESHOLD, 64 << 20)

@@ -1,4 +1,4 @@
-"""Where a network runs."""
+"""Choice of the device that a network runs on."""
 
 import os
 
@@ -11,13 +11,14 @@ MISNAMED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "met
 
 
 def choose_device(name: str, scans: bool = False) -> torch.device:
-    """ "auto" is a GPU if there is one; of many GPUs, "auto" and "cuda" are this process's own under `torchrun`.
+    """The device of that name. "auto" is a GPU if there is one, else the CPU; under `torchrun`, "auto" and "cuda" are
+    the GPU of this process.
 
     Args:
-        scans: the network that will run there is a VM-DDPM.
+        scans: the network is a VM-DDPM, which scans.
 
     Raises:
-        InputError: if torch cannot use such a device here, or VMDDPM_BACKEND names kernels that cannot scan on it.
+        InputError: if torch cannot use the device, or VMDDPM_BACKEND names kernels that cannot scan on it.
     """
     if meant := MISNAMED.get(name.partition(":")[0].lower()):
         raise InputError(f"device is {name!r}, which torch does not know; did you mean {meant}?")

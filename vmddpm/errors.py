@@ -1,11 +1,10 @@
-"""The errors of the user's making, told apart from ours: the command prints the first as a line, the others with their
-traceback."""
+"""Errors that users can fix. The command prints them as one line, and all other errors with their traceback."""
 
 
 class VmddpmError(Exception):
-    """Something that the user can mend: the message names it, says what is wrong and what to do. Every exception that
-    vmddpm raises on purpose is one of these, so any other that it raises is a fault of the program."""
+    """An error that the user can fix; the message says what is wrong and what to do. Every exception that vmddpm raises
+    on purpose is one of these, so any other exception is a bug."""
 
 
 class InputError(VmddpmError, ValueError):
-    """An option, an argument, an environment variable or a file that cannot be used."""
+    """An unusable option, argument, environment variable or file."""

@@ -234,8 +234,7 @@ def lock(path: Path) -> Iterator[None]:
     """Lock the file `path` for this process; the system frees the lock when the process ends.
 
     On a file system without locks, a file PATH.held with the name of the process is used instead. A killed process
-    leaves
-    it behind: a process on the same machine detects this, on another machine a person must remove the file.
+    leaves it behind: a process on the same machine detects this, on another machine a person must remove the file.
 
     Raises:
         LockedError: if another process holds it.

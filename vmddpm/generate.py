@@ -1,4 +1,4 @@
-"""Images from a run folder, block by block, by one process or many."""
+"""Draws images from a run folder, block by block, in one process or many."""
 
 import hashlib
 from dataclasses import replace
@@ -36,10 +36,10 @@ from vmddpm.training.run_folder import RunFolder
 
 
 def load_to_draw(folder: RunFolder, config: RunConfig, weights: str, device: str) -> nn.Module:
-    """The "ema" or "raw" weights of a run on a device.
+    """The network of a run with its "ema" or "raw" weights, on a device.
 
     Raises:
-        RunError: if there are none, they are damaged, or of other classes than the run's configuration names.
+        RunError: if the weights are missing, damaged, or for other classes than those of the run's configuration.
         InputError: on an unknown kind of weights, or an unusable device.
     """
     if weights not in ("ema", "raw"):
@@ -69,25 +69,27 @@ def generate(
     guidance: float = 1.0,
     condition_images: str | None = None,
 ) -> int:
-    """Writes images 0 to count - 1 of a seed to the folder `out`, see `samples`; returns how many this process made.
+    """Write images 0 to count - 1 of a seed to the folder `out`, see `samples`; return the number that this process
+    drew.
 
-    Image i depends on the weights, sampler, steps, seed, batch size and `compile` alone, so an interrupted call is
-    continued by the same call: blocks whose images are all there are passed over. Under `torchrun` each process makes
-    every n-th block, if it is missing; they do not wait for each other, and the last one finishes the folder. The
-    generator of a GAN knows no sampler and no steps: it draws at once.
+    Image i depends on i and the sampling options, not on `count` or the number of processes, so repeating an
+    interrupted call resumes it: complete blocks are skipped. Under `torchrun`, each of n processes draws every n-th
+    block, if it is missing; processes do not wait for each other, and the last one finishes the folder. GANs ignore
+    `sampler` and `steps`.
 
     Args:
-        ordered: scan in order, whatever the network was trained with (`regeneration_at_sampling` of its config).
-        file_format: "png", or "nifti" of volumes, a file each, or "npy", a file a block; by default a file each.
+        ordered: scan in order, however the network was trained (overrides `regeneration_at_sampling` of its config).
+        file_format: "png" for images or "nifti" for volumes, with a file each, or "npy", with a file per block; by
+            default a file each.
         compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
-        wanted: class of the images, or several of them with the separator between that the run's labels have; None
-            takes each class of the run in turn, as many images of one as of another.
-        guidance: how strongly the condition counts; 0 draws without it, bit for bit, and 1 with it.
-        condition_images: folder of images that those drawn are to match, read as condition.image of the run: image i
-            is drawn to the i-th, and to the first again after the last.
+        wanted: class of the images, or several classes joined by the separator of the run's labels; None cycles
+            through the classes of the run.
+        guidance: guidance scale; 0 draws without the condition, bit for bit, and 1 with it.
+        condition_images: folder of images to condition on, read like condition.image of the run. Image i is conditioned
+            on the i-th of them, starting again with the first after the last.
 
     Raises:
-        RunError: if the run has no such weights, or `out` holds anything else, or images made in another way.
+        RunError: if the run lacks these weights, or `out` holds anything else, or images drawn with other options.
         InputError: on unusable options.
     """
     check_count("images", count)

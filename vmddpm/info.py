@@ -1,4 +1,4 @@
-"""A description of this installation for bug reports: the text of `vmddpm info`."""
+"""The text of `vmddpm info`: a description of the installation, for bug reports."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -1,4 +1,4 @@
-"""Regions of real images drawn anew by the model of a run, block by block, by one process or many."""
+"""Redraws regions of real images with the model of a run, block by block, in one process or many."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
 
-ANYTHING = (0.5, 1.0)  # the window of masks: 0 is black, 1 and more is white
+ANYTHING = (0.5, 1.0)  # window of masks: 0 is black, 1 and above is white
 
 
 def inpaint_images(
@@ -49,24 +49,24 @@ def inpaint_images(
     guidance: float = 1.0,
     progress: bool = True,
 ) -> int:
-    """Draws the region that a mask marks in each image anew, everything else stays; returns how many images there are.
+    """Redraw the masked region of each image, without changing the rest; return the number of images.
 
-    `out` is a folder as `vmddpm sample` writes it, with sources.csv: which image each is of. An interrupted call is
-    continued by the same call, and processes share the work under `torchrun`.
+    `out` becomes a folder like that of `vmddpm sample`, with sources.csv, which names the original of each image.
+    Repeating an interrupted call resumes it, and processes share the work under `torchrun`.
 
     Args:
-        run: folder of a run of vmddpm or unet, with or without classes, but without images beside.
-        real: folder of images, read as those of the run, all slices.
-        masks: folder of as many masks of the same names and sizes, see `ConditionConfig.image_pattern`: what is not 0
-            is drawn. Slices whose mask marks nothing are left out.
-        pattern, mask_pattern: which files.
+        run: folder of a run of vmddpm or unet, with or without classes, but without condition images.
+        real: folder of images, read like those of the run, with all slices.
+        masks: folder with a mask for each image, of the same name and size, see `ConditionConfig.image_pattern`.
+            Nonzero pixels are redrawn. Slices with an empty mask are left out.
+        pattern, mask_pattern: shell patterns of the files.
         sampler, steps, jump, resamplings: see `diffusion.inpaint`.
         seed, batch_size, weights, device: as for `generate`.
-        wanted, guidance: class of what is drawn, and how strongly it counts, as for `generate`.
+        wanted, guidance: class of the region, and guidance scale, as for `generate`.
 
     Raises:
-        RunError: if the run has no such weights, or `out` holds anything else.
-        DataError: if an image has no mask, or one of another size, or no mask marks anything.
+        RunError: if the run lacks these weights, or `out` holds anything else.
+        DataError: if an image has no mask or one of another size, or all masks are empty.
         InputError: on unusable options.
     """
     check_batch("batch_size", batch_size)

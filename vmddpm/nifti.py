@@ -1,4 +1,4 @@
-"""Synthetic volumes as NIfTI files, which any viewer places in a patient's axes."""
+"""Synthetic volumes as NIfTI files, with the patient's axes."""
 
 import gzip
 from pathlib import Path
@@ -10,12 +10,12 @@ from vmddpm.errors import InputError
 
 
 def nifti_bytes(voxels: np.ndarray, spacing: tuple[float, ...]) -> bytes:
-    """A compressed NIfTI-1 file, the same bytes for the same voxels. The centre of the volume is its origin: a
-    crop is from no known place.
+    """A compressed NIfTI-1 file, with identical bytes for identical voxels. The origin is the centre of the volume,
+    because the position of a crop is not known.
 
     Args:
         voxels: uint8 (D, H, W), from inferior to superior, anterior to posterior, and the patient's right to left.
-        spacing: millimetres of a voxel along D, H and W.
+        spacing: voxel size in millimetres along D, H and W.
 
     Example:
         >>> content = nifti_bytes(np.zeros((4, 3, 2), np.uint8), (5.0, 1.0, 1.0))
@@ -33,7 +33,7 @@ def nifti_bytes(voxels: np.ndarray, spacing: tuple[float, ...]) -> bytes:
 
 
 def read_nifti_voxels(path: Path) -> np.ndarray:
-    """uint8 (D, H, W), what `nifti_bytes` was given. Raises InputError if the file is damaged, or another's."""
+    """The voxels of a `nifti_bytes` file, uint8 (D, H, W). Raises InputError if it is damaged or not such a file."""
     try:
         image = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
         voxels = np.asarray(image.dataobj)

@@ -1,4 +1,4 @@
-"""Numbers that a configuration may hold, whatever they mean."""
+"""General checks of the numbers in a configuration."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,22 +7,22 @@ from typing import Any
 
 from vmddpm.errors import InputError, VmddpmError
 
-SEEDS = 1 << 63  # how many there are: from 0 on, as far as every generator here tells them apart
-LARGEST = SEEDS - 1  # whole number, as int64 holds it
+SEEDS = 1 << 63  # number of seeds, from 0 on, that every generator here distinguishes
+LARGEST = SEEDS - 1  # largest int64
 LONGEST = 10_000_000  # minutes, 19 years
 
 
 def check_numbers(
     config: Any, prefix: str = "", most: Mapping[str, float] | None = None, error: type[VmddpmError] = InputError
 ) -> None:
-    """Refuses numbers of a configuration that nothing can be computed with. A YAML file and a command line spell NaN,
-    infinity (1e400 is that as well) and whole numbers of any length.
+    """Refuse numbers that are not finite or do not fit into int64. YAML and the command line can express NaN, infinity
+    (also as 1e400) and integers of any length.
 
     Args:
-        config: a dataclass; numbers in its lists and tuples count too.
-        prefix: in front of a field's name in the message, such as "gan.".
-        most: the largest value of a field, or of each number in it, where less than int64 holds is too much.
-        error: what is raised.
+        config: a dataclass; numbers in its lists and tuples are checked too.
+        prefix: prefix of a field's name in the message, such as "gan.".
+        most: a smaller largest value for some fields, or for each number in them.
+        error: the class of the error.
 
     Raises:
         VmddpmError: `error`, naming the field, its value and what it must be.
@@ -43,13 +43,13 @@ def check_numbers(
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Raises InputError unless 0 <= seed < 2^63: a longer one would draw what another, shorter one draws."""
+    """Raise InputError unless 0 <= seed < 2^63; larger seeds would repeat the random numbers of smaller ones."""
     if not 0 <= seed < SEEDS:
         raise InputError(f"{name} is {shown(seed)}; it must be from 0 to below 2^63")
 
 
 def shown(value: Any) -> str:
-    """A value in a message; a whole number of hundreds of digits by how many there are."""
+    """A value for a message; integers of hundreds of digits are replaced by their number of digits."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     return f"{value!r:.200}"

@@ -1,12 +1,12 @@
-"""Folders of synthetic images: written block by block, by any number of processes, and read back.
+"""Folders of synthetic images, written block by block by any number of processes.
 
-    sampling.yaml          what the images were made with
+    sampling.yaml          the options that the images were drawn with
     000000.png ...         the images; volumes are 000000.nii.gz ...; or, with the format "npy", a block in each file:
     images-00000000.npy    uint8 (n, H, W, C) or (n, D, H, W, C), named by the number of its first image
-    manifest.json          once all are there: how many, their shape, and the SHA-256 of each block's file
-    grid.png               the first of them, of volumes three planes
-    labels.csv             of a run with classes: a row an image, its file and its class
-    classes.csv            of a run with classes: training images and samples of each
+    manifest.json          written last: number and shape of the images, and the SHA-256 of each block's file
+    grid.png               the first images, or three planes of each of the first volumes
+    labels.csv             for a run with classes: file and class of each image
+    classes.csv            for a run with classes: number of training images and samples of each class
 """
 
 import csv
@@ -32,29 +32,30 @@ from vmddpm.training.pictures import load_png, save_png, tiled
 from vmddpm.training.run_folder import CLASSES, RunFolder
 
 IN_GRID = 64
-MOST = 10_000_000  # images of a folder
+MOST = 10_000_000  # images in a folder
 _AGAIN = "run the `vmddpm sample` that made it again"
 Format = Literal["png", "nifti", "npy"]
-SUFFIXES = {"png": ".png", "nifti": ".nii.gz"}  # of formats with a file an image
+SUFFIXES = {"png": ".png", "nifti": ".nii.gz"}  # formats with one file per image
 
 
 def check_count(name: str, count: int) -> None:
-    """Raises InputError unless a folder can hold so many images."""
+    """Raise InputError if a folder cannot hold `count` images."""
     if not 1 <= count <= MOST:
         more = "; draw more with another seed, to another folder" if count > MOST else ""
         raise InputError(f"{name} is {shown(count)}; it must be from 1 to {MOST:,}{more}")
 
 
 class Samples:
-    """Images 0 to count - 1 in blocks of `batch_size`, the last one shorter. Every file is whole or not there, so
-    processes that make different blocks need not know of each other, and what is there need not be made again.
+    """A folder of images 0 to count - 1 in blocks of `batch_size`; the last block may be shorter. Files are written
+    atomically, so processes can write different blocks without coordination, and existing blocks need not be drawn
+    again.
 
     Args:
-        folder: is made by `create_or_resume`.
-        count: number of images; if more lie in the folder already, `create_or_resume` makes it their number.
-        batch_size: images of a block.
+        folder: the folder; `create_or_resume` creates it.
+        count: number of images; `create_or_resume` raises it to the number already in the folder.
+        batch_size: images in a block.
         file_format: "png", "nifti" or "npy".
-        spacing: with "nifti", millimetres of a voxel along depth, height and width.
+        spacing: voxel size in millimetres along depth, height and width, for "nifti".
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class Samples:
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def create_or_resume(self, made_with: dict[str, Any]) -> None:
-        """Warns if the folder holds more images than are asked for: they stay, and the manifest counts them.
+        """Create the folder, or check that an existing one was made with the same options. Warns if it holds more than
+        `count` images; they stay, and the manifest counts them.
 
         Raises:
-            RunError: if the folder holds anything else, or images that were made in another way.
+            RunError: if the folder holds anything else, or images drawn with other options.
         """
         record = self.folder / "sampling.yaml"
         if record.exists():
@@ -96,12 +98,12 @@ class Samples:
             write_text(record, yaml.safe_dump(made_with, sort_keys=False))
 
     def missing(self) -> list[range]:
-        """The blocks that are not there, or not whole."""
+        """The blocks that are missing or incomplete."""
         there = {path.name for path in self.folder.iterdir()}
         return [block for block in self.blocks if not self._is_whole(block, there)]
 
     def write(self, block: range, pixels: np.ndarray) -> None:
-        """pixels: uint8 (n, H, W, C) or (n, D, H, W, C), n of the block. Raises RunError if they cannot be written."""
+        """Write the n images of a block, uint8 (n, H, W, C) or (n, D, H, W, C). Raises RunError if that fails."""
         try:
             if self.file_format == "png":
                 for index, image in zip(block, pixels):
@@ -120,13 +122,13 @@ class Samples:
             ) from error
 
     def write_labels(self, classes: Sequence[str], rows: Tensor, separator: str, counts: Mapping[str, int]) -> None:
-        """labels.csv, from which `vmddpm train --condition.labels csv` takes classes, and classes.csv.
+        """Write labels.csv, which `vmddpm train --condition.labels csv` can read, and classes.csv.
 
         Args:
-            classes: of the run.
-            rows: (n, K), those of image i in row i modulo n.
-            separator: between several classes of one image.
-            counts: training images of each class.
+            classes: names of the run's classes.
+            rows: (n, K), 1 for each class; image i has row i modulo n.
+            separator: text between several classes of one image.
+            counts: number of training images of each class.
         """
         named = [separator.join(classes[k] for k in row.nonzero().flatten().tolist()) for row in rows]
         suffix = SUFFIXES.get(self.file_format, "")
@@ -140,7 +142,7 @@ class Samples:
             write_text(self.folder / path, text.getvalue())
 
     def finish(self) -> None:
-        """When no block is missing: the manifest and the grid."""
+        """Write the manifest and the grid. All blocks must be complete."""
         remove_leftovers(self.folder, shared=True)
         first = np.concatenate([self._read(block) for block in self.blocks[: 1 + IN_GRID // len(self.blocks[0])]])
         save_png(tiled(first[:IN_GRID]), self.folder / "grid.png")
@@ -150,7 +152,7 @@ class Samples:
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _lying(self) -> int:
-        """How many images lie in the folder, from the first one on without a gap."""
+        """Number of consecutive images in the folder, from the first one on."""
         there, count = {path.name for path in self.folder.iterdir()}, 0
         if self.file_format in SUFFIXES:
             while _file(count, self.file_format) in there:
@@ -168,7 +170,7 @@ class Samples:
             return all(_file(index, self.file_format) in there for index in block)
         try:
             return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
-        except Exception:  # cut short, or not what its name says: numpy documents no closed set
+        except Exception:  # truncated or invalid; numpy documents no closed set of exceptions
             return False
 
     def _read(self, block: range) -> np.ndarray:
@@ -179,10 +181,10 @@ class Samples:
 
 
 def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
-    """The images of a finished folder in order, a block at a time: uint8 (n, H, W, C), of volumes (n, D, H, W, C).
+    """The images of a finished folder in order, a block at a time: uint8 (n, H, W, C), or (n, D, H, W, C) for volumes.
 
     Raises:
-        RunError: if images are missing, or a block is not what was written.
+        RunError: if images are missing, or a block is damaged.
     """
     folder = Path(folder)
     left, form, files = _manifest(folder)
@@ -205,10 +207,10 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
 
 
 def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
-    """float32 (count, K), 1 for each class of an image, as labels.csv of the folder has them.
+    """float32 (count, K), 1 for each class of an image, from labels.csv in the folder.
 
     Raises:
-        RunError: if there is none, it names other classes, or is not of these images.
+        RunError: if labels.csv is missing, names other classes, or does not match the images.
     """
     path, labels = Path(folder) / "labels.csv", torch.zeros(count, len(classes))
     try:
@@ -231,20 +233,20 @@ def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separa
 
 
 def balance(folder: str | Path) -> list[tuple[str, str, str]]:
-    """(class, training images, samples) of each class, as classes.csv of a finished folder has them; none if it has no
+    """(class, training images, samples) for each class, from classes.csv in a finished folder; [] if it has no
     classes."""
     path = Path(folder) / CLASSES
     return [(a, b, c) for a, b, c in csv.reader(path.read_text("utf-8").splitlines())][1:] if path.exists() else []
 
 
 def check_drawn(folder: str | Path, run: RunFolder) -> None:
-    """What an evaluation needs to be one of a run: samples that are finished and undamaged, and a run whose weights and
-    configuration belong together. Images that `vmddpm sample` did not draw are not looked at.
+    """Check that samples are complete and undamaged, and that the weights and the configuration of the run belong
+    together. Folders that `vmddpm sample` did not write are not checked.
 
-    Warns if they were drawn from other weights than the run has now.
+    Warns if the samples were drawn from other weights than the run has now.
 
     Raises:
-        RunError: naming what is not whole.
+        RunError: naming the missing or damaged file.
     """
     folder = Path(folder)
     if not (folder / "sampling.yaml").exists():
@@ -275,7 +277,7 @@ def _made_with(folder: Path) -> dict[str, Any]:
 
 
 def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
-    """The number of images, their format, and the SHA-256 of each file of blocks; None where each image has a file."""
+    """The number of images, their format, and the SHA-256 of each block's file (None if each image has a file)."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -292,14 +294,14 @@ def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
     if not isinstance(files, dict) or not files:
         raise RunError(f"{path} names no files; {_AGAIN}")
     for name, digest in files.items():
-        # The name is one that was given here: none leads out of the folder.
+        # Only names of this pattern are written, and none of them leads out of the folder.
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
             raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
     return count, file_format, files
 
 
 def _numbered(folder: Path) -> set[str]:
-    """The names in a folder that are those of images or of blocks."""
+    """The names of the image and block files in a folder."""
     return {path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.(png|nii\.gz)|images-\d{8,}\.npy", path.name)}
 
 
@@ -308,7 +310,7 @@ def _file(index: int, form: Format) -> str:
 
 
 def _load(path: Path) -> np.ndarray:
-    """uint8 (H, W, C) or (D, H, W, C). Raises RunError if the file is not whole, or not there."""
+    """Read an image (H, W, C) or volume (D, H, W, C), uint8. Raises RunError if the file is missing or damaged."""
     if path.suffix == ".png":
         return load_png(path)
     try:

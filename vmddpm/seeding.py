@@ -1,4 +1,4 @@
-"""Seeds that depend on what is computed (run, step, layer, image) and on nothing else."""
+"""Seeds that depend only on the purpose of the random numbers (run, step, layer, image)."""
 
 _MASK = (1 << 64) - 1
 
@@ -12,15 +12,14 @@ def splitmix64(x: int) -> int:
 
 
 def signed_64(x: int) -> int:
-    """The low 64 bits of an integer as an int64 holds them; the same word for `mix_seed`."""
+    """The low 64 bits of an integer as an int64; `mix_seed` treats both alike."""
     return ((x + (1 << 63)) & _MASK) - (1 << 63)
 
 
 def mix_seed(*words: int) -> int:
-    """A 64-bit seed from integers of any size and sign (64 bits of each count); their order matters.
+    """A 64-bit seed from the low 64 bits of each integer; their order matters.
 
-    Seeds of (run, step, layer) made by adding would meet again at other steps; mixed
-    ones meet by chance only.
+    Sums of (run, step, layer) would coincide with those of other steps; mixed seeds coincide only by chance.
     """
     state = 0
     for word in words:

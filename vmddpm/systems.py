@@ -1,4 +1,4 @@
-"""Every system of the paper's tables by its name: what it costs."""
+"""Parameters, FLOPs and training time of the systems in the paper's tables."""
 
 import os
 import re
@@ -22,11 +22,11 @@ from vmddpm.training.networks import build_network
 
 @dataclass(frozen=True)
 class Cost:
-    """The size and cost of a system; FLOPs are counted by torch, two for each multiply-add."""
+    """The size and cost of a system; torch counts the FLOPs, two for each multiply-add."""
 
-    parameters: int  # of what draws images
-    discriminator_parameters: int  # 0 without
-    flops: int  # of one pass of what draws images, for one image; a diffusion model takes one a step
+    parameters: int  # of the network that draws images
+    discriminator_parameters: int  # 0 without a discriminator
+    flops: int  # of one pass of the drawing network, for one image; diffusion models take one pass per step
 
     def __str__(self) -> str:
         discriminator = f" and {self.discriminator_parameters / 1e6:.2f} M" if self.discriminator_parameters else ""
@@ -34,11 +34,11 @@ class Cost:
 
 
 def cost(config: RunConfig) -> Cost:
-    """What a run's system is made of. Raises InputError if the network, or a pass of one image, does not fit into
-    memory."""
+    """The cost of a run's system. Raises InputError if the network, or a pass of one image, does not fit into memory.
+    """
     try:
         return _counted(config)
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for this on GPUs only
+    except (RuntimeError, MemoryError) as error:  # on CPUs, torch raises RuntimeError when memory runs out
         if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow", str(error)):
             raise
         sides = " x ".join(map(str, config.data.shape[1:]))
@@ -49,9 +49,9 @@ def cost(config: RunConfig) -> Cost:
 
 
 def _counted(config: RunConfig) -> Cost:
-    """Counts parameters, and FLOPs of a forward pass. The baselines are built without memory and compute nothing, on
-    the meta device; the scan has its formula on devices that it runs on: the CPU, or the run's own where VMDDPM_BACKEND
-    asks for kernels that may not run on a CPU."""
+    """Count parameters, and FLOPs of a forward pass. Baselines run on the meta device, which takes no memory and no
+    computation. VM-DDPM must run on a real device to count its scans: the CPU, or the run's device if VMDDPM_BACKEND
+    selects kernels, which may not run on a CPU."""
     scans = config.system == "vmddpm"
     own = config.training.device if os.environ.get("VMDDPM_BACKEND") else "cpu"
     device = choose_device(own, scans=True) if scans else torch.device("meta")
@@ -65,14 +65,14 @@ def _counted(config: RunConfig) -> Cost:
         else:
             network, judged = build_network(config).to(device), 0
             inputs = torch.zeros(1, *config.data.shape).to(device), torch.zeros(1, dtype=torch.int64).to(device)
-        before = counter.get_total_flops()  # of starting values that are orthogonal
+        before = counter.get_total_flops()  # orthogonal initialisation also counts FLOPs
         network.eval()(*inputs)
     return Cost(_parameters(network), judged, counter.get_total_flops() - before)
 
 
 def seconds_on_cpu(config: RunConfig, flops: int, processes: int = 1) -> float:
-    """About how long a training takes on this CPU, from the FLOPs of a pass of one image and the speed of a matrix
-    product here, as busy as the machine is: a step is three passes (forward, and twice that backward) of each image.
+    """Estimated training time on this CPU, from the FLOPs of a pass of one image and the present speed of a matrix
+    product. A step costs three passes of each image: the forward pass, and a backward pass of twice its cost.
     `processes` share a batch."""
     a = torch.rand(1024, 1024)
     times = []

@@ -1,8 +1,8 @@
-"""The command `vmddpm`: one module here for each sub-command, thin; what it does lives in the packages.
+"""The command `vmddpm`, with a thin module for each sub-command; the packages do the work.
 
-A module has `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, its options; and `run(parser, options)`; and
-may have `COMMON`, the dotted options of its short help. One with sub-commands of its own has instead `HELP`,
-`COMMANDS`, their summaries by name, `build(new_parser, name)` and `run(parser, options, name)`.
+A module defines `SUMMARY`, a line for `vmddpm --help`; `build(new_parser)`, which returns its parser; and `run(parser,
+options)`. It may define `COMMON`, the dotted options in its short help. A module with further sub-commands defines
+`HELP`, `COMMANDS` (their summaries by name), `build(new_parser, name)` and `run(parser, options, name)` instead.
 `new_parser(description=...)` makes a parser with the name of the command.
 """
 
@@ -35,25 +35,25 @@ example:
   vmddpm train --config demo --data.root slices --training.steps 20000 --run runs/small
   vmddpm sample --run runs/small --images 16 --out samples"""
 SWITCHES = """
-  --traceback  show where an error arose; it may stand anywhere
+  --traceback  show where an error occurred; allowed anywhere
   --version    show the version
 """
-UNEXPECTED = 70  # the exit code of an error that is not the user's (EX_SOFTWARE of sysexits.h)
+UNEXPECTED = 70  # exit code of an internal error (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "inpaint", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
-BASE = ("info",)  # those that need no more than the base install has
+BASE = ("info",)  # commands that the base install can run
 ASKS_FOR_HELP = ("-h", "--help", "--help-all")
 
-started = time.monotonic()  # the command, whose loading of torch and options takes seconds
+started = time.monotonic()  # start of the command, before torch and the options are loaded, which takes seconds
 
 
 @dataclass(frozen=True)
 class Call:
-    """A command line that was understood.
+    """A parsed command line.
 
     Attributes:
         words: the command and its sub-command, if it has one.
-        parser: of its options.
-        options: what was given, and defaults.
+        parser: the parser of its options.
+        options: the options, with defaults filled in.
     """
 
     words: tuple[str, ...]
@@ -80,7 +80,7 @@ def build_parser(*words: str) -> Any:
 
 
 def parse(argv: list[str]) -> Call:
-    """Reads a command line. Raises SystemExit: with 2 if it is misspelt, which is told; with 0 if it asks for help."""
+    """Parse a command line. Raises SystemExit: with code 2 and a message if it is invalid; with 0 after help."""
     if argv[:1] == ["--version"]:
         print(f"vmddpm {version('vmddpm')}")
         raise SystemExit(0)
@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> Call:
 def _answer(
     prog: str, kind: str, words: list[str], summaries: dict[str, str], text: str, switches: str = ""
 ) -> NoReturn:
-    """Of words whose first is in the place of a command and is none: help if it asks for it, else what is wrong."""
+    """Handle a first word that is not a command: show help if it is a help option, else refuse it with a hint."""
     word, *rest = words
     if word in ASKS_FOR_HELP:
         width = max(map(len, summaries))
@@ -121,13 +121,14 @@ def _answer(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+    """Run one command and return its exit code.
 
-    0: done. 1: an error that the user can mend, told in one line on stderr. 70: any other, with its traceback. 130:
-    Ctrl-C. 141: nobody reads the output any more, as in `vmddpm info | head -1`. A misspelt command line exits with 2.
+    0: success. 1: an error that the user can fix, reported in one line on stderr. 70: any other error, with its
+    traceback. 130: Ctrl-C. 141: the reader of the output has exited, as in `vmddpm info | head -1`. An invalid command
+    line exits with 2.
     """
     warnings.showwarning = lambda message, *_: print_message("warning", str(message))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may contain undecodable bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     global started
     started = time.monotonic()
@@ -154,16 +155,16 @@ def _name(words: Iterable[str]) -> str:
 
 
 def _flush() -> None:
-    """Writes out what was printed while a failure still counts: at its own end Python would only complain."""
+    """Flush stdout while a failure can still set the exit code; Python's own flush at exit would only print it."""
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left to be written then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the rest when Python exits
         raise
 
 
 def _report(error: Exception, name: str, *, traced: bool) -> int:
-    """Prints the error that ended the command `name`; returns the exit code."""
+    """Print the error that ended the command `name`; return the exit code."""
     line, code = _told(error, name, "" if traced else "; to see where, add --traceback")
     if traced or code == UNEXPECTED:
         traceback.print_exception(error)
@@ -172,7 +173,7 @@ def _report(error: Exception, name: str, *, traced: bool) -> int:
 
 
 def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
-    """The line for an error, and the exit code."""
+    """The message for an error, and the exit code."""
     if isinstance(error, VmddpmError):
         return str(error), 1
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""`python -m vmddpm.cli`, where the command `vmddpm` is not on the path."""
+"""`python -m vmddpm.cli`, for when the command `vmddpm` is not on the PATH."""
 
 import sys
 

@@ -6,8 +6,8 @@ from vmddpm.cli.table1 import make, with_options
 
 COMMON = ("extractor.path",)
 SUMMARY = "the paper's Table II: with and without Sequence Regeneration"
-HELP = """Make Table II, the ablation of Sequence Regeneration, with its other readings: ordered in sampling, patches,
-zero-order hold, one direction. Several seeds give means and deviations; a command that was stopped goes on.
+HELP = """Make Table II, the ablation of Sequence Regeneration, with alternative readings: ordered in sampling, patches,
+zero-order hold, one direction. Several seeds give means and deviations; an interrupted command resumes.
 
 example:
   vmddpm ablate --preset tiny --out tables

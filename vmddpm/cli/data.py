@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 SUMMARY = "look for leaks and duplicates in a store"
-HELP = """Look into a store made by `vmddpm prepare`.
+HELP = """Inspect a store made by `vmddpm prepare`.
 
 example:
   vmddpm data check stores/brats"""
 COMMANDS = {"check": "damage, patients in both splits, duplicates"}
-CHECK = """Check a store: every image is what was written, no patient is in both splits, and no image is
-there twice, exactly or nearly, under two patients' names. What `prepare` left out is told again. Exit code 1 if
-anything is found.
+CHECK = """Check a store for damaged images, patients in both splits, and exact or near duplicates under two patients'
+names. The files that `prepare` left out are listed again. Exit code 1 if anything is found.
 
 example:
   vmddpm data check stores/brats"""

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 COMMON = ("extractor.path",)
 SUMMARY = "compare samples with real images"
-HELP = """Compare the images that `vmddpm sample` drew with real ones: Fréchet distance (FID), KID, precision and
-recall, copies of training images, and with --metrics.radiomics 1000 the Fréchet Radiomic Distance of 1,000 images of
-each side. The result is evaluation.json and closest.png in --out. The extractor's file is a program that runs with your
-rights; take it from whom you would take a program. Of volumes their slices are compared, or with --slices none they
-themselves, by a network of volumes.
+HELP = """Compare images drawn by `vmddpm sample` with real ones: Fréchet distance (FID), KID, precision and recall,
+copies of training images, and with --metrics.radiomics 1000 the Fréchet Radiomic Distance of 1,000 images of each set.
+The result is evaluation.json and closest.png in --out. The extractor's file is a program that runs with your rights;
+use only files from sources you trust. Volumes are compared by their slices, or, with --slices none, whole, by a network
+for volumes.
 
 example:
   vmddpm evaluate --run runs/brats --samples samples --extractor.path inception-2015-12-05.pt --out results/brats
@@ -23,15 +23,15 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--run", type=str, required=True, help="the run folder; its training images are the real ones")
     parser.add_argument("--samples", type=str, required=True, help="folder of 000000.png, 000001.png ...")
     parser.add_argument("--out", type=str, required=True, help="folder for the result")
-    parser.add_argument("--root", type=str, default=None, help="where the training images lie now, if elsewhere")
+    parser.add_argument("--root", type=str, default=None, help="present folder of the training images, if moved")
     parser.add_argument("--held-out", type=str, default=None, help="folder of real images the run has not seen; "
-                        "by default the test split, if the training images are a store that has one")  # fmt: skip
+                        "by default the test split, if the training images are in a store with one")  # fmt: skip
     parser.add_argument("--slices", type=Literal["axial", "coronal", "sagittal", "none"], default="axial",
-                        help="of volumes, which slices are compared; none: they themselves")  # fmt: skip
-    parser.add_argument("--images", type=int, default=None, help="the first so many samples only")
-    parser.add_argument("--per-class", action="store_true", help="compare class by class too, and train classifiers on "
-                        "either side and test them on the other, of a run with classes")  # fmt: skip
-    parser.add_argument("--classifier-steps", type=int, default=400, help="steps of these classifiers; 0 trains none")
+                        help="slices of volumes to compare; none compares whole volumes")  # fmt: skip
+    parser.add_argument("--images", type=int, default=None, help="use only this many samples, the first ones")
+    parser.add_argument("--per-class", action="store_true", help="also compare class by class, and train classifiers "
+                        "on real images and on samples and test each on the other; for a run with classes")  # fmt: skip
+    parser.add_argument("--classifier-steps", type=int, default=400, help="training steps of these classifiers, or 0")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     parser.add_class_arguments(MetricsConfig, "metrics")
     return parser
@@ -63,9 +63,9 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.training.conditions import separator_of
 
     parts = parser.instantiate(options)
-    choose_device(parts.metrics.device)  # an unusable one is told before images are decoded
+    choose_device(parts.metrics.device)  # report an unusable device before decoding images
     if parts.metrics.radiomics:
-        load_radiomics()  # so are missing packages
+        load_radiomics()  # report missing packages before decoding images
     samples, folder = SampleFolder(parts.samples, parts.images), RunFolder(parts.run)
     config = folder.load_config()
     data, classes, labels = config.data, config.model.classes, None
@@ -85,7 +85,7 @@ def run(parser: Any, options: Any) -> None:
         raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
                         "folder of real images by --root")  # fmt: skip
     least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
-    check_images(samples, "samples", data.shape, parts.metrics, least)  # before any is decoded
+    check_images(samples, "samples", data.shape, parts.metrics, least)  # before decoding any
     conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
     training, doubts = SliceDataset(data, progress=True), []
     told_of = None if conditions is None else conditions.read(training, classes, progress=True)

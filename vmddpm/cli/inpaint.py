@@ -2,10 +2,10 @@
 
 from typing import Any
 
-SUMMARY = "draw a region of real images anew"
-HELP = """Draw the region that a mask marks in each image anew, by a model that was trained without masks: RePaint
-(Lugmayr et al., 2022). Everything else stays as it is. Masks have the names and the sizes of the images; what is not 0
-in them is drawn. The same command again goes on where it was stopped.
+SUMMARY = "redraw a region of real images"
+HELP = """Redraw the masked region of each image with a model that was trained without masks: RePaint (Lugmayr et al.,
+2022). The rest of the image does not change. Masks have the names and sizes of the images; nonzero pixels are redrawn.
+Run the same command again to resume after an interruption.
 
 example:
   vmddpm inpaint --run runs/brats --real slices --masks regions --out filled
@@ -20,20 +20,20 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--masks", type=str, required=True, help="folder of the masks")
     parser.add_argument("--out", type=str, required=True, help="folder for the result; images already there are kept")
     parser.add_argument("--pattern", type=str, default="*", help="shell pattern of the images")
-    parser.add_argument("--mask-pattern", type=str, default="*", help="shell pattern of the masks; its stars stand for "
-                        "what those of the images' do")  # fmt: skip
+    parser.add_argument("--mask-pattern", type=str, default="*", help="shell pattern of the masks; its stars match the "
+                        "same text as those of the images' pattern")  # fmt: skip
     parser.add_argument("--sampler", type=str, default="ddpm", help="ddpm or ddim")
-    parser.add_argument("--steps", type=int, default=None, help="steps of denoising; default: 250, or all if fewer")
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps; default: 250, or all if fewer")
     parser.add_argument("--jump", type=int, default=10, help="steps that a resampling goes back")
-    parser.add_argument("--resamplings", type=int, default=10, help="how often each stretch of steps is walked: 1 is "
-                        "fastest, more fit the region to its surroundings")  # fmt: skip
+    parser.add_argument("--resamplings", type=int, default=10, help="how often each stretch of steps is run: 1 is "
+                        "fastest, more fit the region better to its surroundings")  # fmt: skip
     parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
-                        help="class of what is drawn, of a run with classes")  # fmt: skip
-    parser.add_argument("--guidance", type=float, default=1.0, help="how strongly the class counts")
-    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; part of what fixes an image")
+                        help="class of the drawn region, for a run with classes")  # fmt: skip
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale of the class")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn region")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; it affects the images drawn")
     parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
-    parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda ...")
+    parser.add_argument("--device", type=str, default="auto", help="device: auto, cpu, cuda ...")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the library tells by `logging`, on the terminal: information on stdout, warnings and errors on stderr."""
+"""Prints the library's `logging` messages on the terminal: information on stdout, warnings and errors on stderr."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from typing import TextIO
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # A failure to write is not swallowed: a reader that leaves ends the command.
+        # Failures to write propagate: the command ends if the reader of its output has exited.
         if record.levelno < logging.WARNING:
             _write(record.getMessage(), sys.stdout)
         else:
@@ -17,12 +17,12 @@ class _Terminal(logging.Handler):
 
 
 def print_message(kind: str, text: str) -> None:
-    """On stderr."""
+    """Print a message on stderr."""
     _write(f"{kind}: {text}", sys.stderr)
 
 
 def _write(text: str, file: TextIO) -> None:
-    """On a line of its own, above a progress bar if there is one."""
+    """Print on a separate line, above a progress bar if there is one."""
     write = sys.modules["tqdm"].tqdm.write if sys.modules.get("tqdm") else print
     write(text, file=file)
     file.flush()
@@ -30,7 +30,7 @@ def _write(text: str, file: TextIO) -> None:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Messages of `vmddpm` and `vmddpm_kernels` are shown inside this."""
+    """Show the messages of `vmddpm` and `vmddpm_kernels` within the context."""
     terminal, loggers = _Terminal(), [logging.getLogger(name) for name in ("vmddpm", "vmddpm_kernels")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
-"""The parser of a command's options: a short help and a whole one, and errors of a line or two.
+"""The parser of a command's options, with a short and a full help, and errors of one or two lines.
 
-jsonargparse reads the options from the fields of the configuration dataclasses, and its errors show what went on inside
-it: here they are told in the words of the command line.
+jsonargparse takes the options from the fields of the configuration dataclasses. Its errors expose its internals, so
+they are rewritten here in terms of the command line.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class _ShortFormatter(_Formatter):
-    """The first sentence of what an option does, and its default."""
+    """Shows the first sentence of an option's help, and its default."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = first_sentence(action)
@@ -42,11 +42,12 @@ class _WholeHelp(argparse._HelpAction):
 
 
 class OptionParser(ArgumentParser):
-    """Args:
-    prog: the command, as it is typed.
-    description: what it does, and examples.
-    common: the dotted options that the short help shows, beside all that have no dot.
-    presets: names that --config takes in place of a file.
+    """The parser of a command.
+
+    Attributes:
+        common: the dotted options in the short help, which also shows all options without a dot.
+        presets: names that --config accepts in place of a file.
+        needed: destinations of the required options.
     """
 
     common: Iterable[str] = ()
@@ -61,13 +62,13 @@ class OptionParser(ArgumentParser):
         return parser
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
-        self.needed = {action.dest for action in self._actions if action.required}  # jsonargparse hides it meanwhile
+        self.needed = {action.dest for action in self._actions if action.required}  # jsonargparse clears it in parsing
         given = arguments[0] if arguments else options.get("args")
         self._check_configs(sys.argv[1:] if given is None else list(given))
         return super().parse_args(*arguments, **options)
 
     def _check_configs(self, words: list[str]) -> None:
-        """Refuses files of --config that hold no options; what is wrong with single ones, jsonargparse tells."""
+        """Refuse --config files without options; jsonargparse reports errors in single options."""
         if "--config" not in self._option_string_actions:
             return
         parts = {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
@@ -78,7 +79,7 @@ class OptionParser(ArgumentParser):
                        f"it must be YAML in UTF-8 of {entry}; `{self.prog} --print_config` shows one")  # fmt: skip
 
     def print_help(self, *_: Any) -> None:
-        """The short help."""
+        """Print the short help."""
         shown = [action for action in self._choices() if "." not in action.dest or action.dest in self.common]
         formatter, whole = self.formatter_class, self._action_groups
         groups: list[Any] = [argparse._ArgumentGroup(self, title) for title in ("arguments", "options")]
@@ -99,7 +100,7 @@ class OptionParser(ArgumentParser):
         return str(super().format_help(*arguments))
 
     def _usage(self) -> str:
-        """The command with what it cannot do without."""
+        """The command with its required arguments."""
         needed = [
             f"{self._name(action)} {self._value_name(action)}" if action.option_strings else self._name(action)
             for action in self._choices()
@@ -110,7 +111,7 @@ class OptionParser(ArgumentParser):
         return " ".join([self.prog, *places, *named, "[options]"])
 
     def _name(self, action: argparse.Action) -> str:
-        """As it is typed: "--training.steps", or, without a name, "study"."""
+        """An option as typed, such as "--training.steps", or a positional argument, such as "study"."""
         if action.option_strings:
             return next(text for text in action.option_strings if text.startswith("--"))
         word = self._value_name(action).lower()
@@ -123,18 +124,18 @@ class OptionParser(ArgumentParser):
         return str(action.metavar or action.dest.rpartition(".")[2].upper())
 
     def _choices(self) -> list[argparse.Action]:
-        """What can be given, without the options that take a whole part of the configuration as one text."""
+        """The visible options, without those that take a whole part of the configuration as one text."""
         parts = {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
         return [action for action in self._actions
                 if action.help != argparse.SUPPRESS and action.dest not in parts]  # fmt: skip
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a parser that jsonargparse makes for one value: it takes the error up
+        if not self.exit_on_error:  # a parser that jsonargparse makes for one value, and whose errors it handles
             super().error(message, ex)
         refuse(self.prog, *self._told(" ".join(message.split())))
 
     def _told(self, message: str) -> tuple[str, str]:
-        """A message of argparse or jsonargparse -> what was wrong, and the way out."""
+        """Translate a message of argparse or jsonargparse into the fault and the remedy."""
         help_text = f"`{self.prog} --help` shows its options"
         if found := re.match(r"unrecognized arguments: (.*)", message):
             return self._unknown(found[1].split(" "))
@@ -215,16 +216,17 @@ class OptionParser(ArgumentParser):
 
 
 def values_of(option: str, words: list[str]) -> list[str]:
-    """What a command line gives by an option."""
+    """The values of an option on a command line."""
     joined = [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
     return joined + [after for word, after in pairwise(words) if word == option]
 
 
 def _no_options(path: str, parts: set[str]) -> str:
-    """Why a file holds no options; empty if it holds some, or jsonargparse will tell: it is not there, or no YAML.
+    """The reason why a file holds no options. Empty if it holds some, or if jsonargparse will report the fault: a
+    missing file or invalid YAML.
 
     Args:
-        parts: the entries that have entries of their own.
+        parts: the entries that have nested entries.
     """
     if not path:
         return "names no file"
@@ -247,17 +249,17 @@ def _no_options(path: str, parts: set[str]) -> str:
 
 
 def _kind(value: Any) -> str:
-    """Of what YAML holds, as BaseLoader reads it: text for all that is not a list or a mapping."""
+    """The kind of a YAML value in words. BaseLoader returns text for everything but lists and mappings."""
     return "a list" if isinstance(value, list) else f"the single value {value!r:.40}" if value else "nothing"
 
 
 def first_sentence(action: argparse.Action) -> str:
-    """What an option does, in a few words."""
+    """The first sentence of an option's help, without its full stop."""
     return re.split(r"(?<=[.;])\s", " ".join((action.help or "").split()), maxsplit=1)[0].rstrip(".;")
 
 
 def expected(kind: Any) -> str:
-    """What a value of a type is, in words: int -> "a whole number"; empty if there are none for it."""
+    """A description of a type's values: int -> "a whole number"; empty for types without one."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if kind in words:
         return words[kind]

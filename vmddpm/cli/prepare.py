@@ -1,11 +1,11 @@
-"""`vmddpm prepare`: its options are those of the data set, and the fields of DataConfig."""
+"""`vmddpm prepare`; its options are those of the data set, and the fields of DataConfig."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 SUMMARY = "read a data set once, into a store"
-DATASETS = {  # what it is, and an example's arguments
+DATASETS = {  # description, and arguments of an example
     "acdc": ("ACDC: cardiac MR, the end-diastolic and end-systolic frames", "ACDC --out stores/acdc"),
     "brats": (
         "BraTS 2017 to 2023: brain MR, one modality",
@@ -20,7 +20,7 @@ DATASETS = {  # what it is, and an example's arguments
     ),
 }  # fmt: skip
 EXAMPLES = {name: f"  vmddpm prepare {name} {arguments}" for name, (_, arguments) in DATASETS.items()}
-HELP = """Read a data set as its owners ship it, in many processes, into a store for `vmddpm train --data.root`.
+HELP = """Read a data set as distributed, in many processes, into a store for `vmddpm train --data.root`.
 
 example:
 """ + "\n".join(EXAMPLES.values())
@@ -36,7 +36,7 @@ def build(new_parser: Any, name: str) -> Any:
     one.add_argument("root", type=str, help="the folder of the data set")
     one.add_argument("--out", type=str, required=True, help="the store, a new folder")
     one.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that decode")
-    one.add_argument("--test-share", type=float, default=0.0, help="share of patients, about, in the test split")
+    one.add_argument("--test-share", type=float, default=0.0, help="approximate share of patients in the test split")
     if name == "acdc":
         one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es",
                          help="frames of each heart: ed-es, end-diastole and end-systole, or cine, all")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Configurations that come with the package, named on the command line in place of a file."""
+"""Configurations in the package, which --config accepts by name."""
 
 from importlib.resources import files
 
@@ -6,7 +6,7 @@ PRESETS = sorted(path.name[:-5] for path in files("vmddpm.presets").iterdir() if
 
 
 def with_preset_files(argv: list[str]) -> list[str]:
-    """--config NAME of a preset -> --config FILE."""
+    """Replace --config NAME of a preset by --config FILE."""
     expanded: list[str] = []
     for word in argv:
         name = word.removeprefix("--config=")

@@ -3,7 +3,7 @@
 from typing import Any
 
 SUMMARY = "draw images"
-HELP = """Draw synthetic images with a trained model; the same command again goes on where it was stopped.
+HELP = """Draw synthetic images with a trained model; run the same command again to resume after an interruption.
 
 example:
   vmddpm sample --run runs/brats --images 100 --sampler ddim --steps 50 --out samples
@@ -18,29 +18,29 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--run", type=str, required=True, help="the run folder")
     parser.add_argument("--out", type=str, required=True, help="folder for the images; those already there are kept")
     parser.add_argument("--images", type=int, default=16, help="number of images")
-    parser.add_argument("--sampler", type=str, default="ddpm", help="way of denoising: ddpm, ddim or dpm-solver; "
-                        "a GAN needs none")  # fmt: skip
+    parser.add_argument("--sampler", type=str, default="ddpm", help="sampler: ddpm, ddim or dpm-solver; ignored by "
+                        "GANs")  # fmt: skip
     parser.add_argument(
         "--steps", type=int, default=None,
-        help="steps of denoising, at most those of training, with ddim a divisor; default: all",
+        help="denoising steps, at most those of training, with ddim a divisor; default: all",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the images: the same gives the same images")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; part of what fixes an image")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time; it affects the images drawn")
     parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
-                        help="class of the images, of a run with classes; by default each class in turn")  # fmt: skip
+                        help="class of the images, for a run with classes; by default each class in turn")  # fmt: skip
     parser.add_argument("--guidance", type=float, default=1.0,
-                        help="how strongly the condition counts: 0 leaves it out, 1 is as trained, 2 to 4 exaggerate "
-                        "it, in twice the time")  # fmt: skip
+                        help="guidance scale: 0 ignores the condition, 1 is as trained, 2 to 4 exaggerate it, in twice "
+                        "the time")  # fmt: skip
     parser.add_argument("--condition-images", type=str, default=None,
-                        help="folder of the masks, or other images, that those drawn are to match")  # fmt: skip
+                        help="folder of masks or other images to condition on")  # fmt: skip
     parser.add_argument("--weights", type=str, default="ema", help="weights of the run, ema (averaged) or raw")
-    parser.add_argument("--ordered", action="store_true", help="scan in order, whatever the network was trained with")
-    parser.add_argument("--format", type=str, default=None, help="png, a file an image, nifti, a file a volume, or "
-                        "npy, a file a batch; default: a file each")  # fmt: skip
+    parser.add_argument("--ordered", action="store_true", help="scan in order, however the network was trained")
+    parser.add_argument("--format", type=str, default=None, help="png, a file per image, nifti, a file per volume, or "
+                        "npy, a file per batch; default: png or nifti")  # fmt: skip
     parser.add_argument(
         "--compile", type=str, default="no", help="mode of torch.compile: no, default, reduce-overhead (CUDA graphs)"
     )
-    parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda ...")
+    parser.add_argument("--device", type=str, default="auto", help="device: auto, cpu, cuda ...")
     return parser
 
 

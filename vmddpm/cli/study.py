@@ -1,4 +1,4 @@
-"""`vmddpm study`: its options are those of the study and of the data set, with their docstrings."""
+"""`vmddpm study`; its options and their help come from CreateOptions and DataConfig."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ example:
   vmddpm study serve study
   vmddpm study report study"""
 
-CREATE = """Choose real and synthetic images and prepare both in one way.
+CREATE = """Select real and synthetic images, and prepare both in the same way.
 
 example:
   vmddpm study create --real BraTS2018 --real-pattern '*_flair.nii.gz' --synthetic samples --images 100 --out study"""
@@ -108,7 +108,7 @@ def _create(options: Any) -> None:
     from vmddpm.study.create import CreateOptions, create_study
 
     real = DataConfig(root=options.real, pattern=options.real_pattern, **vars(options.data))
-    drawn_here = (Path(options.synthetic) / "sampling.yaml").exists()  # beside the images there is a picture of many
+    drawn_here = (Path(options.synthetic) / "sampling.yaml").exists()  # the folder then also holds grid.png
     pattern = options.synthetic_pattern or ("[0-9]*.png" if drawn_here else "*")
     synthetic = replace(real, root=options.synthetic, pattern=pattern, split="all")
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})

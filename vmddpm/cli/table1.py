@@ -6,7 +6,7 @@ from typing import Any
 COMMON = ("extractor.path",)
 SUMMARY = "the paper's Table I: train, draw and evaluate every system"
 HELP = """Make Table I: DCGAN, SAGAN, UNetGAN, DDPM, DDIM and VM-DDPM are trained (or reused), sampled and evaluated,
-and printed beside the paper's figures. A command that was stopped goes on; table1 and ablate may share a folder.
+and printed next to the paper's figures. An interrupted command resumes; table1 and ablate may share a folder.
 
 example:
   vmddpm table1 --preset tiny --out tables
@@ -26,7 +26,7 @@ def with_options(parser: Any) -> Any:
 
     parser.add_argument("--out", type=str, required=True, help="folder for runs, samples, results and the table")
     parser.add_argument("--preset", type=str, default="tiny",
-                        help="tiny (minutes on a CPU, on a brain that comes along) or paper")  # fmt: skip
+                        help="tiny (minutes on a CPU, on a brain that comes with nilearn) or paper")  # fmt: skip
     parser.add_argument("--dataset", type=str, default=None,
                         help="data set of the preset paper: chestxray, brats2018 or acdc")  # fmt: skip
     parser.add_argument("--root", type=str, default=None, help="folder of that data set")
@@ -37,7 +37,7 @@ def with_options(parser: Any) -> Any:
     parser.add_argument("--images", type=int, default=None,
                         help="images drawn from each run, instead of the preset's number")  # fmt: skip
     parser.add_argument("--seeds", type=list[int], default=None, help="seeds of training, such as [0,1,2]")
-    parser.add_argument("--device", type=str, default=None, help="where to compute: auto, cpu, cuda ...")
+    parser.add_argument("--device", type=str, default=None, help="device: auto, cpu, cuda ...")
     parser.add_class_arguments(ExtractorConfig, "extractor")
     return parser
 

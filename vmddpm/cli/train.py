@@ -1,4 +1,4 @@
-"""`vmddpm train`: its options are the fields of the configuration dataclasses, with their docstrings."""
+"""`vmddpm train`; its options and their help are the fields and docstrings of the configuration dataclasses."""
 
 from dataclasses import fields
 from typing import Any
@@ -11,7 +11,7 @@ COMMON = (
     "condition.labels", "condition.image",
 )  # fmt: skip
 SUMMARY = "train, or continue a run"
-HELP = """Train a VM-DDPM, or a system it is compared with, on a folder of images, or continue the run in a run folder.
+HELP = """Train a VM-DDPM or a baseline on a folder of images, or continue the run in a run folder.
 
 example:
   vmddpm train --config paper-brats2018 --data.root BraTS2018 --run runs/brats
@@ -21,7 +21,7 @@ example:
   vmddpm train --config paper-acdc --print_config
   torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
-LONG = 86400  # seconds of a training that nobody starts unawares
+LONG = 86400  # seconds of training above which the user is warned
 
 
 def build(new_parser: Any) -> Any:
@@ -81,8 +81,8 @@ def run(parser: Any, options: Any) -> None:
 
 
 def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
-    """Says how long a training takes on a CPU, if it is more than a day. Raises InputError if nobody chose it by a
-    configuration."""
+    """Print how long a training takes on a CPU, if it takes more than a day. Raises InputError if the length comes from
+    the defaults, without --config."""
     from vmddpm.errors import InputError
     from vmddpm.systems import seconds_on_cpu
     from vmddpm.training.report import duration

@@ -1,4 +1,4 @@
-"""How a command line that cannot be understood is answered: one line that says what was wrong, one with the way out."""
+"""Errors for invalid command lines: one line with the fault, one with the remedy."""
 
 import argparse
 import difflib
@@ -6,19 +6,19 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-USAGE = 2  # the exit code of a misspelt command line, that of argparse
-FORMER = {"num": "images", "n": "images", "batch": "batch_size"}  # names in other programs and earlier ones of ours
+USAGE = 2  # exit code of an invalid command line, as in argparse
+FORMER = {"num": "images", "n": "images", "batch": "batch_size"}  # names in other programs and in earlier versions
 
 
 def refuse(prog: str, *lines: str) -> NoReturn:
-    """Prints the lines, the first behind the name of the command, and ends the program with exit code 2."""
+    """Print the lines, the first after the name of the command, and exit with code 2."""
     print(f"{prog}: " + "\n  ".join(line for line in lines if line), file=sys.stderr)
     raise SystemExit(USAGE)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that was probably meant; empty if none is near. An abbreviation is near, if of one word only, and
-    so is the last part of a dotted option."""
+    """The known word that was probably meant; empty if none is close. Unambiguous abbreviations and the last part of a
+    dotted option count as close."""
     choices = list(known)
     bare = word.lstrip("-").replace("-", "_")
     plain = {choice.lstrip("-").replace("-", "_"): choice for choice in choices}
@@ -43,7 +43,7 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 class PlainParser(argparse.ArgumentParser):
-    """A parser of the base install, which has no jsonargparse; its errors are lines as those of `OptionParser`."""
+    """A parser for the base install, which lacks jsonargparse, with errors in the style of `OptionParser`."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -137,7 +137,7 @@ def _shape(header: nib.analyze.AnalyzeHeader) -> tuple[int, ...]:
 
 
 def _scaling(header: nib.analyze.AnalyzeHeader) -> tuple[float, float]:
-    """Slope and intercept; invalid ones (not finite, or a slope of 0) are replaced by 1 and 0."""
+    """Slope and intercept: (1, 0) if the slope is 0 or not finite; an intercept that is not finite counts as 0."""
     if not isinstance(header, nib.Nifti1Header):
         slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
         return (slope if np.isfinite(slope) and slope else 1.0), 0.0

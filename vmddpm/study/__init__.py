@@ -1,7 +1,7 @@
-"""The reader study: judges of real and synthetic images, their answers, and what these say (paper, section IV-D).
+"""The reader study: readers judge real and synthetic images (paper, section IV-D).
 
-`create` makes a study, `server` shows it, `report` tells what the answers say; a module each, as `server` needs neither
-torch nor matplotlib, and the others no server.
+`create` makes a study, `server` serves it, and `report` evaluates the answers. They are separate modules because
+`server` needs neither torch nor matplotlib, and the others need no web server.
 """
 
 from vmddpm.study.folder import Study, StudyError

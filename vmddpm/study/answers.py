@@ -1,8 +1,8 @@
 """The answers of a reader: one line of JSON each, flushed to the disk before success is reported.
 
-A line is never changed. Going back to an image adds a line with the next revision, and the last revision counts. A page
-says which revision it means to write and gives every answer an identifier of its own: an answer that is sent again,
-because the acknowledgement was lost, is recognised, and one from a page that has fallen behind another is refused.
+A line is never changed. Going back to an image adds a line with the next revision, and the last revision counts. With
+each answer, a page sends the revision that it expects to write and a unique identifier: a repeated answer, after a lost
+acknowledgement, is recognised, and an answer from an outdated page is refused.
 """
 
 import json
@@ -21,7 +21,7 @@ from vmddpm.study.folder import CLASSES, Study, StudyError
 
 CONFIDENCES = ("low", "medium", "high")
 LONGEST_SECONDS = 7 * 24 * 3600
-MOST = 10**6  # images of a study, and answers to one
+MOST = 10**6  # images in a study, and answers to one image
 
 
 class StaleAnswer(VmddpmError, ValueError):
@@ -34,12 +34,12 @@ class Sent:
 
     Attributes:
         position: place of the image in the reader's order, from 0.
-        revision: number of answers to the image that are stored already.
+        revision: number of answers to the image stored before this one.
         answer: "real" or "synthetic".
         confidence: "low", "medium" or "high".
         seconds: from the image being shown to the answer being confirmed.
         page: version of the page.
-        submission: the answer's own identifier.
+        submission: unique identifier of the answer.
     """
 
     position: int
@@ -56,7 +56,7 @@ class Sent:
         checks = {
             "position": _is_count, "revision": _is_count,
             "answer": CLASSES.__contains__, "confidence": CONFIDENCES.__contains__,
-            "seconds": lambda x: type(x) in (int, float) and 0 <= x <= LONGEST_SECONDS,  # which NaN is not
+            "seconds": lambda x: type(x) in (int, float) and 0 <= x <= LONGEST_SECONDS,  # False for NaN
             "page": _is_word, "submission": _is_word,
         }  # fmt: skip
         if not isinstance(content, dict) or set(content) != set(checks):
@@ -85,7 +85,7 @@ class AnswerLog:
     def __init__(self, study: Study, reader: str) -> None:
         self._path, self._reader, self._order = study.log(reader), reader, study.order(reader)
         self._lock = threading.Lock()
-        # A partial last line is from a power cut; its answer was never reported as stored.
+        # A partial last line is left by a power cut; its answer was never reported as stored.
         rows, self._end = read_log(self._path)
         check_rows(self._path, rows, reader, self._order)
         if self._path.exists() and self._end < self._path.stat().st_size:
@@ -98,8 +98,8 @@ class AnswerLog:
             self._take(row)
 
     def state(self) -> dict[str, Any]:
-        """The state for a page: the number of answered images, and the last answer, which may be changed. Waits for
-        nobody, whatever is being stored."""
+        """The state for a page: the number of answered images, and the last answer, which may be changed. Never blocks,
+        even while an answer is being stored."""
         return self._state
 
     def image(self, position: int) -> str | None:
@@ -111,8 +111,8 @@ class AnswerLog:
         """Store an answer and flush it to the disk.
 
         Raises:
-            StaleAnswer: if the image is neither the next one nor the one before, or has other answers since.
-            OSError: if it could not be stored; the log is as it was.
+            StaleAnswer: if the image is neither the next nor the previous one, or has newer answers.
+            OSError: if it could not be stored; the log is unchanged.
         """
         with self._lock:
             if sent.submission in self._submissions:
@@ -144,12 +144,12 @@ def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int
     """Append a line to a log and flush it to the disk.
 
     Args:
-        line: with its end.
-        end: bytes of the log that are known; what follows is of an attempt that failed, and is taken back.
-        flush_folder: whether the file's name may not be on the disk yet.
+        line: the line, including its line end.
+        end: length of the valid log in bytes; anything beyond is left by a failed attempt, and is removed.
+        flush_folder: also flush the folder, because the file's name may not be on the disk yet.
 
     Returns:
-        The bytes that are known now.
+        The new length of the valid log.
 
     Raises:
         OSError: if it could not be stored.
@@ -168,7 +168,7 @@ def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int
             if flush_folder:
                 flush(path.parent)
         except OSError:
-            with suppress(OSError):  # of a disk that has become read-only; the next attempt takes it back
+            with suppress(OSError):  # the disk may have become read-only; the next attempt truncates
                 file.truncate(end)
             raise
     return end + len(line)
@@ -217,10 +217,10 @@ def check_rows(path: Path, rows: list[dict[str, Any]], reader: str, order: list[
 
 
 def final_answers(study: Study, reader: str) -> list[dict[str, Any]]:
-    """The row that counts for each image, in the order they were shown; `revision` says how often it was changed.
+    """The last row for each image, in the order they were shown; `revision` is the number of changes.
 
     Raises:
-        StudyError: if the log is damaged, or that of another reader or study.
+        StudyError: if the log is damaged, or belongs to another reader or study.
     """
     rows, _ = read_log(study.log(reader))
     check_rows(study.log(reader), rows, reader, study.order(reader))

@@ -1,18 +1,19 @@
-"""Checks for differences of two sets of images besides anatomy: windowing, margins, sharpness."""
+"""Checks for non-anatomical differences between two sets of images: windowing, margins, sharpness."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-# A share of pairs in which a real and a synthetic image are told apart by one number: half is chance.
+# A property separates the classes if it tells a real from a synthetic image in more than this share of pairs (half is
+# chance), with a p-value below the second number.
 TELLING, SIGNIFICANT = 0.75, 1e-3
 
 
 def differences(real: np.ndarray, synthetic: np.ndarray) -> list[str]:
     """A warning for each property that separates the classes too well.
 
-    A good imitation differs in none of them. If one does, either the synthetic images do, which is a finding, or the
-    two sets were not prepared alike, which spoils the study.
+    Good synthetic images differ in none of them. A difference is either a true property of the synthetic images, which
+    is a finding, or a difference in preparation, which spoils the study.
 
     Args:
         real, synthetic: uint8 (N, S, S, C).

@@ -36,27 +36,27 @@ is stored when you confirm it, and signing in again takes you to the image where
 
 Please do not discuss the images with other readers before all have finished."""
 
-# The fields of DataConfig that say where images lie, not how they look.
+# The fields of DataConfig that locate images and do not affect their appearance.
 PLACE: dict[str, Any] = {"root": "", "pattern": "*", "split": "all"}
 
 
 @dataclass
 class CreateOptions:
-    """How a study is made.
+    """Options of a new study.
 
     Attributes:
         images: number of images of each class: "we randomly selected one hundred synthetic images ... as well as one
             hundred real images" (paper, IV-D).
-        seed: the same seed and images give the same study. By default it is drawn at random and kept in the key;
-            whoever knows the seed can work out the key.
-        slices: the most images of one patient, where patients are known. Two slices of one patient look alike, and
-            synthetic images have no such likeness.
-        patient: regular expression whose first group, found in a real file's path below its folder, is the patient,
-            such as `(\\d+)_\\d+\\.png`. By default it is what a prepared store says; of other folders, the Patient
-            ID of a DICOM file (without one, its study), the folder of a volume (or the file, if it lies at the top);
-            else it is not known.
-        title: shown on the page.
-        instructions: a text file, shown in place of the built-in instructions; {total} is the number of images.
+        seed: the same seed and images give the same study. By default it is drawn at random and stored in the key;
+            anyone who knows the seed can work out the key.
+        slices: maximum number of images per patient, if patients are known. Two slices of one patient look alike, which
+            would distinguish them from synthetic images.
+        patient: regular expression that is searched for in a real file's path below its folder; its first group is the
+            patient, such as `(\\d+)_\\d+\\.png`. By default the patient comes from a prepared store; in other folders
+            it is the Patient ID of a DICOM file (without one, its study), or the folder of a volume (or the file, if it
+            lies at the top); for other files it is unknown.
+        title: title of the page.
+        instructions: a text file that replaces the built-in instructions; {total} is the number of images.
     """
 
     images: int = 100
@@ -81,15 +81,15 @@ def create_study(
     """Make the folder of a study atomically.
 
     Args:
-        real, synthetic: what the images of each class are read from; all but where they lie must be the same.
+        real, synthetic: how to read the images of each class; only `root`, `pattern` and `split` may differ.
         progress: show a bar while files are decoded.
 
     Returns:
-        Ways in which the two classes differ at a glance, which a reader could use without looking at anatomy.
+        Descriptions of obvious differences between the classes, which a reader could use without looking at anatomy.
 
     Raises:
         StudyError: if there are too few images or patients, or the folder exists.
-        DataError: if images cannot be read, or `patient` is no regular expression.
+        DataError: if images cannot be read, or `patient` is not a regular expression.
     """
     out = Path(out)
     if out.exists():
@@ -147,7 +147,7 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
 
 
 def encode_png(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 (S, S, C) without compression and metadata, so that the file size reveals nothing about the image."""
+    """Write uint8 (S, S, C) without compression or metadata, so that the file size reveals nothing about the image."""
     with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, compress_level=0)
 
@@ -187,7 +187,7 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
     of: dict[object, list[int]] = {}
     for number in shuffled(range(len(patients)), seed, label):
         of.setdefault(patients[number], []).append(number)
-    # A second slice of a patient is taken when every patient has given one.
+    # No patient gives a second slice before every patient has given one.
     rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
     if len(rounds) < n:
         way_out = "draw more, or ask for fewer images"
@@ -199,7 +199,7 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
 
 
 def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    with atomic_folder(out, 0o700) as part:  # nobody but its owner enters
+    with atomic_folder(out, 0o700) as part:  # accessible only to its owner
         (part / "answers").mkdir()
         for name in public["images"]:
             encode_png(images[name], part / "images" / f"{name}.png")

@@ -15,7 +15,7 @@ INK, FAINT, BAND = "#1c2733", "#8a97a3", "#dfe9f2"
 
 
 def save_figure(caption: str, rows: list[dict[str, Any]], paths: list[Path]) -> None:
-    """rows: as `report.summary` returns them, one for each reader."""
+    """Draw the page and save it to each path. `rows` are results of `report.summary`, one for each reader."""
     heights = [*[0.95] * len(rows), 0.65, 1.2 + 0.35 * len(rows)]
     figure = Figure(figsize=(8.3, sum(heights) + 1.2), layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights)

@@ -1,8 +1,8 @@
 """A study on disk: the files for the server, and the key, which the server never reads.
 
-`study.json` names the images in alphabetical order of their opaque names and says nothing of their classes;
-`images/` has them, `answers/` a log for each reader, `readers.json` hashes of passwords. `key.json` alone says which
-image is which. Serving works without it, so it can lie elsewhere until the report is made.
+`study.json` lists the opaque names of the images in alphabetical order, without their classes; `images/` holds the
+images, `answers/` a log for each reader, `readers.json` password hashes. Only `key.json` has the classes. The server
+does not need it, so it can be kept elsewhere until the report is made.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class StudyError(VmddpmError, ValueError):
 
 
 def digest(*words: object) -> str:
-    """The SHA-256 of words, as hexadecimal digits."""
+    """The SHA-256 of a list of words, in hexadecimal."""
     return hashlib.sha256(json.dumps([str(word) for word in words]).encode()).hexdigest()
 
 
@@ -37,7 +37,7 @@ def shuffled(items: Iterable[T], *key: object) -> list[T]:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, from its creation on."""
+    """Write a file that only its owner can ever read."""
     with atomic_write(path) as temporary:
         temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
@@ -51,7 +51,7 @@ class Study:
         path: the folder.
         title, instructions: shown to the readers.
         images: opaque names, in alphabetical order.
-        shuffle: what the readers' orders are drawn from.
+        shuffle: key of the readers' orders.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Study:
         path = Path(path)
         known = _load(path / "study.json", "`vmddpm study create` makes a study")
         texts, images = [known.get(name) for name in ("title", "instructions", "shuffle")], known.get("images")
-        # The names are those that were made up for the images: none leads out of the folder.
+        # Only names of this pattern are generated, and none of them leads out of the folder.
         named = isinstance(images, list) and all(isinstance(x, str) and re.fullmatch("[0-9a-f]{16}", x) for x in images)
         if not (named and images and images == sorted(set(images)) and all(isinstance(text, str) for text in texts)):
             raise StudyError(f"{path / 'study.json'} is not as `vmddpm study create` wrote it; restore it")
@@ -86,7 +86,7 @@ class Study:
         return sorted(path.stem for path in (self.path / "answers").glob("*.jsonl"))
 
     def order(self, reader: str) -> list[str]:
-        """The images in the order of this reader, which does not change."""
+        """The images in the fixed order of this reader."""
         return shuffled(self.images, self.shuffle, reader)
 
 
@@ -94,7 +94,7 @@ def load_key(study: Study, path: Path | None = None) -> dict[str, str]:
     """The class of each image, "real" or "synthetic", by its name.
 
     Raises:
-        StudyError: if the key is not there, or is that of another study.
+        StudyError: if the key is missing, damaged, or that of another study.
     """
     path = path or study.path / "key.json"
     images = _load(path, "--key names the key, wherever it is").get("images")

@@ -15,29 +15,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vmddpm.errors import VmddpmError
 
-FREE_GUESSES, LONGEST_DELAY, FORGOTTEN = 5, 30.0, 600.0  # wrong sign-ins of an address; seconds
-ADDRESSES = 10_000  # whose wrong sign-ins are remembered
+FREE_GUESSES, LONGEST_DELAY, FORGOTTEN = 5, 30.0, 600.0  # wrong sign-ins without a delay; seconds; seconds
+ADDRESSES = 10_000  # number of addresses with remembered wrong sign-ins
 WAITING_HASHES = 20
 CONNECTIONS, CONNECTIONS_OF_ADDRESS = 512, 256
 HEADER_BYTES, HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS = 16_384, 10.0, 10.0, 30.0
-LOOK_SECONDS = 1.0  # between looks at a connection
-SEND_BYTES = 1 << 18  # that the system keeps of a response: what is taken of more than that is seen
+LOOK_SECONDS = 1.0  # between checks of a connection
+SEND_BYTES = 1 << 18  # socket send buffer; the server sees progress only beyond it
 
 
 def return_large_blocks() -> None:
     """Make glibc return freed blocks of a megabyte or more, as hashes use, to the system. By default it keeps them
     for reuse in each thread."""
-    mmap_threshold = -3  # of malloc.h
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(mmap_threshold, 1 << 20)
 
 
 class Busy(VmddpmError):
-    """Sign-ins are not to be tried now.
+    """Sign-ins are refused for now.
 
     Attributes:
-        seconds: after which they may be.
+        seconds: time until the next sign-in is allowed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,19 +46,19 @@ class Busy(VmddpmError):
 
 
 class Guesses:
-    """Delays an address that signs in wrongly: the sixth time within ten minutes for a second, then twice as long each
-    time, up to half a minute. Neighbours of an IPv6 network of 64 bits are one address.
+    """Delays an address after wrong sign-ins: after the sixth for 2 seconds, then twice as long each time, up to 30
+    seconds. Ten minutes without a wrong sign-in reset the count. An IPv6 /64 network counts as one address.
 
     Args:
-        clock: seconds that never go back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._wrong: dict[str, tuple[int, float]] = {}  # address -> how often, and when last; the latest is last
+        self._wrong: dict[str, tuple[int, float]] = {}  # address -> (count, time of the last); most recent last
 
     def check(self, address: str) -> None:
-        """Raises Busy."""
+        """Raise Busy if the address must wait."""
         count, last = self._wrong.get(network_of(address), (0, 0.0))
         left = last + self._delay(count) - self._clock()
         if count and left > 0:
@@ -77,7 +77,7 @@ class Guesses:
 
 
 def network_of(address: str) -> str:
-    """The key of a visitor."""
+    """The key of a visitor: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -107,8 +107,8 @@ class Hashing:
 
 
 class LimitedProtocol(H11Protocol):
-    """Closes a connection whose next request does not come in time, or whose client takes no more of a response, and
-    those of an address that has too many."""
+    """Closes a connection if its next request is late or its client stops reading a response, or if its address has too
+    many connections."""
 
     of_address: ClassVar[Counter[str]] = Counter()
 
@@ -116,7 +116,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(transport)
         self._address = network_of(self.client[0] if self.client else "")
         self.of_address[self._address] += 1
-        self._since = self._moved = self.loop.time()  # no request since; bytes of a response left last
+        self._since = self._moved = self.loop.time()  # last response completed; last bytes sent
         self._left = 0
         self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)

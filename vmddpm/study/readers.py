@@ -14,13 +14,13 @@ from vmddpm.errors import InputError
 from vmddpm.files import LockedError, lock
 from vmddpm.study.folder import Study, StudyError, write_secret
 
-# No two that look alike on paper. Twelve of them are 59 bits: no one guesses that over a network.
+# Without characters that look alike on paper. Twelve of them have 59 bits, too many to guess over a network.
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 PATIENCE = 10.0  # seconds
 
 
 def reader_code(text: str) -> str:
-    """The code in lower case, as some file systems ignore case. Raises StudyError."""
+    """The code in lower case, because some file systems ignore case. Raises StudyError if it is invalid."""
     code = text.strip().lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", code):
         raise StudyError(f"{text!r:.60} is no reader code: 1 to 32 letters, digits, - and _, a letter or digit first")
@@ -54,13 +54,13 @@ def register(study: Study, codes: list[str]) -> dict[str, str]:
     """Make a new password for each code, and return the passwords by code.
 
     Raises:
-        StudyError: if a code is none, readers.json is damaged, or another process is registering readers for long.
+        StudyError: if a code is invalid, readers.json is damaged, or another process holds its lock for too long.
     """
     passwords = {reader_code(code): "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(3))
                  for code in codes}  # fmt: skip
     salts = {code: secrets.token_hex(16) for code in passwords}
     hashes = {code: {"salt": salts[code], "hash": _hash(password, salts[code])} for code, password in passwords.items()}
-    with _alone(study):  # what another process adds between reading and writing would be lost
+    with _alone(study):  # an entry that another process adds between reading and writing would be lost
         write_secret(study.path / "readers.json", json.dumps(load_readers(study) | hashes, indent=1))
     return passwords
 
@@ -83,7 +83,7 @@ def _alone(study: Study) -> Iterator[None]:
 
 
 def is_password(study: Study, code: str, password: str) -> bool:
-    """Whether the password is right. Takes the same time for unknown codes. `password` must be encodable as UTF-8."""
+    """Whether the password is correct. Takes as long for unknown codes. `password` must be encodable as UTF-8."""
     entry = load_readers(study).get(code, {"salt": "", "hash": ""})
     return hmac.compare_digest(_hash(password.strip().lower(), entry["salt"]), entry["hash"])
 

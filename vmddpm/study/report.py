@@ -1,4 +1,4 @@
-"""Makes the report from the answers: Markdown, a page to print, and CSV files."""
+"""Makes the report on the answers: Markdown, a page to print, and CSV files."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from vmddpm.study import tables
 from vmddpm.study.answers import CONFIDENCES, final_answers
 from vmddpm.study.folder import CLASSES, Study, StudyError, load_key
 
-# The answers that the paper's tables count come first: "For the judgment results of medium to high Confidence Level".
+# The first set is that of the paper's tables: "For the judgment results of medium to high Confidence Level".
 SETS = {"medium and high": CONFIDENCES[1:], "all": CONFIDENCES, **{level: (level,) for level in reversed(CONFIDENCES)}}
 
 
@@ -21,8 +21,8 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
     """Write report.md, report.png, report.pdf, statistics.csv, agreement.csv and answers.csv, and return the Markdown.
 
     Args:
-        margin: of the equivalence test.
-        key: where the key is, if not in the study's folder.
+        margin: margin of the equivalence test.
+        key: path of the key, if it is not in the study's folder.
 
     Raises:
         StudyError: if there are no answers, a log is damaged, or the key is missing or another study's.
@@ -62,7 +62,7 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
 
 
 def report_on_counts(counts: list[int], margin: float, out: Path | None = None) -> str:
-    """`report` from printed counts, four for each reader in the order of `Counts`; writes nothing without `out`."""
+    """Report on printed counts, four for each reader in the order of `Counts`; writes nothing without `out`."""
     if len(counts) % 4 or not counts or min(counts) < 0:
         raise StudyError(f"counts are four whole numbers a reader, none below 0; these are {counts}")
     rows = [
@@ -77,7 +77,7 @@ def report_on_counts(counts: list[int], margin: float, out: Path | None = None) 
 
 
 def summary(reader: str, answers: str, c: st.Counts, margin: float) -> dict[str, Any]:
-    """All statistics of a set of one reader's answers: the columns of statistics.csv.
+    """All statistics of a set of one reader's answers, which are the columns of statistics.csv.
 
     Raises:
         StudyError: if the margin is not above 0 and below 1.

@@ -1,7 +1,7 @@
 """The HTTP routes of a study. No route takes a name or a path from the client.
 
-An image is asked for by its place in the order of the reader who is signed in. Every image is answered by the same
-number of bytes under the same headers.
+Images are requested by position in the order of the signed-in reader. All image responses have the same number of bytes
+and the same headers.
 """
 
 import asyncio
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 
 class StudyServer:
-    """The routes of one study. Whatever waits, for a disk or for a hash, waits in a thread: one reader's slow disk is
-    not another's.
+    """The routes of one study. Disk access and password hashing run in threads, so that one reader does not wait for
+    another's.
 
     Args:
-        study: what is served.
-        page: what a browser is given first.
+        study: the study to serve.
+        page: the HTML page.
         anyone: whether any code may sign in, without a password, while no reader is registered.
 
     Raises:
@@ -162,7 +162,7 @@ class StudyServer:
 
 
 def _salt(readers: dict[str, dict[str, str]], reader: str) -> str:
-    """A value that changes with the password, so that a new password ends earlier sessions."""
+    """The salt of a reader's password. It is new for each password, so a new password ends earlier sessions."""
     return readers.get(reader, {"salt": ""})["salt"]
 
 
@@ -188,7 +188,7 @@ async def _json(request: Request) -> Any:
 
 
 def _is_foreign(request: Request) -> bool:
-    """Check the headers that name the page or origin of a request; browsers send them, other programs need not."""
+    """Whether a page of another site sent the request, by headers that browsers send and other programs may omit."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return site != "same-origin"

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 def the_page() -> tuple[bytes, dict[str, str]]:
     """The page, and the response headers, which allow only its own style and script.
 
-    It is one document: were its script a file of its own, a server killed between the two would leave a page that
-    shows nothing and never asks again.
+    Style and script are inline: if the script were a separate file and the server died between the two requests, the
+    page would stay blank and never retry.
     """
     page, *parts = (
         files("vmddpm.study").joinpath("page", name).read_text(encoding="utf-8")
@@ -63,9 +63,9 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
     """The ASGI application.
 
     Args:
-        local: only this machine reaches it: no password is needed while no reader is registered, and requests that
-            other web sites make to this machine under their own name are refused.
-        encrypted: it is served by HTTPS, and the cookie travels by nothing else.
+        local: only this machine can reach it: no password is needed while no reader is registered, and requests with
+            the host name of another site (DNS rebinding) are refused.
+        encrypted: it is served over HTTPS, and the cookie is sent only over HTTPS.
 
     Raises:
         StudyError: as `StudyServer`, or if the session's key is damaged.
@@ -87,7 +87,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
     server = StudyServer(study, page, anyone=local)
     handlers: Any = {HTTPException: refused, StudyError: unusable, OSError: unusable, ClientDisconnect: _gone}
     inner = Starlette(routes=server.routes(), middleware=[session], exception_handlers=handlers)
-    inner.router.redirect_slashes = False  # a path is one of the few above, or nothing
+    inner.router.redirect_slashes = False  # only the exact paths of the routes exist
     fixed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     elsewhere = PlainTextResponse("This server is asked under another name than this machine's.", 400)
 
@@ -128,8 +128,8 @@ def serve(
     """Serve a study until interrupted.
 
     Raises:
-        StudyError: if the study is being served already, other machines could reach it and no reader has a password, or
-            the port or the certificate cannot be used.
+        StudyError: if the study is already being served, if other machines could reach it and no reader has a password,
+            or if the port or the certificate is unusable.
     """
     import uvicorn
 

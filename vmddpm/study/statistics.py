@@ -1,4 +1,4 @@
-"""Statistics of the four counts: those of the paper's Tables III-V, and further ones."""
+"""Statistics of the four counts of a reader: those of the paper's Tables III-V, and others."""
 
 import math
 from itertools import combinations
@@ -62,7 +62,7 @@ def accuracy(c: Counts, level: float = 0.95) -> Interval:
 
 
 def d_prime(c: Counts, level: float = 0.95) -> Interval:
-    """z(P(judged real | real)) - z(P(judged real | synthetic)): 0 is guessing, below 0 is worse than that.
+    """z(P(judged real | real)) - z(P(judged real | synthetic)): 0 for guessing, negative for worse than guessing.
 
     The interval is that of Gourevitch and Galanter (1967). Where a share is 0 or 1, which has no z, half an answer is
     added to each count (Hautus, 1995).
@@ -90,16 +90,16 @@ def difference(c: Counts, level: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     value = c.real_as_real / c.real - c.synthetic_as_real / c.synthetic
     limit = float(norm.ppf((1 + level) / 2))
-    # The score falls from above the limit at -1 to below minus the limit at 1, where it is not infinite already.
+    # The score decreases from above the limit at -1 to below minus the limit at 1, and may be infinite at both ends.
     low = brentq(lambda d: score(c, d) - limit, -1 + 1e-9, value) if value > -1 + 1e-6 else -1.0
     high = brentq(lambda d: score(c, d) + limit, value, 1 - 1e-9) if value < 1 - 1e-6 else 1.0
     return Interval(value, low, high)
 
 
 def score(c: Counts, supposed: float) -> float:
-    """The difference of the shares less a hypothetical one, in standard errors (Miettinen and Nurminen, 1985).
+    """The difference of the shares minus a hypothetical difference, in standard errors (Miettinen and Nurminen, 1985).
 
-    The shares in the standard error are the most likely ones with the supposed difference: a root of a cubic, in the
+    The standard error uses the maximum-likelihood shares under the hypothetical difference: a root of a cubic, in the
     closed form of Farrington and Manning (1990).
     """
     (x1, n1), (x2, n2) = (c.real_as_real, c.real), (c.synthetic_as_real, c.synthetic)
@@ -121,8 +121,8 @@ def score(c: Counts, supposed: float) -> float:
 def equivalence(c: Counts, margin: float) -> float:
     """p of two one-sided score tests that the difference lies within plus or minus the margin (Schuirmann, 1987).
 
-    Below 0.05 the reader calls both classes real equally often, to within the margin; it is so exactly when the 90 %
-    interval of `difference` lies inside it.
+    A p below 0.05 means that the reader calls both classes real equally often, to within the margin. This is equivalent
+    to the 90 % interval of `difference` lying inside the margin.
     """
     if not (c.real and c.synthetic):
         return math.nan
@@ -143,14 +143,14 @@ def cohen(first: list[str], second: list[str], level: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     kappa = (agreed - expected) / (1 - expected)
     same = np.diag(p) @ (1 - (rows + columns) * (1 - kappa)) ** 2
-    # An answer pair (i, j) that disagrees weighs with how often the other reader gives these answers.
+    # The weight of a disagreement (i, j) depends on how often the other reader gives these answers.
     other = (1 - kappa) ** 2 * ((p - np.diag(np.diag(p))) * (columns[:, None] + rows[None, :]) ** 2).sum()
     variance = (same + other - (kappa - expected * (1 - kappa)) ** 2) / ((1 - expected) ** 2 * n)
     return _around(float(kappa), math.sqrt(max(variance, 0.0)), level)
 
 
 def fleiss(judgements: list[list[str]]) -> float:
-    """Fleiss' kappa of two or more readers. judgements: a list for each reader, over the same images."""
+    """Fleiss' kappa of two or more readers; `judgements` has a list for each reader, over the same images."""
     if len(judgements) < 2 or not judgements[0]:
         return math.nan
     readers, labels = len(judgements), sorted({answer for answers in judgements for answer in answers})
@@ -161,8 +161,8 @@ def fleiss(judgements: list[list[str]]) -> float:
 
 
 def agreements(answers: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """The agreement of each pair of readers on the images that both have judged; with three or more readers, also of
-    all.
+    """The agreement of each pair of readers on the images that both have judged and, for three or more readers, of all
+    readers.
 
     Args:
         answers: {reader: {image: judgement}}.

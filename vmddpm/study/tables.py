@@ -1,4 +1,4 @@
-"""The tables of a report, from rows of statistics: the paper's tables first, then further ones."""
+"""The tables of a report, from rows of statistics: the paper's tables, then others."""
 
 import math
 from typing import Any
