@@ -1,4 +1,4 @@
-"""Distances between sets of images, and whether one copies the other."""
+"""Distances between sets of images, and detection of copies."""
 
 from vmddpm.evaluation.evaluate import (
     MetricsConfig,

@@ -1,8 +1,8 @@
-"""What samples of classes are worth: a small classifier trained on one set of images and tested on another.
+"""A small classifier that is trained on one set of images and tested on another, to measure the value of class samples.
 
 Trained on samples and tested on real images, its accuracy is the classification accuracy score of Ravuri and Vinyals
-(2019), to be read beside that of a classifier trained on as many real images. Trained on real images and tested on
-samples, it tells whether samples are of the class that was asked for.
+(2019); compare it with that of a classifier trained on as many real images. Trained on real images and tested on
+samples, its accuracy shows whether samples belong to the requested class.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ BATCH = 64
 
 
 class Classifier(nn.Module):
-    """Three stages of two 3 x 3 convolutions, each of which but the last halves the size, then a mean over places:
-    (B, C, H, W) in [-1, 1] -> logits (B, K)."""
+    """Three stages of two 3 x 3 convolutions, with 2 x 2 pooling between stages and a global mean at the end: (B, C, H,
+    W) in [-1, 1] -> logits (B, K)."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -43,17 +43,17 @@ def train_classifier(
     images: Images, labels: Sequence[int], classes: int, *, steps: int = 400, seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Classifier:  # fmt: skip
-    """A classifier of the images, 8-bit as their files are; each batch has as many of each class.
+    """Train a classifier on images rounded to 8 bits, with class-balanced batches.
 
     Args:
         images: float32 (C, H, W) in [-1, 1].
-        labels: the class of each, from 0 to classes - 1.
-        classes: their number, at least 2.
-        steps: of Adam, with batches of 64.
-        seed: of weights and batches; on a CPU the same gives the same classifier.
+        labels: the class of each image, from 0 to classes - 1.
+        classes: number of classes, at least 2.
+        steps: training steps with Adam and batches of 64.
+        seed: seed of weights and batches; on a CPU the same seed gives the same classifier.
 
     Raises:
-        InputError: if a class has no image, or images and labels are not as many.
+        InputError: if a class has no image, or the numbers of images and labels differ.
     """
     if len(images) != len(labels):
         raise InputError(f"there are {len(labels)} labels for {len(images)} images; each image needs one")
@@ -82,7 +82,7 @@ def train_classifier(
 
 @torch.no_grad()
 def predict(classifier: nn.Module, images: Images, *, device: torch.device | str = "cpu") -> Tensor:
-    """int64 (n,): the class of each image, by `classifier`."""
+    """int64 (n,): the predicted class of each image."""
     found = []
     for first in range(0, len(images), 4 * BATCH):
         batch = _batch(images, range(first, min(first + 4 * BATCH, len(images))))
@@ -91,11 +91,11 @@ def predict(classifier: nn.Module, images: Images, *, device: torch.device | str
 
 
 def class_accuracies(predicted: Tensor, labels: Sequence[int], classes: int) -> list[float | None]:
-    """The share of each class's images that is taken for it; None of a class without an image."""
+    """The accuracy within each class; None for a class without an image."""
     truth = torch.tensor(labels)
     return [float((predicted[truth == k] == k).float().mean()) if (truth == k).any() else None for k in range(classes)]
 
 
 def _batch(images: Images, places: Sequence[int]) -> Tensor:
-    """Images as their 8-bit files hold them: real ones of 16 bits are not told from samples by their finer steps."""
+    """A batch rounded to 8 bits, so that finer steps do not distinguish 16-bit real images from samples."""
     return torch.stack([quantised(images[i]) for i in places]).float() / 127.5 - 1

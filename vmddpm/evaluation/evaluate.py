@@ -1,4 +1,4 @@
-"""The evaluation of a set of samples: one result file with all metrics and how each was computed."""
+"""The evaluation of a set of samples: one result file with all metrics and their settings."""
 
 import json
 import platform
@@ -39,7 +39,7 @@ _PACKAGES = ("vmddpm", "torch", "numpy", "pillow", *RADIOMICS_PACKAGES)
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """How samples are compared with real images.
+    """Settings of the metrics.
 
     Raises:
         InputError: naming the field, its value and what it must be.
@@ -55,15 +55,15 @@ class MetricsConfig:
     """k of precision and recall; 3 in Kynkäänniemi et al. (2019)."""
 
     copy_threshold: float = COPY
-    """A sample is a copy if its distance to a training image is below this share of that image's distance to a real
-    one."""
+    """A sample is a copy if its distance to a training image is below this share of that image's distance to another
+    real image."""
 
     radiomics: int = 0
-    """Images of each side, spread evenly over it, whose Fréchet Radiomic Distance is computed too; 0 leaves it out. It
-    takes some tenths of a second an image, and the extra "radiomics"."""
+    """Number of evenly spaced images of each set for the Fréchet Radiomic Distance; 0 skips it. It takes some tenths of
+    a second per image, and needs the extra "radiomics"."""
 
     batch_size: int = 32
-    """Images that the extractor sees at a time."""
+    """Images per batch of the extractor."""
 
     seed: int = 0
     """Seed of the subsets and of the simulated floor."""
@@ -85,7 +85,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RealImages:
-    """The real images of a comparison, described once for any number of systems."""
+    """The real images of a comparison and their features, computed once for any number of systems."""
 
     training: Images
     features: ImageFeatures
@@ -97,17 +97,17 @@ class RealImages:
 def check_images(
     images: Images, name: str, shape: tuple[int, ...], config: MetricsConfig, least: int | None = None
 ) -> None:
-    """Check what can be checked before any feature is computed.
+    """Check the number and shape of images before any feature is computed.
 
     Args:
-        images: the images of one side of a comparison.
+        images: one set of a comparison.
         name: their name in error messages.
         shape: (C, H, W) of the training images.
-        least: how many there must be, by default as many as the metrics need.
+        least: required number; by default as many as the metrics need.
 
     Raises:
-        InputError: if there are too few, or they have another shape. Of a `SampleFolder` all files are looked at, of
-            other images the first.
+        InputError: if there are too few, or they have another shape. Every file of a `SampleFolder` is checked, but
+            only the first of other images.
     """
     least = max(KID_LEAST, config.neighbours + 1) if least is None else least
     if len(images) < least:
@@ -128,11 +128,11 @@ def describe_real(
     training: Images, extractor: Extractor, config: MetricsConfig, held_out: Images | None = None, *,
     progress: bool = True,
 ) -> RealImages:  # fmt: skip
-    """Compute features of the training images, and of held-out images if there are any.
+    """Compute the features of the training images, and of held-out images if there are any.
 
     Raises:
-        InputError: if the images do not do: too few or of different shapes, or packages are missing, before anything
-            is computed; features that are not finite, or all the same.
+        InputError: if images are too few or have different shapes, or packages are missing, before anything is
+            computed; also if features are not finite, or all the same.
     """
     if config.radiomics:
         load_radiomics()
@@ -157,14 +157,14 @@ def evaluate(
     real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *,
     doubts: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares `samples` with the real images; writes `out`/evaluation.json and `out`/closest.png, both or neither, and
-    returns the former.
+    """Compare `samples` with the real images; write `out`/evaluation.json and `out`/closest.png, both or neither, and
+    return the content of the former.
 
     Args:
-        doubts: what else the result's warnings are to tell.
+        doubts: further warnings for the result.
 
     Raises:
-        InputError: as in `describe_real`, of the samples.
+        InputError: as in `describe_real`, for the samples.
     """
     check_images(samples, "samples", tuple(real.training[0].shape), config)
     if (real.radiomics is not None) != bool(config.radiomics):
@@ -210,7 +210,7 @@ def evaluate(
         draw_closest(memorisation, samples, real.training, picture)
         record.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(record)
-        # An earlier result goes before its picture does: a result that is there has the picture beside it.
+        # Remove an earlier result before its picture is replaced, so that a result never has another's picture.
         (out / "evaluation.json").unlink(missing_ok=True)
     for doubt in result["warnings"]:
         warnings.warn(doubt, stacklevel=2)
@@ -238,7 +238,7 @@ def _radiomics(images: Images, config: MetricsConfig, name: str, progress: bool)
 
 
 def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
-    """Images of noise, as an untrained network draws them."""
+    """Noise images, like those of an untrained network."""
     generator = torch.Generator().manual_seed(config.seed)
     return torch.randn(NOISE_IMAGES, *shape, generator=generator).clamp(-1, 1)
 
@@ -285,7 +285,7 @@ def _versions() -> dict[str, str]:
 
 
 def _meaning_of(result: dict[str, Any]) -> str:
-    """A warning if noise reaches the same precision."""
+    """A warning if pure noise has a similar precision; else an empty text."""
     noise = result["precision_of_noise"]
     if noise < max(0.05, result["precision"] / 2):
         return ""
@@ -304,7 +304,7 @@ def _radiomic_line(frd: dict[str, Any] | None) -> list[str]:
 
 
 def describe_result(result: dict[str, Any]) -> str:
-    """The result in a few lines, for a terminal."""
+    """A summary of the result in a few lines, for a terminal."""
     kid, copied = result["kid"], result["memorisation"]
     return "\n".join(
         (

@@ -1,4 +1,4 @@
-"""The feature extractor: a file of the user, or fixed random convolutions. Nothing is downloaded."""
+"""The feature extractor: a file from the user, or fixed random convolutions. Nothing is downloaded."""
 
 import hashlib
 import importlib
@@ -39,20 +39,20 @@ class ExtractorConfig:
 
     path: str = ""
     """A TorchScript file, such as NVIDIA's inception-2015-12-05.pt; or weights for `module`; or "random", for fixed
-    random convolutions, whose distances are no FID. A TorchScript file is a program, and it runs: take it from whom you
-    would take a program. Weights are data."""
+    random convolutions, whose distances are not FIDs. A TorchScript file is a program that will be run: use only files
+    from sources you trust. Weights are data."""
 
     module: str | None = None
-    """package.module:function, which makes the network without arguments; `path` then holds its state_dict
-    (.safetensors, or of torch.save). Null for TorchScript. The module is imported, which runs it."""
+    """package.module:function, which builds the network without arguments; `path` then holds its state_dict
+    (.safetensors, or from torch.save). Null for TorchScript. Importing the module runs its code."""
 
     resizer: Literal["tf1", "bilinear", "bicubic", "none"] = "tf1"
-    """How images are resized for the network: "tf1" is TensorFlow 1's bilinear, that of the original FID; "bilinear"
-    and "bicubic" are antialiased, as in torchmetrics and clean-fid; "none" leaves it to the network. FIDs of different
-    resizers are not comparable."""
+    """How images are resized for the network: "tf1" is TensorFlow 1's bilinear resize, used by the original FID;
+    "bilinear" and "bicubic" are antialiased, as in torchmetrics and clean-fid; "none" leaves it to the network. FIDs of
+    different resizers are not comparable."""
 
     size: int = 299
-    """Side of the images that the network sees."""
+    """Side of the network's input images."""
 
     value_range: Literal["0..255", "-1..1", "0..1", "imagenet"] = "0..255"
     """Value range of the input; "imagenet" is 0..1, normalised by ImageNet's mean and standard deviation."""
@@ -67,15 +67,15 @@ class ExtractorConfig:
 
 
 class Extractor:
-    """Features of images, called as extractor(images uint8 (B, 1 or 3, H, W)) -> float32 (B, d); of volumes, uint8
-    (B, 1, D, H, W), with a network of volumes.
+    """Computes features: extractor(images uint8 (B, 1 or 3, H, W)) -> float32 (B, d). With a network for volumes, the
+    input is uint8 (B, 1, D, H, W).
 
     Args:
-        network: takes float32 (B, 3, size, size) and returns (B, d), or (B, d, h, w), which is averaged; of volumes it
-            takes (B, 1, D, H, W) as they are, and may return (B, d, d', h, w).
-        config: how images are put to it.
-        name: what its distance may be called in a table.
-        digest: sha256 of its weights.
+        network: takes float32 (B, 3, size, size) and returns (B, d), or (B, d, h, w), which is averaged. For volumes it
+            takes (B, 1, D, H, W) without resizing, and may return (B, d, d', h, w).
+        config: preprocessing.
+        name: name of its distance in results and tables.
+        digest: SHA-256 of its weights.
     """
 
     def __init__(self, network: nn.Module, config: ExtractorConfig, name: str, digest: str) -> None:
@@ -83,8 +83,8 @@ class Extractor:
         self.config, self.name, self.digest = config, name, digest
         self.device = torch.device("cpu")
         forward: Any = getattr(network, "forward", None)
-        schema = getattr(forward, "schema", None)  # of TorchScript
-        # NVIDIA's Inception gives class logits unless it is asked for features.
+        schema = getattr(forward, "schema", None)  # only TorchScript has one
+        # NVIDIA's Inception returns class logits by default.
         self._options = {"return_features": True} if schema and "return_features" in str(schema) else {}
 
     def to(self, device: torch.device) -> "Extractor":
@@ -101,7 +101,7 @@ class Extractor:
         pixels = pixels if volumes else resize(pixels, self.config.size, self.config.resizer)
         try:
             features = self.network(_in_range(pixels, self.config.value_range), **self._options)
-        except RuntimeError as error:  # of the user's network
+        except RuntimeError as error:  # in the user's network
             reason = str(error).strip().rpartition("\n")[2]
             raise ExtractorError(
                 f"{self.name}: the extractor fails on {len(pixels)} images of "
@@ -116,7 +116,7 @@ class Extractor:
         return (features.flatten(2).mean(2) if features.dim() > 2 else features).float()
 
     def describe(self) -> dict[str, Any]:
-        """For the result file."""
+        """The entry for the result file."""
         return {**asdict(self.config), "path": Path(self.config.path).name, "sha256": self.digest,
                 "quantisation": "8 bits, before resizing", "grey": "repeated to 3 channels"}  # fmt: skip
 
@@ -140,7 +140,7 @@ def load_extractor(config: ExtractorConfig, axes: int = 2) -> Extractor:
         axes: 2 for images, 3 for volumes.
 
     Raises:
-        ExtractorError: if there is no such file, no network can be made of it, or it would resize volumes.
+        ExtractorError: if the file is missing or does not give a network, or if `resizer` would resize volumes.
     """
     if axes == 3 and config.resizer != "none":
         raise ExtractorError(
@@ -198,11 +198,11 @@ def _with_weights(network: nn.Module, path: Path) -> nn.Module:
 
 
 def random_convolutions(features: int = 64, seed: int = 20240505, axes: int = 2) -> nn.Module:
-    """Four strided convolutions with weights drawn once from the seed, for images in 0..255: (B, 3, H, W) -> (B, 64),
-    or with axes 3 for volumes: (B, 1, D, H, W) -> (B, 64).
+    """Four strided convolutions with random weights from the seed, for images in 0..255: (B, 3, H, W) -> (B, 64, h, w),
+    or with axes 3 for volumes: (B, 1, D, H, W) -> (B, 64, d, h, w).
 
-    Their features tell textures, contrast and coarse shapes apart, but no anatomy. They serve where no pretrained
-    network is at hand: in tests, and to compare runs on the same images with one another.
+    Their features distinguish textures, contrast and coarse shapes, but not anatomy. They are a substitute for a
+    pretrained network in tests, and for comparing runs on the same images.
     """
     generator = torch.Generator().manual_seed(seed)
     widths = (3 if axes == 2 else 1, 16, 32, 64, features)
@@ -210,7 +210,7 @@ def random_convolutions(features: int = 64, seed: int = 20240505, axes: int = 2)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         convolution = layer(inputs, outputs, 3, stride=2, padding=1)
-        scales = (2 / (3**axes * inputs)) ** 0.5, 0.1  # of weight and bias
+        scales = (2 / (3**axes * inputs)) ** 0.5, 0.1  # weight, bias
         for parameter, scale in zip(convolution.parameters(), scales):
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
         layers += [convolution, nn.ReLU()]

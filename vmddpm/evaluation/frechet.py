@@ -1,4 +1,4 @@
-"""The Fréchet distance of two sets of features; with Inception's features it is the FID of paper section IV-A."""
+"""The Fréchet distance of two sets of features; with Inception features it is the FID of section IV-A of the paper."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 
-CHUNK = 4096  # rows of features that are float64 at a time
+CHUNK = 4096  # rows of features converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Gaussian:
 
 
 def fit_gaussian(features: Tensor, name: str = "features") -> Gaussian:
-    """Mean and unbiased covariance in float64, in two passes over `features` (n, d), which may be a mapped file.
+    """Mean and unbiased covariance in float64, in two passes over `features` (n, d), which may be memory-mapped.
 
-    The second pass subtracts the mean before it squares, so that large means cost no digits.
+    The second pass subtracts the mean before squaring, so that large means do not cost precision.
 
     Raises:
-        InputError: if there are fewer than two rows, or one that is not finite; `name` says of which set.
+        InputError: if there are fewer than two rows, or one is not finite; the message names the set by `name`.
     """
     count, dimensions = features.shape
     if count < 2:
@@ -51,9 +51,9 @@ def fit_gaussian(features: Tensor, name: str = "features") -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) (Dowson and Landau, 1982).
 
-    With C_a = W W^T, C_a C_b has the eigenvalues of the symmetric W^T C_b W, apart from zeros: two symmetric
-    eigenvalue problems in float64, and no square root of a negative number. Directions in which `a` does not vary
-    are left out of W, as they would add nothing but the square root of rounding errors.
+    With C_a = W W^T, C_a C_b has the same nonzero eigenvalues as the symmetric W^T C_b W. This takes two symmetric
+    eigenvalue problems in float64 and avoids square roots of negative numbers. W omits directions in which `a` does not
+    vary, which would only add square roots of rounding errors.
     """
     values, vectors = torch.linalg.eigh(a.covariance)
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
@@ -64,18 +64,18 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def frechet_floor(real: Gaussian, count: int, seed: int = 0) -> float:
-    """The Fréchet distance that a perfect generator would get: both sets drawn from the Gaussian fitted to `real`,
-    `real.count` images in one and `count` in the other, one draw.
+    """The Fréchet distance of a perfect generator: of two sets drawn once from the Gaussian fitted to `real`, one with
+    `real.count` images and one with `count`.
 
-    It is what the sizes of the sets alone contribute. With fewer images than dimensions the fitted Gaussian knows only
-    part of the variance and the floor is itself too low.
+    It is the contribution of the set sizes alone. With fewer images than dimensions, the fitted Gaussian lacks part of
+    the variance, and the floor is too low.
 
     Raises:
         InputError: if a set has fewer than two images.
     """
     if min(real.count, count) < 2:
         raise InputError(f"the floor needs at least 2 images in each set, got {real.count} and {count}")
-    scales = torch.linalg.eigvalsh(real.covariance).clamp(min=0).sqrt()  # the distance knows no rotation
+    scales = torch.linalg.eigvalsh(real.covariance).clamp(min=0).sqrt()  # the distance is invariant to rotation
     random = np.random.default_rng(seed)
     return frechet_distance(*(_draw_fit(scales.numpy(), n, random) for n in (real.count, count)))
 
@@ -86,7 +86,7 @@ def _draw_fit(scales: np.ndarray, count: int, random: np.random.Generator) -> Ga
     mean = random.standard_normal(dimensions) * scales / count**0.5
     if count <= dimensions:
         factor = random.standard_normal((count - 1, dimensions))
-    else:  # Bartlett's decomposition of a Wishart matrix: no draws are made
+    else:  # Bartlett's decomposition of a Wishart matrix, without drawing each image
         factor = np.triu(random.standard_normal((dimensions, dimensions)), 1)
         factor += np.diag(np.sqrt(random.chisquare(np.arange(count - 1, count - 1 - dimensions, -1))))
     root = torch.from_numpy(factor * scales)

@@ -1,4 +1,4 @@
-"""Sets of 8-bit images for the metrics: their features, and small versions for comparing pixels."""
+"""Sets of 8-bit images for the metrics: their features, and downsampled versions for comparing pixels."""
 
 import tempfile
 import time
@@ -16,28 +16,29 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.nifti import read_nifti_voxels
 
-PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise counts for little
-VOXEL_SIDE = 10  # and voxels at 10 x 10 x 10
+PIXEL_SIDE = 32  # pixels are compared at 32 x 32, where noise matters little
+VOXEL_SIDE = 10  # voxels are compared at 10 x 10 x 10
 
 
 class Images(Protocol):
-    """Images by number, each float32 (C, H, W) in [-1, 1], or volumes, each (C, D, H, W): a SliceDataset, a
-    SampleFolder, a tensor."""
+    """A sequence of images, each float32 (C, H, W) in [-1, 1], or volumes, each (C, D, H, W): a SliceDataset, a
+    SampleFolder, or a tensor."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> Tensor: ...
 
 
 class SampleFolder:
-    """The images of a folder as `vmddpm sample` writes it: 000000.png, 000001.png ..., of volumes 000000.nii.gz ..., or
-    blocks, images-00000000.npy.
+    """The images in a folder of `vmddpm sample`: 000000.png, 000001.png ..., 000000.nii.gz ... for volumes, or blocks,
+    images-00000000.npy.
 
     Args:
         path: the folder.
-        limit: use only this many first images.
+        limit: use only this many images, the first ones.
 
     Raises:
-        InputError: if there is no such image, or not as many; on access, if an image is damaged or unlike the others.
+        InputError: if there are no images, or fewer than `limit`; on access, if an image is damaged or differs in
+            shape.
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
@@ -53,16 +54,16 @@ class SampleFolder:
             raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
                              f"draw them by vmddpm sample --out {path}")  # fmt: skip
         self.places = self.places[:limit]
-        self._shape: tuple[int, ...] | None = None  # of the first image that was read
+        self._shape: tuple[int, ...] | None = None  # shape of the first image read
 
     def __len__(self) -> int:
         return len(self.places)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """Check the headers of all files, which is fast, before features are computed, which is slow.
+        """Check the headers of all files, a fast check before features are computed.
 
         Raises:
-            InputError: naming the first file whose images are not 8-bit of this shape (C, H, W).
+            InputError: naming the first file with images that are not 8-bit or not of this shape (C, H, W).
         """
         for path in dict.fromkeys(path for path, _ in self.places):
             if path.suffix == ".npy":
@@ -96,7 +97,7 @@ def _picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.atleast_3d(np.array(image))
-    except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises on damaged files
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these on damaged files
         raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
 
 
@@ -114,7 +115,7 @@ def _block(path: Path) -> np.ndarray:
     """A memory-mapped block of images of `vmddpm sample`, uint8 (n, H, W, C) or (n, D, H, W, C)."""
     try:
         block = np.load(path, mmap_mode="r")
-    except Exception as error:  # numpy raises classes of its parser, too, on damaged headers
+    except Exception as error:  # on damaged headers, numpy also raises its parser's errors
         raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
     return np.atleast_1d(block)
 
@@ -123,7 +124,7 @@ class ImageFeatures(NamedTuple):
     """The features of a set of n images; the tensors are memory-mapped files."""
 
     features: Tensor  # float32 (n, d)
-    mirrored: Tensor | None  # float32 (n, d), of the images mirrored left to right
+    mirrored: Tensor | None  # float32 (n, d), features of the images mirrored left to right
     pixels: Tensor  # float32 (n, 32 * 32) or (n, 10 * 10 * 10), grey, in [0, 1]
     images_per_second: float
 
@@ -155,7 +156,7 @@ def describe_images(
     batch_size: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> ImageFeatures:
-    """Compute the features of all images by batches; memory does not grow with the number of images.
+    """Compute the features of all images in batches; memory does not grow with the number of images.
 
     Args:
         images: see `Images`.

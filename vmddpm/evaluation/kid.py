@@ -8,14 +8,14 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 
-LEAST = 4  # images in a set: two to a subset of half of them
+LEAST = 4  # images in a set; a subset of half of them then has two
 
 
 class KID(NamedTuple):
-    """The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; it may fall a little below 0."""
+    """The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; it can be slightly negative."""
 
     mean: float
-    deviation: float  # of the subsets
+    deviation: float  # over the subsets
     subsets: int
     subset_size: int
 
@@ -25,10 +25,10 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: in
 
     Args:
         a, b: features (n, d).
-        subsets: how many.
-        subset_size: images of a subset, drawn without replacement; at most half of the smaller set, as subsets that
-            share most of their images would show too small a deviation.
-        seed: of the subsets.
+        subsets: number of subsets.
+        subset_size: images in a subset, drawn without replacement; at most half of the smaller set, because subsets
+            that share most of their images would underestimate the deviation.
+        seed: seed of the subsets.
 
     Raises:
         InputError: if a set has fewer than four images.

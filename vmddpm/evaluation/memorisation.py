@@ -1,6 +1,6 @@
-"""Detects copies: compares the distance of each sample to its nearest training image with distances of real images.
+"""Detects copies by the distance of each sample to its nearest training image, relative to distances of real images.
 
-A model that gives its training set back has a FID of 0, so no table is complete without this.
+A model that reproduces its training set has a FID of 0, so a FID is incomplete without this check.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
 from vmddpm.evaluation.neighbours import nearest, nearest_few
 
-COPY = 1 / 3  # of the distance between real images there; Yoon et al. (2023) draw the line at the same share
-LABELS, WIDEST_SENTENCE = 0.8, 8.5  # inches of the picture of the closest pairs: for the rows' names, and at least
-_AROUND = 5  # real images looked at around each training image, each way round
+COPY = 1 / 3  # threshold of the distance ratio, as in Yoon et al. (2023)
+LABELS, WIDEST_SENTENCE = 0.8, 8.5  # inches: width of the row names, and smallest width of the picture
+_AROUND = 5  # nearest real images considered for each training image, and as many mirror images
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class NearestTraining:
 
 
 class Memorisation(NamedTuple):
-    """In each space, "features" and "pixels": how far a sample is from its nearest training image, over how far that
-    one is from its nearest real image."""
+    """For each space, "features" and "pixels": the distance of each sample to its nearest training image, divided by
+    the distance of that image to its nearest real image."""
 
     nearest: dict[str, NearestTraining]
-    ratio: dict[str, Tensor]  # float64 (n,): 0 is a copy, 1 is as near as another real image is
-    reference_ratio: dict[str, Tensor]  # float64 (m,): the same of the real images that the model has not seen
-    reference: str
+    ratio: dict[str, Tensor]  # float64 (n,): 0 for a copy, 1 for a sample as near as another real image
+    reference_ratio: dict[str, Tensor]  # float64 (m,): the same ratio for real images that the model has not seen
+    reference: str  # description of those real images
 
 
 def find_copies(
@@ -44,10 +44,10 @@ def find_copies(
     """Compare each sample and its mirror image with all training images.
 
     Args:
-        synthetic: with mirrored features.
-        training: with mirrored features if there is no `held_out`.
-        held_out: real images that the model has not seen, with mirrored features. Without them the training images
-            stand in, each compared with all others.
+        synthetic: the samples, with mirrored features.
+        training: the training images, with mirrored features if there is no `held_out`.
+        held_out: real images that the model has not seen, with mirrored features. By default the training images
+            replace them, each compared with all others.
 
     Raises:
         InputError: if real images have so many duplicates that nothing else is near.
@@ -81,8 +81,8 @@ def _ways_round(images: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
 
 
 def _around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
-    """For each training image, the nearest other image or mirror image, without duplicates (distance 0):
-    distances float64 (n, 2 k), and which images these are, int64 (n, 2 k)."""
+    """For each training image, its k nearest images and k nearest mirror images in `others`: distances float64 (n,
+    2 k), infinite for duplicates (distance 0), and indices int64 (n, 2 k)."""
     each = training.features if space == "features" else training.pixels
     few = [nearest_few(each, way, _AROUND) for way in _ways_round(others, space)]
     distances = torch.cat([f.distance for f in few], 1)
@@ -97,8 +97,7 @@ def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, leave_o
 
 
 def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
-    """bool (n,): nearer to a training image than `threshold` times its distance to a real image, by features or by
-    pixels."""
+    """bool (n,): whether the ratio of an image is below the threshold, by features or by pixels."""
     return (ratio["features"] < threshold) | (ratio["pixels"] < threshold)
 
 
@@ -127,7 +126,7 @@ def summary(m: Memorisation, threshold: float = COPY, listed: int = 16) -> dict[
 
 
 def closest(m: Memorisation, count: int) -> list[tuple[int, str]]:
-    """The samples nearest to the training set, nearest first, each with the space of its smaller distance."""
+    """The samples with the smallest ratios, smallest first, each with the space of its smaller ratio."""
     spaces = list(m.ratio)
     smallest, space = torch.stack([m.ratio[name] for name in spaces]).min(0)
     order = smallest.argsort(stable=True)[:count].tolist()
@@ -165,12 +164,12 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
 
 
 def _shown(image: Tensor) -> Tensor:
-    """uint8 (C, H, W): an image, or the middle axial plane of a volume."""
+    """uint8 (C, H, W): the image, or the middle axial plane of a volume."""
     return quantised(image if image.dim() == 3 else image[:, image.shape[1] // 2])
 
 
 def sentence(m: Memorisation) -> str:
-    """What the picture shows."""
+    """The caption of the picture."""
     return (
         "The samples closest to the training set, each above its nearest training image; the number is their distance\n"
         f"over that of the training image to the nearest of the {m.reference}: 0 is a copy."

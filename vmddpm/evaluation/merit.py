@@ -1,4 +1,4 @@
-"""Figures to watch a run by, which need no pretrained network: spectrum, texture and structure."""
+"""Metrics for monitoring a run without a pretrained network: spectrum, texture and structure."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from vmddpm.evaluation.texture import texture_distance
 
 @dataclass(frozen=True)
 class Merit:
-    """Distances of a set of images from real ones; less is better. None of them is a FID, and they are comparable with
-    figures of the same real images and as many samples alone.
+    """Distances of a set of images from real ones; lower is better. None of them is a FID. They are comparable only for
+    the same real images and the same number of samples.
 
     Attributes:
-        spectrum: see `log_spectral_distance`, in decibels: how much texture there is, and how coarse it is.
-        texture: see `texture_distance`, the Fréchet distance in random features at the images' own resolution.
-        structure: see `projected_frechet_distance`, which sees shapes and contrast at 32 x 32.
+        spectrum: see `log_spectral_distance`, in decibels: the amount and coarseness of texture.
+        texture: see `texture_distance`, a Fréchet distance of random features at full resolution.
+        structure: see `projected_frechet_distance`, which measures shapes and contrast at 32 x 32.
     """
 
     spectrum: float
@@ -32,7 +32,7 @@ class Merit:
 def figures_of_merit(images: Tensor, real: Tensor) -> Merit:
     """The distances of `images` (n, C, H, W) in [-1, 1] from `real` ones (m, C, H, W).
 
-    For scale, take as many other real images for `images`: a perfect generator gets about what they get.
+    For reference, compute the figures of as many other real images: a perfect generator gets about the same.
 
     Raises:
         InputError: if a set has fewer than two images, they differ in size or colour, a value is not finite, or an
@@ -48,7 +48,7 @@ def figures_of_merit(images: Tensor, real: Tensor) -> Merit:
         raise InputError(f"images have channels and pixels {tuple(images.shape[1:])}, the real ones "
                          f"{tuple(real.shape[1:])}; give images of the same size and colour")  # fmt: skip
     return Merit(
-        log_spectral_distance(images, real),  # refuses what is not finite
+        log_spectral_distance(images, real),  # refuses values that are not finite
         texture_distance(images, real),
         projected_frechet_distance(images, real),
     )

@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, by blocks of distances, and improved precision and recall."""
+"""Nearest neighbours among features, computed by blocks, and improved precision and recall."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from vmddpm.errors import InputError
 
 BLOCK = 32 * 2**20  # distances in memory at a time, 256 MiB
-CHUNK = 4096  # rows of features that are float64 at a time
+CHUNK = 4096  # rows of features converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Nearest:
     """The nearest references of each query."""
 
     distance: Tensor  # float64 (n,) or (n, count), exact: 0 for a copy
-    index: Tensor  # int64, alike
+    index: Tensor  # int64, of the same shape
 
 
 def _blocks(count: int, references: int) -> list[slice]:
@@ -26,7 +26,7 @@ def _blocks(count: int, references: int) -> list[slice]:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """float64 (n, m), good to about 1e-15 of the squared lengths."""
+    """float64 (n, m), with an error of about 1e-15 of the squared lengths."""
     a = a.double()
     squared = torch.empty(len(a), len(b), dtype=torch.float64)
     for first in range(0, len(b), CHUNK):
@@ -39,7 +39,7 @@ def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False
     """The nearest of `references` (m, d) to each of `queries` (n, d).
 
     Args:
-        leave_out_self: query i is image i of the references; it is not its own neighbour.
+        leave_out_self: the queries are the references, and none is its own neighbour.
 
     Raises:
         InputError: if there is no reference to choose from.
@@ -76,7 +76,8 @@ class PrecisionRecall(NamedTuple):
 def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al., 2019, Eq. 1 and 2) of features (n, d) and (m, d).
 
-    An image lies among a set if it is no farther from one of the set's images than that one's k-th nearest fellow.
+    An image lies among a set if, for some image of the set, it is no farther away than that image's k-th nearest
+    neighbour in the set.
 
     Raises:
         InputError: if a set has no more than k images.
@@ -91,7 +92,7 @@ def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> Precisi
 
 def share_among(images: Tensor, members: Tensor, k: int) -> float:
     """The share of `images` (n, d) that lie among `members` (m, d), as in `precision_and_recall`."""
-    # The nearest is the image itself. (topk takes a quarter of the time of kthvalue.)
+    # k + 1, because the nearest is the image itself. topk takes a quarter of the time of kthvalue.
     radii = torch.cat(
         [_squared_distances(members[rows], members).topk(k + 1, dim=1, largest=False).values[:, -1]
          for rows in _blocks(len(members), len(members))]

@@ -1,5 +1,4 @@
-"""Samples of classes beside real images of the same classes: distances class by class, and what a classifier makes of
-both."""
+"""Comparison of samples with real images class by class: distances, and classifiers trained on either set."""
 
 import json
 import re
@@ -25,7 +24,7 @@ KEPT = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic",
 
 
 class Part:
-    """Some of the images, by their places."""
+    """A selection of images, by index."""
 
     def __init__(self, images: Images, places: list[int]) -> None:
         self.images, self.places = images, places
@@ -50,7 +49,7 @@ class Labelled:
     labels: Tensor
 
     def of(self, k: int) -> list[int]:
-        """Places of the images of a class."""
+        """Indices of the images in class k."""
         found: list[int] = self.labels[:, k].nonzero().flatten().tolist()
         return found
 
@@ -63,18 +62,18 @@ def evaluate_classes(
     real: RealImages, training: Labelled, samples: Labelled, held_out: Labelled | None, classes: Sequence[str],
     extractor: Extractor, config: MetricsConfig, out: Path, *, classifier_steps: int = 400, progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares the samples of each class with the training images of that class, as `evaluate` does with all, and
-    trains classifiers on both. Writes `out`/per_class.json, and evaluation.json and closest.png of each class in a
-    folder below `out`/classes, and returns the former.
+    """Compare the samples of each class with the training images of that class, as `evaluate` does with all, and train
+    classifiers on both. Writes `out`/per_class.json, and evaluation.json and closest.png of each class in a folder
+    below `out`/classes, and returns the content of the former.
 
     Args:
-        real: the training images, described.
+        real: the result of `describe_real` for the training images.
         training, samples, held_out: images with their labels.
-        classes: their names.
+        classes: names of the classes.
         classifier_steps: see `classifier.train_classifier`; 0 trains none.
 
     Raises:
-        InputError: as `evaluate`, and if nothing can be compared.
+        InputError: as `evaluate`, and if no class can be compared.
     """
     least, found = max(LEAST, config.neighbours + 1), {}
     config = replace(config, radiomics=0)
@@ -85,7 +84,7 @@ def evaluate_classes(
                            "left_out": f"fewer than {least} images on a side"}  # fmt: skip
             continue
         place = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
-        with warnings.catch_warnings():  # they are in the result
+        with warnings.catch_warnings():  # the result contains them
             warnings.simplefilter("ignore", UserWarning)
             result = evaluate(_of_class(real, theirs, name), Part(samples.images, mine), extractor, config, place,
                               progress=progress)  # fmt: skip
@@ -111,7 +110,7 @@ def _classified(
     training: Labelled, samples: Labelled, held_out: Labelled | None, classes: Sequence[str], steps: int,
     config: MetricsConfig,
 ) -> dict[str, Any] | str:  # fmt: skip
-    """Accuracies by what a classifier was trained on and what it was tested on; or why there are none."""
+    """Accuracies for each training set and test set, or the reason why there are none."""
     sides = {"real": training, "samples": samples, "held_out": held_out}
     labels = {name: side.single() for name, side in sides.items() if side is not None}
     if any(own is None for own in labels.values()):
@@ -136,7 +135,7 @@ def _classified(
 
 
 def describe_classes(result: dict[str, Any]) -> str:
-    """The result in a few lines, for a terminal."""
+    """A summary of the result in a few lines, for a terminal."""
     names = list(result["classes"])
     width = max(len("class"), *map(len, names))
     lines = [f"{'class':<{width}}  real  samples  {result['distance']}   floor"]

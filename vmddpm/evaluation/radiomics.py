@@ -1,8 +1,8 @@
 """The Fréchet Radiomic Distance (Konz, Osuala et al., Medical Image Analysis, 2026; arXiv:2412.01496).
 
-The features are PyRadiomics' as the authors' package frd-score sets it up: statistics of grey levels and textures of
-the image and of its wavelet bands. (Its Laplacians of Gaussians need volumes; PyRadiomics leaves them out of slices.)
-Both packages are optional.
+The features are those of PyRadiomics as configured by the authors' package frd-score: statistics of grey levels and
+textures of the image and of its wavelet bands. (PyRadiomics computes Laplacians of Gaussians only for volumes.) Both
+packages are optional.
 """
 
 import logging
@@ -22,34 +22,34 @@ from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance, frechet_fl
 from vmddpm.evaluation.images import Images, quantised
 
 PACKAGES = ("frd-score", "pyradiomics-bhklab")
-_VERSION = "v1"  # that of the paper above
+_VERSION = "v1"  # the version of the paper
 
 
 class RadiomicFeatures(NamedTuple):
     """The radiomic features of a set of images."""
 
     values: Tensor  # float32 (n, d), finite
-    names: tuple[str, ...]  # of the d features
-    undefined: int  # images that are left out: those of one grey level have no texture
+    names: tuple[str, ...]  # names of the d features
+    undefined: int  # number of images left out; those of one grey level have no texture
 
 
 class RadiomicDistance(NamedTuple):
-    """For the result file."""
+    """The entry for the result file."""
 
-    value: float | None  # the logarithm of the squared Fréchet distance, as frd-score has it; None if that is 0
-    floor: float | None  # what a perfect generator would get with these numbers of images
-    dimensions: int  # features that vary among the real images
+    value: float | None  # the logarithm of the squared Fréchet distance, as in frd-score; None if the distance is 0
+    floor: float | None  # the value of a perfect generator with the same numbers of images
+    dimensions: int  # number of features that vary among the real images
     n_real: int
     n_synthetic: int
-    undefined_real: int  # images that were left out
+    undefined_real: int  # images left out
     undefined_synthetic: int
 
 
 def load_radiomics() -> Any:
-    """frd_score.frd with PyRadiomics behind it.
+    """Import and return frd_score.frd, which uses PyRadiomics.
 
     Raises:
-        InputError: saying what to install if either is missing.
+        InputError: naming the missing package and how to install it.
     """
     try:
         import radiomics  # noqa: F401
@@ -65,14 +65,14 @@ def load_radiomics() -> Any:
 def radiomic_features(
     images: Images, count: int, name: str = "images", progress: Callable[[int], object] | None = None
 ) -> RadiomicFeatures:
-    """Features of `count` of the images, spread evenly over the set, or of all if there are no more.
+    """Features of `count` evenly spaced images of the set, or of all if there are fewer.
 
-    Each is taken as its 8-bit file holds it; the channels of a coloured one are averaged.
+    Images are rounded to 8 bits, and the channels of colour images are averaged.
 
     Args:
         images: see `Images`.
         count: at least 2.
-        name: of the images, for messages.
+        name: name of the images in messages.
         progress: called with the number of images done.
 
     Raises:
@@ -107,7 +107,7 @@ def radiomic_features(
 
 
 def _flat(grey: Tensor) -> bool:
-    """Whether a slice has a single grey level, ignoring the corner that frd-score leaves out."""
+    """Whether a slice has a single grey level, ignoring the corner pixel that frd-score leaves out."""
     inside = grey.flatten()[1:]
     return not len(inside) or bool((inside == inside[0]).all())
 
@@ -117,7 +117,7 @@ def _features(frd: Any, extractor: Any, grey: Tensor, path: Path, name: str) -> 
     Image.fromarray(grey.numpy()).save(path)
     try:
         _, features, _ = frd.process_image_mask_pair((path, None), feature_extractor=extractor, frd_version=_VERSION)
-    except Exception as error:  # PyRadiomics raises what it meets
+    except Exception as error:  # PyRadiomics raises any class of exception
         raise InputError(
             f"{name} has no radiomic features ({error}); look at it, or set metrics.radiomics to 0 to do without them"
         ) from error
@@ -125,8 +125,8 @@ def _features(frd: Any, extractor: Any, grey: Tensor, path: Path, name: str) -> 
 
 
 def radiomic_distance(real: RadiomicFeatures, synthetic: RadiomicFeatures, seed: int = 0) -> RadiomicDistance:
-    """The logarithm of the squared Fréchet distance of the features, each less the mean of the real ones, over their
-    standard deviation. Features that are the same for all real images are left out.
+    """The logarithm of the squared Fréchet distance of the features, standardised by the mean and standard deviation of
+    the real images. Features that are constant over the real images are left out.
 
     Raises:
         InputError: if the sets have different features, or none varies among the real images.
@@ -157,7 +157,7 @@ def _logarithm(squared: float) -> float | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence PyRadiomics' messages about filters that do not fit an image."""
+    """Silence PyRadiomics' messages about filters that do not apply to an image."""
     logger = logging.getLogger("radiomics")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

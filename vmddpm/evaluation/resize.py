@@ -1,4 +1,4 @@
-"""Resizing for extractors. FIDs are comparable only with the same resizing."""
+"""Resizing for extractors. FIDs are comparable only if the resizing is the same."""
 
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ RESIZERS = ("tf1", "bilinear", "bicubic", "none")
 def _tf1_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
     """float32 (size_out, size_in): the matrix of TensorFlow 1's ResizeBilinear for a row of pixels.
 
-    Its output pixel i reads position i * size_in / size_out: no half-pixel centres, no antialiasing.
+    Output pixel i samples position i * size_in / size_out: no half-pixel centres, no antialiasing.
     """
     position = torch.arange(size_out, dtype=torch.float64) * size_in / size_out
     low = position.floor().long()

@@ -1,4 +1,4 @@
-"""Power spectra by spatial frequency: how much texture images have, and how coarse it is."""
+"""Power spectra by spatial frequency, which measure the amount and coarseness of texture."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch import Tensor
 from vmddpm.errors import InputError
 
 CHUNK = 256  # images whose spectra are in memory at a time
-# Per pixel, of images in [-1, 1] rounded to 256 levels: texture below it is none that an 8-bit file holds.
+# Noise power per pixel of images in [-1, 1] rounded to 256 levels; an 8-bit file cannot hold weaker texture.
 QUANTISATION_NOISE = (2 / 255) ** 2 / 12
 
 
 def radial_power_spectrum(images: Tensor) -> Tensor:
     """The power of a set of images at each spatial frequency, averaged over all directions and images.
 
-    Frequencies are counted in periods across the shorter side n of an image; each point of the discrete Fourier
-    transform counts to the nearest whole number of them. The mean of an image, frequency 0, and the corners of the
-    transform beyond the Nyquist frequency, n / 2, are left out. Powers are per pixel: white noise of variance s has the
-    power s at every frequency.
+    Frequencies are in periods across the shorter side n of an image; each point of the discrete Fourier transform is
+    assigned to the nearest integer frequency. The mean of an image (frequency 0) and the corners of the transform
+    beyond the Nyquist frequency, n / 2, are left out. Powers are per pixel: white noise of variance s has power s at
+    every frequency.
 
     Args:
         images: (n, C, H, W); the mean of the channels is taken.
@@ -45,7 +45,7 @@ def radial_power_spectrum(images: Tensor) -> Tensor:
     side = min(height, width)
     across, down = torch.fft.rfftfreq(width, dtype=torch.float64), torch.fft.fftfreq(height, dtype=torch.float64)
     ring = (side * torch.hypot(down[:, None], across[None])).round().long().flatten()  # (H * (W // 2 + 1),)
-    # The transform of a real image is symmetric, so half of it is computed; its inner columns stand for two points.
+    # The transform of a real image is symmetric, so only half is computed; its inner columns count twice.
     weight = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64)
     weight[0] = 1
     if width % 2 == 0:
@@ -63,22 +63,21 @@ def radial_power_spectrum(images: Tensor) -> Tensor:
 
 
 def log_spectral_distance(a: Tensor, b: Tensor) -> float:
-    """How far apart the radial power spectra of two sets of images are, in decibels: the root of the mean squared
-    difference of 10 log10 of the power, over all frequencies alike.
+    """The distance of the radial power spectra of two sets of images in decibels: the root mean square difference of
+    10 log10 of the power, with equal weight for all frequencies.
 
-    0 for the same spectra, 3 where one set has twice or half the power of the other at every frequency. Power below the
-    noise that 8-bit rounding makes counts as that noise. It knows how much texture there is and how coarse it is, not
-    where.
+    It is 0 for equal spectra, and 3 if one set has twice the power of the other at every frequency. Power below the
+    noise of 8-bit rounding is raised to it. It measures the amount and coarseness of texture, not its location.
 
     Args:
-        a, b: sets of images (n, C, H, W) in [-1, 1], of one size; they may differ in number.
+        a, b: sets of images (n, C, H, W) in [-1, 1], of one size; their numbers may differ.
 
     Raises:
         InputError: if they differ in size, or as in `radial_power_spectrum`.
 
     Source:
         The log-spectral distance of Gray and Markel (IEEE Transactions on Acoustics, Speech, and Signal Processing,
-        1976), of spectra averaged over directions and images.
+        1976), for spectra averaged over directions and images.
 
     Example:
         >>> noise = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A Fréchet distance of textures: what random filters answer at every pixel, at the images' own resolution."""
+"""A Fréchet distance of textures, from the responses of random filters at every pixel, at full resolution."""
 
 from functools import lru_cache
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from vmddpm.errors import InputError
 from vmddpm.evaluation.frechet import Gaussian, frechet_distance
 
-SIZES, EACH = (3, 7, 11), 16  # pixels of a filter's side, and filters of each size
+SIZES, EACH = (3, 7, 11), 16  # sides of the filters in pixels, and number of filters of each size
 CHUNK = 16  # images whose features are in memory at a time
 _SEED = 20240505
 
 
 @lru_cache(maxsize=1)
 def _filters() -> list[tuple[Tensor, Tensor]]:
-    """Weights (16, 1, k, k), whose sum is 0 so that brightness alone answers nothing, and biases (16,)."""
+    """Weights (16, 1, k, k) with zero sum, so that uniform brightness has no response, and biases (16,)."""
     generator = torch.Generator().manual_seed(_SEED)
     filters = []
     with torch.inference_mode(False):
@@ -28,8 +28,8 @@ def _filters() -> list[tuple[Tensor, Tensor]]:
 
 
 def local_features(images: Tensor) -> Tensor:
-    """What 48 fixed random filters of 3, 7 and 11 pixels answer, less than nothing counted as nothing, at every pixel
-    that the largest of them reaches: (n, C, H, W) -> float32 (n, (H - 10) * (W - 10), 48)."""
+    """The responses, after a ReLU, of 48 fixed random filters of 3, 7 and 11 pixels at every pixel where the largest
+    fits: (n, C, H, W) -> float32 (n, (H - 10) * (W - 10), 48)."""
     grey, widest = images.detach().cpu().float().mean(1, keepdim=True), max(SIZES)
     answers = []
     for weights, biases in _filters():
@@ -40,13 +40,13 @@ def local_features(images: Tensor) -> Tensor:
 
 
 def texture_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of images in `local_features`, each pixel of each image one sample.
+    """Fréchet distance of two sets of images in `local_features`, with each pixel of each image as one sample.
 
-    It tells textures, edges and contrasts apart, wherever in the image they are, by as few as ten images; it knows
-    nothing of shapes that are larger than a filter.
+    It distinguishes textures, edges and contrasts anywhere in the image, with as few as ten images, but not shapes
+    larger than a filter.
 
     Args:
-        a, b: sets of images (n, C, H, W) in [-1, 1], in any number.
+        a, b: sets of images (n, C, H, W) in [-1, 1]; their numbers may differ.
 
     Raises:
         InputError: if there is no image, or an image has fewer than 12 x 12 pixels.
@@ -64,7 +64,7 @@ def texture_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _fit(images: Tensor) -> Gaussian:
-    """Mean and covariance of all pixels' features. They are as small as their deviations, so that one pass will do."""
+    """Mean and covariance of all pixels' features. One pass is accurate, because means are as small as deviations."""
     least = max(SIZES) + 1
     if images.dim() != 4 or len(images) == 0 or min(images.shape[2:]) < least:
         raise InputError(f"images have shape {tuple(images.shape)}; a texture needs (n, C, H, W), n at least 1, of at "

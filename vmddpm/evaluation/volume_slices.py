@@ -1,4 +1,4 @@
-"""Volumes as the sets of their slices, for metrics of images."""
+"""Slices of volumes, for image metrics."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ ALONG = {"axial": 1, "coronal": 2, "sagittal": 3}  # axis of a volume (C, D, H, 
 
 
 class VolumeSlices:
-    """The slices of volumes along one axis, as `Images`, anterior or superior up. Slices of one value, as beyond a
-    head, are left out: they are all alike.
+    """The slices of volumes along one axis, as `Images`, anterior or superior up. Constant slices, such as those beyond
+    a head, are left out.
 
     Args:
-        volumes: each float32 (C, D, H, W), all of one shape. Each is read once here, and then for its slices.
+        volumes: each float32 (C, D, H, W), all of one shape. Each is read once here, and again for its slices.
         axis: "axial", "coronal" or "sagittal".
-        distinct: leave out slices that were there before: crops that overlap have them in common.
+        distinct: leave out repeated slices, which overlapping crops have in common.
 
     Raises:
-        InputError: if no slice is left; what the volumes raise.
+        InputError: if no slice is left; also the errors of the volumes.
 
     Example:
         >>> slices = VolumeSlices(torch.rand(2, 1, 4, 6, 8), "coronal")
@@ -31,7 +31,7 @@ class VolumeSlices:
 
     def __init__(self, volumes: Images, axis: Axis, distinct: bool = False) -> None:
         self.volumes, self.axis = volumes, axis
-        self.places: list[tuple[int, int]] = []  # of each slice: the volume, and where in it
+        self.places: list[tuple[int, int]] = []  # (volume, position) of each slice
         self._last: tuple[int, Tensor] | None = None
         seen: set[bytes] = set()
         for number in range(len(volumes)):
@@ -48,9 +48,9 @@ class VolumeSlices:
         return len(self.places)
 
     def __getitem__(self, i: int) -> Tensor:
-        """float32 (C, height, width) in [-1, 1]. Raises IndexError, and what the volumes raise."""
+        """float32 (C, height, width) in [-1, 1]. Raises IndexError, and the errors of the volumes."""
         number, place = self.places[i]
-        if self._last is None or self._last[0] != number:  # a volume is read once for all its slices
+        if self._last is None or self._last[0] != number:  # read a volume once for consecutive slices
             self._last = number, self.volumes[number]
         plane = self._last[1].select(ALONG[self.axis], place)
         return plane if self.axis == "axial" else plane.flip(1)
