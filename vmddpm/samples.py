@@ -3,7 +3,7 @@
     sampling.yaml          the options that the images were drawn with
     000000.png ...         the images; volumes are 000000.nii.gz ...; or, with the format "npy", a block in each file:
     images-00000000.npy    uint8 (n, H, W, C) or (n, D, H, W, C), named by the number of its first image
-    manifest.json          written last: number and shape of the images, and the SHA-256 of each block's file
+    manifest.json          when complete: number and shape of the images, and the SHA-256 of each block's file
     grid.png               the first images, or three planes of each of the first volumes
     labels.csv             for a run with classes: file and class of each image
     classes.csv            for a run with classes: number of training images and samples of each class

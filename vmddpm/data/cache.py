@@ -147,7 +147,7 @@ class CacheWriter(ImageWriter):
     """
 
     def __init__(self, folder: Path, key: str, shape: tuple[int, ...]) -> None:
-        remove_abandoned(folder.glob(".*.tmp.npy"))  # as large as the data set
+        remove_abandoned(folder.glob(".*.tmp.npy"))  # each may be as large as the data set
         super().__init__(folder / f"{key}.npy", shape)
 
     def commit_entry(self, slices: list[SliceInfo], remarks: list[Remark], seen: int) -> SliceSet:

@@ -76,7 +76,7 @@ class ConditionConfig:
         self._require(self.labels in kinds, "labels", f"one of {', '.join(kinds)}")
         self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
-        self._require(self.separator != "", "separator", "null, or what stands between classes")
+        self._require(self.separator != "", "separator", "null, or the text between classes")
         window = self.image_window
         self._require(
             window is None or (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0),

@@ -192,7 +192,7 @@ class DataConfig:
             DataError: if `spacing` is None.
         """
         if self.spacing is None:
-            raise DataError("spacing is None; volumes (spatial_dims 3) need the millimetres of a voxel, such as 1")
+            raise DataError("spacing is None; volumes (spatial_dims 3) need the voxel size in millimetres, such as 1")
         return self.spacing if isinstance(self.spacing, tuple) else (self.spacing,) * 3
 
 

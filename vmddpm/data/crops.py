@@ -43,8 +43,8 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
     count = image.shape[3] if image.ndim > 3 else 1
     if count > 1 and config.frames == "all":
         raise DataError(
-            f"has {count} frames along its last axis, which would mix modalities or times; choose one, such as by "
-            "frames 0"
+            f"has {count} frames along its last axis, which would mix modalities or times; choose one, for example "
+            "with frames 0"
         )
     sizes = np.empty(3)
     sizes[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)

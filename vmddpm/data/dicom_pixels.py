@@ -70,7 +70,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     if not (syntax and syntax.is_compressed) and _is_encapsulated(dataset):
         raise DataError(
             f"{named('TransferSyntaxUID')} is {syntax.name if syntax else 'missing'}, but its pixels are encapsulated, "
-            "so that they are compressed in a way that nothing says; set it in the file, or fetch the file again"
+            "so they are compressed in an unknown way; set it in the file, or fetch the file again"
         )
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed

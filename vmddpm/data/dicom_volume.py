@@ -87,7 +87,7 @@ def _step(slices: list[PlacedSlice], normal: np.ndarray) -> np.ndarray:
     if len(slices) == 1:
         thickness = slices[0].thickness
         if not thickness > 0:
-            raise DataError(f"is a single slice without {named('SliceThickness')}, no volume; leave it out by pattern")
+            raise DataError(f"is a single slice without {named('SliceThickness')}, no volume; exclude it by pattern")
         return normal * thickness
     gaps = np.diff([float(one.corner @ normal) for one in slices])
     usual = float(np.median(gaps))
@@ -144,4 +144,4 @@ def _numbers(dataset: pydicom.Dataset, frame: int, keyword: str) -> np.ndarray:
             if len(numbers) != count or not np.isfinite(numbers).all():
                 raise DataError(f"{named(keyword)} is {numbers}, not {count} numbers; correct it in the file")
             return np.array(numbers, np.float64)
-    raise DataError(f"{named(keyword)} is missing, which says where a slice of a volume lies; leave it out by pattern")
+    raise DataError(f"{named(keyword)} is missing, which says where a slice of a volume is; exclude it by pattern")

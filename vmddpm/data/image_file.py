@@ -116,7 +116,7 @@ class ImageFile:
         if len(content) < self._bytes:
             raise DataError(f"{self.path}: image {i} is gone, the file was cut short")
         if self.checksums is not None and zlib.crc32(content) != self.checksums[i]:
-            raise DataError(f"{self.path}: image {i} is damaged, its checksum is not that of the manifest")
+            raise DataError(f"{self.path}: image {i} is damaged: its checksum differs from the manifest's")
         return np.frombuffer(content, np.uint16).reshape(self.shape[1:])
 
     def __reduce__(self) -> tuple[type["ImageFile"], tuple[Path, np.ndarray | None]]:

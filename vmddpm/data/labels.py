@@ -35,8 +35,8 @@ def open_labels(config: ConditionConfig, data: DataConfig) -> "LabelReader | Non
     if config.labels == "dicom":
         if is_store(data.root):
             raise DataError(
-                f"{data.root}: a store keeps no DICOM attributes; name the folder that it was made of by data.root, or "
-                "give the classes by a table, condition.labels csv"
+                f"{data.root}: a store keeps no DICOM attributes; set data.root to the folder it was made from, or put "
+                "the classes into a table, with condition.labels csv"
             )
         return LabelReader(config, data, _dicom_attribute(config, data))
     if config.labels == "folder":
@@ -157,7 +157,7 @@ def read_table(table: Path, file_column: str, label_column: str) -> Mapping[str,
                 raise DataError(f"{table}: line {rows.line_num} names no file in column {file_column!r}")
             if name in labels:
                 raise DataError(f"{table}: has two rows for {name!r}, lines {lines[name]} and {rows.line_num}; leave "
-                                "one. Several classes of a file go into one row, see condition.separator")  # fmt: skip
+                                "one. Put several classes of a file into one row, see condition.separator")  # fmt: skip
             labels[name], lines[name] = (row[label_column] or "").strip(), rows.line_num
     except csv.Error as error:
         raise DataError(f"{table}: line {rows.line_num} is no CSV ({error}); correct it") from None

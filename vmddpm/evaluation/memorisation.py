@@ -50,7 +50,7 @@ def find_copies(
             replace them, each compared with all others.
 
     Raises:
-        InputError: if real images have so many duplicates that nothing else is near.
+        InputError: if all neighbours found for a training image are its duplicates.
     """
     found, ratio, reference_ratio = {}, {}, {}
     alone = held_out is None

@@ -39,7 +39,7 @@ def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False
     """The nearest of `references` (m, d) to each of `queries` (n, d).
 
     Args:
-        leave_out_self: the queries are the references, and none is its own neighbour.
+        leave_out_self: query i shows the same image as reference i, which does not count as its neighbour.
 
     Raises:
         InputError: if there is no reference to choose from.

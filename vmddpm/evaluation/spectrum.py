@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 
-CHUNK = 256  # images whose spectra are in memory at a time
+CHUNK = 256  # images transformed at a time
 # Noise power per pixel of images in [-1, 1] rounded to 256 levels; an 8-bit file cannot hold weaker texture.
 QUANTISATION_NOISE = (2 / 255) ** 2 / 12
 

@@ -10,7 +10,7 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation.frechet import Gaussian, frechet_distance
 
 SIZES, EACH = (3, 7, 11), 16  # sides of the filters in pixels, and number of filters of each size
-CHUNK = 16  # images whose features are in memory at a time
+CHUNK = 16  # images filtered at a time
 _SEED = 20240505
 
 
