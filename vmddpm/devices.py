@@ -41,10 +41,10 @@ def choose_device(name: str, scans: bool = False) -> torch.device:
 
 
 def fast_in_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices are faster there than those of float32; False if torch cannot tell."""
+    """Whether bfloat16 matrix products are faster than float32 ones on the device; False if torch cannot tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older versions of torch lack
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # missing in older versions of torch
         return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "arm_sve_bf16"))

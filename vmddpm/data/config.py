@@ -71,8 +71,8 @@ class DataConfig:
         min_foreground: slices with a smaller share of foreground pixels are left out; 0 keeps all. A pixel is
             foreground if it is above 5 % of the normalised range. "we use 6528 2D brain images" is 22.9 per patient
             for 285 patients; the paper does not say which.
-        on_error: "fail" stops at the first file that cannot be read and names it; "skip" leaves such files out, counts
-            them by reason, and lists them in a file.
+        on_error: handling of files that cannot be read: "fail" stops at the first and names it, "skip" leaves them out,
+            counts them by reason, and lists them in a file.
         max_pixels: a larger picture or slice is refused by its header, before it is decoded.
         max_voxels: the same limit for the values in memory at once: a 3-D frame of a NIfTI volume, a whole DICOM file.
             Reading that many takes up to 6 GiB, or up to 10 GiB if the file stores 32 or 64 bits per value.
