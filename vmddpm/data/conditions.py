@@ -59,10 +59,10 @@ class ConditionConfig:
     """Channels of the paired images, 1 or 3."""
 
     image_normalize: Literal["auto", "percentile", "window", "full"] = "auto"
-    """How their intensities are mapped to [-1, 1], as data.normalize. Label maps need `image_window`."""
+    """How intensities of the paired images are mapped to [-1, 1], as data.normalize. Label maps need `image_window`."""
 
     image_window: tuple[float, float] | None = None
-    """(centre, width) for every file: [2, 4] maps the labels 0 to 4 to -1, -0.5 ... 1."""
+    """(centre, width) for every paired image: [2, 4] maps the labels 0 to 4 to -1, -0.5 ... 1."""
 
     dropout: float = 0.1
     """Share of the training images whose condition is dropped, so that the model also learns to draw without it, as

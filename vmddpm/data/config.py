@@ -39,9 +39,9 @@ class DataConfig:
         image_type: shell pattern for the Image Type, with its values joined by backslashes: `ORIGINAL\\PRIMARY*`.
         limit: keep only the first `limit` slices, in sorted order of the paths. Null keeps all. "We use the first
             34,999 images for experiments".
-        spatial_dims: 2 makes images from slices, 3 makes volumes: crops of NIfTI, FreeSurfer, MetaImage and NRRD
-            volumes and of DICOM series, (depth, size, size) voxels from inferior to superior, anterior to posterior,
-            and the patient's right to left. `model.spatial_dims` must be the same.
+        spatial_dims: 2 makes images from slices, 3 makes volumes. These are crops of NIfTI, FreeSurfer, MetaImage and
+            NRRD volumes and of DICOM series, (depth, size, size) voxels from inferior to superior, anterior to
+            posterior, and the patient's right to left. `model.spatial_dims` must be the same.
         spacing: voxel size of volumes in millimetres, one number or three for depth, height and width. Every volume is
             resampled to it, with antialiasing, along its own axes: oblique scans are not rotated.
         depth: depth of volumes in voxels; null for the same as `size`.
@@ -50,7 +50,8 @@ class DataConfig:
         size: side of the images in pixels, or of volumes in voxels. The largest centred square of a slice, in
             millimetres if the file has a pixel spacing, is resized with antialiasing: "we uniformly scaled the image
             center to 128 × 128 resolution".
-        channels: 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour by repetition.
+        channels: channels of the images, 1 (grey) or 3 (colour). Colour becomes grey by luminance, grey becomes colour
+            by repetition.
         axes: slice directions of a NIfTI volume: axial, coronal and sagittal. DICOM and raster images are used as
             stored. "The 2D axial slices were then separated to form a training dataset".
         frames: which frames of a 4-D file: "all", only the "first", or a frame number from 0, such as one of several
