@@ -6,7 +6,7 @@ from typing import Any
 
 SUMMARY = "read a data set once, into a store"
 DATASETS = {  # description, and arguments of an example
-    "acdc": ("ACDC: cardiac MR, the end-diastolic and end-systolic frames", "ACDC --out stores/acdc"),
+    "acdc": ("ACDC: cardiac MR, end-diastolic and end-systolic frames", "ACDC --out stores/acdc"),
     "brats": (
         "BraTS 2017 to 2023: brain MR, one modality",
         "MICCAI_BraTS_2018_Data_Training --out stores/brats --modality flair --test-share 0.1",
@@ -35,19 +35,19 @@ def build(new_parser: Any, name: str) -> Any:
     one = new_parser(description=f"{COMMANDS[name]}.\n\nexample:\n{EXAMPLES[name]}")
     one.add_argument("root", type=str, help="the folder of the data set")
     one.add_argument("--out", type=str, required=True, help="the store, a new folder")
-    one.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that decode")
+    one.add_argument("--processes", type=int, default=os.cpu_count(), help="number of decoding processes")
     one.add_argument("--test-share", type=float, default=0.0, help="approximate share of patients in the test split")
     if name == "acdc":
         one.add_argument("--frames", choices=("ed-es", "cine"), default="ed-es",
-                         help="frames of each heart: ed-es, end-diastole and end-systole, or cine, all")  # fmt: skip
+                         help="frames of each heart: ed-es (end-diastole and end-systole) or cine (all)")  # fmt: skip
     if name == "brats":
         one.add_argument("--modality", choices=MODALITIES, default="flair", help="which of the four modalities")
     if name == "chestxray":
         one.add_argument("--official-split", action="store_true",
-                         help="split by the owners' train_val_list.txt and test_list.txt")  # fmt: skip
+                         help="use the official split in train_val_list.txt and test_list.txt")  # fmt: skip
     if name == "folder":
         one.add_argument("--patient", type=str, default=None,
-                         help="regular expression whose first group, in a file's path, is the patient")  # fmt: skip
+                         help="regular expression for file paths; its first group is the patient")  # fmt: skip
     one.add_class_arguments(DataConfig, "data", skip={"root", "cache_dir", "split"})
     one.set_defaults({f"data.{field}": value for field, value in OPTIONS[name].items()})
     return one

@@ -24,7 +24,7 @@ def build(new_parser: Any) -> Any:
         "--steps", type=int, default=None,
         help="denoising steps, at most those of training, with ddim a divisor; default: all",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the images: the same gives the same images")
+    parser.add_argument("--seed", type=int, default=0, help="seed: the same seed gives the same images")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time; it affects the images drawn")
     parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
                         help="class of the images, for a run with classes; by default each class in turn")  # fmt: skip

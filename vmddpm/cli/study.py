@@ -57,10 +57,10 @@ def _create_options(new_parser: Any) -> Any:
     create.add_argument("--real", type=str, required=True, help="folder of real images")
     create.add_argument("--synthetic", type=str, required=True, help="folder of synthetic images")
     create.add_argument("--out", type=str, required=True, help="folder of the study; it must not exist")
-    create.add_argument("--real-pattern", type=str, default="*", help="which files of the folder are taken")
+    create.add_argument("--real-pattern", type=str, default="*", help="shell pattern of the real images")
     create.add_argument("--synthetic-pattern", type=str, default=None,
-                        help="which files of the folder are taken; default: all, or only the numbered images where "
-                             "`vmddpm sample` has written them")  # fmt: skip
+                        help="shell pattern of the synthetic images; default: all, or only the numbered images in a "
+                             "folder of `vmddpm sample`")  # fmt: skip
     create.add_class_arguments(CreateOptions)
     create.add_class_arguments(DataConfig, "data", skip={"root", "pattern"})
     return create
@@ -86,13 +86,13 @@ def _serve_options(new_parser: Any) -> Any:
 def _report_options(new_parser: Any) -> Any:
     report = new_parser(description=REPORT)
     report.add_argument("study", type=str, nargs="?", default=None, help="the folder of the study")
-    report.add_argument("--key", type=str, default=None, help="the key, if it is not in the study's folder")
+    report.add_argument("--key", type=str, default=None, help="path of the key, if it is not in the study's folder")
     report.add_argument("--counts", type=int, nargs="+", default=None,
-                        help="printed counts in place of a study, four a reader: real judged real and synthetic, "
+                        help="printed counts in place of a study, four per reader: real judged real and synthetic, "
                              "then synthetic judged real and synthetic")  # fmt: skip
     report.add_argument("--margin", type=float, default=0.1,
                         help="margin of the equivalence test; choose it before the study")  # fmt: skip
-    report.add_argument("--out", type=str, default=None, help="folder for the files; default: `report` in the study's")
+    report.add_argument("--out", type=str, default=None, help="folder for the files; default: `report` in the study")
     return report
 
 

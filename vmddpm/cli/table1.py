@@ -31,7 +31,7 @@ def with_options(parser: Any) -> Any:
                         help="data set of the preset paper: chestxray, brats2018 or acdc")  # fmt: skip
     parser.add_argument("--root", type=str, default=None, help="folder of that data set")
     parser.add_argument("--held-out", type=str, default=None,
-                        help="folder of real images kept apart, for the preset paper")  # fmt: skip
+                        help="folder of held-out real images, for the preset paper")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=None,
                         help="minutes of training for each run, instead of the preset's")  # fmt: skip
     parser.add_argument("--images", type=int, default=None,

@@ -29,7 +29,7 @@ def build(new_parser: Any) -> Any:
 
     parser = new_parser(description=HELP)
     parser.add_argument("--config", action="config", help=f"a YAML file, or a preset: {', '.join(PRESETS)}")
-    parser.add_argument("--run", type=str, required=True, help="the run folder; a run that is there is continued")
+    parser.add_argument("--run", type=str, required=True, help="the run folder; an existing run is continued")
     parser.add_class_arguments(RunConfig)
     return parser
 

@@ -7,14 +7,14 @@ Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 NOTES = """## How to read this
 
-- The paper's "Precision" is the share of each class that was judged rightly (elsewhere called recall), its "Recall" the
-  share of each judgement that was right (elsewhere called precision). Both names are given.
+- The paper's "Precision" is the share of each class that was judged correctly (usually called recall), its "Recall" the
+  share of each judgement that was correct (usually called precision). Both names are given.
 - A reader who cannot tell the classes apart calls both real equally often: the difference and d' are near 0, and the
-  accuracy is what guessing reaches. Below 0, synthetic images are called real more often than real ones.
+  accuracy is that of guessing. Below 0, synthetic images are called real more often than real ones.
 - Fisher's test asks whether the two classes were judged differently. A p above 0.05 does not show that they were judged
-  alike: with few images it is above 0.05 whatever the reader sees. The equivalence test is for that: a p below 0.05
+  alike: with few images it is above 0.05 whatever the reader sees. Use the equivalence test for that: a p below 0.05
   shows that both classes are called real equally often, to within the margin, which must be chosen beforehand.
-- Intervals are 95 %. They hold for one reader and other images of these kinds; no reader stands for another one."""
+- Intervals are 95 %. They hold for one reader and further images of these kinds, not for other readers."""
 
 
 def paper_table(row: dict[str, Any]) -> Table:
