@@ -106,7 +106,9 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
 def test_figures_of_merit_are_stored_and_told(run, capsys):
     """The fake model draws the first 16 images over and over: noise, as the fake data are."""
     result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
-    told = capsys.readouterr().out.splitlines()[-1]
+    *_, copied, told = capsys.readouterr().out.splitlines()
+    assert result["copies"] == 64
+    assert copied.startswith("64 of the 64 are close to copies")
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     for name, images in (("synthetic", IMAGES[:16].repeat(4, 1, 1, 1)), ("real", IMAGES[order[:64]])):
         found = figures_of_merit(images, IMAGES[order[64:]])

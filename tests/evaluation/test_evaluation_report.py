@@ -18,7 +18,7 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation import MetricsConfig, SampleFolder, describe_real, describe_result, evaluate, load_extractor
 from vmddpm.evaluation.frechet import fit_gaussian, frechet_distance
 from vmddpm.evaluation.images import describe_images, quantised, small_pixels
-from vmddpm.evaluation.memorisation import closest, copies, draw_closest, find_copies
+from vmddpm.evaluation.memorisation import closest, copies, copies_by_pixels, draw_closest, find_copies
 
 CONFIG = MetricsConfig(kid_subsets=10, kid_subset_size=50, batch_size=250)
 
@@ -58,6 +58,15 @@ def test_planted_copies_are_found(extractor, held_out):
     assert (found.ratio["features"][places[:10]] < 1e-4).all()
     assert found.ratio["pixels"].median() == pytest.approx(1, abs=0.25)
     assert copies(found.reference_ratio).double().mean() < 0.02
+
+
+def test_copies_by_pixels_are_nearer_than_a_third_of_what_real_images_are():
+    """On a line: real images at 0, 3, 9 and 9 again, of which one is a duplicate."""
+    real = torch.tensor([0.0, 3.0, 9.0, 9.0])[:, None, None, None]
+    samples = torch.tensor([0.0, 0.9, 1.1, 4.1, 3.9, 9.0, 9.1])[:, None, None, None]
+    assert copies_by_pixels(samples, real).tolist() == [True, True, False, False, True, True, False]
+    with pytest.raises(InputError, match="nearest of 1 images"):
+        copies_by_pixels(samples, real[:1])
 
 
 def test_ratios_by_loops(extractor):

@@ -4,10 +4,11 @@ from itertools import product
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vmddpm.errors import InputError
 from vmddpm.model import CSM, VMDDPM, ModelConfig
-from vmddpm.model.dimensions import convolution, shuffle_up
+from vmddpm.model.dimensions import channels_last, convolution, convolve_up
 from vmddpm_kernels import routes
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
@@ -72,17 +73,26 @@ def test_the_scan_of_a_volume_equals_a_loop():
 
 
 def test_sampling_up_equals_a_loop():
-    x, factor = noise(2, 3 * 8, 2, 1, 3), 2
-    found = shuffle_up(x, factor)
+    factor, up = 2, convolution(3, 5, 3 * 8, 1).double()
+    x = noise(2, 5, 2, 1, 3)
+    found = convolve_up(up, x.contiguous(memory_format=channels_last(3)), factor)
     assert found.shape == (2, 3, 4, 2, 6)
+    tokens = up(x)
     for b, c, d, h, w in product(range(2), range(3), range(4), range(2), range(6)):
         channel = c * 8 + (d % 2) * 4 + (h % 2) * 2 + w % 2
-        assert found[b, c, d, h, w] == x[b, channel, d // 2, h // 2, w // 2]
-    image = noise(2, 12, 3, 2)  # as of images: a volume whose planes are all alike
-    channels = image.unflatten(1, (3, 1, 4)).expand(-1, -1, 2, -1, -1, -1).flatten(1, 3)
-    deep = shuffle_up(channels[:, :, None], 2)
-    assert torch.equal(deep[:, :, 0], shuffle_up(image, 2))
-    assert torch.equal(deep[:, :, 1], deep[:, :, 0])
+        torch.testing.assert_close(found[b, c, d, h, w], tokens[b, channel, d // 2, h // 2, w // 2])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_sampling_up_of_images_is_torchs_pixel_shuffle(factor):
+    up, x = convolution(2, 5, 4 * factor**2, 1).double(), noise(2, 5, 3, 2).requires_grad_()
+    found, expected = convolve_up(up, x, factor), F.pixel_shuffle(up(x), factor)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=channels_last(2))
+    wanted = (x, *up.parameters())
+    dy = torch.rand(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(y, wanted, dy, retain_graph=True) for y in (found, expected))):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("scans", [0, "ss3d", "tri-orientated", "hilbert"])

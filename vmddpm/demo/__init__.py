@@ -39,6 +39,7 @@ from vmddpm.diffusion import DiffusionConfig, make_scheduler, sample
 from vmddpm.errors import InputError
 from vmddpm.evaluation import Merit, figures_of_merit
 from vmddpm.evaluation.images import Images
+from vmddpm.evaluation.memorisation import copies_by_pixels
 from vmddpm.files import atomic_write, write_text
 from vmddpm.model import ModelConfig
 from vmddpm.nifti import nifti_bytes
@@ -100,8 +101,8 @@ def demo(
         clock: the time in seconds.
 
     Returns:
-        What `out`/demo.json holds too: steps, images, and the figures of merit of the synthetic slices and, for scale,
-        of as many real ones, both against the other real ones.
+        What `out`/demo.json holds too: steps, images, how many of these are close to copies of real ones, and the
+        figures of merit of the synthetic slices and, for scale, of as many real ones, both against the other real ones.
 
     Raises:
         RunError: if `out` holds anything but a demo run.
@@ -195,6 +196,7 @@ def _write(
     real, others = halves(dataset, len(synthetic))
     result = {
         "steps": step, "images": len(synthetic), "sampler_steps": drawing.steps,
+        "copies": int(copies_by_pixels(synthetic, torch.cat([real, others])).sum()),
         "figures_of_merit": "spectrum in dB, texture and structure as Fréchet distances (not FID); less is better",
         "synthetic": asdict(figures_of_merit(_as_slices(synthetic), _as_slices(others))),
         "real": asdict(figures_of_merit(_as_slices(real), _as_slices(others))),
@@ -248,5 +250,10 @@ def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: 
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
     told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    if result["copies"]:
+        told += (
+            f"\n{result['copies']} of the {result['images']} are close to copies: so few images are soon learned by "
+            "heart, and `vmddpm evaluate` tells how many of a run's samples are"
+        )
     synthetic, real = (Merit(**result[name]) for name in ("synthetic", "real"))
     return f"{told}\ndistance from other real slices: {synthetic}; as many real slices have {real}"

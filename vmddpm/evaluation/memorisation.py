@@ -101,6 +101,19 @@ def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
     return (ratio["features"] < threshold) | (ratio["pixels"] < threshold)
 
 
+def copies_by_pixels(images: Tensor, training: Tensor, threshold: float = COPY) -> Tensor:
+    """The same by pixels alone and without mirroring: whether each of `images` (n, ...) lies nearer to a training image
+    (m, ...) than `threshold` times the distance of that one to its nearest other, bool (n,).
+
+    Raises:
+        InputError: if there are fewer than two training images.
+    """
+    training = training.flatten(1)
+    between = nearest(training, training, leave_out_self=True).distance
+    found = nearest(images.flatten(1), training)
+    return found.distance <= threshold * between[found.index]
+
+
 def summary(m: Memorisation, threshold: float = COPY, listed: int = 16) -> dict[str, Any]:
     """Counts, shares and the closest pairs, for the result file."""
     flagged, among_real = copies(m.ratio, threshold), copies(m.reference_ratio, threshold)

@@ -48,14 +48,19 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) 
     return F.conv3d(x, weight, bias, padding=padding)
 
 
-def shuffle_up(x: Tensor, factor: int) -> Tensor:
-    """Every token becomes a block of factor pixels along each axis: (B, C * factor^axes, ...) -> (B, C, ... * factor).
+def convolve_up(convolution: nn.Conv2d | nn.Conv3d, x: Tensor, factor: int) -> Tensor:
+    """A convolution of side 1, whose result at each token becomes a block of factor pixels along each axis:
+    (B, C_in, H, W) -> (B, C, H * factor, W * factor), and likewise for volumes.
 
-    The channels of a token are (C, rows, columns), as in `torch.nn.functional.pixel_shuffle`, or for volumes (C,
-    planes, rows, columns).
+    The convolution's channels are (C, rows, columns), as in `torch.nn.functional.pixel_shuffle`, or for volumes (C,
+    planes, rows, columns). It is computed with the channels of each pixel side by side, so that whole rows are copied.
     """
-    if x.dim() == 4:
-        return F.pixel_shuffle(x, factor)
-    pattern = "b (c p q r) d h w -> b c (d p) (h q) (w r)"
-    shuffled: Tensor = rearrange(x, pattern, p=factor, q=factor, r=factor)
-    return shuffled.contiguous(memory_format=torch.channels_last_3d)
+    axes = x.dim() - 2
+    weight, bias = (
+        t.unflatten(0, (-1, factor**axes)).transpose(0, 1).flatten(0, 1) for t in (convolution.weight, convolution.bias)
+    )
+    tokens = _convolve(x, weight, bias).movedim(1, -1)
+    pattern = "b h w (p q c) -> b (h p) (w q) c" if axes == 2 else "b d h w (r p q c) -> b (d r) (h p) (w q) c"
+    sides = dict.fromkeys("pq" if axes == 2 else "pqr", factor)
+    pixels: Tensor = rearrange(tokens, pattern, **sides)
+    return pixels.movedim(-1, 1)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vmddpm.model.config import ModelConfig
-from vmddpm.model.dimensions import convolution, convolve_parts, shuffle_up
+from vmddpm.model.dimensions import convolution, convolve_parts, convolve_up
 from vmddpm.model.regeneration import VisitOrders
 from vmddpm.model.resnet_block import ResNetBlock
 from vmddpm.model.ss_layer import SSLayer
@@ -63,7 +63,7 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor, orders: VisitOrders) -> Tensor:
         x = self.layers(convolve_parts(self.fuse, x, skip), time, orders)
-        return shuffle_up(self.up(self.norm(x)), self.factor)
+        return convolve_up(self.up, self.norm(x), self.factor)
 
 
 class ImageFusion(nn.Module):
