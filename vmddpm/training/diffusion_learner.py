@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vmddpm.devices import fast_in_bfloat16
 from vmddpm.diffusion import diffusion_loss, sample
 from vmddpm.evaluation.images import Images
 from vmddpm.model import VMDDPM
@@ -37,7 +38,7 @@ class DiffusionLearner(Learner[Inputs]):
         self.ema = build_network(config).to(ranks.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.raw.state_dict())
         options = config.training
-        optimizers = make_optimizers(self.raw, options)
+        optimizers = make_optimizers(self.raw, options, ranks.broadcast(fast_in_bfloat16(ranks.device)))
         self.optimizers = list(optimizers.values())
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
         self.parts = {"model": self.raw, "ema": self.ema, **optimizers, "scaler": self.scaler}

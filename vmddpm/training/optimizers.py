@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from vmddpm.devices import fast_in_bfloat16
 from vmddpm.model import VMDDPM
 from vmddpm.model.csm import CSM
 from vmddpm.model.unet import UNet
@@ -13,17 +12,22 @@ from vmddpm.training.config import TrainingConfig
 from vmddpm.training.muon import Muon
 
 
-def make_optimizers(network: VMDDPM | UNet, options: TrainingConfig) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of `options.optimizer`, which share the weights, by their names in a checkpoint."""
+def make_optimizers(
+    network: VMDDPM | UNet, options: TrainingConfig, bfloat16: bool
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers of `options.optimizer`, which share the weights, by their names in a checkpoint.
+
+    Args:
+        bfloat16: whether Muon multiplies in it. All processes of a run must do alike: their weights would drift apart.
+    """
     if options.optimizer == "adam":
         return {"optimizer": adam(network.parameters(), options.learning_rate)}
     matrices = list(hidden_matrices(network))
     theirs = {id(weight) for weight in matrices}
     rest = [weight for weight in network.parameters() if id(weight) not in theirs]
-    dtype = torch.bfloat16 if fast_in_bfloat16(matrices[0].device) else torch.float32
     return {
         "optimizer": adam(rest, options.learning_rate),
-        "muon": Muon(matrices, options.learning_rate, dtype=dtype),
+        "muon": Muon(matrices, options.learning_rate, dtype=torch.bfloat16 if bfloat16 else torch.float32),
     }
 
 
