@@ -74,7 +74,7 @@ def test_the_scan_of_a_volume_equals_a_loop():
 
 def test_sampling_up_equals_a_loop():
     factor, up = 2, convolution(3, 5, 3 * 8, 1).double()
-    x = noise(2, 5, 2, 1, 3)
+    x = noise(2, 5, 2, 1, 3).double()
     found = convolve_up(up, x.contiguous(memory_format=channels_last(3)), factor)
     assert found.shape == (2, 3, 4, 2, 6)
     tokens = up(x)
@@ -85,7 +85,8 @@ def test_sampling_up_equals_a_loop():
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_sampling_up_of_images_is_torchs_pixel_shuffle(factor):
-    up, x = convolution(2, 5, 4 * factor**2, 1).double(), noise(2, 5, 3, 2).requires_grad_()
+    up = convolution(2, 5, 4 * factor**2, 1).double()
+    x = noise(2, 5, 3, 2).double().contiguous(memory_format=channels_last(2)).requires_grad_()
     found, expected = convolve_up(up, x, factor), F.pixel_shuffle(up(x), factor)
     torch.testing.assert_close(found, expected)
     assert found.is_contiguous(memory_format=channels_last(2))

@@ -213,7 +213,7 @@ def test_volumes_with_classes_and_masks(scans, tmp_path, capsys):
              "condition.image": tmp_path / "masks"}  # fmt: skip
     path = tmp_path / "run"
     assert main(["train", *options(**given), "--run", str(path)]) == 0
-    assert json.loads((path / "classes.json").read_text()).keys() >= {"healthy", "ill"}
+    assert (path / "classes.csv").read_text().split() == ["class,images", "healthy,8", "ill,8"]
     command = ["sample", "--run", str(path), "--images", "2", "--sampler", "ddim", "--steps", "2", "--class", "ill",
                "--guidance", "2", "--condition-images", str(tmp_path / "masks")]  # fmt: skip
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
