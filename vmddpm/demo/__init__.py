@@ -1,4 +1,4 @@
-"""The demo: a small VM-DDPM learns a real brain in a few minutes and draws new slices of it, or new volumes."""
+"""The demo: a small VM-DDPM learns a real brain in a few minutes and samples new slices or volumes of it."""
 
 import json
 import logging
@@ -86,27 +86,27 @@ def demo(
     started: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Trains, then writes `out`/demo.png with real and synthetic slices, in `minutes` all together. With the preset
-    `demo-3d` they are volumes, of which the picture shows three planes each, and the synthetic ones are NIfTI files in
-    `out`/volumes too.
+    """Train, then write `out`/demo.png with real and synthetic slices, within `minutes` in all. The preset `demo-3d`
+    uses volumes: the picture shows three planes of each, and the synthetic ones are also NIfTI files in `out`/volumes.
 
-    A plan from measured times is printed first. A demo run that is there is continued for another `minutes`.
+    A plan from measured times is logged first. An existing demo run is continued for another `minutes`.
 
     Args:
         out: the run folder.
-        minutes: from `started` to the return; where the machine becomes slower meanwhile, fewer images are drawn.
-        images: at most so many of each kind in the picture; by default that of `PRESETS`.
+        minutes: time from `started` to the return; if the machine slows down meanwhile, fewer images are drawn.
+        images: most images of each kind in the picture; by default that of `PRESETS`.
         preset: "demo" or "demo-3d".
         started: when the command started, by `clock`; now if None.
         clock: the time in seconds.
 
     Returns:
-        What `out`/demo.json holds too: steps, images, how many of these are close to copies of real ones, and the
-        figures of merit of the synthetic slices and, for scale, of as many real ones, both against the other real ones.
+        The contents of `out`/demo.json: steps, images, the number of images close to copies of real ones, and the
+        figures of merit of the synthetic slices and, for scale, of as many real ones, both compared with the other real
+        ones.
 
     Raises:
         RunError: if `out` holds anything but a demo run.
-        InputError: if `minutes`, `images` or `preset` cannot be.
+        InputError: if `minutes`, `images` or `preset` is invalid.
     """
     budget = Budget(60 * minutes, clock() if started is None else started, clock)
     if preset not in PRESETS:
@@ -122,7 +122,7 @@ def demo(
     sides, kind = " x ".join(map(str, config.data.shape[1:])), "crops" if volumes else "slices"
     logger.info("%d %s of the MNI152 template at %s; timing a step ...", len(dataset), kind, sides)
     with IdleThreads() as threads:
-        make_scheduler(config.diffusion, "ddim", 50)  # loads diffusers, which takes seconds, before time is planned
+        make_scheduler(config.diffusion, "ddim", 50)  # imports diffusers, which takes seconds, before time is planned
         threads.follow()
         speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
         taken, seconds = progress(folder)
@@ -151,22 +151,22 @@ def demo(
 
 
 def progress(folder: RunFolder) -> tuple[int, float]:
-    """Steps of the run that is there, and the seconds they took."""
+    """Steps of the run so far, and the seconds they took."""
     state = Checkpoints(folder.path / "checkpoints").newest()
     return (state["step"], state["seconds"]) if state else (0, 0.0)
 
 
 def _speed_now(planned: Speed, training_step: float) -> Speed:
-    """Drawing has slowed down, or sped up, as training has."""
+    """The present speed; drawing is assumed to have changed by the same factor as training."""
     return Speed(training_step, planned.drawing_step * training_step / planned.training_step)
 
 
 def _draw(
     model: nn.Module, config: RunConfig, plan: Plan, speed: Speed, bar: BudgetBar, threads: IdleThreads
 ) -> tuple[Tensor, Drawing]:  # fmt: skip
-    """Images (n, C, size, size) by DDIM, on the CPU: those of the plan, or what there is time for, a batch at least."""
+    """Sample images (n, C, size, size) by DDIM, on the CPU: as many as planned, or as time allows, at least a batch."""
     budget = plan.budget
-    end = FINISHING / 2 * budget.seconds  # what is to be left then; the rest is for what training took longer
+    end = FINISHING / 2 * budget.seconds  # time to keep; the other half absorbs overtime of training
     drawing = choose_drawing(budget.left() - end, speed, plan.drawing.images, plan.drawing.steps)
     model = model.to(choose_device(config.training.device, scans=True))
     shape = config.data.shape
@@ -183,7 +183,7 @@ def _draw(
             sample(model, numbers, shape, config=config.diffusion, sampler="ddim", steps=drawing.steps,
                    seed=config.training.seed, batch_size=drawing.batch, progress=progress).cpu()
         )  # fmt: skip
-        if budget.spent() - before > budget.left() - end:  # the next one would not end in time
+        if budget.spent() - before > budget.left() - end:  # no time for another block
             break
     images = torch.cat(blocks)
     return images, replace(drawing, images=len(images))
@@ -211,21 +211,21 @@ def _write(
 
 
 def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
-    """`count` real slices, and all others, which these and the synthetic ones are compared with."""
+    """`count` real slices, and all other slices, with which these and the synthetic ones are compared."""
     slices = torch.stack([dataset[i] for i in range(len(dataset))])
     order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
     return slices[order[:count]], slices[order[count:]]
 
 
 def titles(step: int, sights: Sights = SLICES) -> tuple[str, str]:
-    """Over the real and the synthetic images, after so many steps."""
+    """Titles of the real and the synthetic images after `step` steps."""
     short = "" if step >= sights.brains else f"; brains take about {sights.brains}"
     return "real (MNI152)", f"synthetic (VM-DDPM after {step:,} steps{short})"
 
 
 def draw_images(model: nn.Module, config: RunConfig, count: int) -> Tensor:
-    """Images 0 to count - 1 of the run's seed, (count, *config.data.shape) in [-1, 1] on the CPU, as the demo draws
-    them where there is time for the most steps."""
+    """Sample images 0 to count - 1 with the run's seed, (count, *config.data.shape) in [-1, 1] on the CPU, as the demo
+    does when time allows the most steps."""
     blocks = -(-count // BLOCK)
     return sample(
         model, range(count), config.data.shape, config=config.diffusion, sampler="ddim",
@@ -234,7 +234,7 @@ def draw_images(model: nn.Module, config: RunConfig, count: int) -> Tensor:
 
 
 def _as_slices(images: Tensor) -> Tensor:
-    """(n, C, H, W) as they are, and volumes (n, C, D, H, W) as their axial slices, without those of one value."""
+    """Images (n, C, H, W) unchanged; volumes (n, C, D, H, W) as their axial slices, without constant ones."""
     if images.dim() == 4:
         return images
     slices = images.transpose(1, 2).flatten(0, 1)

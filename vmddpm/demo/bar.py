@@ -1,4 +1,4 @@
-"""One bar for everything that a budget is spent on."""
+"""A progress bar for a time budget."""
 
 from typing import NoReturn
 

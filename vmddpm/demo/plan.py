@@ -1,4 +1,4 @@
-"""How a budget of minutes is spent: what is trained and drawn follows from the speed that was measured."""
+"""Divides a budget of minutes between training and drawing, from the measured speed."""
 
 import math
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from vmddpm.errors import InputError
 from vmddpm.numbers import LONGEST
 
-BLOCK = 16  # images that are drawn together, see `vmddpm.diffusion.sample`
+BLOCK = 16  # images drawn together, see `vmddpm.diffusion.sample`
 MOST_STEPS = 50  # of the sampler
-LEAST = 4  # images, where there is no time for a whole block
+LEAST = 4  # images, if there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
-FINISHING = 0.04  # and weights, curves and the picture
+FINISHING = 0.04  # the share of the budget for saving weights, curves and the picture
 # Observed images by training steps: noise after 28, blobs after 103, brains in recognisable views after 600, with
 # ventricles and folds after 2,367.
 BLOBS, BRAINS, FOLDS = 100, 600, 2300
@@ -19,11 +19,11 @@ BLOBS, BRAINS, FOLDS = 100, 600, 2300
 
 @dataclass(frozen=True)
 class Sights:
-    """What a model draws after so many steps, as runs of that length have shown.
+    """What samples look like after a number of training steps, from observed runs.
 
     Attributes:
-        blobs, brains, folds: steps from which on it draws them.
-        early, seen, late: what these are, in words.
+        blobs, brains, folds: steps after which they appear.
+        early, seen, late: descriptions of blobs, brains and folds.
     """
 
     blobs: int
@@ -44,13 +44,13 @@ class Sights:
 SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
                 "brains seen from three sides, grainy inside", FOLDS,
                 "brains seen from three sides, with ventricles, cerebellum and folds, a little grainy")  # fmt: skip
-# Of volumes: after 45 noise, after 500 brains.
+# Volumes: noise after 45 steps, brains after 500.
 VOLUMES = Sights(500, 500, "", "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds, as this machine is now."""
+    """Seconds per step on this machine at present."""
 
     training_step: float  # of one batch
     drawing_step: float  # one step of the sampler for one block of images
@@ -58,7 +58,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Images, and DDIM steps to each; `batch` of them are drawn together."""
+    """A number of images and the DDIM steps for each; `batch` images are drawn together."""
 
     images: int
     steps: int
@@ -74,10 +74,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Plan:
-    """Args:
-    taken: steps of a run that is continued.
-    steps: that this run will take, about.
-    training_seconds: for them.
+    """A division of the budget.
+
+    Args:
+        taken: steps of a run that is continued.
+        steps: steps that this run will take, about.
+        training_seconds: time for these steps.
     """
 
     taken: int
@@ -112,13 +114,13 @@ class Plan:
         return "\n".join(lines)
 
     def seconds(self) -> float:
-        """Seconds of the whole command: the budget, or more if even the minimum does not fit. Steps are not divided."""
+        """Seconds of the whole command: the budget, or more if even the minimum of whole steps does not fit."""
         training = max(self.training_seconds, self.speed.training_step) if self.training_seconds else 0.0
         finishing = FINISHING * self.budget.seconds
         return self.budget.spent() + training + self.drawing.seconds(self.speed) + finishing
 
     def minutes_for_brains(self) -> int:
-        """Minutes of the whole command at this speed for the plan to reach brains."""
+        """Minutes the whole command needs at this speed to reach brains."""
         spent, needed, whole = self.budget.spent(), (self.sights.brains - self.taken) * self.speed.training_step, 1
         while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
             whole += 1
@@ -126,12 +128,12 @@ class Plan:
 
 
 class Budget:
-    """Time, counted from the start of the command.
+    """A time budget, counted from the start of the command.
 
     Args:
-        seconds: all there are.
+        seconds: the whole budget.
         started: when the command started, by `clock`.
-        clock: the time in seconds, from whenever.
+        clock: the time in seconds, from an arbitrary origin.
     """
 
     def __init__(self, seconds: float, started: float, clock: Callable[[], float]) -> None:
@@ -147,20 +149,20 @@ class Budget:
 
 
 def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0, sights: Sights = SLICES) -> Plan:
-    """The plan at this moment: as many images and sampler steps as fit, and training in all that is left."""
+    """Plan the remaining time: as many images and sampler steps as fit in their share, and training in the rest."""
     training, drawing = _divide(budget.seconds, budget.spent(), speed, most_images)
     return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images, sights)
 
 
 def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tuple[float, Drawing]:
-    """Seconds of training, and what is drawn after it."""
+    """Seconds of training, and the drawing after it."""
     left = max(seconds - spent, 0.0)
     drawing = choose_drawing(DRAWING * left, speed, most_images)
     return max(left - drawing.seconds(speed) - FINISHING * seconds, 0.0), drawing
 
 
 def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = MOST_STEPS) -> Drawing:
-    """The first of some drawings, best first, that fits in `seconds`; the last if none does."""
+    """The best of a few drawings that fits in `seconds`; the smallest if none does."""
     counts = [most_images, *(n for n in (2 * BLOCK, BLOCK) if n < most_images)]
     choices = [Drawing(most_images, MOST_STEPS), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
     choices.append(Drawing(min(LEAST, most_images), 10))

@@ -1,4 +1,4 @@
-"""How fast this machine trains and draws at this moment."""
+"""Measures how fast this machine trains and draws at present."""
 
 from collections.abc import Callable
 from statistics import median
@@ -16,8 +16,8 @@ ROUNDS = 3
 
 
 def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float], limit: float) -> Speed:
-    """Takes a few steps with a network that is thrown away: one for the first time, then up to three whose median
-    counts, fewer once `limit` seconds are over."""
+    """Time training and drawing steps of a throwaway network: one to warm up, then the median of up to three; about
+    `limit` seconds in all."""
     device = choose_device(config.training.device, scans=True)
     learner = DiffusionLearner(config, Ranks(0, 1, device))
 

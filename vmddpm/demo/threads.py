@@ -1,7 +1,7 @@
-"""As many threads as there are processors that other programs leave free.
+"""Sets torch's number of threads to the number of processors that other programs leave free.
 
 A parallel part of a step ends when its last thread does, so a thread that shares its processor with another program
-slows the others down. The number of threads changes rounding: runs that must repeat bit for bit keep theirs.
+slows the others down. The number of threads changes rounding: runs that must repeat bit for bit keep it fixed.
 """
 
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-SECONDS = 2.0  # over which processors are watched before the number of threads is chosen anew
+SECONDS = 2.0  # between two choices of the number of threads
 
 
 class IdleThreads:
-    """A context in which each call chooses torch's number of threads, at most what it was before, which returns at the
-    end. It stays as it is where the environment says OMP_NUM_THREADS, or the system does not tell how busy it is.
+    """A context in which `follow` sets torch's number of threads, at most the number at entry, which is restored at the
+    end. The number does not change if OMP_NUM_THREADS is set or the system does not report its load.
 
     Args:
         clock: seconds.
-        busy: seconds that the processors of this process have been busy, since whenever; None if unknown.
-        own: of these, the seconds of this process.
+        busy: seconds that the processors of this process have been busy, from an arbitrary origin; None if unknown.
+        own: seconds of processor time that this process used.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class IdleThreads:
         torch.set_num_threads(self._most)
 
     def follow(self) -> None:
-        """Sets the number of threads, if the last choice is SECONDS ago."""
+        """Set the number of threads, if the last choice was at least SECONDS ago."""
         passed = self._clock() - self._begun
         if self._chosen_by_user or self._busy_then is None or passed < SECONDS:
             return
@@ -62,7 +62,7 @@ def _processors() -> set[int]:
 
 
 def _busy_seconds() -> float | None:
-    """Of the processors that this process may use, by Linux's count."""
+    """Busy seconds of the processors that this process may use, from /proc/stat; None if there is no such file."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """The inputs of a training step. All random numbers are functions of (seed, number of the image in the run).
 
 Image `row` of step `step` has the number step * batch_size + row. Its index in the data set, its flip, its diffusion
-step and its noise depend on (seed, number) alone, so stopping a run, dividing batches among processes and other users
-of random numbers change nothing.
+step and its noise depend on (seed, number) alone. They stay the same when a run is stopped and resumed, when a batch is
+divided among processes, and when other code draws random numbers.
 """
 
 from collections.abc import Callable, Generator
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 def generator_of(seed: int, stream: int, number: int) -> torch.Generator:
-    """The CPU generator for `number` of a stream.
+    """The CPU generator for one number of a stream.
 
-    torch's CPU generator uses the low 32 bits of its seed; adding the number makes these distinct within a stream.
+    torch's CPU generator uses the low 32 bits of its seed; adding the number makes them distinct within a stream.
     """
     return torch.Generator().manual_seed((mix_seed(seed, stream) + number) & 0xFFFFFFFF)
 
@@ -59,7 +59,7 @@ def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range |
 
 
 def place_of(number: int, dataset: Images, options: TrainingConfig) -> int:
-    """The index in the data set of the image with a number in the run."""
+    """The data set index of the image with this number in the run."""
     epoch, place = divmod(number, len(dataset))
     return epoch_order(len(dataset), options.seed, epoch)[place]
 
@@ -70,8 +70,8 @@ def flipped(image: Tensor, number: int, options: TrainingConfig) -> Tensor:
 
 
 def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | None = None) -> tuple[Tensor, ...]:
-    """Conditions of the images of a training step, on the CPU, in the order of `condition_names`; zeros for the images
-    that are trained without a condition."""
+    """Conditions of the images of a training step, on the CPU, in the order of `condition_names`; zeros for images that
+    are trained without a condition."""
     names, options, found = condition_names(config.model), config.training, []
     if not names:
         return ()
@@ -96,7 +96,7 @@ def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None 
 
 
 def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
-    """Yield make(step), make(step + 1), ...; a thread makes each while the previous one is in use."""
+    """Yield make(step), make(step + 1), ...; a thread computes the next one while the caller uses the current one."""
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = thread.submit(make, step)
         while True:

@@ -1,8 +1,8 @@
-"""Checkpoints: atomic files with a checksum in their name, of which the last few are kept.
+"""Checkpoints: files written atomically, with a checksum in their name; the last few are kept.
 
     step-00002000-3f0c5e...9a.pt     the step, and the first half of the file's SHA-256
 
-A file is renamed to this name after all its bytes are on the disk. Loading executes no code from it.
+A file gets this name once all its bytes are on the disk. Loading executes no code from it.
 """
 
 import re
@@ -38,7 +38,7 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Save the state after `step` steps, tensors and plain values, and remove all but the last `keep` checkpoints.
+        """Save the state after `step` steps, tensors and plain values; then remove all but the last `keep` checkpoints.
 
         Raises:
             RunError: if it cannot be written; earlier checkpoints are unchanged.
@@ -59,7 +59,7 @@ class Checkpoints:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
-        # Other files of this step or later are damaged; otherwise the run would have continued from them.
+        # Other files of this step or later must be damaged: the run would have resumed from them.
         earlier = [other for other in self.paths() if _step(other) < step]
         kept = {path, *earlier[max(0, len(earlier) - self.keep + 1) :]}
         for other in self.paths():
@@ -88,7 +88,7 @@ class Checkpoints:
         return None
 
     def paths(self) -> list[Path]:
-        """All files, the oldest first."""
+        """The checkpoint files, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_step)
@@ -108,7 +108,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError:
         raise
-    except Exception as error:  # torch.load documents no closed set
+    except Exception as error:  # torch.load does not document its exceptions
         raise DamagedError(f"{path.name} is not a checkpoint: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         found = state.get("schema") if isinstance(state, dict) else None

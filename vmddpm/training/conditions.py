@@ -1,4 +1,4 @@
-"""The conditions of a run: what its model is told of each image, in training and in drawing."""
+"""The conditions of a run: classes and condition images that the model gets in training and sampling."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,19 +17,19 @@ from vmddpm.training.errors import RunError, TrainingError
 
 
 def condition_names(model: ModelConfig) -> tuple[str, ...]:
-    """Arguments by which a model is told the condition, in the order of the inputs of a training step."""
+    """The model's condition arguments, in the order of a training step's inputs."""
     return (("labels",) if model.classes else ()) + (("condition_image",) if model.condition_channels else ())
 
 
 def with_conditions(config: RunConfig, classes: Sequence[str]) -> RunConfig:
-    """The run with a model of these classes, and of the image that its condition puts beside each."""
+    """The run with `model.classes` and `model.condition_channels` set from its condition."""
     channels = config.condition.image_channels if config.condition.image is not None else 0
     model = replace(config.model, classes=tuple(classes), condition_channels=channels)
     return replace(config, model=model) if config.condition.is_set else config
 
 
 def refuse_unfit(config: RunConfig, images: Images) -> None:
-    """Raise TrainingError unless the images have the conditions that the model is told, and no others."""
+    """Raise TrainingError unless the images have exactly the conditions that the model takes."""
     told = images if isinstance(images, ConditionedImages) else None
     found = told.classes if told else ()
     if config.model.classes != found:
@@ -46,7 +46,7 @@ def refuse_unfit(config: RunConfig, images: Images) -> None:
 
 
 def refuse_other_classes(here: Sequence[str], before: Sequence[str], where: str) -> None:
-    """Raise RunError if the classes of a run are not those that its weights were trained with."""
+    """Raise RunError if the classes of a run differ from those its weights were trained with."""
     if tuple(here) != tuple(before):
         raise RunError(
             f"{where} was trained with the classes {_named(before)}, the run's configuration names {_named(here)}; "
@@ -59,7 +59,7 @@ def _named(classes: Sequence[str]) -> str:
 
 
 def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """float32 (K,), 1 for each wanted class. Raises InputError on a class that there is not."""
+    """float32 (K,), 1 for each wanted class. Raises InputError on an unknown class."""
     labels = torch.zeros(len(classes))
     for name in wanted:
         if name not in classes:
@@ -72,32 +72,32 @@ def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
 
 
 def separator_of(config: RunConfig) -> str | None:
-    """What stands between several classes of one image; None if each has one."""
+    """The separator between the classes of one image; None if each image has one class."""
     return "|" if config.condition.labels == "chestxray" else config.condition.separator
 
 
 def split_classes(text: str, config: RunConfig) -> list[str]:
-    """The classes that a text names, with the separator between that the run's labels have."""
+    """Split a text into class names at the separator of the run's labels."""
     separator = separator_of(config)
     return [name.strip() for name in (text.split(separator) if separator else [text])]
 
 
 def class_rows(classes: Sequence[str], wanted: Sequence[str] | None) -> Tensor:
-    """float32 (n, K): image i is told row i modulo n. They are the one of the wanted classes, or each class in turn."""
+    """float32 (n, K): labels of image i are row i modulo n. One row with the wanted classes, or one row per class."""
     return torch.eye(len(classes)) if wanted is None else labels_of(wanted, classes)[None]
 
 
 def conditions_to_draw(
     model: ModelConfig, beside: Images | None, wanted: Sequence[str] | None = None
 ) -> Conditions | None:
-    """The conditions of images that are drawn, by their numbers; None if the model has none.
+    """The conditions of sampled images, by image number; None if the model takes none.
 
     Args:
-        beside: images that those drawn are to match: number i, and again from the first when there are no more.
+        beside: condition images; image i gets number i, modulo their count.
         wanted: classes of every image; None takes each class in turn.
 
     Raises:
-        InputError: on an unknown class, or images beside that the model needs and does not get, or has no use for.
+        InputError: on an unknown class, or if `beside` is missing or the model has no use for it.
     """
     rows = class_rows(model.classes, wanted)
     if bool(model.condition_channels) != (beside is not None):

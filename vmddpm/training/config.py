@@ -30,22 +30,22 @@ class TrainingConfig:
     """Stop after this training time, if it is reached before `steps`."""
 
     batch_size: int = 16
-    """Images of a step, over all processes: "a batch size of 16"."""
+    """Images per step, over all processes: "a batch size of 16"."""
 
     micro_batch_size: int | None = None
-    """Images in one pass through the network; gradients of several passes are accumulated. Null is the process's whole
-    part of the batch; smaller values need less memory."""
+    """Images in one pass through the network; gradients of several passes are accumulated. Null takes the process's
+    whole part of the batch; smaller values need less memory."""
 
     activation_checkpointing: bool = False
-    """Keep only the inputs of each SSLayer for the backward pass and compute the rest again there: the same gradients
-    from less memory, for about a third more time. Of VM-DDPM alone."""
+    """Keep only the inputs of each SSLayer for the backward pass and recompute the rest there: the same gradients with
+    less memory, in about a third more time. VM-DDPM only."""
 
     optimizer: Literal["adam", "muon"] = "adam"
-    """How gradients become steps: "All models use Adam optimizer". "muon", not of the paper, makes the momentum of the
-    matrices between features orthogonal (Jordan et al., 2024), leaves the rest to Adam, and needs fewer steps."""
+    """The optimiser: "All models use Adam optimizer". "muon", not in the paper, orthogonalises the momentum of matrices
+    between features (Jordan et al., 2024), leaves the other weights to Adam, and needs fewer steps."""
 
     learning_rate: float = 1e-4
-    """Learning rate, constant, as the paper states no schedule: "a minimum Learning Rate of 1e-4"."""
+    """Learning rate, constant because the paper states no schedule: "a minimum Learning Rate of 1e-4"."""
 
     warmup_steps: int = 0
     """Steps of linear warm-up of the learning rate; not stated in the paper."""
@@ -54,23 +54,23 @@ class TrainingConfig:
     """Final share of the run in which the learning rate falls to a tenth; not stated in the paper."""
 
     gradient_clip: float = 1.0
-    """Largest norm of the gradient; not stated in the paper, the usual value."""
+    """Largest norm of the gradient; the usual value, not stated in the paper."""
 
     ema_decay: float = 0.9999
-    """Decay of the exponential moving average of the weights, which sampling uses; not stated in the paper, the value
-    of Ho et al. (2020). After n steps it is at most (1 + n) / (10 + n). The raw weights are saved too."""
+    """Decay of the exponential moving average of the weights, which sampling uses; not stated in the paper, so the
+    value of Ho et al. (2020). After n steps it is at most (1 + n) / (10 + n). The raw weights are saved too."""
 
     flip: bool = True
-    """Flip images horizontally at random, which puts the heart of a chest X-ray on the wrong side: "image flipping and
-    other preprocessing operations"."""
+    """Flip images horizontally at random: "image flipping and other preprocessing operations". A flip puts the heart of
+    a chest X-ray on the wrong side."""
 
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the network under autocast; weights, optimiser and scan states are always float32. "fp16" uses
-    dynamic loss scaling, which skips the first steps. "auto" is bf16 where the processor or GPU is fast in it, and fp32
-    elsewhere."""
+    dynamic loss scaling, which skips the first steps. "auto" is bf16 on processors and GPUs that are fast in it, and
+    fp32 elsewhere."""
 
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
-    """Mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs."""
+    """Mode of torch.compile; "reduce-overhead" replays CUDA graphs on a GPU."""
 
     seed: int = 0
     """Seed of all random numbers of the run: weights, data order, flips, steps, noise, visit orders."""

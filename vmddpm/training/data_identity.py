@@ -1,4 +1,4 @@
-"""Which images a run learns from, so that others are not taken for them, whatever their number."""
+"""Checksums of a run's images: a run refuses to continue on other images, even if there are as many."""
 
 import zlib
 
@@ -11,8 +11,7 @@ from vmddpm.evaluation.images import Images
 
 
 def checksums(images: Images) -> Tensor:
-    """int64 (n,): a CRC-32 of each image, in order. Of images on a disk it is that of their stored bytes; all of them
-    are read, but those of a store, whose manifest has their checksums.
+    """int64 (n,): a CRC-32 of each image, in order. A store has them in its manifest; all other images are read.
 
     Raises:
         DataError: if an image cannot be read.
@@ -23,11 +22,11 @@ def checksums(images: Images) -> Tensor:
 
 
 def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
-    """How images differ from those of a run; None if they do not.
+    """A description of how images differ from those of a run; None if they do not.
 
     Args:
         now: `checksums` of the images.
-        before: those of the run.
+        before: checksums of the run's images.
     """
     told = []
     if len(now) != len(before):

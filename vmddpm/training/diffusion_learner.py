@@ -21,7 +21,7 @@ from vmddpm.training.networks import build_network
 from vmddpm.training.optimizers import make_optimizers
 from vmddpm.training.ranks import Ranks
 
-Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the condition's parts if there is one
+Inputs = tuple[Tensor, ...]  # images, diffusion steps, noise, and the parts of the condition, if any
 
 
 class DiffusionLearner(Learner[Inputs]):
@@ -63,7 +63,7 @@ class DiffusionLearner(Learner[Inputs]):
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = rate
             self.scaler.unscale_(optimizer)
-        # On a GPU torch takes all gradients in few kernels by itself.
+        # On a GPU torch already uses the foreach kernels by default.
         together = True if self.ranks.device.type == "cpu" else None
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=together)
         mine: list[float] = torch.stack([share, norm.to(share)]).tolist()
@@ -86,16 +86,16 @@ class DiffusionLearner(Learner[Inputs]):
         )  # fmt: skip
 
     def _add_gradients(self, inputs: Inputs, step: int) -> Tensor:
-        """Leaves the gradient of the batch's mean loss, scaled, in the parameters of every process; inputs go through
-        the network `micro_batch_size` at a time.
+        """Leave the scaled gradient of the batch's mean loss in the parameters of every process. Inputs go through the
+        network `micro_batch_size` at a time.
 
         Returns:
-            This process's part of the mean loss: the parts of all add up to it.
+            This process's share of the mean loss; the shares of all processes add up to it.
         """
         options, network = self.config.training, self.data_parallel
         device = self.ranks.device
         loss_here = torch.zeros((), device=device)
-        order_key = options.seed, torch.full((), step, device=device)  # a tensor: compiled steps take it for an input
+        order_key = options.seed, torch.full((), step, device=device)  # a tensor: an input of compiled code
         parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
         for part in parts:
             x0, t, noise, *told = (values.to(device, non_blocking=True) for values in part)
@@ -105,6 +105,6 @@ class DiffusionLearner(Learner[Inputs]):
                     condition = dict(zip(condition_names(self.config.model), told))
                     loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion, condition)
                 loss = loss * (len(x0) / options.batch_size)
-                self.scaler.scale(loss * self.ranks.world_size).backward()  # processes are averaged, not added
+                self.scaler.scale(loss * self.ranks.world_size).backward()  # DDP averages over processes
             loss_here += loss.detach()
         return loss_here

@@ -1,4 +1,4 @@
-"""Errors of runs, other than bad arguments."""
+"""Errors of runs, apart from bad arguments."""
 
 from vmddpm.errors import VmddpmError
 

@@ -1,4 +1,4 @@
-"""Being asked to stop, at a moment that suits."""
+"""Stop requests (Ctrl-C, SIGTERM) that wait for the end of a training step."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from types import FrameType
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C (or SIGTERM, which schedulers send before they kill) is only remembered: the function
-    tells whether there was one. The second Ctrl-C ends at once, as ever. In other threads than the main one, nothing
-    is caught."""
+    """Inside, the first Ctrl-C (or SIGTERM, which schedulers send before they kill) is only recorded, and the yielded
+    function returns True from then on. A second Ctrl-C raises KeyboardInterrupt. Outside the main thread no signal is
+    caught."""
     asked = threading.Event()
 
     def remember(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run trains, as the loop of `trainer` sees it: networks, their state, and one step of them."""
+"""The interface between the training loop and a system: its networks, their state, and one training step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,11 +22,11 @@ I = TypeVar("I")
 
 
 class Step(NamedTuple):
-    """What became of a step.
+    """The result of a step.
 
     Attributes:
-        finite: whether all losses and gradients were, so that the step was taken.
-        metrics: of the whole batch, "loss" and "gradient_norm" among them.
+        finite: whether all losses and gradients were finite, so that the step was taken.
+        metrics: of the whole batch, including "loss" and "gradient_norm".
     """
 
     finite: bool
@@ -34,15 +34,16 @@ class Step(NamedTuple):
 
 
 class Learner(ABC, Generic[I]):
-    """Made anew, with weights from torch's global generator; the loop then loads the state of a run that goes on.
+    """The networks of a system. Weights are initialised from torch's global generator; when a run continues, the loop
+    then loads its state.
 
     Args:
         config: the run.
-        ranks: the processes that share each step: all make the same learner and call it in the same order.
+        ranks: the processes that share each step; all make the same learner and call it in the same order.
 
     Attributes:
         raw, ema: the network that draws images, and its averaged copy.
-        parts: all that a checkpoint holds, by name.
+        parts: everything a checkpoint saves, by name.
     """
 
     raw: Network
@@ -54,20 +55,20 @@ class Learner(ABC, Generic[I]):
 
     @abstractmethod
     def inputs_at(self, dataset: Images, step: int, rows: range) -> I:
-        """This process's rows of the inputs of a step, on the CPU. Called from a thread, a step ahead."""
+        """This process's rows of a step's inputs, on the CPU. A thread calls it one step ahead."""
 
     @abstractmethod
     def start(self, inputs_at: Callable[[int], I], step: int) -> None:
-        """Once, when the state is loaded: what must not count as training."""
+        """Prepare for the first step; called once after the state is loaded, and not counted as training time."""
 
     @abstractmethod
     def step(self, inputs: I, step: int, rate: float) -> Step:
-        """One step at this learning rate, with this process's rows; if anything is not finite, no weight changes."""
+        """One step with this process's rows; a loss or gradient that is not finite changes no weight of its network."""
 
     @abstractmethod
     def draw(self, dataset: Images, count: int) -> Tensor:
-        """Images 0 to count - 1 of the averaged weights, (count, C, size, size): the same noise, and conditions such as
-        those of the data set, at every step."""
+        """Sample images 0 to count - 1 with the averaged weights, (count, C, size, size). Noise and conditions are the
+        same at every step."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

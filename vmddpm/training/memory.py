@@ -1,4 +1,4 @@
-"""How much memory a training will take, before it begins: a step is run on tensors that have shapes and no values."""
+"""Predicts the peak memory of a training run by running one step on fake tensors, which have shapes but no values."""
 
 import math
 import os
@@ -23,17 +23,17 @@ from vmddpm.training.config import RunConfig
 from vmddpm.training.learner import autocast
 from vmddpm.training.networks import build_network
 
-COPIES = 3  # of the weights, beside the network itself: the averaged ones, and Adam's two moments
-SCRATCH = 2**27  # what libraries load and kernels take at the first step; 50 to 140 MB were measured
+COPIES = 3  # of the weights, in addition to the network: the EMA and Adam's two moments
+SCRATCH = 2**27  # libraries and kernel workspaces of the first step; 50 to 140 MB were measured
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training takes at most, in one process."""
+    """Peak bytes of a training run, in one process."""
 
-    program: int  # Python and its libraries, as they are now
-    weights: int  # of the network, of its averaged copy and of the optimiser
+    program: int  # Python and its libraries, at present
+    weights: int  # network, EMA and optimiser state
     step: int  # activations and gradients of a micro-batch, the batch itself, and scratch
 
     @property
@@ -45,7 +45,7 @@ class Memory:
 
 
 class _Step(nn.Module):
-    """Forward and backward: what is computed again in the latter needs the weights too."""
+    """Forward and backward in one module, because activation checkpointing needs the weights in the backward too."""
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Step(nn.Module):
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and the most there were."""
+    """Counts the bytes of live tensors, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -89,10 +89,10 @@ class _Living(TorchDispatchMode):
 
 
 def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memory:
-    """The memory of a diffusion training, of whose batch each of `processes` takes its part.
+    """The memory of one process in a diffusion training run whose batch is divided among `processes`.
 
-    What kernels take for themselves within an operator is allowed for by SCRATCH: the peaks of five trainings on a CPU
-    were 0.94 to 1.01 of what is predicted.
+    SCRATCH allows for workspaces inside operators. On a CPU, the measured peaks of five runs were 0.94 to 1.01 times
+    the prediction.
 
     Args:
         config: of a system that predicts noise.
@@ -117,19 +117,19 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
         weights_of_step = {f"network.{name}": value for name, value in state.items()}
         functional_call(_Step(network, options.precision), weights_of_step, (x, t, noise))
         step = living.most - weights
-    # Images and noise of the whole batch, of the step in hand and of the one that is made meanwhile.
+    # Images and noise of the whole batch, for the current step and the prefetched one.
     inputs = 4 * 4 * rows * math.prod(config.data.shape)
     return Memory(_program(device), weights * (1 + COPIES), step + inputs + SCRATCH)
 
 
 def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have: int | None = None) -> Memory:
-    """The memory that a training will take.
+    """The memory that a training run will take.
 
     Args:
-        have: bytes there are; those of the device if None.
+        have: available bytes; those of the device if None.
 
     Raises:
-        InputError: if there are fewer, with the options that make it fit.
+        InputError: if that is not enough; the message names options that make the run fit.
     """
     need = predict(config, device, processes)
     have = available(device) if have is None else have
@@ -142,7 +142,7 @@ def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have
 
 
 def _way_out(config: RunConfig, device: torch.device, processes: int, have: int) -> str:
-    """The first of some changes, the least costly first, with which it fits."""
+    """The least costly change of options with which the run fits, in words."""
     rows = math.ceil(config.training.batch_size / processes)
     together = min(rows, config.training.micro_batch_size or rows)
     sizes = [size for size in (together // 2 ** n for n in range(1, together.bit_length())) if size]
@@ -159,7 +159,7 @@ def _way_out(config: RunConfig, device: torch.device, processes: int, have: int)
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that this process has or can have; None if that is not known."""
+    """Bytes that this process holds or can still allocate (on a GPU, the free bytes); None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -172,16 +172,16 @@ def available(device: torch.device) -> int | None:
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # of a container
+    ):  # container limits: cgroup v2, v1
         try:
             free = min(free, int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # there is none, or no limit: "max"
+        except (OSError, ValueError):  # no such file, or no limit ("max")
             continue
     return max(free, 0) + _program(device)
 
 
 def _program(device: torch.device) -> int:
-    """What this process holds now; on a GPU that is part of what is not there any more."""
+    """Resident bytes of this process; 0 for a GPU, whose free memory already excludes them."""
     if device.type == "cuda":
         return 0
     try:

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024): steps by momentum whose singular values are all brought near 1."""
+"""The Muon optimiser (Jordan et al., 2024): steps along orthogonalised momentum, whose singular values are near 1."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -6,26 +6,26 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-# Jordan et al. (2024): 5 rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X bring singular values to 0.7 to 1.2.
+# Jordan et al. (2024): 5 rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X bring singular values into [0.7, 1.2].
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
-RMS = 0.2  # of a step at learning rate 1, as Adam's usually is (Liu et al., 2025, arXiv 2502.16982, section 2.2)
+RMS = 0.2  # of a step at learning rate 1, like Adam's (Liu et al., 2025, arXiv 2502.16982, section 2.2)
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps weights as matrices by their Nesterov momentum, made orthogonal, at Adam's learning rates.
+    """Steps weights along their orthogonalised Nesterov momentum, at Adam's learning rates.
 
-    `torch.optim.Muon` takes the same steps, of weights with two axes alone, one after the other. This one takes kernels
-    of convolutions and stacks of matrices too, and weights of equal shape together.
+    `torch.optim.Muon` takes the same steps, but only for 2-D weights, one at a time. This one also takes convolution
+    kernels and stacks of matrices, and steps weights of equal shape together.
 
     Args:
         weights: each (out, in), a stack (n, out, in), or a kernel (out, in, *sides) of two or three sides.
         rate: the learning rate. The root mean square of a step is about a fifth of it.
         momentum: decay of the average of the gradients.
-        dtype: of the products that make a step orthogonal; bfloat16 is exact enough where the device is fast in it.
+        dtype: dtype of the orthogonalisation; bfloat16 is exact enough, and faster on devices that support it.
 
     Raises:
-        ValueError: if a weight is no matrix.
+        ValueError: if a weight has fewer than 2 or more than 5 axes.
 
     Example:
         >>> layer = nn.Linear(8, 4, bias=False)
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of all weights that have a gradient."""
+        """Step all weights that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -84,8 +84,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """For each U S V^T about U V^T: (n, rows, columns) -> the same, singular values from 0.7 to 1.2 but for those that
-    are tiny."""
+    """Approximate U V^T for each matrix U S V^T: (n, rows, columns) -> the same shape. Singular values become 0.7 to
+    1.2, except tiny ones."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -97,14 +97,14 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def _matrices(weight: Tensor) -> Tensor:
-    """(n, out, in); the inputs of a kernel in the order of channels_last memory, which is then copied as it is."""
+    """The weight as (n, out, in). A kernel's axes are in channels_last order, so flattening such a kernel is a view."""
     if weight.dim() > 3:
         weight = weight.movedim(1, -1).flatten(1)
     return weight if weight.dim() == 3 else weight[None]
 
 
 def _like(weight: Tensor, matrices: Tensor) -> Tensor:
-    """The inverse of `_matrices`: of the shape of the weight."""
+    """The inverse of `_matrices`: matrices in the weight's shape."""
     if weight.dim() > 3:
         return matrices.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
     return matrices.view(weight.shape)

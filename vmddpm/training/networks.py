@@ -1,4 +1,4 @@
-"""Which network a run trains, and how it comes back from its folder."""
+"""Builds the network of a run, and loads it from its folder."""
 
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,15 +14,15 @@ from vmddpm.training.config import RunConfig
 
 
 def build_network(config: RunConfig) -> VMDDPM | UNet:
-    """A new noise predictor, called as network(x, t, order_key=...), its weights from torch's global generator."""
+    """A new noise predictor, network(x, t, order_key=...), initialised from torch's global generator."""
     if config.system in GANS:
         raise InputError(f"system is {config.system!r}, which predicts no noise")
     return UNet(config.unet) if config.system == "unet" else VMDDPM(config.model)
 
 
 def load_network(config: RunConfig, folder: Path) -> nn.Module:
-    """The network, of a GAN the generator, that `save_pretrained` wrote to `folder`: safetensors and JSON, which run
-    no code."""
+    """Load the network (for a GAN, the generator) that `save_pretrained` wrote to `folder`. The files are safetensors
+    and JSON, so loading runs no code."""
     kind = Generator if config.system in GANS else UNet if config.system == "unet" else VMDDPM
-    with redirect_stdout(None):  # huggingface_hub announces every local file
+    with redirect_stdout(None):  # huggingface_hub prints a line per local file
         return kind.from_pretrained(str(folder))

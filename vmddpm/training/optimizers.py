@@ -1,4 +1,4 @@
-"""What changes the weights: Adam, or Muon for the matrices between features and Adam for the rest."""
+"""Optimisers: Adam, or Muon for the matrices between features and Adam for the rest."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,10 +15,11 @@ from vmddpm.training.muon import Muon
 def make_optimizers(
     network: VMDDPM | UNet, options: TrainingConfig, bfloat16: bool
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of `options.optimizer`, which share the weights, by their names in a checkpoint.
+    """The optimisers of `options.optimizer`, by their names in a checkpoint; each weight belongs to one of them.
 
     Args:
-        bfloat16: whether Muon multiplies in it. All processes of a run must do alike: their weights would drift apart.
+        bfloat16: whether Muon multiplies in bfloat16. It must be the same in all processes of a run, or their weights
+            would drift apart.
     """
     if options.optimizer == "adam":
         return {"optimizer": adam(network.parameters(), options.learning_rate)}
@@ -32,15 +33,15 @@ def make_optimizers(
 
 
 def adam(weights: Iterable[nn.Parameter], rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Adam that takes each weight and its moments from memory once, on devices that torch has such a kernel for."""
+    """Adam, fused on a CPU or a CUDA device: it reads each weight and its moments from memory once."""
     weights = list(weights)
     one_pass = weights[0].device.type in ("cpu", "cuda")
     return torch.optim.Adam(weights, rate, betas, fused=one_pass or None)
 
 
 def hidden_matrices(network: VMDDPM | UNet) -> Iterator[nn.Parameter]:
-    """The weights that take features to features: of linear layers, of convolutions that mix channels, and of the
-    projections of each route. Those of images and classes, the first layer and the last, are not among them."""
+    """Weights that map features to features: linear layers, convolutions that mix channels, and the projections of each
+    route. The first and the last layer and the class embedding are excluded."""
     ends: tuple[nn.Module | None, ...]
     if isinstance(network, VMDDPM):
         ends = network.encoder[0].down, network.projection[-1], network.class_embedding

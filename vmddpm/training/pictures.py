@@ -20,14 +20,15 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid(images: Tensor, margin: int = 2) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1], side by side in as square a grid as possible: uint8 (H, W, C). Of volumes
-    (B, C, D, H, W) the three planes through the middle."""
+    """Images (B, C, H, W) in [-1, 1] as a grid, as square as possible: uint8 (H, W, C). Volumes (B, C, D, H, W) are
+    shown by their three middle planes."""
     return tiled(to_uint8(images), margin)
 
 
 def three_planes(volumes: np.ndarray) -> np.ndarray:
-    """uint8 (B, D, H, W, C) -> (B, side, 3 side, C): the axial, the coronal and the sagittal plane through the middle,
-    anterior or superior up, the patient's right on the left, and anterior on the left of the sagittal one."""
+    """uint8 (B, D, H, W, C) -> (B, side, 3 side, C): the axial, coronal and sagittal planes through the middle.
+
+    Anterior or superior is up. The patient's right is on the left; in the sagittal plane, anterior is."""
     depth, height, width = volumes.shape[1:4]
     planes = (
         volumes[:, depth // 2],
@@ -43,7 +44,7 @@ def three_planes(volumes: np.ndarray) -> np.ndarray:
 
 
 def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
-    """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C); of volumes (B, D, H, W, C) three planes each."""
+    """uint8 (B, H, W, C) -> one picture, uint8 (H, W, C); volumes (B, D, H, W, C) are shown by three planes each."""
     if tiles.ndim == 5:
         tiles = three_planes(tiles)
     columns = math.ceil(math.sqrt(len(tiles) * tiles.shape[1] / tiles.shape[2]))
@@ -54,24 +55,24 @@ def tiled(tiles: np.ndarray, margin: int = 2) -> np.ndarray:
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """uint8 (H, W, 1 or 3)."""
+    """Save uint8 (H, W, 1 or 3)."""
     with atomic_write(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary)
 
 
 def load_png(path: Path) -> np.ndarray:
-    """uint8 (H, W, 1 or 3). Raises RunError if the file is not whole, or not there."""
+    """Load uint8 (H, W, 1 or 3). Raises RunError if the file is missing or damaged."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises on damaged files
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise RunError(f"{path} cannot be read ({error}); remove it and run the `vmddpm sample` that made it "
                        "again") from error  # fmt: skip
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def save_loss_curve(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Every loss of the logged steps, of which there is at least one, and its running median."""
+    """Plot every loss of the logged steps (at least one) and its running median."""
     from matplotlib.figure import Figure
 
     steps = np.array([line["step"] for line in metrics])

@@ -20,8 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of this process among those that train together. All processes must call the same methods in the same
-    order.
+    """The rank of this process among those that train together. All must call the same methods in the same order.
 
     Attributes:
         rank: 0 to world_size - 1.
@@ -35,15 +34,15 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which alone uses the run folder."""
+        """Whether this is the main process, the only one that uses the run folder."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> range:
-        """The rows of this process in a batch: contiguous, about equally many in all processes."""
+        """This process's rows of a batch: contiguous, and about as many as in every other process."""
         return range(self.rank * batch_size // self.world_size, (self.rank + 1) * batch_size // self.world_size)
 
     def data_parallel(self, network: nn.Module) -> nn.Module:
-        """Wrap the network so that gradients are averaged over all processes in each backward."""
+        """Wrap the network so that each backward averages gradients over all processes."""
         if self.world_size == 1:
             return network
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -75,7 +74,7 @@ class Ranks:
         return box[0]
 
     def main_process_first(self, work: Callable[[], T]) -> T:
-        """work() in each process; the others start when the main process is done, for example to use its files."""
+        """Run work() in each process; the others start when the main process is done, for example to use its files."""
         if self.is_main:
             result = work()
         if self.world_size > 1:

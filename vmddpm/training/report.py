@@ -1,4 +1,4 @@
-"""How a run is going: lines of metrics.jsonl, TensorBoard, a bar, and when it will end."""
+"""Progress of a run: metrics.jsonl, TensorBoard, a progress bar, and the expected end."""
 
 import resource
 from datetime import datetime, timedelta
@@ -11,16 +11,17 @@ from tqdm import tqdm
 from vmddpm.training.config import TrainingConfig
 from vmddpm.training.run_folder import RunFolder
 
-LONGEST = 50 * 365 * 86400.0  # seconds, of an end that is told as a date
-TIMED = 10  # steps that a start takes before its speed is told; the first is not counted, as everything is new to it
+LONGEST = 50 * 365 * 86400.0  # seconds; a later end is not given as a date
+TIMED = 10  # steps before the speed is reported; the slow first one is left out
 
 
 class Report:
-    """Args:
-    folder: of the run.
-    step, seconds: steps taken before, and the time they took.
-    device: whose memory is reported.
-    shown: whether there is a bar.
+    """Reports the progress of a run.
+
+    Args:
+        step, seconds: steps taken before, and the time they took.
+        device: the device whose peak memory is reported.
+        shown: whether to show a progress bar.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Report:
         self.board.close()
 
     def step(self, step: int, seconds: float, metrics: dict[str, Any]) -> None:
-        """After each step: `step` and `seconds` as they are now, and the metrics of this step."""
+        """Report a step; `step` and `seconds` include it."""
         if step == self.began + 1:
             self.after_first = seconds
         if step == self.began + TIMED and not self.bar.disable:
@@ -66,13 +67,13 @@ class Report:
         self.bar.update()
 
     def steps_in_time(self, step: int, seconds: float) -> int | None:
-        """The steps of the whole run, or those there is time for; None while that is not known."""
+        """The steps of the whole run, or as many as its minutes allow; None while that is unknown."""
         if not self.options.minutes:
             return self.options.steps
         return min(self.options.steps, round(step * 60 * self.options.minutes / seconds)) if seconds > 0 else None
 
     def outlook(self, step: int, seconds: float, a_step: float, now: datetime) -> str:
-        """The time of a step, the remaining time and the expected end."""
+        """The time per step, the remaining time and the expected end, in words."""
         left = (self.options.steps - step) * a_step
         if self.options.minutes:
             left = max(min(left, 60 * self.options.minutes - seconds), 0.0)
@@ -84,8 +85,8 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """The duration in the largest unit of which there are at least two: 100 -> "100 seconds", 7000 -> "117 minutes",
-    2e5 -> "2.3 days"."""
+    """The duration in the largest unit that gives at least 2: 100 -> "100 seconds", 7000 -> "117 minutes", 2e5 -> "2.3
+    days"."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             count = seconds / length
@@ -94,7 +95,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Peak memory so far: of tensors on a GPU, of this process on a CPU."""
+    """Peak memory so far: of torch's tensors on a GPU, of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

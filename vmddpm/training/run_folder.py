@@ -2,12 +2,12 @@
 
     config.yaml      the resolved configuration, with absolute paths
     metrics.jsonl    one line every `log_every` steps
-    checkpoints/     the state to continue from, see `checkpoints`
+    checkpoints/     the states to continue from, see `checkpoints`
     weights/         ema/ and raw/: model.safetensors, its SHA-256 and config.json, for `from_pretrained`
     samples/         grids of samples, by step
     loss.png         the curve of the logged losses, written at the end
     classes.csv      the number of images of each class, if there are classes
-    remarks.csv      files that were left out or read in a special way
+    remarks.csv      files that were skipped or read in a special way
     lock             the process that is training
 """
 
@@ -59,17 +59,17 @@ MAY_CHANGE = {"data.root", "data.cache_dir", "condition.table", "condition.image
 
 LOCKS = ("lock", "lock.held")
 REMARKS, CLASSES = "remarks.csv", "classes.csv"
-TOLD = 3  # differences between configurations in an error message
+TOLD = 3  # most differences between configurations that an error message lists
 
 
 class RunFolder:
-    """The folder `path`; `training` makes it."""
+    """The run folder `path`; `training` creates it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
-        self.remarks_path = self.path / REMARKS  # images that were left out or read in a special way
+        self.remarks_path = self.path / REMARKS  # images that were skipped or read in a special way
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
@@ -96,7 +96,7 @@ class RunFolder:
 
         Raises:
             RunError: if another process is training here, or the folder holds something else, a run of another
-                configuration, or damaged checkpoints only; inside, if a file cannot be written.
+                configuration, or only damaged checkpoints; later, if a file cannot be written.
         """
         self.check(config)
         with self._lock():
@@ -128,7 +128,7 @@ class RunFolder:
         if remarks:
             write_remarks(remarks, self.remarks_path)
         else:
-            self.remarks_path.unlink(missing_ok=True)  # from earlier images of the run
+            self.remarks_path.unlink(missing_ok=True)  # of an earlier start
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -144,7 +144,7 @@ class RunFolder:
             yield
 
     def load_config(self) -> RunConfig:
-        """The configuration of the run. Raises RunError if there is none, or it cannot be read."""
+        """Load the run's configuration. Raises RunError if it is missing or cannot be read."""
         if not self.config_path.exists():
             raise RunError(f"{self.path} holds no run: there is no {self.config_path.name}")
         try:
@@ -172,13 +172,13 @@ class RunFolder:
         with atomic_folder(self._place(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
-            except SafetensorError as error:  # a full disk, for one
+            except SafetensorError as error:  # for example a full disk
                 raise RunError(f"{self._place(kind)} cannot be written ({error}); make room there, then run the same "
                                "command again to go on") from error  # fmt: skip
 
     def load_model(self, kind: str) -> nn.Module:
-        """The network with the "ema" or "raw" weights of the last checkpoint. Raises RunError if there are none, or
-        they are damaged or not finite."""
+        """Load the network with the "ema" or "raw" weights of the last checkpoint. Raises RunError if they are missing,
+        damaged or not finite."""
         if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
@@ -195,13 +195,13 @@ class RunFolder:
         return model
 
     def difference(self, images: Images) -> str | None:
-        """How `images` differ from the training images; None if they do not, or the run has no checkpoint. Raises
-        RunError if no checkpoint can be read, DataError if an image cannot."""
+        """A description of how `images` differ from the training images; None if they do not, or if the run has no
+        checkpoint. Raises RunError if no checkpoint can be read, DataError if an image cannot."""
         state = Checkpoints(self.path / "checkpoints").newest()
         return difference(images, checksums(images), state["data"]) if state else None
 
     def classes(self) -> tuple[str, ...]:
-        """The classes of the run that is here; none if there is no run, or it has no classes."""
+        """The classes of the run; empty if the folder has no run or the run has no classes."""
         return self.load_config().model.classes if self.config_path.exists() else ()
 
     def write_class_counts(self, counts: Mapping[str, int]) -> None:
@@ -210,7 +210,7 @@ class RunFolder:
         write_text(self.path / CLASSES, text.getvalue())
 
     def class_counts(self) -> dict[str, int]:
-        """Training images of each class; none if the run has no classes. Raises RunError if they cannot be read."""
+        """Training images per class; empty if the run has no classes. Raises RunError if they cannot be read."""
         path = self.path / CLASSES
         if not path.exists():
             return {}
@@ -224,8 +224,8 @@ class RunFolder:
         return (self.weights(kind) / "model.safetensors").exists()
 
     def check_weights(self, kind: str) -> None:
-        """Raise RunError if there are no such weights, they do not fit their configuration, or their classes are not
-        those that the run's configuration names."""
+        """Raise RunError if the weights are missing, do not fit their checksum or configuration, or have other classes
+        than the run's configuration names."""
         with self._reading(kind):
             check_unit(self.weights(kind))
             own = json.loads((self.weights(kind) / "config.json").read_text(encoding="utf-8")).get("classes") or ()
@@ -235,7 +235,7 @@ class RunFolder:
     def _reading(self, kind: str) -> Iterator[None]:
         try:
             yield
-        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # of the file, of config.json
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # weights, config.json
             reason = " ".join(str(error).split())
             raise RunError(
                 f"{self.weights(kind)} holds no {kind} weights of this run ({reason:.200}); the same `vmddpm train` "
@@ -247,7 +247,7 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The complete lines of metrics.jsonl; a line that a crash truncated is left out."""
+        """The lines of metrics.jsonl, without a line that a crash truncated."""
         if not self.metrics_path.exists():
             return []
         lines = []
@@ -261,7 +261,7 @@ class RunFolder:
         return lines
 
     def _truncate_metrics(self, step: int) -> None:
-        """Remove lines after `step`, as these steps will be repeated."""
+        """Remove the lines after `step`; those steps will be repeated."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.metrics_path, "".join(kept))
 

@@ -1,7 +1,7 @@
-"""The training loop of all systems; a `learner` takes the steps of one system.
+"""The training loop of all systems; a `Learner` takes the steps of one system.
 
 Random numbers depend only on the seed and the numbers of step and image (see `batches`), so a run that was stopped and
-continued ends in the same weights as one without a stop, with any number of processes.
+continued ends with the same weights as an uninterrupted one, with any number of processes.
 """
 
 import time
@@ -32,7 +32,7 @@ from vmddpm.training.ranks import process_group, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
-GIVE_UP_AFTER = 50  # steps in a row without a finite gradient
+GIVE_UP_AFTER = 50  # consecutive steps without a finite loss and gradient
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
     Args:
         config: the run.
         dataset: float32 (C, size, size) images in [-1, 1]; the images and their order must not change when a run is
-            continued. A `ConditionedImages` has the conditions of `config.model`.
+            continued. Conditions of `config.model` come from a `ConditionedImages`.
         folder: see `run_folder`.
         progress: show a bar with the loss, images per second and time left.
         after_step: after_step(steps taken, metrics of the step) is called after each step in the main process.
@@ -80,7 +80,7 @@ def train(
             refuse_other_classes(config.model.classes, saved.get("classes", ()), f"the checkpoint of {folder.path}")
         torch.manual_seed(mix_seed(options.seed, WEIGHTS) & 0xFFFFFFFF)
         learner: Learner[Any] = (GANLearner if config.system in GANS else DiffusionLearner)(config, ranks)
-        step, seconds, skipped = 0, 0.0, 0  # seconds of training, without samples and checkpoints
+        step, seconds, skipped = 0, 0.0, 0  # seconds exclude samples and checkpoints
         if saved:
             for name, part in learner.parts.items():
                 part.load_state_dict(saved[name])
@@ -91,7 +91,7 @@ def train(
                 folder.write_class_counts(dataset.counts())
 
         def save() -> None:
-            if checkpoints is not None:  # in the first process
+            if checkpoints is not None:  # main process only
                 state = {name: part.state_dict() for name, part in learner.parts.items()}
                 checkpoints.save(step, {**state, "seconds": seconds, "skipped": skipped, "data": data,
                                         "classes": list(config.model.classes)})  # fmt: skip
