@@ -1,4 +1,4 @@
-"""Shared fixtures: seeds, and memory that is never zero by luck."""
+"""Shared fixtures: seeds, and memory that is never zero by chance."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-# Triton reads this when it is imported. Where there is no GPU, its kernels are interpreted in the tests.
+# Triton reads this on import. Without a GPU, the tests interpret its kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -23,7 +23,7 @@ def seeded():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MiB."""
+    """A 4 MiB file system."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
@@ -34,13 +34,13 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)  # a test that failed may hold files open there
+    subprocess.run(["umount", "--lazy", disk], check=True)  # a failed test may still have files open there
 
 
 @pytest.fixture
 def poisoned_memory(monkeypatch):
-    """torch.empty filled with NaN, so that an element a kernel forgets to write cannot pass."""
-    with torch.device("cpu"):  # which remembers the functions that make tensors when it is first used
+    """Fill torch.empty with NaN, so that an element a kernel forgets to write fails the test."""
+    with torch.device("cpu"):  # caches the tensor constructors on first use
         empty = torch.empty
         torch.zeros(1)
 
@@ -53,11 +53,11 @@ def poisoned_memory(monkeypatch):
 
 @pytest.fixture
 def interpreter(monkeypatch):
-    """backend="triton" on CPU tensors, interpreted. The interpreter makes its language anew for each call of a function
-    inside a kernel, which takes half of its time: here it is made once a kernel."""
+    """backend="triton" on CPU tensors, interpreted. The interpreter patches the language for each call of a function
+    inside a kernel, which takes half of its time; here it patches once per kernel."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     patch, languages = interpreter._patch_lang, set()
-    patched = getattr(interpreter, "_LangPatchScope", lambda: None)  # older ones do not undo what they patch
+    patched = getattr(interpreter, "_LangPatchScope", lambda: None)  # older versions do not undo their patches
 
     class Executor(interpreter.GridExecutor):
         def __call__(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""The networks of the GANs and the UNet: published sizes, and the parts by their definitions."""
+"""The networks of the GANs and the UNet: published sizes, and layers against their definitions."""
 
 import subprocess
 import sys
@@ -24,14 +24,14 @@ def parameters(network):
 
 
 def sizes(system, size, latent_dim, channels=3):
-    """Parameters of generator and discriminator."""
+    """Parameter counts of generator and discriminator."""
     config = GeneratorConfig(system, channels, size, GANConfig(latent_dim=latent_dim))
     with torch.device("meta"):
         return parameters(Generator(config)), parameters(build_discriminator(config))
 
 
 def test_published_size_of_dcgan():
-    """pytorch/examples and PyTorch's tutorial, 64 x 64 colour, nz 100, ngf and ndf 64: the layers summed by hand."""
+    """pytorch/examples and PyTorch's tutorial, 64 x 64 colour, nz 100, ngf and ndf 64; layers summed by hand."""
     generator = (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) * 16 + 2 * (512 + 256 + 128 + 64)
     discriminator = (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1) * 16 + 2 * (128 + 256 + 512)
     assert (generator, discriminator) == (3_576_704, 2_765_568)
@@ -39,16 +39,16 @@ def test_published_size_of_dcgan():
 
 
 def test_published_size_of_sagan():
-    """81.5 million for both networks with ImageNet's classes (Brock et al., 2019, Table 1, row SA-GAN). Classes are
-    gains and biases for each of the 1,000 in every residual block, and an embedding in the discriminator."""
+    """81.5 million for both networks with ImageNet's classes (Brock et al., 2019, Table 1, row SA-GAN). Each of the
+    1,000 classes has gains and biases in every residual block, and an embedding in the discriminator."""
     normalised = 1024 + 1024 + 1024 + 512 + 512 + 256 + 256 + 128 + 128 + 64
     classes = (1000 - 1) * 2 * normalised + 1000 * 1024
     assert sum(sizes("sagan", 128, 128)) + classes == pytest.approx(81.5e6, rel=0.002)
 
 
 def test_published_size_of_unetgan():
-    """The released code with the options of its script for CelebA at 128 x 128, counted: 33,732,739 and 31,481,667; of
-    the latter, 65 belong to a layer that is never used."""
+    """Counted in the released code with the options of its script for CelebA at 128 x 128: 33,732,739 and 31,481,667;
+    65 of the latter belong to a layer that is never used."""
     assert sizes("unetgan", 128, 128) == (33_732_739, 31_481_667 - 65)
 
 
@@ -63,7 +63,7 @@ def test_published_size_of_the_unet(widths, attention, published):
 
 
 def test_costs_in_the_papers_setting():
-    """Grey 128 x 128, latent 1,000. DCGAN's FLOPs by hand: two to each multiply-add of a transposed convolution."""
+    """Grey 128 x 128, latent 1,000. DCGAN's FLOPs by hand: two per multiply-add of a transposed convolution."""
     found = cost(RunConfig(system="dcgan"))
     assert (found.parameters, found.discriminator_parameters) == sizes("dcgan", 128, 1000, 1)
     widths, side, flops = [1024, 512, 256, 128, 64, 1], 4, 2 * 1000 * 1024 * 16
@@ -76,8 +76,8 @@ def test_costs_in_the_papers_setting():
 
 
 def test_costs_count_the_scan_whatever_was_imported_first():
-    """In a new process, as the order of imports matters. The scan by hand: 9 for each step, channel and state of the
-    four routes, 1 for each skip weight."""
+    """Runs in a new process because the order of imports matters. The scan by hand: 9 FLOPs for each step, channel and
+    state of the four routes, 1 for each skip weight."""
     sizes = {"base_channels": 8, "channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d_state": 3}
     program = (
         "import vmddpm_kernels; from vmddpm.data import DataConfig; from vmddpm.model import ModelConfig; "
@@ -90,7 +90,7 @@ def test_costs_count_the_scan_whatever_was_imported_first():
     def add_scan(module, inputs):
         nonlocal scan
         channels, height, width = inputs[0].shape[1:]
-        # Twice the channels inside; the step size of each is a sum over ranks.
+        # The block doubles the channels; the step size of each channel is a sum over ranks.
         scan += 4 * height * width * 2 * channels * (9 * 3 + 1 + 2 * module.rank)
 
     for module in model.modules():
@@ -133,7 +133,7 @@ def largest_singular_value(layer):
 
 
 def test_spectral_normalisation():
-    """After many passes every convolution's largest singular value is 1; in eval mode nothing moves."""
+    """After many passes every convolution's largest singular value is 1; eval mode changes nothing."""
     layer = convolution(6, 8)
     layer.parametrizations.weight.original.data *= 7
     for _ in range(50):
@@ -154,7 +154,7 @@ def test_averaged_weights_stay_normalised():
 
 
 def test_self_attention_by_loops():
-    """SAGAN's Eq. 1 to 3 with keys and values halved by maxima, pixel by pixel in float64."""
+    """SAGAN's Eq. 1 to 3 with max-pooled keys and values, pixel by pixel in float64."""
     layer = SelfAttention(16).double().eval()
     assert torch.equal(layer(torch.ones(1, 16, 4, 4).double()), torch.ones(1, 16, 4, 4).double())  # gamma is 0
     layer.gamma.data.fill_(0.7)
@@ -174,7 +174,7 @@ def test_self_attention_by_loops():
 
 
 def test_modulated_norm():
-    """Unit variance and zero mean, then a scale and a shift of each image's own."""
+    """Zero mean and unit variance, then each image's own scale and shift."""
     norm = ModulatedNorm(5, 7).train()
     x, z = torch.randn(6, 5, 4, 4) * 3 + 2, torch.randn(6, 7)
     plain = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
@@ -183,7 +183,7 @@ def test_modulated_norm():
 
 
 def test_down_blocks_shortcut():
-    """With its convolutions silenced a block is its shortcut, averaged."""
+    """A block whose convolutions are zero is its average-pooled shortcut."""
     for first in (True, False):
         block = DownBlock(4, 6, first=first)
         block.conv2 = nn.Conv2d(6, 6, 3, padding=1)

@@ -1,4 +1,4 @@
-"""What the processes of a GAN share, batch normalisation and gradients, against one that has the whole batch."""
+"""Batch normalisation and gradients of a GAN on several processes, against one process with the whole batch."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def connected():
 
 
 def test_batch_normalisation_of_two_processes_is_that_of_the_whole_batch(tmp_path, connected):
-    """Unequal parts, of 2 and 5 images, far from 0; gradients and running statistics too, against torch in float64."""
+    """Unequal parts of 2 and 5 images, far from 0. Gradients and running statistics too, against torch in float64."""
     norm = torch.nn.BatchNorm2d(5)
     torch.nn.init.uniform_(norm.weight)
     torch.nn.init.uniform_(norm.bias)

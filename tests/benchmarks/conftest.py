@@ -1,4 +1,4 @@
-"""The package `benchmarks` lies beside the installed ones, in the root of the repository."""
+"""Makes the package `benchmarks`, in the root of the repository, importable."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Baselines compute what ours compute, or take no part."""
+"""Baselines compute the same results as our operators, or are excluded."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Slower code is told from a noisy machine: on made-up times whose noise and drift are known."""
+"""The comparison tells slower code from a noisy machine, on simulated times with known noise and drift."""
 
 import json
 import math
@@ -24,9 +24,10 @@ def rounds(g, time, noise, count):
 
 
 def run(g, slower=None, by=1.0, noise=0.05, jitter=0.01, drift=0.3, busy=0.0, uneven=0.1, starved=1.0):
-    """A result file. Each round has noise. From run to run a time moves a little (jitter), all together (drift),
-    and in some cases (busy) another program takes up to two thirds of the processors, which does not slow everyone
-    in quite the same measure (uneven). What copies, of ours in every third case, takes `starved` times as long."""
+    """A simulated result file. Rounds have noise. Between runs each time varies a little (`jitter`), all vary together
+    (`drift`), and in some cases (`busy`) another program takes up to two thirds of the processors, which slows
+    implementations by different amounts (`uneven`). Implementations that copy, ours in every third case, take
+    `starved` times as long."""
     times, slowed = [], {"arithmetic": 1.0, "memory": starved}
     machine = math.exp(g.gauss(0, drift))
     for number, case in enumerate(CASES):
@@ -51,21 +52,21 @@ def found(a, b, word="slower"):
 
 @pytest.mark.parametrize("noise", [{}, {"jitter": 0.03, "busy": 0.05}])
 def test_equal_runs_are_equal(noise):
-    """Anything is found in less than 1 % of all comparisons of some hundred times."""
+    """Fewer than 1 % of the comparisons, of some hundred times each, find a change."""
     g = random.Random(0)
     false = sum(found(run(g, **noise), run(g, **noise)) != set() for _ in range(RUNS))
     assert false <= RUNS / 100
 
 
 def test_a_guest_that_fills_the_memory_bus_makes_no_kernel_slower():
-    """It slows what copies, and the yardstick that copies."""
+    """It slows implementations that copy, and the yardstick that copies."""
     g = random.Random(8)
     false = sum(found(run(g), run(g, starved=1.4)) != set() for _ in range(RUNS))
     assert false <= RUNS / 100
 
 
 def test_half_as_slow_again_is_found():
-    """In more than 99 % of all comparisons, and nothing else with it."""
+    """In more than 99 % of all comparisons, and no other change is found."""
     g = random.Random(1)
     right = 0
     for _ in range(RUNS):
@@ -76,7 +77,7 @@ def test_half_as_slow_again_is_found():
 
 @pytest.mark.parametrize("implementation", ["ours", "ours unfused"])
 def test_what_noise_hides_is_not_passed_over(implementation):
-    """Times that are measured seldom, beside other programs."""
+    """Times with few measurements while other programs run."""
     g = random.Random(7)
     silent = 0
     for _ in range(RUNS):
@@ -87,7 +88,7 @@ def test_what_noise_hides_is_not_passed_over(implementation):
 
 
 def test_a_machine_that_is_too_busy_to_tell_is_said_to_be():
-    """Noise that would hide the change neither finds it nor finds anything else."""
+    """With noise that would hide the change, neither it nor any other change is found."""
     g = random.Random(2)
     for _ in range(20):
         a, b = run(g, noise=0.4), run(g, ("case 7", "ours"), 1.5, noise=0.4)
@@ -119,14 +120,14 @@ def test_a_baseline_that_became_slower_is_not_ours():
 
 
 def test_all_of_ours_at_once():
-    """What every case has in common is no drift where baselines did not share it."""
+    """A slowdown common to all cases is no drift if the baselines do not share it."""
     g = random.Random(6)
     a, b = run(g), run(g)
     for t in b["times"]:
         if t["ours"]:
             t.update({name: 1.5 * t[name] for name in ("median", "p20", "p80")})
     judged = [c for c in changes(a, b) if not c.too_noisy]
-    assert len(judged) >= 70  # a reference of three rounds tells little
+    assert len(judged) >= 70  # three rounds of a reference are few
     assert all(c.slower for c in judged)
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints planted in training images say which samples are copies, whatever the report thinks of distances."""
+"""Fingerprints planted in training images identify copied samples, independently of the report's distances."""
 
 import pytest
 
@@ -13,6 +13,6 @@ def test_the_report_finds_the_copies_that_fingerprints_give_away():
         assert copied.reported == copied.named == 1
     alone = rows["unseen people with a fingerprint"]
     assert alone.read > 0.8
-    assert alone.reported < 0.05  # a mark is no person
+    assert alone.reported < 0.05  # a mark does not make a copy
     assert rows["unseen people"].read < 0.02
     assert rows["unseen people"].reported == pytest.approx(0, abs=0.01)

@@ -1,4 +1,4 @@
-"""Slopes, crossings, limits, and what a result file becomes."""
+"""Slopes, crossings and limits, and the report made of a result file."""
 
 import math
 import random

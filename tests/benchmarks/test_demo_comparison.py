@@ -1,5 +1,4 @@
-"""The comparison of networks by the demo's minutes, and the README's picture, with small networks and a clock that
-counts."""
+"""The comparison of networks in the demo's minutes, and the README's picture, with small networks and a fake clock."""
 
 import itertools
 import json
@@ -49,7 +48,7 @@ def compare(monkeypatch, tmp_path, slices):
     monkeypatch.setattr(demo_comparison, "configurations", small)
 
     def compare(minutes=8.0):
-        """A minute goes by from one look at the clock to the next."""
+        """Each reading of the clock is a minute after the last."""
         comparison = Comparison(tmp_path / "out", minutes, 4, slices)
         ticks = itertools.count()
         return comparison, lambda: 60.0 * next(ticks)
@@ -90,14 +89,14 @@ def test_a_comparison_is_made_and_goes_on_where_it_was_stopped(compare, monkeypa
 
 
 def test_the_trained_networks_are_those_of_a_run(slices, tmp_path):
-    """The last images come from the averaged weights that `vmddpm train` gives for as many steps."""
+    """The last images come from the same averaged weights as `vmddpm train` gives after as many steps."""
     config = small(4)["regenerated"]
     ticks, seen = itertools.count(), []
     demo_comparison.train(
         config, slices, lambda minutes, step, learner: seen.append(draw_images(learner.ema, config, 4)),
         lambda: 60.0 * next(ticks),
     )
-    # The rate falls by the share of the minutes there, and of the steps here.
+    # There the rate falls with the share of the minutes, here with that of the steps.
     options = replace(config.training, minutes=None, steps=4)
     model = train(replace(config, training=options), slices, RunFolder(tmp_path / "run"), progress=False)
     assert torch.equal(draw_images(model, config, 4), seen[-1])
@@ -111,7 +110,7 @@ def test_networks_are_of_equal_size():
 
 
 def result(**ends):
-    """Results whose runs end with these spectra, and with equal textures and structures."""
+    """Results of runs that end with these spectra and with equal textures and structures."""
     runs = [
         {"model": model, "seed": seed, "date": "2026-01-01", "torch": "2", "threads": 2, "others": 0.3 * seed,
          "points": [{"minutes": 10, "steps": 7 + seed, "spectrum": value, "texture": 1.0, "structure": 2.0}]}

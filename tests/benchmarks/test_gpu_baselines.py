@@ -1,4 +1,4 @@
-"""Baselines' files out of clones."""
+"""Extraction of the baselines' files from clones."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Constants out of a made-up run, against sums that can be done by hand."""
+"""Constants calibrated on a simulated run, against calculations by hand."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-pytest.importorskip("triton")  # what counts the kernels of a launch asks for it
+pytest.importorskip("triton")  # counting the kernels of a launch needs it
 
 from benchmarks.gpu import assumptions, calibrate, kernel_counts
 from benchmarks.gpu.assumptions import ASSUMED, load
@@ -35,25 +35,25 @@ def test_constants():
     gpu = given["gpus"]["90"]
     assert (gpu["multiprocessors"], gpu["clock_ghz"]) == (100, 2.0)
     assert gpu["bytes_per_second"] * ASSUMED.memory_efficiency == pytest.approx(4e12)
-    # 8e10 EX2 of warps a second, 2e8 of each scheduler: one in ten cycles.
+    # 8e10 EX2 of warps per second, 2e8 per scheduler: one in ten cycles.
     assert given["exp2_cycles"] == pytest.approx(10)
     assert given["launch_microseconds"] == pytest.approx(3)
     assert "issue_efficiency" not in given  # not measured
 
 
 def test_issue_slots():
-    """Kernels of a call that execute next to nothing are left out; two at the same number of warps count half each."""
+    """A call's kernels with hardly any instructions are left out; two with the same number of warps count half each."""
     calls = [{"kernels": [kernel(8.0, 60.0), kernel(8.0, 30.0), kernel(60.0, 1.0, instructions=1.0)]}]
     given = constants(made_up(counters={"outcome": "ok", "calls": calls}))
     assert set(given) == {"from", "gpus", "issue_efficiency"}
-    assert dict(given["issue_efficiency"])[2] == pytest.approx(0.45)  # 8 warps are 2 of each scheduler
+    assert dict(given["issue_efficiency"])[2] == pytest.approx(0.45)  # 8 warps are 2 per scheduler
 
 
 def test_the_curve_goes_through_the_points():
     curve = dict(efficiency_through([(2.0, 0.9 * 0.45), (8.0, 0.5 * 0.78)]))
-    assert curve[1] == pytest.approx(0.9 * 0.27, abs=1e-3)    # below the first as at the first
+    assert curve[1] == pytest.approx(0.9 * 0.27, abs=1e-3)    # below the first point, its value
     assert curve[2] == pytest.approx(0.9 * 0.45, abs=1e-3)
-    assert curve[4] >= 0.65 * (0.9 - 0.4 / 3) - 1e-3          # between, or no less than before
+    assert curve[4] >= 0.65 * (0.9 - 0.4 / 3) - 1e-3          # interpolated, and never decreasing
     assert curve[16] >= curve[8] >= curve[4]
     assert max(dict(efficiency_through([(8.0, 1.0)])).values()) == 1.0
 
@@ -96,7 +96,7 @@ def test_predicted_beside_measured(monkeypatch, tmp_path, capsys):
     assert float(forward[5]) == 5.0
     assert float(forward[6]) == pytest.approx(5 / calibrated, abs=0.01)
 
-    monkeypatch.setattr(assumptions, "MEASURED", out)  # as predictions find it
+    monkeypatch.setattr(assumptions, "MEASURED", out)  # where predictions look for it
     assert load() == found
     monkeypatch.setattr(assumptions, "MEASURED", tmp_path / "none.json")
     assert load() is ASSUMED

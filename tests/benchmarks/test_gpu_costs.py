@@ -1,11 +1,11 @@
-"""Occupancy against figures that are known, and predictions against sums that can be done by hand."""
+"""Occupancy against known figures, and predictions against calculations by hand."""
 
 import json
 from collections import Counter
 
 import pytest
 
-pytest.importorskip("triton")  # what counts the kernels of a launch asks for it
+pytest.importorskip("triton")  # counting the kernels of a launch needs it
 
 from benchmarks.gpu.assumptions import ASSUMED, load
 from benchmarks.gpu.kernel_counts import Launch, Shape
@@ -16,14 +16,14 @@ from benchmarks.gpu.predict import baseline_times, launch_time, predict
 @pytest.mark.parametrize(
     ("architecture", "threads", "registers", "shared", "blocks", "limit"),
     [
-        (80, 128, 32, 0, 16, "registers"),          # 64 warps of 1,024 registers are all there are
+        (80, 128, 32, 0, 16, "registers"),          # 64 warps of 1,024 registers use all registers
         (80, 1024, 32, 0, 2, "registers"),
-        (90, 256, 255, 0, 1, "registers"),          # 8,192 registers a warp: two for each scheduler
+        (90, 256, 255, 0, 1, "registers"),          # 8,192 registers per warp: two warps per scheduler
         (90, 128, 255, 0, 2, "registers"),
         (80, 32, 16, 0, 32, "blocks"),
         (86, 32, 16, 0, 16, "blocks"),
         (86, 512, 32, 0, 3, "warps"),               # 48 warps
-        (80, 128, 32, 48 * 1024, 3, "shared memory"),    # 164 KiB of which a block takes 49
+        (80, 128, 32, 48 * 1024, 3, "shared memory"),    # 164 KiB, of which a block takes 49
         (90, 256, 128, 108080, 2, "registers"),
         (86, 128, 64, 56912, 1, "shared memory"),
         (90, 256, 96, 129584, 1, "shared memory"),
@@ -36,7 +36,7 @@ def test_residency(architecture, threads, registers, shared, blocks, limit):
 
 
 def launch(blocks, threads=128, instructions=1_000_000, mufu=0, **options):
-    """`instructions` and `mufu` of each warp."""
+    """`instructions` and `mufu` are per warp."""
     warps = blocks * threads // 32
     opcodes = Counter({"FFMA": (instructions - mufu) * warps, "MUFU.EX2": mufu * warps})
     return Launch("forward", "kernel", blocks, threads, 0, 32, opcodes=opcodes, **options)
@@ -53,7 +53,7 @@ def test_one_warp_a_scheduler_waits():
 
 
 def test_a_round_more_takes_a_round_longer():
-    """16 blocks of 4 warps are resident: 16 warps a scheduler."""
+    """16 blocks of 4 warps are resident: 16 warps per scheduler."""
     full, _ = launch_time(launch(16 * GPU.multiprocessors), GPU, ASSUMED)
     more, bound = launch_time(launch(16 * GPU.multiprocessors + 1), GPU, ASSUMED)
     assert full == pytest.approx(16e6 * CYCLE / 0.85)

@@ -1,5 +1,5 @@
-"""The run on a GPU machine: what is left of it when it is stopped, how it shares its time, and what it reads out of
-what other programs print."""
+"""The run on a GPU machine: its results after an interruption, its division of time among phases, and its parsing of
+other programs' output."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_the_order_of_what_is_learned_in_a_second():
 
 @pytest.mark.parametrize("after", range(len(NAMES) + 1))
 def test_a_run_stopped_after_any_phase(session, after):
-    """Killed, as by a machine that is taken away: nothing of it can be written any more."""
+    """Killed, as when the machine is taken away: the run cannot write anything more."""
 
     def killed(folder, seconds, dry_run, **options):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_a_phase_that_raises_is_an_entry(session):
 
 @pytest.mark.parametrize("used", [0.1, 0.5, 1.0])
 def test_phases_share_the_time(session, monkeypatch, used):
-    """Whatever part of its time each phase takes: all get theirs, and together they stay within the budget."""
+    """Whatever share of its time each phase uses, every phase gets its time, and the total stays within the budget."""
     now = time.monotonic()
     monkeypatch.setattr(run.time, "monotonic", lambda: now)
     planned = session(run.PHASES, budget=run.BUDGET)
@@ -106,7 +106,7 @@ def test_phases_share_the_time(session, monkeypatch, used):
         assert seconds >= run.BUDGET * phase.share / sum(p.share for p in run.PHASES.values()) - 1e-6
         now += used * seconds
     assert now - begun <= run.BUDGET + 1e-6
-    assert run.BUDGET <= 8 * 60 - 10  # of which some is needed to begin and to end
+    assert run.BUDGET <= 8 * 60 - 10  # starting and stopping take some of it
 
 
 def test_a_file_that_is_no_run(tmp_path):
@@ -147,7 +147,7 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path):
 
 
 def test_a_baseline_that_is_still_compiled(monkeypatch, tmp_path):
-    """It is ended before the others are timed, and they are measured all the same."""
+    """It is terminated before the others are timed, and they are still measured."""
     programs = {"VMamba": "echo 'VMamba: built in 3 s'", "mamba": "echo compiling; exec sleep 1000"}
     compiling = [start(["sh", "-c", program], tmp_path / name, 100) for name, program in programs.items()]
     while not all((tmp_path / name).read_text().count("\n") > 1 for name in programs):
@@ -164,7 +164,7 @@ def test_a_baseline_that_is_still_compiled(monkeypatch, tmp_path):
 
 
 def test_what_a_cut_program_had(tmp_path):
-    """Its lines but for the one that it was about to write; a case that was begun was not measured."""
+    """Its complete lines only; a case that was begun counts as not measured."""
     lines = tmp_path / "ours.jsonl"
     records = [{"case": "ceilings", "clock_hertz": 1.0}, {"case": "a", "begun": True}, {"case": "a", "begun": False},
                {"case": "b", "begun": True, "differences": {}}]  # fmt: skip
@@ -224,7 +224,7 @@ FORWARD = "void vmddpm::gpu::(anonymous namespace)::scan_forward<c10::BFloat16, 
 
 
 def raw_page(*launches):
-    """As ncu 2025.3 prints it: `--csv --page raw --print-units base`."""
+    """Output of ncu 2025.3 with `--csv --page raw --print-units base`."""
     units = [*[""] * 11, "inst", "inst", "ns", "inst", "inst", "inst"]
     rows = [
         [str(i), "77", "python3", "127.0.0.1", name, "1", "7", "(128, 1, 1)", "(384, 1, 1)", "0", "9.0", *values]
@@ -332,7 +332,7 @@ def test_the_whole_rehearsal(tmp_path, triton):
 
 @pytest.mark.slow
 def test_a_rehearsal_that_is_ended(tmp_path):
-    """In the middle of a phase: its programs end with it, and what came before is there."""
+    """Interrupted in the middle of a phase: its programs end too, and earlier results are kept."""
     rehearsal = rehearse(tmp_path, "--only", "build,smoke,ours")
     for line in rehearsal.stdout:
         if line.startswith("build"):

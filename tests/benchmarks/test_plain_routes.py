@@ -1,4 +1,4 @@
-"""VMamba's formula in plain PyTorch is what the operators are defined to be: copies by a table."""
+"""VMamba's formula in plain PyTorch equals the operators' definition: copies by a table."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_merge(size, channel_first):
     ys = images(*size, channel_first, 4).requires_grad_()
     merge = plain_routes.cross_merge if channel_first else plain_routes.cross_merge_channel_last
     y = merge(ys)
-    steps = vk.routes(*size).argsort(dim=1)  # of route k, when it comes to each pixel
+    steps = vk.routes(*size).argsort(dim=1)  # the step at which route k visits each pixel
     sequences = ys.flatten(3) if channel_first else ys.flatten(1, 2).permute(0, 2, 3, 1)  # (B, 4, C, L)
     expected = sum(sequences[:, k, :, steps[k]] for k in range(4))
     expected = expected if channel_first else expected.transpose(1, 2)

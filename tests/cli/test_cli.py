@@ -1,4 +1,4 @@
-"""The commands as a user types them: in a process of their own, on real files."""
+"""The commands as a user types them, each in its own process, on real files."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_train_sample_and_train_on(scans):
 
 
 def call(capsys, *arguments):
-    """In this process; returns the exit code and stderr."""
+    """Run a command in this process; returns the exit code and stderr."""
     code = main([str(a) for a in arguments])
     return code, capsys.readouterr().err
 
@@ -147,7 +147,7 @@ def test_a_misspelt_command_line_is_refused(arguments, capsys):
 
 
 def commands():
-    """The words of every command and sub-command."""
+    """The words of every command and subcommand."""
     for name in COMMANDS:
         module = import_module(f"vmddpm.cli.{name}")
         yield from ((name, inner) for inner in module.COMMANDS) if hasattr(module, "COMMANDS") else [(name,)]
@@ -198,7 +198,7 @@ def test_help_does_not_wait_for_what_only_runs_need():
 
 
 def test_what_the_base_install_can_do_needs_no_extra():
-    """Its packages are hidden from a process, which asks for what such an install is asked for."""
+    """Runs in a process where the packages of the extras are hidden."""
     extras = ["jsonargparse", "yaml", "diffusers", "huggingface_hub", "safetensors", "nibabel", "pydicom", "PIL",
               "tqdm", "tifffile", "imagecodecs", "tensorboard", "matplotlib", "scipy", "starlette"]  # fmt: skip
     program = (
@@ -252,7 +252,7 @@ def test_presets_are_whole_configurations(preset, capsys):
 
 
 def test_paper_presets_choose_the_right_files(tmp_path):
-    """Each preset on a small tree in the data set's own layout."""
+    """Each preset is run on a small tree in the data set's layout."""
     volume = nib.load(data_path / "example4d.nii.gz")
     frame = volume.slicer[..., 0]
     acdc = tmp_path / "acdc" / "patient001"

@@ -1,4 +1,4 @@
-"""Errors that a user can mend are one line; faults of the program show where they are."""
+"""User errors are one line; bugs show a traceback."""
 
 import ast
 import builtins
@@ -35,7 +35,7 @@ training: {steps: 1, batch_size: 2, sample_every: 0, sample_steps: 2, device: cp
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images, good and damaged, and runs with weights, good and damaged."""
+    """Intact and damaged images, and runs with intact and damaged weights."""
     place = tmp_path_factory.mktemp("errors")
     random = np.random.default_rng(0)
     for name, size in (("images", 16), ("other", 8), ("broken", 16), ("mixed", 16)):
@@ -125,7 +125,7 @@ def test_an_error_of_the_user_is_one_line(command, words, capsys):
     assert not Path("new").exists()
 
 
-MISTAKES = [  # a command line, what its answer must say, and the way out that it must name
+MISTAKES = [  # command line, what its message must say, and the remedy it must name
     ("", "a command is missing", "vmddpm --help"),
     ("trian", "did you mean train", "its commands are train, sample"),
     ("help", "'help' is no command", "did you mean --help"),
@@ -191,7 +191,7 @@ def test_a_mistake_is_answered_in_three_lines_with_the_way_out(command, words, w
         code = stopped.code
     assert code in (1, 2)
     output, error = capsys.readouterr()
-    told = error[error.index("vmddpm") :]  # behind a bar, if there was one
+    told = error[error.index("vmddpm") :]  # after a progress bar, if any
     assert not output or code == 1
     assert words in told
     assert way_out in told
@@ -211,7 +211,7 @@ def test_traceback_shows_where_an_error_of_the_user_arose(command, capsys):
 
 
 def fail(monkeypatch, failure):
-    """Lets `vmddpm info` end in an error."""
+    """Make `vmddpm info` fail with an error."""
 
     def describe():
         if isinstance(failure, BaseException):
@@ -302,7 +302,7 @@ def test_kernels_that_cannot_be_used_are_named_before_work_begins(backend, words
         assert re.fullmatch(rf"{name}: VMDDPM_BACKEND in the environment: {words}.*\n", capsys.readouterr().err)
     with pytest.raises(InputError, match="VMDDPM_BACKEND"):
         cost(from_plain(yaml.safe_load(SMALL)))
-    assert choose_device("cpu").type == "cpu"  # of a network without scans
+    assert choose_device("cpu").type == "cpu"  # for a network without scans
     assert main(["info"]) == 0
     assert not Path("new").exists()
 
@@ -321,7 +321,7 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
         pass
 
 
-# Exceptions of Python's own that vmddpm raises, with the reason.
+# Built-in exceptions that vmddpm raises, with the reason.
 ALLOWED = {
     ("__init__.py", "AttributeError"): "a module that has no such attribute says so as any does",
     ("cli/__init__.py", "SystemExit"): "help was asked for and shown, as by argparse",
@@ -344,7 +344,7 @@ def is_builtin_exception(node):
 
 
 def test_every_error_that_is_raised_is_one_of_ours():
-    """A bare ValueError of vmddpm would be taken for a fault of the program."""
+    """A bare ValueError from vmddpm would be reported as a bug."""
     found = {}
     for name, tree in sources():
         for node in ast.walk(tree):
@@ -356,7 +356,7 @@ def test_every_error_that_is_raised_is_one_of_ours():
 
 
 def test_every_exception_of_ours_has_the_one_base():
-    """Classes of our own that derive from one of Python's, by name: they name the base first."""
+    """Our classes that also derive from a built-in exception name our base first."""
     derived = [(name, node) for name, tree in sources() for node in ast.walk(tree)
                if isinstance(node, ast.ClassDef) and any(map(is_builtin_exception, node.bases))]  # fmt: skip
     assert len(derived) > 5

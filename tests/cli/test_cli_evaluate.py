@@ -1,4 +1,4 @@
-"""`vmddpm prepare`, `train`, `sample` and `evaluate` in a row, by a GAN, on a store with a test split."""
+"""`vmddpm prepare`, `train`, `sample` and `evaluate` in a row, with a GAN, on a store with a test split."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ training: {steps: 4, batch_size: 2, checkpoint_every: 4, sample_every: 0, device
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder whose training images are the train split of a store, and 80 samples of it."""
+    """A run folder trained on the train split of a store, and 80 samples from it."""
     trees.acdc(tmp_path / "ACDC", 4)
     (tmp_path / "small.yaml").write_text(SMALL)
     store, samples = tmp_path / "store", tmp_path / "samples"
@@ -77,7 +77,7 @@ def test_evaluate(run, capsys, monkeypatch):
 
 
 def test_training_images_that_are_others_now(run, capsys):
-    """The store in another place, and a store of more patients in its place."""
+    """The store was moved, and a store with more patients took its place."""
     evaluate = ["evaluate", "--run", run / "run", "--samples", run / "samples", "--out", run / "out",
                 "--extractor.path", "random", "--extractor.size", 32, "--metrics.kid_subsets", 2]  # fmt: skip
     told = "does not hold the images that"
@@ -91,7 +91,7 @@ def test_training_images_that_are_others_now(run, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert "--root" in error
-    assert main([str(w) for w in (*evaluate, "--root", run / "store")]) == 0  # others on purpose
+    assert main([str(w) for w in (*evaluate, "--root", run / "store")]) == 0  # deliberately other images
     assert told in capsys.readouterr().err
     assert told in json.loads((run / "out" / "evaluation.json").read_text())["warnings"][0]
 
@@ -100,7 +100,7 @@ def test_samples_of_another_run_are_refused_before_images_are_decoded(run, capsy
     (run / "other").mkdir()
     for number in range(5):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(run / "other" / f"{number:06d}.png")
-    (run / "store").rename(run / "elsewhere")  # whoever reads it now fails
+    (run / "store").rename(run / "elsewhere")  # any further read fails
     evaluate = ["evaluate", "--run", run / "run", "--samples", run / "other", "--out", run / "out",
                 "--extractor.path", "random"]  # fmt: skip
     assert main([str(w) for w in evaluate]) == 1

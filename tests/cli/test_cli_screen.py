@@ -1,4 +1,4 @@
-"""What a terminal shows: every message on a line of its own, whatever bar is moving, and no warning of a library."""
+"""Terminal output: every message has its own line, even under a progress bar, and no library warning appears."""
 
 import io
 import logging
@@ -27,13 +27,13 @@ training: {steps: 4, batch_size: 2, log_every: 1, checkpoint_every: 2, sample_ev
 
 
 class Screen(io.StringIO):
-    """Standard output and standard error of a terminal."""
+    """A terminal's standard output and standard error."""
 
     def isatty(self):
         return True
 
     def lines(self):
-        """What is to be seen in the end: a carriage return goes back to the start of a line, which is written over."""
+        """The visible lines at the end; text after a carriage return overwrites its line."""
         assert "\x1b" not in self.getvalue(), "a sequence that moves the cursor elsewhere"
         lines = []
         for written in self.getvalue().split("\n"):
@@ -47,19 +47,19 @@ class Screen(io.StringIO):
 @contextmanager
 def terminal():
     screen = Screen()
-    with redirect_stdout(screen), redirect_stderr(screen), warnings.catch_warnings():  # the command shows them its way
+    with redirect_stdout(screen), redirect_stderr(screen), warnings.catch_warnings():  # the command formats them itself
         yield screen
 
 
 def bars(lines):
-    """The lines with a bar, of which each is a bar from its start to its end."""
+    """The lines with a progress bar; each must hold nothing else."""
     found = [line for line in lines if re.search(r"\d+%\|", line)]
     assert all(re.fullmatch(r"(?:[^|]*: *)?\d+%\|[^|]*\| .*[\])]", line) for line in found), found
     return found
 
 
 def test_messages_stand_beside_no_bar(tmp_path, monkeypatch):
-    """Two trainings, samples and an evaluation of pictures that give every kind of remark."""
+    """Two training runs, samples and an evaluation, on pictures that cause every kind of remark."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -119,7 +119,7 @@ def test_what_the_library_tells_while_a_bar_moves_gets_a_line_of_its_own():
 
 
 def test_pictures_are_drawn_without_a_warning(tmp_path):
-    """Of few images and many, and curves of one step, of equal losses and of losses that are not above 0."""
+    """With few and many images, and loss curves of one step, of equal losses and of losses at or below 0."""
     images = torch.rand(7, 1, 8, 8) * 2 - 1
     with warnings.catch_warnings(action="error"):
         for count in (1, 7):

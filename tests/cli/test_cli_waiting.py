@@ -1,4 +1,4 @@
-"""What OpenMP's runtime is told about threads that wait, by its own account (OMP_DISPLAY_ENV)."""
+"""The wait policy that OpenMP's runtime gets, as it reports it (OMP_DISPLAY_ENV)."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def test_waiting_threads_sleep_unless_the_user_chose(chosen, spins):
     runtimes = list(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if not runtimes:
         pytest.skip("torch brings another OpenMP runtime than GNU's here")
-    # The runtime alone, as torch takes seconds to load.
+    # Loads only the runtime, because torch takes seconds.
     program = "import ctypes, sys; from vmddpm.cli.waiting import *; sleep_while_waiting(); ctypes.CDLL(sys.argv[1])"
     shown = subprocess.run([sys.executable, "-c", program, runtimes[0]], capture_output=True, text=True, check=True,
                            env={**own, **chosen, "OMP_DISPLAY_ENV": "verbose"}).stderr  # fmt: skip

@@ -1,5 +1,5 @@
-"""A CUDA graph of the emulated GPU: what is captured is not done but noted, and memory that it would have filled holds
-garbage until the graph is replayed. A stream whose work has not run yet looks the same to another stream."""
+"""A CUDA graph of the emulated GPU: captured work is recorded instead of run, and its outputs hold garbage until the
+graph is replayed. To another stream, work that has not run yet looks the same."""
 
 import sys
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_flatten
 from vmddpm_kernels import interception, routes
 from vmddpm_kernels.backends import BACKENDS
 
-routes_module = sys.modules[routes.__module__]  # whose name in the package is that of the function
+routes_module = sys.modules[routes.__module__]  # in the package, this name is the function
 
 _ALLOCATE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 _READ = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "unique"}
 
 
 class Graph(TorchDispatchMode):
-    """Within it calls are captured; `replay` does them, in their order."""
+    """A context that captures calls; `replay` runs them in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,13 +70,13 @@ class Graph(TorchDispatchMode):
                 tensor.copy_(value)
 
         for tensor in tensors:
-            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)  # no permutation, but what gathers can read
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)  # no permutation, but valid indices
         self.work.append(again)
 
 
 @dataclass
 class CapturedKernels:
-    """`_native.cuda`, whose launches a graph notes while it captures."""
+    """`_native.cuda`; a graph that is capturing records its launches."""
 
     native: Any
     graph: Graph
@@ -98,12 +98,12 @@ class CapturedKernels:
 
 
 def use_graph(monkeypatch: pytest.MonkeyPatch, native: Any) -> Graph:
-    """backend="cuda" on CPU tensors, and a graph that can capture it. No GPU has been asked anything yet."""
+    """backend="cuda" on CPU tensors, and a graph that can capture it. No GPU has been queried yet."""
     graph = Graph()
     kernels = CapturedKernels(native.cuda, graph)
     monkeypatch.setitem(BACKENDS, "cuda", EmulatedBackend(EmulatedRuntime(kernels, EMPTY, SHARED_BYTES)))
     monkeypatch.setattr(routes_module, "capturing", lambda device: graph.capturing)
-    # On a GPU nobody intercepts a capture: the dispatch mode that stands for it must not be noticed.
+    # On a GPU nothing intercepts a capture, so the package must not see the dispatch mode that simulates it.
     monkeypatch.setattr(interception, "_listening", lambda: False)
     monkeypatch.setattr(routes_module, "_routes", routes_module._make_routes)
     return graph

@@ -1,4 +1,4 @@
-// The asynchronous copies of one thread, of which none has happened until the thread waits for it.
+// The asynchronous copies of one thread; none is done until the thread waits for it.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +12,7 @@ class Copies {
   void clear() { first_ = end_ = committed_ = 0; }
   bool empty() const { return first_ == end_; }
 
-  // Fills the target with NaN: what another thread, or this one before it waits, may find there is not known.
+  // Fills the target with NaN: its contents are undefined for other threads, and for this one until it waits.
   void start(void* to, const void* from, int bytes, int valid, Site site);
   void commit() { ++committed_; }
   // Completes the copies of all groups but the latest `pending`.
@@ -20,7 +20,7 @@ class Copies {
   Site oldest() const { return queue_[first_ % kMost].site; }
 
  private:
-  static constexpr int64_t kMost = 512;  // in flight; more than a kernel with a sane pipeline has
+  static constexpr int64_t kMost = 512;  // in flight; more than any reasonable pipeline has
 
   struct Copy {
     char* to;
@@ -28,7 +28,7 @@ class Copies {
     int bytes, valid;
     int64_t group;
     Site site;
-    char source[16];  // as it was at the start
+    char source[16];  // its bytes at the start
   };
 
   void complete(const Copy& copy, Site site);

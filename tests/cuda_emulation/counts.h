@@ -1,9 +1,9 @@
-// What a launch moves, counted as a GPU's memory system does: of the lanes of a warp that make the same access together,
-// each sector of 32 bytes once, whatever part of it they ask for; and of shared memory, the passes that a warp's access
-// takes, as each bank serves one word of 4 bytes a pass. No cache is counted on. Lanes make an access together when it is
-// the same line of the source for the same time in a block.
+// Memory traffic of a launch, counted as a GPU's memory system does. For global memory, the lanes of a warp that access
+// together count each 32-byte sector once, whatever part of it they use. For shared memory, passes of a warp's access
+// are counted; each bank serves one 4-byte word per pass. Caches are ignored. Lanes access together if they execute the
+// same source line for the same time in a block.
 //
-// Only what goes through read, write, read_vector, write_vector, read_shared and write_shared of gpu.h is counted.
+// Only read, write, read_vector, write_vector, read_shared and write_shared of gpu.h are counted.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -16,11 +16,11 @@ namespace emulation {
 
 class Counts {
  public:
-  // Counts from here on if a file is named.
+  // Starts counting if a file is named.
   void start(const std::string& file);
   void note(Access kind, const void* address, int bytes, Site site, int thread, const char* shared);
   void end_block();
-  // Appends a line of JSON to the file.
+  // Appends a JSON line to the file.
   void finish(const char* kernel, int64_t blocks);
   bool on() const { return !file_.empty(); }
 

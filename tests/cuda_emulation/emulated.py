@@ -12,15 +12,15 @@ from vmddpm_kernels.backends import BACKENDS
 from vmddpm_kernels.backends.cuda import CudaBackend
 from vmddpm_kernels.backends.cuda_runtime import Gpu, Probe
 
-# Any problem fills the first of these GPUs, so that blocks walk whole sequences; few fill the second, where sequences
-# are cut into segments.
+# Any problem fills the first GPU, so blocks walk whole sequences; few problems fill the second, so sequences are cut
+# into segments.
 FILLED, EMPTY = 0, 132
 SHARED_BYTES = 227 * 1024
 
 
 @dataclass
 class EmulatedRuntime:
-    """A GPU with these limits, whose memory is the CPU's."""
+    """A GPU with these limits and the CPU's memory."""
 
     kernels: Any
     multiprocessors: int
@@ -56,6 +56,6 @@ class EmulatedBackend(CudaBackend):
 def use_emulation(
     monkeypatch: pytest.MonkeyPatch, native: ModuleType, multiprocessors: int = EMPTY, shared_bytes: int = SHARED_BYTES
 ) -> None:
-    """Makes backend="cuda" take CPU tensors and run the kernels of the emulation's `_native` module."""
+    """Make backend="cuda" take CPU tensors and run the kernels of the emulation's `_native` module."""
     runtime = EmulatedRuntime(native.cuda, multiprocessors, shared_bytes)
     monkeypatch.setitem(BACKENDS, "cuda", EmulatedBackend(runtime))

@@ -1,4 +1,4 @@
-// What gpu.h asks of the emulator.
+// The emulator's interface for gpu.h.
 #pragma once
 #include <cstdint>
 
@@ -19,19 +19,19 @@ struct Position {
 };
 extern Position here;
 
-// Runs the blocks one after another, in order. Throws std::runtime_error naming the kernel if the launch asks for what
-// a GPU would refuse, or if a thread does what a GPU gives no meaning to.
+// Runs the blocks one after another, in order. Throws std::runtime_error naming the kernel if a GPU would refuse the
+// launch, or if a thread does something undefined on a GPU.
 void launch(const char* name, void (*run)(const void*), const void* arguments, int64_t blocks, int threads,
             int64_t shared_bytes);
 
-// Gives back the stacks that launches leave for the next. Each is two mappings of memory, of which a process has 65,530
-// at most, and each library with kernels translated from PTX (tests/ptx) has its own.
+// Frees the stacks that launches keep for the next launch. Each takes two of the 65,530 memory mappings of a process,
+// and each library of kernels translated from PTX (tests/ptx) has its own stacks.
 void free_stacks();
 
-// Counts the stretches that warps run from one stop to the next.
+// Counts the runs of warps from one stop to the next.
 extern uint64_t stretch;
 
-// Runs a launch in the kernel's place, if it is set; tests/ptx sets it. Returns null, or what went wrong.
+// If set (by tests/ptx), runs a launch instead of the kernel. Returns null or an error message.
 using Substitute = const char* (*)(const char* name, const void* kernel, const void* arguments, int64_t argument_bytes,
                                    int64_t blocks, int threads, int64_t shared_bytes);
 extern Substitute substitute;
@@ -44,15 +44,15 @@ void wait_copies(int pending, Site site);
 
 enum class Access { read, write, read_shared, write_shared };
 
-// Notes an access of the running thread, if accesses are counted (counts.h); one of no bytes is its lane's absence from
-// an access of its warp. An address that is no multiple of the size, which a GPU refuses, ends the launch.
+// Counts an access of the running thread if counting is on (counts.h); zero bytes mean that this lane takes no part in
+// its warp's access. A misaligned address, which a GPU refuses, ends the launch.
 void count(Access kind, const void* address, int bytes, Site site);
 
-// Zero of the same sign for a subnormal, as .ftz instructions read and write it.
+// Flushes a subnormal to zero of the same sign, as .ftz instructions do.
 inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
 inline double flushed(double x) { return x; }
 
-// red.global.add: in a float, subnormal numbers are zero.
+// red.global.add: subnormal floats count as zero.
 template <typename T>
 inline void atomic_add(T* to, T value) {
   T found, sum;

@@ -1,4 +1,4 @@
-"""Builds the emulation, plain or with a sanitizer, and runs Python with what it built.
+"""Builds the emulation, plain or with a sanitizer, and runs Python with the result.
 
 An instrumented module needs the sanitizer's runtime loaded before Python itself: `sanitized` does that.
 """
@@ -20,26 +20,26 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "emulation"
 SANITIZERS = ("none", "address", "thread")
 
-# What a process ends with after a report of a sanitizer.
+# Exit code after a sanitizer's report.
 REPORTED = 66
 
-# What Python runs under; `sanitized` sets it.
+# Names the sanitizer that Python runs under; `sanitized` sets it.
 _CURRENT = "VMDDPM_EMULATION_SANITIZER"
 
 _OPTIONS = {
-    # Python and torch keep memory until they end, which is no leak of ours. Local variables stay on the stacks, whose
+    # Python and torch keep memory until exit, which is no leak of ours. Local variables stay on the stacks, whose
     # size is known.
     "address": ("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),
-    # Python and torch are not instrumented: of them nothing is known, so nothing is reported.
+    # Python and torch are not instrumented, so reports about them would be false.
     "thread": ("TSAN_OPTIONS", "ignore_noninstrumented_modules=1:detect_deadlocks=0:atexit_sleep_ms=0"),
 }
 
 
 def build(sanitizer: str = os.environ.get(_CURRENT, "none"), target: str = "_native") -> Path:
-    """The built `_native` module, or the `selftest` program, or the `selftest_library`; built again where needed.
+    """Build, if out of date, the `_native` module, the `selftest` program or the `selftest_library`; returns its path.
 
-    Without a sanitizer's name, for the one that this Python runs under. `planted` is the `_native` module with
-    `planted_source` in place of csrc/selective_scan/fwd.cu."""
+    The default sanitizer is the one this Python runs under. `planted` is the `_native` module with `planted_source`
+    instead of csrc/selective_scan/fwd.cu."""
     folder = BUILD / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -58,12 +58,12 @@ def build(sanitizer: str = os.environ.get(_CURRENT, "none"), target: str = "_nat
 
 
 def planted_source(sanitizer: str) -> Path:
-    """Where to write fwd.cu with a fault, before `planted` is built."""
+    """The path for a faulty fwd.cu, to be written before `planted` is built."""
     return BUILD / sanitizer / "planted" / "fwd.cu"
 
 
 def load(path: Path) -> ModuleType:
-    """The extension module at the path, as `_native`."""
+    """Load the extension module at the path as `_native`."""
     spec = importlib.util.spec_from_file_location("_native", path)
     assert spec is not None
     assert spec.loader is not None
@@ -78,11 +78,11 @@ def sanitized(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python argv...` so that it can load what was built with the sanitizer.
+    """Run `python argv...` so that it can load modules built with the sanitizer.
 
-    After a report the process ends with REPORTED and the report ends stderr, whatever Python has done with its own.
+    After a report the process exits with REPORTED, and the report is at the end of stderr even if Python redirected it.
     """
-    # For Python alone: of the programs that start it, ThreadSanitizer may refuse one.
+    # Set for Python only, because ThreadSanitizer may refuse a program that starts it.
     preload = ["env", "LD_PRELOAD=" + " ".join(map(str, _runtimes(sanitizer)))]
     return run(sanitizer, [*preload, sys.executable, *argv], {_CURRENT: sanitizer, **(env or {})}, timeout)
 
@@ -93,10 +93,10 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program built with the sanitizer, as `sanitized` runs Python."""
+    """Run a program built with the sanitizer, as `sanitized` runs Python."""
     prefix = ["setarch", "-R"] if sanitizer == "thread" and _memory_is_scattered() else []
     words = [*prefix, *map(str, command)]
-    # One thread: where others of torch's would meet, nobody sees.
+    # One thread: the sanitizer cannot see the synchronisation of torch's threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     with tempfile.TemporaryDirectory() as folder:
         if sanitizer in _OPTIONS:
@@ -108,7 +108,7 @@ def run(
 
 
 def missing(sanitizer: str) -> str:
-    """What this machine lacks to build and run with the sanitizer; empty if nothing."""
+    """What this machine lacks to build and run with the sanitizer; empty if nothing is missing."""
     if sys.platform != "linux":
         return "the emulation runs on Linux"
     lacks = [name for name in ("cmake", "ninja", _compiler()) if _find(name) is None]
@@ -124,7 +124,7 @@ def _compiler() -> str:
 
 
 def _configure(sanitizer: str, folder: Path) -> None:
-    """Once for each compiler and Python: ninja sees to everything else that changes."""
+    """Runs once per compiler and Python; ninja handles all other changes."""
     import pybind11
 
     options = [
@@ -142,7 +142,7 @@ def _configure(sanitizer: str, folder: Path) -> None:
 
 
 def _search() -> str:
-    """PATH, after the folder of this Python, where pip puts cmake and ninja."""
+    """PATH with this Python's folder first, where pip puts cmake and ninja."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -151,7 +151,7 @@ def _find(program: str) -> str | None:
 
 
 def _run(command: list[str]) -> None:
-    # A sanitizer that Python runs under is not for the compiler.
+    # The sanitizer that Python runs under must not apply to the compiler.
     env = {name: value for name, value in {**os.environ, "PATH": _search()}.items() if name != "LD_PRELOAD"}
     words = [_find(command[0]) or command[0], *command[1:]]
     result = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
@@ -160,7 +160,7 @@ def _run(command: list[str]) -> None:
 
 
 def _runtimes(sanitizer: str) -> list[Path]:
-    """The libraries to load first. libstdc++ must be there when AddressSanitizer looks for what throws exceptions."""
+    """The libraries to preload, with libstdc++, in which AddressSanitizer looks up the function that throws exceptions."""
     names = {"none": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"]}[sanitizer]
     paths = []
     for name in names:
@@ -170,6 +170,6 @@ def _runtimes(sanitizer: str) -> list[Path]:
 
 
 def _memory_is_scattered() -> bool:
-    """Whether the kernel may put memory where older ThreadSanitizers do not expect any."""
+    """Whether the kernel may map memory where older ThreadSanitizers do not expect any."""
     bits = Path("/proc/sys/vm/mmap_rnd_bits")
     return bits.exists() and int(bits.read_text()) > 28

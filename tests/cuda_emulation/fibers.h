@@ -1,4 +1,4 @@
-// Stacks that run in turn on one thread of the operating system.
+// Fibers: stacks that take turns on one operating system thread.
 #pragma once
 #include <cstddef>
 
@@ -15,9 +15,9 @@ struct Fiber {
 #else
   ucontext_t context;
 #endif
-  char* stack = nullptr;           // lowest byte; null for the thread that starts fibers
-  void* identity = nullptr;        // whom ThreadSanitizer takes it for
-  void* fake_stack = nullptr;      // AddressSanitizer's, while it does not run
+  char* stack = nullptr;           // lowest byte; null for the thread that starts the fibers
+  void* identity = nullptr;        // ThreadSanitizer's fiber
+  void* fake_stack = nullptr;      // AddressSanitizer's, while the fiber is suspended
   const void* bounds = nullptr;    // of its stack
   size_t bounds_bytes = 0;
 };
@@ -29,18 +29,18 @@ constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
 
-// A stack of kStackBytes above a page that must not be touched.
+// Allocates a stack of kStackBytes above a guard page.
 char* new_stack();
 void free_stack(char* stack);
 
-// The fiber will call enter() when it is first switched to, on a stack whose top depends on `index`: tops at equal
-// distances would all fall into the same few cache lines.
+// The fiber calls enter() at the first switch to it. The top of its stack depends on `index`: equally spaced tops would
+// share a few cache sets.
 void prepare(Fiber& fiber, char* stack, int index, void (*enter)());
 
-// First thing in enter().
+// Call first in enter().
 void entered();
 
-// Goes on with `to`; returns when something switches to `from` again. `last`: nothing will.
+// Continues with `to`; returns when something switches back to `from`, which never happens if `last`.
 void switch_fiber(Fiber& from, Fiber& to, bool last = false);
 
 }  // namespace emulation

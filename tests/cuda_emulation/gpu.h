@@ -1,6 +1,6 @@
-// csrc/common/gpu/gpu.h for a CPU: the same names and signatures, so that g++ compiles the kernels as they are. A block
-// is a set of fibers that take turns (scheduler.h). What a GPU does at a time of its own is done as late as it may be,
-// and what it leaves undefined is NaN or refused, so that a kernel that relies on either fails a test.
+// csrc/common/gpu/gpu.h for a CPU: the same names and signatures, so that g++ compiles the kernels unchanged. A block
+// is a set of fibers that take turns (scheduler.h). Asynchronous operations happen as late as allowed, and undefined
+// values are NaN or refused, so that a kernel that relies on either fails a test.
 #pragma once
 #include <math.h>
 
@@ -19,7 +19,7 @@
 #define VMDDPM_KERNEL(threads, blocks) void
 #define VMDDPM_ARGUMENTS(type) const type
 
-// As last parameters, the source line of the call: threads that meet must come from the same one, and messages name it.
+// The last parameters are the source line of the call: threads that meet must share it, and messages name it.
 #define VMDDPM_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 namespace vmddpm {
@@ -158,7 +158,7 @@ VMDDPM_DEVICE void atomic_add(T* to, const T (&values)[count]) {
   for (int i = 0; i < count; ++i) emulation::atomic_add(to + i, values[i]);
 }
 
-// As .ftz does; subnormal inputs need no flushing here, 2^x of one is 1 as of zero.
+// Flushes results as .ftz does. Subnormal inputs need no flushing: 2^x is 1 for them as for zero.
 VMDDPM_DEVICE float exp2_unit(float x) { return emulation::flushed(::exp2f(x)); }
 
 VMDDPM_DEVICE float reciprocal_unit(float x) { return emulation::flushed(1.0f / emulation::flushed(x)); }

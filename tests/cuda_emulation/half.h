@@ -1,4 +1,4 @@
-// IEEE half precision and bfloat16 as bits, with conversions that round once, to nearest and ties to even.
+// IEEE half precision and bfloat16 as bits; conversions round once, to nearest, ties to even.
 #pragma once
 #include <cstdint>
 #include <cstring>

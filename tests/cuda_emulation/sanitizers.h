@@ -1,5 +1,5 @@
-// What the sanitizers are told. The emulator itself is compiled without them, as its own memory is no CUDA thread's
-// business; it tells them of the accesses and the order that a GPU would have.
+// Annotations for the sanitizers. The emulator itself is not instrumented, because CUDA threads never see its memory;
+// it reports to the sanitizers the accesses and the ordering that a GPU would have.
 #pragma once
 #include <cstddef>
 
@@ -26,7 +26,7 @@ inline void* current_identity() { return __tsan_get_current_fiber(); }
 inline void* create_identity() { return __tsan_create_fiber(0); }
 inline void destroy_identity(void* identity) { __tsan_destroy_fiber(identity); }
 inline void name_identity(void* identity, const char* name) { __tsan_set_fiber_name(identity, name); }
-// Being scheduled one after the other must order nothing: a GPU would run both at once.
+// Running one after the other must not order two threads: a GPU would run both at once.
 inline void take_identity(void* identity) {
   if (identity != __tsan_get_current_fiber()) __tsan_switch_to_fiber(identity, __tsan_switch_to_fiber_no_sync);
 }
@@ -42,7 +42,7 @@ inline void name_identity(void*, const char*) {}
 inline void take_identity(void*) {}
 #endif
 
-// Accesses that the emulator makes in the name of the running thread.
+// Accesses that the emulator makes on behalf of the running thread.
 inline void observe_read(const void* address, size_t bytes) {
 #if defined(VMDDPM_EMULATION_ADDRESS)
   __asan_loadN(address, bytes);

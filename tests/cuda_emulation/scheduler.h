@@ -1,8 +1,8 @@
 // The threads of one block, as fibers.
 //
-// They run warp by warp: every lane of a warp runs, in the order that is set, until it stops at a barrier, at an
-// exchange or at its end. When the last lane has stopped, all must have stopped at the same place: lanes that have met
-// at an exchange swap their values and run again; a warp at a barrier or at its end rests until all warps are there.
+// They run warp by warp. Each lane of a warp runs, in the configured order, until it stops at a barrier, an exchange or
+// its end; all lanes must stop at the same place. Lanes at an exchange then swap their values and run on; a warp at a
+// barrier or at its end waits until all warps are there.
 #pragma once
 #include <cstdint>
 
@@ -32,13 +32,13 @@ struct Thread {
 
 class Scheduler {
  public:
-  // order_known: ThreadSanitizer is told what barriers and exchanges order.
+  // order_known: whether ThreadSanitizer is told which accesses barriers and exchanges order.
   void start_block(int threads, Order order, uint64_t block, bool order_known);
 
-  // From the host: runs the block until all threads have ended or one has failed.
+  // Called by the host: runs the block until all threads have ended or one has failed.
   void run();
 
-  // From a thread: stops it, and returns when it may go on.
+  // Called by a thread: stops it, and returns when it may continue.
   void stop(Stop what, Site site);
   void abandon();
 
@@ -49,7 +49,7 @@ class Scheduler {
  private:
   struct Warp {
     uint8_t order[kLanes];
-    int next;        // place in the order of the lane that runs next
+    int next;        // position in the order of the next lane to run
     int exchanges;
     char met[2];     // clocks of this exchange and the next
   };
@@ -68,7 +68,7 @@ class Scheduler {
   uint64_t random_;
   int warps_;
   uint32_t runnable_;  // a bit for each warp
-  int warp_;           // that runs
+  int warp_;           // the running warp
   int barriers_;
   char met_[2];        // clocks of this barrier and the next
   Warp warp_state_[kMostWarps];
@@ -76,7 +76,7 @@ class Scheduler {
 
 extern Scheduler scheduler;
 
-// Ends the launch with the message, and does not return. The running thread is at fault, or the latest to stop.
+// Ends the launch with the message; does not return. The failing thread is the running or the last stopped one.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(Site site, const char* format, ...);
 
 const char* base_name(const char* path);

@@ -1,4 +1,4 @@
-// Cases that check the emulation itself: `clean` ones must pass, each of the others has one fault that must be caught.
+// Cases that check the emulation itself: `clean` cases must pass; each other case has one fault that must be caught.
 #pragma once
 #include <gpu.h>
 
@@ -17,7 +17,7 @@ extern const std::vector<Case> faults;
 
 using namespace vmddpm::gpu;
 
-// What every kernel here gets: `count` elements of each.
+// The arguments of every kernel here, with `count` elements each.
 struct Arrays {
   const float* in;
   float* out;
@@ -28,7 +28,7 @@ constexpr int kThreads = 64;
 
 VMDDPM_DEVICE float* shared_floats() { return reinterpret_cast<float*>(shared()); }
 
-// Launches with one float of shared memory a thread.
+// Launches with one float of shared memory per thread.
 template <typename Params>
 void launch_here(void (*kernel)(Params), int64_t blocks, Params params) {
   launch("selftest", kernel, blocks, kThreads, kThreads * 4, nullptr, params);

@@ -1,10 +1,10 @@
-// The environment variables that change what is emulated; read at every launch, so that a test can set them.
+// Environment variables of the emulation, read at every launch so that a test can set them.
 //
 //   VMDDPM_EMULATION_ORDER          forward (the default), reverse, or random:SEED: the order in which the threads of a
 //                                   block run from one barrier or exchange to the next
 //   VMDDPM_EMULATION_SHARED_LIMIT   bytes of shared memory that a block may have; 232448, an H100's
-//   VMDDPM_EMULATION_RACES          threads (the default) or blocks: whose races ThreadSanitizer looks for (launch.cpp)
-//   VMDDPM_EMULATION_COUNTS         a file: every launch appends to it what it has moved (counts.h)
+//   VMDDPM_EMULATION_RACES          threads (the default) or blocks: whose races ThreadSanitizer finds (launch.cpp)
+//   VMDDPM_EMULATION_COUNTS         a file to which every launch appends its memory traffic (counts.h)
 #pragma once
 #include <cstdint>
 #include <cstdlib>

@@ -1,4 +1,4 @@
-"""The emulation that runs the CUDA kernels on a CPU: it computes what a GPU would, and catches what a GPU would not."""
+"""The CUDA emulation on a CPU: it computes what a GPU would, and catches faults that a GPU would not report."""
 
 import json
 import re
@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 FORWARD, REVERSE, RANDOM = "forward", "reverse", "random:7"
 WRONG, REFUSED = 1, 2
 
-# Faults and what catches them.
+# Each fault with the check that catches it.
 WRONG_VALUES = [
     "missing_barrier",
     "missing_second_barrier",
@@ -142,7 +142,7 @@ def test_shared_limit_is_a_setting():
 
 
 def test_what_a_launch_moves_is_counted(tmp_path):
-    """Two blocks of two warps each. Of a warp, the lanes' accesses together: sectors once, and the passes of banks."""
+    """Two blocks of two warps each: each sector counts once per access of a warp, shared memory counts bank passes."""
     file = tmp_path / "counts"
     assert_passes(build.run("none", [built("none"), "moves"], {"VMDDPM_EMULATION_COUNTS": str(file)}))
     (counts,) = map(json.loads, file.read_text().splitlines())
@@ -192,5 +192,5 @@ def test_interface_is_that_of_the_gpu():
     device, host, emulated = names_in(folder / "gpu.h"), names_in(folder / "runtime.h"), names_in(HERE / "gpu.h")
     real = device | host
     assert len(device) > 10
-    assert device - emulated <= {"check"}  # of what CUDA's own functions return
+    assert device - emulated <= {"check"}  # checks the return values of CUDA's functions
     assert emulated - real <= {"VMDDPM_CALLER"}

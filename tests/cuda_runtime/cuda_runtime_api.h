@@ -1,5 +1,5 @@
-// A CUDA runtime without a GPU, as far as csrc/common/gpu/runtime.h calls it: what it was asked is counted, and it refuses
-// what a GPU refuses. Numbers are those of CUDA.
+// A simulated CUDA runtime with the functions that csrc/common/gpu/runtime.h calls. It counts calls and refuses what a
+// GPU refuses. Constants have CUDA's values.
 #pragma once
 #include <cstddef>
 #include <map>
@@ -45,12 +45,12 @@ struct Simulated {
   int device = 0;
   bool capturing = false, capture_broken = false;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
-  cudaError_t loading = cudaSuccess;    // what comes of loading a kernel
-  cudaError_t every_call = cudaSuccess; // without a driver that knows this CUDA
-  cudaError_t pending = cudaSuccess;    // of work that was queued before
+  cudaError_t loading = cudaSuccess;    // result of loading a kernel
+  cudaError_t every_call = cudaSuccess; // as with a driver too old for this CUDA
+  cudaError_t pending = cudaSuccess;    // error of work queued before
   cudaError_t last = cudaSuccess;
   std::set<std::pair<const void*, int>> loaded;
-  std::map<std::tuple<const void*, int, cudaFuncAttribute>, std::pair<int, int>> attributes;  // times set, and to what
+  std::map<std::tuple<const void*, int, cudaFuncAttribute>, std::pair<int, int>> attributes;  // (times set, value)
   int launches = 0, queries = 0;
 };
 inline Simulated simulated;
@@ -88,7 +88,7 @@ inline const char* cudaGetErrorString(cudaError_t status) {
 }
 inline cudaError_t cudaGetLastError() {
   const cudaError_t last = simulated.last;
-  simulated.last = simulated.pending;  // which never goes away
+  simulated.last = simulated.pending;  // a sticky error
   return last;
 }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {

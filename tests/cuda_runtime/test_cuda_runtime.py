@@ -1,5 +1,5 @@
-"""The launches of csrc/common/gpu/runtime.h on a simulated CUDA runtime: what is set once, what a capture allows, and
-whose fault an error is. Each case has a process of its own, as kernels are made ready once in one."""
+"""The launches of csrc/common/gpu/runtime.h on a simulated CUDA runtime: one-time attributes, stream capture, and the
+attribution of errors. Each case runs in its own process, because a process prepares a kernel only once."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """Compiles the CUDA sources to cubins for several architectures; a GPU is not needed.
 
-The cubins lie in build/sass/ and are compiled again only when a file they include, or the command, has changed.
+The cubins are in build/sass/ and are recompiled only when an included file or the command has changed.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ BUILD = ROOT / "build" / "sass"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 WORKERS = 2
 
-# Those of csrc/CMakeLists.txt that reach device code: a Release build with CMake's own options for it.
+# The options of csrc/CMakeLists.txt that affect device code, as in a Release build with CMake's defaults.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG")
 
 
 class Unavailable(Exception):
-    """A tool is not installed; the message says which and where it was sought."""
+    """A tool is not installed; the message names it and where it was searched."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas reports of one kernel, or of a function that it did not inline."""
+    """ptxas's report on one kernel, or on a function that it did not inline."""
 
     architecture: int
     mangled: str
@@ -57,7 +57,7 @@ class Cubin:
     architecture: int
     path: Path
     log: Path
-    ptx: Path  # what the cubin was made of
+    ptx: Path  # the cubin's source
 
 
 @cache
@@ -79,7 +79,7 @@ def find_ptxas() -> str:
 
 @cache
 def supported() -> tuple[int, ...]:
-    """Those of ARCHITECTURES that the installed nvcc generates code for."""
+    """The ARCHITECTURES that the installed nvcc supports."""
     listed = subprocess.run([find_nvcc(), "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
     return tuple(architecture for architecture in ARCHITECTURES if f"sm_{architecture}" in listed)
 
@@ -89,7 +89,7 @@ def cuda_sources() -> list[Path]:
 
 
 def build(architectures: Iterable[int] | None = None, sources: Iterable[Path] | None = None) -> list[Cubin]:
-    """A cubin and its PTX, with line numbers, of every source for every architecture: by default all those of nvcc."""
+    """Compile every source for every architecture (default: all that nvcc supports) to cubin and PTX with line numbers."""
     chosen = supported() if architectures is None else tuple(architectures)
     files = cuda_sources() if sources is None else list(sources)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -101,7 +101,7 @@ def resources(cubin: Cubin) -> list[Resources]:
 
 
 def parse_log(architecture: int, log: str) -> list[Resources]:
-    """ptxas -v gives a function's stack frame and spills first, its registers after."""
+    """Parse `ptxas -v`, which prints a function's stack frame and spills before its registers."""
     pattern = re.compile(
         r"Function properties for (?P<name>\S+)\s+"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -144,7 +144,7 @@ def _cubin(source: Path, architecture: int) -> Cubin:
     assembler = [find_ptxas(), "-v", "-lineinfo", f"-arch=sm_{architecture}"]
     signature = f"{shlex.join(command)} && {shlex.join(assembler)}"
     cubin.path.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{stem}.lock").open("w") as lock:  # of several processes one compiles
+    with Path(f"{stem}.lock").open("w") as lock:  # only one of several processes compiles
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _fresh(cubin, dependencies, signature):
             _compile(cubin, dependencies, command, assembler, signature)
@@ -159,8 +159,8 @@ def _compile(cubin: Cubin, dependencies: Path, command: list[str], assembler: li
     said = _run([*assembler, str(partial_ptx), "-o", str(partial)])
     for written, file in zip(partials, files):
         os.replace(written, file)
-    # The log comes last and stands for all of them. It is as old as the start, so that a file which was edited during
-    # the compilation counts as newer.
+    # The log is put in place last, and its date vouches for all files. It is dated to the start, so that a file edited
+    # during compilation counts as newer.
     partial_log = Path(f"{cubin.log}.partial")
     partial_log.write_text(f"{signature}\n{said}")
     os.utime(partial_log, (started, started))

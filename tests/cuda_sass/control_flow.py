@@ -14,7 +14,7 @@ JUMPS = {"BRA", "JMP", "BRX", "JMX", "BRXU", "JMXU"}
 class Instruction:
     address: int
     text: str
-    # (file, line) it comes from, and where that was inlined, innermost first; of `nvdisasm -gi`, else empty.
+    # (file, line) of the source and of the calls it was inlined at, innermost first; empty without `nvdisasm -gi`.
     location: tuple[tuple[str, int], ...] = ()
 
     @cached_property
@@ -23,7 +23,7 @@ class Instruction:
 
     @cached_property
     def opcode(self) -> str:
-        """With its modifiers, for example MUFU.EX2."""
+        """The opcode with its modifiers, for example MUFU.EX2."""
         return self.text.split()[1 if self.predicated else 0]
 
     @property
@@ -40,11 +40,11 @@ class Block:
 @dataclass(frozen=True)
 class Loop:
     header: int
-    blocks: frozenset[int]  # blocks are numbered in the order of their addresses
+    blocks: frozenset[int]  # blocks are numbered by address
 
 
 class Function:
-    """One function of a cubin. Blocks that its entry does not reach, such as called subroutines, are in no loop."""
+    """One function of a cubin. Blocks that its entry does not reach, for example subroutines, are in no loop."""
 
     def __init__(self, name: str, instructions: list[Instruction], labels: dict[str, int]):
         self.name, self.instructions, self._labels = name, instructions, labels
@@ -58,7 +58,7 @@ class Function:
         self._link()
 
     def targets(self, instruction: Instruction) -> list[int]:
-        """Blocks whose labels stand among the operands."""
+        """The blocks whose labels are among the operands."""
         names = re.findall(r"\.L_[\w.$]+", instruction.text)
         return [self._block_at[self._labels[name]] for name in names]
 
@@ -68,7 +68,7 @@ class Function:
         return self._block_at[self._labels[name[0]]] if name else None
 
     def _link(self) -> None:
-        """A BSYNC goes to the label that the BSSY of its barrier register named, so walks carry those labels along."""
+        """A BSYNC jumps to the label in the BSSY of its barrier register, so a walk must keep track of these labels."""
         seen: set[tuple[int, frozenset]] = set()
         entries = {0} | {self.called(i) for i in self.instructions} - {None}
         pending: list[tuple[int, frozenset]] = [(entry, frozenset()) for entry in sorted(entries)]
@@ -92,14 +92,14 @@ class Function:
         falls_through = {number + 1} if number + 1 < len(self.blocks) else set()
         if last.base in ENDS:
             return falls_through if last.predicated else set()
-        # BRA.DIV leaves for a slow path, for lanes of a warp that have come apart; they exchange only when together.
+        # BRA.DIV takes a slow path for the diverged lanes of a warp, which can exchange only when converged.
         if last.opcode.startswith("BRA.DIV"):
             return falls_through
         if last.base in JUMPS:
             targets = self.targets(last)
             if not targets:
                 raise ValueError(f"{self.name}: no label in the jump {last.text!r} at {last.address:#x}")
-            # A second predicate may stand among the operands: `BRA !P2, label`, `BRA.U UP0, label`.
+            # The operands may include a second predicate: `BRA !P2, label`, `BRA.U UP0, label`.
             conditional = last.predicated or re.search(r"\s!?U?P\d\s*,", last.text)
             return set(targets) | (falls_through if conditional else set())
         if last.base == "BSYNC" and _barrier(last) in scopes:
@@ -160,7 +160,7 @@ class Function:
 
 
 def parse(disassembly: str) -> list[Function]:
-    """Every function of the text of `nvdisasm -c`, which holds one section .text.NAME for each."""
+    """Parse the functions in the output of `nvdisasm -c`, which has a section .text.NAME for each."""
     functions = []
     for section in re.split(r"^\s*\.section\s+", disassembly, flags=re.MULTILINE)[1:]:
         name = re.match(r"\.text\.([^,\s]+)", section)

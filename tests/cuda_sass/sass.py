@@ -1,5 +1,5 @@
-"""Counts the instructions of the recurrence loops of the CUDA kernels, per (step, state), in their disassembly. What is
-around the loops costs more than they do: `python -m benchmarks.gpu.count` has the whole.
+"""Counts the instructions of the recurrence loops of the CUDA kernels, per (step, state), in their disassembly. Code
+around the loops costs more than they do; `python -m benchmarks.gpu.count` counts whole kernels.
 
 python tests/cuda_sass/sass.py [--arch 90] [--every-loop] [FILE.cu ...]
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 from compile import Unavailable, build, find_nvcc, kernel_name, resources
 from control_flow import Function, Instruction, Loop, parse
 
-# Walks over the steps of each kernel; one of any other.
+# Passes over the steps in each kernel; 1 for all others.
 PASSES = {"scan_backward": 2, "scan_backward_alone": 2}
 
-# Instructions by their opcode up to the first dot, under the heading of their column.
+# Column headings, and the instructions in each by opcode up to the first dot.
 COLUMNS = {
     "MUFU": {"MUFU"},
     "LDS": {"LDS", "LDSM"},
@@ -41,7 +41,7 @@ class Counts:
 
 
 class Kernel:
-    """The recurrence loops of one kernel, and which of them a step goes through in each pass over the sequence."""
+    """The recurrence loops of one kernel, and the loops that a step executes in each pass over the sequence."""
 
     def __init__(self, function: Function, passes: int = 1):
         self.name = kernel_name(function.name)
@@ -53,14 +53,13 @@ class Kernel:
 
     @property
     def local_memory(self) -> list[str]:
-        """Instructions on local memory, those in called subroutines too."""
+        """Instructions on local memory, including subroutines."""
         return [i.text for i in self._function.instructions if i.base in COLUMNS["local"]]
 
     @cached_property
     def loops(self) -> dict[Loop, Counts]:
-        """The innermost loops that hold EX2, and those around them that hold more by themselves: inner loops that the
-        compiler has unrolled whole, and not a single step of one that it has peeled off. The kernel itself stands for a
-        loop that is run once."""
+        """The innermost loops with EX2, and outer loops that contain more EX2 of their own: fully unrolled inner loops,
+        but not a single peeled step. The kernel itself counts as a loop that runs once."""
         function = self._function
         whole = Loop(0, frozenset(function.reachable))
         total = {loop: counts for loop in {whole, *function.loops} if (counts := _count(function, loop)).ex2}
@@ -74,16 +73,16 @@ class Kernel:
 
     @cached_property
     def counted(self) -> list[Loop]:
-        """The compiler may have made several loops of one: a remainder, or one for each side of a condition that does
-        not change. Most steps go through those that are unrolled furthest; among equals the worst is taken. Loops with
-        few EX2 belong to softplus, which is computed once a step."""
+        """The loops that count. The compiler may split a loop into a main loop and a remainder, or one per side of an
+        invariant condition. Most steps run in the most unrolled loop; among equals the worst counts. Loops with few
+        EX2 belong to softplus, which is computed once per step."""
         order = sorted(self.loops, key=lambda loop: (self.loops[loop].ex2, self.loops[loop].instructions), reverse=True)
         most = [loop for loop in order if 8 * self.loops[loop].ex2 > self.loops[order[0]].ex2]
         return most[: self._passes]
 
     @property
     def complete(self) -> bool:
-        """Whether the counted loops make up all passes."""
+        """Whether a loop was found for every pass."""
         return len(self.counted) == self._passes
 
     def figures(self, loop: Loop) -> dict[str, float]:
@@ -132,7 +131,7 @@ def kernels(architecture: int, sources: list[Path] | None = None) -> list[Kernel
 
 
 def table(found: list[Kernel], every_loop: bool = False) -> str:
-    """A line for each loop that counts, with the number of its EX2, and their total."""
+    """A line per counted loop with its number of EX2, and the total."""
     headings = ["all", *COLUMNS]
     width = max((len(kernel.name) for kernel in found), default=0)
 

@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA kernels: no spills, no local memory, and the loops of the recurrence."""
+"""The compiled CUDA kernels: no spills, no local memory, and the instructions of the recurrence loops."""
 
 import re
 import textwrap
@@ -19,12 +19,12 @@ from control_flow import parse
 from sass import Kernel, find_nvdisasm, kernels, table
 
 BUDGET = SOURCES / "BUDGET.md"
-# Kernels of cross scan along the regular routes, and of rows along any.
+# Kernels of cross scan along the regular routes, and kernels of rows along any routes.
 COPIES = {"scan_planes", "merge_planes", "scan_rows", "merge_rows"}
 
 
 def compiled_resources(architecture):
-    """Skips where the machine or the repository has nothing to compile with."""
+    """Skip if the machine or the repository lacks what compilation needs."""
     try:
         architectures = supported()
         kernel_name("_Z1fv")
@@ -49,7 +49,7 @@ def disassembled():
     return found
 
 
-# Every test run compiles for the two whose code differs most, and which the tests of the PTX run.
+# Every test run compiles for the two architectures whose code differs most; the PTX tests also use them.
 IN_EVERY_RUN = (80, 90)
 
 
@@ -73,7 +73,7 @@ def test_no_local_memory_in_the_machine_code(disassembled):
 
 
 def test_copies_are_within_their_registers():
-    """csrc/BUDGET.md says how many each kernel of cross scan may take."""
+    """csrc/BUDGET.md gives the limit for each kernel of cross scan."""
     rows = re.findall(r"^\| `(\w+)<\*>` \| (\d+) \| (\d+) \|", BUDGET.read_text(), flags=re.MULTILINE)
     limits = {kernel: {80: int(on_80), 90: int(on_90)} for kernel, on_80, on_90 in rows}
     for architecture in (80, 90):
@@ -84,7 +84,7 @@ def test_copies_are_within_their_registers():
 
 
 def test_copies_move_sixteen_bytes(disassembled):
-    """Every kernel of cross scan on vectors, and those that choose between them and elements, read and write so."""
+    """All cross scan kernels on vectors, and kernels that choose between vectors and elements, use 16-byte accesses."""
     for kernel in disassembled:
         name = kernel.name.partition("<")[0]
         in_vectors = re.search(r", (2|4|8), (true|false)>", kernel.name) or name in ("scan_planes", "merge_planes")
@@ -96,7 +96,7 @@ def test_copies_move_sixteen_bytes(disassembled):
 
 
 def test_the_passes_of_every_scan_are_found(disassembled):
-    """Of float; the loops of the other kernels are of no recurrence."""
+    """Checks float kernels; loops of the other kernels are no recurrences."""
     ours = r"scan_(forward<float, \d+, \d+|backward<float, \d+), false"
     scans = [kernel for kernel in disassembled if re.match(ours, kernel.name)]
     assert len(scans) >= 4
@@ -118,7 +118,7 @@ def test_resources_are_read_from_the_log_of_ptxas():
 
 
 def function(text):
-    """A function from lines that are labels or instructions."""
+    """Parse a function from lines of labels and instructions."""
     lines = [line for line in textwrap.dedent(text).splitlines() if line.strip()]
     code = [line if line.endswith(":") else f"        /*{16 * i:04x}*/    {line} ;" for i, line in enumerate(lines)]
     return parse("\n".join(['\t.section\t.text.kernel,"ax",@progbits', ".text.kernel:", *code]))[0]
@@ -144,7 +144,7 @@ def test_nested_loops():
 
 
 def test_reconvergence_goes_to_the_label_of_its_scope():
-    """The slow path lies behind the loop and comes back through BSYNC; the subroutine that it calls is in no loop."""
+    """The slow path is placed after the loop and returns through BSYNC; the subroutine it calls is in no loop."""
     diverging = function("""
         .L_x_0:
         BSSY.RECONVERGENT B0, `(.L_x_1)
@@ -182,7 +182,7 @@ def test_jumps_with_a_second_predicate_and_diverged_warps():
 
 
 def test_the_loop_that_is_unrolled_furthest_counts():
-    """Neither its remainder, nor the step that was peeled off, nor the loop of softplus before it."""
+    """The remainder, the peeled step and the softplus loop before it do not count."""
     ex2, rest = ["MUFU.EX2 R0, R1"], ["FFMA R2, R3, R4, R5"]
     loops = {"softplus": ex2 + 9 * rest, "main": 16 * ex2 + 32 * rest, "remainder": 4 * ex2 + 20 * rest}
     lines = [".L_tile:", *4 * ex2]
