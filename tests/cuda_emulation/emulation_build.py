@@ -160,7 +160,7 @@ def _run(command: list[str]) -> None:
 
 
 def _runtimes(sanitizer: str) -> list[Path]:
-    """The libraries to preload, with libstdc++, in which AddressSanitizer looks up the function that throws exceptions."""
+    """The libraries to preload. AddressSanitizer looks up the function that throws exceptions in libstdc++."""
     names = {"none": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"]}[sanitizer]
     paths = []
     for name in names:

@@ -89,7 +89,7 @@ def cuda_sources() -> list[Path]:
 
 
 def build(architectures: Iterable[int] | None = None, sources: Iterable[Path] | None = None) -> list[Cubin]:
-    """Compile every source for every architecture (default: all that nvcc supports) to cubin and PTX with line numbers."""
+    """Compile each source for each architecture (default: all nvcc supports) to a cubin and PTX with line numbers."""
     chosen = supported() if architectures is None else tuple(architectures)
     files = cuda_sources() if sources is None else list(sources)
     with ThreadPoolExecutor(WORKERS) as pool:

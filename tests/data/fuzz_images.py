@@ -1,9 +1,9 @@
-"""Reads damaged images: each is read, or refused by our own error, in bounded time and memory.
+"""Reads damaged images: each is read, or refused with our own error, in bounded time and memory.
 
     python fuzz_images.py FOLDER FIRST COUNT
 
-damages real and made files by the seeds FIRST ... FIRST + COUNT - 1, and prints what became of them as JSON. The
-process is one of its own, so that a crash of a library is seen, and its memory is its own.
+damages real and generated files with the seeds FIRST ... FIRST + COUNT - 1, and prints the outcomes as JSON. It runs in
+its own process, so that a library's crash is seen and memory is measured for it alone.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from vmddpm.data import DataConfig, DataError
 from vmddpm.data.layouts import Source
 from vmddpm.data.prepare import prepared
 
-SECONDS = 10  # for one file
+SECONDS = 10  # per file
 CONFIG = DataConfig(size=16, min_foreground=0, max_pixels=2**22, max_voxels=2**23)
 DICOM = (
     "CT_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm", "image_dfl.dcm",
@@ -37,7 +37,7 @@ EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\1")
 
 
 def bases(folder):
-    """Whole files, small and of every kind, by name."""
+    """Intact small files of every kind, by name."""
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 60000, (24, 32), np.uint16)
     found = {}
@@ -73,7 +73,7 @@ def bases(folder):
 
 
 def damaged(content, chance):
-    """A copy with some bytes changed, mostly early ones, or cut short, or with a part repeated or removed."""
+    """A copy with some bytes changed (mostly early ones), truncated, or with a part repeated or removed."""
     data = bytearray(content)
     header = min(len(data), chance.choice((64, 400, 2000, len(data))))
     for _ in range(chance.choice((1, 1, 2, 5, 20))):
@@ -101,7 +101,7 @@ def damaged(content, chance):
 
 
 def peak_memory():
-    """MiB; that of getrusage would begin with what the parent had."""
+    """Peak memory in MiB; getrusage would include the parent's peak."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
@@ -109,7 +109,7 @@ def peak_memory():
 def main(folder, first, count):
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("error", "invalid value encountered in cast")  # NaN, which the integers of a store hide
+    warnings.filterwarnings("error", "invalid value encountered in cast")  # NaN, which a store's integers would hide
     files = bases(folder)
     names, table, unclear = sorted(files), Counter(), []
 

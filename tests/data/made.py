@@ -1,4 +1,4 @@
-"""DICOM files of arrays, and what they should be read as."""
+"""DICOM files made from arrays, and the values they should be read as."""
 
 import numpy as np
 import pydicom
@@ -15,7 +15,7 @@ def read(tmp_path, root, **options):
 
 
 def make_dicom(path, stored, **attributes):
-    """An image of uint16 (H, W) or (F, H, W) with more attributes, saved at `path`."""
+    """Save uint16 (H, W) or (F, H, W) with further attributes as a DICOM file at `path`."""
     dataset = Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -39,7 +39,7 @@ def linear(values, low, high):
 
 
 def make_encapsulated(path, stored, syntax, streams, **attributes):
-    """As `make_dicom`, of pixels that are compressed already, one stream a frame."""
+    """Like `make_dicom`, with pixels that are already compressed, one stream per frame."""
     dataset = pydicom.dcmread(make_dicom(path, stored, **attributes))
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.PixelData = encapsulate(streams)

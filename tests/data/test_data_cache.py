@@ -1,4 +1,4 @@
-"""The cache: files are decoded once, changes and damage are seen, and nothing half-written is left."""
+"""The cache: files are decoded once, changes and damage are detected, and no partial file is left."""
 
 import errno
 import json

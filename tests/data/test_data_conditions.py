@@ -1,4 +1,4 @@
-"""Classes and images beside images, as they are read: what belongs to what, and what is refused."""
+"""Reading of classes and condition images: pairing, and refusals."""
 
 import nibabel as nib
 import numpy as np
@@ -160,7 +160,7 @@ def test_images_and_masks_of_one_name(tree, tmp_path, read):
 
 
 def test_volumes_are_paired_slice_by_slice(tmp_path, read):
-    """Label maps in the scan's own folder, mapped by a window, which is the same for all of them."""
+    """Label maps in the scan's own folder, with one intensity window for all."""
     rng = np.random.default_rng(0)
     for case in (1, 2):
         folder = tmp_path / "scans" / f"case{case}"

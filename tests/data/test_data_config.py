@@ -1,4 +1,4 @@
-"""DataConfig refuses what it cannot do, naming the field."""
+"""DataConfig refuses invalid values, naming the field."""
 
 import dataclasses
 

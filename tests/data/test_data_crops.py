@@ -1,4 +1,4 @@
-"""Volumes as a data set: crops of NIfTI files and of DICOM series, with spacing resampled."""
+"""Volumes as a data set: crops of NIfTI files and DICOM series, resampled to a spacing."""
 
 import nibabel as nib
 import nibabel.processing
@@ -19,7 +19,7 @@ WHOLE = {"spatial_dims": 3, "normalize": "full", "min_foreground": 0.0}
 
 
 def smooth(shape, affine):
-    """A volume whose value is a function of the place in the patient, in millimetres: right, anterior, superior."""
+    """A volume whose values are a function of patient coordinates in millimetres: right, anterior, superior."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     x, y, z = np.moveaxis(nib.affines.apply_affine(affine, grid), -1, 0)
     return (np.sin(x / 17) + np.cos(y / 23) + 0.02 * z).astype(np.float32)
@@ -38,13 +38,13 @@ def test_axes_run_to_superior_posterior_and_left_whatever_the_file_s(axes):
     assert "".join(nib.aff2axcodes(turned.affine)) == axes
     dataset = from_volumes([turned], DataConfig(**WHOLE, spacing=2, depth=7, size=5))
     assert (len(dataset), dataset[0].shape) == (1, (1, 7, 5, 5))
-    expected = ranged(volume.get_fdata())[::-1, ::-1].transpose(2, 1, 0)[:, :5]  # of 6, the centred 5 are the first
-    np.testing.assert_allclose(dataset[0][0], expected, atol=2e-4)  # of 16 bits
+    expected = ranged(volume.get_fdata())[::-1, ::-1].transpose(2, 1, 0)[:, :5]  # the centred 5 of 6 are the first 5
+    np.testing.assert_allclose(dataset[0][0], expected, atol=2e-4)  # 16 bits
 
 
 @pytest.mark.parametrize("wanted", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 1.7, 2.3)])
 def test_resampled_voxels_lie_where_they_say(wanted):
-    """Against the function itself, at the centres of the voxels; the edges of the volume are left out."""
+    """Compared with the function at the voxel centres, except at the edges of the volume."""
     affine = np.diag([0.9, 1.1, 3.0, 1.0])
     volume = smooth((60, 50, 20), affine).transpose(2, 1, 0)
     found = resample(volume, (3.0, 1.1, 0.9), wanted)
@@ -61,7 +61,7 @@ def test_resampling_equals_nibabel_s():
     image = nib.Nifti1Image(smooth((40, 40, 14), affine), affine)
     theirs = nibabel.processing.resample_to_output(image, (1.5, 1.5, 1.5), order=1)
     ours = resample(image.get_fdata().transpose(2, 1, 0), (3.0, 1.0, 1.0), (1.5, 1.5, 1.5)).transpose(2, 1, 0)
-    corner = np.array([0.25, 0.25, -0.75])  # of our first voxel: half a voxel from where the volume begins
+    corner = np.array([0.25, 0.25, -0.75])  # centre of our first voxel: half a voxel inside the volume
     grid = np.stack(np.meshgrid(*map(np.arange, ours.shape), indexing="ij"), -1) * 1.5 + corner
     at = np.linalg.inv(theirs.affine)
     places = np.moveaxis(nib.affines.apply_affine(at, grid), -1, 0)
@@ -81,7 +81,7 @@ def test_fine_detail_is_averaged_not_aliased():
 @pytest.mark.parametrize("extent", [7, 10, 33, 91, 182])
 @pytest.mark.parametrize("factor", [0.1, 0.3, 0.7, 1 / 3, 2.1])
 def test_rounding_costs_no_voxel(extent, factor):
-    """Voxels of any size: as many as fit, to within a thousandth of one."""
+    """For any voxel size, as many voxels as fit to within a thousandth of one."""
     count = round(extent * factor)
     size = count / extent
     assert resample(np.zeros((1, 1, extent)), (1.0, 1.0, size), (1.0, 1.0, 1.0)).shape == (1, 1, count)
@@ -206,7 +206,7 @@ STRAIGHT = np.eye(3)
 
 
 def series(path, places, spacing=(0.8, 0.7), size=(12, 10), turn=STRAIGHT, **attributes):
-    """A CT series, a file each slice, in no order; values in Hounsfield units are a function of the place."""
+    """A CT series, one file per slice, shuffled; values in Hounsfield units are a function of the coordinates."""
     uid = generate_uid()
     path.mkdir(parents=True, exist_ok=True)
     for number, z in enumerate(np.random.default_rng(1).permutation(places)):

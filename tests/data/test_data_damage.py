@@ -1,4 +1,4 @@
-"""Compressed pixels that are damaged or of another size than the file says: refused by name, never read in part."""
+"""Compressed pixels that are damaged or of another size than the file states: refused by name, never read partially."""
 
 import imagecodecs
 import numpy as np
@@ -119,7 +119,7 @@ def test_streams_with_an_end_but_without_all_their_data_are_refused(tmp_path, na
 
 
 def jpegs():
-    """Pictures of every way to write a JPEG, by name."""
+    """JPEG files of every variant, by name."""
     rng, found = np.random.default_rng(1), {}
     grey = (NOISE // 17).astype(np.uint8)
     odd = np.stack([grey[:41, :37], grey[23:, 27:], rng.integers(0, 256, (41, 37), np.uint8)], -1)
@@ -147,12 +147,12 @@ def test_pictures_with_an_end_but_without_all_their_data_are_refused(tmp_path, n
         except DataError as error:
             refused.append(str(error))
         assert all("damaged" in words for words in refused)
-        if not refused:  # what is missing is no part of the picture
+        if not refused:  # the missing part is not part of the picture
             np.testing.assert_array_equal(read.pixels, whole.pixels)
 
 
 def test_a_stream_with_data_left_is_refused(tmp_path):
-    """As of bits that were lost: the picture is full before its data end. Zeros and ones are padding."""
+    """Lost bits leave data after the picture is complete. Zeros and ones are padding."""
     stream = STREAMS["jpeg"][1]()
     for filling, fits in ((b"\0" * 40, True), (b"\xff" * 40, True), (bytes(range(1, 120)), False)):
         more = stream[:-2] + filling + stream[-2:]
@@ -175,7 +175,7 @@ def test_jpeg_in_tiff_files_without_all_its_data_is_refused(tmp_path):
 
 
 def test_the_checksums_of_png_are_compared(tmp_path):
-    """A bit of the pixels that is another one, and unpacks all the same."""
+    """One pixel bit is flipped, and the data still unpack."""
     path, found = tmp_path / "a.png", 0
     Image.fromarray((NOISE // 17).astype(np.uint8)).save(path)
     content = path.read_bytes()

@@ -25,7 +25,7 @@ def folder(tmp_path):
     shutil.copy(get_testdata_file("CT_small.dcm", download=False), root / "b.dcm")
     Image.fromarray(np.full((16, 16), 200, np.uint8)).save(root / "c.png")
     content = (data_path / "example4d.nii.gz").read_bytes()
-    # Long enough for the first frame: its slices must be taken back.
+    # Long enough for the first frame, whose slices must be removed again.
     (root / "b-cut.nii.gz").write_bytes(content[: int(0.8 * len(content))])
     (root / "notes.dcm").write_text("notes\n" * 100)
     (root / "empty.png").write_bytes(b"")
@@ -52,7 +52,7 @@ def test_broken_files_are_skipped_as_a_whole_and_listed(folder):
         assert len(dataset.skipped) == 3
         for entry, name in zip(dataset.skipped, ("b-cut.nii.gz", "empty.png", "notes.dcm")):
             assert entry.startswith(f"{folder / name}: ")
-        # What follows a file that was taken back is in its own place.
+        # Files after a removed one keep their places.
         np.testing.assert_allclose(dataset[9].numpy(), 200 / 127.5 - 1, atol=2e-5)
 
 
@@ -72,7 +72,7 @@ def test_skipped_files_are_told_by_reason_and_all_of_them_are_in_a_table(folder,
 
 
 def test_colour_that_is_made_grey_is_told(tmp_path):
-    """Not of a grey picture that is stored in colour."""
+    """No remark on a grey picture that is stored in colour."""
     (tmp_path / "images").mkdir()
     grey = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
     Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "images" / "grey.png")

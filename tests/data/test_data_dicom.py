@@ -17,7 +17,7 @@ from vmddpm.data import DataError
 
 
 def sample(name):
-    # Without download=False, a name that is not installed would be looked for on the network.
+    # Without download=False, pydicom would look for missing files on the network.
     return get_testdata_file(name, download=False)
 
 

@@ -1,5 +1,5 @@
-"""DICOM files as archives hold them: attributes that are empty, of the wrong representation or against the standard.
-Each is made from arithmetic, and read right or refused by a sentence that names the attribute."""
+"""DICOM files as found in archives: attributes that are empty, of the wrong representation or against the standard.
+Each file is made by arithmetic, and is read correctly or refused with a message that names the attribute."""
 
 import gzip
 import struct
@@ -37,7 +37,7 @@ def image(tmp_path, path, **options):
 
 
 def raw(path, vr, keyword, value):
-    """Writes an attribute as it is, whatever pydicom thinks of it."""
+    """Write an attribute unchanged, without pydicom's checks."""
     dataset = pydicom.dcmread(path)
     tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
     content = value.encode() if isinstance(value, str) else struct.pack("<H" if vr == "US" else "<h", value)
@@ -54,7 +54,7 @@ def percentiles(values):
 @pytest.mark.parametrize("signed", [0, 1])
 @pytest.mark.parametrize("rubbish", [0, 11])
 def test_values_in_the_upper_bits(tmp_path, signed, rubbish):
-    """HighBit above BitsStored - 1, with or without something in the bits below."""
+    """HighBit above BitsStored - 1, with the bits below used or unused."""
     values = RAMP.astype(np.int32) - (2016 if signed else 0)
     path = make_dicom(tmp_path / "a.dcm", (values * 16 + rubbish).astype(np.uint16), BitsStored=12, HighBit=15,
                       PixelRepresentation=signed)  # fmt: skip
@@ -162,7 +162,7 @@ def with_table(path, kind, descriptor, data, vr):
 
 @pytest.mark.parametrize(("signed", "padding"), [(1, -32768), (0, 63536)])
 def test_padding_beyond_the_stored_bits_is_padding(tmp_path, signed, padding):
-    """Twelve bits stored, and a padding value of sixteen: its lower bits are those of an ordinary value."""
+    """Twelve bits are stored and the padding value has sixteen; its lower bits are an ordinary value's."""
     inside = RAMP.astype(np.int32) // 2 - (1000 if signed else 0)
     words = np.where(RAMP < 300, padding, inside).astype(np.int32).astype(np.uint16)
     path = make_dicom(tmp_path / "a.dcm", words, BitsStored=12, HighBit=11, PixelRepresentation=signed)
@@ -234,7 +234,7 @@ def test_palettes_of_both_byte_orders_and_depths(tmp_path, big_endian, shift, bi
     if big_endian:
         dataset.PixelData = indices.astype(">u2").tobytes()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-    written = Dataset(dataset)  # which does not remember another byte order
+    written = Dataset(dataset)  # a new Dataset, without the old byte order
     written.file_meta = dataset.file_meta
     pydicom.dcmwrite(path, written, little_endian=not big_endian, implicit_vr=False, enforce_file_format=True)
     shown = read(tmp_path, path, size=16, channels=3)[0].numpy()
@@ -318,7 +318,7 @@ def test_frames_beyond_the_number_of_frames_are_left_out_and_told(tmp_path, fram
 @pytest.mark.parametrize("stated", [None, ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 @pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"])
 def test_compressed_pixels_of_a_syntax_that_is_not_stated_are_refused(tmp_path, stated, name):
-    """Without file meta information pixels are raw, but in a sequence of items they are not."""
+    """Without file meta information pixels are raw, unless they come in a sequence of items."""
     dataset = pydicom.dcmread(get_testdata_file(name, download=False))
     words = r"Transfer Syntax UID \(0002,0010\) is .*, but its pixels are encapsulated, .*; set it in the file"
     for defined in (False, True):
@@ -350,7 +350,7 @@ def test_gzip_and_no_preamble(tmp_path):
 
 
 def deflated(dataset, path):
-    """Meta information as it is, the data set deflated."""
+    """The file with its meta information unchanged and its data set deflated."""
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
     return path
@@ -492,7 +492,7 @@ def test_values_in_the_upper_bits_of_compressed_pixels_are_refused(tmp_path):
     [("MR_small_jp2klossless.dcm", b"\xff\x4f\xff\x51", 8), ("SC_rgb_jpeg.dcm", b"\xff\xc0", 5)],
 )
 def test_a_compressed_stream_cannot_be_larger_than_the_limit(tmp_path, name, marker, at):
-    """Rows and Columns are those of a small picture; the stream, which decoders believe, says otherwise."""
+    """Rows and Columns state a small picture; the stream, which decoders trust, states a large one."""
     content = bytearray(Path(get_testdata_file(name, download=False)).read_bytes())
     start = content.index(marker) + at
     width = 4 if at == 8 else 2

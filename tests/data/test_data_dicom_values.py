@@ -1,4 +1,4 @@
-"""Values of DICOM files whose bits, tables and functional groups do not say the same: against the arithmetic."""
+"""Values of DICOM files whose bits, tables and functional groups disagree, against arithmetic."""
 
 import imagecodecs
 import numpy as np
@@ -41,7 +41,7 @@ def test_streams_may_leave_the_sign_out_of_the_upper_bits(tmp_path, name, masked
 
 
 def test_padding_beyond_the_stored_bits_leaves_the_other_pixels_alone(tmp_path):
-    """Bits of an overlay above the values, and signs that are left out of them."""
+    """Overlay bits above the values, and sign bits that are not stored."""
     nothing = RAMP < 200
     overlay = np.where(np.arange(64) % 2 == 0, RAMP | 0x8000, RAMP)
     path = make_dicom(tmp_path / "a.dcm", np.where(nothing, 63536, overlay), **TWELVE)

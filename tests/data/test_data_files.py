@@ -1,4 +1,4 @@
-"""Which files a folder gives."""
+"""The files that are read from a folder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: pipes, devices, discs, twins, names that are no text, patients that are hard to tell."""
+"""Real-world folders: pipes, devices, discs, duplicates, names that are not text, patients hard to tell apart."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def scans(tmp_path):
 
 @pytest.fixture(autouse=True)
 def not_for_ever():
-    """A reader that waits for a pipe is stopped."""
+    """Fails a test whose reader blocks on a pipe."""
 
     def stop(*_):
         raise TimeoutError("a reader waits")
@@ -117,7 +117,7 @@ def test_pipes_in_place_of_what_a_data_set_needs_are_named(tmp_path, capsys):
 
 
 def test_names_that_are_no_text(scans, tmp_path):
-    """Through the command in a process of its own, whose output is UTF-8."""
+    """Run by the command in its own process, with UTF-8 output."""
     folder = os.fsencode(scans) + b"/pati\xebnt"
     os.mkdir(folder)
     shutil.copy(scans / "p1" / "a.png", folder + b"/sc\xe4n.png")
@@ -168,7 +168,7 @@ def test_an_archive_member_that_claims_to_be_huge_is_not_read(tmp_path):
 
 
 def test_a_disc_is_read_without_options(tmp_path, capsys):
-    """As clinics hand them out: DICOMDIR, files without suffixes, a viewer with its pictures and programs."""
+    """A disc as clinics hand it out: DICOMDIR, files without suffixes, a viewer with its pictures and programs."""
     disc, real = tmp_path / "disc", Path(get_testdata_file("MR_small.dcm", download=False)).parent / "dicomdirtests"
     shutil.copytree(real / "77654033", disc / "77654033")
     shutil.copy(real / "DICOMDIR", disc)

@@ -1,4 +1,4 @@
-"""Damaged images: read or refused by our own error, in bounded time and memory."""
+"""Damaged images are read, or refused with our own error, in bounded time and memory."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def fuzz(folder, first, count):
     assert not result["unclear"], "\n".join(result["unclear"])
     assert sum(result["table"].values()) == count
     assert min(result["table"]["read"], result["table"]["refused"]) > count / 5
-    assert result["MiB"] < 600  # of which Python with its libraries takes 250
+    assert result["MiB"] < 600  # Python and its libraries take 250 of it
     return result
 
 

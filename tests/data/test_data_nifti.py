@@ -39,8 +39,8 @@ def test_a_real_4d_file_has_the_right_shape_orientation_and_polarity(tmp_path):
     for i, (frame, index) in enumerate(itertools.product(range(2), range(24))):
         info = dataset.slices[i]
         assert (info.path, info.axis, info.index, info.frame) == (str(EXAMPLE), "axial", index, frame)
-        # The first axis runs to the patient's left, which is the image's right: columns as stored.
-        # The second runs to anterior, which is up: rows reversed. 128 x 96 voxels are cropped to 96 x 96.
+        # The first axis runs to the patient's left, which is the image's right: columns stay as stored.
+        # The second runs to anterior, which is up: rows are reversed. 128 x 96 voxels are cropped to 96 x 96.
         plane = raw[16:112, ::-1, index, frame].T
         expected = expected_image(plane, raw[..., frame])
         np.testing.assert_allclose(dataset[i][0].numpy(), expected, atol=2e-5)
@@ -54,7 +54,7 @@ def test_frames_first_is_the_beginning_of_all(tmp_path):
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
 def test_the_right_anterior_superior_corner_is_at_the_top_left(axis):
-    # On the left is the patient's right, in sagittal views anterior; up is superior, in axial views anterior.
+    # Left is the patient's right (anterior in sagittal views); up is superior (anterior in axial views).
     voxels = np.zeros((12, 12, 12), np.float32)
     voxels[6:, 6:, 6:] = 1
     dataset = from_volumes([voxels], DataConfig(size=12, axes=[axis], normalize="full", min_foreground=0))

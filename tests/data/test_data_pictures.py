@@ -1,4 +1,4 @@
-"""Pictures of 16 bits, of other formats than PNG and JPEG, and files whose name and content disagree."""
+"""16-bit pictures, formats other than PNG and JPEG, and files whose name and content disagree."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def plane(path, **options):
 
 
 def png(path, samples, colour_type, significant=None):
-    """A PNG of 16 bits a sample, written byte by byte."""
+    """A PNG with 16 bits per sample, written byte by byte."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -70,7 +70,7 @@ def test_sixteen_bits_stay_sixteen(tmp_path, top):
     ("bits", "shift", "white"), [(14, 2, 16383), (12, 0, 4095), (10, 0, 4095), (14, 4, 65535), (16, 0, 65535)]
 )
 def test_significant_bits_of_a_png(tmp_path, bits, shift, white):
-    """Values up to 2^sBIT - 1 were stored as they were; larger ones were scaled up, as the PNG standard asks."""
+    """Values up to 2^sBIT - 1 were stored unscaled; larger ones were scaled up, as the PNG standard requires."""
     found = plane(png(tmp_path / "a.png", RAMP << shift, 0, [bits]))
     np.testing.assert_array_equal(found.pixels, RAMP << shift)
     assert found.white == white
@@ -89,7 +89,7 @@ def test_deep_colour_and_transparency_keep_their_bits(tmp_path, colour_type, sam
 
 
 def test_transparency_everywhere_is_none(tmp_path):
-    """Pictures whose alpha channel was left empty are not all black."""
+    """A picture with an empty alpha channel is not all black."""
     rgba = np.concatenate([COLOURS, np.zeros((24, 32, 1), np.uint8)], 2)
     Image.fromarray(rgba).save(tmp_path / "a.png")
     np.testing.assert_array_equal(plane(tmp_path / "a.png").pixels, COLOURS)

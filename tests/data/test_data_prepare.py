@@ -1,4 +1,4 @@
-"""Stores: the data sets in their owners' layouts, in one process or two; splits; what may be wrong with a store."""
+"""Stores: data sets in their owners' layouts, with one process or two; splits; faults of a store."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SMALL = ("--data.size", "32")
 
 
 def prepare(capsys, *arguments):
-    """What the command prints."""
+    """Run the command; returns its output."""
     code = main(["prepare", *map(str, arguments)])
     captured = capsys.readouterr()
     assert code == 0, captured.err
@@ -63,7 +63,7 @@ def test_acdc(acdc, tmp_path, capsys):
     assert slices[5].crc32 == zlib.crc32(images[5].tobytes())
     assert slices[0].black < slices[0].white
 
-    # The same images as those that training reads from the files themselves.
+    # The same images as training reads directly from the files.
     options = {"size": 32, "min_foreground": 0.0}
     files = SliceDataset(DataConfig(root=str(acdc), pattern="*_frame[0-9][0-9].nii.gz",
                                     cache_dir=str(tmp_path / "cache"), **options))  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_store_that_is_damaged(acdc, tmp_path, capsys):
     whole = content(tmp_path / "store")
     images = tmp_path / "store" / "images.npy"
 
-    dataset = SliceDataset(config)  # open while the file is damaged, as in a run
+    dataset = SliceDataset(config)  # opened before the file is damaged, as in a run
     with open(images, "rb+") as file:
         file.seek(128 + 2048 * 7 + 100)
         file.write(b"\xff\xff")
@@ -291,7 +291,7 @@ def test_what_an_interrupted_prepare_left_is_said_and_removed(acdc, tmp_path, ca
         assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
         other.kill()
     assert (tmp_path / "store" / "images.npy").exists()
-    (tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy").write_bytes(b"")  # of another machine, today
+    (tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy").write_bytes(b"")  # another machine's, of today
     assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
     os.utime(tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy", (0, 0))
     assert main(["prepare", *arguments]) == 0
@@ -300,7 +300,7 @@ def test_what_an_interrupted_prepare_left_is_said_and_removed(acdc, tmp_path, ca
         "images.npy", "manifest.jsonl", "store.json"
     ]  # fmt: skip
     (tmp_path / "mine").mkdir()
-    for name in ("images.npy", ".notes.0123456789ab-1-00000000.tmp"):  # not all of it is a store's
+    for name in ("images.npy", ".notes.0123456789ab-1-00000000.tmp"):  # not all of it belongs to a store
         (tmp_path / "mine" / name).write_bytes(b"")
     arguments[3] = str(tmp_path / "mine")
     assert "is not empty; choose another folder" in refused(capsys, *arguments)
@@ -314,7 +314,7 @@ def test_check_finds_nothing_in_a_clean_store(acdc, tmp_path, capsys):
 
 
 def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
-    """A folder where one picture is there under another patient's name, once as it is and once a little brighter."""
+    """One picture is also present under another patient's name, once unchanged and once a little brighter."""
     scans = tmp_path / "scans"
     for number in range(6):
         (scans / f"p{number}").mkdir(parents=True)
@@ -349,7 +349,7 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
-    """Peak memory of a whole `vmddpm prepare`, workers apart, of 100 files and of 600."""
+    """Peak memory of a whole `vmddpm prepare`, without its workers, for 100 and for 600 files."""
     peaks = []
     for count in (100, 600):
         root = trees.chestxray(tmp_path / str(count), [count], size=256)

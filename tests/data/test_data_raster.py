@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF files, against Pillow and the arrays they were made of."""
+"""PNG, JPEG and TIFF files, against Pillow and the arrays they were made from."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_colour_palette_and_transparency(tmp_path, channels):
         image = read(tmp_path, tmp_path / name, channels=channels)[0].numpy()
         grey = (colours @ (0.299, 0.587, 0.114))[None]
         shown = np.moveaxis(colours, 2, 0) if channels == 3 else grey
-        # Pillow rounds what it lays over black to whole levels.
+        # Pillow rounds to whole levels when it composites over black.
         np.testing.assert_allclose((image + 1) * 127.5, shown, atol=0.51 if name == "rgba.png" else 2e-3)
 
 

@@ -1,4 +1,4 @@
-"""TIFF files of every sample type and layout, written by tifffile and Pillow, against the arrays they were made of."""
+"""TIFF files of every sample type and layout, written by tifffile and Pillow, against the source arrays."""
 
 import struct
 
@@ -80,7 +80,7 @@ def test_a_fourth_sample(tmp_path, kind, meaning):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["tif", "png"])
 def test_the_orientation_is_that_of_the_picture(tmp_path, orientation, suffix):
-    """Against the definition: where row 0 and column 0 of the file are (TIFF 6.0, page 36)."""
+    """Against the definition of where row 0 and column 0 of the file are (TIFF 6.0, page 36)."""
     stored = (RAMP[:20, :30] // 32).astype(np.uint8)
     picture = {
         1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T, 6: stored[::-1].T,

@@ -1,4 +1,4 @@
-"""Volume files with odd headers, and of other formats than NIfTI: against arrays, nibabel and SimpleITK."""
+"""Volume files with odd headers or in other formats than NIfTI, against arrays, nibabel and SimpleITK."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ from vmddpm.data.remarks import summary
 from vmddpm.data.tally import Tally
 
 VOXELS = np.random.default_rng(0).integers(-1000, 3000, (12, 10, 3), np.int16)
-# Where the header of NIfTI-1 keeps what: format and offset.
+# Fields of the NIfTI-1 header: format and offset.
 FIELDS = {
     "dim": ("<8h", 40), "datatype": ("<h", 70), "pixdim": ("<8f", 76), "vox_offset": ("<f", 108),
     "scl_slope": ("<f", 112), "scl_inter": ("<f", 116), "codes": ("<hh", 252), "quaternion": ("<3f", 256),
@@ -57,14 +57,14 @@ def test_compression_is_by_content(tmp_path, name, compressed):
 
 @pytest.mark.parametrize("square", [1 + 1e-6, 1 + 1e-4, 1.5])
 def test_quaternions_above_unit_length_are_made_units(tmp_path, square):
-    """Half a turn about the third axis: both first axes run the other way."""
+    """Half a turn about the third axis reverses the first two axes."""
     path = nifti(tmp_path / "a.nii", codes=(1, 0), quaternion=(0, 0, square**0.5), pixdim=(1, 1, 1, 1, 0, 0, 0, 0))
     assert_shown(planes(path), VOXELS[::-1, ::-1])
 
 
 @pytest.mark.parametrize("row", [(0, 0, 0, 0), (np.nan,) * 4, (np.inf, 0, 0, 0), (1, 0, 0, 0)])
 def test_an_sform_that_says_nothing_gives_way_to_the_qform(tmp_path, row):
-    """The second row of zeros, not finite, or the same as the first: no orientation."""
+    """A second row of zeros, not finite, or equal to the first gives no orientation."""
     sform = (*STRAIGHT[:4], *row, *STRAIGHT[8:])
     path = nifti(tmp_path / "a.nii", codes=(1, 1), quaternion=(0, 0, 1), sform=sform, pixdim=(1, 1, 1, 1, 0, 0, 0, 0))
     assert_shown(planes(path), VOXELS[::-1, ::-1])
@@ -75,7 +75,7 @@ def test_an_sform_that_says_nothing_gives_way_to_the_qform(tmp_path, row):
 
 @pytest.mark.parametrize("sign", [0.0, 1.0, -1.0, 7.0])
 def test_the_sign_of_the_third_axis(tmp_path, sign):
-    """pixdim[0] is -1 for a third axis that runs the other way; anything else is taken for 1."""
+    """pixdim[0] is -1 if the third axis is reversed; any other value means 1."""
     path = nifti(tmp_path / "a.nii", codes=(1, 0), quaternion=(0, 0, 0), pixdim=(sign, 1, 1, 1, 0, 0, 0, 0))
     assert_shown(planes(path), VOXELS[:, :, ::-1] if sign < 0 else VOXELS)
 
@@ -163,7 +163,7 @@ def test_one_frame_of_several(tmp_path):
     with pytest.raises(DataError, match="has 3 frames, counted from 0; frames is 3"):
         planes(tmp_path / "a.nii.gz", frames=3)
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "b.nii")
-    assert_shown(planes(tmp_path / "b.nii", frames=2), VOXELS)  # a volume beside a series
+    assert_shown(planes(tmp_path / "b.nii", frames=2), VOXELS)  # a volume next to a series
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -252,7 +252,7 @@ def test_metaimage_and_nrrd_of_other_shapes(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(tmp_path / "rgb.mha"))
     found = planes(tmp_path / "rgb.mha")
     assert found[0].pixels.shape == (10, 12, 3)
-    np.testing.assert_array_equal(found[1].pixels, colours[1])  # its axes run to left and posterior: as stored
+    np.testing.assert_array_equal(found[1].pixels, colours[1])  # axes run to left and posterior: shown as stored
     sitk.WriteImage(sitk.GetImageFromArray(VOXELS[..., 0]), str(tmp_path / "flat.nrrd"))
     (flat,) = planes(tmp_path / "flat.nrrd")
     np.testing.assert_array_equal(flat.pixels, VOXELS[..., 0])

@@ -1,5 +1,5 @@
-"""Every image that pydicom, pydicom-data, nibabel, dipy, nilearn and scikit-image ship, against another library's
-reading: SimpleITK (which reads DICOM by GDCM), nibabel and imagecodecs."""
+"""Every image shipped with pydicom, pydicom-data, nibabel, dipy, nilearn and scikit-image, as read by us and by another
+library: SimpleITK (which uses GDCM for DICOM), nibabel or imagecodecs."""
 
 import gzip
 import logging
@@ -20,7 +20,7 @@ from vmddpm.data.files import find, open_regular
 from vmddpm.data.readers import kind_of, read_file
 from vmddpm.data.remarks import Excluded
 
-# Where their images lie, below the package.
+# Folders of their images, relative to the package.
 PACKAGES = {"pydicom": "data", "data_store": ".", "nibabel": ".", "dipy": ".", "nilearn": ".", "skimage": "."}
 SOURCE = (".py", ".pyi", ".pyc", ".pyx", ".pxd", ".so", ".typed")
 # GDCM 3.2 swaps the bytes of run-length encoded colours of more than 8 bits; the same pictures are there uncompressed.
@@ -45,7 +45,7 @@ def simple_itk(path, tmp_path):
 
 
 def as_gdcm_shows(path, frames, theirs):
-    """Our frames as GDCM gives them: it inverts MONOCHROME1, and cuts plain palettes to 8 bits."""
+    """Our frames in GDCM's form: it inverts MONOCHROME1, and truncates plain palettes to 8 bits."""
     header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     if header.get("PhotometricInterpretation") == "PALETTE COLOR" and max(frame.max() for frame in theirs) < 256:
         return [np.floor(frame / 256) if frame.max() > 255 else frame for frame in frames]
@@ -57,7 +57,7 @@ def as_gdcm_shows(path, frames, theirs):
 
 
 def modality_table(path):
-    """The frames of a file with a modality table, by NumPy."""
+    """The frames of a file with a modality table, computed by NumPy."""
     data = pydicom.dcmread(path)
     table = data.ModalityLUTSequence[0]
     count, first, _ = table.LUTDescriptor
@@ -78,7 +78,7 @@ def volume(path):
 
 
 def picture(path):
-    """What imagecodecs decodes, transparent pixels over black."""
+    """The picture decoded by imagecodecs, with transparent pixels over black."""
     codecs = pytest.importorskip("imagecodecs")
     decode = {".png": codecs.png_decode, ".jpg": codecs.jpeg8_decode, ".gif": codecs.gif_decode}[path.suffix]
     array = decode(path.read_bytes())
@@ -89,7 +89,7 @@ def picture(path):
 
 
 def tiff_pages(path):
-    """What libtiff decodes."""
+    """The pages decoded by libtiff."""
     codecs = pytest.importorskip("imagecodecs")
     content, pages = path.read_bytes(), []
     while True:
@@ -130,7 +130,7 @@ def agree(ours, theirs, path, kind):
         if a.shape != b.shape:
             return f"frame {number} is {a.shape}, not {b.shape}"
         known = np.isfinite(a) & np.isfinite(b)
-        # float32 holds 24 bits; Pillow rounds what it lays over black.
+        # float32 holds 24 bits; Pillow rounds when it composites over black.
         allowed = 2e-6 * max(1, np.abs(b[known]).max(initial=0)) + (
             1 if kind == "an image" and path.suffix == ".png" else 0
         )
@@ -144,7 +144,7 @@ def agree(ours, theirs, path, kind):
 
 
 def verdict(path, tmp_path):
-    """One of equal, no picture, refused, unclear, wrong, alone; and why."""
+    """(equal, no picture, refused, unclear, wrong or alone; reason)."""
     config = DataConfig(normalize="full")
     try:
         with open_regular(path) as file:
@@ -171,7 +171,7 @@ def verdict(path, tmp_path):
 
 
 def files_of(package):
-    """The folder of a package, and the files in it that are no program."""
+    """The folder of a package, and its files that are not programs."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{package} is not installed; `make nightly` installs it")
@@ -199,7 +199,7 @@ def test_every_real_image_is_read_as_another_library_reads_it_or_refused_clearly
 
 @pytest.mark.slow
 def test_the_window_of_every_real_file_is_pydicoms():
-    """Our black and white against pydicom's tables, windows and output range, of the files that have a window."""
+    """Our black and white levels against pydicom's tables, windows and output range, for files with a window."""
     compared = 0
     for package in ("pydicom", "data_store"):
         for path in files_of(package)[1]:

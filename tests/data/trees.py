@@ -1,4 +1,4 @@
-"""Small copies of the paper's data sets: the owners' layouts and names, with real scans from other packages in them."""
+"""Small copies of the paper's data sets: the owners' layouts and names, filled with real scans from other packages."""
 
 import io
 import tarfile
@@ -12,8 +12,8 @@ from pydicom.data import get_testdata_file
 
 
 def acdc(root, patients):
-    """training/patient001/ with Info.cfg, the cine, the ED and ES frames and their label maps, of an EPI series whose
-    brain is moved a little from patient to patient. Frame ED is the first, ES the second."""
+    """training/patient001/ with Info.cfg, the cine, the ED and ES frames and their label maps, made from an EPI series
+    whose brain is shifted a little for each patient. ED is the first frame, ES the second."""
     series = nib.load(data_path / "example4d.nii.gz")
     voxels = np.asarray(series.dataobj)  # (128, 96, 24, 2)
     for number in range(1, patients + 1):
@@ -31,7 +31,7 @@ def acdc(root, patients):
 
 
 def brats2018(root, names):
-    """HGG/ and LGG/ in turn, a folder a name, the four modalities and the label map, of the MNI152 template."""
+    """HGG/ and LGG/ in turn, a folder per name, with four modalities and the label map from the MNI152 template."""
     from nilearn.datasets import load_mni152_template
 
     brain = load_mni152_template(resolution=4)
@@ -47,7 +47,7 @@ def brats2018(root, names):
 
 
 def xray(number, size=1024):
-    """An 8-bit picture of 1024 x 1024, as the NIH ships them, of a slice through a body, different for each number."""
+    """An 8-bit picture of 1024 x 1024, as the NIH ships them: a slice through a body, different for each number."""
     pixels = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(np.float32)
     pixels = np.roll(pixels - pixels.min(), (7 * number, 11 * number), (0, 1))
     picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
@@ -56,7 +56,7 @@ def xray(number, size=1024):
 
 
 def chestxray(root, images_of_patients, archives=0, size=1024):
-    """images_001/images/00000001_000.png ..., or as many archives of them, and Data_Entry_2017.csv."""
+    """images_001/images/00000001_000.png ..., or the same in archives, and Data_Entry_2017.csv."""
     names = [f"{p:08d}_{i:03d}.png" for p, count in enumerate(images_of_patients, 1) for i in range(count)]
     parts = archives or 1
     for part in range(parts):

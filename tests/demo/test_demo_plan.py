@@ -1,4 +1,4 @@
-"""The demo's minutes, by a clock that only training and drawing move."""
+"""The demo's time budget, with a clock that only training and drawing advance."""
 
 import math
 import re
@@ -23,7 +23,7 @@ OUTLINE = r"(\d+:\d\d) in all, (\d+:\d\d) of them gone\n  train  (\d+:\d\d), abo
 
 
 class Machine:
-    """Where a step takes what it is said to take, times what others make of it: while training, while drawing."""
+    """A machine with given step times, multiplied by the slowdown from other programs in training and in drawing."""
 
     def __init__(self, speed, training=1.0, drawing=1.0, saving=0.0):
         self.now, self.speed, self.training, self.drawing, self.saving = 1000.0, speed, training, drawing, saving
@@ -78,7 +78,7 @@ SPEEDS = [Speed(a, a / d) for a in (0.03, 0.17, 0.8, 3.0) for d in (1.5, 4.0)]
 @pytest.mark.parametrize("minutes", [1.0, 6.0])
 @pytest.mark.parametrize(("training", "drawing"), [(1, 1), (3, 3), (1, 3), (3, 1), (0.3, 0.3), (0.3, 1)])
 def test_the_command_keeps_its_minutes_whatever_others_do(run, speed, minutes, training, drawing):
-    """Others may make the machine three times slower, or leave it, after the plan was made."""
+    """After planning, other programs may make the machine three times slower, or end."""
     if speed.training_step * 20 >= 60 * minutes:
         pytest.skip("no time for twenty steps")
     machine = Machine(speed, training, drawing, saving=0.02 * 60 * minutes)
@@ -104,7 +104,7 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
 
 
 def test_figures_of_merit_are_stored_and_told(run, capsys):
-    """The fake model draws the first 16 images over and over: noise, as the fake data are."""
+    """The fake model repeats the first 16 images: noise, like the fake data."""
     result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
     *_, copied, told = capsys.readouterr().out.splitlines()
     assert result["copies"] == 64
@@ -121,7 +121,7 @@ def test_fewer_images_where_the_machine_is_slower():
     found = [choose_drawing(40.0, Speed(1.0, step), 64) for step in (0.1, 0.3, 0.5, 1.0, 2.0, 10.0)]
     counts = [(drawing.images, drawing.steps) for drawing in found]
     assert counts == [(64, 50), (64, 25), (32, 25), (16, 25), (16, 10), (4, 10)]
-    assert all(1000 % drawing.steps == 0 for drawing in found)  # DDIM's condition
+    assert all(1000 % drawing.steps == 0 for drawing in found)  # DDIM requires it
     costs = [drawing.seconds(Speed(1.0, 1.0)) for drawing in found]
     assert all(a >= b for a, b in pairwise(costs))
     assert choose_drawing(0.0, Speed(1.0, 1.0), 5) == Drawing(4, 10)

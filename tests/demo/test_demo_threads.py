@@ -1,4 +1,4 @@
-"""The demo's threads beside other programs, by made-up counts of busy seconds and by a real busy process."""
+"""The demo's threads while other programs run: with simulated busy seconds, and with a real busy process."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from vmddpm.demo.threads import SECONDS, IdleThreads
 
 
 class Machine:
-    """Processors, of which other programs take `others` at every moment, and this one a processor for each thread."""
+    """Processors of which other programs use `others`, and this process one per thread."""
 
     def __init__(self, monkeypatch, processors, others=0.0):
         self.now = self.busy = self.own = 0.0

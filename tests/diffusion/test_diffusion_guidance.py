@@ -1,4 +1,4 @@
-"""Conditions and classifier-free guidance: what the model is told, and how strongly it counts."""
+"""Conditions and classifier-free guidance: the model's condition inputs, and the guidance scale."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torc
 
 
 def model_with(**options):
-    """Weights that are all different from zero, which lets everything through."""
+    """A model whose weights are all nonzero, so that every input has an effect."""
     model = VMDDPM(ModelConfig(**SMALL, **options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def test_no_condition_is_zeros(image_skip):
 
 
 def test_an_unconditional_model_with_classes_added_predicts_the_same():
-    """The weights of the classes are the only new ones, and come last."""
+    """The class embedding adds the only new weights, and they come last."""
     torch.manual_seed(5)
     plain = VMDDPM(ModelConfig(**SMALL))
     torch.manual_seed(5)
@@ -106,7 +106,7 @@ def test_guidance_is_the_line_through_both_predictions():
 
 
 def test_an_image_does_not_depend_on_the_others_classes():
-    """Image i of a seed and a class, whatever block and company it is asked for in."""
+    """Image i depends on seed and class alone, whatever block it is sampled in."""
     model = model_with(classes=("a", "b"))
     whole = drawn(model, 2.0)
     alone = sample(model, [3], (1, 8, 8), config=PROCESS, sampler="ddim", steps=4, seed=2, batch_size=2,

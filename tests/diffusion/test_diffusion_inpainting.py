@@ -1,4 +1,4 @@
-"""Inpainting: what is kept is kept, the walk is RePaint's, and a region follows its surroundings."""
+"""Inpainting: kept pixels do not change, the schedule is RePaint's, and a region fits its surroundings."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ REGION[:, 1:3, 1:3] = True
 
 
 class Greys(nn.Module):
-    """The best predictor for images of one grey level each, drawn from a normal distribution of deviation 0.3: the
-    level is the mean of the noisy pixels, drawn towards 0 as far as noise makes it unsure."""
+    """The ideal predictor for images of one grey level each, normally distributed with deviation 0.3: the mean of the
+    noisy pixels, shrunk towards 0 according to the noise."""
 
     def forward(self, x, t, order_key=None):
         signal = alphas_cumprod(PROCESS, x.device)[t].view(-1, 1, 1, 1)
@@ -33,7 +33,7 @@ def filled(level, indices=range(2), **options):
 
 
 def test_the_walk_is_that_of_repaint():
-    """Against the timesteps of diffusers' RePaintScheduler, whose list names the level above each step down."""
+    """Against the timesteps of diffusers' RePaintScheduler, which lists the level above each step down."""
     from diffusers import RePaintScheduler
 
     for steps, jump, resamplings in [(10, 3, 2), (10, 2, 4), (7, 1, 3), (9, 4, 1), (12, 11, 5)]:
@@ -59,7 +59,7 @@ def test_kept_pixels_are_the_images_own_and_the_region_is_drawn(sampler):
 
 @pytest.mark.parametrize("level", [-0.5, 0.6])
 def test_resampling_makes_the_region_fit_its_surroundings(level):
-    """Of grey images one column tells the level of all; the replacement method heeds it too little."""
+    """In images of one grey level a column determines the rest; the replacement method follows it too little."""
     region = torch.ones(1, 8, 8, dtype=torch.bool)
     region[:, :, 0] = False
     errors = []

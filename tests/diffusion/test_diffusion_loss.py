@@ -107,7 +107,7 @@ def test_loss_is_the_mean_squared_error(prediction_type):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_weighs_the_error_of_the_image(prediction_type):
-    """Hang et al. (2023): whatever is predicted, the loss is min(SNR, gamma) times the error of the implied image."""
+    """Hang et al. (2023): for any prediction type the loss is min(SNR, gamma) times the error of the implied image."""
     config = DiffusionConfig(prediction_type=prediction_type, min_snr_gamma=5.0)
     x0, noise = draws()
     signal, sigma = levels(STEPS)
@@ -142,7 +142,7 @@ def test_draws_depend_on_the_generator_alone():
     assert torch.equal(noise, again[1])
     assert t.dtype == torch.int64
     counts = torch.bincount(t, minlength=7)
-    assert len(counts) == 7  # every step, and none beyond
+    assert len(counts) == 7  # every step, and no other
     assert (counts - 4000 / 7).abs().max() < 5 * (4000 / 7 * 6 / 7) ** 0.5
     assert noise.shape == shape
     assert abs(noise.mean()) < 5 / 16000**0.5

@@ -18,7 +18,7 @@ def noise_of(index, count, seed=0, shape=SHAPE):
 
 
 class Predictor(nn.Module):
-    """A denoiser given as a function of (x_t, ᾱ_t) in float64; remembers what it was called with."""
+    """A denoiser given as a function of (x_t, ᾱ_t) in float64; records its arguments."""
 
     def __init__(self, function):
         super().__init__()
@@ -53,7 +53,7 @@ def test_a_data_set_of_one_image_is_recovered(sampler, steps):
     images = sample(model, range(3), SHAPE, config=CONFIG, sampler=sampler, steps=steps, batch_size=2)
     assert images.shape == (3, *SHAPE)
     assert images.dtype == torch.float32
-    # 1 - ᾱ is float32, and what the last step rounds is divided by its √ᾱ, 0.006 if it is the only one.
+    # 1 - ᾱ is float32, and the last step divides its rounding error by its √ᾱ, 0.006 if it is the only step.
     tolerance = 2e-5 + 2**-20 / np.sqrt(ALPHAS[1000 // steps - 1])
     torch.testing.assert_close(images.double(), x0.expand(3, *SHAPE), rtol=0, atol=tolerance)
 
@@ -98,7 +98,7 @@ def test_ddim_converges_to_the_gaussian():
         image = sample(model, [0], SHAPE, config=CONFIG, sampler="ddim", steps=steps, batch_size=1)[0]
         errors.append(np.abs(image.numpy() - limit).max())
     assert errors == sorted(errors, reverse=True)
-    assert 0.9 < np.log10(errors[0] / errors[-1]) < 1.1  # first order: ten times the steps, a tenth of it
+    assert 0.9 < np.log10(errors[0] / errors[-1]) < 1.1  # first order: ten times the steps, a tenth of the error
 
 
 @pytest.mark.parametrize("steps", [10, 50, 61])
@@ -170,7 +170,7 @@ def test_dpm_solver_steps_are_lus(steps):
 def test_ddpm_on_a_gaussian_has_the_moments_of_its_recursion():
     mean, std, shape = 0.1, 0.15, (1, 16, 16)
     images = sample(gaussian(mean, std), range(32), shape, config=CONFIG, sampler="ddpm", batch_size=32)
-    offset, variance = -np.sqrt(ALPHAS[999]) * mean, 1.0  # of x - √ᾱ mean
+    offset, variance = -np.sqrt(ALPHAS[999]) * mean, 1.0  # mean and variance of x - √ᾱ mean
     for alpha_bar, previous in levels(1000):
         alpha, total = alpha_bar / previous, alpha_bar * std**2 + 1 - alpha_bar
         x0 = np.sqrt(alpha_bar) * std**2 / total  # x̂_0 - mean per deviation of x_t
@@ -181,7 +181,7 @@ def test_ddpm_on_a_gaussian_has_the_moments_of_its_recursion():
     count = images.numel()
     assert abs(images.mean() - (mean + offset)) < 5 * np.sqrt(variance / count)
     assert abs(images.double().var() / variance - 1) < 5 * np.sqrt(2 / count)
-    assert abs(np.sqrt(variance) / std - 1) < 0.05  # and the recursion itself ends at the data
+    assert abs(np.sqrt(variance) / std - 1) < 0.05  # the recursion ends at the data
 
 
 def tiny_model():

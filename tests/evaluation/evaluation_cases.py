@@ -1,4 +1,4 @@
-"""Real slices in any number, and an extractor in a file."""
+"""Any number of real slices, and an extractor in a file."""
 
 from functools import lru_cache
 
@@ -13,14 +13,14 @@ from vmddpm.evaluation.extractor import random_convolutions
 
 @lru_cache(maxsize=1)
 def slices():
-    """(n, 1, 64, 64) in [-1, 1] of a real brain, in three directions."""
+    """Slices (n, 1, 64, 64) in [-1, 1] of a real brain, in three directions."""
     config = DataConfig(size=64, axes=["axial", "coronal", "sagittal"], min_foreground=0.2)
     dataset = from_volumes([load_mni152_template(resolution=4)], config)
     return torch.stack([dataset[i] for i in range(len(dataset))])
 
 
 def patients(count, seed):
-    """`count` images of as many people: real slices, each bent, turned and lit in its own way."""
+    """`count` images of as many people: real slices, each with its own deformation, rotation and brightness."""
     generator = torch.Generator().manual_seed(seed)
     images = slices()[torch.randint(len(slices()), (count,), generator=generator)]
     angle, scale = torch.randn(count, generator=generator) * 0.3, 1 + torch.randn(count, generator=generator) * 0.1
@@ -37,7 +37,7 @@ def patients(count, seed):
 
 
 def extractor_file(folder):
-    """A TorchScript file of fixed random convolutions, and the configuration for it."""
+    """A TorchScript file of fixed random convolutions, and its configuration."""
     path = folder / "features.pt"
     torch.jit.script(random_convolutions()).save(str(path))
     return ExtractorConfig(path=str(path), size=64)

@@ -66,7 +66,7 @@ def test_what_no_classifier_can_be_trained_on(labels, steps, words):
 
 
 def test_classes_are_compared_each_with_its_own(tmp_path):
-    """A class's figures are those of an evaluation of its images alone; shapes that are exchanged are found out."""
+    """A class's figures equal an evaluation of its images alone; swapped shapes are detected."""
     extractor = load_extractor(ExtractorConfig(path="random"))
     images, labels = pictures(10, 0)
     training, real = labelled(images, labels), describe_real(images, extractor, METRICS, progress=False)

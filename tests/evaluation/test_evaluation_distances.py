@@ -61,7 +61,7 @@ def test_rotation_changes_nothing():
 
 
 def test_fit_is_that_of_numpy_even_far_from_zero():
-    """Features whose mean is 1e4 times their deviation, in chunks, with a last one that is not full."""
+    """Features whose mean is 1e4 times their deviation, in chunks, the last one partial."""
     features = draws(9001, 7, 5, scale=0.5, shift=5e3)
     fit = fit_gaussian(features)
     assert np.allclose(fit.mean, features.numpy().mean(0), rtol=1e-14)
@@ -70,7 +70,7 @@ def test_fit_is_that_of_numpy_even_far_from_zero():
 
 
 class Identity(torch.nn.Module):
-    """Images are features: (B, 1, 1, d) -> (B, d)."""
+    """An extractor that returns images as features: (B, 1, 1, d) -> (B, d)."""
 
     def forward(self, x):
         return x.flatten(1).double()
@@ -154,7 +154,7 @@ def test_kernel_distance_by_loops():
 
 
 def test_kernel_distance_of_torchmetrics():
-    """Both over random subsets: the means agree within the error that each states."""
+    """Both use random subsets: the means agree within their stated errors."""
     a, b = draws(300, 16, 15), draws(260, 16, 16, scale=1.1, shift=0.1)
     metric = KernelInceptionDistance(feature=Identity(), subsets=200, subset_size=100)
     metric.update(a.view(300, 1, 1, 16), real=True)
@@ -168,7 +168,7 @@ def test_kernel_distance_of_torchmetrics():
 
 
 def test_kernel_distance_is_unbiased():
-    """Of two halves of one Gaussian it is 0 within its error."""
+    """Between two halves of samples from one Gaussian it is 0 within its error."""
     found = kernel_distance(draws(800, 8, 17), draws(800, 8, 18), subsets=50, subset_size=100)
     assert abs(found.mean) < 3 * found.deviation
 

@@ -1,4 +1,4 @@
-"""Extractors from files, and what is done to an image before it reaches one."""
+"""Extractors from files, and the preprocessing of their images."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ from vmddpm.evaluation.resize import resize
 
 
 def tf1_by_loops(image, size):
-    """ResizeBilinear of TensorFlow 1 with align_corners=False, in float64."""
+    """TensorFlow 1's ResizeBilinear with align_corners=False, in float64."""
     height, width = image.shape
     out = np.zeros((size, size))
     for i in range(size):
@@ -43,7 +43,7 @@ def test_tf1_resize_by_loops(shape, size):
 
 
 def test_tf1_resize_as_inside_of_nvidias_inception():
-    """A grid that is shifted by half a pixel of the input less half of one of the output."""
+    """The grid is shifted by half an input pixel minus half an output pixel."""
     images = quantised(patients(3, 0)).float()
     theta = torch.eye(2, 3).repeat(3, 1, 1)
     theta[:, 0, 2] = theta[:, 1, 2] = 1 / 64 - 1 / 299
@@ -58,7 +58,7 @@ def test_tf1_resize_as_inside_of_nvidias_inception():
     ("imagenet", [-2.1179, -2.0357, -1.8044], [2.2489, 2.4286, 2.64]),
 ])  # fmt: skip
 def test_value_ranges(value_range, black, white):
-    """What a network sees of a black and of a white image, three channels of it."""
+    """The values that a network gets for a black and a white image, in three channels."""
     extractor = Extractor(nn.Identity(), ExtractorConfig(size=4, value_range=value_range), "x", "")
     images = torch.stack([torch.zeros(1, 6, 6), torch.full((1, 6, 6), 255.0)]).byte()
     assert torch.allclose(extractor(images), torch.tensor([black, white], dtype=torch.float32), atol=1e-4)
@@ -77,7 +77,7 @@ def test_torchscript_file(tmp_path):
 
 
 class Inception(nn.Module):
-    """The signature of NVIDIA's file, and its dropout left on."""
+    """A network with the signature of NVIDIA's file, and dropout left on."""
 
     def __init__(self):
         super().__init__()
@@ -132,7 +132,7 @@ def test_the_random_extractor_is_always_the_same():
 
 
 def test_images_are_described_as_their_files_are(tmp_path):
-    """Floats in memory and 8-bit files of the same images, in batches of any size, give the same features."""
+    """Floats in memory and 8-bit files of the same images give the same features, for any batch size."""
     images = patients(7, 3)
     for i, image in enumerate(quantised(images)):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:06d}.png")

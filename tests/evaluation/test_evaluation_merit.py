@@ -1,4 +1,4 @@
-"""Spectra and textures against closed forms, plain sums and torchmetrics, and what each figure sees."""
+"""Spectra and textures against closed forms, plain sums and torchmetrics, and the sensitivity of each figure."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_spectrum_of_one_wave():
 
 
 def test_spectrum_of_white_noise():
-    """The variance at every frequency; 500 images of at least 8 points a ring leave an error of 2 %."""
+    """It is the variance at every frequency; 500 images with at least 8 points per ring leave an error of 2 %."""
     found = radial_power_spectrum(0.3 * noise((500, 1, 32, 32), 1))
     assert torch.allclose(found, torch.full_like(found, 0.09), rtol=0.07)
 
@@ -69,7 +69,7 @@ def test_distance_of_spectra_in_closed_form():
     assert log_spectral_distance(a, 0.5 * a) == pytest.approx(20 * math.log10(2), rel=1e-12)
     assert log_spectral_distance(a, b) == pytest.approx(log_spectral_distance(b, a), rel=1e-12)
     assert 0 < log_spectral_distance(a, b) < 0.5
-    # A point has a flat spectrum, and blurred around a circle that of the filter.
+    # A point has a flat spectrum; blurred with wrap-around, it has the filter's.
     point = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     point[..., 5, 9] = 16
     blurred = F.avg_pool2d(F.pad(point, (1, 1, 1, 1), mode="circular"), 3, 1)
@@ -81,8 +81,8 @@ def test_distance_of_spectra_in_closed_form():
 
 
 def test_power_below_that_of_rounding_counts_as_it():
-    """Images of one grey level, and noise a hundred times smaller than a grey level, differ by nothing that a file
-    holds."""
+    """Constant images and images with noise of a hundredth of a grey level do not differ, as a file would store both
+    alike."""
     flat = torch.zeros(4, 1, 16, 16)
     faint = 2 / 255 / 100 * noise((4, 1, 16, 16), 4)
     assert log_spectral_distance(flat, faint) == 0
@@ -91,7 +91,7 @@ def test_power_below_that_of_rounding_counts_as_it():
 
 
 def features_by_windows(images):
-    """Every window of 11 x 11 pixels, and the smaller ones in its middle, times every filter."""
+    """Every window of 11 x 11 pixels, and the smaller windows at its centre, times every filter."""
     windows = np.lib.stride_tricks.sliding_window_view(images.double().mean(1).numpy(), (11, 11), axis=(1, 2))
     answers = []
     for weights, biases in _filters():
@@ -102,7 +102,7 @@ def features_by_windows(images):
 
 
 def test_texture_by_windows_and_torchmetrics():
-    """Features by windows; their Fréchet distance by torchmetrics, each pixel an image of 48 values."""
+    """Features by windows; their Fréchet distance by torchmetrics, with each pixel as an image of 48 values."""
     a, b = patients(20, 0)[..., 10:40, 20:44], patients(17, 1)[..., 10:40, 20:44] * 0.9
     assert np.allclose(local_features(a), features_by_windows(a), atol=2e-6)
     metric = FrechetInceptionDistance(feature=Values(), input_img_size=(1, 1, 48))
@@ -120,8 +120,8 @@ class Values(torch.nn.Module):
 
 
 def test_texture_in_closed_form():
-    """Half the contrast, without biases: features halve, so that with the mean m and the covariance C the distance is
-    |m|^2 / 4 + tr C / 4."""
+    """Without biases, half the contrast halves the features, so for mean m and covariance C the distance is |m|^2 / 4 +
+    tr C / 4."""
     images = patients(10, 2)
     weights = [(w, torch.zeros_like(b)) for w, b in _filters()]
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +132,7 @@ def test_texture_in_closed_form():
 
 
 def test_what_each_figure_sees():
-    """Against other people: more people; the same without what is inside; with mottles; of other shapes."""
+    """Compared with real people: other people, and the same blurred inside, mottled, or of another shape."""
     real, people = patients(80, 0), patients(80, 1)
     head = people > -0.8
     mottles = F.interpolate(noise((80, 1, 16, 16)).float(), (64, 64), mode="bicubic")

@@ -1,5 +1,5 @@
-"""docs/evaluation.md's programs, which make extractors of networks trained on radiology, run with stand-ins of the
-packages that those need: the same interfaces, few channels."""
+"""The programs in docs/evaluation.md that make extractors from radiology networks run with stand-ins for the packages
+they need: the same interfaces, fewer channels."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def program(word):
 
 
 class DenseNet(nn.Module):
-    """torchxrayvision.models.DenseNet: `features` takes (B, 1, 224, 224) in -1024..1024 and ends in a norm."""
+    """Like torchxrayvision.models.DenseNet: `features` takes (B, 1, 224, 224) in -1024..1024 and ends in a norm."""
 
     def __init__(self, weights):
         super().__init__()
@@ -37,7 +37,7 @@ class DenseNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """torchvision.models.resnet50: nine children before the classifier, the last of them the average."""
+    """Like torchvision.models.resnet50: nine children before the classifier, the last one the average pool."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ def config(path):
 
 
 def seen(images):
-    """What a network of 224 x 224 in -1..1 is to see of 8-bit images."""
+    """The input that a network for 224 x 224 in -1..1 should get from 8-bit images."""
     return nn.functional.interpolate(images.float(), (224, 224), mode="bilinear", antialias=True) / 127.5 - 1
 
 

@@ -1,4 +1,4 @@
-"""The Fréchet Radiomic Distance: the refusals everywhere, the figures where frd-score and PyRadiomics are installed."""
+"""The Fréchet Radiomic Distance: refusals always, figures only if frd-score and PyRadiomics are installed."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ def frd_score():
 
 
 def test_missing_packages_are_told_before_anything_is_computed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "radiomics", None)  # not to be imported, whether it is installed or not
+    monkeypatch.setitem(sys.modules, "radiomics", None)  # makes the import fail even if it is installed
     with pytest.raises(InputError, match=r'radiomics is missing; `pip install "\.\[radiomics\]"`'):
         describe_real(torch.zeros(9, 1, 32, 32), Counted(), CONFIG, progress=False)
 
@@ -38,7 +38,7 @@ def test_a_number_of_images_that_means_nothing_is_refused(count):
 
 
 def described(count, seed, shift=0.0, spread=1.0):
-    """Made-up features: Gaussians of known moments, a column that is the same everywhere, and one of large numbers."""
+    """Synthetic features: Gaussians of known moments, a constant column, and a column of large numbers."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, 4, generator=generator) * spread + shift
     values = torch.cat([values[:, :3], torch.full((count, 1), 0.1), 1e4 + 1e3 * values[:, 3:]], 1)
@@ -46,9 +46,9 @@ def described(count, seed, shift=0.0, spread=1.0):
 
 
 def test_the_distance_of_gaussians_is_their_closed_form():
-    """Two sets of 20,000, the second 1 to the right in all of 4 features and twice as wide: 4 (1 + (2 - 1)^2)."""
+    """Two sets of 20,000; the second is shifted by 1 in all 4 features and twice as wide: 4 (1 + (2 - 1)^2)."""
     found = radiomic_distance(described(20_000, 0), described(20_000, 1, shift=1.0, spread=2.0))
-    assert found.dimensions == 4  # the constant one tells nothing
+    assert found.dimensions == 4  # the constant column is dropped
     assert found.value == pytest.approx(torch.tensor(8.0).log().item(), abs=0.03)
     same = radiomic_distance(described(20_000, 0), described(20_000, 2))
     assert same.value == pytest.approx(same.floor, abs=2)
@@ -67,7 +67,7 @@ def test_features_that_cannot_be_compared_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize(("blur", "noise"), [(0, 0.0), (2, 0.0), (0, 0.2)])
 def test_the_distance_is_that_of_frd_score(frd_score, tmp_path, blur, noise):
-    """Its own command on two folders of PNG files, which normalises, fits and takes a matrix root by itself."""
+    """Its own command on two folders of PNG files, with its own normalisation, fit and matrix root."""
     real, samples = patients(20, 0), patients(24, 1)
     samples = torch.nn.functional.avg_pool2d(samples, 2 * blur + 1, 1, blur)
     samples = (samples + noise * torch.randn(samples.shape, generator=torch.Generator().manual_seed(2))).clamp(-1, 1)

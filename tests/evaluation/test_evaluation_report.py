@@ -1,4 +1,4 @@
-"""Copies are found, and the report says how it came about."""
+"""The report finds copies and records how it was made."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def extractor(tmp_path_factory):
 
 
 def planted(training):
-    """1,000 samples: 970 of unseen people, and 10 copies of training images, 10 mirrored and 10 noisy ones."""
+    """1,000 samples: 970 of unseen people, and 10 exact, 10 mirrored and 10 noisy copies of training images."""
     samples = patients(1000, 2)
     originals = torch.arange(30) * 13
     places = torch.arange(30) * 33 + 5
@@ -70,7 +70,7 @@ def test_copies_by_pixels_are_nearer_than_a_third_of_what_real_images_are():
 
 
 def test_ratios_by_loops(extractor):
-    """With held-out images, and with the training images in their place: by plain distances in float64."""
+    """By plain distances in float64, with held-out images and with the training images instead."""
     training, unseen, samples = patients(30, 8), patients(20, 9), patients(25, 10)
     samples[3] = training[4].flip(2)
     for held_out in (unseen, None):
@@ -119,7 +119,7 @@ def test_report(extractor, tmp_path):
 
 
 def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_path):
-    """A few odd images among the real ones lie so far from all others that anything falls between them."""
+    """A few real outliers are so far from all other images that any sample lies within their distance."""
     training = torch.cat([patients(60, 4), torch.randn(2, 1, 64, 64).sign()])
     noise = torch.randn(20, 1, 64, 64).clamp(-1, 1)
     real = describe_real(training, extractor, CONFIG, patients(60, 6), progress=False)
@@ -132,7 +132,7 @@ def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_p
 
 @pytest.mark.parametrize("count", [1, 30])
 def test_the_picture_of_the_closest_pairs_says_what_it_shows(count, extractor, tmp_path, monkeypatch):
-    """The words are those that matplotlib is given, inside the picture and not one over another."""
+    """Its texts are those given to matplotlib, inside the picture and not overlapping."""
     training, held_out, samples = patients(30, 8), patients(20, 9), patients(count, 10)
     described = [describe_images(x, extractor, mirror=True) for x in (samples, training, held_out)]
     found = find_copies(*described)
@@ -156,7 +156,7 @@ def test_the_picture_of_the_closest_pairs_says_what_it_shows(count, extractor, t
 
 
 def test_distance_of_torchmetrics_with_the_same_extractor(extractor, tmp_path):
-    """The whole way from images to the figure; torchmetrics gets the same network, and squares without centring."""
+    """From images to the figure; torchmetrics uses the same network, and sums of squares without centring."""
     training, samples = patients(300, 11), patients(250, 12)
 
     class Features(torch.nn.Module):
@@ -199,7 +199,7 @@ def test_pathologies(extractor, tmp_path):
 
 
 class Counted:
-    """An extractor that must not be asked."""
+    """An extractor that must not be called."""
 
     def to(self, device):
         return self
@@ -229,7 +229,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_computed(extractor, t
 
 @pytest.mark.parametrize("odd", [(9, 8), (8, 8, 3)])
 def test_the_last_of_the_samples_is_looked_at_first(extractor, tmp_path, odd):
-    """A file of another size or colour behind the others, as pictures and in blocks."""
+    """The last file has another size or colour mode, as a picture and in a block."""
     real = describe_real(patients(20, 0)[..., :8, :8], extractor, CONFIG, progress=False)
     for form in ("png", "npy"):
         (tmp_path / form).mkdir()
@@ -265,7 +265,7 @@ def test_a_result_is_written_whole_or_not_at_all(extractor, tmp_path, monkeypatc
 
 
 def anonymous_memory():
-    """MiB of this process that no file stands behind: mapped features can be dropped at any time."""
+    """Anonymous memory of this process in MiB; file-backed memory (mapped features) can be dropped at any time."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 
@@ -273,12 +273,12 @@ def anonymous_memory():
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_images(extractor, tmp_path, capsys):
-    """50,000 PNG files: 64 real ones that links repeat, through features, mean and covariance."""
+    """50,000 PNG files (links to 64 real ones), from features to mean and covariance."""
     for i, image in enumerate(quantised(patients(64, 7))):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:06d}.png")
     for i in range(64, 50_000):
         os.link(tmp_path / f"{i % 64:06d}.png", tmp_path / f"{i:06d}.png")
-    described = describe_images(SampleFolder(tmp_path, 1000), extractor)  # what loading libraries takes
+    described = describe_images(SampleFolder(tmp_path, 1000), extractor)  # so that libraries are loaded
     distance = frechet_distance(fit_gaussian(described.features), fit_gaussian(described.features))
     before = peak = anonymous_memory()
 

@@ -1,7 +1,7 @@
-"""What may be found in a folder after a power cut, by what POSIX promises and no more.
+"""The possible contents of a folder after a power cut, with only the guarantees of POSIX.
 
-A file's bytes are safe after fsync of the file, a name after fsync of its folder. Of what was not synced anything may
-be lost or kept, each name and each file's bytes on their own.
+A file's bytes are safe after fsync of the file, a name after fsync of its folder. Each unsynced name, and each file's
+unsynced bytes, may be lost or kept independently.
 """
 
 import os
@@ -18,13 +18,13 @@ MIXTURES = 2
 
 @dataclass
 class Disk:
-    """Follows a folder from one system call to the next. Files and folders are numbered as they come: the system gives
-    the inode of a removed one to the next, while its name may be on the disk still.
+    """Follows a folder from one system call to the next. Files and folders are numbered as they appear, because the
+    system reuses the inode of a removed file while the disk may still have its name.
 
     Attributes:
-        root: the folder; what is in it at first is on the disk.
-        contents: bytes of each file as they are on the disk, by its number.
-        names: {name: number} of each folder as they are on the disk, by its number.
+        root: the folder; its initial contents are on the disk.
+        contents: bytes of each file on the disk, by file number.
+        names: {name: number} of each folder on the disk, by folder number.
     """
 
     root: Path
@@ -37,7 +37,7 @@ class Disk:
         self.contents, self.names = dict(self.now_contents), {k: dict(v) for k, v in self.now_names.items()}
 
     def _look(self) -> None:
-        """What is in the folder now."""
+        """Read the present contents of the folder."""
         before, self.numbers = self.numbers, {}
         self.now_contents: dict[int, bytes] = {}
         self.now_names: dict[int, dict[str, int]] = {}
@@ -55,8 +55,7 @@ class Disk:
         return self.numbers[inode]
 
     def before(self, call: Call) -> Iterator[tuple[str, Tree]]:
-        """What a kill and what a power cut before the call would leave, and a kill in the middle of a write; each with
-        a word for it."""
+        """(label, tree) of what may be left by a kill or a power cut before the call, and by a kill during a write."""
         self._look()
         contents, names = self.now_contents, self.now_names
         yield "killed", self._tree(names, contents)
@@ -86,7 +85,7 @@ class Disk:
         contents = {}
         for number in {**self.contents, **self.now_contents}:
             old_bytes = self.contents.get(number, b"")
-            new_bytes = self.now_contents.get(number, old_bytes)  # without a name now, its bytes are as they were
+            new_bytes = self.now_contents.get(number, old_bytes)  # no name now: its bytes are unchanged
             part = new_bytes[: self.dice.randint(len(old_bytes), max(len(old_bytes), len(new_bytes)))]
             contents[number] = self.dice.choice([old_bytes, new_bytes, part])
         return self._tree(names, contents)

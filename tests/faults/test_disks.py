@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and file systems without locks: an error that says so, and all that was there."""
+"""Full and read-only disks, and file systems without locks: a clear error, and all earlier files are kept."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ def contents(folder):
 
 
 def fill(disk):
-    """Leaves next to nothing."""
+    """Fill the disk almost completely."""
     with open(disk / "filling", "wb", buffering=0) as file:
         while shutil.disk_usage(disk).free:
             file.write(bytes(4096))
@@ -107,7 +107,7 @@ def test_answers_go_on_when_the_disk_is_writable_again(small_disk):
 
 
 def test_a_write_that_cannot_be_taken_back_is_taken_back_by_the_next_one(tmp_path, monkeypatch):
-    """fsync fails, and so does the truncation: the line is there, was never confirmed, and must not be there twice."""
+    """fsync fails, then truncation: the line stays in the file unconfirmed, and must not be written twice."""
     begin_study(tmp_path)
     study = Study.open(tmp_path / "study")
     log = AnswerLog(study, "anna")
@@ -168,14 +168,14 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("uvicorn.run", lambda *arguments, **options: served.append(main(["study", "serve", where])))
     where = str(tmp_path / "study")
     serve(where, "127.0.0.1", 1)
-    assert served == [1]  # from inside the first
+    assert served == [1]  # called inside the first
     assert "is being served already by process" in capsys.readouterr().err
     assert not (tmp_path / "study" / "server.lock.held").exists()
 
 
 @pytest.mark.skipif(not works(), reason="processes cannot be traced here")
 def test_a_run_that_is_asked_to_stop_while_it_writes_a_checkpoint_finishes_it(tmp_path):
-    """SIGTERM at a call of the checkpoint and at one of the weights: the run saves, and ends as by Ctrl-C."""
+    """SIGTERM during a write of the checkpoint and of the weights: the run saves and ends as after Ctrl-C."""
     torch.set_num_threads(1)
     for at in (3, 18):
         folder, count = tmp_path / str(at), 0

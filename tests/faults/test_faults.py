@@ -1,4 +1,4 @@
-"""Kills and power cuts at every system call that changes a file: nothing confirmed is lost, nothing is mixed."""
+"""Kills and power cuts at every system call that changes a file: nothing confirmed is lost, no state is mixed."""
 
 import pickle
 import shutil
@@ -34,8 +34,8 @@ def checked(work, folder, confirmed, what):
 
 @pytest.mark.parametrize("work", SOME)
 def test_nothing_is_lost_or_mixed(work, tmp_path):
-    """One run, stopped at each call: what a kill or a power cut would leave is put into a folder and looked at."""
-    torch.set_num_threads(1)  # a fork has no pool of threads
+    """One run, stopped at each call: what a kill or a power cut would leave is written to a folder and checked."""
+    torch.set_num_threads(1)  # a fork does not inherit the thread pool
     folder = tmp_path / "folder"
     folder.mkdir()
     work.begin(folder)
@@ -61,7 +61,7 @@ def test_nothing_is_lost_or_mixed(work, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("work", [work for work in WORKS if work.name not in MINUTES], ids=name)
 def test_real_kills(work, number, tmp_path):
-    """As many runs as there are calls, each killed before one more of them."""
+    """One run per call, each killed one call later."""
     torch.set_num_threads(1)
     at, status = 0, -number
     while status == -number:

@@ -1,4 +1,4 @@
-"""Stops a function before each of its system calls that changes a folder: where a kill or a power cut may fall.
+"""Stops a function before each system call that changes a folder, to simulate a kill or a power cut there.
 
 The function runs in a fork of this process, under ptrace; a seccomp filter picks the calls, so that everything else
 runs at full speed. x86-64 Linux only.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# System call -> which of its arguments are: a descriptor "f", a path "p", a path after its folder's descriptor "dp".
+# System call -> kinds of its arguments: "f" a descriptor, "p" a path, "dp" a folder's descriptor and a path in it.
 CALLS = {
     1: ("write", "f"), 18: ("pwrite64", "f"), 20: ("writev", "f"), 296: ("pwritev", "f"), 40: ("sendfile", "f"),
     74: ("fsync", "f"), 75: ("fdatasync", "f"), 77: ("ftruncate", "f"), 91: ("fchmod", "f"), 285: ("fallocate", "f"),
@@ -35,12 +35,12 @@ _libc.ptrace.restype = ctypes.c_long
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is about to be made.
+    """A system call that is about to be made.
 
     Attributes:
-        name: of the system call.
-        paths: what it changes, absolute.
-        content, offset: of a write, what would be written where.
+        name: the system call.
+        paths: absolute paths that it changes.
+        content, offset: the bytes of a write and their position.
     """
 
     name: str
@@ -62,15 +62,14 @@ def works() -> bool:
 def traced(
     work: Callable[[Callable[[str], None]], object], folder: Path, stop: Callable[[Call, list[str]], int | None]
 ) -> tuple[int, list[str]]:
-    """Runs work(confirm) and calls stop(call, confirmed) before each call that changes something below `folder`.
+    """Run work(confirm), and call stop(call, confirmed) before each system call that changes something below `folder`.
 
     Args:
-        work: calls confirm(word) for what it would tell its user is done.
-        stop: is given the words confirmed so far; returns a signal to send, or None. After SIGKILL the call is not
-            made.
+        work: calls confirm(word) when it would report to a user that something is done.
+        stop: gets the words confirmed so far; returns a signal to send, or None. After SIGKILL the call is not made.
 
     Returns:
-        The exit status, or minus the signal that ended the process, and all the words that were confirmed.
+        The exit status, or minus the signal that ended the process, and all confirmed words.
     """
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

@@ -1,4 +1,4 @@
-"""What is killed: each writes into a folder, says what is done, and knows what must be found there afterwards."""
+"""The tasks that are killed: each writes to a folder, confirms progress, and checks the folder afterwards."""
 
 import json
 import warnings
@@ -34,11 +34,13 @@ MODEL = {"channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d
 
 @dataclass(frozen=True)
 class Work:
-    """Attributes:
-    name: in the table of docs/durability.md.
-    begin: what is there at first.
-    work: is killed; says what is done by its second argument.
-    check: of what is found, and the words that were said.
+    """A task.
+
+    Attributes:
+        name: its name in the table of docs/durability.md.
+        begin: prepares the folder.
+        work: is killed; confirms progress by calling its second argument.
+        check: checks the folder, given the confirmed words.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Work:
 
 
 def newest(confirmed: list[str]) -> int:
-    """The last number that was confirmed; -1 if none."""
+    """The last confirmed number; -1 if none."""
     return max((int(word.rpartition(":")[2]) for word in confirmed), default=-1)
 
 
@@ -111,7 +113,7 @@ def check_weights(folder, confirmed):
 
 
 def swapped(work):
-    """The work, where two names cannot be exchanged in one step."""
+    """The task on a file system that cannot exchange two names atomically."""
     def run(folder, confirm):
         with patch("vmddpm.files._exchange", return_value=False):
             work(folder, confirm)
@@ -160,7 +162,7 @@ def blocks(form):
         confirm("99")
 
     def check(folder, confirmed):
-        """Going on makes the images of an undisturbed call; what was confirmed is not made again."""
+        """Resuming makes the images of an undisturbed call and does not repeat confirmed ones."""
         samples = Samples(folder / "out", 8, 3, form)
         samples.create_or_resume({"seed": 0})
         missing = samples.missing()
@@ -202,7 +204,7 @@ def sent(position):
 
 
 def answer(folder, confirm):
-    for _ in range(3):  # a server that is started again opens its log again
+    for _ in range(3):  # a restarted server reopens its log
         log = AnswerLog(Study.open(folder / "study"), "anna")
         first = log.state()["next"]
         for position in range(first, min(first + 4, ANSWERS)):
@@ -242,14 +244,14 @@ def check_store(folder, confirmed):
     if not is_store(folder / "stores" / "mine"):
         assert not confirmed
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that it begins again
+            warnings.simplefilter("ignore")  # it warns that it starts again
             prepare(folder, lambda word: None)
     assert {path.name for path in (folder / "stores" / "mine").iterdir()} == {
         "images.npy", "manifest.jsonl", "store.json"
     }  # fmt: skip
     images, slices, _ = read_store(folder / "stores" / "mine")
     assert len(slices) == PICTURES
-    assert all(images[i].any() for i in range(PICTURES))  # compares checksums
+    assert all(images[i].any() for i in range(PICTURES))  # reading compares checksums
 
 
 # The study's other files

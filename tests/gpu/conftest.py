@@ -1,5 +1,5 @@
-"""The tests of this folder need a CUDA device. With VMDDPM_GPU_TESTS=rehearse they run on small sizes through the CPU
-kernels instead: that tests the tests."""
+"""The tests of this folder need a CUDA device. VMDDPM_GPU_TESTS=rehearse runs them on small sizes through the CPU
+kernels instead, to test the tests."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from gpu_cases import BACKENDS, REHEARSAL, why_not_here
 
 @pytest.fixture(autouse=True, params=BACKENDS)
 def _on_a_device(request, monkeypatch, poisoned_memory):
-    """Every test here runs on a CUDA device, through each backend that has one, and on poisoned memory."""
+    """Run every test on a CUDA device, through each backend for it, on poisoned memory."""
     if reason := why_not_here(request.param):
         pytest.skip(reason)
     monkeypatch.setenv("VMDDPM_BACKEND", request.param)
@@ -21,6 +21,6 @@ def _on_a_device(request, monkeypatch, poisoned_memory):
 
 @pytest.fixture
 def cuda():
-    """For what has no counterpart on a CPU: graphs, streams, the allocator's figures."""
+    """For tests without a CPU counterpart: graphs, streams, allocator statistics."""
     if REHEARSAL:
         pytest.skip("nothing to rehearse without a CUDA device")

@@ -1,7 +1,7 @@
-"""Where the GPU tests run, what they run on, and what they compare with.
+"""The device, problems and references of the GPU tests.
 
-The exact values are those of the `reference` backend in float64 and the yardstick of an error is the same backend in
-the tested dtype, both on the device: one loop over time of small kernels, whatever the batch and the channels.
+Exact values come from the `reference` backend in float64, and errors are compared with those of the same backend in the
+tested dtype. Both run on the device, as a loop over time of small kernels for any batch and number of channels.
 """
 
 import os
@@ -15,8 +15,8 @@ import vmddpm_kernels as vk
 REHEARSAL = os.environ.get("VMDDPM_GPU_TESTS") == "rehearse"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 BACKENDS = ["cpu"] if REHEARSAL else ["cuda", "triton"]
-BACKEND = None  # that of the environment, where conftest.py puts one after the other
-# Odd counts of channels beside even ones: a block's last channels are then never all there.
+BACKEND = None  # the current backend; conftest.py sets each in turn
+# Odd and even channel counts: with an odd count a block's last channels are never complete.
 DIMS = {1: 65, 7: 33, 49: 51, 63: 37, 64: 35, 65: 33, 196: 49, 784: 41, 1024: 65}
 LENGTHS = [1, 7, 49] if REHEARSAL else list(DIMS)
 NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
@@ -51,12 +51,12 @@ def random_table(K, length, seed=0):
 
 
 def rows(K, length, device=DEVICE):
-    """K routes in row-major order."""
+    """A table of K routes in row-major order."""
     return torch.arange(length, dtype=torch.int32, device=device).expand(K, -1)
 
 
 def operator(*tensors, table=None, **options):
-    """Along rows where no table is given."""
+    """cross_selective_scan, along rows if there is no table."""
     _, K, length, _ = tensors[1].shape
     if table is None and K > 1:
         table = rows(K, length, tensors[1].device)
@@ -65,13 +65,13 @@ def operator(*tensors, table=None, **options):
 
 
 def projection_weights(output, generator):
-    """Multiples of 1/16, which every dtype holds exactly, so that runs in two dtypes have the same gradient to find."""
+    """Multiples of 1/16, exact in every dtype, so that runs in two dtypes have the same exact gradient."""
     weights = torch.randn(output.shape, generator=generator, device=DEVICE).mul_(16).round_().clamp_(-100, 100).div_(16)
     return weights.to(output.device, output.dtype)
 
 
 def run(tensors, function):
-    """Outputs, and the gradients of a fixed random projection of them."""
+    """Outputs, and gradients of a fixed random projection of them."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     outputs = function(*leaves)
     g = torch.Generator(DEVICE).manual_seed(99)
@@ -80,13 +80,13 @@ def run(tensors, function):
 
 
 def batch_and_repeats(length, K, dim):
-    """One sequence where there are many steps, which is the other way of cutting the work."""
+    """A single sequence if there are many steps, so that the kernels divide the work the other way."""
     return (1 if length > 500 else 2), max(1, min(512 // (K * dim), 1024 // length))
 
 
 def check_accuracy(problems, function, dtype, exact=None, theirs=None, names=RESULTS):
-    """`function(backend, *tensors)` against the definition, forward and every gradient, over several problems
-    together: the ratio of two errors means something only over many values."""
+    """Compare `function(backend, *tensors)` with the definition, forward and every gradient. Errors are taken over
+    several problems together, because a ratio of two errors is meaningful only over many values."""
     ours = [run(tensors, lambda *t: function(BACKEND, *t)) for tensors in problems]
     if theirs is None:
         theirs = [run(tensors, lambda *t: function("reference", *t)) for tensors in problems]
@@ -96,7 +96,7 @@ def check_accuracy(problems, function, dtype, exact=None, theirs=None, names=RES
         a, b, e = (torch.cat([value.flatten() for value in values]) for values in results)
         assert (a.dtype, a.shape) == (b.dtype, b.shape), name
         b, e = b.to(a.device), e.to(a.device)
-        if dtype == torch.float64:  # what we compare with is no more exact than what we compare
+        if dtype == torch.float64:  # the reference is no more exact than the kernel
             assert relative_error(a, e) < 1e-12, name
         else:
             assert_as_accurate(a, b, e, a.dtype if name == "last_state" else dtype, name)
@@ -108,7 +108,7 @@ def assert_equal_bits(got, want):
 
 
 def strided(t):
-    """The same values inside a larger tensor, every stride changed."""
+    """The same values inside a larger tensor, with every stride changed."""
     padded = torch.full([2 * s + 1 for s in t.shape], float("nan"), dtype=t.dtype, device=t.device)
     window = padded[tuple(slice(1, None, 2) for _ in t.shape)]
     window.copy_(t)

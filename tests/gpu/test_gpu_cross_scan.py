@@ -1,4 +1,4 @@
-"""Cross scan and merge: pure copies and sums of four, so equality with the `reference` backend, bit for bit."""
+"""Cross scan and merge only copy and add four values, so they must equal the `reference` backend bit for bit."""
 
 import pytest
 import torch
@@ -88,4 +88,4 @@ def test_beyond_32_bit_offsets(first):
     assert torch.equal(sequences, vk.cross_scan(x, first, first, backend="reference"))
     axes = (1, 4, channels, height, width) if first else (1, height, width, 4, channels)
     merged = vk.cross_merge(sequences.view(axes), first, first, backend=BACKEND)
-    assert torch.equal(merged.flatten(), 4 * x.flatten())  # each pixel came back from four routes
+    assert torch.equal(merged.flatten(), 4 * x.flatten())  # each pixel is summed over four routes

@@ -27,7 +27,7 @@ def check_cross(length, states, K, discretization, dtype, softplus=True):
     dim = DIMS[length]
     batch, repeats = batch_and_repeats(length, K, dim)
     problems = [problem(batch, K, length, dim, states, dtype, seed) for seed in range(repeats)]
-    if not softplus:  # a step size is positive
+    if not softplus:  # step sizes must be positive
         for tensors in problems:
             tensors[1], tensors[6] = tensors[1].abs() * 0.3, tensors[6].abs() * 0.3
     options = {"table": random_table(K, length), "discretization": discretization, "delta_softplus": softplus}
@@ -74,7 +74,7 @@ def test_any_number_of_channels(dim):
     [(160, 2, 100, 224, 16), (160, 4, 196, 64, 16), (96, 4, 49, 129, 16), (136, 3, 130, 224, 1), (300, 1, 100, 100, 8)],
 )
 def test_batches_that_fill_the_device(batch, K, length, dim, states, dtype):
-    """Where whole sequences are enough work for the device, they are not cut."""
+    """If whole sequences are enough work for the device, they are not divided."""
     need_memory(40)
     if REHEARSAL:
         batch, length, dim = 3, 20, 30

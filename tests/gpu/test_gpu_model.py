@@ -1,5 +1,4 @@
-"""The model's steps as CUDA graphs: the orders of Sequence Regeneration are made on the device, new ones at each
-replay."""
+"""The model's steps as CUDA graphs: Sequence Regeneration draws new orders on the device at each replay."""
 
 import pytest
 import torch
@@ -70,10 +69,10 @@ def test_replays_have_new_orders(training, patch_size, monkeypatch):
 
 
 def test_the_first_pass_of_all_can_be_captured():
-    """Ordered scans too: no table is made on the host, and none of a capture's is kept without values."""
+    """Ordered scans too: no table is made on the host, and a captured table without values is not cached."""
     model = make_model(False, regeneration=False)
-    x, t = torch.randn(1, 1, 40, 24, device=DEVICE), torch.tensor([3], device=DEVICE)  # a size of no other test
-    torch.backends.cudnn.enabled, before = False, torch.backends.cudnn.enabled  # whose handle is made by a first call
+    x, t = torch.randn(1, 1, 40, 24, device=DEVICE), torch.tensor([3], device=DEVICE)  # a size that no other test uses
+    torch.backends.cudnn.enabled, before = False, torch.backends.cudnn.enabled  # its first call creates a handle
     try:
         torch.ones(2, 2, device=DEVICE) @ torch.ones(2, 2, device=DEVICE)
         graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""Graphs, streams, devices and memory: what a kernel owes the CUDA programs around it."""
+"""Graphs, streams, devices and memory: kernels as part of a CUDA program."""
 
 import os
 import subprocess
@@ -85,7 +85,7 @@ print("equal")
 
 
 def test_the_first_call_of_a_process_is_captured():
-    """The CUDA kernels are loaded outside the capture; Triton's cannot be, which is said."""
+    """The CUDA kernels are loaded outside the capture; Triton's cannot be, and an error says so."""
     done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
     refused = os.environ["VMDDPM_BACKEND"] == "triton" and "call the operator once before it" in done.stderr
     assert refused or done.stdout.split() == ["equal"], done.stderr
@@ -111,7 +111,7 @@ def test_a_fault_of_earlier_work_is_not_ours():
 
 
 def test_a_kernel_can_be_loaded():
-    """The GPU is asked, and the current device stays so."""
+    """The GPU is queried, and the current device does not change."""
     if os.environ["VMDDPM_BACKEND"] != "cuda":
         pytest.skip("of the CUDA kernels")
     runtime, current = TorchRuntime(), torch.cuda.current_device()
@@ -127,8 +127,8 @@ def test_a_kernel_can_be_loaded():
 
 
 def test_a_table_first_used_on_two_streams():
-    """What another stream has yet to make is not taken from it."""
-    height, width = 19, 23  # of no other test
+    """A table that another stream has yet to compute is not used."""
+    height, width = 19, 23  # a size that no other test uses
     first, second = torch.cuda.Stream(), torch.cuda.Stream()
     with torch.cuda.stream(first):
         torch.cuda._sleep(200_000_000)
@@ -157,7 +157,7 @@ def test_graph_of_cross_scan(operation):
 
 
 def test_graph_refuses_a_table_it_cannot_check():
-    """The check of a table waits for the device, which a capture cannot; it says so, and the capture ends whole."""
+    """Checking a table waits for the device, which a capture cannot do: an error says so, and the capture still ends."""
     tensors, table = problem(1, 4, 30, 33, 2, torch.float32), random_table(4, 30)
     expected = operator(*tensors, table=table)
     unseen = table.clone()
@@ -185,9 +185,9 @@ def test_two_streams_at_once():
 
 
 def test_a_stream_is_waited_for_by_what_follows_on_it():
-    """The kernels run on the current stream: work queued there before and after them is in order."""
+    """The kernels run on the current stream, in order with earlier and later work."""
     tensors, table = problem(4, 4, 300, 130, 8, torch.float32), random_table(4, 300)
-    expected = operator(*tensors, table=table)[0] * 2  # the check of the table waits, once
+    expected = operator(*tensors, table=table)[0] * 2  # the first call waits to check the table
     late, stream = torch.full_like(tensors[0], float("nan")), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -223,8 +223,8 @@ def peak_of(function):
 
 @pytest.mark.parametrize("batch", [1, 24])
 def test_nothing_the_size_of_all_routes_but_the_gradient_of_delta(batch):
-    """With 16 routes, x, y and their gradients are a sixteenth of (B, K, L, D) each. What else a scan holds is far
-    below one such tensor; a copy of x or of y in the order of the routes would be one."""
+    """With 16 routes, x, y and their gradients are a sixteenth of (B, K, L, D) each. All other memory of a scan is far
+    below one such tensor, the size of a copy of x or y in the order of the routes."""
     K, length, dim, states = 16, 4096 // batch, 512, 2
     x, delta, A, B, C, *_ = problem(batch, K, length, dim, states, torch.float32)
     table = random_table(K, length)
@@ -241,5 +241,5 @@ def test_nothing_the_size_of_all_routes_but_the_gradient_of_delta(batch):
     all_routes = delta.numel() * delta.element_size()
     with torch.no_grad():
         assert peak_of(forward) < 0.5 * all_routes
-    assert peak_of(forward) < 0.75 * all_routes  # with what the backward will start from
+    assert peak_of(forward) < 0.75 * all_routes  # includes the checkpoints for the backward
     assert peak_of(both) < 1.75 * all_routes

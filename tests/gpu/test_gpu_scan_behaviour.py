@@ -1,4 +1,4 @@
-"""What holds beyond accuracy: layouts, tables, determinism, extremes, precision, errors."""
+"""Properties other than accuracy: layouts, tables, determinism, extremes, precision, errors."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 pytestmark = pytest.mark.gpu
 
 FLOAT32 = torch.float32
-# One sequence of many steps, and many sequences of a few: the two ways of cutting the work.
+# One sequence of many steps, and many short sequences: the two ways of dividing the work.
 CUTS = [(1, 700, 50), (2, 90, 37)] if REHEARSAL else [(1, 3000, 70), (700, 150, 50)]
 
 
@@ -52,7 +52,7 @@ def test_any_strides():
 
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16])
 def test_memory_of_another_order(dtype):
-    """Channel-first memory behind channel-last shapes, views that start at odd addresses, and shared rows."""
+    """Channel-first memory under channel-last shapes, views that start at odd addresses, and expanded rows."""
     x, delta, A, B, C, D, bias, h0 = problem(2, 4, 49, 33, 6, dtype)
     expected = operator(x, delta, A, B, C, D, bias, h0)
 
@@ -104,7 +104,7 @@ def test_gradients_of_some():
         assert torch.equal(got, expected[i])
     h0.requires_grad_()
     _, last = operator(x, delta, A, B, C, D, bias, h0)
-    assert torch.isfinite(torch.autograd.grad(last.sum(), h0)[0]).all()  # y takes no part
+    assert torch.isfinite(torch.autograd.grad(last.sum(), h0)[0]).all()  # y is unused
 
 
 def test_extremes_stay_finite():
@@ -162,7 +162,7 @@ def test_autocast_leaves_the_scan_alone(dtype):
 
 
 def test_autocast_around_projections():
-    """As in a model: bfloat16 from the projections, float32 parameters, one backward."""
+    """As in a model: bfloat16 activations from projections, float32 parameters, one backward."""
     x = torch.randn(2, 49, 34, device=DEVICE)
     project = torch.nn.Linear(34, 4 * 34 + 2 * 4 * 8, device=DEVICE)
     A = torch.nn.Parameter(-torch.rand(4, 34, 8, device=DEVICE))
@@ -204,7 +204,7 @@ def test_backend_of_another_device(cuda):
 
 
 def test_bad_tables():
-    """A table that is no permutation never reaches a kernel, also where a good one of its shape was seen before."""
+    """A table that is no permutation never reaches a kernel, even after a valid one of the same shape."""
     tensors, good = problem(1, 4, 6, 3, 2, FLOAT32), vk.routes(2, 3, device=DEVICE)
     expected = operator(*tensors, table=good)
     far, twice = good.clone(), good.clone()
@@ -213,6 +213,6 @@ def test_bad_tables():
         with pytest.raises(ValueError, match="table"):
             operator(*tensors, table=bad)
     assert_equal_bits(operator(*tensors, table=good), expected)
-    good[0, 0] = good[0, 1]  # changed after it was found good
+    good[0, 0] = good[0, 1]  # changed after it was checked
     with pytest.raises(ValueError, match="table"):
         operator(*tensors, table=good)

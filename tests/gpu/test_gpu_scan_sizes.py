@@ -24,7 +24,7 @@ BFLOAT16_ROUNDING = 2**-8
 
 
 def on_cpu_in_float64(tensors, function):
-    """The exact values of what is too long for a loop in Python: the CPU kernels, which have tests of their own."""
+    """Exact values for sequences too long for a Python loop, from the CPU kernels, which have their own tests."""
     return run([t.double().cpu() for t in tensors], lambda *t: function("cpu", *t))
 
 
@@ -41,7 +41,7 @@ def test_long_sequence(K, dim, states):
 
 
 def test_a_million_steps():
-    """Too many for a loop in Python on any device: float32 on the CPU is what it may err twice as much as."""
+    """Too many for a Python loop on any device, so the error may be twice that of float32 on the CPU."""
     length = 300 if REHEARSAL else 2**20
     tensors = problem(1, 1, length, 33, 16, torch.float32)
 
@@ -55,7 +55,7 @@ def test_a_million_steps():
 @pytest.mark.parametrize("length", [4096, 65536])
 @pytest.mark.parametrize("batch", [1, 64])
 def test_decay_of_zero_keeps_the_state_forever(batch, length):
-    """exp(0) is exactly 1: A = 0 sums its inputs over any length, however the length is cut."""
+    """exp(0) is exactly 1, so A = 0 sums its inputs over any length, however the sequence is divided."""
     one = torch.ones(batch, length, 1, device=DEVICE)
     y, last = vk.selective_scan(
         one, one, torch.zeros(1, 1, device=DEVICE), one, one, channel_last=True, return_last_state=True, backend=BACKEND
@@ -72,7 +72,7 @@ def test_more_channels_than_a_grid_axis(dtype):
 
 
 def test_more_sequences_than_a_grid_axis():
-    """Two values for each parameter's gradient have no ratio of errors to speak of: a bound instead."""
+    """Each parameter's gradient has only two values, too few for a ratio of errors, so a fixed bound is used."""
     tensors = problem(300 if REHEARSAL else 70_001, 1, 3, 2, 1, torch.float32)
     exact = run([t.double() for t in tensors], lambda *t: operator(*t, backend="reference"))
     for got, want in zip(run(tensors, operator), exact):
@@ -88,7 +88,7 @@ def random_bfloat16(*shape):
 
 
 def test_cross_selective_scan_beyond_32_bit_offsets():
-    """Channels know nothing of each other but in the gradients of B and C, which are sums over them."""
+    """Channels are independent except in the gradients of B and C, which are sums over them."""
     need_memory(50)
     K, length, states = 4, 16 if REHEARSAL else 4096, 1
     dim = MORE_THAN_32_BITS // (K * length) + 65

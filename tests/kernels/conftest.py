@@ -16,13 +16,13 @@ from ptx_tools import require_nvcc
 
 @pytest.fixture(autouse=True)
 def _poisoned(poisoned_memory):
-    """Every kernel test runs on poisoned memory."""
+    """Run every kernel test on poisoned memory."""
 
 
 @pytest.fixture(scope="session")
 def emulated_native():
     """The CUDA kernels compiled for the emulated GPU of tests/cuda_emulation."""
-    planted = os.environ.get("VMDDPM_EMULATION_MODULE")  # by test_cuda_sanitized.py, with a fault in it
+    planted = os.environ.get("VMDDPM_EMULATION_MODULE")  # a faulty module, set by test_cuda_sanitized.py
     return build.load(Path(planted) if planted else build.build())
 
 
@@ -32,7 +32,7 @@ def emulated_gpu(request, monkeypatch, emulated_native):
     use_emulation(monkeypatch, emulated_native, request.param)
 
 
-PTX = ("cuda-ptx", "triton-ptx")  # each kernel takes seconds to compile: tests/ptx has a selection for every run
+PTX = ("cuda-ptx", "triton-ptx")  # each kernel takes seconds to compile; tests/ptx runs a selection every time
 
 
 @pytest.fixture(
@@ -41,7 +41,7 @@ PTX = ("cuda-ptx", "triton-ptx")  # each kernel takes seconds to compile: tests/
 def backend(request, monkeypatch):
     """Every backend, `cuda` on an emulated GPU, `triton` under its interpreter, and both from their PTX for sm_90."""
     name, _, ptx = request.param.partition("-")
-    if name in ("cuda", "triton"):  # convolutions and single steps of cuda are Triton's
+    if name in ("cuda", "triton"):  # convolutions and single steps of `cuda` use Triton
         request.getfixturevalue("interpreter")
     if name == "cuda":
         native = request.getfixturevalue("emulated_native")

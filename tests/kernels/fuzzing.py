@@ -1,4 +1,4 @@
-"""Calls of every public function for test_fuzz.py: valid ones, and ways to spoil an argument."""
+"""Calls of every public function for test_fuzz.py: valid ones, and ones with an invalid argument."""
 
 from math import prod
 
@@ -41,7 +41,7 @@ class Maker:
 
 
 def image(m):
-    """The pixels of an image or a volume, a set of routes for it, and how many they are."""
+    """The pixels of an image or a volume, a set of routes for it, and the number of routes."""
     pixels = [m.draw(few) for _ in range(m.draw(st.sampled_from([2, 2, 3])))]
     names = [name for name, routes in SETS.items() if len(pixels) in routes]
     scans = m.draw(st.sampled_from([0, 1, 2, 3, *names] if len(pixels) == 2 else [0, *names]))
@@ -136,7 +136,7 @@ def cross_selective_scan(m):
 
 
 def routes_of(depth, height, width, scans, permutation):
-    """`routes` of an image where depth is 1."""
+    """`routes`, of an image if depth is 1."""
     size = (height, width) if isinstance(depth, int) and depth == 1 else (depth, height, width)
     return vk.routes(*size, scans=scans, permutation=permutation)
 
@@ -257,7 +257,7 @@ TARGETS = {
 
 
 def strided(t):
-    """The same values inside a larger tensor, every stride changed."""
+    """The same values inside a larger tensor, with every stride changed."""
     padded = torch.zeros([2 * s + 1 for s in t.shape], dtype=t.dtype)
     window = padded[tuple(slice(1, None, 2) for _ in t.shape)]
     return window.copy_(t)
@@ -296,7 +296,7 @@ def expanded(t, draw):
     return t.narrow(axis, 0, 1).expand_as(t) if t.shape[axis] else t
 
 
-# The same values, given otherwise.
+# The same values in another form.
 SAME = {
     "strided": lambda t, draw: strided(t),
     "negated view": lambda t, draw: torch._neg_view(-t) if t.is_floating_point() else t,
@@ -342,13 +342,13 @@ OPTIONS = [None, True, 0, 1, 3, -1, 2**40, 0.5, "yes", "mamba", "cpu", "cuda", b
 
 
 def can_be_changed(t):
-    """Whether it has values that most functions of torch take."""
+    """Whether most torch functions accept its values."""
     return t.layout == torch.strided and not t.is_nested and not t.is_meta and t.dtype != torch.float8_e4m3fn
 
 
 @st.composite
 def calls(draw, target):
-    """(function, arguments, what was done to them)."""
+    """(function, arguments, changes to the arguments)."""
     function, valid = TARGETS[target]
     arguments = valid(Maker(draw))
     done = []

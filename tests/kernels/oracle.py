@@ -1,4 +1,4 @@
-"""The definitions, written as float64 loops that share no code with the package, and the error rule of the tests."""
+"""The definitions as float64 loops that share no code with the package, and the error rule of the tests."""
 
 import math
 
@@ -9,7 +9,7 @@ def scan_loop(
     x, delta, A, B, C, D=None, delta_bias=None, initial_state=None, table=None, *, softplus=True, zoh=False, merge=True
 ):
     """S6, one step of every sequence at a time. x (B, L, D) if `merge`, else (B, K, L, D); the rest as in the operator.
-    Gradients come from autograd through the loop. (unbind: the gradient of an index is a whole sequence, each step.)"""
+    Gradients come from autograd. (unbind, because the gradient of an index is a whole sequence at each step.)"""
     batch, K, length, _ = delta.shape
     k, pixel = torch.arange(K)[:, None], torch.arange(length).expand(K, -1) if table is None else table.long()
     u = x[:, pixel] if merge else x[:, k, pixel]                                  # (B, K, L, D), in the order of steps
@@ -31,7 +31,7 @@ def scan_loop(
 
 
 def route_destination(code, k, h, w, height, width):
-    """Where route k puts pixel (h, w): the table of VMamba's definition."""
+    """The step at which route k visits pixel (h, w), by VMamba's definition."""
     length, by_row, by_column = height * width, h * width + w, w * height + h
     return {
         0: [by_row, by_column, length - 1 - by_row, length - 1 - by_column],
@@ -47,8 +47,8 @@ def route_destination(code, k, h, w, height, width):
 
 
 def relative_error(value, exact):
-    """Mean absolute error over mean absolute value, in float64. (A mean square would be decided by the one sum that
-    happens to cancel most.)"""
+    """Mean absolute error over mean absolute value, in float64. (A mean square would be dominated by the one sum that
+    cancels most.)"""
     value, exact = value.detach().double(), exact.detach().double()
     assert value.shape == exact.shape
     scale = exact.abs().sum().item()
@@ -57,9 +57,9 @@ def relative_error(value, exact):
 
 
 def assert_as_accurate(value, reference, exact, dtype, name):
-    """The rule of every comparison: at most twice the error of PyTorch's own arithmetic in the same dtype, or one unit
-    in the last place, which a handful of values that PyTorch happens to round well cannot be held below. In float64
-    the loop is no more exact than what it is compared with: sixteen units."""
+    """The rule of every comparison: at most twice the error of PyTorch's arithmetic in the same dtype, or one unit in the
+    last place, because PyTorch may round a handful of values exactly by chance. In float64 the loop is no more exact
+    than the kernel, so sixteen units are allowed."""
     ours, theirs = relative_error(value, exact), relative_error(reference, exact)
     bound = max(2 * theirs, torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1))
     assert math.isfinite(ours), f"{name} is not finite"
@@ -67,6 +67,6 @@ def assert_as_accurate(value, reference, exact, dtype, name):
 
 
 def together(problems, function):
-    """What `function` gives of each problem, each result as one long vector: of a single small problem the ratio
-    of two errors is luck."""
+    """The results of `function` on all problems, each concatenated to one vector: on a single small problem the ratio of
+    two errors is chance."""
     return [torch.cat([r.flatten() for r in results]) for results in zip(*map(function, problems))]

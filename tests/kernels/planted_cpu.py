@@ -1,5 +1,5 @@
-"""A pytest plugin, `-p planted_cpu`: tests run on the CPU kernels alone, and on the extension module that the
-environment names in VMDDPM_PLANTED instead of the installed one."""
+"""A pytest plugin, `-p planted_cpu`: tests run only on the CPU kernels, from the extension module named by the
+environment variable VMDDPM_PLANTED instead of the installed one."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ import emulation_build
 from vmddpm_kernels.backends import extension
 
 extension.native = emulation_build.load(Path(os.environ["VMDDPM_PLANTED"]))
-# There is no GPU to emulate for the tests that are left.
+# The remaining tests need no emulated GPU.
 emulation_build.build = lambda: None
 emulation_build.load = lambda path: None
 emulated.use_emulation = lambda *_: None

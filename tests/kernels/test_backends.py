@@ -35,7 +35,7 @@ def test_choice(monkeypatch):
 
 
 def test_choice_on_a_gpu(monkeypatch):
-    """cuda where it was built, else triton, else reference."""
+    """cuda if it was built, else triton, else reference."""
     works = {"cuda": True, "triton": True}
     for name in works:
         monkeypatch.setattr(BACKENDS[name], "status", lambda _, name=name: BackendStatus(works[name], ""))

@@ -1,5 +1,5 @@
-"""The causal convolution against its definition as a float64 loop: every memory order, initial and final states,
-gradients, updates of a state, rings, rows; what it refuses."""
+"""The causal convolution against its definition as a float64 loop: memory orders, initial and final states, gradients,
+state updates, ring buffers, indexed rows, and refusals."""
 
 import itertools
 from functools import partial
@@ -71,9 +71,9 @@ SIZES = [(2, 5, 7, 4), (1, 40, 33, 3), (2, 19, 2, 4), (3, 17, 1, 3), (1, 2, 40, 
 @pytest.mark.parametrize("order", ["steps", "channels", "neither"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_against_a_loop(backend, order, dtype):
-    """Widths 2 to 4 by every backend, wider ones by PyTorch."""
+    """Widths 2 to 4 on every backend; PyTorch computes wider ones."""
     cases = itertools.product((False, True), (False, True), SIZES)
-    interpreted = backend in ("cuda", "triton")  # slowly; on a GPU of NVIDIA's, convolutions are Triton's too
+    interpreted = backend in ("cuda", "triton")  # slow; the `cuda` backend also uses Triton's convolutions
     if interpreted:
         cases = [(True, True, (2, 19, 35, 3 if order == "steps" else 4)), (False, False, (2, 5, 2, 2))]
     for silu, extra, size in cases:
@@ -116,7 +116,7 @@ def test_nothing_to_do(backend, sizes):
 @pytest.mark.parametrize("steps", [None, 1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_update(backend, steps, dtype):
-    """Steps one after another are the whole convolution; the state holds the last of them, in its own dtype."""
+    """Successive steps equal the whole convolution; the state holds the last inputs, in its own dtype."""
     x, weight, bias, _ = problem(2, 37, 10, 4, dtype)
     for size, channels_side_by_side in itertools.product((3, 4, 6), (False, True)):
         state = torch.zeros(2, 37, size, dtype=torch.float32)
@@ -135,7 +135,7 @@ def test_update(backend, steps, dtype):
 
 
 def test_update_with_gradient(backend):
-    """The state as it was, x and the weights have gradients, and the state moves on as without."""
+    """The previous state, x and the weights get gradients, and the state advances as without autograd."""
     x, weight, bias, _ = (t.double().requires_grad_() for t in problem(2, 5, 3, 4, torch.float32))
     before = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     state = before * 1
@@ -150,7 +150,7 @@ def test_update_with_gradient(backend):
 
 
 def test_update_of_a_ring_and_of_rows(backend):
-    """The same steps, with the state written round and round, and among the states of other sequences."""
+    """The same steps with the state as a ring buffer, and as a row among the states of other sequences."""
     x, weight, bias, _ = problem(2, 5, 12, 4, torch.float32)
     want = vk.causal_conv1d(x, weight, bias, backend=backend)
     ring, seen, ys = torch.zeros(2, 5, 6), torch.tensor([4, 1], dtype=torch.int32), []
@@ -176,7 +176,7 @@ def test_update_of_a_ring_and_of_rows(backend):
 
 
 def test_autograd_hears_of_the_update(compiled_backend):
-    """A state that was saved for a backward and then moved on is found out, as in any operation in place."""
+    """As with any in-place operation, autograd detects that a state saved for a backward was updated."""
     state, weight = torch.randn(2, 5, 3), torch.randn(5, 4)
     factor = torch.ones((), requires_grad=True)
     saved = (factor * state).sum()
@@ -250,7 +250,7 @@ def test_what_is_refused(call, error, message):
 
 
 def test_names_of_the_package():
-    """causal_conv1d's arguments, those of 1.0 too, where the activation came fourth."""
+    """The arguments of causal_conv1d, including 1.0's, where the activation came fourth."""
     x, weight, bias, history = problem(2, 5, 7, 4, torch.float32, "channels")
     want, last = loop(*(t.double() for t in (x, weight, bias, history)), True)
     out = torch.empty(2, 5, 3)

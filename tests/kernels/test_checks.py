@@ -1,4 +1,4 @@
-"""Arguments of the right shape and dtype that are wrong all the same."""
+"""Arguments with the right shape and dtype that are still wrong."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_types(backend, changes, words):
 
 
 def test_table_that_int32_cannot_hold(backend):
-    """2^32 + 1 is 1 in its lower 32 bits."""
+    """The lower 32 bits of 2^32 + 1 are 1."""
     table = vk.routes(2, 3).long()
     assert scan(table=table, backend=backend).shape == (1, 6, 3)
     with pytest.raises(ValueError, match="every row of table must hold each of"):
@@ -37,7 +37,7 @@ def test_table_that_int32_cannot_hold(backend):
 
 
 def test_gradient_that_is_still_to_be_negated(backend):
-    """As backward passes through complex numbers make it."""
+    """Backward passes through complex numbers make such gradients."""
     x = torch.randn(1, 6, 3, requires_grad=True)
     B, delta = torch.randn(1, 4, 6, 2), torch.randn(1, 4, 6, 3)
     y, last = scan(x=x, B=B, C=B, delta=delta, return_last_state=True, backend=backend)

@@ -1,4 +1,4 @@
-"""compat.install: model code written for mamba_ssm and VMamba's kernels runs as it is, and nothing is left behind."""
+"""compat.install: code written for mamba_ssm and VMamba's kernels runs unchanged, and uninstalling leaves no trace."""
 
 import importlib
 import importlib.util
@@ -58,7 +58,7 @@ def write_package(folder, name, **files):
 
 @pytest.fixture
 def real_packages(tmp_path, monkeypatch):
-    """A mamba_ssm that is really installed, built without its extension."""
+    """An installed mamba_ssm, built without its extension."""
     write_package(tmp_path, "mamba_ssm", modules="from mamba_ssm.ops.selective_scan_interface import selective_scan_fn")
     write_package(tmp_path / "mamba_ssm", "ops", selective_scan_interface="def selective_scan_fn(): return 'real'")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -108,7 +108,7 @@ def test_what_is_really_installed_is_refused(real_packages):
 
 
 def test_what_is_really_installed_is_kept(real_packages):
-    """Only the extension that it lacks is stood in for."""
+    """Only its missing extension is replaced."""
     with compat.install(installed="keep") as installation:
         assert set(installation.modules) == {name for name in NAMES if not name.startswith("mamba_ssm")}
         assert importlib.import_module("mamba_ssm.modules").selective_scan_fn() == "real"
@@ -116,7 +116,7 @@ def test_what_is_really_installed_is_kept(real_packages):
 
 @pytest.mark.parametrize("imported_before", [False, True])
 def test_what_is_really_installed_is_overridden(real_packages, imported_before):
-    """The functions are ours, the rest of the package its own, and all is as before in the end."""
+    """The functions are ours, the rest is the package's own, and in the end everything is restored."""
     interface = "mamba_ssm.ops.selective_scan_interface"
     if imported_before:
         importlib.import_module(interface)
@@ -132,7 +132,7 @@ def test_what_is_really_installed_is_overridden(real_packages, imported_before):
 
 
 def test_a_folder_is_no_package(tmp_path, monkeypatch):
-    """VMamba's kernels/ has a folder of the name selective_scan."""
+    """VMamba's kernels/ has a folder named selective_scan."""
     (tmp_path / "selective_scan").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     with compat.install():
@@ -159,7 +159,7 @@ def test_vmamba_own_modules(tmp_path, monkeypatch, package):
 
 
 def wrapped_by_projects(extension, kind):
-    """An autograd Function around an extension's fwd and bwd, the way projects write theirs."""
+    """An autograd Function around an extension's fwd and bwd, as projects write them."""
 
     class Scan(torch.autograd.Function):
         @staticmethod
@@ -212,7 +212,7 @@ def test_extensions_by_their_fwd_and_bwd(kind, name, gate):
 
 
 def test_extension_of_oflex():
-    """Half precision in and float32 out, a gradient in either, step sizes shared by channels; the last state in x."""
+    """Half precision in, float32 out, gradients in either dtype, step sizes shared by channels; x holds the last state."""
     u, delta = torch.randn(2, 6, 9).bfloat16(), torch.randn(2, 2, 9).bfloat16()
     A, B = -torch.rand(6, 4), torch.randn(2, 3, 4, 9).bfloat16()
     with compat.install():
@@ -229,7 +229,7 @@ def test_extension_of_oflex():
 
 
 def test_extension_of_a_single_state():
-    """A (D,), B and C (B, G, L): as with an axis for the state."""
+    """A (D,), B and C (B, G, L) act like tensors with a state axis of length 1."""
     u, delta = torch.randn(2, 6, 9), torch.rand(2, 6, 9)
     A, B, C = -torch.rand(6), torch.randn(2, 3, 9), torch.randn(2, 3, 9)
     with compat.install():
@@ -250,7 +250,7 @@ def test_extension_of_a_single_state():
 
 
 PUBLIC = json.loads((Path(__file__).parent / "public_names.json").read_text())
-# What a model is built of: it must be there, not refused.
+# Names that models need at construction: they must exist.
 NEEDED = {
     "mamba_ssm": "Mamba mamba_inner_fn selective_scan_fn",
     "mamba_ssm.modules.mamba_simple": "Block Mamba RMSNorm layer_norm_fn rms_norm_fn selective_state_update",
@@ -318,7 +318,7 @@ def test_refusals_come_and_go(statement, message):
 
 
 def hugging_face(folder, monkeypatch, text, number="5.24.0"):
-    """A transformers of this version, of which only the file that looks for kernels is there."""
+    """A transformers package of this version, reduced to the file that looks for kernels."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(folder))

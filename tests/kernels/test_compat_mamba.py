@@ -1,4 +1,4 @@
-"""mamba_ssm's functions against float64 loops: every form of B and C, gates, last and complex states, the block."""
+"""mamba_ssm's functions against float64 loops: all forms of B and C, gates, last states, complex states, the block."""
 
 import inspect
 import itertools
@@ -26,13 +26,13 @@ def normal(*shape, dtype=torch.float64):
 
 
 def matrix(form):
-    """B or C as mamba_ssm takes it: constant, of one group, of three groups."""
+    """B or C in a form that mamba_ssm takes: constant, one group, three groups."""
     shapes = {"D, N": (DIM, STATES), "B, N, L": (BATCH, STATES, LENGTH), "B, G, N, L": (BATCH, 3, STATES, LENGTH)}
     return normal(*shapes[form])
 
 
 def of_channels(t):
-    """B or C in any form -> (B, D, L, N), one for each channel, by the definition of the forms."""
+    """B or C in any form -> (B, D, L, N), one per channel, by the definition of the forms."""
     if t.dim() == 2:
         return torch.stack([torch.stack([t[d].expand(LENGTH, -1) for d in range(DIM)])] * BATCH)
     groups = t.shape[1] if t.dim() == 4 else 1
@@ -41,7 +41,7 @@ def of_channels(t):
 
 
 def loop(u, delta, A, B, C, D, z, delta_bias, softplus):
-    """out (B, D, L) and the last state (B, D, N): every channel a route of its own."""
+    """out (B, D, L) and the last state (B, D, N), with every channel as its own route."""
     y, last = scan_loop(
         u[..., None], delta[..., None], A[:, None], of_channels(B), of_channels(C), None, delta_bias[:, None],
         softplus=softplus, merge=False,
@@ -57,7 +57,7 @@ def arguments(form_B="B, N, L", form_C="B, N, L"):
 
 
 def run(function, tensors):
-    """out, last state and all gradients of a projection of both."""
+    """out, the last state, and all gradients of a projection of both."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     out, last = function(*leaves)
     g = torch.Generator().manual_seed(9)
@@ -157,7 +157,7 @@ def rms(t, weight, eps):
 
 
 def before_scan(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B=None, C=None, **options):
-    """x, delta, B, C, z of the block, by its definition: x (B, D, L), B and C (B, N, L) or as given."""
+    """The scan's inputs in the block, x, delta, B, C, z, by definition: x (B, D, L), B and C (B, N, L) or as given."""
     states = STATES * (2 if A.is_complex() else 1)
     x, z = xz[:, :DIM], xz[:, DIM:]
     conv = torch.zeros_like(x)
@@ -200,7 +200,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_mamba_block(variant):
     arguments = block(**{name: normal(*shape) for name, shape in VARIANTS[variant].items()})
-    # RMS weights work in float32, as mamba_ssm's kernels do.
+    # RMS norms compute in float32, like mamba_ssm's kernels.
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if variant == "normalized" else {}
     torch.testing.assert_close(mamba_inner_fn(**arguments), block_loop(arguments), **tolerance)
     if variant != "normalized":
@@ -219,7 +219,7 @@ def test_mamba_block_with_complex_states():
 
 @pytest.mark.parametrize("complex_states", [False, True])
 def test_both_directions(complex_states):
-    """Vim's block: a scan of A from the beginning and one of A_b from the end, added, each with its gate."""
+    """Vim's block: the sum of a forward scan with A and a backward scan with A_b, each gated."""
     arguments = block(complex_states)
     A_b = arguments["A"] * 0.5
     kept = {name: value for name, value in arguments.items() if not name.startswith("out_proj")}

@@ -1,4 +1,4 @@
-"""Hugging Face's Mamba, FalconMamba and Jamba on the stand-ins, against their own PyTorch: random models, small."""
+"""Hugging Face's Mamba, FalconMamba and Jamba on our kernels, against their own PyTorch code, as small random models."""
 
 import importlib
 import io
@@ -40,7 +40,7 @@ OPERATORS = ("scan", "scan_backward", "causal_conv1d", "causal_conv1d_backward",
 
 @pytest.fixture(params=MODELS)
 def modeling(request, monkeypatch):
-    """The module of a model, imported anew while the stand-ins are there, which stay bound in it."""
+    """A model's module, imported anew while our kernels are installed, so that it stays bound to them."""
     name = f"transformers.models.{request.param}.modeling_{request.param}"
     importlib.import_module(name)
     for loaded in [n for n in sys.modules if n.startswith("transformers.models.") and ".modeling_" in n]:
@@ -53,7 +53,7 @@ def modeling(request, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often each operator of the CPU has been called."""
+    """Counts calls of each CPU operator."""
     counter = Counter()
 
     def counting(name, function):
@@ -70,7 +70,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def log(monkeypatch):
-    """What transformers warns of."""
+    """Collects transformers' warnings."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     logger = logging.getLogger("transformers")
@@ -87,7 +87,7 @@ def model_of(modeling):
 
 
 def own_pytorch(modeling, monkeypatch):
-    """Undo what transformers found: its own functions again."""
+    """Make transformers use its own functions again."""
     for name in FUNCTIONS:
         monkeypatch.setattr(modeling, name, getattr(modeling, name).__wrapped__)
 
@@ -105,7 +105,7 @@ def generated(model, tokens, mask):
 
 
 def test_against_its_own_pytorch(modeling, monkeypatch, calls, log):
-    """Logits, gradients, greedy tokens with a cache and under padding: the operators are found, counted, and silent."""
+    """Logits, gradients, greedy tokens with a cache and with padding; our operators are called, and nothing is logged."""
     model = model_of(modeling)
     tokens = torch.randint(1, 97, (2, 13))
     mask = torch.ones_like(tokens)
@@ -136,8 +136,8 @@ def test_against_its_own_pytorch(modeling, monkeypatch, calls, log):
 
 
 def test_training_takes_the_fused_block(modeling, calls, log):
-    """In training mode mamba_inner_fn is one call for what the layers otherwise do in turn: the same logits. (Not of
-    FalconMamba, whose own two ways normalize step sizes at different places, nor of Jamba, which has one way.)"""
+    """In training mode one call of mamba_inner_fn replaces several layers and gives the same logits. (Not FalconMamba,
+    whose two paths normalize step sizes at different places, nor Jamba, which has one path.)"""
     model = model_of(modeling)
     tokens = torch.randint(1, 97, (2, 13))
     layers = sum("A_log" in name for name, _ in model.named_parameters())

@@ -1,4 +1,4 @@
-"""VMamba's functions against float64 loops: output dtypes, grouped delta, names of kernels, older classes."""
+"""VMamba's functions against float64 loops: output dtypes, grouped delta, kernel names, older classes."""
 
 import inspect
 
@@ -38,7 +38,7 @@ def arguments(dtype=torch.float64, steps=DIM):
 
 
 def loop(u, delta, A, B, C, D, delta_bias, softplus=True):
-    """Channel d belongs to group d // CHANNELS, and takes the step sizes of row d // (DIM / rows of delta)."""
+    """Channel d belongs to group d // CHANNELS, and its step sizes are row d // (DIM / rows of delta)."""
     u, delta, A, B, C, D, delta_bias = (t.double() for t in (u, delta, A, B, C, D, delta_bias))
     each = DIM // delta.shape[1]
     delta = torch.stack([delta[:, d // each] for d in range(DIM)], dim=1)
@@ -78,7 +78,7 @@ def test_dtype_of_the_output(dtype):
     for backend in (None, "oflex", "torch", "cpu", "reference"):
         out = selective_scan_fn(*tensors, backend=backend)
         assert out.dtype == torch.float32
-        assert relative_error(out, exact) < 4e-7  # of half-precision inputs too: nothing is rounded to half on the way
+        assert relative_error(out, exact) < 4e-7  # for half-precision inputs too: no intermediate is rounded to half
         assert selective_scan_fn(*tensors, oflex=False, backend=backend).dtype == dtype
     for backend in ("core", "mamba"):
         assert selective_scan_fn(*tensors, backend=backend).dtype == dtype
@@ -100,7 +100,7 @@ def test_defaults_and_positions():
     }
     for function, names in expected.items():
         assert list(inspect.signature(function).parameters) == names.split()
-        softplus = function is selective_scan_fn  # on by default in the newest version only
+        softplus = function is selective_scan_fn  # the default in the newest version only
         out = function(u, delta, A, B, C, D, bias)
         torch.testing.assert_close(out.double(), loop(u, delta, A, B, C, D, bias, softplus), rtol=1e-5, atol=1e-5)
         out = function(u, delta, A, B, C, D, bias, True)
@@ -112,7 +112,7 @@ def test_defaults_and_positions():
 
 
 def test_any_strides():
-    """VMamba's kernels want the last stride to be 1; these do not."""
+    """VMamba's kernels need a last stride of 1; ours do not."""
     u, delta, A, B, C, D, bias = arguments()
     turned = [t.mT.contiguous().mT for t in (u, delta)]
     states = [t.mT.contiguous().mT for t in (B, C)]
@@ -120,7 +120,7 @@ def test_any_strides():
 
 
 class Traced:
-    """A traced tensor, of which fvcore asks type().sizes()."""
+    """A traced tensor with the type().sizes() that fvcore calls."""
 
     def __init__(self, *shape):
         self.sizes = lambda: list(shape)
@@ -139,7 +139,7 @@ def test_count_of_operations():
 
 
 def einsum_multiply_adds(equation, *shapes):
-    """As numpy counts and prints them, with four digits."""
+    """Counted by numpy, which prints four digits."""
     said = np.einsum_path(equation, *map(np.zeros, shapes), optimize="optimal")[1]
     return next(float(line.split(":")[-1]) / 2 for line in said.splitlines() if "Optimized FLOP" in line)
 

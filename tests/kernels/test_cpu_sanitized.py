@@ -11,21 +11,21 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 BUILD = build.ROOT / "build" / "planted_cpu"
-SANITIZED = ["-DVMDDPM_SANITIZE=address,undefined", "-DCMAKE_STRIP="]  # reports name lines
+SANITIZED = ["-DVMDDPM_SANITIZE=address,undefined", "-DCMAKE_STRIP="]  # line numbers in reports
 PLAIN = ["-DVMDDPM_PLAIN_VECTORS=ON", "-DVMDDPM_BASELINE_ONLY=ON"]
 
 SUITE = [
     "test_scan_accuracy.py", "test_scan_behaviour.py", "test_cross_scan.py", "test_images.py",
     "test_causal_conv1d.py", "test_state_update.py",
 ]  # fmt: skip
-# All but the test that starts Python again, on the installed kernels, and those of compilers, which take minutes under
-# a sanitizer; and its halves, for two processes at once.
+# All tests but one that starts Python with the installed kernels, and tests of compilers, which take minutes under a
+# sanitizer; in two halves, for two processes at once.
 ALL = "not instruction_set and not opcheck and not compilers"
 HALVES = {"images": f"{ALL} and cross_selective", "rest": f"{ALL} and not cross_selective"}
 
 
 def built(name: str, *options: str) -> Path:
-    """The extension with these options of csrc/CMakeLists.txt, in a folder of its own; built again where needed."""
+    """Build, if out of date, the extension with these options of csrc/CMakeLists.txt, in its own folder."""
     import pybind11
 
     folder = BUILD / name
@@ -44,8 +44,7 @@ def built(name: str, *options: str) -> Path:
 
 
 def python(module: Path, sanitizer: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python argv...` on this module, in two threads, which sleep while they wait: other processes need the
-    processors."""
+    """Run `python argv...` on this module with two threads that sleep while waiting, to leave processors to others."""
     environment = {
         "VMDDPM_PLANTED": str(module),
         "PYTHONPATH": os.pathsep.join([str(build.ROOT), str(build.ROOT / "tests"), str(HERE)]),
@@ -58,7 +57,7 @@ def python(module: Path, sanitizer: str, *argv: str, **env: str) -> subprocess.C
 
 
 def passes(module: Path, sanitizer: str, files: list[str], chosen: str, **env: str) -> None:
-    # UndefinedBehaviorSanitizer writes to the process's own stderr and ends it: what pytest captured would be lost.
+    # UndefinedBehaviorSanitizer writes to stderr and ends the process, so pytest's captured output would be lost.
     options = ["-q", "-p", "planted_cpu", "-p", "no:cacheprovider", "--capture=sys", "-k", chosen]
     done = python(module, sanitizer, "-m", "pytest", *options, *(str(HERE / name) for name in files), **env)
     if "is not available here" in done.stdout + done.stderr:
@@ -91,7 +90,7 @@ def test_no_report(sanitized, isa, half):
 
 
 FAULTS = {
-    # y has room for 4 of 9 steps.
+    # y has memory for only 4 of 9 steps.
     "overflow on address": (
         "x, delta, A, B = (torch.rand(s) for s in ((1, 9, 5), (1, 4, 9, 5), (4, 5, 2), (1, 4, 9, 2)))\n"
         "inputs = ScanInputs(x, delta, -A, B, B)\n"
@@ -124,7 +123,7 @@ def test_operators_on_any_arguments(sanitized):
 
 @pytest.mark.slow
 def test_plain_vectors():
-    """What compilers without vector types get."""
+    """The code for compilers without vector types."""
     if reason := build.missing("none"):
         pytest.skip(reason)
     passes(built("plain", *PLAIN), "none", SUITE, ALL)

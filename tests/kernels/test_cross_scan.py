@@ -75,13 +75,12 @@ def test_equals_definition(backend, height, width, in_first, out_first, scans, o
     assert torch.equal(merged, merge_by_definition(y, *layout))
 
 
-# Channels that make whole vectors, and that do not; several tiles of an image, of its channels and of pixels; planes
-# that begin anywhere in 16 bytes.
+# Channels that fill whole vectors or not; several tiles of an image, of its channels and of pixels; planes that begin
+# anywhere within 16 bytes.
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 @pytest.mark.parametrize("sizes", [(1, 20, 31, 33), (2, 16, 8, 24), (2, 17, 7, 7), (1, 5, 38, 34)])
 def test_larger_images(backend, sizes, in_first, out_first):
-    """One image for all routes, and one for each; in memory without gaps, with gaps between channels or images, and
-    between pixels."""
+    """One image for all routes or one each; memory without gaps, and with gaps between channels, images or pixels."""
     cases = [
         (torch.float32, False, 0, lambda t, _: t),
         (torch.bfloat16, True, 3, lambda t, _: t),
@@ -100,7 +99,7 @@ def test_larger_images(backend, sizes, in_first, out_first):
 
 
 def window(t, pixels):
-    """The same values within a larger tensor, with gaps on every axis but those of the pixels."""
+    """The same values inside a larger tensor, with gaps on every axis except the pixels'."""
     whole = [axis % t.dim() for axis in pixels]
     larger = torch.full([n if i in whole else n + 3 for i, n in enumerate(t.shape)], torch.nan, dtype=t.dtype)
     inner = larger[tuple(slice(None) if i in whole else slice(1, n + 1) for i, n in enumerate(t.shape))]
@@ -109,7 +108,7 @@ def window(t, pixels):
 
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 def test_memory_between_vectors(backend, in_first, out_first):
-    """Tensors without gaps that begin at an address which is no multiple of 16, nor of a sector."""
+    """Contiguous tensors that begin at an address that is no multiple of 16 bytes or of a sector."""
     layout = (in_first, out_first, False, 0)
     for sizes, dtype in (((1, 16, 8, 24), torch.float32), ((1, 16, 31, 33), torch.bfloat16)):
         x, y = image(*sizes, in_first, False), image(*sizes, out_first, True)
@@ -127,7 +126,7 @@ def test_adjoint_and_gradients(backend, in_first, out_first, one_by_one):
     x = image(1, 2, 3, 2, in_first, one_by_one).requires_grad_()
     y = image(1, 2, 3, 2, out_first, True).requires_grad_()
     options = {"permutation": vk.patch_permutation(3, 2, seed=1), "backend": backend}
-    fast = {"fast_mode": backend == "triton"}  # interpreted: one random direction instead of every element
+    fast = {"fast_mode": backend == "triton"}  # interpreted, so one random direction instead of every element
     assert torch.autograd.gradcheck(lambda t: vk.cross_scan(t, *layout, **options), (x,), **fast)
     assert torch.autograd.gradcheck(lambda t: vk.cross_merge(t, *layout, **options), (y,), **fast)
     assert torch.autograd.gradgradcheck(lambda t: vk.cross_scan(t, *layout, **options) ** 2, (x,), **fast)
@@ -163,7 +162,7 @@ def test_special_values_are_copied(backend):
 
 
 def test_special_values_are_put_back(backend):
-    """Payloads of NaN, which no conversion leaves alone, and what is too small for a normal number."""
+    """NaN payloads, which conversions would change, and subnormal numbers."""
     if backend == "reference":
         pytest.skip("torch.gather has one NaN in half precision")
     bits = torch.tensor([0x7C01, -0x03FE, 0x7FC1, 0x7C00, 1, -0x8000], dtype=torch.int16)

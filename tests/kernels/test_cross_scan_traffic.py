@@ -1,8 +1,8 @@
-"""What cross scan and cross merge move, in sectors of 32 bytes, of which a part costs as much as the whole: at most 1.1
-times the least there is to move, which is the image once and the sequences once.
+"""Memory traffic of cross scan and cross merge in 32-byte sectors, where part of a sector costs as much as the whole:
+at most 1.1 times the minimum, which is the image once and the sequences once.
 
-The CUDA kernels are counted as a GPU does it, by warp (tests/cuda_emulation/counts.h); the Triton kernels by program,
-as what a warp does is the compiler's choice."""
+CUDA kernels are counted by warp, as on a GPU (tests/cuda_emulation/counts.h), and Triton kernels by program, because
+the compiler decides the work of a warp."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def names(layouts):
 @pytest.mark.parametrize("multiprocessors", [FILLED, EMPTY], ids=["filled", "empty"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_cuda(shape, multiprocessors, monkeypatch, emulated_native, tmp_path):
-    """On a GPU that is filled, as by a large batch, and on one that is not. Shared memory takes at most four times the
+    """On a GPU filled by the work, as by a large batch, and on one that is not. Shared memory needs at most four times the
     passes of accesses without bank conflicts."""
     use_emulation(monkeypatch, emulated_native, multiprocessors)
     file = tmp_path / "counts"
@@ -59,7 +59,7 @@ def test_cuda(shape, multiprocessors, monkeypatch, emulated_native, tmp_path):
 
 
 class Sectors:
-    """Counts those that the programs of Triton's interpreter ask for."""
+    """Counts the sectors that programs access in Triton's interpreter."""
 
     def __init__(self, monkeypatch):
         from triton.runtime import interpreter
@@ -90,10 +90,10 @@ CUT = (96, 56, 56), torch.bfloat16, (False, True)
     ],
 )
 def test_triton(shape, channels, monkeypatch):
-    """Fewer channels, as a program takes milliseconds; every program has its full number of them."""
+    """Fewer channels, because a program takes milliseconds; every program has its full number of them."""
     from vmddpm_kernels.backends.triton import cross_scan
 
-    monkeypatch.setattr(cross_scan, "INTERPRETED", False)  # results of the type that a GPU gives them
+    monkeypatch.setattr(cross_scan, "INTERPRETED", False)  # results have the same dtype as on a GPU
     sectors = Sectors(monkeypatch)
     for dtype, layouts in itertools.product(DTYPES, LAYOUTS):
         for function, tensor in problem(channels, *shape[1:], layouts, dtype):
