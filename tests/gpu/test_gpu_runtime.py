@@ -157,7 +157,7 @@ def test_graph_of_cross_scan(operation):
 
 
 def test_graph_refuses_a_table_it_cannot_check():
-    """Checking a table waits for the device, which a capture cannot do: an error says so, and the capture still ends."""
+    """Checking a table waits for the device, which a capture cannot: an error says so, and the capture still ends."""
     tensors, table = problem(1, 4, 30, 33, 2, torch.float32), random_table(4, 30)
     expected = operator(*tensors, table=table)
     unseen = table.clone()

@@ -57,8 +57,8 @@ def relative_error(value, exact):
 
 
 def assert_as_accurate(value, reference, exact, dtype, name):
-    """The rule of every comparison: at most twice the error of PyTorch's arithmetic in the same dtype, or one unit in the
-    last place, because PyTorch may round a handful of values exactly by chance. In float64 the loop is no more exact
+    """The rule of every comparison: at most twice the error of PyTorch's arithmetic in the same dtype, or one unit in
+    the last place, because PyTorch may round a handful of values well by chance. In float64 the loop is no more exact
     than the kernel, so sixteen units are allowed."""
     ours, theirs = relative_error(value, exact), relative_error(reference, exact)
     bound = max(2 * theirs, torch.finfo(dtype).eps * (16 if dtype == torch.float64 else 1))
@@ -67,6 +67,6 @@ def assert_as_accurate(value, reference, exact, dtype, name):
 
 
 def together(problems, function):
-    """The results of `function` on all problems, each concatenated to one vector: on a single small problem the ratio of
-    two errors is chance."""
+    """The results of `function` on all problems, each concatenated to one vector: on one small problem the ratio of two
+    errors is chance."""
     return [torch.cat([r.flatten() for r in results]) for results in zip(*map(function, problems))]

@@ -38,8 +38,8 @@ LAYOUTS = list(itertools.product([True, False], [True, False], [True, False], [0
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strided", [False, True])
 def test_functions_of_the_current_version(layout, strided):
-    """All layouts, scans and one_by_one, by position, including cases where VMamba's functions fail: on a CPU, scans = 3,
-    one_by_one with channel last, and inputs that are not contiguous."""
+    """All layouts, scans and one_by_one, by position, including cases where VMamba's functions fail: on a CPU, with
+    scans = 3, with one_by_one and channel last, on inputs that are not contiguous."""
     in_first, out_first, one_by_one, _ = layout
     x = image(2, 3, 4, 5, in_first, one_by_one).requires_grad_()
     y = image(2, 3, 4, 5, out_first, True).requires_grad_()
@@ -93,7 +93,7 @@ def test_one_image_a_route():
 
 
 def test_older_channel_last_layout():
-    """CrossScanTritonF.apply(x, channel_first): channel_first is the image's layout; sequences are always channel first."""
+    """CrossScanTritonF.apply(x, channel_first) takes the image's layout; sequences are always channel first."""
     x, y = image(2, 3, 4, 5, False, False), image(2, 3, 4, 5, True, True)
     assert torch.equal(CrossScanTritonF.apply(x, False), scan_by_definition(x, False, True, False, 0))
     assert torch.equal(CrossMergeTritonF.apply(y, False), merge_by_definition(y, False, True, False, 0))

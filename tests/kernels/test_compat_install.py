@@ -212,7 +212,7 @@ def test_extensions_by_their_fwd_and_bwd(kind, name, gate):
 
 
 def test_extension_of_oflex():
-    """Half precision in, float32 out, gradients in either dtype, step sizes shared by channels; x holds the last state."""
+    """Half precision in, float32 out, gradients in either, step sizes shared by channels; x holds the last state."""
     u, delta = torch.randn(2, 6, 9).bfloat16(), torch.randn(2, 2, 9).bfloat16()
     A, B = -torch.rand(6, 4), torch.randn(2, 3, 4, 9).bfloat16()
     with compat.install():

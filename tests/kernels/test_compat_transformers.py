@@ -1,4 +1,4 @@
-"""Hugging Face's Mamba, FalconMamba and Jamba on our kernels, against their own PyTorch code, as small random models."""
+"""Hugging Face's Mamba, FalconMamba and Jamba on our kernels, against their own PyTorch code: small random models."""
 
 import importlib
 import io
@@ -105,7 +105,7 @@ def generated(model, tokens, mask):
 
 
 def test_against_its_own_pytorch(modeling, monkeypatch, calls, log):
-    """Logits, gradients, greedy tokens with a cache and with padding; our operators are called, and nothing is logged."""
+    """Logits, gradients, greedy tokens with a cache and with padding; our operators are called without warnings."""
     model = model_of(modeling)
     tokens = torch.randint(1, 97, (2, 13))
     mask = torch.ones_like(tokens)

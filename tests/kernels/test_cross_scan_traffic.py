@@ -37,8 +37,8 @@ def names(layouts):
 @pytest.mark.parametrize("multiprocessors", [FILLED, EMPTY], ids=["filled", "empty"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_cuda(shape, multiprocessors, monkeypatch, emulated_native, tmp_path):
-    """On a GPU filled by the work, as by a large batch, and on one that is not. Shared memory needs at most four times the
-    passes of accesses without bank conflicts."""
+    """On a GPU filled by the work, as by a large batch, and on one that is not. Shared memory needs at most four times
+    the passes of accesses without bank conflicts."""
     use_emulation(monkeypatch, emulated_native, multiprocessors)
     file = tmp_path / "counts"
     monkeypatch.setenv("VMDDPM_EMULATION_COUNTS", str(file))

@@ -1,8 +1,7 @@
-"""Every branch of the CUDA kernels on small problems, against the float64 loop: each number of states a thread, each
-walk, each way a tile is fetched, each way a problem is cut. Short enough for sanitizers too, where a missing barrier
-or an overrun shows even if the values are right; see test_cuda_sanitized.py. The problems are too small for a ratio
-of two errors to mean anything: that rule is test_scan_accuracy.py's, here errors are held to a few units in the last
-place."""
+"""Every branch of the CUDA kernels on small problems, against the float64 loop: each number of states per thread, each
+walk, each way to fetch a tile, each way to divide a problem. Short enough for sanitizers too, which find a missing
+barrier or an overrun even if the values are right; see test_cuda_sanitized.py. The problems are too small for a ratio
+of two errors (test_scan_accuracy.py uses that rule), so errors must be within a few units in the last place."""
 
 import pytest
 import torch
@@ -51,7 +50,7 @@ def test_summed_routes(case, monkeypatch, emulated_native):
     table = torch.stack([torch.randperm(length) for _ in range(K)]).int()
     tensors = list(image_problem(*sizes, dtype))
     softplus = options.get("delta_softplus", True)
-    if not softplus:  # a step size is positive
+    if not softplus:  # step sizes must be positive
         tensors[1], tensors[6] = tensors[1].abs() * 0.3, tensors[6].abs() * 0.3
 
     def operator(*t):
@@ -70,7 +69,7 @@ def test_summed_routes(case, monkeypatch, emulated_native):
 @pytest.mark.parametrize("length", [40, 37])
 @pytest.mark.parametrize("multiprocessors", [EMPTY, FILLED])
 def test_sequences(channel_last, dtype, length, multiprocessors, monkeypatch, emulated_native):
-    """Groups that share nothing; 16-byte fetches along the steps where 40 of them make whole chunks; no table."""
+    """Independent groups without a table; 16-byte fetches along the steps, because 40 steps make whole chunks."""
     use_emulation(monkeypatch, emulated_native, multiprocessors)
     _, delta, A, B, C, D, bias, h0 = image_problem(2, 2, length, 33, 8, dtype)
     u = torch.randn(delta.shape).to(dtype)
@@ -116,12 +115,12 @@ def test_cross_scan_and_merge(layouts, permuted, monkeypatch, emulated_native):
             assert torch.equal(ours, function(tensor, *layouts, permutation=permutation, backend="reference"))
 
 
-# Whole vectors; runs that begin anywhere in a sector, whole images and several channels at a time; a single row or
-# column; channels that make no vectors.
+# Whole vectors; runs that begin anywhere in a sector; whole images and several channels at a time; a single row or
+# column; channels that do not fill vectors.
 @pytest.mark.parametrize("sizes", [(2, 16, 8, 16), (1, 20, 9, 11), (1, 16, 17, 33), (1, 17, 1, 19), (1, 8, 40, 1)])
 @pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True), (False, False)])
 def test_regular_routes(layouts, sizes, monkeypatch, emulated_native):
-    """On a GPU that is filled and on one that is not, with shared memory for whole images and without."""
+    """On a GPU filled by the work and on one that is not, with and without shared memory for whole images."""
     batch, channels, height, width = sizes
     for multiprocessors, shared_bytes in ((FILLED, 227 * 1024), (EMPTY, 20 * 1024)):
         use_emulation(monkeypatch, emulated_native, multiprocessors, shared_bytes)
@@ -144,7 +143,7 @@ def check_copies(layouts, scans, one_by_one, batch, channels, height, width, dty
 
 
 def test_small_shared_memory(monkeypatch, emulated_native):
-    """Blocks get narrower on GPUs with less shared memory, down to the least there is."""
+    """Blocks are narrower on GPUs with less shared memory, down to the smallest existing size."""
     tensors = image_problem(1, 2, 40, 64, 16, torch.float32)
 
     def scan(*t):

@@ -1,11 +1,11 @@
-"""How the CUDA backend cuts problems: real ones fill a large GPU, and what is cut covers everything."""
+"""The CUDA backend's division of problems: real ones fill a large GPU, and the parts cover everything."""
 
 import pytest
 
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
 
 H200 = (132, 227 * 1024)
-WARPS_TO_FILL = 132 * 5  # more than one for each of a multiprocessor's four schedulers
+WARPS_TO_FILL = 132 * 5  # more than one per scheduler, of which a multiprocessor has four
 
 
 def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, zoh=False, limits=H200):
@@ -50,7 +50,7 @@ def test_workspaces_are_of_a_part_of_a_large_batch(emulated_native, batch, dim, 
     plan = cut(emulated_native, batch, 4, dim, length, states, backward, summed=True, limits=limits)
     assert 1 <= plan.part < batch
     assert plan.segments == 1
-    if limits is H200:  # bytes of float32 a (pixel, channel) of the whole batch
+    if limits is H200:  # float32 bytes per (pixel, channel) of the whole batch
         partial_matrices = 2 * plan.matrices * 4 * states / dim if backward else 0
         workspace = 4 * (plan.images + partial_matrices) * plan.part / batch
         assert workspace <= (3 if backward else 4)

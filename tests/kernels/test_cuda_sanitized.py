@@ -1,4 +1,4 @@
-"""The CUDA kernels on the emulated GPU: under AddressSanitizer and ThreadSanitizer, and with threads in any order."""
+"""The CUDA kernels on the emulated GPU: under AddressSanitizer and ThreadSanitizer, and with other thread orders."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_no_report(name):
 
 
 def test_planted_race_is_reported():
-    """Without the barrier before a walk, threads read tiles that others still write."""
+    """Without the barrier before a walk, threads read tiles that other threads are still writing."""
     if reason := build.missing("thread"):
         pytest.skip(reason)
     text = (build.ROOT / "csrc" / "selective_scan" / "fwd.cu").read_text()

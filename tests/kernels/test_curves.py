@@ -1,5 +1,5 @@
-"""Every named route and set against a construction of its own: loops over coordinates, or the models' own reshaping of
-padded arrays, at odd sizes."""
+"""Every named route and set against an independent construction, at odd sizes: loops over coordinates, or the models'
+own reshaping of padded arrays."""
 
 import importlib
 import itertools
@@ -27,7 +27,7 @@ def numbers(coordinates, size):
 
 
 def loops(size, axes):
-    """Nested loops over the axes as their letters say, capital ones downwards."""
+    """Nested loops over the axes named by the letters; capitals run downwards."""
     letters = LETTERS[-len(size) :]
     places = [letters.index(axis) for axis in axes.lower()]
     ranges = [range(size[i])[:: -1 if axis.isupper() else 1] for i, axis in zip(places, axes)]
@@ -35,7 +35,7 @@ def loops(size, axes):
 
 
 def turned(curve, size, axes):
-    """A curve over the grid that the loops make, as numbers."""
+    """A curve over the grid of the loops, as pixel numbers."""
     letters = LETTERS[-len(size) :]
     grid = [size[letters.index(axis)] for axis in axes.lower()]
     visited = numbers(loops(size, axes), size)
@@ -68,7 +68,7 @@ def zorder(size):
 
 
 def hilbert(size):
-    """From the number of a step to its place: Skilling's other way (2004), a step at a time."""
+    """The place of a step from its number, by Skilling's inverse algorithm (2004), a step at a time."""
     bits, axes = max(extent - 1 for extent in size).bit_length(), len(size)
     visited = []
     for number in range(2 ** (bits * axes)):
@@ -177,7 +177,7 @@ def both_ways(orders):
 
 @pytest.mark.parametrize("size", SOLID)
 def test_sets_of_volumes(size):
-    """As the models make them: by exchanging axes, and by stacking the chunks of a sequence."""
+    """As the models make them: by transposing axes, and by stacking the chunks of a sequence."""
     volume = torch.arange(prod(size)).view(size)
     dhw, hdw, whd, dwh = (v.flatten() for v in (volume, volume.transpose(0, 1), volume.transpose(0, 2), volume.mT))
     assert sets("cross3d", size) == sets(0, size) == both_ways([dhw, hdw, whd])
@@ -220,7 +220,7 @@ def kept(pixels):
 
 @pytest.mark.parametrize("size", FLAT)
 def test_local_is_localmambas(size):
-    """Windows of a padded image, without the padding."""
+    """Windows of a padded image, with the padding removed."""
     image = torch.arange(prod(size)).view(size)
     expected = [image.flatten(), image.mT.flatten()]
     for side in (2, 7):
@@ -234,7 +234,7 @@ def test_local_is_localmambas(size):
 
 @pytest.mark.parametrize("size", FLAT)
 def test_efficient_begins_as_efficientvmamba(size):
-    """Which scans a quarter of the padded image along each route."""
+    """EfficientVMamba scans a quarter of the padded image along each route."""
     grid = padded(torch.arange(prod(size)).view(size), 2)
     quarters = [grid[::2, ::2], grid.mT[::2, 1::2], grid[::2, 1::2], grid.mT[1::2, 1::2]]
     for order, quarter in zip(sets("efficient", size), quarters):
@@ -270,12 +270,12 @@ def test_what_is_remembered_has_a_limit(monkeypatch):
     for width in (3, 4, 3, 16, 30, 20):  # 9, 12, 48, 90 and 60 steps of one route
         assert vk.routes(3, width, scans="wh").tolist() == [numbers(loops((3, width), "wh"), (3, width))]
     assert [key[0] for key in routes._cache] == [(3, 20)]
-    vk.routes(3, 40, scans="wh")  # more alone than all may have
+    vk.routes(3, 40, scans="wh")  # larger than the limit of the whole cache
     assert [key[0] for key in routes._cache] == [(3, 20)]
 
 
 def test_what_a_graph_reads_is_kept_and_what_it_makes_is_not(monkeypatch):
-    """On a device that captures whatever is done there."""
+    """On a device that captures all work."""
     routes, captures = importlib.import_module("vmddpm_kernels.routes"), [False]
     changes = {"_cache": {}, "_captured": set(), "_MOST_STEPS": 100, "capturing": lambda device: captures[-1]}
     for name, value in changes.items():
@@ -294,7 +294,7 @@ def test_what_a_graph_reads_is_kept_and_what_it_makes_is_not(monkeypatch):
     vk.routes(3, 3)
     assert sizes() == [(3, 4), (3, 3)]
     vk.routes(4, 4)
-    assert sizes() == [(3, 4)]  # all that is left beside it is too little
+    assert sizes() == [(3, 4)]  # the rest of the cache is too small for others
 
 
 @pytest.mark.parametrize(

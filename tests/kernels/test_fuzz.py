@@ -1,4 +1,4 @@
-"""Every public function on any arguments: it returns what the reference returns, or says which argument is wrong."""
+"""Every public function on random arguments: it returns the reference's result, or names the wrong argument."""
 
 import inspect
 import re
@@ -22,7 +22,7 @@ def tensors_of(result):
 
 
 def call(function, arguments, differentiate):
-    """What it returned, with gradients if it can be differentiated; or the error, if it is one of ours."""
+    """The result, with gradients if it is differentiable; or the error, if it is one of ours."""
     torch.manual_seed(0)
     try:
         results = tensors_of(function(**arguments))
@@ -50,21 +50,21 @@ def assert_ours(error, function, arguments):
 
 
 def same(a, b, rtol):
-    """Whether close. Where one is infinite the other may be NaN: products of infinity and zero come in any order."""
+    """Whether close. One may be NaN where the other is infinite: products of infinity and zero come in any order."""
     if a is None or b is None:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
         return False
     if a.is_meta:
         return True
-    if a.dtype.itemsize == 1 and a.is_floating_point():  # of which torch knows little more than how to widen it
+    if a.dtype.itemsize == 1 and a.is_floating_point():  # float8, for which torch supports little but conversion
         a, b = a.float(), b.float()
     finite = a.isfinite()
     return torch.equal(finite, b.isfinite()) and torch.allclose(a[finite], b[finite], rtol=rtol, atol=rtol)
 
 
 def differentiable(value):
-    """The same argument as a leaf."""
+    """The argument as a leaf."""
     if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
         return value.detach().requires_grad_()
     return value
@@ -90,7 +90,7 @@ def test_any_call(target, monkeypatch, data):
         assert type(ours) is type(reference), f"{ours!r} but {reference!r} after {done}"
         return
     assert len(ours) == len(reference)
-    # The arithmetic may be as coarse as the coarsest argument.
+    # The error may be that of the least precise argument.
     dtypes = [t.dtype for t in (*arguments.values(), *ours) if isinstance(t, torch.Tensor)]
     rtol = max(RTOL.get(dtype, 1e-9) for dtype in dtypes)
     for a, b in zip(ours, reference):

@@ -1,6 +1,5 @@
-"""The registered operators on any arguments, forward and backward, with tensors that change behind autograd's back
-between the two: the reference's result, or an error; never a crash, never a number that is not finite where the
-reference's is."""
+"""The registered operators on random arguments, forward and backward, with tensors that change unseen by autograd
+between the two: the reference's result or an error, never a crash, and finite values where the reference's are."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,7 +17,7 @@ def scan(m):
     a = cross_selective_scan(m)
     if m.draw(st.booleans()) and a["x"].dim() == 3:  # images of their own
         a["x"] = m.normal(*a["delta"].shape[:3], a["x"].shape[2])
-    a["table"] = m.maybe(a["table"])  # of several routes too
+    a["table"] = m.maybe(a["table"])  # also for several routes
     names = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "dt_proj", "table")
     options = {"delta_softplus": a["delta_softplus"]}
     options |= {"zoh": m.draw(st.booleans()), "channel_first": m.draw(st.booleans()), "backend": "cpu"}
@@ -70,7 +69,7 @@ OPERATORS = {
 
 def fill(value):
     def change(t, draw):
-        t.detach().numpy().fill(0 if t.is_floating_point() else value)  # a state that grows may well overflow
+        t.detach().numpy().fill(0 if t.is_floating_point() else value)  # a growing state may overflow
 
     return change
 
@@ -80,7 +79,7 @@ def other_data(t, draw):
     t.data = torch.zeros(draw(st.sampled_from(shapes)), dtype=t.dtype)
 
 
-# What happens to a tensor between the forward and the backward, of which autograd hears nothing.
+# Changes to a tensor between forward and backward that autograd does not see.
 CHANGES = {
     "filled": fill(1),
     "filled with a large number": fill(99),
@@ -109,7 +108,7 @@ def spoil(arguments, draw):
 
 
 def run(operator, arguments, leaves, change=None):
-    """What it returns, with gradients; or the error."""
+    """The result, with gradients; or the error."""
     try:
         results = operator(*arguments.values())
         results = list(results) if isinstance(results, tuple | list) else [results]
@@ -126,7 +125,7 @@ def run(operator, arguments, leaves, change=None):
 
 
 def in_float64(arguments, leaves):
-    """The same arguments for the reference, widened, and their leaves."""
+    """The arguments for the reference, converted to float64, and their leaves."""
     wide, wide_leaves = {**arguments, "backend": "reference"}, []
     for key, value in arguments.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -138,8 +137,8 @@ def in_float64(arguments, leaves):
 
 
 def as_accurate(ours, reference, exact, steps):
-    """States that grow leave small differences of large numbers, right to the rounding of the large: the accuracy rule,
-    and as a single sequence of states may be lucky, one unit in the last place of the largest value a step."""
+    """The accuracy rule, with at least one unit in the last place per step allowed: growing states leave small
+    differences of large numbers, and the reference may round a single sequence well by chance."""
     if ours.shape != exact.shape or not torch.equal(ours.isfinite(), reference.isfinite()):
         return False
     finite = ours.isfinite() & exact.isfinite()
@@ -166,7 +165,7 @@ def test_any_operator_call(name, data):
         }  # fmt: skip
     leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
     reference = None
-    # A backward with nothing to differentiate multiplies by zero what the reference leaves out.
+    # A backward with nothing to differentiate multiplies by zero where the reference leaves terms out.
     unlike = name == "selective_scan_backward" and any(how in ("NaN", "infinite", "large") for _, how in done)
     if arguments["backend"] == "cpu" and "checkpoints" not in dict(done) and not unlike:
         own = {"checkpoints": arguments["checkpoints"].new_empty(0)} if "checkpoints" in arguments else {}

@@ -1,4 +1,4 @@
-"""GPUs that the CUDA kernels of a build do not run on: what is said of them, and that Triton runs instead."""
+"""GPUs that a build's CUDA kernels do not support: the reported reason, and Triton as the replacement."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -70,7 +70,7 @@ REFUSALS = {
 
 @dataclass
 class SimulatedRuntime:
-    """A machine with this GPU, whose memory is the CPU's."""
+    """A machine with this GPU and the CPU's memory."""
 
     found: Gpu | None
     answer: Probe | Exception
@@ -92,7 +92,7 @@ class SimulatedRuntime:
 
 
 def simulate(monkeypatch, found, answer):
-    """Tensors on the CPU are on the simulated GPU, and Triton's kernels are interpreted for it."""
+    """Treat CPU tensors as being on the simulated GPU, and interpret Triton's kernels for it."""
     runtime = SimulatedRuntime(found, answer)
     monkeypatch.setitem(BACKENDS, "cuda", CudaBackend(runtime))
     monkeypatch.setattr(TritonBackend, "devices", frozenset({"cpu"}))
@@ -122,7 +122,7 @@ def test_triton_runs_where_the_kernels_cannot(name, monkeypatch, interpreter):
         monkeypatch.setattr(
             TritonBackend, method, lambda *a, run=run, method=method, **k: ran.append(method) or run(*a, **k)
         )
-    leaves = [t.requires_grad_(name == "V100") for t in inputs()]  # the backward takes the interpreter seconds
+    leaves = [t.requires_grad_(name == "V100") for t in inputs()]  # the interpreted backward takes seconds
     y = vk.cross_selective_scan(*leaves, table=vk.routes(2, 2))
     expected = vk.cross_selective_scan(*leaves, table=vk.routes(2, 2), backend="reference")
     torch.testing.assert_close(y, expected)
@@ -156,7 +156,7 @@ def test_what_may_pass_is_asked_again(monkeypatch, answer):
 
 
 def use_torch(monkeypatch, properties, probes, hip=None):
-    """torch and the compiled kernels as on a machine with such GPUs; returns the numbers of those that were probed."""
+    """Make torch and the compiled kernels act as on a machine with such GPUs; returns the numbers of probed GPUs."""
     probed = []
 
     def probe(number):
@@ -208,7 +208,7 @@ def test_properties_of_rocm(monkeypatch, properties):
 
 
 def test_a_process_that_was_forked(monkeypatch):
-    """torch refuses to speak to a GPU there."""
+    """torch refuses to use a GPU there."""
     use_torch(monkeypatch, [], [])
 
     def refuse(*_):
@@ -233,7 +233,7 @@ def test_what_was_not_built(monkeypatch, native, reason):
 
 
 def test_the_runtime_of_this_build():
-    """CUDA itself is asked, of a GPU that is not there."""
+    """Query CUDA itself about a GPU that does not exist."""
     kernels = getattr(extension.native, "cuda", None)
     if kernels is None or torch.cuda.is_available():
         pytest.skip("needs a build with CUDA, on a machine without a GPU")

@@ -1,4 +1,4 @@
-"""The first call of all is captured in a CUDA graph, on the emulated GPU."""
+"""The first call ever is captured in a CUDA graph, on the emulated GPU."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def graph(monkeypatch, emulated_native):
     return use_graph(monkeypatch, emulated_native)
 
 
-DEVICE = "cpu:0"  # has no tables of its own: those of "cpu" are kept from call to call
+DEVICE = "cpu:0"  # no tables are cached for it, unlike for "cpu"
 
 
 def inputs(height, width, seed):
@@ -38,7 +38,7 @@ def test_the_first_call_is_captured(graph, permuted):
         captured = forward_and_backward(leaves, dy, table)
         scanned = vk.cross_scan(leaves[0].detach().mT.unflatten(2, (height, width)), backend="cuda")
     assert len(graph.work) > 4
-    # Before it is replayed, as on another stream before this one has run.
+    # Before the replay, as on another stream before this one has run.
     here = vk.routes(height, width, permutation=permutation, device=DEVICE)
     assert torch.equal(here.sort(1).values, torch.arange(35, dtype=torch.int32).expand(4, 35))
     for seed in (1, 2):

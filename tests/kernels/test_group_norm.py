@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import vmddpm_kernels as vk
 from vmddpm_kernels.ops import group_norm
 
-# (B, C, pixels), groups, whether the affine map is one for each image
+# (B, C, pixels), groups, whether each image has its own affine map
 CASES = {
     "many pixels": ((2, 32, 17, 16), 8, False),
     "odd channels": ((3, 33, 7, 5), 3, True),
@@ -34,7 +34,7 @@ def problem(shape, of_images, dtype, mean=3.0):
 
 
 def definition(x, groups, weight, bias, eps=1e-5):
-    """By the sums of its formula."""
+    """The formula, written as sums."""
     grouped = x.reshape(x.shape[0], groups, -1)
     centred = grouped - grouped.mean(2, keepdim=True)
     normal = centred / (centred.square().mean(2, keepdim=True) + eps).sqrt()
@@ -51,7 +51,7 @@ def results(function, leaves, dy):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_against_float64(case, dtype):
-    """The error is at most twice that of PyTorch's operators of the same type."""
+    """The error is at most twice that of PyTorch's operators in the same dtype."""
     shape, groups, of_images = CASES[case]
     leaves, dy = problem(shape, of_images, dtype)
     exact = results(
@@ -68,7 +68,7 @@ def test_against_float64(case, dtype):
 
 
 def test_a_mean_far_from_zero():
-    """Takes no digits from the deviation."""
+    """The deviation loses no digits."""
     [x, weight, bias], _ = problem((2, 16, 8, 8), False, torch.float32, mean=1000.0)
     exact = definition(x.double(), 4, weight.double(), bias.double())
     assert (vk.group_norm_silu(x, 4, weight, bias).double() - exact).abs().max() < 1e-3

@@ -1,5 +1,5 @@
-"""Images along the regular routes in one call of the extension: that such a call is taken, what its gradients are, and
-that whatever it cannot tell goes the long way."""
+"""Images along the regular routes in one call of the extension: when that call is used, its gradients, and the general
+path for everything else."""
 
 import itertools
 
@@ -17,7 +17,7 @@ EVERY = [(*layout, *rest) for layout, *rest in itertools.product(LAYOUTS, [False
 
 @pytest.fixture
 def only_at_once(monkeypatch):
-    """The operators below the public functions cannot be called."""
+    """Make calls of the operators below the public functions fail."""
 
     def refuse(*_):
         raise AssertionError("not in one call")
@@ -36,7 +36,7 @@ def images(layout, dtype=torch.float64):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", EVERY)
 def test_values_and_gradients(layout, dtype):
-    """The gradient of each is the other, by its definition."""
+    """By definition, scan and merge are each other's gradient."""
     x, y = (t.requires_grad_() for t in images(layout, dtype))
     scanned, merged = vk.cross_scan(x, *layout), vk.cross_merge(y, *layout)
     expected = scan_by_definition(x.detach().double(), *layout).to(dtype)
@@ -60,7 +60,7 @@ def test_gradients_of_gradients(layout):
 @pytest.mark.usefixtures("only_at_once")
 @pytest.mark.parametrize("layout", EVERY[::3])
 def test_a_gradient_that_repeats_one_number(layout):
-    """`sum` sends one number to every element."""
+    """The gradient of `sum` is one expanded number."""
     x, y = (t.requires_grad_() for t in images(layout))
     vk.cross_scan(x, *layout).sum().backward()
     vk.cross_merge(y, *layout).sum().backward()
@@ -89,7 +89,7 @@ def test_whatever_is_not_told_easily_is_left_to_python():
     assert at_once(x, *layout) is not None
     for other in [
         x.long(), x.to_sparse(), x.to("meta"), x[0], x[None], x[:, :, :0], x[:, :, :, :0], None, "x",
-        torch.randn(1, 2, 6, 8)[:, :, ::2, ::2],      # rows that are not as far apart as their pixels say
+        torch.randn(1, 2, 6, 8)[:, :, ::2, ::2],      # row stride differs from width times pixel stride
         torch.randn(1, 2, 4, 3).transpose(2, 3),
     ]:  # fmt: skip
         assert at_once(other, *layout) is None
@@ -112,7 +112,7 @@ def test_pixels_that_are_not_evenly_spaced():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1)])
 def test_a_single_row_or_column(size):
-    """Of a larger image, whose pixels are no neighbours."""
+    """A row or column of a larger image, so that pixels are not adjacent."""
     x = torch.randn(2, 3, 6, 6)[:, :, : size[0], : size[1]]
     assert torch.equal(vk.cross_scan(x), scan_by_definition(x.contiguous(), True, True, False, 0))
 

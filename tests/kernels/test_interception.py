@@ -1,4 +1,4 @@
-"""Whatever can intercept a call of an operator hears of it: one test for each kind."""
+"""Everything that can intercept an operator call sees it: one test per mechanism."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ NAMES = {"vmddpm.selective_scan_forward.default", "vmddpm.cross_scan.default", "
 
 
 class Seen(TorchDispatchMode):
-    """Collects the names of the operators that are called."""
+    """Records the names of called operators."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class SeenByFunctionMode(torch.overrides.TorchFunctionMode):
 
 
 class Wrapper(torch.Tensor):
-    """A subclass that holds a tensor and collects the names of the operators that are called on it."""
+    """A subclass that wraps a tensor and records the operators called on it."""
 
     names: ClassVar[set[str]] = set()
 
@@ -70,12 +70,12 @@ ROWS = vk.routes(3, 4, scans="unidi")
 
 
 def scan_rows(*tensors, backend):
-    """Along the rows of these images."""
+    """Scan along the rows of these images."""
     return vk.cross_selective_scan(*tensors, table=ROWS, backend=backend)
 
 
 def call_all(backend):
-    """Every operator once."""
+    """Call every operator once."""
     scan_rows(*scan_tensors(), backend=backend)
     return vk.cross_merge(vk.cross_scan(torch.randn(1, 2, 3, 4), backend=backend).unflatten(3, (3, 4)), backend=backend)
 
@@ -114,7 +114,7 @@ def test_subclass(compiled_backend):
 
 @pytest.mark.parametrize("which", range(7))
 def test_negated_view(compiled_backend, which):
-    """A view that is yet to be negated, among the inputs and as the gradient."""
+    """A lazily negated view, as an input and as the gradient."""
     tensors = scan_tensors()
     negated = [torch._neg_view(-t) if i == which else t for i, t in enumerate(tensors)]
     assert negated[which].is_neg()
@@ -136,7 +136,7 @@ def test_negated_view_of_an_image(compiled_backend):
 
 @pytest.mark.parametrize("which", range(7))
 def test_zero_tensor(compiled_backend, which):
-    """A tensor of zeros that has no memory."""
+    """A zero tensor without memory."""
     tensors = scan_tensors()
     zeros = [torch._efficientzerotensor(t.shape) if i == which else t for i, t in enumerate(tensors)]
     tensors[which] = torch.zeros_like(tensors[which])
@@ -191,7 +191,7 @@ def directional(function, tensors, tangents):
 @pytest.mark.parametrize("zoh", [False, True])
 @pytest.mark.parametrize("table", [None, vk.routes(3, 4, permutation=vk.patch_permutation(3, 4, seed=1))])
 def test_forward_mode(compiled_backend, zoh, table):
-    """Along every input at once, and along each alone, against the float64 loop."""
+    """Tangents of all inputs at once, and of each alone, against the float64 loop."""
     tensors = [*image_problem(2, 4, 12, 5, 3, torch.float64)]
     torch.manual_seed(1)
     every = [torch.randn_like(t) for t in tensors]
@@ -209,7 +209,7 @@ def test_forward_mode(compiled_backend, zoh, table):
             found = [forward_ad.unpack_dual(r).tangent for r in operator(*dual)]
         tangents = [d if alone in (None, i) else torch.zeros_like(d) for i, d in enumerate(every)]
         for ours, expected in zip(found, directional(loop, tensors, tangents)):
-            if ours is None:  # the last state knows nothing of C and D
+            if ours is None:  # the last state does not depend on C and D
                 ours = torch.zeros_like(expected)
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
@@ -248,7 +248,7 @@ def test_forward_over_reverse_is_refused(compiled_backend):
 
 
 class Model(torch.nn.Module):
-    """Both public scans and the copies, by the sizes of the input."""
+    """Both public scans and the copies, for any input size."""
 
     def __init__(self, backend):
         super().__init__()
@@ -274,8 +274,8 @@ class Model(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_torch_jit_trace(backend, gradients, tmp_path):
-    """Traced, saved and loaded: the bits of the eager model, and its gradients, even where it was traced without. (The
-    loaded graph adds gradients in another order.)"""
+    """Traced, saved and loaded, the model gives the eager model's bits and gradients, even if it was traced without
+    gradients. (The loaded graph adds gradients in another order.)"""
     traced_with, others = (1, (3,)) if backend == "triton" else (2, (2, 5))  # batches; triton is interpreted
     model, x = Model(backend).eval(), torch.randn(traced_with, 6, 3, 4)
     with torch.set_grad_enabled(gradients):
@@ -332,7 +332,7 @@ def test_dtensor_is_refused(backend):
 
 
 def test_a_torch_that_cannot_tell(monkeypatch, compiled_backend):
-    """Without the private names every call takes the public way."""
+    """Without torch's private names every call takes the public path."""
     monkeypatch.setattr(interception, "_CAN_TELL", False)
     with Seen() as seen:
         call_all(compiled_backend)
@@ -360,7 +360,7 @@ def small_scan(**options):
 
 
 def test_a_saved_tensor_may_become_one_whose_memory_is_not_its_value(backend):
-    """B becomes a view that is yet to be negated, of which autograd hears nothing."""
+    """B becomes a lazily negated view, unseen by autograd."""
     gradients = []
     for view in (lambda t: t, lambda t: torch._neg_view(-t)):
         tensors, scan = small_scan(backend=backend)

@@ -1,4 +1,4 @@
-"""Step sizes of a low rank, `dt_proj`: against float64 loops that form them first, and as every other input is."""
+"""Low-rank step sizes (`dt_proj`), against float64 loops that form them first, and tested like every other input."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ OPS = torch.ops.vmddpm
 
 
 def low_rank_problem(batch, K, length, dim, states, rank, dtype, seed=0):
-    """`image_problem` with a factor (B, K, L, R) for delta, and the weight (K, D, R) as the ninth."""
+    """`image_problem` with a factor (B, K, L, R) for delta and the weight (K, D, R) as the ninth tensor."""
     x, _, *rest = image_problem(batch, K, length, dim, states, torch.float64, seed)
     g = torch.Generator().manual_seed(seed + 1000)
     factor = torch.randn(batch, K, length, rank, generator=g, dtype=torch.float64)
@@ -44,7 +44,7 @@ def loop(*t, table, zoh=False):
 
 
 def run(tensors, function):
-    """Results and the gradients of a fixed projection of them."""
+    """Results, and gradients of a fixed projection of them."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     results = function(*leaves)
     g = torch.Generator().manual_seed(99)
@@ -88,7 +88,7 @@ def test_other_dtypes(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_where_step_sizes_are_formed_first(compiled_backend, dtype):
-    """As if they had been given: rounded to the dtype of their factor, as a linear layer rounds them."""
+    """They are rounded to their factor's dtype, as a linear layer would."""
     if compiled_backend == "cpu":
         pytest.skip("forms them in float32")
     tensors, table = low_rank_problem(1, 2, 6, 9, 4, 5, dtype), orders(2, 6)
@@ -102,7 +102,7 @@ def test_half_precision_where_step_sizes_are_formed_first(compiled_backend, dtyp
 
 
 def test_mixed_dtypes(backend):
-    """bfloat16 activations beside float32 parameters, as autocast makes them; autocast itself changes nothing."""
+    """bfloat16 activations with float32 parameters, as under autocast; autocast itself changes nothing."""
     tensors, table = low_rank_problem(1, 2, 6, 9, 4, 5, torch.float32), orders(2, 6)
     for i in (0, 1, 3, 4):
         tensors[i] = tensors[i].bfloat16()
@@ -150,7 +150,7 @@ def test_gradcheck(zoh):
 
 
 def test_gradcheck_where_step_sizes_are_formed_first(backend):
-    """Along one direction, as GPUs are emulated."""
+    """Along one direction only, because GPUs are emulated."""
     tensors = [t.requires_grad_() for t in low_rank_problem(1, 1, 2, 3, 2, 2, torch.float64)]
     assert torch.autograd.gradcheck(
         lambda *t: operator(*t, table=orders(1, 2), backend=backend), tensors, fast_mode=True
@@ -180,7 +180,7 @@ def test_any_strides(backend):
 
 
 def strided_leaf(t):
-    """With gradient, every stride changed."""
+    """A leaf with gradient and every stride changed."""
     return torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0]
 
 
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_named(backend):
 @pytest.mark.parametrize("name", ["delta", "dt_proj"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_changes_between_forward_and_backward(backend, name, dtype):
-    """In place it is an error of autograd's; behind its back, another shape and missing memory are refused."""
+    """A change in place is autograd's error; a shape or memory change unseen by autograd is refused."""
     if backend == "reference":
         pytest.skip("torch's own operators read what they saved")
 
@@ -345,7 +345,7 @@ def test_flops_and_traces():
 
 
 def test_forward_mode(compiled_backend):
-    """Along every input at once, against the float64 loop."""
+    """Tangents of all inputs at once, against the float64 loop."""
     tensors, table = low_rank_problem(2, 4, 12, 5, 3, 2, torch.float64), orders(4, 12)
     along = [torch.randn_like(t) for t in tensors]
     with forward_ad.dual_level():
@@ -373,7 +373,7 @@ def test_vmap_of_gradients(compiled_backend):
 
 
 def test_step_sizes_are_never_in_memory():
-    """Of the CPU's tensors, forward and backward, none is as large as the step sizes."""
+    """On the CPU, no tensor in forward or backward is as large as the step sizes."""
     tensors, table = low_rank_problem(2, 4, 200, 64, 2, 3, torch.float32), orders(4, 200)
     leaves = [t.requires_grad_() for t in tensors[:7]]
     with torch.profiler.profile(record_shapes=False, profile_memory=True) as profile:

@@ -1,5 +1,5 @@
-"""Mamba's modules against their definitions in float64 loops, step by step against the whole, and by the names and
-shapes of the parameters of published models."""
+"""Mamba's modules against their definitions in float64 loops, single steps against whole sequences, and parameter names
+and shapes against published models."""
 
 import math
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from vmddpm_kernels.compat.generation import GenerationMixin, InferenceParams, d
 from vmddpm_kernels.compat.stand_ins import BlockOfMambaSimple
 from vmddpm_kernels.modules import Block, Mamba, RMSNorm
 
-# Of a layer of state-spaces/mamba-130m, as its checkpoint lists them.
+# The parameters of a layer of state-spaces/mamba-130m, from its checkpoint.
 PUBLISHED = {
     "A_log": (1536, 16),
     "D": (1536,),
@@ -40,7 +40,7 @@ def test_parameters_of_the_published_model():
 
 
 def test_start():
-    """Step sizes between 0.001 and 0.1 where the projection adds nothing; A is -1 .. -N."""
+    """Step sizes are between 0.001 and 0.1 if the projection adds nothing; A is -1 .. -N."""
     mamba = Mamba(64, d_state=5)
     steps = torch.nn.functional.softplus(mamba.dt_proj.bias)
     assert 0.001 <= steps.min() < 0.01
@@ -106,7 +106,7 @@ def test_forward_and_gradients(options):
 
 
 def test_both_ways_of_v1():
-    """As mamba_ssm's fork writes it: one block with a second A backwards."""
+    """As in mamba_ssm's fork: one block, with a second A for the backward direction."""
     mamba, x = Mamba(24, bimamba_type="v1"), torch.randn(2, 9, 24)
     m = mamba
     A, A_b = -torch.exp(m.A_log), -torch.exp(m.A_b_log + 0.1)
@@ -119,7 +119,7 @@ def test_both_ways_of_v1():
 
 
 def test_steps_are_the_whole():
-    """By `step` with its cache, and by inference_params: the first five at once, then one by one."""
+    """By `step` with its cache, and by inference_params: the first five steps at once, then one by one."""
     mamba, x = Mamba(24, layer_idx=3), torch.randn(2, 9, 24)
     want = mamba(x)
     states = mamba.allocate_inference_cache(2, max_seqlen=100)
@@ -207,7 +207,7 @@ def test_a_second_norm_row_scales_and_dropout():
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("norm", [torch.nn.LayerNorm, RMSNorm])
 def test_blocks(fused, norm):
-    """x + residual, its norm, the mixer, and an MLP likewise; the older signature has no MLP."""
+    """x + residual, norm, mixer, then the same with an MLP; the older signature has no MLP."""
     x, residual = torch.randn(2, 9, 24), torch.randn(2, 9, 24)
     older = BlockOfMambaSimple(24, Mamba, norm, fused, True)
     y, kept = older(x, residual)
@@ -224,7 +224,7 @@ def test_blocks(fused, norm):
 
 
 class LanguageModel(torch.nn.Module, GenerationMixin):
-    """Two blocks between an embedding and its transpose."""
+    """Two blocks between an embedding and the same weights transposed."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calls with the arguments of another library, or without one that matters, are told what to write."""
+"""Calls with another library's arguments, or without a needed one, get an error that says what to write."""
 
 import warnings
 
@@ -36,11 +36,11 @@ def step():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        # VMamba's order has no z: its delta_bias lands there, its flag in delta_bias.
+        # VMamba's order has no z, so its delta_bias lands in z and its flag in delta_bias.
         (lambda: selective_scan(*sequence(), torch.rand(6)), f"z .*; pass a bias as delta_bias=.*{OF_OTHERS}"),
         (lambda: selective_scan(*sequence(), torch.rand(6), True), "z .*; pass a bias as delta_bias="),
         (lambda: selective_scan(*sequence(), None, True), "delta_bias .* flags by keyword, as delta_softplus=True"),
-        # mamba_ssm's order has delta_softplus behind delta_bias.
+        # mamba_ssm's order has delta_softplus after delta_bias.
         (lambda: selective_scan(*sequence(), None, torch.rand(6), True), f"{EXTRA}.*{OF_OTHERS}"),
         (lambda: selective_scan(*sequence(), dt_bias=torch.rand(6)), f"{DT_BIAS}.*{OF_OTHERS}"),
         (lambda: selective_scan(*sequence(), nrows=1), f"no argument nrows. Functions.*{OF_OTHERS}"),
@@ -83,7 +83,7 @@ NO_TABLE = r'table is missing: the 4 routes .*table=routes\(height, width\), wit
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_several_routes_need_a_table(backend):
-    """Before anything is computed; a single route needs none."""
+    """The error comes before any computation; a single route needs no table."""
     options = {"delta_softplus": True, "backend": backend}
     with pytest.raises(ValueError, match=NO_TABLE):
         cross_selective_scan(*image(), **options)
@@ -105,7 +105,7 @@ def test_the_operator_takes_several_routes_without_a_table():
 
 def test_compiled_calls_need_a_table_too():
     def function(*tensors):
-        return cross_selective_scan(*tensors)  # of delta_softplus nothing is said in a graph
+        return cross_selective_scan(*tensors)  # in a graph there is no warning about delta_softplus
 
     for dynamic in (False, True):
         torch.compiler.reset()

@@ -1,5 +1,5 @@
-"""The registered operators check what they are given, and the backward what was saved: nothing that does not fit
-reaches a kernel, whoever calls."""
+"""The registered operators check their arguments, and the backward checks saved tensors: no invalid tensor reaches a
+kernel, whoever calls."""
 
 import sys
 
@@ -26,7 +26,7 @@ def forward(inputs, backend, checkpoint=True):
 
 
 def backward(inputs, backend, **changes):
-    """The backward operator after a forward, with some of its arguments changed."""
+    """Call the backward operator after a forward, with some arguments changed."""
     y, last_state, checkpoints, order = forward(inputs, backend)
     given = {"dy": torch.ones_like(y), "dlast_state": torch.ones_like(last_state), **inputs._asdict(), "table": order,
              "checkpoints": checkpoints, **changes}  # fmt: skip
@@ -48,7 +48,7 @@ WRONG = {
 def test_a_wrong_input_is_named(backend, name, how):
     inputs = problem()
     wrong = WRONG[how](getattr(inputs, name))
-    # If the sizes come from the wrong one, another does not fit it.
+    # If the wrong tensor defines the sizes, another one does not fit.
     decides = name == "x" or (name, how) == ("A", "last axis")
     calls = (
         lambda: forward(inputs._replace(**{name: wrong}), backend),
@@ -60,7 +60,7 @@ def test_a_wrong_input_is_named(backend, name, how):
 
 
 def test_the_extension_takes_what_python_takes():
-    """What it does not take goes to Python's check, which says what is wrong."""
+    """Anything else goes to Python's check, which says what is wrong."""
     for inputs in (problem(), problem(table=False), problem()._replace(D=None, table=torch.arange(12).expand(3, 12))):
         assert native.scan_sizes(inputs, None, None) == inputs.sizes()
         y, last_state, *_ = forward(inputs, "cpu")
@@ -155,7 +155,7 @@ def differentiate(leaves, backend, change=None):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("values", [6_400_000, -5, 0])
 def test_a_table_that_numpy_changes_after_the_forward(backend, dtype, values):
-    """The gradient is that of the table as it was: the backward has a copy of its own."""
+    """The gradient uses the original table, of which the backward has a copy."""
     leaves = leaves_of(problem())
     leaves = leaves._replace(table=leaves.table.to(dtype))
     memory = leaves.table.numpy()
@@ -186,7 +186,7 @@ def test_a_table_that_numpy_changes_after_the_forward_of_a_copy(backend, values)
 
 
 def test_a_table_that_torch_changes_is_read_again(backend):
-    """In place, and in inference mode, whose tensors do not count their changes."""
+    """Changed in place, and in inference mode, where tensors have no version counter."""
     inputs = problem()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -229,7 +229,7 @@ def test_an_input_without_memory_is_refused(compiled_backend, name):
 
 
 def test_every_module_is_passed_once():
-    """From the public function to the extension, forward and backward: no module is left and entered again."""
+    """From the public function to the extension, forward and backward, no module is left and entered again."""
     package = vk.__name__ + "."
     paths = []
 
@@ -259,7 +259,7 @@ def test_every_module_is_passed_once():
 
 
 def test_the_backward_is_that_of_the_reference_under_a_profiler(backend):
-    """The operator runs below autograd, where the reference needs it once more."""
+    """The operator runs below autograd, but the reference needs autograd again."""
     inputs = problem()
     expected = backward(inputs, backend)
     with torch.profiler.profile():
@@ -281,7 +281,7 @@ def test_a_nested_tensor_is_named(name):
 
 @pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state", "dy", "dlast_state"])
 def test_memory_that_ends_too_soon_is_refused(name):
-    """Of a tensor whose storage was resized, in the forward and in the backward."""
+    """A tensor with a shrunken storage, in the forward and in the backward."""
     inputs = problem()
     y, last_state, checkpoints, order = forward(inputs, "cpu")
     given = {"dy": torch.ones_like(y), "dlast_state": torch.ones_like(last_state), **inputs._asdict(), "table": order}
@@ -308,7 +308,7 @@ def test_memory_of_a_copy_that_ends_too_soon_is_refused(operator, name):
 @pytest.mark.parametrize("place", range(9))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_memory_taken_from_what_is_converted(backend, dtype, place):
-    """The kernels take parameters in another type: what torch would read for that is looked at before."""
+    """The kernels convert parameters to another dtype, so memory is checked before torch reads it."""
     if backend == "reference":
         pytest.skip("torch's own operators read what they saved")
     x, delta = torch.randn(1, 6, 3), torch.randn(1, 2, 6, 3)
@@ -320,7 +320,7 @@ def test_memory_taken_from_what_is_converted(backend, dtype, place):
     dy = torch.ones_like(y)
     taken = [*tensors, table, dy][place]
     taken.untyped_storage().resize_(0)
-    if taken is table:  # the scan has a copy of its own
+    if taken is table:  # the scan has its own copy
         torch.autograd.grad(y, tensors, dy)
         with pytest.raises(ValueError, match="no memory"):
             vk.cross_selective_scan(*tensors, table, delta_softplus=True, backend=backend)

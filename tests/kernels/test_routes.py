@@ -67,7 +67,7 @@ def test_permutation_is_keyed_by_its_seed():
 
 
 def test_permutations_are_uniform():
-    """Each of 6 pixels is equally likely at each place: chi-squared, 25 degrees of freedom, below its 99.9 % point."""
+    """Each of 6 pixels is equally likely at each place: chi-squared, 25 degrees of freedom, below the 99.9 % point."""
     draws = torch.stack([vk.patch_permutation(2, 3, seed=s) for s in range(6000)]).long()
     counts = torch.stack([(draws == pixel).sum(0) for pixel in range(6)]).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 52.6

@@ -23,12 +23,12 @@ def image_problem(batch, K, length, dim, states, dtype, seed=0):
 
 
 def rows(K, length):
-    """K routes in row-major order, (K, L)."""
+    """A table of K routes in row-major order, (K, L)."""
     return torch.arange(length, dtype=torch.int32).expand(K, -1)
 
 
 def run(tensors, function):
-    """Outputs and gradients of a fixed random projection of them."""
+    """Outputs, and gradients of a fixed random projection of them."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     outputs = function(*leaves)
     g = torch.Generator().manual_seed(99)
@@ -38,14 +38,14 @@ def run(tensors, function):
     return [*outputs, *grads]
 
 
-# Each compiled backend, and for `cuda` each way of cutting a problem.
+# Each compiled backend, and for `cuda` each way of dividing a problem.
 COMPILED = {"cpu": "cpu", "cuda, whole sequences": "cuda", "cuda, segments": "cuda"}
 
 
 @pytest.fixture
 def compare(monkeypatch, emulated_native):
-    """Compares every compiled backend with the loop: errors over several problems together, as the ratio of two errors
-    means something only over many values."""
+    """Compare every compiled backend with the loop. Errors are taken over several problems together, because a ratio of
+    two errors is meaningful only over many values."""
 
     def compare(problems, operator, loop, dtype):
         runs = {name: [] for name in (*COMPILED, "reference", "exact")}
@@ -66,13 +66,13 @@ def compare(monkeypatch, emulated_native):
     return compare
 
 
-# Odd: the last register of the CPU and the last warp of a GPU are never full.
+# Odd, so that the CPU's last register and the GPU's last warp are never full.
 DIMS = {1: 65, 7: 33, 49: 51, 63: 37, 64: 35, 65: 33, 196: 49, 784: 65, 1024: 65}
 
 
 def sizes():
-    """Lengths, state counts and routes in every combination: all of them in the nightly run. Every run has each pair of
-    lengths and states once, where one and four routes take turns; what models have, with both."""
+    """All combinations of length, state count and routes, for the nightly run. Every run takes a selection, with one or
+    four routes in turn; common sizes have both."""
     for l, length in enumerate(DIMS):
         for n, states in enumerate((1, 4, 5, 8, 16, 32, 64, 256)):
             for K in (1, 4):
@@ -88,7 +88,7 @@ def sizes():
 
 
 def problems_for(batch, K, length, dim, states):
-    """How many problems have enough channels, and enough elements of dB, for an error to be more than luck."""
+    """The number of problems with enough channels and elements of dB for a meaningful error."""
     channels = min(512 // (K * dim), 1024 // length)
     return max(1, channels, min(16, 256 // (batch * K * length * states)))
 
@@ -127,14 +127,14 @@ def test_cross_selective_scan_other_dtypes(compare, dtype, softplus, dim, states
         return scan_loop(*t, table=table, softplus=softplus)
 
     x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 70, dim, states, dtype)
-    if not softplus:  # a step size is positive
+    if not softplus:  # step sizes must be positive
         delta, bias = delta.abs() * 0.3, bias.abs() * 0.3
     compare([(x, delta, A, B, C, D, bias, h0)], operator, loop, dtype)
 
 
 @pytest.mark.parametrize(("length", "states", "groups", "discretization"), list(sizes()))
 def test_selective_scan_float32(compare, length, states, groups, discretization):
-    """The same operator on sequences, with groups; the layouts take turns."""
+    """The same operator on sequences, with groups, in alternating layouts."""
     batch, dim = 1 if length > 500 else 2, DIMS[length]
     channel_last = states in (1, 16)
     repeats = problems_for(batch, groups, length, dim, states)
@@ -217,7 +217,7 @@ def test_reference_differentiates_twice():
     [("mamba", 0, 10), ("mamba", 10, 60), ("mamba", 60, 80), ("mamba", 80, 88.7), ("zoh", 0, 10), ("zoh", 10, 40)],
 )
 def test_growing_states_are_relatively_accurate(discretization, low, high):
-    """Two steps whose second grows by e^(delta A): y and the gradient of delta, element by element."""
+    """Two steps, the second with growth e^(delta A): y and the gradient of delta, element by element."""
     g = torch.Generator().manual_seed(0)
     uniform = torch.rand(2, 4096, generator=g, dtype=torch.float64)
     delta = (uniform[0] + 0.5).float()

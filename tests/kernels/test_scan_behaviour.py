@@ -1,4 +1,4 @@
-"""What holds beyond accuracy: layouts, determinism, extremes, empty inputs, partial gradients, errors."""
+"""Properties other than accuracy: layouts, determinism, extremes, empty inputs, partial gradients, errors."""
 
 import math
 import os
@@ -18,18 +18,18 @@ from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 
 
 def operator(*t, **options):
-    """Along rows."""
+    """Scan along rows."""
     _, K, length, _ = t[1].shape
     return vk.cross_selective_scan(*t[:7], rows(K, length), initial_state=t[7], return_last_state=True, **options)
 
 
 def along(table, *t, backend, zoh=False):
-    """What the public functions reduce to, where several routes may go without a table."""
+    """The core of the public functions, which accepts several routes without a table."""
     return scan(ScanInputs(*t, table=table), scan_options(True, zoh, False), backend, last_state=True)
 
 
 def strided(t):
-    """The same values inside a larger tensor, every stride changed."""
+    """The same values inside a larger tensor, with every stride changed."""
     padded = torch.full([2 * s + 1 for s in t.shape], float("nan"), dtype=t.dtype)
     window = padded[tuple(slice(1, None, 2) for _ in t.shape)]
     window.copy_(t)
@@ -44,7 +44,7 @@ def test_any_strides(backend):
 
 
 def test_gradient_of_any_strides(backend):
-    """A transposed or expanded incoming gradient is read as it stands."""
+    """A transposed or expanded incoming gradient is read in place."""
     x, delta, A, B, C, *_ = (t.requires_grad_() for t in image_problem(2, 2, 9, 5, 3, torch.float32))
     y = vk.cross_selective_scan(x, delta, A, B, C, table=rows(2, 9), backend=backend)
     dy = torch.randn(5, 9, 2)
@@ -66,7 +66,7 @@ def test_output_layout_follows_the_caller():
 
 @pytest.mark.parametrize(("batch", "dim", "states"), [(3, 50, 7), (3, 50, 1), (1, 120, 1), (1, 150, 16)])
 def test_bitwise_repeatable_and_independent_of_threads(batch, dim, states):
-    """Of a batch, and of one image whose channels are dealt out to more threads than there may be cores."""
+    """For a batch, and for one image whose channels are divided among more threads than there may be cores."""
     tensors = image_problem(batch, 4, 150, dim, states, torch.float32)
     threads = torch.get_num_threads()
     results = []
@@ -81,7 +81,7 @@ def test_bitwise_repeatable_and_independent_of_threads(batch, dim, states):
 
 
 def test_order_of_pixels_is_only_an_order(backend):
-    """Shuffling the pixels of every input and the table alike shuffles the output."""
+    """Shuffling the pixels of every input and the table in the same way shuffles the output."""
     x, delta, A, B, C, D, bias, _ = image_problem(2, 4, 30, 5, 4, torch.float32)
     table = vk.routes(5, 6)
     order = torch.randperm(30)
@@ -112,7 +112,7 @@ def test_extremes_stay_finite(backend):
 
 
 def test_steps_of_every_size(backend):
-    """Of a single step from nothing, with x = B = C = 1, y is softplus(delta), and its gradient the sigmoid."""
+    """In a single step from no state, with x = B = C = 1, y is softplus(delta) and its gradient the sigmoid."""
     delta = torch.linspace(-80, 110, 190 * 64 + 1).view(1, 1, -1).requires_grad_()
     one = torch.ones(1, 1, 1)
     y = vk.selective_scan(
@@ -146,7 +146,7 @@ def test_nan_comes_through(backend, states):
 
 
 def test_growing_states(backend):
-    """A may be positive: growth is as exact as decay, and what no float holds is infinite."""
+    """A may be positive: growth is as exact as decay, and overflows become infinite."""
     x, delta, A, B, C, *_ = image_problem(1, 2, 40, 20, 9, torch.float32)
     tensors = (x, delta.abs() * 0.1, torch.where(torch.arange(9) == 4, -A, A), B, C)
 
@@ -181,7 +181,7 @@ def test_only_some_gradients_are_asked_for():
     assert x.grad is None
     h0.requires_grad_()
     _, last = vk.cross_selective_scan(x, delta, A, B, C, table=table, initial_state=h0, return_last_state=True)
-    last.sum().backward()  # y takes no part
+    last.sum().backward()  # y is unused
     assert torch.isfinite(h0.grad).all()
 
 
@@ -191,7 +191,7 @@ ALONE = [(1, 5, 3, False), (3, 5, 3, False), (2, 40, 1, False), (2, 5, 1, False)
 
 @pytest.mark.parametrize(("batch", "dim", "states", "zoh"), ALONE)
 def test_a_gradient_does_not_depend_on_the_others(backend, batch, dim, states, zoh):
-    """What nobody asks for may be left out, and changes no bit of what is."""
+    """Gradients that are not needed may be left out, which changes no bit of the others."""
     if backend in ("triton", "reference") and (batch, dim) != (3, 5):
         pytest.skip("has one way")
     tensors = image_problem(batch, 2, 70 if batch < 4 else 3, dim, states, torch.float32)
@@ -207,7 +207,7 @@ def test_a_gradient_does_not_depend_on_the_others(backend, batch, dim, states, z
 
 
 def test_mixed_precision_inputs():
-    """bf16 activations beside float32 parameters, as autocast makes them: float32 accumulation, x's dtype out."""
+    """bf16 activations with float32 parameters, as under autocast: float32 accumulation, output in x's dtype."""
     x, delta, A, B, C, D, bias, h0 = image_problem(2, 4, 30, 7, 5, torch.float32)
     half = [t.bfloat16() for t in (x, delta, B, C)]
     tensors = (half[0], half[1], A, half[2], half[3], D, bias, h0)
@@ -331,7 +331,7 @@ def test_selective_scan_errors():
 @pytest.mark.parametrize("wide", range(8))
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_dtype_of_the_accumulation(backend, wide):
-    """float64 where x, delta, A, B or C is; parameters that are only added do not make it so."""
+    """float64 if x, delta, A, B or C is; parameters that are only added do not count."""
     tensors = list(image_problem(1, 2, 5, 3, 2, torch.float32))
     tensors[wide] = tensors[wide].double()
     y, last_state = vk.cross_selective_scan(
@@ -347,7 +347,7 @@ def test_dtype_of_the_accumulation(backend, wide):
 ])  # fmt: skip
 @pytest.mark.parametrize("states", [1, 3, 16])
 def test_a_state_that_decays_at_once(backend, dtype, rate, step, states):
-    """delta A beyond all numbers: the state before is gone, and neither it nor its absence leaves a NaN."""
+    """delta A overflows: the previous state vanishes, and neither it nor its absence leaves a NaN."""
     if backend != "cpu" and not (math.isfinite(rate) and math.isfinite(step)):
         pytest.skip("how far what is not finite spreads backward is a backend's own")
     parameters = torch.float32 if dtype == torch.bfloat16 else dtype

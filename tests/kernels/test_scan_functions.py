@@ -1,5 +1,5 @@
-"""The functions that the CPU scans are made of, in float64 one value at a time against decimal arithmetic of 60 digits:
-a single step of a single state is each of them, or has it as its gradient."""
+"""The elementary functions of the CPU scans in float64, one value at a time against decimal arithmetic of 60 digits. A
+single step of a single state equals each of them or has it as its gradient."""
 
 import math
 import os
@@ -18,7 +18,7 @@ LEAST, LARGEST = math.ulp(0.0), math.nextafter(INF, 0.0)
 
 
 def one_step(A, delta, u, h, **options):
-    """last_state = e^(delta A) h + phi delta u, one channel an element."""
+    """last_state = e^(delta A) h + phi delta u, one channel per element."""
     sequences = [t[None, :, None].contiguous() for t in (u, delta)]
     one = torch.ones(1, 1, 1, dtype=A.dtype)
     options |= {"initial_state": h[None, :, None], "return_last_state": True, "backend": "cpu"}
@@ -46,7 +46,7 @@ def slope(function):
 
 
 def exact_softplus(v):
-    if v < -50:  # 60 digits of 1 + e^v would have few of e^v, and its square is 20 digits below
+    if v < -50:  # 1 + e^v in 60 digits would keep few digits of e^v, whose square is 20 digits smaller
         return v.exp()
     return v if v > 20 else (1 + v.exp()).ln()
 
@@ -64,7 +64,7 @@ def exact_hold_slope(v):
 
 
 def samples(low, high):
-    """Over the range, about zero, and of every magnitude down to 2^-60, both signs of what is in the range."""
+    """Values over the range, around zero, and of every magnitude down to 2^-60, with both signs if within the range."""
     g = torch.Generator().manual_seed(0)
     uniform = torch.rand(400, generator=g, dtype=torch.float64)
     sizes = 2.0 ** (-60 * uniform)
@@ -92,7 +92,7 @@ def test_units_in_the_last_place(name):
 
 
 def test_exponential_at_its_ends():
-    """Infinity from where no double is large enough, zero from where none is small enough, subnormal numbers before."""
+    """Infinity on overflow, zero on underflow, and subnormal numbers just before."""
     ends = {
         INF: INF, 1e300: INF, 710.0: INF, 709.7827128933841: INF, 709.782712893384: 1.797693134862273e308,
         -708.4: math.exp(-708.4), -740.0: math.exp(-740.0), -745.13: LEAST, -745.14: 0.0, -747.0: 0.0,

@@ -1,4 +1,4 @@
-"""One step of the selective scan against its definition as float64 loops, and the scan itself as many of them."""
+"""One step of the selective scan against its definition as float64 loops, and the whole scan as repeated steps."""
 
 import itertools
 from functools import partial
@@ -13,7 +13,7 @@ from vmddpm_kernels.ops.state_update import state_update
 
 
 def loop(state, u, delta, A, B, C, D, z, delta_bias, softplus):
-    """y (B, H, P) and the next state, a channel at a time, by the definition."""
+    """y (B, H, P) and the next state by the definition, one channel at a time."""
     batch, heads, channels, _ = state.shape
     share = heads // B.shape[1]
     rows, states = [], []
@@ -28,7 +28,7 @@ def loop(state, u, delta, A, B, C, D, z, delta_bias, softplus):
 
 
 def problem(states, dtype, groups, optional, strided=False):
-    """Heads in `groups`, or channels alone if 0."""
+    """Heads in `groups`, or channels without heads if 0."""
     batch, heads, channels = 2, 4 if groups else 1, 19
     sizes = [
         (batch, heads, channels, states), *[(batch, heads, channels)] * 2, (heads, channels, states),
@@ -91,7 +91,7 @@ def test_against_a_loop(backend, dtype, states, groups):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_place_as_with_gradient(backend, dtype):
-    """Without autograd the state is changed where it lies: the same values, in every dtype and memory order."""
+    """Without autograd the state is updated in place, with the same values in every dtype and memory order."""
     for states, optional, strided in itertools.product((16, 5), (False, True), (False, True)):
         tensors = problem(states, dtype, 2, optional, strided)
         y, state = ours(backend, optional)([None if t is None else t.detach().requires_grad_() for t in tensors])
@@ -124,7 +124,7 @@ def test_steps_are_the_scan(backend):
 
 
 def test_A_and_step_sizes_of_whole_heads(backend):
-    """Mamba-2's: one number for all channels and states of a head, expanded."""
+    """As in Mamba-2: one number, expanded over all channels and states of a head."""
     state, u, _, _, B, C, D, z, _ = problem(16, torch.float32, 2, True)
     delta, A, bias = torch.rand(2, 4, 1), -torch.rand(4, 1, 1), torch.rand(4, 1)
     expanded = (delta.expand(2, 4, 19), A.expand(4, 19, 16), bias.expand(4, 19))
@@ -203,7 +203,7 @@ def test_what_is_refused(arguments, error, message):
 
 
 def test_names_of_mamba_ssm():
-    """mamba_ssm's arguments, flags by their truth, and rows of a larger state."""
+    """mamba_ssm's arguments, flags by truth value, and rows of a larger state."""
     state, x, dt, A, B, C, D, z, bias = without_heads(problem(16, torch.float32, 0, True))
     want = state.clone()
     y = vk.selective_state_update(want, x, dt, A, B, C, D, z, bias, delta_softplus=True)
@@ -229,7 +229,7 @@ def test_arguments_in_the_memory_of_the_state():
 
 
 def test_no_decay_over_any_step():
-    """0 times a step that is near the largest number is no decay."""
+    """A = 0 means no decay even for a step near the largest number."""
     state, u = torch.ones(1, 1, 1), torch.zeros(1, 1)
     B = torch.ones(1, 1)
     y = vk.selective_state_update(state, u, torch.full((1, 1), 3e38), torch.full((1, 1), -0.0), B, B, backend="cpu")

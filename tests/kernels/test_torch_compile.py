@@ -1,5 +1,5 @@
-"""torch.compile and torch.export of the operators: one graph for all sizes, and the bits of eager execution, as the
-same kernels run. Only inductor rounds what lies between the kernels in other places."""
+"""torch.compile and torch.export of the operators: one graph for all sizes, and the bits of eager execution, because
+the same kernels run. Only inductor rounds the code between kernels differently."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_selective_scan(compiled_backend, channel_last):
             u, delta, z = (t.transpose(1, 2) for t in (u, delta, z))
             B, C = (t.permute(0, 3, 1, 2) for t in (B, C))
         tensors = (u, delta, -torch.rand(dim, states), B, C, torch.randn(dim))
-        # The gradient of the gate is torch's own; in a graph torch 2.8 rounds it in other places.
+        # The gate's gradient is torch's; in a graph torch 2.8 rounds it differently.
         assert_same(function, graph, *(((*tensors, z),) if torch.__version__ >= "2.13" else (tensors, z)))
 
 
@@ -85,8 +85,8 @@ def test_cross_scan_and_merge(compiled_backend, channel_first):
 
 
 def test_inductor():
-    """Cross selective scan between pointwise operations, and an incoming gradient that is expanded; against eager
-    execution of the reference in float64 and in float32."""
+    """Cross selective scan between pointwise operations, with an expanded incoming gradient, against eager execution of
+    the reference in float64 and float32."""
 
     def function(x, delta, A, B, C, table, backend=None):
         y = vk.cross_selective_scan(x.sin(), delta, -A.exp(), B, C, table=table, backend=backend)

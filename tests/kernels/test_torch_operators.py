@@ -1,4 +1,4 @@
-"""The operators as PyTorch's tools see them: opcheck, fake kernels, FLOP counts, profiler, transforms, import."""
+"""The operators in PyTorch's tools: opcheck, fake kernels, FLOP counts, profiler, transforms, import."""
 
 import itertools
 import subprocess
@@ -30,7 +30,7 @@ def scan_arguments(shared, dtype, optional, gradients):
     return (*tensors, None, vk.routes(3, 4) if optional else None)
 
 
-# `shared` and `channel_first` are two layouts; the rest is varied along with them.
+# `shared` and `channel_first` are layouts; the other options vary with them.
 CASES = [(True, False, torch.float32, True), (False, True, torch.float16, False), (False, False, torch.float64, True)]
 
 
@@ -96,7 +96,7 @@ def test_flops(compiled_backend):
 
 
 class SS2D(torch.nn.Module):
-    """Cross scan, S6 and cross merge as VMamba composes them, with a projection for all routes."""
+    """Cross scan, S6 and cross merge as in VMamba, with one projection for all routes."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ class SS2D(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_flops_of_a_traced_model_are_those_of_vmamba():
-    """fvcore's count: for the scan VMamba's formula, 9 B L D N + B D L, and the products of the projection."""
+    """fvcore's count: VMamba's formula 9 B L D N + B D L for the scan, plus the products of the projection."""
     from fvcore.nn import FlopCountAnalysis
 
     batch, length, channels, states = 2, 12, 24, 5

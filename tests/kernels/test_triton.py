@@ -1,5 +1,5 @@
 """The Triton kernels against the float64 loop, forward and every gradient, interpreted on the CPU: error at most twice
-that of PyTorch's own arithmetic. Small, as a step takes milliseconds; what every backend is tested for is elsewhere."""
+that of PyTorch's arithmetic. Problems are small, as a step takes milliseconds; tests of all backends are elsewhere."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = torch.float32, torch.float16, torch.bfloat
 
 
 def check(problems, operator, loop, dtype):
-    """Over several problems together: the ratio of two errors means something only over many values."""
+    """Compare over several problems together: a ratio of two errors is meaningful only over many values."""
     ours = [run(tensors, lambda *t: operator("triton", *t)) for tensors in problems]
     theirs = [run(tensors, lambda *t: operator("reference", *t)) for tensors in problems]
     exact = [run([t.double() for t in tensors], loop) for tensors in problems]
@@ -29,7 +29,7 @@ def check(problems, operator, loop, dtype):
 
 def check_routes(sizes, dtype, table, repeats=1, softplus=True, zoh=False, arrange=lambda t: t):
     problems = [image_problem(*sizes, dtype, seed) for seed in range(repeats)]
-    if not softplus:  # a step size is positive
+    if not softplus:  # step sizes must be positive
         problems = [[t.abs() * 0.3 if i in (1, 6) else t for i, t in enumerate(tensors)] for tensors in problems]
     options = {"table": table, "delta_softplus": softplus, "discretization": "zoh" if zoh else "mamba"}
 
@@ -44,8 +44,8 @@ def random_table(K, length):
     return torch.stack([torch.randperm(length) for _ in range(K)]).int()
 
 
-# (B, K, L, D, N): a chunk is 32 steps, of which 4 are taken at once, or 1 or 2 backwards; a block is 32 channels; more
-# than 16 states are walked in groups, whose last may be short (20 are 12 and 8).
+# (B, K, L, D, N). A chunk is 32 steps, taken 4 at a time (backwards 1 or 2); a block is 32 channels; more than 16
+# states are processed in groups, the last of which may be short (20 are 12 and 8).
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -76,7 +76,7 @@ def test_scans_of_an_image(scans):
 
 
 def test_memory_of_another_order():
-    """Channel-first memory, and an odd window of a larger tensor, behind the same shapes."""
+    """The same shapes with channel-first memory, and as an odd window of a larger tensor."""
 
     def arrange(t):
         if t.dim() < 3:
@@ -90,7 +90,7 @@ def test_memory_of_another_order():
 
 @pytest.mark.parametrize("channel_last", [False, True])
 def test_sequences(channel_last):
-    """Groups that share nothing, in both layouts, without a table."""
+    """Independent groups in both layouts, without a table."""
     problems = []
     for seed in range(2):
         _, *rest = image_problem(1, 2, 35, 10, 8, FLOAT32, seed)
@@ -115,7 +115,7 @@ def test_sequences(channel_last):
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 def test_routes_walked_in_order(dtype, monkeypatch):
-    """Where one program walks all routes of an image, sums have the order that they have where each has its own."""
+    """One program for all routes of an image adds in the same order as one program per route."""
     from vmddpm_kernels.backends.triton import plan as plans
 
     tensors, table = image_problem(2, 3, 5, 34, 3, dtype), random_table(3, 5)
@@ -142,7 +142,7 @@ def test_routes_walked_in_order(dtype, monkeypatch):
 
 
 def test_plans():
-    """Groups are even, and of whole vectors where a row has these."""
+    """Groups are equal in size, and hold whole vectors if a row does."""
     from vmddpm_kernels.backends.triton.plan import Scan, plan
 
     def planned(batch=1, channels=32, states=16, wide=False, zoh=False, backward=False):
@@ -157,7 +157,7 @@ def test_plans():
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_every_plan_that_a_search_tries(backward, monkeypatch):
-    """Each is as accurate as the rule's own."""
+    """Each is as accurate as the default plan."""
     from vmddpm_kernels.backends.triton import plan as plans
 
     tried = plans.neighbours(plans.Scan(1, 2, 12, 6, True, False, False, backward))
@@ -171,7 +171,7 @@ def test_every_plan_that_a_search_tries(backward, monkeypatch):
 
 
 def test_search(monkeypatch):
-    """Asked for, it runs all plans once for all that follows, and takes the fastest."""
+    """If enabled, it times all plans once and uses the fastest from then on."""
     from vmddpm_kernels.backends.triton import plan as plans
 
     scan, ran = plans.Scan(3, 4, 40, 16, True, False, False, True), []
@@ -197,7 +197,7 @@ def test_same_bits_every_time():
 
 @pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True), (False, False)])
 def test_cross_scan_of_tiles(layouts, monkeypatch):
-    """Images that no tile holds whole, as if larger ones than here took a program seconds."""
+    """Small images that exceed a reduced tile; images larger than a real tile would take seconds per program."""
     from vmddpm_kernels.backends.triton import cross_scan
 
     monkeypatch.setattr(cross_scan, "NUMBERS", {2: (256, 512), 4: (256,)})

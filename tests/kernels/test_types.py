@@ -1,4 +1,4 @@
-"""The types that users see: what mypy says of right and of wrong uses of the package, with torch's own types."""
+"""The public types: mypy's verdict on correct and wrong uses of the package, with torch's own types."""
 
 import subprocess
 import sys

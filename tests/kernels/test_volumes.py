@@ -1,5 +1,5 @@
-"""Cross scan, cross merge and the selective scan over volumes, and over images along more than VMamba's routes: against
-loops over voxels."""
+"""Cross scan, cross merge and the selective scan over volumes, and over images along other routes than VMamba's,
+against loops over voxels."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CASES = [
 
 
 def arranged(t, first, per_route):
-    """(B, K, C, ...) or (B, C, ...) as it is, or channel last."""
+    """(B, K, C, ...) or (B, C, ...) unchanged, or channel last."""
     if first:
         return t
     return (t.movedim((1, 2), (-2, -1)) if per_route else t.movedim(1, -1)).contiguous()
@@ -39,7 +39,7 @@ def by_loop(images, table):
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 @pytest.mark.parametrize(("size", "scans"), CASES)
 def test_against_a_loop(backend, size, scans, in_first, out_first, one_by_one):
-    """Small integers: sums are exact. The merge is the adjoint: of one-hot sequences it makes the table's inverse."""
+    """Small integers, so sums are exact. The merge is the adjoint: of one-hot sequences it makes the table's inverse."""
     order = vk.patch_permutation(*size, seed=3)
     for permutation in (None, order):
         table = vk.routes(*size, scans=scans, permutation=permutation)

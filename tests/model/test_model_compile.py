@@ -8,20 +8,20 @@ from vmddpm.model import VMDDPM, ModelConfig, SSLayer
 from vmddpm_kernels import routes
 from vmddpm_kernels.ops import group_norm
 
-# In a graph torch 2.8 rounds the gradient of SiLU in other places, torch 2.13 does not.
+# In a graph torch 2.8 rounds the gradient of SiLU differently; torch 2.13 does not.
 ROUNDING = {"rtol": 0, "atol": 0} if torch.__version__ >= "2.13" else {"rtol": 1e-4, "atol": 1e-5}
 CONFIG = {"base_channels": 4, "norm_groups": 2, "d_state": 3, "channel_multipliers": (2,), "sampling": (4,)}
 
 
 @pytest.fixture(autouse=True)
 def norms_as_compilers_see_them(monkeypatch):
-    """Compilers are given PyTorch's own operators for norms, which round otherwise than the kernel. With these in eager
-    mode too, a graph has the same bits."""
+    """Use PyTorch's own norm operators in eager mode, as compilers do. They round differently from the kernel, so only
+    then does a graph give the same bits."""
     monkeypatch.setattr(group_norm, "_has_kernel", lambda *tensors: False)
 
 
 def lively(module):
-    """Every parameter off its initial value."""
+    """Move every parameter off its initial value."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def test_one_layer():
 
 
 def test_the_model_in_one_graph():
-    """New keys and sizes are no new graphs."""
+    """New keys and sizes do not make new graphs."""
     model = make_model()
     graph = compiled(model)
     for key, (batch, height, width) in [((1, 2), (2, 8, 12)), ((1, 3), (3, 16, 8)), ((2**40, -4), (3, 16, 8))]:
@@ -74,7 +74,7 @@ def test_the_model_in_one_graph():
 
 
 def test_a_step_that_is_a_tensor_is_an_input_of_the_graph():
-    """As a number it would be compiled, and captured, anew."""
+    """A number would cause recompilation, or capture again."""
     graphs = []
     model = make_model()
     graph = compiled(model, lambda module, inputs: graphs.append(inputs) or module.forward)
@@ -114,7 +114,7 @@ def test_the_exported_model():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    """Half precision goes through the scan as it comes; parameters and their gradients stay float32."""
+    """The scan takes half precision unconverted; parameters and their gradients stay float32."""
     model = make_model()
     x, t = torch.randn(2, 1, 8, 12), torch.tensor([3, 500])
     with torch.autocast("cpu", dtype):

@@ -33,9 +33,9 @@ def layer_norm(x, weight, bias):
 
 
 def definition(csm, x, pixel_orders, zoh=False):
-    """The module in float64 by its definition, one pixel of one route after the other.
+    """The module in float64 by its definition, one pixel of one route at a time.
 
-    pixel_orders: lists of (row, column), the order in which each route visits the pixels."""
+    pixel_orders: for each route, the (row, column) of pixels in the order of its visits."""
     w = {name: p.double() for name, p in csm.named_parameters()}
     x = x.double()
     batch = x.shape[0]
@@ -74,7 +74,7 @@ def four_directions(height, width):
 def test_matches_the_definition(discretization, height, width):
     csm, x = make_csm(discretization=discretization), image(2, 8, height, width)
     with torch.no_grad():
-        for parameter in csm.parameters():  # no weight may hide behind its initial 0 or 1
+        for parameter in csm.parameters():  # an initial 0 or 1 could hide a missing weight
             parameter.add_(0.1 * torch.randn_like(parameter))
     expected = definition(csm, x, four_directions(height, width), zoh=discretization == "zoh")
     table = ordered(height, width)
@@ -130,7 +130,7 @@ def test_with_an_identity_s6_no_permutation_changes_the_output(monkeypatch, seed
 def test_without_state_no_permutation_changes_the_output(seed):
     csm, x = make_csm(), image(2, 8, 4, 6)
     with torch.no_grad():
-        csm.x_proj[:, csm.rank + csm.states :] = 0  # C = 0: the S6 is its skip D x, and D starts at 1
+        csm.x_proj[:, csm.rank + csm.states :] = 0  # C = 0 leaves only the skip D x of the S6, and D starts at 1
     assert torch.equal(csm(x, shuffled(4, 6, seed)), csm(x, ordered(4, 6)))
 
 
@@ -168,7 +168,7 @@ def test_the_scan_reads_views_not_copies(monkeypatch):
     assert seen["B"].shape == seen["C"].shape == (2, 4, 24, 4)
     storages = {name: t.untyped_storage() for name, t in seen.items()}
     assert storages["B"].data_ptr() == storages["C"].data_ptr() == storages["delta"].data_ptr()
-    assert storages["B"].nbytes() == 2 * 24 * 4 * (csm.rank + 8) * 4  # the projection's own result
+    assert storages["B"].nbytes() == 2 * 24 * 4 * (csm.rank + 8) * 4  # a view of the projection's result
     assert seen["x"].is_contiguous()
 
 

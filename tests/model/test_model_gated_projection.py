@@ -1,4 +1,4 @@
-"""Norm, gate and projection by blocks of pixels: the same as the three one after another."""
+"""Norm, gate and projection by blocks of pixels equal the three operations in sequence."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_gradcheck(monkeypatch, tensors):
 
 
 def test_what_is_kept_for_the_backward(tensors):
-    """Nothing of the size of y but y and the gate."""
+    """Nothing of y's size is saved except y and the gate."""
     y, gate, norm, out = tensors
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

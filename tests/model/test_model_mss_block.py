@@ -10,7 +10,7 @@ CONFIG = ModelConfig(base_channels=8, norm_groups=4, d_state=4)
 
 
 def awake(module, seed=0):
-    """Moves every parameter off its initial value, zero convolutions included."""
+    """Move every parameter off its initial value, including zero convolutions."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -59,7 +59,7 @@ def test_path_d_cnn_after_csm(inputs):
     block = awake(MSSBlock(8, CONFIG))
     x, time, table = inputs
     long_range = block.csm(x, table)
-    mixed = block(*inputs) - x - long_range - block.cnn(x, time)  # what remains without (a), (b) and (c)
+    mixed = block(*inputs) - x - long_range - block.cnn(x, time)  # the rest without (a), (b) and (c)
     torch.testing.assert_close(mixed, block.cnn(x + long_range, time) - block.cnn(x, time))
     assert mixed.abs().max() > 0.1
 

@@ -18,7 +18,7 @@ def words(text):
 
 
 def in_python(counter, key):
-    """The definition of Salmon et al. (2011), section 3.3, a word at a time."""
+    """The definition of Salmon et al. (2011), section 3.3, one word at a time."""
     c, k = list(counter), list(key)
     for _ in range(10):
         left, right = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
@@ -45,7 +45,7 @@ def test_every_word_of_random_counters():
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (-3, 2**40 + 1), (2**63 - 1, -1)])
 def test_keys_are_functions_of_their_place(seed, step):
-    """Whatever else is drawn with them."""
+    """They do not depend on what else is drawn."""
     keys = random_keys(torch.tensor(seed), torch.tensor(step), 3, 7)
     for row in range(3):
         for column in range(7):
@@ -57,7 +57,7 @@ def test_keys_are_functions_of_their_place(seed, step):
 
 
 def chi_squared(orders, kinds):
-    """Of how often each order occurs."""
+    """The chi-squared statistic of the counts of each order."""
     codes = (orders * (10 ** torch.arange(orders.shape[1]))).sum(1)
     counts = torch.unique(codes, return_counts=True)[1].double()
     assert len(counts) == kinds

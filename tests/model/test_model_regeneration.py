@@ -12,7 +12,7 @@ from vmddpm.model.philox import random_keys
 from vmddpm.model.regeneration import VisitOrders, order_key_tensor
 from vmddpm_kernels import cross_selective_scan, patch_permutation, routes
 
-routes_module = importlib.import_module("vmddpm_kernels.routes")  # the package's `routes` is the function
+routes_module = importlib.import_module("vmddpm_kernels.routes")  # `vmddpm_kernels.routes` is the function
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
 LAYERS = 17
@@ -34,7 +34,7 @@ def batch(size=2, height=32, width=64):
 
 @pytest.fixture
 def tables(monkeypatch):
-    """Every table handed to the scan, in the order of the calls."""
+    """Records every table passed to the scan, in call order."""
     seen = []
 
     def spy(x, delta, A, B, C, D, delta_bias, table, **options):
@@ -60,7 +60,7 @@ def test_one_new_order_before_each_s6(tables):
         assert table.shape == (4, length)
         forwards, columns, backwards, backward_columns = table
         assert torch.equal(forwards.sort().values, torch.arange(length, dtype=torch.int32))
-        # One permutation under all four routes: they relate as the ordered four do.
+        # One permutation for all four routes, which relate to each other like the ordered four.
         assert torch.equal(backwards, forwards.flip(0))
         assert torch.equal(backward_columns, columns.flip(0))
     largest = [t for t in tables if t.shape[1] == 8 * 16]
@@ -135,7 +135,7 @@ def test_patches_stay_whole():
 
 def test_a_table_cached_in_inference_mode_serves_training():
     model = make_model(regeneration=False)
-    x, t = batch(1, 32, 96)  # a size no other test has put into the cache
+    x, t = batch(1, 32, 96)  # a size that no other test caches
     with torch.inference_mode():
         model(x, t)
     model(x, t).sum().backward()
@@ -149,7 +149,7 @@ def test_a_step_that_is_a_tensor_is_the_same_step(tables):
 
 
 def test_an_order_is_that_of_sorted_words(tables):
-    """Of the generator alone, which test_model_philox.py checks."""
+    """An order is the argsort of the generator's words; test_model_philox.py checks the generator."""
     make_model()(*batch(), order_key=(5, 11))
     words = random_keys(torch.tensor(5), torch.tensor(11), LAYERS, 128).tolist()
     for row, table in zip(words, tables):
@@ -171,7 +171,7 @@ def test_keys_that_do_not_fit(key, words):
 
 
 class NothingLeavesTheDevice(TorchDispatchMode):
-    """Refuses what reads a value on the host or copies from device to device."""
+    """A mode that refuses to read a value on the host or to copy between devices."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -183,7 +183,7 @@ class NothingLeavesTheDevice(TorchDispatchMode):
 
 
 def orders_by_their_kernels(device, scans):
-    """What the operators of a pass do, outside of them, where modes see it."""
+    """Replace the operators of a pass by their kernels, so that dispatch modes see the work inside."""
     step = torch.zeros((), dtype=torch.int64, device=device)
     keys = random_keys(*order_key_tensor((7, step), step.device), 3, 24)
     for row in keys:
@@ -196,18 +196,18 @@ def orders_by_their_kernels(device, scans):
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_orders_are_made_without_the_host(device, scans, monkeypatch):
-    """On the CPU nothing reads a value. As fake tensors of another device, which may not meet any of the CPU."""
+    """On the CPU nothing reads a value. On another device, as fake tensors, nothing mixes with CPU tensors."""
     monkeypatch.setattr(routes_module, "_cache", {})
     with FakeTensorMode() if device == "meta" else NothingLeavesTheDevice():
         for table in orders_by_their_kernels(device, scans):
             assert table.shape == (len(scans.split(",")), 96)
             assert table.device.type == device
-    assert len(routes_module._cache) == (device == "cpu")  # a fake table is not remembered
+    assert len(routes_module._cache) == (device == "cpu")  # a fake table is not cached
 
 
 def test_a_pass_reads_no_value():
     config = {**SMALL, "channel_multipliers": (1,), "sampling": (4,), "layers_per_stage": 1}
-    with torch.device("meta"):  # where there is none
+    with torch.device("meta"):  # a device without values
         model = VMDDPM(ModelConfig(**config))
         step = torch.zeros((), dtype=torch.int64)
         model(torch.zeros(1, 1, 8, 12), torch.zeros(1, dtype=torch.int64), order_key=(7, step)).sum().backward()
@@ -216,12 +216,12 @@ def test_a_pass_reads_no_value():
 def test_a_made_table_is_not_checked_again(monkeypatch):
     cpu = torch.device("cpu")
     table = VisitOrders(ModelConfig(**SMALL), order_key_tensor((0, torch.tensor(1)), cpu), cpu).next(4, 6)
-    monkeypatch.setattr(routes_module, "_holds_permutations", None)  # what waits for a GPU
+    monkeypatch.setattr(routes_module, "_holds_permutations", None)  # the check that waits for a GPU
     routes_module.check_table_once(table, 24)
     routes_module.check_table_once(routes_module.private_copy(table), 24)
     with pytest.raises(ValueError, match="23 steps"):
         routes_module.check_table_once(table, 23)
-    with pytest.raises(TypeError):  # changed since, or a user's: it is read
+    with pytest.raises(TypeError):  # a changed table, or a user's, is read
         routes_module.check_table_once(table.add_(1), 24)
     with pytest.raises(TypeError):
         routes_module.check_table_once(torch.arange(24)[None], 24)
@@ -243,4 +243,4 @@ def test_keys_of_any_values_make_a_permutation():
     for keys in (torch.zeros(6), torch.full((6,), float("nan")), torch.tensor([3, 1, 2, 1, 3, 0])):
         order = patch_permutation(2, 3, keys=keys)
         assert sorted(order.tolist()) == list(range(6))
-    assert order.tolist() == [5, 1, 3, 2, 0, 4]  # equal ones stay in order
+    assert order.tolist() == [5, 1, 3, 2, 0, 4]  # equal keys stay in order

@@ -1,4 +1,4 @@
-"""The whole model through the Triton kernels, interpreted on the CPU, against the C++ kernels."""
+"""The whole model with the Triton kernels, interpreted on the CPU, against the C++ kernels."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Weights and samples of images are what they were before the model knew volumes: bit for bit on the processor and
-torch that recorded them, to rounding on others.
+"""Weights and image samples equal those recorded before the model supported volumes: bit for bit on the same processor
+and torch, up to rounding on others.
 
-`python -m tests.model.test_model_two_dimensional` records them anew, after a change that is meant to change them.
+`python -m tests.model.test_model_two_dimensional` records them anew after an intended change.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def machine():
 
 
 def drawn(name):
-    """The weights of a new model, and samples of one whose parameters are all off their initial values."""
+    """The weights of a new model, and samples of a model with every parameter off its initial value."""
     options, process = MODELS[name]
     torch.manual_seed(0)
     model = VMDDPM(ModelConfig(**SMALL, **options))
@@ -44,7 +44,7 @@ def drawn(name):
 
 
 def described(found):
-    """What the record holds: hashes of all bits, and every so many values for other machines."""
+    """The record: hashes of all bits, and a subset of values for other machines."""
     record = {"keys": hashlib.sha256("\n".join(found["keys"]).encode()).hexdigest()}
     for part in ("weights", "images"):
         values = found[part].contiguous()
@@ -56,7 +56,7 @@ def described(found):
 @pytest.fixture
 def one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as it was recorded
+    torch.set_num_threads(1)  # as in the recording
     yield
     torch.set_num_threads(threads)
 

@@ -1,8 +1,8 @@
-"""The paper's model has no conditions: its weights and images are the stored ones, bit for bit. The images
-were recorded anew when norms were fused and when sampling up came to copy rows, which changed them by rounding.
+"""The paper's model, which has no conditions, reproduces its stored weights and images bit for bit. The images were
+recorded anew when fused norms, and later sampling up by rows, changed their rounding.
 
-The stored digests are those of one torch and one set of vector instructions; elsewhere sums are rounded otherwise, and
-the stored numbers are met closely.
+The stored digests hold for one torch and one set of vector instructions; elsewhere sums are rounded differently, and
+the stored numbers are compared with a tolerance.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def drawn(options):
         weights = digest(*model.state_dict().values())
         images = torch.rand(2, 1, 16, 16) * 2 - 1
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for step in range(3):  # what starts at zero, lets nothing through
+        for step in range(3):  # zero-initialised layers let nothing through
             t, noise = torch.tensor([3, 15]), torch.randn(2, 1, 16, 16)
             optimizer.zero_grad()
             diffusion_loss(model, images, t, noise, (0, step), config).backward()

@@ -56,7 +56,7 @@ def test_the_variant_without_a_patch_embedding_is_at_a_16th():
 
 @pytest.mark.parametrize("image_skip", [False, True])
 def test_the_image_reaches_the_projection_only_through_its_skip(image_skip):
-    """With the decoder silenced, what is left is the way over the skip at full resolution, one pixel wide."""
+    """Without the decoder, the image can reach the projection only through the skip at full resolution."""
     model = make_model(image_skip=image_skip)
     with torch.no_grad():
         model.decoder[-1].up.weight.zero_()
@@ -69,7 +69,7 @@ def test_the_image_reaches_the_projection_only_through_its_skip(image_skip):
 
 
 def test_the_image_skip_starts_as_no_more_than_a_convolution():
-    """Its ResNet block is the identity at first, and a new model predicts zero with it too."""
+    """Its ResNet block starts as the identity, and a new model with it also predicts zero."""
     torch.manual_seed(0)
     model = VMDDPM(ModelConfig(**SMALL, image_skip=True))
     h, x, time = noise(2, 8, 6, 6), noise(2, 1, 6, 6), noise(2, 32)
@@ -213,7 +213,7 @@ def test_a_file_without_some_weights_is_refused(tmp_path):
 
 
 def test_a_name_that_is_no_folder_does_not_reach_for_a_hub(tmp_path, monkeypatch):
-    """Unless it is asked to."""
+    """Unless it is requested."""
     asked = []
 
     def download(**options):
@@ -242,7 +242,7 @@ def test_weights_and_a_configuration_that_do_not_belong_together_are_told_apart(
         VMDDPM.from_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file(tensors, tmp_path / "model.safetensors")  # another program's have no copy of the configuration
+    save_file(tensors, tmp_path / "model.safetensors")  # another program's files contain no copy of the configuration
     with pytest.raises(InputError, match=r"delete model\.sha256 if another program wrote these weights"):
         VMDDPM.from_pretrained(tmp_path)
     (tmp_path / "model.sha256").unlink()

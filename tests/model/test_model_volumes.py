@@ -12,7 +12,7 @@ from vmddpm.model.dimensions import channels_last, convolution, convolve_up
 from vmddpm_kernels import routes
 
 SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
-FLAT = "dhw,dwh,dhw-reversed,dwh-reversed"  # of a volume one voxel deep, the cross scan of an image
+FLAT = "dhw,dwh,dhw-reversed,dwh-reversed"  # on a volume one voxel deep, the routes of an image's cross scan
 
 
 def off_its_start(model):
@@ -37,7 +37,7 @@ def noise(*shape):
 
 @pytest.mark.parametrize("regeneration", [False, True])
 def test_a_volume_one_voxel_deep_is_an_image(regeneration):
-    """Of each kernel only the middle plane meets voxels, and the routes are those of an image."""
+    """Only the middle plane of each kernel meets voxels, and the routes are those of an image."""
     options = {**SMALL, "sampling": (1, 1), "channel_multipliers": (1, 2), "layers_per_stage": 1, "image_skip": True,
                "regeneration": regeneration}  # fmt: skip
     deep = off_its_start(VMDDPM(ModelConfig(**options, spatial_dims=3, scans=FLAT))).double()
@@ -60,7 +60,7 @@ def test_the_scan_of_a_volume_equals_a_loop():
     expected = torch.zeros_like(x)
     for k, route in enumerate(table.tolist()):
         places = list(product(*map(range, size)))
-        order = [places[i] for i in route]  # axes in order, each other one in the place of the first, then reversed
+        order = [places[i] for i in route]  # axes in order, then swapped with the first axis, then reversed
         key = [lambda p: p, lambda p: (p[1], p[0], p[2]), lambda p: (p[2], p[1], p[0])][k % 3]
         assert order == sorted(places, key=key, reverse=k >= 3)
         state = torch.zeros(16, 4, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_a_convolution_of_side_1_equals_torch_s():
 
 
 def test_voxels_keep_their_channels_side_by_side(one_thread):
-    """With one thread torch takes other convolutions."""
+    """With one thread torch uses other convolutions."""
     model = VMDDPM(ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2)))
     astray = []
 

@@ -13,7 +13,7 @@ from ptx_tools import require_nvcc
 
 @pytest.fixture(autouse=True)
 def _poisoned(poisoned_memory):
-    """Every kernel test runs on poisoned memory."""
+    """Run every kernel test on poisoned memory."""
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,8 @@ def emulated_native():
 
 @pytest.fixture
 def run_ptx(monkeypatch, request):
-    """use(backend, architecture, multiprocessors, shared_bytes): makes the backend run its PTX on CPU tensors; skips
-    without nvcc."""
+    """use(backend, architecture, multiprocessors, shared_bytes) makes the backend run its PTX on CPU tensors. Skips if
+    there is no nvcc."""
 
     def use(backend, architecture, multiprocessors=132, shared_bytes=227 * 1024, **options):
         if backend == "triton":

@@ -1,6 +1,6 @@
-"""nvcc's PTX of csrc/ in place of the emulation's own kernels, under the `cuda` backend's Python and C++.
+"""Runs nvcc's PTX of csrc/ instead of the emulation's kernels, under the `cuda` backend's Python and C++.
 
-`_native`, compiled for the emulated GPU, plans and launches as ever; a launch then runs the PTX of the same name.
+`_native`, compiled for the emulated GPU, plans and launches as usual; a launch then runs the PTX of the same name.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ ARCHITECTURES = (80, 90)
 
 @cache
 def kernels(architecture: int) -> dict[str, tuple[Kernel, str]]:
-    """Every kernel of csrc/ by its name without the compiler's numbers, with the name of its PTX file."""
+    """Every kernel of csrc/, by its name without compiler-generated numbers, with the name of its PTX file."""
     found = {}
     for cubin in nvcc.build([architecture]):
         for kernel in parse(cubin.ptx.read_text()):
@@ -38,8 +38,8 @@ def kernels(architecture: int) -> dict[str, tuple[Kernel, str]]:
 
 
 def plain_name(symbol: str) -> str:
-    """The mangled name of a kernel as g++ and nvcc agree on it. nvcc numbers the unnamed namespace, and the types of
-    half precision have names of their own here."""
+    """The part of a kernel's mangled name that is common to g++ and nvcc. nvcc numbers the unnamed namespace, and the
+    half-precision types have other names here."""
     for numbered in re.finditer(r"(?=(\d+)(_GLOBAL__N__))", symbol):
         after = numbered.start(2) + int(numbered[1])
         if int(numbered[1]) >= 12 and re.match(r"\d+\w", symbol[after:]):
@@ -56,7 +56,7 @@ def launcher(name: str, architecture: int, mode: str = "plain") -> Launcher:
 
 @dataclass
 class Launched:
-    """A launch, as it was asked for and as it was counted."""
+    """A launch: its arguments and its counts."""
 
     name: str
     architecture: int
@@ -69,14 +69,14 @@ class Launched:
 
 @dataclass
 class PtxKernels:
-    """`_native.cuda`, whose launches run PTX on the tensors that each call is given."""
+    """`_native.cuda` with launches that run PTX on the call's tensors."""
 
     native: ModuleType
     path: Path
     architecture: int
-    mode: str = "plain"                # or count, faults, or record: launches are noted and not run
-    most_blocks: int | None = None     # of a launch that run
-    modes: dict[str, str] = field(default_factory=dict)  # of single kernels
+    mode: str = "plain"                # or "count", "faults", or "record", which records launches without running them
+    most_blocks: int | None = None     # most blocks of a launch that run
+    modes: dict[str, str] = field(default_factory=dict)  # modes of single kernels
     launched: list[Launched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ def use_ptx(
     monkeypatch: pytest.MonkeyPatch, native: ModuleType, architecture: int, multiprocessors: int = EMPTY,
     shared_bytes: int = SHARED_BYTES, **options: Any,
 ) -> PtxKernels:  # fmt: skip
-    """Makes backend="cuda" take CPU tensors and run the PTX for the architecture."""
+    """Make backend="cuda" take CPU tensors and run the architecture's PTX."""
     found = PtxKernels(native, Path(native.__file__), architecture, **options)
     monkeypatch.setitem(BACKENDS, "cuda", EmulatedBackend(EmulatedRuntime(found, multiprocessors, shared_bytes)))
     return found

@@ -1,5 +1,5 @@
-// What a kernel translated from PTX stands on: instructions that C++ has no operator for, memory with its checks, and,
-// where the library is compiled for it, counters (PTX_COUNT) and planted faults (PTX_FAULTS).
+// Runtime of kernels translated from PTX: instructions without a C++ operator, checked memory and, if compiled in,
+// counters (PTX_COUNT) and planted faults (PTX_FAULTS).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -15,13 +15,13 @@ namespace ptx {
 
 using emulation::Site;
 
-// Of the kernel: defined by what ptx_to_cpp.py writes.
+// Defined in the code that ptx_to_cpp.py writes for the kernel.
 extern const int64_t kParameterBytes;
 extern const int kMostThreads, kBlocks, kLines;
 extern void (*const kernel)(const void*);
 
-// A tensor that the kernel is given. Its addresses carry its number, from 1, in their upper 16 bits, which addresses of
-// the machine do not use: so an access is checked against the argument whose pointer it was computed from.
+// A tensor argument of the kernel. Its addresses carry its number, from 1, in the upper 16 bits, which real addresses
+// do not use, so each access is checked against the argument from whose pointer it was computed.
 struct Argument {
   uint64_t low, high;
 };
@@ -33,7 +33,7 @@ extern uint64_t argument_count;
 [[noreturn]] void refuse_shared(uint64_t at, int bytes, Site site);
 [[noreturn]] void refuse_parameter(int64_t at, int bytes, Site site);
 
-// Blocks of the grid to run in place of all, or null.
+// The blocks of the grid to run; null for all.
 extern const int64_t* chosen_blocks;
 inline int64_t block_number() { return chosen_blocks ? chosen_blocks[emulation::here.block] : emulation::here.block; }
 
@@ -58,7 +58,7 @@ extern int planted_kind, planted_line;
 #define FAULT(kind, line) false
 #endif
 
-// Registers: untyped bits, but for float and double, which C++ keeps apart.
+// Registers: untyped bits, except float and double, which have their own C++ types.
 
 template <typename T, typename Bits>
 inline T from_bits(Bits bits) {
@@ -140,7 +140,7 @@ inline T bit_field(T value, uint32_t start, uint32_t length) {
   return static_cast<T>(field);
 }
 
-// `into` with the first bits of `value` from `start` on.
+// `into` with the low bits of `value` inserted at `start`.
 template <typename T>
 inline T with_bit_field(T value, T into, uint32_t start, uint32_t length) {
   static_assert(std::is_unsigned_v<T>, "bfi of an unsigned type");
@@ -167,7 +167,7 @@ inline T larger_or_nan(T a, T b) {
   return a != a ? a : b != b ? b : larger(a, b);
 }
 
-// As cvt does: NaN is zero, and what is out of range the nearest that is in it.
+// As cvt does: NaN becomes zero, and values out of range are clamped.
 template <typename T>
 inline T to_integer(double value) {
   if (value != value) return T(0);
@@ -178,7 +178,7 @@ inline T to_integer(double value) {
 
 inline float reciprocal(float x) { return 1.0f / x; }
 
-// rcp.approx.ftz.f64 reads and gives the upper half of a double.
+// rcp.approx.ftz.f64 reads and writes the upper half of a double.
 inline double reciprocal(double x) {
   const auto upper = [](double v) { return from_bits<double>(from_bits<uint64_t>(v) & 0xffffffff00000000ull); };
   return upper(1.0 / upper(x));
@@ -188,7 +188,7 @@ inline void whole_warp(uint32_t clamp, uint32_t members, Site site) {
   if (clamp != 31 || members != 0xffffffffu) emulation::fail(site, "a shuffle of fewer than 32 lanes");
 }
 
-// Of the lane with that number in this warp: all have written theirs before one is read, and read before one is written.
+// The value of that lane of this warp. All lanes write before any reads, and read before any writes again.
 inline uint32_t value_of_lane(uint32_t value, int lane, Site site) {
   static uint32_t values[emulation::kMostThreads];
   const int thread = emulation::here.thread;
@@ -241,8 +241,8 @@ inline char* shared(uint64_t at, int bytes, Site site) {
   return emulation::here.shared + at;
 }
 
-// stmatrix and ldmatrix: matrices of 8 rows of 8 halves; lane 8 m + r names where row r of matrix m lies. A lane holds,
-// of each matrix, two neighbours of row lane / 4, or of column lane / 4 if they are transposed.
+// stmatrix and ldmatrix: matrices of 8 x 8 halves; lane 8 m + r gives the address of row r of matrix m. Of each matrix a
+// lane holds two neighbours in row lane / 4, or in column lane / 4 if transposed.
 template <int matrices, bool transposed, typename Element>
 inline void each_element(uint64_t row, Site site, Element element) {
   static uint64_t rows[emulation::kMostThreads];

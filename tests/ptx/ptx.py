@@ -1,15 +1,15 @@
-"""PTX as nvcc and Triton write it: kernels, basic blocks and instructions (PTX ISA 9.0)."""
+"""Parser for PTX from nvcc and Triton: kernels, basic blocks and instructions (PTX ISA 9.0)."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# Where an instruction comes from: file and line, and where that was inlined, innermost first.
+# Source of an instruction: its (file, line) and those of the calls it was inlined at, innermost first.
 Location = tuple[tuple[str, int], ...]
 
 
 class Unsupported(Exception):
-    """Something in the PTX that is not known here; the message names it, with its kernel and line."""
+    """Unknown PTX; the message names it, with its kernel and line."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Instruction:
 
     @property
     def follows(self) -> bool:
-        """Whether the next instruction may be executed after it."""
+        """Whether execution may continue with the next instruction."""
         return not self.ends_block or bool(self.guard)
 
 
@@ -52,8 +52,8 @@ class Kernel:
     name: str
     parameters: list[Parameter]
     most_threads: int
-    shared: dict[str, int]       # where the arrays in shared memory begin; the one without a size begins last
-    static_shared: int           # bytes of those that have a size
+    shared: dict[str, int]       # offsets of arrays in shared memory; the unsized one is last
+    static_shared: int           # bytes of the sized arrays
     registers: dict[str, str] = field(default_factory=dict)  # name: type
     blocks: list[Block] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ _STATEMENT = re.compile(
 
 
 def parse(text: str) -> list[Kernel]:
-    """Every kernel of a PTX module, in the order of their definitions."""
+    """The kernels of a PTX module, in the order of their definitions."""
     code = re.sub(r"//[^\n]*", "", text)
     numbered = re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)
     files = {int(number): name.rpartition("/")[2] for number, name in numbered}
@@ -129,7 +129,7 @@ def _parameters(text: str) -> list[Parameter]:
 
 
 def _shared_arrays(body: str, module: str) -> tuple[dict[str, int], int]:
-    """Those of the module that the body names, and its own."""
+    """The module's shared arrays that the body names, and the body's own."""
     places, used, dynamic = {}, 0, []
     for alignment, bits, name, length in _SHARED.findall(module):
         if not re.search(rf"(?<![\w$.]){re.escape(name)}(?![\w$.])", body):
@@ -146,7 +146,7 @@ def _shared_arrays(body: str, module: str) -> tuple[dict[str, int], int]:
 
 
 def _operands(text: str) -> tuple[str, ...]:
-    """Split at the commas outside of braces and brackets."""
+    """Split at commas outside braces and brackets."""
     parts = re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text)
     return tuple(part.strip() for part in parts)
 
@@ -205,8 +205,8 @@ def _read_body(kernel: Kernel, body: str, line: int, files: dict[int, str]) -> N
 
 
 def _location(text: str, files: dict[int, str], known: dict[tuple[str, ...], Location]) -> Location:
-    """`.loc FILE LINE COLUMN[, function_name NAME, inlined_at FILE LINE COLUMN]`. The place of the call is that of an
-    earlier .loc, which may itself be inlined. Nothing for line 0: what follows belongs to no line of its own."""
+    """`.loc FILE LINE COLUMN[, function_name NAME, inlined_at FILE LINE COLUMN]`. The call's place is that of an
+    earlier .loc, which may itself be inlined. Empty for line 0, which means that the code belongs to no line."""
     place, *caller = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s+(\d+)", text)
     outer = [known.get(c, ((files.get(int(c[0]), c[0]), int(c[1])),)) for c in caller]
     location = ((files.get(int(place[0]), place[0]), int(place[1])), *(outer[0] if outer else ()))

@@ -1,4 +1,4 @@
-"""Random problems for kernels that run from their PTX: what is computed, and what it is compared with."""
+"""Random problems for kernels that run from their PTX, with their computation and reference."""
 
 import itertools
 import random
@@ -24,7 +24,7 @@ OTHER_TYPE = {
     torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float16: torch.float32,
     torch.float64: torch.float32,
 }  # fmt: skip
-# How many random cases the nightly tests run, of each dtype (scans: with and without zoh) and architecture.
+# Random cases of the nightly tests per dtype (scans: with and without zoh) and architecture.
 SCANS = {"cuda": 100, "triton": 20}
 CROSS_SCANS = {"cuda": 480, "triton": 40}
 RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bias", "dinitial_state")
@@ -33,7 +33,7 @@ RESULTS = ("y", "last_state", "dx", "ddelta", "dA", "dB", "dC", "dD", "ddelta_bi
 def far_off(
     case: object, names: list[str], ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]
 ) -> str:
-    """What is far beyond the rule of accuracy, which a case of few values may miss by one sum that cancels."""
+    """Whether an error is far beyond the accuracy rule, which a case of few values may miss by one cancelling sum."""
     for name, *values in zip(names, ours, reference, exact, strict=True):
         unit = torch.finfo(values[0].dtype).eps * (16 if values[0].dtype == torch.float64 else 1)
         error, other = (relative_error(value, values[2]) for value in values[:2])
@@ -44,7 +44,7 @@ def far_off(
 
 @dataclass(frozen=True)
 class Case:
-    """A scan of images along summed routes or of sequences in groups, and how it is launched."""
+    """A scan of images along summed routes or of sequences in groups, and its launch options."""
 
     sizes: tuple[int, int, int, int, int]  # B, K, L, D, N
     dtype: torch.dtype
@@ -58,10 +58,10 @@ class Case:
     order: str
     seed: int
     shared_bytes: int = 227 * 1024
-    mixed: tuple[bool, bool, bool, bool] = (False, False, False, False)  # x, delta, B and C that have another type
-    bare: bool = False  # no D, no bias, no initial state, nobody reads the last state
+    mixed: tuple[bool, bool, bool, bool] = (False, False, False, False)  # whether x, delta, B and C have another type
+    bare: bool = False  # no D, bias or initial state, and the last state is unused
     gradients: bool = True
-    extreme: bool = False  # some step sizes are very large, some before softplus very small
+    extreme: bool = False  # some step sizes very large, some very small before softplus
 
     @classmethod
     def random(cls, seed: int, dtype: torch.dtype, zoh: bool, states: tuple[int, ...] = STATES) -> "Case":
@@ -80,9 +80,9 @@ class Case:
 
     @classmethod
     def chosen(cls, dtype: torch.dtype, zoh: bool) -> "list[Case]":
-        """What random cases seldom are: sequences in segments, those whose steps lie in whole vectors, of channels in
-        pairs or not and of states that fill no vector; tensors of two types, a table in segments, and step sizes whose
-        decay or softplus has an end."""
+        """Cases that random draws seldom give: sequences in segments; steps in whole vectors, with channels in pairs or
+        not and states that fill no vector; tensors of two types; a table with segments; and step sizes at the limits of
+        decay or softplus."""
         found = [
             cls((1, 1, length, channels, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0),
                 multiprocessors, "forward", states)
@@ -100,11 +100,11 @@ class Case:
         ]
 
     def compute(self, backend: str) -> list[torch.Tensor]:
-        """By the kernels: the outputs, and the gradients of all inputs."""
+        """The outputs and the gradients of all inputs, by the kernels."""
         return self._run(self.tensors(), lambda *t: self.operator(backend, *t))
 
     def exact(self) -> list[torch.Tensor]:
-        """The same in float64, by the loop."""
+        """The same by the float64 loop."""
         return self._run([t.double() for t in self.tensors()], self.loop)
 
     def _run(
@@ -119,7 +119,7 @@ class Case:
         return far_off(self, self.names(), ours, reference, exact)
 
     def names(self) -> list[str]:
-        """Of what `compute` and `exact` return."""
+        """Names of the results of `compute` and `exact`."""
         outputs = RESULTS[:1] if self.bare else RESULTS[:2]
         return [*outputs, *(RESULTS[2:] if self.gradients else ())]
 
@@ -128,7 +128,7 @@ class Case:
         if not self.summed:
             generator = torch.Generator().manual_seed(self.seed)
             x = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(self.dtype)
-        if not self.softplus:  # a step size is positive
+        if not self.softplus:  # step sizes must be positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
         if self.extreme:
             delta[:, :, 5::16], delta[:, :, 11::16] = 900.0, -900.0
@@ -187,12 +187,12 @@ class Case:
 
 
 def _offset(tensor: torch.Tensor, by: int) -> torch.Tensor:
-    """The same values, where each row of the last axis has so many elements before it."""
+    """The same values, with `offset` unused elements before each row of the last axis."""
     return torch.cat([tensor[..., :1].expand(*tensor.shape[:-1], by), tensor], -1)[..., by:] if by else tensor
 
 
 IMAGES = ((1, 1), (1, 5), (5, 9), (8, 8), (7, 7), (16, 24), (8, 33), (31, 33), (38, 34), (40, 16), (64, 4), (130, 140))
-PLANES = (8, 16, 32, 40, 64), (1, 3, 5, 17, 20, 31, 65)  # of channels: whole vectors of half precision, and not
+PLANES = (8, 16, 32, 40, 64), (1, 3, 5, 17, 20, 31, 65)  # channels that fill whole half-precision vectors, and others
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,12 @@ class CrossCase:
 
     sizes: tuple[int, int, int, int, int]  # B, K, C, H, W
     dtype: torch.dtype
-    in_first: bool    # of an image, channels come first
-    out_first: bool   # of the sequences
+    in_first: bool    # images are channel first
+    out_first: bool   # sequences are channel first
     one_by_one: bool  # an image for each route
     scans: int
     table: bool       # of any routes, in place of the regular four of `scans`
-    # Of the image and of the sequences: dense, offset (begins at no 16 bytes), gaps (between channels and images), or
+    # Memory of the image and the sequences: dense, offset (not 16-byte aligned), gaps (between channels and images), or
     # apart (each element).
     memory: tuple[str, str]
     multiprocessors: int
@@ -216,7 +216,7 @@ class CrossCase:
 
     @classmethod
     def random(cls, seed: int, dtype: torch.dtype) -> "CrossCase":
-        """The layouts, the routes and the kind of memory take turns, the rest is random."""
+        """A case with random sizes; layouts, routes and kinds of memory take turns."""
         r = random.Random(f"cross {seed} {dtype}")
         in_first, out_first, one_by_one = (bool(seed >> bit & 1) for bit in range(3))
         scans, table = seed // 8 % 5 % 4, seed // 8 % 5 == 4
@@ -231,7 +231,7 @@ class CrossCase:
         return cls(sizes, dtype, in_first, out_first, one_by_one, scans, table, memory, *gpu, order, seed)
 
     def compute(self, backend: str) -> list[torch.Tensor]:
-        """By the kernels: the sequences of the images, the images of the sequences."""
+        """The sequences of the images and the images of the sequences, by the kernels."""
         image, sequences = self.tensors()
         _, _, _, height, width = self.sizes
         order = RouteOrder(self._table().int() if self.table else None, height, width, self.scans)
@@ -243,12 +243,12 @@ class CrossCase:
         ]
 
     def wrong(self, ours: list[torch.Tensor], reference: list[torch.Tensor], exact: list[torch.Tensor]) -> str:
-        """Which of the results is not the exact one."""
+        """The names of results that differ from the exact ones."""
         differ = [name for name, a, b in zip(("scan", "merge"), ours, exact, strict=True) if not torch.equal(a, b)]
         return f"{', '.join(differ)}: {self}" if differ else ""
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, K or 1, L, C) and (B, K, L, C)."""
+        """Images (B, K or 1, L, C) and sequences (B, K, L, C)."""
         batch, routes, channels, height, width = self.sizes
         generator = torch.Generator().manual_seed(self.seed)
         images = routes if self.one_by_one else 1
@@ -259,7 +259,7 @@ class CrossCase:
         return image, sequences
 
     def exact(self) -> list[torch.Tensor]:
-        """By the definition of the routes."""
+        """The results by the definition of the routes."""
         image, sequences = self.tensors()
         table = self._table()
         scanned, merged = torch.empty_like(sequences), torch.empty_like(sequences)
@@ -280,7 +280,7 @@ class CrossCase:
 
 
 def _arranged(tensor: torch.Tensor, first: bool, kind: str) -> torch.Tensor:
-    """The same values (B, K, L, C), in memory as (B, K, C, L) if channels come first, or else (B, L, K, C)."""
+    """The same values (B, K, L, C), in memory as (B, K, C, L) if channel first, otherwise as (B, L, K, C)."""
     axes = (0, 1, 3, 2) if first else (0, 2, 1, 3)
     shape = [tensor.shape[axis] for axis in axes]
     if kind == "offset":

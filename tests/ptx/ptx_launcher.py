@@ -31,7 +31,7 @@ TAG_SHIFT = 48
 
 @dataclass(frozen=True)
 class Argument:
-    """The memory of a tensor that a kernel is given: from its first to beyond its last byte."""
+    """The memory of a kernel's tensor argument, from its first byte to one past its last."""
 
     name: str
     begin: int
@@ -51,12 +51,12 @@ class Argument:
 
 @dataclass(frozen=True)
 class Counts:
-    """What warps executed in a launch."""
+    """Counts of the warps' work in a launch."""
 
     blocks: list[int]            # executions of each basic block
-    threads: list[int]           # by single threads
+    threads: list[int]           # executions by single threads
     bytes: tuple[list[int], list[int]]    # loaded and stored in global memory, by line of the PTX
-    sectors: tuple[list[int], list[int]]  # of 32 bytes, once for all lanes of a warp
+    sectors: tuple[list[int], list[int]]  # 32-byte sectors, counted once per warp
 
 
 class Launcher:
@@ -79,11 +79,11 @@ class Launcher:
         self, name: str, parameters: bytes, arguments: Sequence[Argument], blocks: int, threads: int,
         shared_bytes: int, chosen: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        """Pointers among the parameters carry the numbers of the arguments (`tagged`). `chosen` blocks run, or all."""
+        """Launch the kernel. Pointers in the parameters carry argument numbers (`tagged`). Runs the `chosen` blocks, or all."""
         ranges = (ctypes.c_uint64 * (2 * len(arguments) + 1))(*(x for a in arguments for x in (a.low, a.high)))
         numbers = None if chosen is None else (ctypes.c_int64 * len(chosen))(*chosen)
         held = (ctypes.c_uint64 * ((len(parameters) + 7) // 8 + 2))()
-        # Parameters begin at a multiple of 16 bytes.
+        # Parameters are 16-byte aligned.
         begin = (ctypes.addressof(held) + 15) // 16 * 16
         ctypes.memmove(begin, parameters, len(parameters))
         problem = self.library.ptx_launch(
@@ -96,7 +96,7 @@ class Launcher:
             raise RuntimeError(f"{problem.decode()} (arguments: {names})")
 
     def counts(self) -> Counts:
-        """Of the latest launch."""
+        """Counts of the latest launch."""
 
         def read(function: str, size: int, *which: int) -> list[int]:
             call = getattr(self.library, function)
@@ -110,21 +110,21 @@ class Launcher:
 
 
 def tagged(parameters: bytes, arguments: Sequence[Argument]) -> bytes:
-    """Every pointer among the 8-byte words that points into an argument gets its number. One that begins an argument
-    belongs to it, any other to the first that it lies in."""
+    """Tag every 8-byte word that points into an argument with its number. A pointer to the start of an argument belongs
+    to it, any other to the first argument that contains it."""
     words = list(struct.unpack(f"<{len(parameters) // 8}Q", parameters[: len(parameters) // 8 * 8]))
     for i, word in enumerate(words):
         begins = [n for n, a in enumerate(arguments) if word == a.begin]
         inside = [n for n, a in enumerate(arguments) if a.low <= word < a.high]
         if word and (begins or inside):
-            # Of two that begin at one place, an empty one and another, the larger.
+            # If an empty and another argument start at the same address, the larger one counts.
             number = max(begins, key=lambda n: arguments[n].high - arguments[n].low) if begins else inside[0]
             words[i] = word | (number + 1) << TAG_SHIFT
     return struct.pack(f"<{len(words)}Q", *words) + parameters[len(words) * 8 :]
 
 
 def sample(blocks: int, most: int | None) -> list[int] | None:
-    """So many blocks of a grid; None for all. The golden ratio spreads them over it, whatever repeats there."""
+    """A sample of a grid's blocks; None for all. The golden ratio spreads them evenly, whatever pattern repeats."""
     if most is None or blocks <= most:
         return None
     return sorted({int((i + 0.5) * 0.6180339887498949 % 1 * blocks) for i in range(most)})
@@ -148,7 +148,7 @@ def _emulator() -> Path:
 
 @cache
 def _has_fma() -> bool:
-    """Whether this CPU has the instruction; the C library's function does the same, ten times slower."""
+    """Whether this CPU has FMA; the C library's function gives the same result, ten times slower."""
     info = Path("/proc/cpuinfo")
     return info.exists() and bool(re.search(r"\bfma\b", info.read_text()))
 
@@ -162,14 +162,14 @@ def _headers() -> str:
 
 def _compiled(source: str, mode: str) -> Path:
     """The library of a kernel's C++."""
-    # Functions as long as these take less memory to compile without what is left out.
+    # Compiling such long functions takes less memory without these passes.
     options = ("-O1", "-fno-tree-pre", "-fno-tree-fre", "-fno-tree-dominator-opts")
     return _built(source, mode, options, "so", (str(_machine(mode)), str(_emulator())))
 
 
 @cache
 def _machine(mode: str) -> Path:
-    """machine.cpp, which is the same for all kernels."""
+    """Compile machine.cpp, which all kernels share."""
     return _built((HERE / "machine.cpp").read_text(), mode, ("-O2",), "o", ())
 
 

@@ -1,5 +1,5 @@
-"""Causal convolutions and single steps of a scan for the Triton kernels that run from their PTX: what is computed, and
-what it is compared with."""
+"""Causal convolutions and single scan steps for Triton kernels that run from their PTX, with their computation and
+reference."""
 
 import itertools
 import random
@@ -46,7 +46,7 @@ class ConvCase:
         return conv.results(self.tensors(), self.silu, conv.ours(backend))
 
     def exact(self) -> list[torch.Tensor]:
-        """The same in float64, by the loop."""
+        """The same by the float64 loop."""
         return conv.results(self.tensors(), self.silu, conv.exact)
 
     def names(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""PTX kernels to C++ functions for the emulated GPU: one statement an instruction, one label a basic block.
+"""Translates PTX kernels to C++ functions for the emulated GPU: one statement per instruction, one label per block.
 
-What an instruction means is the PTX ISA's; machine.h has those of which C++ has no operator. An instruction, a modifier
-or an operand that is not known here raises `Unsupported`, which names it.
+Semantics follow the PTX ISA; machine.h has the instructions without a C++ operator. An unknown instruction, modifier or
+operand raises `Unsupported`, which names it.
 """
 
 import re
@@ -23,7 +23,7 @@ _SPECIAL = {
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _UNSIGNED_COMPARE = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 _ROUND = {"rni": "__builtin_rint", "rzi": "__builtin_trunc", "rmi": "__builtin_floor", "rpi": "__builtin_ceil"}
-# Where the caches keep a value changes no value.
+# Cache hints do not change values.
 _CACHE_HINTS = re.compile(r"nc|ca|cg|cs|lu|cv|wb|wt|weak|L1::\w+|L2::\w+")
 
 
@@ -36,7 +36,7 @@ def _is_float(type: str) -> bool:
 
 
 class Translator:
-    """C++ of one kernel. Every place where a fault can be planted, a line of the PTX and a kind, asks FAULT."""
+    """The C++ of one kernel. Each place for a planted fault, a PTX line and a kind, checks FAULT."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -143,7 +143,7 @@ class Translator:
         }[i.opcode]
         to, value, lane, clamp, members = i.operands
         to, _, there = to.partition("|")
-        there = self.put(there, "true") if there else ""  # the other lane, among 32, always is
+        there = self.put(there, "true") if there else ""  # the other of 32 lanes always exists
         return (
             f"{{ const Site site = {self._site(i)}; "
             f"whole_warp({self.value(clamp, 'b32')}, {self.value(members, 'b32')}, site); "
@@ -340,7 +340,7 @@ class Translator:
         return self.put(i.operands[0], _flushed(f"({cast})({result})", flush and type == "f32"))
 
 
-# Of each instruction the C++, by the kind of its type and its modifiers; .rn and .ftz apart.
+# The C++ of each instruction, by kind of type and by modifiers except .rn and .ftz.
 _BITWISE = {"and": "&", "or": "|", "xor": "^"}
 _ARITHMETIC: dict[str, dict[str, str]] = {
     "add": {"float": "{0} + {1}", "integer": "({u}){0} + ({u}){1}",
@@ -381,7 +381,7 @@ def _vector(operand: str, count: int | None) -> list[str]:
 
 
 def _identifier(name: str) -> str:
-    """In C++: neither % nor . nor $ may stand in a name."""
+    """A C++ name, without %, . and $."""
     return "r_" + re.sub(r"[%$.]", "_", name)
 
 

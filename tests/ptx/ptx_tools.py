@@ -1,4 +1,4 @@
-"""Whether what the PTX of the CUDA kernels is made with is installed."""
+"""Checks that nvcc, which makes the CUDA kernels' PTX, is installed."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import compile as nvcc
 
 
 def require_nvcc(architecture: int) -> None:
-    """Skips the test if nvcc is not there, or does not know the architecture."""
+    """Skip the test if nvcc is missing or does not support the architecture."""
     try:
         if architecture not in nvcc.supported():
             pytest.skip(f"this nvcc does not know sm_{architecture}")

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for a GPU that need not be there, in a process where Triton is not an interpreter.
+"""Compiles the Triton kernels for a GPU that need not exist, in a process where Triton is not an interpreter.
 
     python triton_compiler.py TARGET FOLDER VERSION     TARGET is sm_80 or sm_90, VERSION the Triton that must be found
 
@@ -25,7 +25,7 @@ from vmddpm_kernels.backends.triton.launch import OPTIONS
 
 
 class Unaligned(MockTensor):
-    """A tensor that does not begin at a multiple of 16 bytes."""
+    """A tensor that is not 16-byte aligned."""
 
     @staticmethod
     def data_ptr() -> int:
@@ -52,7 +52,7 @@ def compiled(request, folder):
         "signature": result.src.signature,
     }  # fmt: skip
     ptx = result.asm["ptx"]
-    # What follows from the text alone is found again by it.
+    # Results that depend only on the text are cached by it.
     name = f"{request['kernel']}-{hashlib.sha256(ptx.encode()).hexdigest()[:20]}"
     contents = {"ptx": ptx.encode(), "cubin": result.asm["cubin"], "json": json.dumps(metadata).encode()}
     for suffix, data in contents.items():
@@ -65,7 +65,7 @@ def compiled(request, folder):
 def main(target, folder, version):
     assert triton.__version__ == version, f"Python imports Triton {triton.__version__}, not {version}"
     triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
-    # Whatever else writes to the standard output must not stand between the answers.
+    # Other writes to standard output must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:

@@ -1,7 +1,7 @@
 """The Triton backend's kernels, compiled for a GPU ahead of time, run from their PTX on the emulated GPU.
 
-Triton is an interpreter where the tests run, so another process compiles (triton_compiler.py); the backend's own Python
-runs here, and a launch goes to that kernel.
+In the test process Triton is an interpreter, so another process compiles (triton_compiler.py); the backend's own Python
+runs here, and a launch runs the compiled kernel.
 """
 
 import atexit
@@ -36,7 +36,7 @@ _FORMATS = {"i1": "b", "u1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q",
 
 
 class Compiler:
-    """The other process, which imports that version of Triton."""
+    """The compiler process, with the requested version of Triton."""
 
     def __init__(self, architecture: int, triton: str) -> None:
         folder = BUILD / f"triton_{triton}_sm_{architecture}"
@@ -51,7 +51,7 @@ class Compiler:
         atexit.register(self._process.terminate)
 
     def compile(self, request: dict[str, Any]) -> Path:
-        """The path of what the request compiles to, without a suffix."""
+        """Compile a request; returns the path of the results without suffix."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -88,7 +88,7 @@ def compiled(architecture: int, triton: str, request: str, mode: str) -> Compile
 
 @dataclass
 class Launched:
-    compiled: Compiled | None  # None if the launch was noted and not run
+    compiled: Compiled | None  # None if the launch was only recorded
     name: str
     architecture: int
     blocks: int
@@ -101,7 +101,7 @@ class Launched:
 @dataclass
 class TritonPtx:
     architecture: int
-    mode: str = "plain"  # or count, or record: launches are noted and not run
+    mode: str = "plain"  # or "count", or "record", which records launches without running them
     triton: str = PINNED
     most_blocks: int | None = None
     launched: list[Launched] = field(default_factory=list)
@@ -140,7 +140,7 @@ def _described(value: Any, constant: bool) -> list[Any]:
     if type(value).__module__.startswith("triton"):
         return ["dtype", value.name.replace("fp", "float")]
     if isinstance(value, int) and not isinstance(value, bool) and not constant:
-        return ["value", 2**40 if abs(value) >= 2**31 else 2]  # one kernel for all integers of a width
+        return ["value", 2**40 if abs(value) >= 2**31 else 2]  # one kernel for all integers of one width
     return ["value", value]
 
 
@@ -163,7 +163,7 @@ def _pointer(tensor: Tensor, number: int) -> int:
 
 
 def use_ptx(monkeypatch: pytest.MonkeyPatch, architecture: int, **options: Any) -> TritonPtx:
-    """Makes backend="triton" on CPU tensors run the PTX for the architecture instead of the interpreter."""
+    """Make backend="triton" on CPU tensors run the architecture's PTX instead of the interpreter."""
     package = import_module("vmddpm_kernels.backends.triton")
     found = TritonPtx(architecture, **options)
     for module in pkgutil.iter_modules(package.__path__):
