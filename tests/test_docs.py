@@ -1,4 +1,4 @@
-"""What the documents print works: Python blocks run, and shell commands name things that are there."""
+"""The documentation works: Python blocks run, and shell commands name existing things."""
 
 import re
 import shlex
@@ -75,7 +75,7 @@ def test_the_migration_table_imports_what_is_there():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/reader_study.md"])
 def test_links_lead_to_files(page):
-    """mkdocs looks after those of docs/."""
+    """mkdocs checks the links of docs/."""
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text)]
     assert [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()] == []

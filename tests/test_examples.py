@@ -1,4 +1,4 @@
-"""Every example runs as printed, and shows what it says."""
+"""Every example runs as printed, with the stated output."""
 
 import re
 import subprocess
@@ -12,11 +12,11 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(folder, name, *arguments, quiet=False):
-    """What an example prints, run by a Python of its own in an empty folder; `quiet` if it must warn of nothing."""
+    """Run an example in its own process in an empty folder; returns its output. `quiet`: it must not warn."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert not (quiet and done.stderr), done.stderr  # transformers tells of every operator that it did not find
+    assert not (quiet and done.stderr), done.stderr  # transformers reports every operator that it did not find
     return done.stdout
 
 

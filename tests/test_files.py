@@ -1,4 +1,4 @@
-"""What is written is whole, what was killed is found again, and one process at a time holds a folder."""
+"""Writes are atomic, killed writes are recovered, and one process at a time locks a folder."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ from vmddpm.files import (
 
 @pytest.fixture
 def synced(monkeypatch):
-    """What went to the disk, in order, as paths."""
+    """Records synced paths, in order."""
     paths, fsync = [], os.fsync
 
     def spy(descriptor):
@@ -86,7 +86,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_folder_that_is_away_is_found(tmp_path, monkeypatch, links):
-    """A kill between the two renames, where names cannot be exchanged."""
+    """A kill between the two renames, on a file system that cannot exchange names."""
     path, rename = tmp_path / "folder", os.rename
 
     def write(content):

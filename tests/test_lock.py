@@ -1,4 +1,4 @@
-"""The locks are what constraints.txt and pyproject.toml ask for: all of it, once, each file with its hash."""
+"""The lock files match constraints.txt and pyproject.toml: every package once, each file with its hash."""
 
 import re
 from importlib.metadata import requires
@@ -40,7 +40,7 @@ def test_every_file_has_a_hash_and_every_version_is_the_constraints(lock, least)
     for wanted in constraints():
         name = canonicalize_name(wanted.name)
         assert name != "torch" or name not in found
-        if name in found:  # the packages whose images the nightly tests read are not
+        if name in found:  # packages that only supply images for nightly tests are not locked
             assert [str(Requirement(line).specifier) for line, _ in found[name]] == [str(wanted.specifier)]
 
 
@@ -60,7 +60,7 @@ def test_the_demo_has_a_part_of_the_developers_files():
     ("lock", "extra", "least"), [("requirements.lock", "dev", 80), ("requirements-demo.lock", "demo", 50)]
 )
 def test_nothing_that_is_needed_is_missing(lock, extra, least):
-    """Everything that the packages ask for, of what is installed here; torch and what it brings aside."""
+    """Every installed dependency of the packages is locked, except torch and its dependencies."""
     found, seen = locked(lock), set()
 
     def walk(name, extras):

@@ -1,4 +1,4 @@
-"""Numbers that nothing can be computed with are refused by every configuration, by the name of their field."""
+"""Every configuration refuses unusable numbers and names their field."""
 
 import math
 from dataclasses import fields

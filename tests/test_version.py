@@ -1,4 +1,4 @@
-"""The version stands in one place; what cannot read it there says the same."""
+"""The version is defined in one place; files that cannot read it there agree."""
 
 import subprocess
 import sys

@@ -39,7 +39,7 @@ def by_loop(images, table):
 @pytest.mark.parametrize(("in_first", "out_first"), LAYOUTS)
 @pytest.mark.parametrize(("size", "scans"), CASES)
 def test_against_a_loop(backend, size, scans, in_first, out_first, one_by_one):
-    """Small integers, so sums are exact. The merge is the adjoint: of one-hot sequences it makes the table's inverse."""
+    """Small integers, so sums are exact. The merge, as the adjoint, makes the table's inverse of one-hot sequences."""
     order = vk.patch_permutation(*size, seed=3)
     for permutation in (None, order):
         table = vk.routes(*size, scans=scans, permutation=permutation)

@@ -241,8 +241,8 @@ inline char* shared(uint64_t at, int bytes, Site site) {
   return emulation::here.shared + at;
 }
 
-// stmatrix and ldmatrix: matrices of 8 x 8 halves; lane 8 m + r gives the address of row r of matrix m. Of each matrix a
-// lane holds two neighbours in row lane / 4, or in column lane / 4 if transposed.
+// stmatrix and ldmatrix: matrices of 8 x 8 halves; lane 8 m + r gives the address of row r of matrix m. A lane holds
+// two neighbours of each matrix, in row lane / 4, or in column lane / 4 if transposed.
 template <int matrices, bool transposed, typename Element>
 inline void each_element(uint64_t row, Site site, Element element) {
   static uint64_t rows[emulation::kMostThreads];

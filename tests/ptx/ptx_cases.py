@@ -187,7 +187,7 @@ class Case:
 
 
 def _offset(tensor: torch.Tensor, by: int) -> torch.Tensor:
-    """The same values, with `offset` unused elements before each row of the last axis."""
+    """The same values, with `by` unused elements before each row of the last axis."""
     return torch.cat([tensor[..., :1].expand(*tensor.shape[:-1], by), tensor], -1)[..., by:] if by else tensor
 
 
@@ -205,7 +205,7 @@ class CrossCase:
     out_first: bool   # sequences are channel first
     one_by_one: bool  # an image for each route
     scans: int
-    table: bool       # of any routes, in place of the regular four of `scans`
+    table: bool       # a table of any routes instead of the regular four of `scans`
     # Memory of the image and the sequences: dense, offset (not 16-byte aligned), gaps (between channels and images), or
     # apart (each element).
     memory: tuple[str, str]

@@ -1,6 +1,6 @@
-"""Faults planted in the PTX of the CUDA kernels, and the problems that are to find them.
+"""Faults planted in the PTX of the CUDA kernels, and the problems that should find them.
 
-A kernel is compiled once with every fault in it, of which one at a time is switched on (FAULT in machine.h):
+A kernel is compiled once with all its faults, and one at a time is switched on (FAULT in machine.h):
 
     barrier   a bar.sync is left out
     wait      one more group of copies may be under way after a cp.async.wait_group
@@ -9,8 +9,8 @@ A kernel is compiled once with every fault in it, of which one at a time is swit
 
     python tests/ptx/ptx_faults.py [--kernels N] [--each 10] [--seed 0] [--out FILE] [PATTERN ...]
 
-Without --kernels in every kernel, or in those whose names have a pattern in them. FILE keeps what was found, a line of
-JSON for each kernel: kernels that are in it are not searched again, so a search that was stopped goes on.
+Without --kernels, the search covers every kernel, or those whose names contain a pattern. FILE collects the results, a
+JSON line per kernel; kernels in it are not searched again, so an interrupted search continues.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from ptx_cases import CROSS_SCANS, FLOATS, SCANS, Case, CrossCase
 
 AnyCase = Case | CrossCase
 KINDS = {"barrier": 1, "wait": 2, "guard": 3, "offset": 4}
-# Of threads; an order is what shows that a barrier is missing.
+# Orders of threads, which reveal missing barriers.
 ORDERS = {kind: ("forward", "reverse", "random:1") if kind in ("barrier", "wait") else ("forward",) for kind in KINDS}
-MOST_CASES = 60  # of those that execute a fault, the shortest
-RESAMPLED = 2000  # times, for an interval
+MOST_CASES = 60  # the shortest cases that execute a fault
+RESAMPLED = 2000  # resamples for a confidence interval
 ARCHITECTURE = 90
 SAME_BOTH_WAYS = "chooses between a division of 32 bits and one of 64, which give the same"
 BESIDE_ANOTHER = "another barrier, the start or the end is beside it, with no access between"
@@ -60,7 +60,7 @@ class Fault:
 
 
 def faults(kernel: Kernel) -> dict[str, list[Fault]]:
-    """All that there are, by their kind."""
+    """All possible faults of a kernel, by kind."""
     found: dict[str, list[Fault]] = {kind: [] for kind in KINDS}
     for i in kernel.instructions:
         text = f"{f'@{i.guard} ' * bool(i.guard)}{i.opcode} {', '.join(i.operands)}"
@@ -76,7 +76,7 @@ def faults(kernel: Kernel) -> dict[str, list[Fault]]:
 
 
 def equivalent(fault: Fault, kernel: Kernel) -> str:
-    """Why nothing can tell the kernel with the fault from the one without, or an empty string."""
+    """Why the fault cannot change the kernel's results; empty if it can."""
     if fault.kind == "guard" and _chooses_division(fault, kernel):
         return SAME_BOTH_WAYS
     if fault.kind == "barrier" and _needless(fault, kernel):
@@ -85,15 +85,15 @@ def equivalent(fault: Fault, kernel: Kernel) -> str:
 
 
 def _chooses_division(fault: Fault, kernel: Kernel) -> bool:
-    """Of a 64-bit division nvcc makes two, and chooses the 32-bit one where the upper halves of both operands are zero:
-    the other gives the same. Operands with upper halves would be of tensors of 2^32 tiles."""
+    """nvcc makes two versions of a 64-bit division, and uses the 32-bit one if the upper halves of both operands are
+    zero; the other gives the same result. Operands with upper halves would need tensors of 2^32 tiles."""
     block = next(b for b in kernel.blocks if any(i.line == fault.line for i in b.instructions))
     return any(i.opcode == "and.b64" and "-4294967296" in i.operands for i in block.instructions)
 
 
 def _needless(fault: Fault, kernel: Kernel) -> bool:
-    """Whether every way from the barrier comes to another, or to the end, and no memory is accessed on it; or every way
-    to it from another, or from the start."""
+    """Whether no path from the barrier to the next one or the end accesses memory, or no path to it from the previous
+    one or the start does."""
     blocks = kernel.blocks
     of_label = {label: number for number, block in enumerate(blocks) for label in block.labels}
     after: list[set[int]] = []
@@ -114,7 +114,7 @@ def _needless(fault: Fault, kernel: Kernel) -> bool:
         while ways:
             number, instructions = ways.pop()
             for i in instructions[::step]:
-                # A wait for copies before the barrier is what makes them arrive for the threads after it.
+                # A wait for copies before the barrier makes them visible to the threads after it.
                 if i.base in ACCESSES and ".param" not in i.opcode and not (step > 0 and "wait" in i.opcode):
                     return False
                 if i.base in ("bar", "barrier"):
@@ -128,7 +128,7 @@ def _needless(fault: Fault, kernel: Kernel) -> bool:
 
 
 def sample(kernel: Kernel, each: int, seed: int) -> list[Fault]:
-    """Every barrier and wait; of the others so many. Without those that are equivalent to none."""
+    """Every barrier and wait, and a sample of the others, without equivalent faults."""
     chosen = []
     for kind, some in plantable(kernel).items():
         count = len(some) if kind in ("barrier", "wait") else min(each, len(some))
@@ -137,7 +137,7 @@ def sample(kernel: Kernel, each: int, seed: int) -> list[Fault]:
 
 
 def plantable(kernel: Kernel) -> dict[str, list[Fault]]:
-    """Those that something could tell."""
+    """The faults that can change results."""
     return {kind: [f for f in some if not equivalent(f, kernel)] for kind, some in faults(kernel).items()}
 
 
@@ -147,7 +147,7 @@ def family(name: str) -> str:
 
 
 def sample_of_kernels(most: int | None, seed: int, patterns: Sequence[str] = ("",)) -> list[str]:
-    """Of each family so many at random, or all; one of each first, for a search that is stopped early."""
+    """A random sample of each family, or all kernels; one of each family comes first, in case the search is stopped."""
     names = [n for n in sorted(cuda_kernels.kernels(ARCHITECTURE)) if any(pattern in n for pattern in patterns)]
     random.Random(f"kernels {seed}").shuffle(names)
     families: dict[str, list[str]] = {}
@@ -158,7 +158,7 @@ def sample_of_kernels(most: int | None, seed: int, patterns: Sequence[str] = (""
 
 
 def cases() -> Iterator[AnyCase]:
-    """All that the nightly tests run on one architecture (test_ptx_kernels.py)."""
+    """All cases of the nightly tests on one architecture (test_ptx_kernels.py)."""
     for dtype in FLOATS:
         for zoh in (False, True):
             yield from Case.chosen(dtype, zoh)
@@ -168,8 +168,7 @@ def cases() -> Iterator[AnyCase]:
 
 @dataclass
 class Clean:
-    """A case without faults: what its results are compared with, how long it took, and the basic blocks of each kernel
-    that it executes."""
+    """A case run without faults: its reference results, its time, and the basic blocks it executes in each kernel."""
 
     case: AnyCase
     reference: list[torch.Tensor]
@@ -179,10 +178,10 @@ class Clean:
 
 
 class Hunt:
-    """The nightly cases, and whether they find a fault in a kernel."""
+    """The nightly cases, and their search for faults in a kernel."""
 
     def __init__(self, kernels: Iterable[str]) -> None:
-        """Of the cases, those that launch one of these kernels. The others run as they are."""
+        """Selects the cases that launch one of these kernels."""
         self._native = emulation_build.load(emulation_build.build())
         self._empty = torch.empty
         self._modes = dict.fromkeys(kernels, "faults")
@@ -197,13 +196,13 @@ class Hunt:
         return sorted({name for clean in self.clean for name in clean.visited})
 
     def executed(self, name: str) -> set[int]:
-        """The lines of the kernel that any case executes."""
+        """The lines of the kernel that at least one case executes."""
         kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
         blocks = set().union(*(clean.visited.get(name, set()) for clean in self.clean))
         return {i.line for number in blocks for i in kernel.blocks[number].instructions}
 
     def search(self, name: str, planted: list[Fault]) -> dict[Fault, str]:
-        """For each fault what found it, or an empty string."""
+        """For each fault the case that found it, or an empty string."""
         kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
         launcher = cuda_kernels.launcher(name, ARCHITECTURE, "faults")
         block_of = {i.line: number for number, block in enumerate(kernel.blocks) for i in block.instructions}
@@ -266,7 +265,7 @@ class Hunt:
 
 
 def searched(hunt: Hunt, name: str, each: int, seed: int) -> dict[str, Any]:
-    """What is found in a kernel, as a line of the file has it."""
+    """The result for a kernel, as a line of the file."""
     kernel, _ = cuda_kernels.kernels(ARCHITECTURE)[name]
     found, executed = hunt.search(name, sample(kernel, each, seed)), hunt.executed(name)
     return {
@@ -308,8 +307,8 @@ def main() -> None:
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """By family and by kind, planted, executed and found; why the others were not; and the share of all that could be
-    planted."""
+    """A table of planted, executed and found faults by family and kind, the reasons for those not found, and the
+    estimated share of all plantable faults that is found."""
     lines = [f"{'':22}{'kernels':>10}{'planted':>10}{'executed':>10}{'found':>10}{'share':>8}"]
 
     def row(title: str, kernels: int | str, planted: list[dict[str, Any]]) -> None:
@@ -334,7 +333,7 @@ def report(results: list[dict[str, Any]]) -> str:
 
 @cache
 def population() -> Counter[tuple[str, str]]:
-    """Of each family and kind all that could be planted, in every kernel."""
+    """The number of plantable faults of each family and kind, over all kernels."""
     counts: Counter[tuple[str, str]] = Counter()
     for name, (kernel, _) in cuda_kernels.kernels(ARCHITECTURE).items():
         counts.update({(family(name), kind): len(some) for kind, some in plantable(kernel).items()})
@@ -342,9 +341,9 @@ def population() -> Counter[tuple[str, str]]:
 
 
 def share_of_all(results: list[dict[str, Any]], seed: int = 0) -> tuple[float, float, float]:
-    """The share of all faults that is found, as the sample has it, between the bounds of 95 %: a fault stands for as
-    many as there are of its kind in its kernel, a kernel for as many as there are in its family. The bounds are those
-    of samples drawn again from the kernels of each family and from the faults of each kernel."""
+    """The estimated share of all faults that is found, with a 95 % interval. Each sampled fault is weighted by the
+    number of its kind in its kernel, each kernel by the size of its family. The interval comes from resampling the
+    kernels of each family and the faults of each kernel."""
     generator = np.random.default_rng(seed)
     families: dict[str, list[dict[str, Any]]] = {}
     for r in results:
@@ -371,7 +370,7 @@ def share_of_all(results: list[dict[str, Any]], seed: int = 0) -> tuple[float, f
 
 
 def why_not(fault: Fault, executed: set[int]) -> str:
-    """What is known of a fault that nothing finds."""
+    """The known reason why a fault is not found."""
     if fault.line not in executed:
         return NOT_EXECUTED
     return {

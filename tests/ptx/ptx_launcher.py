@@ -79,7 +79,7 @@ class Launcher:
         self, name: str, parameters: bytes, arguments: Sequence[Argument], blocks: int, threads: int,
         shared_bytes: int, chosen: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        """Launch the kernel. Pointers in the parameters carry argument numbers (`tagged`). Runs the `chosen` blocks, or all."""
+        """Run the `chosen` blocks, or all. Pointers in the parameters carry argument numbers (`tagged`)."""
         ranges = (ctypes.c_uint64 * (2 * len(arguments) + 1))(*(x for a in arguments for x in (a.low, a.high)))
         numbers = None if chosen is None else (ctypes.c_int64 * len(chosen))(*chosen)
         held = (ctypes.c_uint64 * ((len(parameters) + 7) // 8 + 2))()

@@ -1,10 +1,10 @@
-"""How often each basic block of a kernel's machine code was executed, from the counts of its PTX.
+"""Estimates how often each basic block of a kernel's machine code was executed, from the counts of its PTX.
 
-ptxas moves and copies code, so blocks do not correspond one to one. But a thread goes through the machine code along
-its control flow, and some instructions come through ptxas as they are: one MUFU.EX2 for an ex2, one LDGSTS for a
-cp.async, and both name the line of the source, and all calls it was inlined at. So the executions of the blocks are
-found as a flow through the control flow graph that agrees best with the counts of those instructions (a linear
-programme); how far the number of all instructions can move without agreeing less is the error of the join.
+ptxas moves and copies code, so blocks do not correspond one to one. But threads follow the control flow of the machine
+code, and ptxas keeps some instructions: an ex2 becomes one MUFU.EX2, a cp.async one LDGSTS, and both name their source
+line and all calls they were inlined at. A linear programme finds the flow through the control flow graph that agrees
+best with the counts of these instructions. The range of the total instruction count over equally good flows is the
+error of the estimate.
 """
 
 import re
@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda_sass"))
 from control_flow import ENDS, Function, parse
 from sass import find_nvdisasm
 
-# Instructions that ptxas leaves as they are: in PTX, in machine code.
+# Instructions that ptxas keeps: in PTX, in machine code.
 ANCHORS = {
     "ex2": (r"ex2\.", r"MUFU\.EX2"),
     "barrier": (r"bar\.|barrier\.", r"BAR\."),
@@ -36,13 +36,13 @@ ANCHORS = {
     "shuffle": (r"shfl\.", r"SHFL"),
     "reciprocal": (r"rcp\.approx\.ftz\.f32", r"MUFU\.RCP\b"),
     "maximum": (r"(min|max)\.f32", r"FMNMX"),
-    # A division is a piece of code that begins with a conversion, one of 64 bits a call of a subroutine.
+    # A division becomes code that begins with a conversion; a 64-bit division becomes a subroutine call.
     "division": (r"(div|rem)\.[su]32", r"I2F"),
     "long division": (r"(div|rem)\.[su]64", r"CALL"),
     "from half": (r"cvt\.f32\.f16", r"HADD2\.F32"),
     "to half": (r"cvt\.rn\.f16\.f32", r"F2FP\.F16|F2F\.F16"),
     "to bfloat16": (r"cvt\.rn\.bf16\.f32", r"F2FP\.BF16"),
-    # Each apart by the bits that it moves: ptxas may join neighbours.
+    # Distinguished by the bits they move, because ptxas may merge neighbours.
     "global load": (r"ld\.global", r"LDG\b"),
     "global store": (r"st\.global", r"STG\b"),
     "global sum": (r"red\.global", r"REDG?\b"),
@@ -69,7 +69,7 @@ def _width(opcode: str, machine_code: bool) -> int:
 
 @cache
 def functions(cubin: Path) -> dict[str, Function]:
-    """Every function of a cubin by its name, with the locations of its instructions."""
+    """Every function of a cubin by name, with the source locations of its instructions."""
     command = [find_nvdisasm(), "-gi", "-c", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {function.name: function for function in parse(text)}
@@ -77,12 +77,12 @@ def functions(cubin: Path) -> dict[str, Function]:
 
 @dataclass(frozen=True)
 class Executed:
-    """Of the machine code of a kernel, in a launch: executions by warps."""
+    """Executions of a kernel's machine code by warps, in one launch."""
 
-    blocks: np.ndarray            # of each basic block, in the middle between low and high
-    opcodes: Counter[str]         # of each opcode, as far as the first dot; MUFU.EX2 apart from the other MUFU
-    residual: float               # of the anchors' executions, the share that the flow does not agree with
-    low: float                    # of all instructions: the least and the most that agree with the anchors as well
+    blocks: np.ndarray            # of each basic block, midway between low and high
+    opcodes: Counter[str]         # of each opcode up to the first dot; MUFU.EX2 separate from other MUFU
+    residual: float               # the share of the anchors' executions that contradicts the flow
+    low: float                    # least and most instructions that agree equally well with the anchors
     high: float
 
     @property
@@ -91,11 +91,11 @@ class Executed:
 
 
 def join(kernel: Kernel, counts: Counts, function: Function, threads: int) -> Executed:
-    """`threads`: how many there were in the launch that was counted."""
+    """`threads`: threads of the counted launch."""
     flow = _Flow(function, threads)
     costs = _costs(kernel, counts, function)
     residual = flow.fit(costs)
-    # From threads to warps, as the blocks of the PTX with the same locations have it.
+    # Warps per thread come from the PTX blocks with the same locations.
     per_thread = _warps_per_thread(kernel, counts, function)
     weights = np.array([sum(i.base != "NOP" for i in block.instructions) for block in function.blocks]) * per_thread
     least, most = flow.extremes(costs, weights)
@@ -120,7 +120,7 @@ class _Anchor:
 @dataclass(frozen=True)
 class _Costs:
     anchors: list[_Anchor]
-    most: np.ndarray  # executions of each block, as far as its locations tell
+    most: np.ndarray  # upper bound of each block's executions, from its locations
 
 
 def _costs(kernel: Kernel, counts: Counts, function: Function) -> _Costs:
@@ -144,7 +144,7 @@ def _costs(kernel: Kernel, counts: Counts, function: Function) -> _Costs:
 
 
 def _warps_per_thread(kernel: Kernel, counts: Counts, function: Function) -> np.ndarray:
-    """For each block of the machine code: executions by warps, of one by a thread."""
+    """For each block of the machine code, warp executions per thread execution."""
     warps: Counter = Counter()
     threads: Counter = Counter()
     for block, by_warp, by_thread in zip(kernel.blocks, counts.blocks, counts.threads):
@@ -160,7 +160,7 @@ def _warps_per_thread(kernel: Kernel, counts: Counts, function: Function) -> np.
 
 
 class _Flow:
-    """Threads through a control flow graph: as many enter a block as leave it."""
+    """A flow of threads through a control flow graph: as many enter a block as leave it."""
 
     def __init__(self, function: Function, threads: int) -> None:
         self.count = len(function.blocks)
@@ -172,7 +172,7 @@ class _Flow:
             for instruction in block.instructions
             if (callee := function.called(instruction)) is not None
         ]
-        # Columns: the executions of blocks, the flows along edges, the threads that leave.
+        # Columns: executions of blocks, flows along edges, threads that exit.
         width = self.count + len(edges) + len(leaving)
         rows, columns, values = [], [], []
 
@@ -196,7 +196,7 @@ class _Flow:
         self._scale = float(threads)
 
     def fit(self, costs: _Costs) -> float:
-        """The share of the anchors' executions that no flow agrees with."""
+        """The share of the anchors' executions that contradicts even the best flow."""
         problem = self._problem(costs)
         solved = linprog(**problem, method="highs")
         if solved.status != 0:
@@ -206,8 +206,8 @@ class _Flow:
         return solved.x[self._width : self._width + 2 * len(costs.anchors)].sum() * self._scale / total
 
     def extremes(self, costs: _Costs, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The executions of the blocks by threads with the least and the most of sum(weights * executions), where the
-        flow agrees as well as the best does."""
+        """Thread executions of the blocks with the least and the greatest sum(weights * executions), over all flows that
+        agree as well as the best one."""
         problem = self._problem(costs)
         slack = 1e-6 * sum(anchor.count for anchor in costs.anchors) / self._scale
         problem["A_ub"] = vstack([problem["A_ub"], csr_matrix(problem["c"])])
@@ -223,8 +223,8 @@ class _Flow:
         return found[0], found[1]
 
     def _problem(self, costs: _Costs) -> dict:
-        """Columns after the flow's: for each anchor what it has too much and too little, for each block what is beyond
-        its most. In units of the threads of the launch."""
+        """Columns after the flow's: excess and deficit of each anchor, and each block's excess over its upper bound, in
+        units of the launch's threads."""
         anchors = costs.anchors
         limited = np.flatnonzero(np.isfinite(costs.most))
         width = self._width + 2 * len(anchors) + len(limited)

@@ -1,4 +1,4 @@
-"""What the kernels of csrc/ execute: the machine code's counts where they can be known, and csrc/BUDGET.md."""
+"""Instructions executed by the kernels of csrc/: machine code counts that are known exactly, and csrc/BUDGET.md."""
 
 import re
 import struct
@@ -19,7 +19,7 @@ BUDGET = Path(__file__).parents[2] / "csrc" / "BUDGET.md"
 
 
 def test_a_kernel_without_branches_is_counted_exactly():
-    """Each warp executes every instruction of the machine code once, as far as the end."""
+    """Each warp executes every machine instruction up to the end once."""
     require_nvcc(90)
     import compile as nvcc
     from ptx import parse
@@ -50,7 +50,7 @@ def test_a_kernel_without_branches_is_counted_exactly():
 
 
 def budget():
-    """The table's rows by their shape and type: the most instructions per (step, state) in each direction."""
+    """The table's limits on instructions per (step, state) in each direction, by shape and dtype."""
     pattern = r"^\| `([\d,]+)` \| (\w+) \| (forward|backward) \| ([\d.]+) \|"
     limits = defaultdict(dict)
     for shape, dtype, direction, limit in re.findall(pattern, BUDGET.read_text(), re.MULTILINE):

@@ -1,9 +1,9 @@
-"""Faults planted in the PTX: the nightly cases find them."""
+"""The nightly cases find faults planted in the PTX."""
 
 import pytest
 from ptx_tools import require_nvcc
 
-KERNELS, EACH = 2, 6  # of each family, and guards and offsets of each; ptx_faults.py plants more
+KERNELS, EACH = 2, 6  # kernels per family, guards and offsets per kernel; ptx_faults.py plants more
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_planted_faults_are_found():
 
 
 def test_what_cannot_be_told_apart_is_not_planted():
-    """A barrier at the start, or with another beside it; but not one that a wait for copies comes before."""
+    """A barrier at the start or next to another one cannot be noticed, unless a wait for copies precedes it."""
     from ptx import parse
     from ptx_faults import equivalent, faults
 

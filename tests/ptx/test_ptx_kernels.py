@@ -1,4 +1,4 @@
-"""nvcc's PTX of the CUDA kernels, and Triton's of its own, executed: the operators against float64 loops."""
+"""Operators executed from nvcc's PTX of the CUDA kernels and from Triton's PTX, against float64 loops."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ def test_every_cuda_kernel_is_understood(architecture):
         assert "static void run" in translate(kernel, file)
 
 
-# What the models run most: bfloat16 images along routes, in segments and whole.
+# The models' most frequent case: bfloat16 images along routes, in segments and whole.
 KIND = {
     "dtype": torch.bfloat16, "zoh": False, "softplus": True, "summed": True, "table": True, "channel_last": True,
     "offsets": (0, 0, 0, 0),
@@ -45,7 +45,7 @@ SELECTION = {
 @pytest.mark.parametrize("case", SELECTION)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_scan(case, backend, run_ptx, monkeypatch):
-    # With counters, as test_ptx_counts.py needs the same kernels: they are compiled once for both.
+    # With counters, because test_ptx_counts.py needs them; so kernels are compiled once for both.
     check_scan(case, backend, run_ptx, monkeypatch, **({"mode": "count"} if backend == "cuda" else {}))
 
 
@@ -83,7 +83,7 @@ def test_cross_scan(backend, first, table, run_ptx):
 
 @pytest.mark.parametrize("kind", [ConvCase, UpdateCase])
 def test_steps(kind, run_ptx):
-    """A convolution with all that it may have, in tiles that are not full; one step of 16 states."""
+    """A convolution with all options, in partial tiles; one step of 16 states."""
     case = next(c for c in kind.all(torch.bfloat16) if c.optional and getattr(c, "taps", 4) == 4 and c.seed % 6 == 2)
     kernels = run_ptx("triton", 90)
     for name, value, expected in zip(case.names(), case.compute("triton"), case.exact(), strict=True):
@@ -108,7 +108,7 @@ TRITON_KERNELS = Path(vmddpm_kernels.__file__).parent / "backends" / "triton"
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_the_cases_launch_every_kernel(backend, run_ptx):
-    """Launches are noted, and nothing runs."""
+    """Launches are recorded and not run."""
     launched = set()
     for dtype in FLOATS:
         for case in [*scans(backend, dtype, False), *scans(backend, dtype, True), *cross_scans(backend, dtype)]:
@@ -131,8 +131,8 @@ def test_the_cases_launch_every_kernel(backend, run_ptx):
     assert launched == there
 
 
-# Of scans 4 types, with and without zoh, on both architectures: 2,976 cases of cuda, 320 of triton. Of cross scans and
-# merges 3,840 and 320, of convolutions 240, of single steps 288.
+# Scans of 4 types, with and without zoh, on both architectures: 2,976 cases for cuda, 320 for triton. Cross scans and
+# merges: 3,840 and 320. Convolutions: 240. Single steps: 288.
 @pytest.mark.slow
 @pytest.mark.parametrize("zoh", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -153,8 +153,8 @@ def test_random_steps(kind, architecture, dtype, run_ptx, monkeypatch):
 
 
 def check_together(cases, backend, monkeypatch, prepare):
-    """Outputs and gradients of each case, and of all together by the rule of accuracy: of one case, a single sum that
-    happens to cancel may decide."""
+    """Check outputs and gradients of each case loosely, and of all together by the accuracy rule, because in one case a
+    single cancelling sum may dominate."""
     results = {}
     for case in cases:
         monkeypatch.setenv("VMDDPM_EMULATION_ORDER", case.order)

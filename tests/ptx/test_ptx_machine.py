@@ -1,4 +1,4 @@
-"""Small kernels written by hand in PTX: what they compute, what is refused, and what is counted."""
+"""Small hand-written PTX kernels: their results, refusals and counts."""
 
 import struct
 from pathlib import Path
@@ -12,7 +12,7 @@ from sass_counts import join
 
 HEADER = ".version 9.0\n.target sm_80\n.address_size 64\n"
 REGISTERS = ".reg .pred %p<4>;\n.reg .b32 %r<12>;\n.reg .f32 %f<6>;\n.reg .b64 %rd<8>;\n.reg .b16 %h<4>;\n"
-# %rd1: where element %tid.x of the first argument lies.
+# %rd1: the address of element %tid.x of the first argument.
 OWN_ELEMENT = """
     ld.param.u64 %rd0, [kernel_param_0];
     mov.u32 %r0, %tid.x;
@@ -36,7 +36,7 @@ def launched(body, *tensors, declarations="", threads=32, blocks=1, shared=0, mo
 
 
 def computed(body, dtype=torch.int32, declarations="", shared=0):
-    """What each of 32 threads leaves in %r1."""
+    """The value of %r1 in each of 32 threads."""
     out = torch.zeros(32, dtype=torch.int32)
     launched(f"{OWN_ELEMENT}{body}\nst.global.u32 [%rd1], %r1;", out, declarations=declarations, shared=shared)
     return out.view(dtype)
@@ -74,7 +74,7 @@ def test_integers(body, expected):
 
 
 def test_a_launch_leaves_no_stacks():
-    """Of memory a process has 65,530 mappings at most, and a stack takes two."""
+    """A process has at most 65,530 memory mappings, and a stack takes two."""
 
     def mappings():
         return Path("/proc/self/maps").read_text().count("\n")
@@ -98,7 +98,7 @@ def test_floats():
 
 
 def test_matrices_in_shared_memory_keep_the_layout_of_the_lanes():
-    """Lane t holds halves 2 t and 2 t + 1 of a matrix of 8 by 8, row by row; read transposed, those of its column."""
+    """Lane t holds halves 2 t and 2 t + 1 of an 8 x 8 matrix in row order; of a transposed one, in column order."""
     body = """
         and.b32 %r3, %r0, 7;
         shl.b32 %r3, %r3, 4;
@@ -119,7 +119,7 @@ def test_shared_memory_is_nan_until_it_is_written():
 
 
 def test_arrays_in_shared_memory_have_places_of_their_own():
-    """Those with a size come first, the one without begins at 16 bytes after them."""
+    """Sized arrays come first; the unsized one follows, 16-byte aligned."""
     arrays = ".shared .align 4 .b8 one[20];\n.shared .align 8 .b8 two[8];\n.extern .shared .align 16 .b8 rest[];\n"
     body = "mov.u32 %r2, one; mov.u32 %r3, two; mov.u32 %r4, rest; shl.b32 %r3, %r3, 8; shl.b32 %r4, %r4, 16;"
     places = computed(f"{body} or.b32 %r1, %r2, %r3; or.b32 %r1, %r1, %r4;", declarations=arrays)
@@ -149,7 +149,7 @@ def test_is_refused(body, words):
 
 
 def test_an_argument_does_not_reach_into_its_neighbour():
-    """Both lie in one tensor, side by side."""
+    """Both are adjacent parts of one tensor."""
     whole = torch.zeros(64, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"128 to 131 of argument 0, which has 128 \(arguments: 0 = t0, 1 = t1\)"):
         launched(f"{OWN_ELEMENT}st.global.u32 [%rd1+128], %r0;", whole[:32], whole[32:])
@@ -183,7 +183,7 @@ $LOOP:
 
 
 def test_a_warp_executes_what_any_of_its_lanes_does():
-    """Both sides of a branch once, a loop as often as its busiest lane; a store of neighbours is four sectors."""
+    """Both sides of a branch count once, a loop as often as its busiest lane, a store of neighbours as four sectors."""
     out = torch.zeros(64, dtype=torch.int32)
     counts = launched(OWN_ELEMENT + DIVERGING, out, threads=64, mode="count").counts()
     # Entry; from lane 16 on; below; the loop; the store. The second warp's threads are all above 16.
@@ -225,7 +225,7 @@ UNROLLED = "@@5\nMUFU.EX2 R0, R0\n" * 4
 
 
 def counts_of_loop():
-    """Of 64 threads, two warps, that go through the loop 12 times."""
+    """Counts of 64 threads (two warps) that run the loop 12 times."""
     (kernel,) = parse(f'.file 1 "/elsewhere/a.cu"\n.entry kernel(\n.param .u64 p\n)\n{{\n{REGISTERS}{LOOP}\nret;\n}}\n')
     none = ([], [])
     return kernel, Counts([2, 24, 2], [64, 768, 64], none, none)
@@ -241,7 +241,7 @@ def test_an_unrolled_loop_is_executed_less_often():
 
 
 def test_what_the_counts_leave_open_lies_between_the_bounds():
-    """An unrolled loop and its remainder: 12 may be 3 times 4, or 2 times 4 and 4."""
+    """With an unrolled loop and its remainder, 12 may be 3 times 4, or 2 times 4 plus 4."""
     rest = ".L_x_1:\n@@5\nMUFU.EX2 R0, R0\n@@6\n@P1 BRA `(.L_x_1)\n"
     machine = sass(
         f"@@3\nMOV R1, 0xc\n.L_x_0:\n{UNROLLED}@@6\n@P0 BRA `(.L_x_0)\n{rest}@@9\nSTG.E [R2], R1\nEXIT\n"

@@ -1,4 +1,4 @@
-"""What Triton's scans execute: whole launches, the sum over routes included, by every version that compiles them."""
+"""Instructions executed by Triton's scans: whole launches with the sum over routes, for every Triton version."""
 
 import sys
 from importlib.metadata import version
@@ -25,7 +25,7 @@ def test_the_whole_cost_is_within_budget(triton, shape):
     for direction, most in zip(DIRECTIONS, BUDGET[shape]):
         found = figures(one, [launch for launch in launches if launch.direction == direction])
         assert found["all"] <= most, direction
-        # What a channel has is in one lane: only the sums for dB and dC go through shuffles, nothing through memory.
+        # A channel's state is in one lane: only the sums for dB and dC use shuffles, and nothing uses shared memory.
         exchanged = sum(found[heading] for heading in ("LDS", "STS", "BAR"))
         assert exchanged < 0.1
         assert (found["SHFL"] == 0) == (direction == "forward")

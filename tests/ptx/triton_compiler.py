@@ -52,7 +52,7 @@ def compiled(request, folder):
         "signature": result.src.signature,
     }  # fmt: skip
     ptx = result.asm["ptx"]
-    # Results that depend only on the text are cached by it.
+    # Results are named by the hash of their PTX, so that equal ones share files.
     name = f"{request['kernel']}-{hashlib.sha256(ptx.encode()).hexdigest()[:20]}"
     contents = {"ptx": ptx.encode(), "cubin": result.asm["cubin"], "json": json.dumps(metadata).encode()}
     for suffix, data in contents.items():

@@ -1,4 +1,4 @@
-"""Studies of made-up images, and servers for them in processes of their own."""
+"""Studies of synthetic images, and servers for them in their own processes."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ from vmddpm.study.create import CreateOptions, create_study
 
 
 def write_images(folder, count, seed, size=48, smooth=2.0, **save):
-    """Random grey images: the smoother, the smaller their files when compressed."""
+    """Write random grey images; smoother images compress to smaller files."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for number in range(count):
@@ -36,7 +36,7 @@ def png_text(text):
 
 
 def make_study(folder, n=10, size=32, seed=7, **options) -> Study:
-    """A study of smooth "real" images with a comment inside and noisy "synthetic" ones of another size."""
+    """A study of smooth "real" images with a comment in the file and noisy "synthetic" images of another size."""
     write_images(folder / "hospital", n + 3, 1, pnginfo=png_text("real"))
     write_images(folder / "generated", n + 3, 2, size=40, smooth=0.5)
     data = {"size": size, "min_foreground": 0.0, "cache_dir": str(folder / "cache")}
@@ -54,14 +54,14 @@ def free_port():
 
 
 class Server:
-    """`serve` in a process; a context manager, and can be killed and started again on the same port."""
+    """`serve` in a process, as a context manager; it can be killed and restarted on the same port."""
 
     def __init__(self, path, port=None, host="127.0.0.1"):
         self.path, self.port, self.host = Path(path), port or free_port(), host
         self.url = f"http://{host}:{self.port}/"
 
     def start(self, before="pass"):
-        """before: Python that the process runs first."""
+        """before: Python code that the process runs first."""
         code = f"{before}\nfrom vmddpm.study.server import serve; serve({str(self.path)!r}, {self.host!r}, {self.port})"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -86,14 +86,14 @@ class Server:
 
 
 class Client:
-    """A reader's browser as far as HTTP goes: one connection, cookies, and the state the server told last."""
+    """The HTTP side of a reader's browser: one connection, cookies, and the last state from the server."""
 
     def __init__(self, server, source=None):
-        """source: the address that it asks from, one of this machine's."""
+        """source: the client's address, one of this machine's."""
         self.server, self.source, self.cookie, self.connection = server, source, None, None
 
     def request(self, method, path, content=None, headers=None):
-        """(status, headers, body); the path goes out exactly as it is written. content: bytes, or sent as JSON."""
+        """Returns (status, headers, body). The path is sent unchanged; content is bytes, or is sent as JSON."""
         if self.connection is None:
             source = self.source and (self.source, 0)
             self.connection = http.client.HTTPConnection(

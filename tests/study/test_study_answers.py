@@ -1,4 +1,4 @@
-"""A log that loses nothing and doubles nothing: lost acknowledgements, two windows, cut lines, full disks."""
+"""The answer log loses and duplicates nothing: lost acknowledgements, two windows, truncated lines, full disks."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_row_has_everything_and_is_on_the_disk_when_add_returns(study, monkeyp
     assert row["time"].endswith("+00:00")
     log.add(sent(1))
     assert synced[2:] == [(str(path), path.stat().st_size)]
-    AnswerLog(study, "anna").add(sent(2))  # whoever began the file may have been killed before its name was on the disk
+    AnswerLog(study, "anna").add(sent(2))  # a writer may have been killed before the file's name was on the disk
     assert [name for name, _ in synced[3:]] == [str(path), str(path.parent)]
 
 

@@ -1,4 +1,4 @@
-"""Can a program that sees everything a client can see, except the picture itself, tell the classes apart?"""
+"""A program that sees everything a client can see except the picture itself cannot tell the classes apart."""
 
 import json
 import time
@@ -18,13 +18,13 @@ IMAGES = 200
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Smooth images with a comment against noisy ones without, of other sizes and times: a leak would be plain."""
+    """Smooth images with a comment and noisy images without, of other sizes and times, so that a leak would be obvious."""
     return make_study(tmp_path_factory.mktemp("blind"), n=IMAGES // 2, size=48)
 
 
 @pytest.fixture(scope="module")
 def seen(study):
-    """What one reader's client sees of each image, by place: headers, body, and how long five fetches took."""
+    """What one reader's client sees of each image, by place: headers, body, and the time of five fetches."""
     views = []
     with Server(study.path) as server:
         client = Client(server)
@@ -52,7 +52,7 @@ def chunks(png):
 
 def test_no_image_differs_from_another_outside_its_pixels(seen):
     views, _ = seen
-    clock = ("date", "set-cookie")  # which tell the time, and the reader
+    clock = ("date", "set-cookie")  # they identify the time and the reader
     headers = {json.dumps([item for item in headers if item[0] not in clock]) for headers, _, _ in views}
     assert len(headers) == 1
     assert not {"etag", "last-modified"} & {name for name, _ in json.loads(headers.pop())}
@@ -70,7 +70,7 @@ def test_what_is_told_of_a_reader_is_the_same_whatever_the_images(study, seen):
 
 
 def attack(features, classes):
-    """p of a forest's held-out guesses being better than chance."""
+    """The p-value that a forest's held-out guesses are better than chance."""
     forest = RandomForestClassifier(100, random_state=0)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     guesses = cross_val_predict(forest, np.asarray(features, float), classes, cv=folds)
@@ -89,7 +89,7 @@ def test_a_classifier_of_all_of_it_does_no_better_than_chance(study, seen, tmp_p
     ]  # fmt: skip
     assert attack(features, classes) > 1e-4
 
-    # The same attack finds the classes where files are as PNG files usually are.
+    # The same attack finds the classes in ordinary PNG files.
     sizes = []
     for _, body, _ in views:
         (tmp_path / "stored.png").write_bytes(body)
@@ -100,7 +100,7 @@ def test_a_classifier_of_all_of_it_does_no_better_than_chance(study, seen, tmp_p
 
 
 def test_classes_come_in_no_order(study):
-    """Runs and places of the classes in the orders of 100 readers, against what shuffling gives."""
+    """Runs and places of the classes in the orders of 100 readers, against those of random shuffles."""
     key = load_key(study)
     shown = np.array([[key[name] == "real" for name in study.order(f"reader{i}")] for i in range(100)], float)
     centred = shown - 0.5

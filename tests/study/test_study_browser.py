@@ -1,6 +1,7 @@
 """The page in a real browser: two readers at once, one with a keyboard only, a reload, and a server that is killed.
 
-The commands are those a hospital types. Needs Debian's chromium; VMDDPM_REQUIRE_BROWSER=1 makes its absence a failure.
+The commands are those that a hospital would type. Needs Debian's chromium; with VMDDPM_REQUIRE_BROWSER=1 its absence is
+a failure.
 """
 
 import os
@@ -33,7 +34,7 @@ def _browser_is_there():
 
 @contextmanager
 def opened(url, **context):
-    """A page of a browser of its own, and the list of what it has asked for and complained about."""
+    """A page in its own browser, and the list of its requests and console messages."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -71,7 +72,7 @@ def choices(reader):
 
 
 def read_by_keyboard(page, reader, done):
-    """No mouse at all, from the sign-in on. Changes its mind about image 5, and reloads at image 12."""
+    """Read without a mouse, from the sign-in on; changes the answer for image 5, and reloads at image 12."""
     press = page.keyboard.press
     page.locator("#code:focus").wait_for()
     page.keyboard.type(reader)
@@ -121,7 +122,7 @@ def acknowledged(page, number):
 
 
 def reload(page):
-    """As often as it takes: the server may be away just now."""
+    """Reload until it works, because the server may be down."""
     from playwright.sync_api import Error
 
     while True:
@@ -174,7 +175,7 @@ def test_two_readers_at_once_a_reload_and_a_killed_server(study, server):
 
 
 def pixels(page):
-    """What the canvas holds, uint8 (H, W)."""
+    """The canvas's pixels, uint8 (H, W)."""
     size, values = page.evaluate(
         "() => { const c = document.getElementById('image'); const d = c.getContext('2d').getImageData(0, 0, c.width,"
         " c.height).data; return [c.width, Array.from(d.filter((_, i) => i % 4 === 0))]; }"
@@ -190,7 +191,7 @@ def begin(page, reader="anna"):
 
 
 def test_a_server_killed_after_any_request_leaves_a_page_that_goes_on(study, server):
-    """The page is one document: whatever is missing after it is asked for again."""
+    """The page is one document, and it repeats every request that fails after it has loaded."""
     with opened(server.url, **DESKTOP) as (page, requests, complaints):
         page.locator("#sign-in").wait_for()
         assert set(requests) <= {server.url, f"{server.url}state", "data:,"}

@@ -1,4 +1,4 @@
-"""Both classes come out in one form, chosen by patient, in an order that only the key explains."""
+"""Both classes are stored in one format, sampled by patient, in an order that only the key reveals."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_what_the_server_reads_names_no_class(study):
 
 @pytest.fixture
 def volumes(tmp_path):
-    """Three patients: one with two real 4-D brains in a folder of his own."""
+    """Three patients, one with two real 4-D brains in his own folder."""
     for name in ("p1/first.nii.gz", "p1/second.nii.gz", "p2/scan.nii.gz", "p3/scan.nii.gz"):
         (tmp_path / "real" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data_path / "example4d.nii.gz", tmp_path / "real" / name)

@@ -1,4 +1,4 @@
-"""Requests and files with anything in them: a client's fault is told as one, and a damaged file is an error of ours."""
+"""Random requests and files: a client's fault gets a 4xx answer, and a damaged file one of our errors."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ VALUES = [None, True, False, 0, 1, -1, 7, 2**31, 2**63, 2**64, 10**30, 10**3000,
 
 
 def mutated(dice, value, depth=0):
-    """The value with something else in its place, or somewhere inside it."""
+    """The value, replaced or changed somewhere inside."""
     if depth and (not isinstance(value, (dict, list)) or not value or dice.random() < 0.2):
         return dice.choice(VALUES)
     if isinstance(value, dict) and value:
@@ -49,7 +49,7 @@ def mutated(dice, value, depth=0):
 
 
 def spoilt(dice, content):
-    """Bytes with some cut out, put in or changed."""
+    """The bytes with some deleted, inserted or changed."""
     for _ in range(dice.randint(1, 4)):
         start = dice.randrange(len(content) + 1)
         end = min(len(content), start + dice.choice([0, 0, 1, 2, 10, len(content)]))
@@ -60,7 +60,7 @@ def spoilt(dice, content):
 
 
 def as_bytes(dice, plain):
-    """JSON of the mutated value, and often not even that."""
+    """JSON of the mutated value, often invalid JSON."""
     if dice.random() < 0.8:
         plain = mutated(dice, plain)
     content = json.dumps(plain).encode()
@@ -94,10 +94,10 @@ SIGN_IN, SIGN_OUT = {"code": "anna", "password": "abcd-efgh-jkmn"}, {}
 
 @pytest.mark.parametrize("registered", [False, True], ids=["open", "passwords"])
 def test_posts(tmp_path, registered, monkeypatch):
-    """3,000 of each kind of study, to all three routes: 200 or 4xx, in words."""
+    """3,000 posts per kind of study, to all three routes, get 200 or 4xx with a message."""
     study = make_study(tmp_path, n=3)
     if registered:
-        monkeypatch.setattr("vmddpm.study.readers._hash", lambda password, salt: password.encode().hex())  # not as slow
+        monkeypatch.setattr("vmddpm.study.readers._hash", lambda password, salt: password.encode().hex())  # a faster hash
         password = register(study, ["anna"])["anna"]
     else:
         password = ""
@@ -139,7 +139,7 @@ def a_store(folder):
 
 
 def files(folder):
-    """(file, what it holds, what reads it) of everything that names files or says what they are."""
+    """(file, contents, reader) of every file that names or describes other files."""
     study = make_study(folder, n=2)
     register(study, ["anna"])
     session_secret(study)
@@ -155,7 +155,7 @@ def files(folder):
     a_store(folder / "store")
 
     def store():
-        """Its checksum is that of the damaged manifest: what reads the lines is looked at."""
+        """Store the damaged manifest with a matching checksum, so that the parser is tested."""
         record = json.loads((folder / "store" / "store.json").read_text())
         record["manifest_sha256"] = hashlib.sha256((folder / "store" / "manifest.jsonl").read_bytes()).hexdigest()
         (folder / "store" / "store.json").write_text(json.dumps(record))
@@ -176,7 +176,7 @@ def files(folder):
     ]  # fmt: skip
 
 
-opened: list[Path] | None = None  # while it is a list: what was opened
+opened: list[Path] | None = None  # a list records opened files
 
 
 def _listen(event, arguments):
@@ -185,7 +185,7 @@ def _listen(event, arguments):
 
 
 def test_files(tmp_path):
-    """5,000 damaged ones: read, or refused by an error of ours; no file of another folder is opened."""
+    """5,000 damaged files are read, or refused with one of our errors; no file of another folder is opened."""
     global opened
     sys.addaudithook(_listen)
     dice, refused, told, readers = random.Random(1), {}, [], files(tmp_path)

@@ -1,4 +1,4 @@
-"""The whole report, from answers on disk, against the numbers that the paper prints."""
+"""The whole report, from answers on disk, against the paper's printed numbers."""
 
 import csv
 import shutil
@@ -31,7 +31,7 @@ PRINTED = """
 | --- | --- | --- |
 | Fisher-exact's p-value | 0.56136 | 0.11982 |
 """
-# (class, answer, confidence) -> number of images. The paper leaves low confidence out: 200 images less what it prints.
+# (class, answer, confidence) -> number of images. The paper omits low confidence: 200 images minus the printed ones.
 DOCTORS = {
     "doctor1": {("real", "real", "high"): 86, ("real", "synthetic", "medium"): 14,
                 ("synthetic", "real", "medium"): 81, ("synthetic", "synthetic", "high"): 17,
@@ -43,7 +43,7 @@ DOCTORS = {
 
 
 def answer(study, reader, judgements, images=None):
-    """Stores the judgements in the reader's own order; the first image is answered twice."""
+    """Store the judgements in the reader's order; the first image is answered twice."""
     key, log = load_key(study), AnswerLog(study, reader)
     left = {label: [(a, c) for (truth, a, c), n in judgements.items() if truth == label for _ in range(n)]
             for label in ("real", "synthetic")}  # fmt: skip
@@ -175,7 +175,7 @@ def test_the_commands_a_hospital_types(tmp_path, monkeypatch, capsys):
 
 
 def test_a_copied_log_is_no_further_reader(study, tmp_path):
-    """The report checks what `serve` checks."""
+    """The report makes the same check as `serve`."""
     copy = Study.open(shutil.copytree(study.path, tmp_path / "study"))
     shutil.copy(copy.log("doctor1"), copy.log("doctor1 (copy)"))
     with pytest.raises(StudyError, match=r"answers of 'doctor1': it is a copy of another reader's log; move it away"):

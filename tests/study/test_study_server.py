@@ -1,4 +1,4 @@
-"""The server as any program on the network meets it: who is let in, what is told, and what survives."""
+"""The server as seen from the network: access, answers, and persistence."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from vmddpm.study.server import is_local, serve
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Its key is gone: nothing that a server does needs it."""
+    """A study without its key, which the server does not need."""
     study = make_study(tmp_path_factory.mktemp("served"), n=10)
     (study.path / "key.json").rename(study.path.parent / "moved-key.json")
     return study
@@ -71,7 +71,7 @@ def test_a_forged_cookie_and_a_foreign_host_are_refused(server):
     client.sign_in("forged")
     client.cookie = client.cookie[:-4] + "AAAA"
     assert client.json("GET", "/state")[0] == 401
-    # A web site that gives its own name this machine's address would send that name.
+    # A web site whose name resolves to this machine's address (DNS rebinding) would send that name.
     for host, status in (("evil.example", 400), ("localhost:8000", 200), ("[::1]:8000", 200), ("127.0.0.1", 200)):
         assert client.request("GET", "/", headers={"Host": host})[0] == status
 
@@ -138,7 +138,7 @@ def test_with_passwords_only_their_owners_enter(tmp_path):
         client.sign_in("anna", f" {passwords['anna'].upper()}")
         assert client.json("POST", "/answer", an_answer(0))[0] == 200
         assert stat.S_IMODE((study.path / "session.key").stat().st_mode) == 0o600
-        register(study, ["anna"])  # a new password ends what the old one began
+        register(study, ["anna"])  # a new password ends old sessions
         assert client.json("GET", "/state")[0] == 401
         assert set(load_readers(study)) == {"anna", "ben"}
 
@@ -148,7 +148,7 @@ def test_readers_registered_at_once_are_all_there(tmp_path):
     code = (
         "import sys, time; from vmddpm.study import Study, readers\n"
         "load = readers.load_readers\n"
-        "readers.load_readers = lambda study: (load(study), time.sleep(0.2))[0]\n"  # time for another one to write
+        "readers.load_readers = lambda study: (load(study), time.sleep(0.2))[0]\n"  # time for another process to write
         "for n in range(3): print(readers.register(Study.open(sys.argv[1]), [f'{sys.argv[2]}{n}']))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -199,7 +199,7 @@ def test_a_study_is_served_once_and_not_with_a_damaged_log(server, study, tmp_pa
 
 
 def answer_all(server, reader, acknowledged, latencies=None):
-    """Answers every image, sending again what was not acknowledged, as the page does."""
+    """Answer every image and resend unacknowledged answers, as the page does."""
     client, state, pending = Client(server), None, None
     draw = random.Random(reader)
     while state is None or state["next"] < state["total"]:
@@ -253,7 +253,7 @@ def test_a_server_that_is_killed_at_any_moment_loses_and_doubles_nothing(tmp_pat
 
 
 def test_twenty_readers_at_once(tmp_path):
-    """100 images each over HTTP, one connection a reader; `pytest -s` prints the latency."""
+    """100 images each over HTTP, one connection per reader; `pytest -s` prints the latency."""
     study = make_study(tmp_path, n=50, size=128)
     acknowledged = {f"reader{number}": [] for number in range(20)}
     latencies = []
@@ -276,7 +276,7 @@ def test_twenty_readers_at_once(tmp_path):
 
 
 def test_an_answer_that_cannot_be_stored_is_not_acknowledged_and_leaves_no_trace(tmp_path):
-    """Files may not grow past 1000 bytes: a write ends in the middle of a line, as on a full disk."""
+    """Files are limited to 1000 bytes, so a write ends in the middle of a line, as on a full disk."""
     study = make_study(tmp_path, n=5)
     server = Server(study.path).start("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
     client = Client(server)

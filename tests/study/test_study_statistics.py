@@ -1,4 +1,4 @@
-"""The paper's printed numbers, other libraries, numerical maximisation, and how often intervals cover the truth."""
+"""Statistics against the paper's numbers, other libraries and numerical maximisation, and coverage of intervals."""
 
 import math
 from functools import cache
@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint, test_proportions_2i
 
 from vmddpm.study import statistics as st
 
-test_proportions_2indep.__test__ = False  # its name is not meant for pytest
+test_proportions_2indep.__test__ = False  # not a pytest test despite its name
 
 DOCTORS = (st.Counts(86, 14, 81, 17), st.Counts(44, 28, 58, 21))
 TABLES = [  # Tables III and IV: precision real, synthetic; recall real, synthetic. Table V: p
@@ -116,7 +116,7 @@ def test_equivalence_is_shown_where_the_90_percent_interval_lies_inside_the_marg
 
 
 def test_fisher_does_not_show_equivalence():
-    """Doctor 2's p of 0.12 goes with differences of up to 27 points."""
+    """Doctor 2's p of 0.12 is compatible with differences of up to 27 points."""
     assert st.fisher(DOCTORS[1]) > 0.1
     assert st.equivalence(DOCTORS[1], 0.1) > 0.5
     assert st.equivalence(st.Counts(500, 500, 500, 500), 0.1) < 1e-4
@@ -171,7 +171,7 @@ def test_agreement_is_over_the_images_that_both_have_judged():
 
 @pytest.mark.parametrize(("p1", "p2"), [(0.5, 0.5), (0.86, 0.83), (0.6, 0.75), (0.95, 0.95)])
 def test_intervals_cover_the_truth_as_often_as_they_say(p1, p2):
-    """4000 studies of 100 + 100 images; three standard errors of the share are one point."""
+    """4000 studies of 100 + 100 images; three standard errors of the coverage are one point."""
     rng = np.random.default_rng(5)
     interval = cache(lambda kind, counts: getattr(st, kind)(st.Counts(*counts)))
     truths = {"difference": p1 - p2, "accuracy": (p1 + 1 - p2) / 2, "d_prime": norm.ppf(p1) - norm.ppf(p2)}
@@ -184,13 +184,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say(p1, p2):
     shares = {kind: count / studies for kind, count in covered.items()}
     print(p1, p2, shares)
     assert 0.94 <= shares["difference"] <= 0.965
-    # Right answers of both classes together vary less than those of 200 equal images: too wide, never too narrow.
+    # Right answers over two classes vary less than over 200 equal images, so the interval may be too wide, never too narrow.
     assert 0.94 <= shares["accuracy"] <= 1
     assert 0.935 <= shares["d_prime"] <= 0.97
 
 
 def test_cohens_interval_covers_the_truth():
-    """Two readers who are right in 8 of 10 images, each by chance of their own: kappa is (0.8² + 0.2² - 0.5) / 0.5."""
+    """Two readers, independently right in 8 of 10 images: kappa is (0.8² + 0.2² - 0.5) / 0.5."""
     pairs = [judgements(2, 100, seed) for seed in range(1000)]
     covered = sum(low <= 0.36 <= high for _, low, high in (st.cohen(*pair) for pair in pairs))
     print(covered / len(pairs))

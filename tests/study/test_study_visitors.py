@@ -1,4 +1,4 @@
-"""Visitors who mean no good, or are many, or slow: what they get, and that the readers do not notice."""
+"""Malicious, numerous and slow visitors: the server's answers, and no effect on readers."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_what_another_sites_page_sends_is_refused(server, headers, status):
 
 
 def test_two_studies_on_one_host_do_not_sign_each_other_out(study, server, tmp_path):
-    """A browser sends a host's cookies to all of its ports."""
+    """A browser sends a host's cookies to all its ports."""
     other = make_study(tmp_path, n=2, seed=8)
     with Server(other.path) as second:
         here, there = Client(server), Client(second)
@@ -94,7 +94,7 @@ def test_sessions_are_forgotten_when_their_cookies_have_expired(study, tmp_path)
     EndedSessions(made).end("a" * 32)
     path.write_text(json.dumps({"session": "b" * 32, "time": time.time() - 31 * 24 * 3600}) + "\n" + path.read_text())
     with path.open("a") as file:
-        file.write('{"session": "cccc')  # a line that was cut short
+        file.write('{"session": "cccc')  # a truncated line
     ended = EndedSessions(made)
     assert ("a" * 32 in ended, "b" * 32 in ended) == (True, False)
     assert len(path.read_text().splitlines()) == 1
@@ -161,7 +161,7 @@ def test_numbers_and_letters_that_python_stumbles_over(server):
 
 
 def test_one_readers_slow_disk_does_not_stop_the_others(tmp_path):
-    """An fsync of anna's log ends when the others are done. She has three windows."""
+    """An fsync of anna's log returns only when the others are done; she has three windows."""
     made = make_study(tmp_path, n=10)
     slow = (
         "import os, time; sync = os.fsync\n"
@@ -196,7 +196,7 @@ def test_one_readers_slow_disk_does_not_stop_the_others(tmp_path):
         server.kill()
 
 
-# Who guesses passwords
+# Password guessing
 
 
 def test_an_address_that_guesses_waits_longer_and_longer():
@@ -257,8 +257,8 @@ def memory(process):
     ids=["few", "many"],
 )
 def test_readers_beside_many_who_guess(tmp_path, readers, guesses, pause):
-    """Each guess from an address of its own, all at once, so that none is delayed. `pytest -s` prints what readers
-    wait for, and the server's memory: a hash takes 16 MiB, and 60 of them at once took a gigabyte."""
+    """Each guess comes from its own address, all at once, so that none is delayed. `pytest -s` prints the readers'
+    waiting time and the server's memory: a hash takes 16 MiB, and 60 at once took a gigabyte."""
     made = make_study(tmp_path, n=20, size=64)
     passwords = register(made, [f"reader{number}" for number in range(readers)])
     waited, statuses, stop = [], [], threading.Event()
@@ -304,10 +304,10 @@ def test_readers_beside_many_who_guess(tmp_path, readers, guesses, pause):
           f"{middle:.1f} ms (median), {worst:.0f} ms (worst); {before:.0f} MiB before, {most:.0f} at most, "
           f"{after:.0f} after")  # fmt: skip
     assert most < before + 100
-    assert after <= before + 16  # what the server knows of its visitors, but no hash
+    assert after <= before + 16  # its records of visitors, but no hash
 
 
-# Who takes connections and time
+# Connections and slow requests
 
 
 def limits(**seconds):
@@ -342,7 +342,7 @@ def test_a_connection_without_a_request_is_closed(tmp_path):
             with socket.create_connection(address) as connection:
                 connection.sendall(begin)
                 assert closed_after(connection, drip) > 0.9
-        with socket.create_connection(address) as connection:  # a body that comes a byte at a time
+        with socket.create_connection(address) as connection:  # a body sent one byte at a time
             post = head.replace(b"GET /", b"POST /sign-in") + b"Content-Type: application/json\r\n"
             connection.sendall(post + b"Content-Length: 99\r\n\r\n{")
             connection.settimeout(60)
@@ -411,7 +411,7 @@ def test_one_address_cannot_take_all_connections(tmp_path):
         server.kill()
 
 
-# Who may come at all
+# Access
 
 
 @pytest.mark.parametrize("host", ["127.0.0.5", "localhost", "::1", "::ffff:127.0.0.1"])
@@ -446,7 +446,7 @@ def test_a_study_that_others_may_enter_is_warned_of(tmp_path, caplog, monkeypatc
     assert f"`chmod 700 {made.path}` keeps them out" in caplog.text
 
 
-# Files that name what they should not
+# Files with names that point elsewhere
 
 
 def test_a_study_names_images_of_its_own_only(tmp_path):

@@ -1,4 +1,4 @@
-"""`vmddpm table1` and `vmddpm ablate` from training to picture, as small as they go, and what stops them."""
+"""`vmddpm table1` and `vmddpm ablate` from training to picture, as small as possible, and their refusals."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def rows_of(path):
 
 
 def test_table1(tmp_path):
-    """The preset tiny as it is, but for half a second of training a run and 8 images."""
+    """The preset tiny, except for half a second of training per run and 8 images."""
     command = ["table1", "--out", tmp_path, "--minutes", 0.008, "--images", 8, "--device", "cpu"]
     assert main([str(word) for word in command]) == 0
     record = json.loads((tmp_path / "table1.json").read_text())
@@ -59,7 +59,7 @@ def test_table1(tmp_path):
     assert header[6] == "ours: Fréchet distance, random features"
     distances = [float(line[6]) for line in lines]
     assert all(map(math.isfinite, distances))
-    assert distances[-1] < min(distances[:-1]) / 3  # unseen real images are nearer than anything barely trained
+    assert distances[-1] < min(distances[:-1]) / 3  # unseen real images are closer than those of a barely trained model
     assert all(row["trained_steps"][0] >= 1 and len(row["results"]) == 1 for row in record["rows"])
     assert all(row["results"][0]["n_synthetic"] == 8 for row in record["rows"])
     assert float(lines[3][3]) == pytest.approx(2 * float(lines[4][3]), rel=0.01)  # DDIM takes half of DDPM's steps
@@ -75,7 +75,7 @@ def test_table1(tmp_path):
 
 
 def test_tables_go_on_and_share_runs(small, tmp_path, monkeypatch):
-    """The second call makes nothing again; table1 finds its VM-DDPM among the runs of ablate."""
+    """The second call repeats nothing; table1 reuses the VM-DDPM run of ablate."""
     first = make_table("ablate", tmp_path, device="cpu", seeds=[0], progress=False)
     assert len(list((tmp_path / "runs").iterdir())) == 5
     text = (tmp_path / "ablate.md").read_text()
@@ -107,7 +107,7 @@ def test_what_stops_a_table_stops_it_before_training(tmp_path, capsys):
 
 
 def test_paper_preset_reads_the_users_folder(small, tmp_path, monkeypatch):
-    """`--preset paper` on a folder of images; the sizes of networks and the counts alone are not the paper's."""
+    """`--preset paper` on a folder of images; only network sizes and counts differ from the paper's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for kind, count in (("images", 12), ("unseen", 6)):
@@ -135,7 +135,7 @@ def test_deviations():
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["table1", "ablate"])
 def test_tiny_presets_as_they_are(table, tmp_path):
-    """The whole command with its own networks, a little shorter; every system has learned more than nothing."""
+    """The whole command with its own networks, in a slightly shorter run; every system has learned something."""
     assert main([table, "--out", str(tmp_path), "--minutes", "0.2", "--images", "48", "--device", "cpu"]) == 0
     record = json.loads((tmp_path / f"{table}.json").read_text())
     assert all(min(row["trained_steps"]) > 10 for row in record["rows"])

@@ -1,4 +1,4 @@
-"""What the tables are made of: the paper's figures as printed, and rows that are whole configurations."""
+"""The contents of the tables: the paper's printed figures, and rows that are complete configurations."""
 
 import re
 from importlib.resources import files
@@ -52,7 +52,7 @@ def test_rows(preset, dataset):
     assert [m.regeneration for m in models] == [False, True, True, True, True, True]
     assert (models[3].regeneration_patch_size, models[4].discretization, models[5].scans) == (2, "zoh", 1)
     assert (ordered_later.configs, ordered_later.ordered) == (shuffled.configs, True)
-    # Table I's VM-DDPM and Table II's whole model are one run.
+    # Table I's VM-DDPM and Table II's whole model share one run.
     assert run_name(shuffled.configs[0]) == run_name(table[5].configs[0])
     runs = {run_name(config) for row in (*table, *ablation) for config in row.configs}
     assert len(runs) == 5 + 5 * len(protocol.seeds["ablate"]) - 1
