@@ -45,7 +45,7 @@ def test_every_file_has_a_hash_and_every_version_is_the_constraints(lock, least)
 
 
 def test_the_demo_has_a_part_of_the_developers_files():
-    def files(lock):  # of what a version is for, markers say less where less asks for it
+    def files(lock):  # drops the markers, which differ between locks
         lines = [(name, *line) for name, lines in lock.items() for line in lines]
         return {(name, str(Requirement(line).specifier), *hashes) for name, line, hashes in lines}
 

@@ -206,8 +206,8 @@ class _Flow:
         return solved.x[self._width : self._width + 2 * len(costs.anchors)].sum() * self._scale / total
 
     def extremes(self, costs: _Costs, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Thread executions of the blocks with the least and the greatest sum(weights * executions), over all flows that
-        agree as well as the best one."""
+        """Thread executions of the blocks with the least and the greatest sum(weights * executions), over all flows
+        that agree as well as the best one."""
         problem = self._problem(costs)
         slack = 1e-6 * sum(anchor.count for anchor in costs.anchors) / self._scale
         problem["A_ub"] = vstack([problem["A_ub"], csr_matrix(problem["c"])])

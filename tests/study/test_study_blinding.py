@@ -18,7 +18,7 @@ IMAGES = 200
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Smooth images with a comment and noisy images without, of other sizes and times, so that a leak would be obvious."""
+    """Smooth images with a comment and noisy images without, of other sizes and times, so that a leak would show."""
     return make_study(tmp_path_factory.mktemp("blind"), n=IMAGES // 2, size=48)
 
 

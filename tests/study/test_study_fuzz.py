@@ -97,7 +97,7 @@ def test_posts(tmp_path, registered, monkeypatch):
     """3,000 posts per kind of study, to all three routes, get 200 or 4xx with a message."""
     study = make_study(tmp_path, n=3)
     if registered:
-        monkeypatch.setattr("vmddpm.study.readers._hash", lambda password, salt: password.encode().hex())  # a faster hash
+        monkeypatch.setattr("vmddpm.study.readers._hash", lambda password, salt: password.encode().hex())  # faster
         password = register(study, ["anna"])["anna"]
     else:
         password = ""

@@ -184,7 +184,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(p1, p2):
     shares = {kind: count / studies for kind, count in covered.items()}
     print(p1, p2, shares)
     assert 0.94 <= shares["difference"] <= 0.965
-    # Right answers over two classes vary less than over 200 equal images, so the interval may be too wide, never too narrow.
+    # Right answers over two classes vary less than over 200 equal images: intervals may be too wide, never too narrow.
     assert 0.94 <= shares["accuracy"] <= 1
     assert 0.935 <= shares["d_prime"] <= 0.97
 

@@ -446,7 +446,7 @@ def test_a_study_that_others_may_enter_is_warned_of(tmp_path, caplog, monkeypatc
     assert f"`chmod 700 {made.path}` keeps them out" in caplog.text
 
 
-# Files with names that point elsewhere
+# Files that name other files
 
 
 def test_a_study_names_images_of_its_own_only(tmp_path):

@@ -1,4 +1,4 @@
-"""The check of the oldest torch, on a torch that has very little."""
+"""The check against the oldest torch, on a fake torch with few functions."""
 
 from textwrap import dedent
 
@@ -27,7 +27,7 @@ TORCH = {
         def silu(input: Tensor, inplace: bool = ...) -> Tensor: ...
     """,
 }
-# Each line is followed by what it asks of torch in vain, if anything.
+# Each line is followed by what it uses that torch lacks, if anything.
 PROGRAM = """
     import torch
     import torch.nn.functional as F

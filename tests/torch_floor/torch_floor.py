@@ -1,10 +1,10 @@
-"""Whether the packages ask only for what the oldest torch that pyproject.toml allows has:
+"""Checks that the packages use only what the oldest torch allowed by pyproject.toml has:
 
     python torch_floor.py [VERSION]
 
-Downloads the wheel of that version of torch (or of VERSION), installs nothing, and has mypy check the packages against
-the types in it. Every line is printed that uses a module, an attribute or an argument which that torch lacks. What
-comes from an untyped function is not checked, nor are arguments that a function takes as **kwargs."""
+Downloads the wheel of that torch version (or of VERSION) without installing it, and runs mypy on the packages against
+its types. Prints every line that uses a module, an attribute or an argument that this torch lacks. Results of untyped
+functions and arguments passed as **kwargs are not checked."""
 
 import os
 import re
@@ -18,7 +18,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vmddpm_kernels", "vmddpm")
-PLATFORMS = ("macosx_11_0_arm64", "macosx_14_0_arm64")  # whose wheels are small; the types are the same in all
+PLATFORMS = ("macosx_11_0_arm64", "macosx_14_0_arm64")  # small wheels; all platforms have the same types
 
 SETTINGS = """
 [mypy]
@@ -32,7 +32,7 @@ TORCH = """
 follow_imports = silent
 ignore_missing_imports = False
 """
-# "object" is what mypy makes of several types of our own, and a keyword that no overload takes has a line of its own.
+# mypy joins several of our types to "object"; a keyword that no overload takes has its own message.
 LACKS = re.compile(
     r"(?P<file>[^:/][^:]*):(?P<line>\d+): error: (?P<what>(?!\"object\"|No overload).*)  "
     r"\[(attr-defined|call-arg|import-not-found|call-overload)\]"
@@ -46,7 +46,7 @@ def floor(pyproject: Path = ROOT / "pyproject.toml") -> str:
 
 
 def download(version: str, folder: Path) -> Path:
-    """The Python files and the stubs of that torch, unpacked in `folder`."""
+    """Download that torch and unpack its Python files and stubs in `folder`."""
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     command = ["download", "--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={python}", *platforms]
@@ -57,13 +57,13 @@ def download(version: str, folder: Path) -> Path:
 
 
 def lacking(types: Path, sources: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> list[str]:
-    """"file:line: what" for each use of something that the torch in the folder `types` does not have."""
+    """"file:line: message" for each use of something that the torch in the folder `types` lacks."""
     found = _complaints(sources, packages, types) - _complaints(sources, packages, None)
     return [f"{file}:{line}: {what}" for file, line, what in sorted(found)]
 
 
 def _complaints(sources: Path, packages: tuple[str, ...], types: Path | None) -> set[tuple[str, int, str]]:
-    """What mypy has to say; without `types`, all of torch is Any to it."""
+    """mypy's messages; without `types`, all of torch is Any."""
     ours = "".join(f"[mypy-{package}.*]\nfollow_imports = normal\n" for package in packages)
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "mypy.ini")

@@ -1,4 +1,4 @@
-"""Small runs of the adversarial systems on real slices."""
+"""Small GAN runs on real slices."""
 
 from nilearn.datasets import load_mni152_template
 

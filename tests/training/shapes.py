@@ -1,4 +1,4 @@
-"""Grey pictures of four shapes, made by arithmetic: each has its own place, size, brightness and noise."""
+"""Synthetic grey pictures of four shapes, each with random place, size, brightness and noise."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ SHAPES = ("cross", "disc", "square", "triangle")
 
 
 def shape(kind, rng, size=16):
-    """uint8 (size, size)."""
+    """A picture, uint8 (size, size)."""
     radius = rng.uniform(0.25, 0.36) * size
     y, x = np.mgrid[:size, :size] - rng.uniform(radius, size - 1 - radius, 2)[:, None, None]
     inside = {
@@ -21,7 +21,7 @@ def shape(kind, rng, size=16):
 
 
 def write_shapes(root, each, seed=0, size=16):
-    """root/disc/000.png and so on: `each` pictures of each shape."""
+    """Write `each` pictures of each shape: root/disc/000.png, ..."""
     rng = np.random.default_rng(seed)
     for kind in SHAPES:
         (root / kind).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The inputs of a step belong to images, by their number: whoever makes them, and in how many parts."""
+"""The inputs of a step depend on the images' numbers, not on the process or the division of the batch."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def test_parts_of_a_batch_are_the_batch(cuts):
 
 
 def test_a_batch_of_another_size_has_the_same_images():
-    """Image n of a run is the same whatever the batch size: batches of 6 and of 3."""
+    """Image n of a run does not depend on the batch size (6 or 3)."""
     small = RunConfig(diffusion=CONFIG.diffusion, training=TrainingConfig(batch_size=3, sample_steps=2))
     for a, *b in zip(inputs_at(IMAGES, 2, CONFIG), inputs_at(IMAGES, 4, small), inputs_at(IMAGES, 5, small)):
         assert torch.equal(a, torch.cat(b))
@@ -55,7 +55,7 @@ def test_streams_and_numbers_have_generators_of_their_own():
     keys = itertools.product((0, 1), (ORDER, FLIPS, NOISE), range(3000))
     seeds = {generator_of(*key).initial_seed() for key in keys}
     assert len(seeds) == 2 * 3 * 3000
-    assert max(seeds) < 2**32  # all that torch's CPU generator reads
+    assert max(seeds) < 2**32  # the bits that torch's CPU generator uses
 
 
 def test_batches_are_made_ahead_in_order():

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of another version, or hostile; how many stay; a disk that is full."""
+"""Checkpoints: damaged, of another version, or malicious; the number kept; a full disk."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def state(value):
 
 @pytest.fixture
 def store(tmp_path):
-    """Three saved, two kept: steps 2 and 3."""
+    """Three checkpoints saved, two kept: steps 2 and 3."""
     store = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (1, 2, 3):
         store.save(step, state(step))
@@ -59,7 +59,7 @@ def test_a_flipped_bit_anywhere_is_found(store):
 
 
 def test_a_run_goes_on_past_a_damaged_checkpoint(store):
-    """Whatever is damaged and of a later step is removed once the run saves again, so it cannot come back."""
+    """Damaged checkpoints of later steps are removed at the next save, so they cannot be loaded again."""
     store.paths()[-1].write_bytes(b"x")
     store.save(3, state(3))
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_all_damaged_is_an_error_with_the_way_out(store):
 
 
 def renamed(store, content):
-    """A file that says it is a checkpoint of step 9, with the right checksum."""
+    """Rename a file to a checkpoint of step 9, with the right checksum."""
     partial = store.folder / "new"
     torch.save(content, partial)
     digest = subprocess.run(["sha256sum", partial], capture_output=True, text=True, check=True).stdout[:32]
@@ -102,7 +102,7 @@ def test_a_checkpoint_cannot_run_code(store, tmp_path):
     with pytest.warns(UserWarning, match="is not a checkpoint: Weights only load failed"):
         assert store.newest()["step"] == 3
     assert not (tmp_path / "owned").exists()
-    torch.load(store.paths()[-1], weights_only=False)  # the pickle is a real one
+    torch.load(store.paths()[-1], weights_only=False)  # the pickle really executes
     assert (tmp_path / "owned").exists()
 
 

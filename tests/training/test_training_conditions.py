@@ -1,4 +1,4 @@
-"""Runs with conditions: classes that are learned, checked and drawn, and images beside the images."""
+"""Runs with conditions: classes in training, checks and sampling, and condition images."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def run(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masks(data, tmp_path_factory):
-    """White where an image is bright, under the same names."""
+    """Masks of the bright parts of images, under the same names."""
     root = tmp_path_factory.mktemp("masks")
     for info in SliceDataset(data).slices:
         kind, name = info.path.split("/")[-2:]

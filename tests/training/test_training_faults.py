@@ -1,4 +1,4 @@
-"""Runs as a user starts them, in processes of their own, and what may happen to them."""
+"""Runs in their own processes, as a user starts them, with kills and other faults."""
 
 import os
 import random
@@ -32,7 +32,7 @@ training: {steps: 50, batch_size: 6, learning_rate: 0.001, log_every: 1, checkpo
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A folder with a configuration and an undisturbed run of it."""
+    """A folder with a configuration and an uninterrupted run of it."""
     here = tmp_path_factory.mktemp("faults")
     (here / "small.yaml").write_text(SMALL)
     (here / "gan.yaml").write_text(GAN)
@@ -89,13 +89,13 @@ def reaches(folder, step):
 
 
 def children(process):
-    """The processes that it started, the first rank first."""
+    """The child processes, in order of rank."""
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         return sorted(map(int, file.read().split()))
 
 
 def killed_again_and_again(folder, start_it, kills, dice):
-    """Kills a run that many times at random moments, later ones at later steps; then lets it end."""
+    """Kill a run several times at random moments, each at a later step; then let it finish."""
     for step in sorted(dice.sample(range(1, 50), kills)):
         process = start_it()
         wait_until(reaches(folder, step), process)
@@ -152,8 +152,8 @@ def test_memory_stays_the_same_over_fifty_thousand_images(here):
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_many_processes_train_as_one_and_survive_the_death_of_one(here, ranks):
-    """The same batches in more processes: gradients differ by the order of a sum, so weights by rounding, and are the
-    same bits after a kill and a new start."""
+    """Several processes share the same batches. Gradients are summed in another order, so weights differ by rounding;
+    after a kill and a restart they have the same bits."""
     many, killed = f"many-{ranks}", f"many-killed-{ranks}"
     completed(train(here, many, ranks=ranks))
     for one, other in zip(weights(here / "whole"), weights(here / many)):
@@ -182,8 +182,8 @@ def test_a_gan_that_is_killed_ends_in_the_same_weights(here):
 @pytest.mark.slow
 @pytest.mark.parametrize(("system", "ranks"), [("dcgan", 2), ("sagan", 3), ("unetgan", 2)])
 def test_many_processes_train_a_gan_as_one_and_survive_the_death_of_one(here, system, ranks):
-    """A bias in front of batch normalisation has a gradient of 0 but for rounding, of which Adam makes whole steps:
-    weights may differ by those, losses may not."""
+    """A bias before batch normalisation has a gradient of 0 up to rounding, which Adam turns into full steps. Weights
+    may differ by such steps, losses may not."""
     def start_it(name, ranks):
         return train(here, name, "--system", system, ranks=ranks, config="gan.yaml")
 

@@ -48,7 +48,7 @@ class Stop(Exception):
 
 
 def train_until(step, cfg, images, folder, monkeypatch):
-    """Trains as a process that is killed at the start of a step."""
+    """Train like a process that is killed at the start of a step."""
     def killed(dataset, at, config, rows):
         if at == step:
             raise Stop
@@ -65,7 +65,7 @@ def test_a_stopped_run_ends_in_the_same_weights(system, killed_at, images, tmp_p
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     train(gan_config(system), images, whole, progress=False)
     train_until(killed_at, gan_config(system), images, stopped, monkeypatch)
-    torch.rand(100)  # what else draws random numbers does not matter
+    torch.rand(100)  # other users of random numbers do not matter
     train(gan_config(system), images, stopped, progress=False)
     assert_same(weights(whole), weights(stopped))
     losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (whole, stopped)]
@@ -83,7 +83,7 @@ def test_a_finished_run_can_be_made_longer(images, tmp_path):
 
 
 class Watched:
-    """A data set that does something when training has read so many images of it: each is read once before."""
+    """A data set that runs an action after a number of reads in training, which first reads each image once."""
 
     def __init__(self, images, after, action):
         self.images, self.left, self.action = images, len(images) + after, action
@@ -135,7 +135,7 @@ def test_other_data_are_refused(images, tmp_path):
 
 
 def test_gradients_of_parts_against_torch_alone(images):
-    """Two parts of two images: each turn's gradient is the mean of those of the parts, each normalised by itself."""
+    """Two parts of two images: each turn's gradient is the mean over the parts, which are normalised separately."""
     config = gan_config("dcgan", micro_batch_size=2)
     learner = GANLearner(config, Ranks(0, 1, torch.device("cpu")))
     generator, discriminator = copy.deepcopy(learner.raw), copy.deepcopy(learner.discriminator)
@@ -153,7 +153,7 @@ def test_gradients_of_parts_against_torch_alone(images):
         real, fake = discriminator(inputs.real[rows])[0], discriminator(generator(inputs.first[rows]).detach())[0]
         return bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
 
-    def drawn(rows):  # of the discriminator that has learned
+    def drawn(rows):  # with the updated discriminator
         return bce(learner.discriminator(generator(inputs.second[rows]))[0], torch.ones(2))
 
     for network, loss_of, found in ((discriminator, judged, learner.discriminator), (generator, drawn, learner.raw)):
@@ -170,7 +170,7 @@ def test_a_part_that_is_the_whole_batch_changes_nothing(images, tmp_path):
 
 @pytest.mark.parametrize("system", [*GANS, "unet"])
 def test_samples_of_a_run(system, images, tmp_path):
-    """The files of `vmddpm sample`, the same ones every time and in any blocks."""
+    """`vmddpm sample` writes the same files every time and with any block size."""
     folder = RunFolder(tmp_path / "run")
     config = gan_config(system, steps=2, sample_every=0)
     if system == "unet":
@@ -210,7 +210,7 @@ def test_what_gans_cannot_do_is_refused_before_work(images, tmp_path, monkeypatc
 
 
 def test_inputs_belong_to_images(images):
-    """Latents are uniform on [-1, 1], new for each turn and step, and the images are those of any other system."""
+    """Latents are uniform on [-1, 1] and new for each turn and step; images are the same as for any other system."""
     config = gan_config("unetgan", gan={"latent_dim": 1000})
     a, b = inputs_at(images, 3, config), inputs_at(images, 4, config)
     assert torch.equal(a.real, images_at(images, 3, config.training))
@@ -261,7 +261,7 @@ def test_cutmix_loss_by_loops():
 
 
 def test_cutmix_masks():
-    """A box and what is around it; both kinds in turn, and every share of the image."""
+    """A box or its complement, both equally often, with every share of the image."""
     masks = cutmix_mask(4000, 16, torch.Generator().manual_seed(0))
     assert masks.shape == (4000, 1, 16, 16)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
@@ -276,10 +276,10 @@ def test_cutmix_masks():
             assert box.all() or not mask.all()
 
 
-OVERFIT = {  # steps, and what is not as in `gan_config`
+OVERFIT = {  # steps, and options that differ from `gan_config`
     "dcgan": (3000, {"base_channels": 16, "discriminator_learning_rate": 5e-5}),
     "sagan": (1500, {"base_channels": 16}),
-    "unetgan": (2500, {"base_channels": 16, "cutmix": 0.0}),  # CutMix is there to keep it from learning by heart
+    "unetgan": (2500, {"base_channels": 16, "cutmix": 0.0}),  # CutMix would prevent memorisation
     "unet": (2500, {}),
 }
 
@@ -287,7 +287,7 @@ OVERFIT = {  # steps, and what is not as in `gan_config`
 @pytest.mark.slow
 @pytest.mark.parametrize("system", OVERFIT)
 def test_a_batch_is_learned_by_heart(system, tmp_path, capsys):
-    """16 real slices, 4 mm apart: samples come as near to one of them as its neighbour is, and near to most of them."""
+    """16 real slices, 4 mm apart: samples are as close to a slice as its neighbour is, and most slices have one."""
     real = torch.stack(real_slices(32, 16))
     steps, gan = OVERFIT[system]
     gan = {"latent_dim": 64, "attention_size": 16, "cutmix_warmup_steps": 300, **gan}

@@ -1,4 +1,4 @@
-"""`vmddpm sample`: files from a run, the same ones every time."""
+"""`vmddpm sample` writes the same files from a run every time."""
 
 import json
 import shutil
@@ -80,14 +80,14 @@ def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
 
 @pytest.mark.parametrize("file_format", ["png", "npy"])
 def test_fewer_images_than_lie_there_are_told_and_counted(run, tmp_path, file_format):
-    """The manifest counts what lies in the folder, whatever was asked for last, and so does an evaluation."""
+    """The manifest and an evaluation count the files in the folder, whatever number was requested last."""
     generate(run.path, tmp_path / "out", 9, file_format=file_format, **OPTIONS)
     before = contents(tmp_path / "out")
     with pytest.warns(UserWarning, match="out holds 9 images already, the first 3 of which are those asked for"):
         generate(run.path, tmp_path / "out", 3, file_format=file_format, **OPTIONS)
     assert contents(tmp_path / "out") == before
     assert sum(len(block) for block in read_samples(tmp_path / "out")) == 9
-    (tmp_path / "out" / "manifest.json").unlink()  # a call that was stopped after its first blocks
+    (tmp_path / "out" / "manifest.json").unlink()  # as after a call that was stopped after its first blocks
     name = "000004.png" if file_format == "png" else "images-00000004.npy"
     (tmp_path / "out" / name).unlink()
     with pytest.warns(UserWarning, match="holds 4 images already, the first 3"):
@@ -120,7 +120,7 @@ def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
     (tmp_path / "images-00000004.npy").write_bytes(whole["images-00000008.npy"])
     with pytest.raises(RunError, match=r"images-00000004\.npy is damaged; remove it"):
         list(read_samples(tmp_path))
-    generate(run.path, tmp_path, 6, file_format="npy", **OPTIONS)  # fewer: what is there stays
+    generate(run.path, tmp_path, 6, file_format="npy", **OPTIONS)  # fewer: existing files stay
     assert (tmp_path / "images-00000008.npy").exists()
     assert sum(len(block) for block in read_samples(tmp_path)) == 6
     with pytest.raises(RunError, match="no finished samples"):
@@ -129,7 +129,7 @@ def test_damaged_blocks_are_made_again_or_named(run, tmp_path):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_many_processes_make_the_same_images(run, tmp_path, monkeypatch, ranks):
-    """In any order, one of them stopped and another started late."""
+    """In any order, with one process stopped and another started late."""
     generate(run.path, tmp_path / "one", 18, file_format="npy", **OPTIONS)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     for rank in (1, 0, *range(2, ranks)):
@@ -143,7 +143,7 @@ def test_many_processes_make_the_same_images(run, tmp_path, monkeypatch, ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_model_makes_the_same_images(run, tmp_path, mode):
-    """On a GPU "reduce-overhead" replays CUDA graphs; elsewhere there are none."""
+    """"reduce-overhead" replays CUDA graphs on a GPU only."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, compile in (("eager", "no"), ("compiled", mode)):
         generate(run.path, tmp_path / name, 6, **{**OPTIONS, "device": device, "compile": compile})
@@ -156,7 +156,7 @@ def test_ordered_is_a_model_without_shuffles(run, tmp_path):
     folder = RunFolder(tmp_path / "run")
     model = folder.load_model("ema")
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # what is zero at the start of training lets no scan through
+    with torch.no_grad():  # zero-initialised layers would hide the scan
         for p in model.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
     folder.save_weights("ema", model)
@@ -181,7 +181,7 @@ def test_nothing_is_overwritten(run, tmp_path):
 
 
 def test_nothing_asks_the_network(run, tmp_path, monkeypatch):
-    """A run and images of it, where every connection and every look-up of a name fails."""
+    """A run and its samples, while every connection and name lookup fails."""
     def refuse(*arguments):
         raise AssertionError(f"asks the network: {arguments}")
 
@@ -213,7 +213,7 @@ def test_errors(run, tmp_path):
 
 
 def test_levels():
-    """-1 is black, 1 is white, in between to the nearest of 256 levels."""
+    """-1 is black, 1 is white; values between are rounded to the nearest of 256 levels."""
     levels = to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 1, 5))
     assert levels.flatten().tolist() == [0, 0, 128, 255, 255]
 
@@ -237,7 +237,7 @@ def test_sample_and_evaluate_check_that_weights_and_configuration_belong_togethe
 
 
 def test_sample_and_evaluate_compare_the_checksum_of_the_weights(run, tmp_path):
-    """One bit of one weight, which loads all the same."""
+    """One bit of one weight is flipped; the file still loads."""
     generate(run.path, tmp_path / "out", 4, file_format="npy", **OPTIONS)
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
     weights = copy.weights("ema") / "model.safetensors"
@@ -274,7 +274,7 @@ def test_an_evaluation_is_of_samples_that_are_finished_and_undamaged(run, tmp_pa
     with pytest.raises(RunError, match="holds no finished samples"):
         check_drawn(tmp_path, run)
     (tmp_path / "loose").mkdir()
-    check_drawn(tmp_path / "loose", run)  # not drawn by this program
+    check_drawn(tmp_path / "loose", run)  # not made by this program
 
 
 @pytest.mark.parametrize(

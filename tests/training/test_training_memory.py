@@ -1,4 +1,4 @@
-"""What a training needs of memory: computed by hand, and what the way out of too little leads to."""
+"""The memory of a training run, computed by hand, and the suggested options if it is not enough."""
 
 import math
 import re
@@ -24,7 +24,7 @@ SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4, "sampling": (2,), "
 
 @pytest.fixture(autouse=True)
 def only_what_a_step_takes(monkeypatch):
-    """The program itself grows meanwhile, and small models fit beside what libraries take."""
+    """Leave out the program, which grows meanwhile, and library memory, into which small models would fit."""
     monkeypatch.setattr(memory, "_program", lambda device: 0)
     monkeypatch.setattr(memory, "SCRATCH", 0)
 
@@ -38,11 +38,11 @@ def config(side=16, **training):
 
 def test_weights_are_counted_four_times():
     weights = sum(p.numel() for p in VMDDPM(config().model).parameters())
-    assert predict(config(), CPU).weights == 4 * 4 * weights  # float32; and the averaged ones, and two moments
+    assert predict(config(), CPU).weights == 4 * 4 * weights  # float32: weights, EMA and two moments
 
 
 def test_what_a_step_keeps_of_one_convolution():
-    """The network whose tensors can be counted by hand."""
+    """A network whose tensors can be counted by hand."""
 
     class Wave(torch.nn.Module):
         def __init__(self, _):
@@ -56,10 +56,10 @@ def test_what_a_step_keeps_of_one_convolution():
     patched = pytest.MonkeyPatch()
     patched.setattr(memory, "build_network", lambda _: Wave(None))
     try:
-        step = predict(run, CPU).step - 4 * volume  # the batches in hand
+        step = predict(run, CPU).step - 4 * volume  # without the input batches
     finally:
         patched.undo()
-    # Kept when the backward pass begins: x, noise, x w, its sine and the prediction; then come the gradient of the
+    # Kept when the backward pass begins: x, noise, x w, its sine and the prediction. Then come the gradient of the
     # prediction, what it times the sine and times w are, and before they go, that of x w.
     assert 5 * volume < step < 10 * volume
     assert step < predict(replace(run, training=replace(run.training, batch_size=16)), CPU).step / 1.9

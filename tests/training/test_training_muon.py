@@ -1,4 +1,4 @@
-"""Muon against torch's and against singular values in float64; the weights it takes; runs with it that were stopped."""
+"""Muon against torch's and against singular values in float64; its choice of weights; interrupted runs with it."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def random_weights(*shapes, seed=0):
 
 
 def steps_of(optimizer, weights, count=3):
-    """Takes steps with gradients that depend on the number of values alone."""
+    """Take steps with gradients that depend only on the number of values."""
     for step in range(count):
         for weight in weights:
             source = torch.Generator().manual_seed(step * 100 + weight.numel())
@@ -39,13 +39,13 @@ def test_matrices_step_as_by_torchs_muon():
     steps_of(torch.optim.Muon(theirs, 0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), theirs)
     for one, other, start in zip(ours, theirs, random_weights(*shapes)):
         moved = (other - start).abs().mean()
-        assert (one - other).abs().max() < 0.01 * moved  # bfloat16 sums, in another order where two went together
+        assert (one - other).abs().max() < 0.01 * moved  # bfloat16 sums, in another order for two stepped together
         assert moved > 0.003  # three steps of about a fifth of the learning rate
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7), (1, 5)])
 def test_a_step_has_the_singular_values_of_the_polynomial(shape):
-    """U p(S) V^T, from float64's singular values, each through the polynomial as a number."""
+    """U p(S) V^T from float64 singular values, with the polynomial applied to each."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     s = s / (s.norm() + 1e-7)
@@ -104,7 +104,7 @@ def test_the_matrices_between_features_are_taken():
         ends = {"encoder.0.down.weight", "projection.2.weight"}
         assert ends <= matrices
         tails = {name.rsplit("csm.", 1)[-1] for name in matrices - ends}
-        assert tails == {"A_log", "D", "dt_bias", "conv.weight"}  # rates, and one filter for each channel
+        assert tails == {"A_log", "D", "dt_bias", "conv.weight"}  # decay rates, and one filter per channel
     unet = UNet(UNetConfig(widths=(8, 16), attention=(False, True), norm_groups=4))
     taken = {id(weight) for weight in hidden_matrices(unet)}
     rest = {name for name, weight in unet.named_parameters() if weight.dim() > 1 and id(weight) not in taken}

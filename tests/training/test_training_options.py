@@ -1,4 +1,4 @@
-"""Parts of a batch, half precision, torch.compile; being asked to stop, and data that goes away, in mid-run."""
+"""Micro-batches, half precision, torch.compile, and stop requests or lost data in mid-run."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def trained(path, images=IMAGES, **options):
 
 
 def distance(a, b):
-    """Norm of the difference of two runs' weights, relative to the norm of the weights."""
+    """The norm of the difference of two runs' weights, relative to the norm of the weights."""
     a, b = (torch.cat([v.flatten() for v in weights(folder)["raw"].values()]).double() for folder in (a, b))
     return ((a - b).norm() / b.norm()).item()
 
@@ -51,7 +51,7 @@ def test_half_precision_is_near_and_resumes_bit_for_bit(tmp_path, monkeypatch, p
 
 
 def test_the_scale_of_the_loss_finds_itself(tmp_path):
-    """float16's largest number is 65504: some gradients of 2^16 times the loss are beyond it."""
+    """float16's largest number is 65504, so some gradients of 2^16 times the loss overflow."""
     run = config(steps=12, precision="fp16", checkpoint_every=1, keep_checkpoints=20, sample_every=0)
     run = replace(run, diffusion=DiffusionConfig(timesteps=20, prediction_type="v_prediction"))
     folder = RunFolder(tmp_path)
@@ -63,7 +63,7 @@ def test_the_scale_of_the_loss_finds_itself(tmp_path):
 
 
 class Watched:
-    """A data set that does something when training has read so many images of it: each is read once before."""
+    """A data set that runs an action after a number of reads in training, which first reads each image once."""
 
     def __init__(self, after, action):
         self.left, self.action = len(IMAGES) + after, action
@@ -141,7 +141,7 @@ def test_data_that_go_away_end_the_run_with_its_work_saved(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_its_last_checkpoint_intact(small_disk, tmp_path):
-    """Another program leaves less room than a checkpoint needs, or none."""
+    """Another program leaves less space than a checkpoint needs, or none."""
     run = small_disk / "run"
     trained(run, steps=2)
     for left, words in ((100_000, r"step 4 cannot be .* step-00000002-.* is intact"), (0, "cannot be written")):

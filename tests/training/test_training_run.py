@@ -1,4 +1,4 @@
-"""Training runs: resuming bit for bit, run folders that are never overwritten, and what a run leaves behind."""
+"""Training runs: bit-exact resuming, run folders that are never overwritten, and the files of a run."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def assert_same_weights(a, b):
 
 
 def environment():
-    """For processes that are to find these tests and the packages that are tested."""
+    """The environment for processes that import these tests and the tested packages."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -57,7 +57,7 @@ class Stop(Exception):
 
 
 def train_until(step, cfg, images, folder, monkeypatch):
-    """Trains as a process that is killed at the start of a step."""
+    """Train like a process that is killed at the start of a step."""
     real = inputs_at
 
     def inputs(dataset, at, cfg, rows):
@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_in_the_same_weights(images, tmp_path, monkeypatch, k
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
     train(config(), images, whole, progress=False)
     train_until(killed_at, config(), images, stopped, monkeypatch)
-    torch.rand(100)  # what else draws random numbers does not matter
+    torch.rand(100)  # other users of random numbers do not matter
     train(config(), images, stopped, progress=False)
     assert_same_weights(weights(whole), weights(stopped))
     losses = [[(m["step"], m["loss"]) for m in folder.metrics()] for folder in (whole, stopped)]
@@ -126,7 +126,7 @@ def test_what_a_run_leaves_behind(images, tmp_path):
 
 
 def test_training_learns(tmp_path):
-    """One image, repeated: the loss falls well below that of predicting nothing, which is 1."""
+    """On one repeated image the loss falls well below 1, the loss of predicting zero."""
     image = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     folder = RunFolder(tmp_path)
     train(config(steps=150, batch_size=8, checkpoint_every=1000, sample_every=0, flip=False), image, folder,
@@ -193,7 +193,7 @@ def test_an_empty_data_set_is_refused(tmp_path):
 
 
 def content(folder):
-    """Every file of a run, but the lock that says who was there last."""
+    """Every file of a run except the lock, which names the last process."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
 
 
@@ -220,7 +220,7 @@ def pictures(folder, count):
 
 
 def test_other_files_are_named(tmp_path):
-    """Folders of as many files, of which one is another; a copy of the folder elsewhere is the same data."""
+    """A folder with as many files, one of them different, is other data; a copy of the folder is the same data."""
     pictures(tmp_path / "scans", 4)
     shutil.copytree(tmp_path / "scans", tmp_path / "copy")
 
@@ -283,7 +283,7 @@ def test_a_second_run_on_a_folder_is_refused(images, tmp_path):
         with pytest.raises(RunError, match=f"is being trained by process {other.pid} on .*; wait for its end"):
             train(config(), images, folder, progress=False)
         other.kill()
-    train(config(steps=2), images, folder, progress=False)  # a killed process holds nothing
+    train(config(steps=2), images, folder, progress=False)  # a killed process holds no lock
 
 
 def test_a_run_of_an_older_version_is_refused(images, tmp_path):

@@ -1,4 +1,4 @@
-"""Four shapes are learned by their classes, and drawn as asked for: two minutes of one core."""
+"""The model learns four shapes by class and samples the requested ones, in two minutes on one core."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run over volumes from files to files: trained, drawn, read back by other libraries, compared with real ones."""
+"""A run over volumes from end to end: training, sampling, reading by other libraries, comparison with real ones."""
 
 import json
 import random
@@ -194,14 +194,14 @@ def test_damaged_samples_are_told(tmp_path):
     chance = random.Random(0)
     for _ in range(50):
         damaged = bytearray(content)
-        damaged[chance.randrange(10, len(content))] ^= 1 << chance.randrange(8)  # behind the header of gzip
+        damaged[chance.randrange(10, len(content))] ^= 1 << chance.randrange(8)  # after the gzip header
         path.write_bytes(damaged[: chance.randrange(10, len(content) - 8)])
         with pytest.raises(InputError, match=r"000000\.nii\.gz cannot be read .* draw it again"):
             read_nifti_voxels(path)
 
 
 def test_volumes_with_classes_and_masks(scans, tmp_path, capsys):
-    """Of each volume a class, its folder, and a mask under the same name; crops and masks are cut alike."""
+    """Each volume has a class (its folder) and a mask under the same name; crops and masks are cut alike."""
     for name, kind in (("a", "healthy"), ("b", "ill")):
         for folder in (tmp_path / "data" / kind, tmp_path / "masks" / kind):
             folder.mkdir(parents=True)

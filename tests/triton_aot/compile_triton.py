@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for GPUs that need not be there. Run as a program, so that Triton is not an interpreter:
+"""Compiles the Triton kernels for GPUs that need not exist. Runs as a program, so that Triton is not an interpreter:
 
     python compile_triton.py resources TARGET [CASE ...]    what each kernel takes on that GPU
     python compile_triton.py sizes                          how many kernels 20 image sizes take
@@ -37,11 +37,11 @@ TARGETS = {
     "gfx950": GPUTarget("hip", "gfx950", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-FILLED = 5000  # images, more than enough to fill a GPU
+FILLED = 5000  # images, enough to fill any GPU
 
 
 class NoGpu:
-    """All that Triton asks of a driver in order to compile."""
+    """The parts of a driver that Triton needs to compile."""
 
     def __init__(self, target):
         self.target = target
@@ -57,10 +57,10 @@ class NoGpu:
 
 
 def compile_only(target, launched):
-    """From here on a launch appends (kernel, what was compiled, seconds of the CPU that took) to `launched`."""
+    """Make each launch append (kernel, compiled kernel, CPU seconds of the compilation) to `launched`."""
     triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
     if hasattr(HIPBackend, "path_to_rocm_lld"):
-        # Triton 3.4 assembles for AMD's GPUs and leaves the linking to ROCm. What is only looked at need not be linked.
+        # For AMD GPUs Triton 3.4 assembles and leaves linking to ROCm. Inspection needs no linking.
         HIPBackend.path_to_rocm_lld = staticmethod(lambda: "true")
     triton.knobs.compilation.always_compile = True
 
@@ -73,13 +73,13 @@ def compile_only(target, launched):
 
 
 def seconds():
-    """Of the CPU, by this process and the assemblers it ran."""
+    """CPU seconds of this process and the assemblers it ran."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True):
-    """Forward and backward of a cross_selective_scan; tensors as the backend takes them, of no memory to speak of."""
+    """Forward and backward of a cross_selective_scan, on tensors as the backend gets them, with hardly any memory."""
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
 
     def zeros(*shape, dtype=accumulate):
@@ -99,7 +99,7 @@ def scan(batch, height, width, channels, states, dtype, zoh=False, backward=True
 
 
 def scan_and_merge(height, width, dtype, layouts=((False, True),), table=None, channels=96):
-    """For each pair of layouts, channel first or not, of an image and of its sequences."""
+    """Cross scan and cross merge for each pair of layouts, channel first or not, of image and sequences."""
     order = RouteOrder(table, height, width)
     for image_first, sequences_first in layouts:
         x = empty((2, 1, height * width, channels), image_first, dtype, torch.device("cpu"))
@@ -112,8 +112,8 @@ def every_layout(height, width, dtype, channels=96):
 
 
 def convolution_and_step(dtype, taps=4, states=16):
-    """A causal convolution, forward and backward, and one step of a scan, with all that they may have: by the backend's
-    own functions, as itself it leaves tensors of the CPU to PyTorch."""
+    """A causal convolution, forward and backward, and one scan step, with all options. Calls the backend's internal
+    functions, because the backend leaves CPU tensors to PyTorch."""
     batch, length, channels = 2, 40, 72
 
     def zeros(*shape):
@@ -169,14 +169,14 @@ CASES = {
         f"float32, {taps} taps": lambda taps=taps: convolution_and_step(torch.float32, taps, states=2**taps)
         for taps in (2, 3)
     },
-    # What only images of 513 to 1024 pixels need, of sequences in planes that begin anywhere in a sector.
+    # Only images of 513 to 1024 pixels need it, with sequences in planes that begin anywhere in a sector.
     "bfloat16, wide": lambda: scan_and_merge(31, 33, torch.bfloat16),
 }
 
 
 def numbers(compiled):
-    """Registers of a thread, bytes of shared memory of a block, bytes of memory that a thread takes since registers are
-    too few, and bytes of the widest load from global memory and of the widest store."""
+    """Registers per thread, bytes of shared memory per block, bytes of spill memory per thread, and bytes of the widest
+    load from and store to global memory."""
     if "amdgcn" in compiled.asm:
         found = {key: int(n) for key, n in re.findall(r"\.(\w+): +(\d+)", compiled.asm["amdgcn"])}
         registers, spilled, accesses = found["vgpr_count"], found["private_segment_fixed_size"], []
@@ -197,7 +197,7 @@ def numbers(compiled):
 
 
 def resources(target, *cases):
-    """A kernel that several cases use is listed with the first."""
+    """A kernel used by several cases is listed with the first."""
     launched, rows, seen = [], [], set()
     compile_only(target, launched)
     for case in cases or CASES:
@@ -213,7 +213,7 @@ def resources(target, *cases):
 
 
 def sizes():
-    """Of each operator, the kernels compiled after each of 20 image sizes, by their names."""
+    """For each operator, the kernels compiled after each of 20 image sizes, by name."""
     launched, found = [], {}
     compile_only("sm_90", launched)
     shapes = [(1, 1), (1, 7), (2, 2), (3, 5), (4, 4), (7, 7), (7, 9), (8, 8), (13, 11), (14, 14), (16, 16), (16, 24)]

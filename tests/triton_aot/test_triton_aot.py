@@ -1,5 +1,5 @@
-"""The Triton kernels compiled ahead of time: for GPUs of both makers, by the oldest version of Triton that is allowed,
-the newest and two between, without spills, once for all image sizes."""
+"""The Triton kernels compiled ahead of time for NVIDIA and AMD GPUs, with the oldest allowed version of Triton, the
+newest and two between: no spills, and the same kernels for all image sizes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from versions import VERSIONS, python_path
 PROGRAM = Path(__file__).parent / "compile_triton.py"
 PINNED = version("triton")
 TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950", "gfx1100"]
-# Of every kernel the variant that matters most; all of them in the nightly run.
+# The most important variant of every kernel; all variants in the nightly run.
 CASES = ["N=16 bfloat16", "bfloat16", "bfloat16, table", "bfloat16, steps"]
 MORE_ON_SM_90 = ["N=16 bfloat16, filled", "float32", "bfloat16, unaligned", "N=16 float32, zoh"]
 SCANS = ("scan_forward", "scan_backward")
@@ -65,7 +65,7 @@ def test_nothing_spills(tmp_path):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("triton", VERSIONS)
 def test_every_version(triton, target, tmp_path):
-    """No kernel of a scan needs shared memory, and none of these more than the registers that there are."""
+    """No scan kernel uses shared memory, and neither scans nor steps spill registers."""
     rows = compiled(tmp_path, "resources", target, *CASES_OF_SCANS, *CASES_OF_STEPS, triton=triton)
     print_table(target, rows, triton)
     assert {row["kernel"] for row in rows} >= {*SCANS, *STEPS}
@@ -87,7 +87,7 @@ def test_an_image_size_compiles_nothing(tmp_path):
     print("\nkernels compiled after each of 20 image sizes:", *totals.items(), sep="\n")
     assert totals == {
         "scan": [3] * 20,  # forward, backward, the sum over routes
-        "copies to channels last": [2] * 20,  # there and back
-        # Once more for images larger than a tile, which lie otherwise in memory.
+        "copies to channels last": [2] * 20,  # scan and merge
+        # One more for images larger than a tile, which have another memory layout.
         "copies to channels first": [2] * 17 + [4] * 3,
     }

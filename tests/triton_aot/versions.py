@@ -1,4 +1,4 @@
-"""Other versions of Triton than the one installed, each in a folder that stands before the others on PYTHONPATH."""
+"""Other versions of Triton than the installed one, each in a folder that is put first on PYTHONPATH."""
 
 import os
 import subprocess
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "triton"
-# What pyproject.toml allows at least, what torch 2.11 brings, what constraints.txt has, and the newest.
+# pyproject.toml's minimum, torch 2.11's version, the version in constraints.txt, and the newest.
 VERSIONS = ("3.4.0", "3.6.0", "3.7.1", "3.9.0")
 
 
 @cache
 def folder(wanted: str) -> Path | None:
-    """Where that version is, after installing it there; None if it is the one that Python imports anyway."""
+    """Install that version and return its folder; None if Python imports that version anyway."""
     if wanted == version("triton"):
         return None
     path = BUILD / wanted
@@ -25,7 +25,7 @@ def folder(wanted: str) -> Path | None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
         done = subprocess.run([*command, f"triton=={wanted}"], capture_output=True, text=True, check=False)
         if done.returncode:
-            # A version that pyproject.toml allows and that is not tested is a failure, not a test less.
+            # An allowed version that cannot be tested is a failure, not a skipped test.
             pytest.fail(
                 f"Triton {wanted} could not be installed into {partial}, so that it is NOT TESTED: "
                 f"{done.stderr.strip()[-600:]}",
@@ -40,6 +40,6 @@ def folder(wanted: str) -> Path | None:
 
 
 def python_path(wanted: str) -> list[str]:
-    """What stands first on the PYTHONPATH of a process that is to import this version."""
+    """The first PYTHONPATH entries for a process that imports this version."""
     path = folder(wanted)
     return [] if path is None else [str(path)]

@@ -1,4 +1,4 @@
-"""What builds and checks releases agrees with pyproject.toml and constraints.txt; no wheel is built here."""
+"""The release scripts agree with pyproject.toml and constraints.txt; no wheel is built here."""
 
 import re
 import runpy
