@@ -72,7 +72,7 @@ def test_what_it_comes_to(session, capsys):
     assert found["outcome"] == "failed"
     assert found["cut"] == ["smoke"]
     assert "cut, as their time ran out: smoke" in report.table(found)
-    assert session(chosen).path != ended.path  # which is kept
+    assert session(chosen).path != ended.path  # its files are kept
 
 
 @pytest.mark.parametrize(("broken", "outcome"), [("build", "failed"), ("build", CUT), ("smoke", "failed")])

@@ -187,7 +187,7 @@ def test_each_gpu_of_a_machine_has_its_own_answer(monkeypatch):
     chosen = [select(None, on_gpu(number)) for number in (0, 1, 2, 3, 0, 1, 2, 3)]
     assert chosen == ["triton", "cuda", "triton", "cuda"] * 2
     assert probed == [1, 2, 3]
-    assert vk.backends()["cuda"].reason == "capability"  # of the current one
+    assert vk.backends()["cuda"].reason == "capability"  # for the current GPU
     assert select("cuda", on_gpu(1)) == "cuda"
     with pytest.raises(RuntimeError, match="Tesla V100 has compute capability"):
         select("cuda", on_gpu(0))

@@ -185,7 +185,7 @@ def test_gradcheck_cross_selective_scan(backend, zoh):
             discretization="zoh" if zoh else "mamba", backend=backend,
         )  # fmt: skip
 
-    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # which is interpreted
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # interpreted, so slow
 
 
 @pytest.mark.parametrize("channel_last", [False, True])
@@ -204,7 +204,7 @@ def test_gradcheck_selective_scan(backend, channel_last):
             backend=backend,
         )  # fmt: skip
 
-    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # which is interpreted
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")  # interpreted, so slow
 
 
 def test_reference_differentiates_twice():

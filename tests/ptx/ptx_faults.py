@@ -108,7 +108,7 @@ def _needless(fault: Fault, kernel: Kernel) -> bool:
     )
 
     def free(edges: list[set[int]], step: int) -> bool:
-        """Of accesses, as far as other barriers."""
+        """Whether no path along the edges accesses memory before another barrier."""
         rest = blocks[at].instructions[place + 1 :] if step > 0 else blocks[at].instructions[:place]
         ways, seen = [(at, rest)], set()
         while ways:

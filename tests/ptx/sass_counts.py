@@ -179,7 +179,7 @@ class _Flow:
         def put(row: int, column: int, value: float) -> None:
             rows.append(row), columns.append(column), values.append(value)
 
-        for block in range(self.count):  # what enters, and what leaves
+        for block in range(self.count):  # threads that enter equal threads that leave
             put(block, block, -1)
             put(self.count + block, block, -1)
         for number, (i, j) in enumerate(edges):
