@@ -145,7 +145,7 @@ def test_the_readmes_picture(slices, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo_picture", str(tmp_path / "run"), "--out", str(tmp_path / "docs/demo.png"),
                                       "--images", "9"])  # fmt: skip
     demo_picture.main()
-    assert given["t"] == ("real (MNI152)", "synthetic (VM-DDPM after 2 steps; brains take about 600)")
+    assert given["t"] == ("real (MNI152)", "synthetic (VM-DDPM after 2 steps; brains take about 200)")
     assert len(given["r"]) == len(given["s"]) == 9
     assert Image.open(tmp_path / "docs" / "demo.png").size[0] > 1200
     assert f"synthetic: {figures_of_merit(given['s'], halves(slices, 9)[1])}" in capsys.readouterr().out

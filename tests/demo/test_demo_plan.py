@@ -159,7 +159,7 @@ def test_a_run_that_goes_on_counts_what_it_has():
         "noise,", "noise,", "grainy", "grainy", "brains"
     ]
     assert [SLICES(n).rpartition(", ")[2] for n in (BRAINS, FOLDS - 1, FOLDS)] == [
-        "grainy inside", "grainy inside", "a little grainy"
+        "grainy inside", "grainy inside", "ventricles and cerebellum"
     ]  # fmt: skip
 
 

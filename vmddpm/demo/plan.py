@@ -12,9 +12,9 @@ MOST_STEPS = 50  # of the sampler
 LEAST = 4  # images, if there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # the share of the budget for saving weights, curves and the picture
-# Observed images by training steps: noise after 28, blobs after 103, brains in recognisable views after 600, with
-# ventricles and folds after 2,367.
-BLOBS, BRAINS, FOLDS = 100, 600, 2300
+# Observed samples by training steps of a whole run: noise after 25, blobs after 50 and 100, brains after 200, ventricles
+# and cortex after 400.
+BLOBS, BRAINS, FOLDS = 50, 200, 400
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sights:
 
 SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
                 "brains seen from three sides, grainy inside", FOLDS,
-                "brains seen from three sides, with ventricles, cerebellum and folds, a little grainy")  # fmt: skip
+                "brains seen from three sides, with cortex, ventricles and cerebellum")  # fmt: skip
 # Volumes: noise after 45 steps, brains after 500.
 VOLUMES = Sights(500, 500, "", "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
 
