@@ -188,7 +188,7 @@ def test_one_process_holds_a_lock_until_it_ends_however_it_ends(tmp_path, monkey
         )  # fmt: skip
         try:
             assert process.stdout.readline() == b"held\n"
-            with pytest.raises(LockedError, match=f"held by process {process.pid} on") as told, lock(path):
+            with pytest.raises(LockedError, match=f"locked by process {process.pid} on") as told, lock(path):
                 pass
             assert ("remove" in str(told.value)) != locks
         finally:

@@ -39,7 +39,7 @@ class LockedError(VmddpmError, RuntimeError):
     """
 
     def __init__(self, path: Path, holder: str, advice: str = "") -> None:
-        super().__init__(f"{path} is held by {holder}{advice}")
+        super().__init__(f"{path} is locked by {holder}{advice}")
         self.holder, self.advice = holder, advice
 
 

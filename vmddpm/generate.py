@@ -113,14 +113,14 @@ def generate(
         steps = config.diffusion.timesteps if steps is None else steps
         make_scheduler(config.diffusion, sampler, steps)  # refuses bad options before anything is written
     if ordered and config.system != "vmddpm":
-        raise InputError(f"ordered is for vmddpm, not for {config.system}, which has no scans")
+        raise InputError(f"ordered is only for vmddpm; {config.system} has no scans")
     check_guidance(guidance)
     told = condition_names(config.model)
     if not told and (guidance != 1 or wanted is not None or condition_images is not None):
         raise InputError(f"{run} was trained without a condition; leave class, guidance and condition-images out")
     if guidance != 1 and config.condition.dropout == 0:
-        raise InputError(f"guidance is {guidance:g}, but {run} has condition.dropout 0: it never learned to do without "
-                         "its condition, and knows guidance 1 alone")  # fmt: skip
+        raise InputError(f"guidance is {guidance:g}, but {run} has condition.dropout 0: it was not trained without its "
+                         "condition, so guidance must be 1")  # fmt: skip
     classes = None if wanted is None else split_classes(wanted, config)
     beside = None if condition_images is None else SliceDataset(
         condition_data(replace(config.condition, image=condition_images), config.data), progress=progress

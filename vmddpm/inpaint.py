@@ -75,11 +75,11 @@ def inpaint_images(
     folder = RunFolder(run)
     config = folder.load_config()
     if config.system not in ("vmddpm", "unet"):
-        raise InputError(f"{run} is of a {config.system}, which draws at once; only diffusion models draw a region")
+        raise InputError(f"{run} is a {config.system}; only diffusion models can redraw a region")
     if config.data.spatial_dims == 3:
-        raise InputError(f"{run} draws volumes, and regions are drawn in images only; take a run of images")
+        raise InputError(f"{run} draws volumes, but only regions of images can be redrawn; choose a run of images")
     if config.model.condition_channels:
-        raise InputError(f"{run} was trained with an image beside each, which a region has none of; take another run")
+        raise InputError(f"{run} was trained with condition images, which redrawing does not take; choose another run")
     if not condition_names(config.model) and (guidance != 1 or wanted is not None):
         raise InputError(f"{run} was trained without a condition; leave class and guidance out")
     steps = min(250, config.diffusion.timesteps) if steps is None else steps
@@ -96,7 +96,7 @@ def inpaint_images(
     places = pair(known, drawn)
     marked = [(i, place) for i, place in enumerate(places) if bool((drawn[place] > 0).any())]
     if not marked:
-        raise DataError(f"{masks}: none of the {len(places)} masks marks anything: what is not 0 is drawn anew")
+        raise DataError(f"{masks}: all {len(places)} masks are empty; mark the region to redraw with nonzero pixels")
     samples = Samples(Path(out), len(marked), batch_size, "png")
     made_with: dict[str, Any] = {
         "run": folder.path.resolve().name, "weights": weights,

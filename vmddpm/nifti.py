@@ -38,7 +38,7 @@ def read_nifti_voxels(path: Path) -> np.ndarray:
         image = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
         voxels = np.asarray(image.dataobj)
     except Exception as error:  # nibabel and zlib document no closed set
-        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+        raise InputError(f"{path} cannot be read ({error}); draw it again with vmddpm sample") from error
     axes = "".join(map(str, nib.aff2axcodes(image.affine)))
     if voxels.dtype != np.uint8 or voxels.ndim != 3 or axes != "LPS":
         raise InputError(f"{path}: {voxels.dtype} of shape {voxels.shape} and axes {axes}, which vmddpm sample did not "

@@ -33,7 +33,7 @@ from vmddpm.training.run_folder import CLASSES, RunFolder
 
 IN_GRID = 64
 MOST = 10_000_000  # images in a folder
-_AGAIN = "run the `vmddpm sample` that made it again"
+_AGAIN = "run its `vmddpm sample` command again"
 Format = Literal["png", "nifti", "npy"]
 SUFFIXES = {"png": ".png", "nifti": ".nii.gz"}  # formats with one file per image
 
@@ -83,17 +83,17 @@ class Samples:
             changes = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
             if changes:
                 raise RunError(
-                    f"{self.folder} holds images made in another way, choose another folder: {'; '.join(changes)}"
+                    f"{self.folder} holds images drawn with other options, choose another folder: {'; '.join(changes)}"
                 )
             if (there_now := self._lying()) > self.count:
                 warnings.warn(
-                    f"{self.folder} holds {there_now} images already, the first {self.count} of which are those asked "
-                    "for; all of them stay",
+                    f"{self.folder} already holds {there_now} images; the first {self.count} are the requested ones, "
+                    "and all are kept",
                     stacklevel=3,
                 )
                 self.count = there_now
         elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            raise RunError(f"{self.folder} is not empty and holds no samples of this program; choose another folder")
+            raise RunError(f"{self.folder} is not empty and holds no samples of vmddpm; choose another folder")
         else:
             write_text(record, yaml.safe_dump(made_with, sort_keys=False))
 
@@ -203,7 +203,7 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         left -= len(block)
         yield block
     if left:
-        raise RunError(f"{folder / 'manifest.json'} names {left} images fewer than it counts; {_AGAIN}")
+        raise RunError(f"{folder / 'manifest.json'} lists {left} fewer images than it counts; {_AGAIN}")
 
 
 def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
@@ -219,14 +219,14 @@ def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separa
         if [int(Path(name).stem) for name, _ in rows[:count]] != list(range(count)):
             raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_AGAIN}")
     except FileNotFoundError:
-        raise RunError(f"{folder} has no labels.csv: its samples are of no class; draw them by a run that has classes, "
-                       "with a guidance above 0") from None  # fmt: skip
+        raise RunError(f"{folder} has no labels.csv: its samples have no classes; draw them from a run with classes, "
+                       "with guidance above 0") from None  # fmt: skip
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
     for i, text in enumerate(texts[:count]):
         for name in text.split(separator) if separator else [text]:
             if name not in classes:
-                raise RunError(f"{path} has the class {name!r}, which the run does not know; its classes are "
+                raise RunError(f"{path} has the class {name!r}, which the run does not have; its classes are "
                                f"{', '.join(map(repr, classes))}")  # fmt: skip
             labels[i, list(classes).index(name)] = 1
     return labels
@@ -255,8 +255,8 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     count, form, files = _manifest(folder)
     expected = {_file(index, form) for index in range(count)} if files is None else set(files)
     if others := sorted(_numbered(folder) ^ expected):
-        raise RunError(f"{folder} holds other images than its manifest.json counts, {count}: {others[0]} is the first "
-                       f"of {len(others)} that are missing or too many; {_AGAIN}, or draw to a new folder")  # fmt: skip
+        raise RunError(f"{folder} does not hold the {count} images of its manifest.json: {others[0]} is the first "
+                       f"of {len(others)} that are missing or extra; {_AGAIN}, or draw to a new folder")  # fmt: skip
     for name, digest in (files or {}).items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
@@ -264,7 +264,7 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     if kind in ("ema", "raw") and run.has_weights(kind):
         run.check_weights(kind)
         if sha256(run.weights(kind) / "model.safetensors") != made_with.get("weights_sha256"):
-            warnings.warn(f"{folder}: these samples were drawn from other {kind} weights than {run.path} has now",
+            warnings.warn(f"{folder}: these samples were drawn with other {kind} weights than {run.path} has now",
                           stacklevel=2)  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
     for name, digest in files.items():
         # Only names of this pattern are written, and none of them leads out of the folder.
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
-            raise RunError(f"{path} names {name!r:.80}, which is no file of samples; {_AGAIN}")
+            raise RunError(f"{path} names {name!r:.80}, which is not a file of samples; {_AGAIN}")
     return count, file_format, files
 
 

@@ -43,7 +43,7 @@ def cost(config: RunConfig) -> Cost:
             raise
         sides = " x ".join(map(str, config.data.shape[1:]))
         raise InputError(
-            f"{config.system} for images of {sides} pixels does not fit into memory; take a smaller "
+            f"{config.system} for images of {sides} pixels does not fit in memory; use a smaller "
             "data.size or a narrower network"
         ) from error
 

@@ -55,7 +55,7 @@ def parse(name: str, axes: int) -> Route:
     match = _NAME.fullmatch(name)
     if match is None or (match[1] or "") not in ("", *CURVES):
         raise ValueError(
-            f"scans has {name!r}, which is no route: it must be [curve-]axes[-reversed], as {letters!r} or "
+            f"scans has {name!r}, which is not a route: it must be [curve-]axes[-reversed], as {letters!r} or "
             f"'snake-{letters}-reversed', with one of the curves {', '.join(CURVES)}"
         )
     curve, side, start, loops = match[1] or "", match[2], match[3], match[4]

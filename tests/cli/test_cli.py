@@ -74,7 +74,7 @@ def test_train_sample_and_train_on(scans):
         assert done.stdout == f"3 images written to {scans / out}\n"
     (scans / "b" / "000002.png").unlink()
     done = run(*sample, "--out", scans / "b")
-    assert done.stdout == f"1 image written to {scans / 'b'}; the others of the 3 were there\n"
+    assert done.stdout == f"1 image written to {scans / 'b'}; the rest of the 3 already existed\n"
     for name in ("000000.png", "000001.png", "000002.png", "grid.png"):
         assert (scans / "a" / name).read_bytes() == (scans / "b" / name).read_bytes()
     assert Image.open(scans / "a" / "000000.png").size == (16, 16)
@@ -91,7 +91,7 @@ def test_a_training_of_days_on_a_cpu_is_refused_without_a_configuration_and_anno
     small = ["--model.base_channels", 8, "--model.norm_groups", 4, "--training.device", "cpu"]
     code, error = call(capsys, "train", *small, *long)
     assert code == 1
-    assert re.search(r"about [\d,]+ days on this CPU for 1,000,000,000,000 steps; take --config demo", error)
+    assert re.search(r"about [\d,]+ days on this CPU for 1,000,000,000,000 steps; use --config demo", error)
     assert main([str(word) for word in ["train", "--config", scans / "small.yaml", *long]]) == 1  # nowhere
     told = capsys.readouterr()
     assert re.search(r"vmddpm: .* parameters.*\nwarning: about [\d,]+ days on this CPU for", told.out)
@@ -287,7 +287,7 @@ def test_prepare_and_train_choose_the_same_slices(name, preset):
 @pytest.mark.parametrize(
     ("module", "cure", "arguments"),
     [("jsonargparse", 'pip install "vmddpm[train]"', ["train"]),
-     ("fcntl", "Linux and macOS", ["sample", "--run", "r", "--out", "o"]),
+     ("fcntl", "Linux or macOS", ["sample", "--run", "r", "--out", "o"]),
      ("nilearn", 'pip install ".[demo]"', ["demo"]),
      ("nilearn", 'pip install ".[demo]"', ["table1", "--out", "t"]),
      ("scipy", 'pip install "vmddpm[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),

@@ -104,10 +104,10 @@ EVALUATE = "evaluate --run run --out new --extractor.path random"
         (f"{EVALUATE} --samples other", r"pixels \(1, 8, 8\), the training images have \(1, 16, 16\)"),
         (f"{EVALUATE} --samples mixed", r"mixed/000003.png holds uint8 images with channels and pixels \(1, 9, 9\)"),
         (f"{EVALUATE} --samples images --metrics.seed -1", "metrics.seed is -1"),
-        ("prepare folder images --out new --patient (", r"patient is '\(', which is no regular expression"),
+        ("prepare folder images --out new --patient (", r"patient is '\(', which is not a regular expression"),
         ("prepare chestxray xrays --out new", "xrays/Data_Entry_2017.csv: cannot be read"),
         ("data check images", "images: is no store"),
-        ("study create --real images --synthetic other --out new --patient [", "no regular expression"),
+        ("study create --real images --synthetic other --out new --patient [", "not a regular expression"),
         ("study report nowhere", "nowhere/study.json does not exist"),
         ("table1 --out new --dataset mnist", "dataset is 'mnist'"),
         ("demo --out new --images 1", "images is 1; it must be from 2 to"),
@@ -128,13 +128,13 @@ def test_an_error_of_the_user_is_one_line(command, words, capsys):
 MISTAKES = [  # command line, what its message must say, and the remedy it must name
     ("", "a command is missing", "vmddpm --help"),
     ("trian", "did you mean train", "its commands are train, sample"),
-    ("help", "'help' is no command", "did you mean --help"),
-    ("--config demo train", "--config stands before the command", "belongs behind it"),
-    ("sample --run run --num 3", "--num is no option", "did you mean --images"),
-    ("train --config demo --data.rot images --run new", "--data.rot is no option", "did you mean --data.root"),
-    ("train --conf demo --run new", "--conf is no option", "did you mean --config"),
-    ("train --steps 10 --run new", "--steps is no option", "did you mean --training.steps"),
-    ("train --config dmo --run new", "no preset; did you mean demo", "the presets are demo, demo-3d"),
+    ("help", "'help' is not a command", "did you mean --help"),
+    ("--config demo train", "--config must come after the command", "train goes first: `vmddpm train --config ...`"),
+    ("sample --run run --num 3", "--num is not an option", "did you mean --images"),
+    ("train --config demo --data.rot images --run new", "--data.rot is not an option", "did you mean --data.root"),
+    ("train --conf demo --run new", "--conf is not an option", "did you mean --config"),
+    ("train --steps 10 --run new", "--steps is not an option", "did you mean --training.steps"),
+    ("train --config dmo --run new", "neither a file nor a preset; did you mean demo", "the presets are demo, demo-3d"),
     ("train --config images --run new", "--config images: is a folder", "give a YAML file"),
     ("train --config small.yaml", "--run is missing", "the run folder"),
     ("train images --config small.yaml --run new", "'images' is one word too many", "usage: vmddpm train --run RUN"),
@@ -143,7 +143,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
     ("train --config small.yaml --run new --training.minutes soon", "is 'soon'", "a number or null"),
     ("train --config small.yaml --run new --data.window 40", "window is '40'", "2 numbers in brackets"),
     ("train --config unknown/config.yaml --run new", "entry model.base_chanels", "did you mean model.base_channels"),
-    ("train --config unreadable/config.yaml --run new", "is no YAML file of options", "--help-all"),
+    ("train --config unreadable/config.yaml --run new", "is not a YAML file of options", "--help-all"),
     ("train --config small.yaml --run new --data.root nowhere", "nowhere: no such file", "name an image or a folder"),
     ("train --config small.yaml --run new --data.root broken", "000000.png: cannot be read", "set on_error to skip"),
     ("train --config small.yaml --run run --model.d_state 4", "model.d_state is 2 there and 4", "another folder"),
@@ -153,12 +153,12 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
     ("train --config small.yaml --run new --training.device gpu", "device is 'gpu'", "did you mean cuda"),
     ("train --config= --run new", "--config '': names no file", "it must be YAML in UTF-8"),
     ("train --config odd/empty.yaml --run new", "odd/empty.yaml: is empty", "it must be YAML in UTF-8"),
-    ("train --config odd/bytes.yaml --run new", "odd/bytes.yaml: is no UTF-8 text", "it must be YAML in UTF-8"),
+    ("train --config odd/bytes.yaml --run new", "odd/bytes.yaml: is not UTF-8 text", "it must be YAML in UTF-8"),
     ("train --config odd/list.yaml --run new", "odd/list.yaml: is a list", "it must be YAML in UTF-8"),
-    ("train --config odd/number.yaml --run new", "has the entry '1', which is no name", "it must be YAML in UTF-8"),
+    ("train --config odd/number.yaml --run new", "has the entry '1', which is not a name", "it must be YAML in UTF-8"),
     ("train --config odd/single.yaml --run new", "has training as the single value '5'", "it must be YAML in UTF-8"),
     ("train --config odd/inner.yaml --run new", "has training as a list", "it must be YAML in UTF-8"),
-    ("--run new train", "--run stands before the command", "train goes first: `vmddpm train --run ...`"),
+    ("--run new train", "--run must come after the command", "train goes first: `vmddpm train --run ...`"),
     ("sample --run run --out new --images 3000000000", "images is 3000000000", "another seed, to another folder"),
     (f"sample --run run --out new --images {10**400}", "images is a number of 401 digits", "from 1 to 10,000,000"),
     ("sample --run run --out new --batch-size 3000000000", "batch_size is 3000000000", "from 1 to 65,536"),
@@ -177,7 +177,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
     ("study create --real images --out new", "--synthetic is missing", "folder of synthetic images"),
     ("study serve nowhere --port many", "--port is 'many'", "a whole number"),
     ("data check images", "is no store", "vmddpm prepare"),
-    ("info --hlp", "--hlp is no option", "did you mean --help"),
+    ("info --hlp", "--hlp is not an option", "did you mean --help"),
     ("demo --out new --minutes", "--minutes: a value is missing", "--minutes: "),
 ]
 
@@ -245,7 +245,7 @@ def test_a_fault_of_the_program_shows_its_traceback(failure, words, switch, monk
      (PermissionError(errno.EACCES, "Permission denied", "b"), "[Errno 13] Permission denied: 'b'"),
      (TimeoutError(), "TimeoutError"),
      (ModuleNotFoundError("No module named 'pydicom'", name="pydicom"),
-      "pydicom is missing; `pip install \"vmddpm[train]\"` brings it")],
+      "pydicom is missing; `pip install \"vmddpm[train]\"` installs it")],
 )  # fmt: skip
 def test_an_error_of_the_system_is_one_line_that_names_the_switch(failure, line, monkeypatch, capsys):
     fail(monkeypatch, failure)
@@ -311,12 +311,12 @@ def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
     for rank, count in (("one", "2"), ("2", "2"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", count)
-        with pytest.raises(InputError, match=r"RANK is .* start processes by torchrun"):
+        with pytest.raises(InputError, match=r"RANK is .* start processes with torchrun"):
             rank_and_count()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    message = r"2 processes cannot be connected .* start them by torchrun"
+    message = r"2 processes cannot be connected .* start them with torchrun"
     with pytest.raises(InputError, match=message), process_group("cpu"):
         pass
 

@@ -67,13 +67,13 @@ def test_evaluate(run, capsys, monkeypatch):
     config = (run / "run" / "config.yaml").read_text()
     (run / "in_memory" / "config.yaml").write_text(config.replace(f"root: {run / 'store'}", "root: ''"))
     assert main([str(run / "in_memory") if w == run / "run" else str(w) for w in random]) == 1
-    assert "folder of real images by --root" in capsys.readouterr().err
+    assert "folder of real images with --root" in capsys.readouterr().err
 
     assert main([str(w) for w in evaluate]) == 1
     assert "curl -LO" in capsys.readouterr().err
     evaluate[4] = run / "nowhere"
     assert main([str(w) for w in (*evaluate, "--extractor.path", "random")]) == 1
-    assert "draw them by vmddpm sample" in capsys.readouterr().err
+    assert "draw them with vmddpm sample" in capsys.readouterr().err
 
 
 def test_training_images_that_are_others_now(run, capsys):

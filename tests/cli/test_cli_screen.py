@@ -86,7 +86,7 @@ def test_messages_stand_beside_no_bar(tmp_path, monkeypatch):
     for line in (
         "warning: 3 files could not be read and were skipped: 2 is empty; 1 cannot be read as an image",
         "13 images from " + f"{scans} (25 slices read)",
-        f"note: 1 slice of 1 file, colour made grey; channels 3 keeps it ({scans / 'red.png'})",
+        f"note: 1 slice of 1 file, colour converted to grey; channels 3 keeps it ({scans / 'red.png'})",
         f"each of these files will be in {run / 'remarks.csv'}",
         "continues from step 4",
         f"done: weights in {run / 'weights' / 'ema'}, loss curve in {run / 'loss.png'}",

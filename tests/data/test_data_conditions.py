@@ -82,12 +82,12 @@ def test_other_columns_tabs_byte_order_mark_and_several_classes(tree, tmp_path, 
         (["name,label", "a,x"], "has no column 'file'; its columns are 'name', 'label'"),
         (["file,class", "a,x"], "has no column 'label'"),
         (["file;label", "a;x"], "its columns are 'file;label'"),
-        (["file,label", "a,x", "b,y", "a,y"], "has two rows for 'a', lines 2 and 4; leave one"),
+        (["file,label", "a,x", "b,y", "a,y"], "has two rows for 'a', lines 2 and 4; keep one"),
         (["file,label", "a,x", "b,y", "c,y", "ill/p1/a.png,x"], r"two rows for ill/p1/a.png: 'ill/p1/a.png' and 'a'"),
         (["file,label", "a,x", ",y"], "line 3 names no file"),
-        (["file,label", 'a,"x', "b,y"], "is no CSV"),
-        (["file,label"], "has no row"),
-        (["file,file,label", "a,b,x"], "two columns of one name"),
+        (["file,label", 'a,"x', "b,y"], "is not CSV"),
+        (["file,label"], "has no rows"),
+        (["file,file,label", "a,b,x"], "two columns of the name"),
         ([""], "has no column 'file'"),
     ],
 )
@@ -100,20 +100,20 @@ def test_tables_that_are_none(tree, tmp_path, read):
     with pytest.raises(DataError, match=r"none\.csv: cannot be opened"):
         read(tree, labels="csv", table=str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes("file,label\na,Lähmung\n".encode("latin1"))
-    with pytest.raises(DataError, match=r"latin\.csv: is no UTF-8 text"):
+    with pytest.raises(DataError, match=r"latin\.csv: is not UTF-8 text"):
         read(tree, labels="csv", table=str(tmp_path / "latin.csv"))
 
 
 def test_a_name_that_two_files_have_needs_paths(tree, tmp_path, read):
     picture(tree / "well" / "p3" / "a.png")
     lines = ["file,label", "a,x", "b,y", "c,y"]
-    with pytest.raises(DataError, match=r"its row for 'a' may be of ill/p1/a\.png or of well/p3/a\.png; name files by"):
+    with pytest.raises(DataError, match=r"its row for 'a' may mean ill/p1/a\.png or well/p3/a\.png; name files by"):
         read(tree, labels="csv", table=table(tmp_path, *lines))
 
 
 def test_an_empty_class_among_several(tree, tmp_path, read):
     lines = ["file,label", "a,x|", "b,y", "c,y"]
-    with pytest.raises(DataError, match=r"its classes are 'x\|' .* of which one is empty"):
+    with pytest.raises(DataError, match=r"its classes are 'x\|' .* one of which is empty"):
         read(tree, labels="csv", table=table(tmp_path, *lines), separator="|")
 
 
@@ -146,7 +146,7 @@ def test_chestxray_of_a_folder_and_of_a_store(tmp_path, read, archives):
     assert (images.classes, classes_of(images)) == (("Effusion", "Mass", "No Finding"), expected)
     with pytest.raises(DataError, match="a store keeps no DICOM attributes"):
         read(tmp_path / "store", labels="dicom", tag="Modality")
-    with pytest.raises(DataError, match="is a store, which does not know the sizes"):
+    with pytest.raises(DataError, match="is a store, which does not keep the original image sizes"):
         read(tmp_path / "store", image=str(root))
 
 
@@ -179,14 +179,14 @@ def test_pairs_that_are_none(tree, tmp_path, read):
     masks = tmp_path / "masks"
     for name in ("ill/p1/a.png", "ill/p2/b.png"):
         picture(masks / name)
-    with pytest.raises(DataError, match=r"an image has none beside it in .*masks: .*c\.png would have the one"):
+    with pytest.raises(DataError, match=r"an image has no condition image in .*masks: .*c\.png needs the one"):
         read(tree, image=str(masks))
     picture(masks / "well" / "p3" / "c.png", size=(12, 13))
     with pytest.raises(DataError, match=r"masks/well/p3/c\.png is 12 x 13 pixels, the image .*c\.png, is 12 x 12"):
         read(tree, image=str(masks))
     picture(masks / "well" / "p3" / "c.png")
     picture(masks / "well" / "p3" / "c.bmp")
-    with pytest.raises(DataError, match=r"c\.bmp and .*c\.png are both the image beside well/p3/c; remove one"):
+    with pytest.raises(DataError, match=r"c\.bmp and .*c\.png are both the condition image of well/p3/c; remove one"):
         read(tree, image=str(masks))
     with pytest.raises(DataError, match="no such file or folder"):
         read(tree, image=str(tmp_path / "nowhere"))
@@ -197,7 +197,8 @@ def test_pixels_of_other_proportions(tmp_path, read):
         (tmp_path / name).mkdir()
         voxels = np.random.default_rng(0).random((12, 12, 2)).astype(np.float32)
         nib.save(nib.Nifti1Image(voxels, np.diag([1, spacing, 1, 1])), tmp_path / name / "a.nii")
-    with pytest.raises(DataError, match=r"has pixels of proportions 1\.5, the image .* of 1; correct the spacing"):
+    message = r"has a pixel aspect ratio of 1\.5, but its image, .* has 1; correct the spacing"
+    with pytest.raises(DataError, match=message):
         read(tmp_path / "scans", image=str(tmp_path / "masks"))
 
 

@@ -132,9 +132,9 @@ def test_a_store_holds_volumes(tmp_path):
     direct = SliceDataset(config)
     assert len(stored) == len(direct) == 2
     assert torch.equal(stored[1], direct[1])
-    with pytest.raises(DataError, match=r"what it holds is 1 x 8 x 8 x 8 .* 1 x 8 x 8 is asked for; set spatial_dims"):
+    with pytest.raises(DataError, match=r"it holds 1 x 8 x 8 x 8 .* the options say 1 x 8 x 8; set spatial_dims"):
         SliceDataset(DataConfig(root=str(tmp_path / "store"), size=8))
-    with pytest.raises(DataError, match="its volumes have spacing 1, 2 is asked for; set spacing to that"):
+    with pytest.raises(DataError, match="its volumes have spacing 1, but spacing is 2; set it to 1"):
         SliceDataset(DataConfig(**WHOLE, root=str(tmp_path / "store"), spacing=2, size=8))
 
 
@@ -142,7 +142,7 @@ def test_a_store_holds_volumes(tmp_path):
     ("make", "options", "message"),
     [
         (lambda p: nifti(p / "a.nii", zooms=(0.9, 0.9, 5.0)), {"spacing": None},
-         r"a\.nii: has voxels of 5 x 0\.9 x 0\.9 mm .* spacing does not say .* set it, such as to 0\.9"),
+         r"a\.nii: has voxels of 5 x 0\.9 x 0\.9 mm .* spacing is not set; set it, for example to 0\.9"),
         (lambda p: nifti(p / "a.nii", (12, 12, 7)), {},
          r"a\.nii: has 7 x 12 x 12 voxels of 1 x 1 x 1 mm .* less than a crop of 8 x 8 x 8; lower size or depth"),
         (lambda p: nifti(p / "a.nii", (12, 12, 12, 4)), {},
@@ -151,7 +151,7 @@ def test_a_store_holds_volumes(tmp_path):
         (lambda p: nifti(p / "a.nii", (12, 12), (1.0, 1.0, 1.0)), {}, "has 1 x 12 x 12 voxels .* less than a crop"),
         (lambda p: nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)),
                             p / "a.nii"), {}, r"a\.nii: has colours, and volumes are grey"),
-        (lambda p: np.save(p / "a.npy", np.zeros((9, 9))), {}, r"a\.npy: is no volume: spatial_dims 3 reads NIfTI"),
+        (lambda p: np.save(p / "a.npy", np.zeros((9, 9))), {}, r"a\.npy: is not a volume: spatial_dims 3 reads NIfTI"),
     ],
     ids=["no spacing", "small", "frames", "no frame", "flat", "colour", "picture"],
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_header_that_does_not_know_its_voxels_is_refused(tmp_path):
     content[252:256] = bytes(4)  # qform_code, sform_code
     (tmp_path / "a.nii").write_bytes(content)
     config = DataConfig(**WHOLE, root=str(tmp_path), spacing=1, size=8, cache_dir=str(tmp_path / "c"))
-    with pytest.raises(DataError, match="does not say how large its voxels are: pixdim is 0, 0, 0"):
+    with pytest.raises(DataError, match="gives no voxel size: pixdim is 0, 0, 0"):
         SliceDataset(config)
 
 
@@ -187,11 +187,11 @@ def test_a_header_that_does_not_know_its_voxels_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"spatial_dims": 4}, "spatial_dims is 4; it must be 2, for slices, or 3, for volumes"),
-        ({"spacing": 1.0}, "spacing is 1.0; it must be null where spatial_dims is 2"),
+        ({"spacing": 1.0}, "spacing is 1.0; it must be null when spatial_dims is 2"),
         ({"stride": 2}, "stride is 2; it must be null"),
-        ({"spatial_dims": 3, "channels": 3}, "channels is 3; it must be 1 where spatial_dims is 3"),
-        ({"spatial_dims": 3, "spacing": 0}, "spacing is 0; it must be millimetres"),
-        ({"spatial_dims": 3, "spacing": [1.0, 2.0]}, "spacing is .*; it must be millimetres .* one number or three"),
+        ({"spatial_dims": 3, "channels": 3}, "channels is 3; it must be 1 when spatial_dims is 3"),
+        ({"spatial_dims": 3, "spacing": 0}, "spacing is 0; it must be one or three numbers of mm"),
+        ({"spatial_dims": 3, "spacing": [1.0, 2.0]}, "spacing is .*; it must be one or three numbers of mm"),
         ({"spatial_dims": 3, "spacing": float("nan")}, "spacing is nan"),
         ({"spatial_dims": 3, "stride": 0}, "stride is 0; it must be at least 1"),
         ({"spatial_dims": 3, "depth": 0}, "depth is 0; it must be at least 1"),
@@ -270,13 +270,13 @@ def test_a_series_is_prepared_as_one_file(tmp_path):
     ("places", "attributes", "message"),
     [
         ([0, 1, 2, 3, 5, 6, 7, 8, 9], {}, r"its slices lie 1 to 2 mm apart: slices are missing"),
-        ([0, 1, 2, 3, 3, 4, 5, 6, 7], {}, "several slices at one place, as of several echoes"),
-        (range(9), {"PixelSpacing": None}, r"Pixel Spacing \(0028,0030\) is missing, which says where a slice"),
+        ([0, 1, 2, 3, 3, 4, 5, 6, 7], {}, "several slices at one position, as with several echoes"),
+        (range(9), {"PixelSpacing": None}, r"Pixel Spacing \(0028,0030\) is missing, so the position is unknown"),
         (range(9), {"ImagePositionPatient": None}, r"Image Position \(Patient\) \(0020,0032\) is missing"),
         (range(9), {"ImageOrientationPatient": [[1, 0, 0, 0, 1, 0]] * 8 + [[1, 0, 0, 0, 0, 1]]}, "several directions"),
         (range(9), {"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1; volumes need MONOCHROME2"),
-        (range(9), {"ImagePositionPatient": [[0, 0.3 * z, z] for z in range(9)]}, "run askew, as of a tilted gantry"),
-        ([3], {}, r"is a single slice without Slice Thickness \(0018,0050\), no volume"),
+        (range(9), {"ImagePositionPatient": [[0, 0.3 * z, z] for z in range(9)]}, "are sheared, as by a tilted gantry"),
+        ([3], {}, r"is a single slice without Slice Thickness \(0018,0050\), not a volume"),
     ],
     ids=["missing", "doubled", "spacing", "position", "directions", "inverted", "tilted", "single"],
 )

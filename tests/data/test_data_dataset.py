@@ -79,7 +79,7 @@ def test_colour_that_is_made_grey_is_told(tmp_path):
     Image.fromarray(np.stack([grey, grey, grey.T], -1)).save(tmp_path / "images" / "red.png")
     dataset = read(tmp_path / "images", min_foreground=0.0)
     assert summary(dataset.remarks) == [
-        f"note: 1 slice of 1 file, colour made grey; channels 3 keeps it ({tmp_path / 'images' / 'red.png'})"
+        f"note: 1 slice of 1 file, colour converted to grey; channels 3 keeps it ({tmp_path / 'images' / 'red.png'})"
     ]
     assert not read(tmp_path / "images", min_foreground=0.0, channels=3).remarks
 

@@ -77,7 +77,7 @@ def test_a_voi_table_whose_bits_are_not_its_entries(tmp_path, bits, factor, whit
     np.testing.assert_array_equal(found.pixels, entries[RAMP])
     assert (found.black, found.white) == (0, white or 2**bits - 1)
     assert found.note == ("" if white is None else
-        f"LUT Descriptor (0028,3002) says {bits} bits an entry, but the VOI table's entries have "
+        f"LUT Descriptor (0028,3002) gives {bits} bits per entry, but the VOI table's entries need "
         f"{white.bit_length()}: read as 0 ... {white}")  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def test_linked_folders_are_walked_once(tmp_path):
 def test_one_file_may_be_the_root(tmp_path):
     make(tmp_path, "a.png", "notes.txt")
     assert find_files(DataConfig(root=str(tmp_path / "a.png"))) == [tmp_path / "a.png"]
-    with pytest.raises(DataError, match=r"notes\.txt: is no image by its name"):
+    with pytest.raises(DataError, match=r"notes\.txt: is not an image by its name"):
         find_files(DataConfig(root=str(tmp_path / "notes.txt")))
 
 

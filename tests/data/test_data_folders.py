@@ -75,11 +75,11 @@ def test_pipes_devices_and_sockets_are_never_opened(scans, tmp_path, capsys):
     (scans / "link.png").symlink_to(scans / "p1" / "b.png")
     text, slices = store_of(capsys, scans, tmp_path / "store")
     assert [info.source for info in slices] == ["p1/a.png"]
-    assert "left out: 3 files, a named pipe, no file (link.png ...)" in text
-    assert "left out: 1 file, a device, no file (endless.dcm)" in text
+    assert "left out: 3 files, a named pipe, not a file (link.png ...)" in text
+    assert "left out: 1 file, a device, not a file (endless.dcm)" in text
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 0
-    assert "left out: 3 files, a named pipe, no file" in text
+    assert "left out: 3 files, a named pipe, not a file" in text
     dataset = SliceDataset(DataConfig(root=str(scans), cache_dir=str(tmp_path / "cache"), min_foreground=0))
     assert len(dataset) == 1
     assert len(dataset.remarks) == 2
@@ -96,7 +96,7 @@ def test_pipes_in_place_of_what_a_data_set_needs_are_named(tmp_path, capsys):
     os.mkfifo(info)
     code, _, error = call(capsys, "prepare", "acdc", acdc, "--out", tmp_path / "a")
     assert code == 1
-    assert "Info.cfg: cannot be read (is a named pipe, no file; remove it)" in error
+    assert "Info.cfg: cannot be read (is a named pipe, not a file; remove it)" in error
     root = trees.chestxray(tmp_path / "nih", [1, 1], 1, size=64)
     for name in ("images_001.tar.gz", "Data_Entry_2017.csv"):
         (root / name).unlink()
@@ -104,7 +104,7 @@ def test_pipes_in_place_of_what_a_data_set_needs_are_named(tmp_path, capsys):
         code, _, error = call(capsys, "prepare", "chestxray", root, "--out", tmp_path / "b", *SMALL)
         assert code == 1
         assert (
-            f"{name}: is a named pipe, no file; remove it" in error
+            f"{name}: is a named pipe, not a file; remove it" in error
             or f"{name}: cannot be read (is a named pipe" in error
         )
     root = trees.chestxray(tmp_path / "unpacked", [1, 1], 0, size=64)
@@ -113,7 +113,7 @@ def test_pipes_in_place_of_what_a_data_set_needs_are_named(tmp_path, capsys):
     os.mkfifo(one)
     code, _, error = call(capsys, "prepare", "chestxray", root, "--out", tmp_path / "c", *SMALL)
     assert code == 1
-    assert "00000001_000.png: is a named pipe, no file" in error
+    assert "00000001_000.png: is a named pipe, not a file" in error
 
 
 def test_names_that_are_no_text(scans, tmp_path):
@@ -181,7 +181,7 @@ def test_a_disc_is_read_without_options(tmp_path, capsys):
     assert len(slices) == 7
     assert all("77654033" in info.source for info in slices)
     for line in ("left out: 1 file, the index of a DICOM disc (DICOMDIR)", "3 files, not DICOM, on a DICOM disc",
-                 "4 files, no images by their names"):  # fmt: skip
+                 "4 files, not images by their names"):  # fmt: skip
         assert line in text
 
 
@@ -195,7 +195,7 @@ def test_the_straightened_twin_is_the_scan(tmp_path):
     kept = ["T1.nii", "T1_Eqv.nii", "alone_Tilt_1.nii", "both_Tilt_Eq_1.nii", "ct_Tilt_1.nii.gz", "eq_Eq_1.nii.gz"]
     assert [path.name for path in found.files] == kept
     assert summary(found.left_out) == [
-        "left out: 4 files, another file has the same scan put straight by dcm2niix (both.nii ...)"
+        "left out: 4 files, another file has the same scan resampled by dcm2niix (both.nii ...)"
     ]
 
 
@@ -204,7 +204,7 @@ def test_voxels_beside_their_header_are_no_file_of_their_own(tmp_path):
     (tmp_path / "lonely.img").write_bytes(b"voxels")
     assert [path.name for path in find(DataConfig(root=str(tmp_path))).files] == ["a.hdr", "lonely.img"]
     assert find(DataConfig(root=str(tmp_path / "a.img"))).files == [tmp_path / "a.hdr"]
-    with pytest.raises(DataError, match=r"lonely\.img: holds the voxels of a pair of files without its \.hdr"):
+    with pytest.raises(DataError, match=r"lonely\.img: holds voxels, but its \.hdr is missing"):
         SliceDataset(DataConfig(root=str(tmp_path / "lonely.img"), cache_dir=str(tmp_path / "cache")))
 
 
@@ -254,7 +254,7 @@ def test_slices_in_a_flat_folder_are_warned_of_and_found(tmp_path, capsys):
         capsys, "prepare", "folder", scans, "--out", tmp_path / "store", *SMALL, "--test-share", "0.5"
     )
     assert code == 0
-    assert "warning: 18 files in the folder itself are each taken for a patient of their own" in error
+    assert "warning: 18 files in the folder itself each count as one patient" in error
     assert "patient0_slice00.png and patient0_slice01.png look like one patient's" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
@@ -302,7 +302,7 @@ def test_subjects_below_other_folders_are_warned_of_and_found(tmp_path, capsys, 
     code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *options)
     assert code == 0
     assert "12 files such as" in error
-    assert "may be one patient's, but are taken for several patients'" in error
+    assert "may be one patient's, but count as several patients" in error
     code, text, _ = call(capsys, "data", "check", tmp_path / "store")
     assert code == 1
     assert "look like one patient's, in both splits: 3" in text
@@ -313,7 +313,7 @@ def test_folders_of_many_patients_are_warned_of(tmp_path, capsys):
         picture(tmp_path / "scans" / f"site{'XY'[p // 5]}" / f"00{p}" / "a.png", p)
     code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "store", *SMALL)
     assert code == 0
-    assert "2 folders such as siteX are each taken for one patient, but what is in them, such as 001 and 002" in error
+    assert "2 folders such as siteX each count as one patient, but their contents, such as 001 and 002" in error
     assert "may be one patient's" not in error
     options = (*SMALL, "--patient", "(site./[0-9]+)")
     code, _, error = call(capsys, "prepare", "folder", tmp_path / "scans", "--out", tmp_path / "named", *options)
@@ -438,8 +438,8 @@ def test_what_is_left_out_is_told_kept_and_told_again(tmp_path, capsys):
     (scans / "notes.txt").write_text("notes")
     lines = [
         "skipped: p3/c.png: cannot be read as an image: it is damaged",
-        "left out: 1 file, no images by their names (notes.txt)",
-        "left out: 1 file, no picture by its SOP class, RT Dose Storage (p2/dose.dcm)",
+        "left out: 1 file, not images by their names (notes.txt)",
+        "left out: 1 file, not an image according to its SOP class, RT Dose Storage (p2/dose.dcm)",
         "left out: 2 slices of 1 file, less than 50 % of their pixels above the background; min_foreground 0 keeps "
         "them (p2/b.nii.gz)",
     ]

@@ -144,7 +144,7 @@ def test_every_frame_of_an_animation(tmp_path, suffix):
 @pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.nii.gz", "a", "a.tif"])
 def test_a_git_lfs_pointer_is_said_to_be_one(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    with pytest.raises(DataError, match=r"is a git-LFS pointer, not the file itself; fetch that by `git lfs pull`"):
+    with pytest.raises(DataError, match=r"is a git-LFS pointer, not the file itself; fetch it with `git lfs pull`"):
         planes(tmp_path / name)
 
 
@@ -182,7 +182,7 @@ def test_a_jpeg_2000_stream_cannot_be_larger_than_its_box_says(tmp_path):
     start = content.index(b"\xff\x4f\xff\x51") + 8
     content[start : start + 8] = (60000).to_bytes(4, "big") * 2
     (tmp_path / "a.jp2").write_bytes(content)
-    with pytest.raises(DataError, match="says that it has 60000 x 60000 pixels, more than max_pixels"):
+    with pytest.raises(DataError, match="declares 60000 x 60000 pixels, more than max_pixels"):
         planes(tmp_path / "a.jp2")
 
 

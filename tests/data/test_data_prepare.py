@@ -109,7 +109,7 @@ def test_chestxray_archives_beside_pictures_are_told(tmp_path):
     assert main(["prepare", "chestxray", str(root), "--out", str(tmp_path / "store"), *options]) == 0
     (remark,) = read_store(tmp_path / "store")[2]["remarks"]
     assert (remark["source"], remark["files"]) == ("images_001.tar.gz", 1)
-    assert "archives beside PNG files, which alone are read" in remark["reason"]
+    assert "archives next to PNG files; only the PNG files are read" in remark["reason"]
 
 
 @pytest.mark.parametrize("archives", [0, 3])
@@ -186,8 +186,8 @@ def test_sides_are_of_patients_and_stay(acdc, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"size": 64}, "1 channels and 32 pixels a side, 1 and 64 are asked for"),
-    ({"size": 32, "channels": 3}, "set channels and size to the store's"),
+    ({"size": 64}, "1 channels and 32 pixels a side, but channels is 1 and size 64"),
+    ({"size": 32, "channels": 3}, "set both to the store's"),
     ({"size": 32, "split": "test"}, "no image in its test split"),
 ])  # fmt: skip
 def test_a_store_of_other_images_is_refused(acdc, tmp_path, capsys, options, words):
@@ -231,7 +231,7 @@ def test_a_store_that_is_damaged(acdc, tmp_path, capsys):
     with pytest.raises(DataError, match=r"images\.npy: image 7 is damaged"):
         dataset[7]
     os.truncate(images, 128 + 2048 * 100)
-    with pytest.raises(DataError, match=r"images\.npy: image 150 is gone, the file was cut short"):
+    with pytest.raises(DataError, match=r"images\.npy: image 150 is missing: the file was truncated"):
         dataset[150]
     with pytest.raises(DataError, match=r"the store is damaged .* prepare it again"):
         SliceDataset(config)
@@ -241,7 +241,7 @@ def test_a_store_that_is_damaged(acdc, tmp_path, capsys):
         SliceDataset(config)
     images.write_bytes(whole["images.npy"])
     (tmp_path / "store" / "manifest.jsonl").write_bytes(whole["manifest.jsonl"][:-20])
-    with pytest.raises(DataError, match=r"manifest\.jsonl is not what was written"):
+    with pytest.raises(DataError, match=r"manifest\.jsonl was changed"):
         SliceDataset(config)
     record = json.loads(whole["store.json"])
     (tmp_path / "store" / "store.json").write_text(json.dumps({**record, "format": 99}))
@@ -288,14 +288,14 @@ def test_what_an_interrupted_prepare_left_is_said_and_removed(acdc, tmp_path, ca
     command = [sys.executable, "-c", code, *arguments[1:]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as other:
         assert other.stdout.readline() == b"working\n"
-        assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
+        assert "another `vmddpm prepare` is using" in refused(capsys, *arguments)
         other.kill()
     assert (tmp_path / "store" / "images.npy").exists()
     (tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy").write_bytes(b"")  # another machine's, of today
-    assert "another `vmddpm prepare` is at work in" in refused(capsys, *arguments)
+    assert "another `vmddpm prepare` is using" in refused(capsys, *arguments)
     os.utime(tmp_path / "store" / ".images.npy.0123456789ab-1-00000000.tmp.npy", (0, 0))
     assert main(["prepare", *arguments]) == 0
-    assert "what a prepare that was interrupted left is removed; all is made again" in capsys.readouterr().err
+    assert "the files of an interrupted prepare are removed; it starts again" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
         "images.npy", "manifest.jsonl", "store.json"
     ]  # fmt: skip
@@ -344,7 +344,7 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
     assert "patients in both splits: 3" in captured.out
     assert "damaged images: 1" in captured.out
     assert "image 3 is damaged" in captured.out
-    assert "something was found" in captured.err
+    assert "problems were found" in captured.err
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_broken_pictures_are_errors_that_name_the_file(tmp_path, suffix):
     broken = tmp_path / f"broken.{suffix}"
     for content in (whole.read_bytes()[:400], b"text" * 100):
         broken.write_bytes(content)
-        with pytest.raises(DataError, match=rf"broken\.{suffix}: (cannot be read as an image|is damaged or cut short)"):
+        with pytest.raises(DataError, match=rf"broken\.{suffix}: (cannot be read as an image|is damaged or truncated)"):
             read(tmp_path, broken)
 
 

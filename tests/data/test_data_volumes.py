@@ -69,7 +69,7 @@ def test_an_sform_that_says_nothing_gives_way_to_the_qform(tmp_path, row):
     path = nifti(tmp_path / "a.nii", codes=(1, 1), quaternion=(0, 0, 1), sform=sform, pixdim=(1, 1, 1, 1, 0, 0, 0, 0))
     assert_shown(planes(path), VOXELS[::-1, ::-1])
     nifti(path, codes=(0, 1), sform=sform)
-    with pytest.raises(DataError, match="neither its sform nor its qform says how it lies"):
+    with pytest.raises(DataError, match="neither its sform nor its qform gives an orientation"):
         planes(path)
 
 
@@ -116,10 +116,10 @@ def test_voxel_sizes_that_are_none(tmp_path, sizes):
         ({"dim": (3, 0, 10, 3, 1, 1, 1, 1)}, r"is empty: dim\[1\] is 0"),
         ({"dim": (3, 32767, 32767, 32767, 1, 1, 1, 1)}, "has 32767 x 32767 pixels, more than max_pixels"),
         ({"dim": (3, 8000, 8000, 30000, 1, 1, 1, 1)}, "has 8000 x 8000 x 30000 values, more than max_voxels"),
-        ({"dim": (4, 512, 512, 512, 30000, 1, 1, 1)}, "is damaged or cut short: its header promises"),
+        ({"dim": (4, 512, 512, 512, 30000, 1, 1, 1)}, "is damaged or truncated: its header promises"),
         ({"vox_offset": (np.inf,)}, "vox_offset is inf"),
         ({"vox_offset": (-5.0,)}, "vox_offset is -5"),
-        ({"datatype": (77,)}, "datatype is 77, which is none of NIfTI's"),
+        ({"datatype": (77,)}, "datatype is 77, which is not a NIfTI data type"),
     ],
 )
 def test_damaged_headers_are_named_before_voxels_are_read(tmp_path, fields, words):
@@ -181,13 +181,14 @@ def test_pairs_of_header_and_voxels_are_one_volume(tmp_path, kind, suffix):
     )
     assert_shown(planes(tmp_path / f"a.hdr{suffix}"), np.asarray(expected.dataobj))
     (tmp_path / f"a.img{suffix}").unlink()
-    with pytest.raises(DataError, match=r"is a header without its a\.img"):
+    with pytest.raises(DataError, match=r"is a header, but the a\.img"):
         planes(tmp_path / f"a.hdr{suffix}")
 
 
 @pytest.mark.parametrize("offset", [0, 348, 351])
 def test_voxels_do_not_begin_within_the_header(tmp_path, offset):
-    with pytest.raises(DataError, match=f"vox_offset is {offset}, within the header; in one file it is 352 or more"):
+    message = f"vox_offset is {offset}, inside the header; in one file it must be at least 352"
+    with pytest.raises(DataError, match=message):
         planes(nifti(tmp_path / "a.nii", vox_offset=[offset]))
 
 
@@ -196,24 +197,25 @@ def test_analyze_volumes_that_a_matrix_puts_elsewhere_are_refused(tmp_path):
         tmp_path / "a.hdr"
     )
     (tmp_path / "a.mat").write_bytes(b"MATLAB")
-    with pytest.raises(DataError, match=r"is an Analyze volume whose a\.mat says how it lies, .*; convert it to NIfTI"):
+    message = r"is an Analyze volume with its orientation in a\.mat, .*; convert it to NIfTI"
+    with pytest.raises(DataError, match=message):
         planes(tmp_path / "a.hdr")
     (tmp_path / "a.mat").unlink()
     assert {one.note.split(":")[0] for one in planes(tmp_path / "a.hdr")} == {
-        "an Analyze volume, whose header does not say how it lies"
+        "an Analyze volume, whose header gives no orientation"
     }
 
 
 @pytest.mark.parametrize("intercept", [1e30, -3e38])
 def test_an_intercept_beside_which_voxels_make_no_difference_is_named(tmp_path, intercept):
-    with pytest.raises(DataError, match=r"scl_inter is .*, beside which voxels times scl_slope 1 make no difference"):
+    with pytest.raises(DataError, match=r"scl_inter is .*, so large that voxels times scl_slope 1 are lost"):
         planes(nifti(tmp_path / "a.nii", scl_slope=[1], scl_inter=[intercept]))
 
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_arrays_that_may_be_transparent_are_refused(tmp_path, channels):
     np.save(tmp_path / "a.npy", np.zeros((8, 9, channels), np.uint8))
-    with pytest.raises(DataError, match=r"with transparency is not said; save \(H, W\)"):
+    with pytest.raises(DataError, match=r"with transparency; save \(H, W\)"):
         planes(tmp_path / "a.npy")
 
 
@@ -272,7 +274,7 @@ def test_metaimage_and_nrrd_of_other_shapes(tmp_path):
 def test_a_header_cannot_name_other_files(tmp_path, name, text):
     pytest.importorskip("SimpleITK")
     (tmp_path / name).write_text(text + "0" * 100)
-    with pytest.raises(DataError, match="its voxels lie in another file; convert it to one file"):
+    with pytest.raises(DataError, match="its voxels are in another file; convert it to one file"):
         planes(tmp_path / name)
 
 

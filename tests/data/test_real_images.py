@@ -144,7 +144,7 @@ def agree(ours, theirs, path, kind):
 
 
 def verdict(path, tmp_path):
-    """(equal, no picture, refused, unclear, wrong or alone; reason)."""
+    """(equal, not a picture, refused, unclear, wrong or alone; reason)."""
     config = DataConfig(normalize="full")
     try:
         with open_regular(path) as file:
@@ -154,7 +154,7 @@ def verdict(path, tmp_path):
     try:
         ours = [plane.pixels for plane in read_file(path, config)]
     except Excluded as error:
-        return "no picture", str(error)
+        return "not a picture", str(error)
     except DataError as error:
         ours, reason = None, str(error)
     try:
@@ -187,7 +187,7 @@ def test_every_real_image_is_read_as_another_library_reads_it_or_refused_clearly
     read = set(find(DataConfig(root=str(root))).files)
     table, told = Counter(), []
     for path in files:
-        outcome, reason = verdict(path, tmp_path) if path in read else ("no image by its name", "")
+        outcome, reason = verdict(path, tmp_path) if path in read else ("not an image by name", "")
         table[outcome] += 1
         if outcome in ("wrong", "unclear", "alone"):
             told.append(f"{outcome}: {path.relative_to(root)}: {reason}")

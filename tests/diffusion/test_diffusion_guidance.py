@@ -62,7 +62,7 @@ def test_an_unconditional_model_with_classes_added_predicts_the_same():
     ("options", "given", "words"),
     [
         ({"classes": ("a", "b")}, {"labels": torch.zeros(2, 3)}, r"\(B, classes\) = \(2, 2\)"),
-        ({}, {"labels": torch.zeros(2, 3)}, "this model knows no classes"),
+        ({}, {"labels": torch.zeros(2, 3)}, "this model has no classes"),
         ({"condition_channels": 1}, {"condition_image": torch.zeros(2, 1, 4, 4)}, r"= \(2, 1, 8, 8\)"),
         ({}, {"condition_image": torch.zeros(2, 1, 8, 8)}, "this model takes none"),
     ],

@@ -254,7 +254,7 @@ def test_no_indices_no_images():
         ({"steps": 260, "sampler": "ddim"}, "steps is 260; .* the nearest is 250"),
         ({"sampler": "euler"}, "sampler is 'euler'; it must be \"ddpm\", \"ddim\" or \"dpm-solver\""),
         ({"sampler": "ddim", "eta": 1.5}, "eta is 1.5; it must be between 0 and 1"),
-        ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5; .* 0 with others"),
+        ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5; .* 0 with other samplers"),
         ({"batch_size": 0}, "batch_size is 0; it must be from 1 to 65,536"),
         ({"indices": [3, -1]}, "indices holds -1; images are numbered from 0"),
     ],

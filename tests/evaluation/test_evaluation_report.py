@@ -115,7 +115,7 @@ def test_report(extractor, tmp_path):
     assert "Fréchet distance, features of features.pt" in text
     assert "a perfect generator would get" in text
     assert result["precision_of_noise"] == 0
-    assert "means nothing" not in text
+    assert "is meaningless" not in text
 
 
 def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_path):
@@ -127,7 +127,7 @@ def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_p
     assert result["precision"] > 0.5
     assert result["precision_of_noise"] > 0.5
     (line,) = [line for line in describe_result(result).splitlines() if line.startswith("precision")]
-    assert "this precision means nothing: images of pure noise get" in line
+    assert "this precision is meaningless: images of pure noise get" in line
 
 
 @pytest.mark.parametrize("count", [1, 30])
@@ -186,7 +186,7 @@ def test_pathologies(extractor, tmp_path):
         describe_real(torch.zeros(20, 1, 64, 64), extractor, CONFIG, progress=False)
     twins = (patients(3, 0) + patients(3, 0).flip(3)).mul(0.5).repeat(12, 1, 1, 1)
     real = describe_real(twins, extractor, CONFIG, progress=False)
-    with pytest.raises(ValueError, match="has 5 twins among the real images"):
+    with pytest.raises(ValueError, match="has 5 duplicates among the real images"):
         evaluate(real, patients(20, 1), extractor, CONFIG, tmp_path, progress=False)
     real = describe_real(patients(30, 0), extractor, CONFIG, progress=False)
     with pytest.warns(UserWarning, match="30 real images span fewer than the 64 dimensions"):

@@ -148,7 +148,7 @@ def test_a_log_that_was_cut_short_is_not_written_to(tmp_path):
     log = AnswerLog(study, "anna")
     log.add(sent(0))
     study.log("anna").write_bytes(b"")
-    with pytest.raises(StudyError, match="cut short by another program"):
+    with pytest.raises(StudyError, match="truncated by another program"):
         log.add(sent(1))
 
 

@@ -301,8 +301,8 @@ def test_what_a_graph_reads_is_kept_and_what_it_makes_is_not(monkeypatch):
     ("size", "scans", "words"),
     [
         ((3, 4), "spiral", "scans must be 0-3, one of"),
-        ((3, 4), "spiral-hw", "scans has 'spiral-hw', which is no route: .* with one of the curves snake, hilbert"),
-        ((3, 4), "hw,", "scans has '', which is no route"),
+        ((3, 4), "spiral-hw", "scans has 'spiral-hw', which is not a route: .* with one of the curves snake, hilbert"),
+        ((3, 4), "hw,", "scans has '', which is not a route"),
         ((3, 4), "dhw", "must have each of the axes h, w once"),
         ((3, 4), "hh", "must have each of the axes h, w once"),
         ((3, 4), "cross3d", "scans 'cross3d' is for images with 3 axes, not 2; those with 2 have cross2d"),

@@ -57,7 +57,7 @@ REFUSALS = {
     ),
     "AMD": (
         Gpu(0, "AMD Instinct MI300X", None), TOO_OLD._replace(driver=0), "not_nvidia",
-        "AMD Instinct MI300X is not a GPU of NVIDIA's",
+        "AMD Instinct MI300X is not an NVIDIA GPU",
     ),
     "a fault of another program": (
         Gpu(0, "NVIDIA H100", (9, 0)), FAULT, "gpu_error",
@@ -150,7 +150,7 @@ def test_what_may_pass_is_asked_again(monkeypatch, answer):
     runtime = simulate(monkeypatch, Gpu(0, "NVIDIA H100", (9, 0)), answer)
     status = vk.backends()["cuda"]
     assert (status.active, status.reason) == (False, "gpu_error")
-    assert "illegal memory access" in status.detail or status.detail.endswith("cannot be asked: CUDA out of memory")
+    assert "illegal memory access" in status.detail or status.detail.endswith("cannot be queried: CUDA out of memory")
     runtime.answer = LOADED
     assert vk.backends()["cuda"].active
 
@@ -220,7 +220,7 @@ def test_a_process_that_was_forked(monkeypatch):
     for name in ("cuda", "triton"):
         status = vk.backends()[name]
         assert (status.active, status.reason) == (False, "gpu_error")
-        assert status.detail.endswith("the GPU cannot be asked: Cannot re-initialize CUDA in forked subprocess.")
+        assert status.detail.endswith("the GPU cannot be queried: Cannot re-initialize CUDA in forked subprocess.")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def step():
          r"y must have shape \(B, K, C, L\) with K = 4, the routes of scans, got \(1, 3, 2, 24\)"),
         (lambda: vk.routes(3, 3, scans="window99999999999999999999-hw"), "of scans must have a side of at most 32768"),
         (lambda: vk.routes(3, 3, scans="skip2@" + "9" * 5000 + "-hw"), "of scans must start at one of its 4 grids"),
-        (lambda: vk.routes(3, 3, scans="window\uff12-hw"), "which is no route"),
+        (lambda: vk.routes(3, 3, scans="window\uff12-hw"), "which is not a route"),
         (lambda: vk.cross_merge(torch.randn(1, 4, 2, 6), size=6), r"size must be \(height, width\), or .*, got 6"),
         (lambda: vk.cross_merge(torch.randn(1, 4, 2, 2, 3), size=(2, 3)), r"y must have shape \(B, K, C, L\)"),
     ],

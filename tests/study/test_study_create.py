@@ -168,7 +168,7 @@ def test_unusable_requests_leave_nothing_behind(volumes):
     create(volumes, images=3)
     with pytest.raises(StudyError, match="exists"):
         create(volumes, images=3)
-    with pytest.raises(StudyError, match="one way"):
+    with pytest.raises(StudyError, match="prepared alike"):
         create_study(DataConfig(root="a", size=32), DataConfig(root="b", size=64), volumes / "more", CreateOptions())
 
 

@@ -159,7 +159,7 @@ def test_the_commands_a_hospital_types(tmp_path, monkeypatch, capsys):
     assert main(["study", "readers", str(tmp_path / "study"), "anna", "ben"]) == 0
     assert [len(line.split()) for line in capsys.readouterr().out.splitlines()] == [2, 2]
     assert main(["study", "readers", str(tmp_path / "study"), "anna smith"]) == 1
-    assert "no reader code" in capsys.readouterr().err
+    assert "is not a reader code" in capsys.readouterr().err
     assert main(["study", "report", str(tmp_path / "study")]) == 1
     assert "no answers yet" in capsys.readouterr().err
     assert main(["study", "report"]) == 1

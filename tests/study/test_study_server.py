@@ -172,7 +172,7 @@ def test_other_machines_are_let_in_with_passwords_only(tmp_path):
     with pytest.raises(StudyError, match="vmddpm study readers"):
         serve(study.path, "0.0.0.0", 1)
     register(study, ["anna"])
-    with pytest.raises(StudyError, match="no file"):
+    with pytest.raises(StudyError, match="not a file"):
         serve(study.path, "0.0.0.0", 1, certificate="nowhere.pem", private_key="nowhere.pem")
     with pytest.raises(StudyError, match="belong together"):
         serve(study.path, "0.0.0.0", 1, certificate="cert.pem")

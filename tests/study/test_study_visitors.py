@@ -456,7 +456,7 @@ def test_a_study_names_images_of_its_own_only(tmp_path):
     for images in (["../../outside", *record["images"][1:]], [], None, [3], record["images"][::-1],
                    [record["images"][0]] * 4, ["0" * 15]):  # fmt: skip
         (made.path / "study.json").write_text(json.dumps({**record, "images": images}))
-        with pytest.raises(StudyError, match=r"study\.json is not as `vmddpm study create` wrote it"):
+        with pytest.raises(StudyError, match=r"study\.json has changed since `vmddpm study create`"):
             Study.open(made.path)
     for field in ("title", "instructions", "shuffle", "images"):
         (made.path / "study.json").write_text(json.dumps({k: v for k, v in record.items() if k != field}))
@@ -477,5 +477,5 @@ def test_a_key_that_says_too_little_is_a_sentence(tmp_path):
         with pytest.raises(StudyError, match=words):
             load_key(made)
     os.unlink(made.path / "key.json")
-    with pytest.raises(StudyError, match="--key names the key"):
+    with pytest.raises(StudyError, match="give its path with --key"):
         load_key(made)

@@ -151,7 +151,7 @@ def test_masks_are_learned_and_drawn_to(data, masks, tmp_path):
     for name, images in {"a": masks / "disc", "b": masks / "cross"}.items():
         generate(folder.path, tmp_path / name, 3, condition_images=str(images), **OPTIONS)
     assert not any(np.array_equal(a, b) for a, b in zip(drawn(tmp_path / "a"), drawn(tmp_path / "b")))
-    with pytest.raises(InputError, match="with an image beside each; name a folder of them by condition-images"):
+    with pytest.raises(InputError, match="with condition images; give a folder of them with condition-images"):
         generate(folder.path, tmp_path / "c", 3, **OPTIONS)
     with pytest.raises(RunError, match="condition_images_sha256 was"):
         generate(folder.path, tmp_path / "a", 3, condition_images=str(masks / "cross"), **OPTIONS)
@@ -159,9 +159,9 @@ def test_masks_are_learned_and_drawn_to(data, masks, tmp_path):
 
 def test_what_cannot_be_drawn(run, masks, data, tmp_path):
     for options, words in [
-        ({"wanted": "ring"}, "class is 'ring', which the run does not know; its classes are 'cross', 'disc', 'square'"),
+        ({"wanted": "ring"}, "class is 'ring', which the run does not have; its classes are 'cross', 'disc', 'square'"),
         ({"guidance": -1.0}, "guidance is -1.0"),
-        ({"condition_images": str(masks)}, "trained without images beside the training images"),
+        ({"condition_images": str(masks)}, "trained without condition images"),
     ]:
         with pytest.raises(InputError, match=words):
             generate(run.path, tmp_path / "out", 2, **options, **OPTIONS)
@@ -187,7 +187,7 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
     images = conditioned(data, ConditionConfig(labels="folder"))
     labels = images.labels.numpy()
     for values, error, words in [
-        (labels[:, [1, 0, 2, 3]], TrainingError, "or its condition is another"),
+        (labels[:, [1, 0, 2, 3]], TrainingError, "or its condition does"),
         (labels, RunError, r"checkpoint of .* was trained with the classes 'cross'"),
     ]:
         with pytest.raises(error, match=words):
@@ -202,7 +202,7 @@ def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
     with pytest.raises(TrainingError, match=r"of the classes \(none\), model\.classes is 'cross'"):
         train(with_conditions(run, SHAPES), SliceDataset(data), RunFolder(tmp_path / "run"), progress=False)
     other = replace(run, model=replace(run.model, classes=SHAPES, condition_channels=3))
-    with pytest.raises(TrainingError, match=r"condition_channels is 3, but the images beside .* have 0"):
+    with pytest.raises(TrainingError, match=r"condition_channels is 3, but the condition images have 0"):
         train(other, images, RunFolder(tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="system is 'dcgan', which takes no condition"):
@@ -227,7 +227,7 @@ def test_the_command_line(data, tmp_path, capsys):
     assert main([*sample, "--out", str(tmp_path / "out"), "--class", "ring"]) == 1
     (root / "disc").rename(root / "ring")
     assert main([*command, "--training.steps", "3"]) == 1
-    assert "is of the class 'ring' by its folder, which is none of 'cross', 'disc'" in capsys.readouterr().err
+    assert "has the class 'ring' by its folder, which is not one of 'cross', 'disc'" in capsys.readouterr().err
 
 
 def test_evaluate_per_class(run, tmp_path, capsys):
@@ -243,7 +243,7 @@ def test_evaluate_per_class(run, tmp_path, capsys):
     assert "trained on samples, tested on held_out: " in capsys.readouterr().out
     labels = tmp_path / "samples" / "labels.csv"
     text = labels.read_text()
-    for other, words in [(text.replace("disc", "ring"), "class 'ring', which the run does not know"),
+    for other, words in [(text.replace("disc", "ring"), "class 'ring', which the run does not have"),
                          (text.replace("000003", "000005"), "has no row for each of the 16"),
                          ("file,label\n1,2,3\n", "cannot be read"), (None, "has no labels.csv")]:  # fmt: skip
         labels.unlink() if other is None else labels.write_text(other)
@@ -256,7 +256,7 @@ def test_evaluate_per_class(run, tmp_path, capsys):
     [
         ({"labels": "csv"}, "table is None"),
         ({"labels": "dicom", "tag": "BodyPart"}, "tag is 'BodyPart'; it must be the keyword"),
-        ({"labels": "folder", "table": "a.csv"}, "table is 'a.csv'; it must be null, or labels csv or chestxray"),
+        ({"labels": "folder", "table": "a.csv"}, "table is 'a.csv'; it must be null unless labels is csv or chestxray"),
         ({"labels": "folder", "pattern": "a(b"}, "pattern is"),
         ({"labels": "folder", "pattern": "ab"}, "pattern is"),
         ({"dropout": 1.0}, "dropout is 1.0"),

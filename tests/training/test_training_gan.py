@@ -130,7 +130,7 @@ def test_steps_that_are_not_finite_are_skipped_and_at_last_given_up(images, tmp_
 
 def test_other_data_are_refused(images, tmp_path):
     train(gan_config("dcgan", steps=1), images, RunFolder(tmp_path), progress=False)
-    with pytest.raises(TrainingError, match="image 6 is not the one the run was begun with"):
+    with pytest.raises(TrainingError, match="image 6 differs from the one the run began with"):
         train(gan_config("dcgan"), [*images[:6], images[0]], RunFolder(tmp_path), progress=False)
 
 

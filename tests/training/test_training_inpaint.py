@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn(run, folders, tmp_path):
         inpaint_images(run.path, images, masks, tmp_path / "out", **OPTIONS)
     for i in range(4):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(f"{masks}/{i}.png")
-    with pytest.raises(DataError, match="none of the 4 masks marks anything"):
+    with pytest.raises(DataError, match="all 4 masks are empty"):
         inpaint_images(run.path, images, masks, tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "out").exists()
 

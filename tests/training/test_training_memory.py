@@ -96,11 +96,11 @@ def test_images_and_the_unet_have_a_prediction_too():
 
 def test_too_little_memory_is_refused_with_what_makes_it_fit():
     need = predict(config(), CPU)
-    with pytest.raises(InputError, match=r"GB are there; set training\.micro_batch_size to 4, which needs") as no:
+    with pytest.raises(InputError, match=r"GB are available; set training\.micro_batch_size to 4, which needs") as no:
         check_fits(config(), CPU, have=need.total - 1)
     size = int(re.search(r"micro_batch_size to (\d+)", str(no.value))[1])
     assert check_fits(config(micro_batch_size=size), CPU, have=need.total - 1).total < need.total
-    with pytest.raises(InputError, match=r"take a smaller data\.size, a narrower or coarser model"):
+    with pytest.raises(InputError, match=r"use a smaller data\.size, a narrower or coarser model"):
         check_fits(config(micro_batch_size=1), CPU, have=1)
     assert check_fits(config(), CPU, have=need.total) == need
 
@@ -119,7 +119,7 @@ def test_a_run_that_does_not_fit_writes_nothing(tmp_path, monkeypatch, capsys):
     small = ["--model.base_channels", "8", "--model.sampling", "[2]", "--model.channel_multipliers", "[1]",
              "--training.batch_size", "1", "--training.activation_checkpointing", "true"]  # fmt: skip
     assert main([*command, *small, "--training.device", "cpu"]) == 1
-    assert "GB are there; take a smaller data.size" in capsys.readouterr().err
+    assert "GB are available; use a smaller data.size" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -203,9 +203,9 @@ def test_other_data_are_refused_whatever_their_number_and_the_run_is_left_alone(
     before, other = content(tmp_path), images.clone()
     other[3, 0, 0, 0] += 1e-6
     for data, words in (
-        (images[:6], "has 6 images, the run was begun with 7"),
-        (other, "image 3 is not the one the run was begun with"),
-        (images.flip(0), "image 0 is not the one the run was begun with, and 5 more are"),
+        (images[:6], "has 6 images, but the run began with 7"),
+        (other, "image 3 differs from the one the run began with"),
+        (images.flip(0), "image 0 differs from the one the run began with, and 5 more do"),
     ):
         with pytest.raises(TrainingError, match=words):
             train(config(steps=4), data, RunFolder(tmp_path), progress=False)
@@ -280,7 +280,7 @@ def test_a_second_run_on_a_folder_is_refused(images, tmp_path):
     command = [sys.executable, "-c", holder, folder.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=f"is being trained by process {other.pid} on .*; wait for its end"):
+        with pytest.raises(RunError, match=f"is being trained by process {other.pid} on .*; wait until it ends"):
             train(config(), images, folder, progress=False)
         other.kill()
     train(config(steps=2), images, folder, progress=False)  # a killed process holds no lock

@@ -111,7 +111,7 @@ def test_volumes_are_evaluated_by_slices_and_as_they_are(run, samples, scans, tm
         result = json.loads((tmp_path / axis / "evaluation.json").read_text())
         assert result["n_synthetic"] == 3 * slices
     assert main([*common, "--slices", "none", "--out", str(tmp_path / "no")]) == 1
-    assert "extractor.resizer is 'tf1', which is of images; volumes are put" in capsys.readouterr().err
+    assert "extractor.resizer is 'tf1', which resizes images; volumes go" in capsys.readouterr().err
     command = [*common, "--slices", "none", "--extractor.resizer", "none", "--out", str(tmp_path / "whole")]
     assert main(command) == 1
     assert "there are 3 samples" in capsys.readouterr().err  # a KID needs more
@@ -134,20 +134,20 @@ def test_slices_of_volumes_leave_out_blank_and_repeated_ones():
     assert torch.equal(distinct[6], volumes[1, :, 3])
     assert torch.equal(VolumeSlices(volumes, "coronal")[7], volumes[1, :, :, 2].flip(1))
     assert torch.equal(VolumeSlices(volumes, "sagittal")[17], volumes[2, ..., 5].flip(1))
-    with pytest.raises(InputError, match="all axial slices of 2 volumes are of one value"):
+    with pytest.raises(InputError, match="all axial slices of 2 volumes are constant"):
         VolumeSlices(torch.zeros(2, 1, 4, 4, 4), "axial")
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["--data.spacing", "null"], r"a\.nii\.gz: has voxels of 1\.5 x 1 x 1 mm .* spacing does not say"),
+        (["--data.spacing", "null"], r"a\.nii\.gz: has voxels of 1\.5 x 1 x 1 mm .* spacing is not set"),
         (["--data.size", "16"], "has 8 x 10 x 12 voxels of 3 x 2 x 2 mm .* less than a crop of 4 x 16 x 16"),
         (["--data.size", "6"], r"data\.size is 6; it must be a multiple of 4"),
         (["--data.depth", "6"], r"data\.depth is 6; it must be a multiple of 4"),
         (["--model.spatial_dims", "2"], r"data\.spatial_dims is 3 but model\.spatial_dims is 2; they must be equal"),
         (["--model.image_channels", "3"], r"data\.channels is 1 but model\.image_channels is 3"),
-        (["--data.channels", "3"], "channels is 3; it must be 1 where spatial_dims is 3"),
+        (["--data.channels", "3"], "channels is 3; it must be 1 when spatial_dims is 3"),
         (["--system", "unet"], r"data\.spatial_dims is 3, but unet draws images"),
     ],
 )
@@ -169,11 +169,11 @@ def test_what_is_of_images_alone_is_refused(run, scans, tmp_path, capsys):
     inpaint = ["inpaint", "--run", str(run), "--real", str(scans), "--masks", str(scans), "--out",
                str(tmp_path / "out")]  # fmt: skip
     assert main(inpaint) == 1
-    assert "draws volumes, and regions are drawn in images only" in capsys.readouterr().err
+    assert "draws volumes, but only regions of images can be redrawn" in capsys.readouterr().err
     study = ["study", "create", "--real", str(scans), "--synthetic", str(scans), "--images", "2", "--out",
              str(tmp_path / "study"), "--data.spatial_dims", "3", "--data.spacing", "1"]  # fmt: skip
     assert main(study) == 1
-    assert "a study shows images, and spatial_dims is 3; set it to 2" in capsys.readouterr().err
+    assert "a study shows images, but spatial_dims is 3; set it to 2" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -116,8 +116,8 @@ def _answer(
     if word.startswith("-") and not nearest(word, ("--help", "--version")):
         command = next((later for later in rest if later in summaries), "")
         first = f"{command} goes first: `{prog} {command} {word} ...`" if command else known
-        refuse(prog, f"{word} stands before the {kind}, and belongs behind it", first)
-    refuse(prog, f"{word!r} is no {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
+        refuse(prog, f"{word} must come after the {kind}", first)
+    refuse(prog, f"{word!r} is not a {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,7 +183,7 @@ def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
     if package in ("", "vmddpm", "vmddpm_kernels"):
         return "unexpected error; please report the lines above with the output of `vmddpm info`", UNEXPECTED
     if package == "fcntl":
-        cure = "the command locks files as Linux and macOS do; run it on one of them"
+        cure = "the command needs the file locks of Linux or macOS; run it there"
     else:
-        cure = f"`pip install \"vmddpm[{'study' if name == 'vmddpm study' else 'train'}]\"` brings it"
+        cure = f"`pip install \"vmddpm[{'study' if name == 'vmddpm study' else 'train'}]\"` installs it"
     return f"{missing} is missing; {cure}{hint}", 1

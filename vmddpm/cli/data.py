@@ -52,4 +52,4 @@ def run(parser: Any, options: Any, _: str) -> None:
         if len(lines) > SHOWN:
             print(f"  ... and {len(lines) - SHOWN:,} more")
     if any(lists.values()):
-        raise DataError(f"{options.store}: something was found, see above")
+        raise DataError(f"{options.store}: problems were found, see above")

@@ -71,7 +71,7 @@ def run(parser: Any, options: Any) -> None:
     data, classes, labels = config.data, config.model.classes, None
     whole = data.spatial_dims == 3 and parts.slices == "none"
     if whole and parts.metrics.radiomics:
-        raise DataError("metrics.radiomics is of slices; set --slices to axial, coronal or sagittal, or it to 0")
+        raise DataError("metrics.radiomics needs slices; set it to 0, or --slices to axial, coronal or sagittal")
     extractor = load_extractor(parts.extractor, axes=3 if whole else 2)
     if parts.per_class and data.spatial_dims == 3:
         raise InputError(f"{parts.run} draws volumes, which are not compared class by class; leave per-class out")
@@ -82,8 +82,8 @@ def run(parser: Any, options: Any) -> None:
     check_drawn(parts.samples, folder)
     data = replace(data, root=parts.root) if parts.root else data
     if not data.root:
-        raise DataError(f"{parts.run} was trained on images that lie in no folder, such as the demo's brain; name a "
-                        "folder of real images by --root")  # fmt: skip
+        raise DataError(f"{parts.run} was trained on images that are in no folder, such as the demo's brain; give a "
+                        "folder of real images with --root")  # fmt: skip
     least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
     check_images(samples, "samples", data.shape, parts.metrics, least)  # before decoding any
     conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
@@ -92,7 +92,7 @@ def run(parser: Any, options: Any) -> None:
     if told := folder.difference(told_of or training):
         told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
         if not parts.root:
-            raise DataError(f"{told}; name the folder where they lie now by --root, which may be another on purpose")
+            raise DataError(f"{told}; give the folder of real images with --root")
         doubts.append(told)
     others = held_out_images(data, parts.held_out)
     beyond = None

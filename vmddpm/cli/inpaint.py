@@ -45,4 +45,4 @@ def run(parser: Any, options: Any) -> None:
              "wanted", "guidance")  # fmt: skip
     made = inpaint_images(options.run, options.real, options.masks, options.out, batch_size=options.batch_size,
                           **{name: options[name] for name in names})  # fmt: skip
-    print(f"{counted(made, 'image')} in {options.out}; sources.csv there says what each was made of")
+    print(f"{counted(made, 'image')} in {options.out}; sources.csv there lists the source of each")

@@ -153,7 +153,7 @@ class OptionParser(ArgumentParser):
             return self._no_config(found[1], message)
         if found := re.search(r"(?:Group '([\w.]+)' .*)?(?:[Oo]ption|[Kk]ey) '([\w.]+)'", message):
             entry = ".".join(filter(None, found.groups()))
-            return (f"{self._origin()} has the entry {entry}, which is none of this command"
+            return (f"{self._origin()} has the entry {entry}, which this command does not have"
                     f"{meant(entry, [action.dest for action in self._choices()])}",
                     f"`{self.prog} --help-all` shows all entries, as options")  # fmt: skip
         if found := re.match(r'Parser key "([\w.]+)"', message):
@@ -163,7 +163,7 @@ class OptionParser(ArgumentParser):
             return f"--{found[1]} is not the name of a YAML file", f"give its options one by one: --{inner} VALUE"
         if found := re.match(r"(?:Problems parsing|Unexpected) config:? (.*)", message):
             reason = found[1].replace(' in "<unicode string>"', "")
-            return (f"{self._origin()} is no YAML file of options: {reason}",
+            return (f"{self._origin()} is not a YAML file of options: {reason}",
                     f"`{self.prog} --help-all` shows the options, which are its entries")  # fmt: skip
         return message, help_text
 
@@ -173,7 +173,7 @@ class OptionParser(ArgumentParser):
         if option is None:
             return f"{words[0]!r} is one word too many", f"usage: {self._usage()}"
         near = meant(option, options)
-        return f"{option} is no option{near}", f"`{self.prog} --help-all` shows all options"
+        return f"{option} is not an option{near}", f"`{self.prog} --help-all` shows all options"
 
     def _missing(self, keys: list[str]) -> tuple[str, str]:
         actions = [action for key in keys for action in self._choices() if action.dest == key]
@@ -190,7 +190,7 @@ class OptionParser(ArgumentParser):
         if os.path.exists(given):
             return f"--config {given}: cannot be read as YAML with options", message
         names = f"; the presets are {', '.join(self.presets)}" if self.presets else ""
-        kind = "no file and no preset" if self.presets else "no file"
+        kind = "neither a file nor a preset" if self.presets else "no file"
         return f"--config {given}: {kind}{meant(given, self.presets)}", f"give a YAML file{names}"
 
     def _unfit(self, action: argparse.Action, message: str) -> tuple[str, str]:
@@ -233,7 +233,7 @@ def _no_options(path: str, parts: set[str]) -> str:
     try:
         entries = yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader)
     except UnicodeDecodeError as error:
-        return f"is no UTF-8 text (byte {error.start})"
+        return f"is not UTF-8 text (byte {error.start})"
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return ""
     if not entries:
@@ -242,7 +242,7 @@ def _no_options(path: str, parts: set[str]) -> str:
         return f"is {_kind(entries)}, not entries with names"
     for name, value in entries.items():
         if not isinstance(name, str) or not re.match(r"[^\W\d]", name):
-            return f"has the entry {name!r:.40}, which is no name"
+            return f"has the entry {name!r:.40}, which is not a name"
         if name in parts and not isinstance(value, dict):
             return f"has {name} as {_kind(value)}, which must have entries of its own"
     return ""

@@ -56,7 +56,7 @@ def run(parser: Any, options: Any) -> None:
         condition_images=options.condition_images,
     )  # fmt: skip
     print(f"{counted(made, 'image')} written to {options.out}"
-          + (f"; the others of the {options.images} were there" if made < options.images else ""))  # fmt: skip
+          + (f"; the rest of the {options.images} already existed" if made < options.images else ""))  # fmt: skip
     if rows := balance(options.out):
         width = max(len(name) for name, _, _ in rows)
         print(f"{'class':<{width}}  training images  samples")

@@ -113,8 +113,8 @@ def _create(options: Any) -> None:
     synthetic = replace(real, root=options.synthetic, pattern=pattern, split="all")
     chosen = CreateOptions(**{field.name: options[field.name] for field in fields(CreateOptions)})
     differences = create_study(real, synthetic, options.out, chosen, progress=True)
-    print(f"{options.out}: {chosen.images} real and {chosen.images} synthetic images; which is which is in key.json, "
-          "which the server does not need: move it away from the readers, and name it to `report --key`")  # fmt: skip
+    print(f"{options.out}: {chosen.images} real and {chosen.images} synthetic images; key.json says which is which; "
+          "the server does not need it: move it away from the readers, and pass it to `report --key`")  # fmt: skip
     if differences:
         print("warning: the classes can be told apart without looking at anatomy. Prepare both alike, or report it:")
         print("\n".join(f"  {difference}" for difference in differences))

@@ -65,7 +65,7 @@ def run(parser: Any, options: Any) -> None:
             images = ranks.main_process_first(lambda: conditions.read(dataset, classes, progress=ranks.is_main))
             config = with_conditions(config, images.classes or classes)
         if ranks.is_main:
-            limit = ", as data.limit takes no more" if len(dataset) == config.data.limit else ""
+            limit = ", the most that data.limit allows" if len(dataset) == config.data.limit else ""
             seen = counted(dataset.seen, "crop" if config.data.spatial_dims == 3 else "slice")
             print(f"{counted(len(dataset), 'image')} from {config.data.root} ({seen} read{limit})")
             print(*summary(dataset.remarks), sep="\n", end="\n" if dataset.remarks else "")
@@ -76,7 +76,7 @@ def run(parser: Any, options: Any) -> None:
         train(config, images, folder)
         if ranks.is_main:
             curve = folder.path / "loss.png"
-            told = f"loss curve in {curve}" if curve.exists() else "no loss curve, as training.log_every is more steps"
+            told = f"loss curve in {curve}" if curve.exists() else "no loss curve: training.log_every exceeds the steps"
             print(f"done: weights in {folder.weights('ema')}, {told}")
 
 
@@ -93,7 +93,7 @@ def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
     told = f"about {duration(seconds)} on this CPU for {config.training.steps:,} steps"
     if not chosen:
         raise InputError(
-            f"without --config, model and length are the paper's: {told}; take --config demo for a model that a CPU "
-            "trains in minutes, or name the paper's, as in --config paper-brats2018, to train it all the same"
+            f"without --config, model and length are the paper's: {told}; use --config demo for a model that a CPU "
+            "trains in minutes, or name the paper's, as in --config paper-brats2018, to train it anyway"
         )
     print(f"warning: {told}; --training.minutes or --training.steps make it shorter")

@@ -51,5 +51,5 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        told = f"{word} is no option{meant(word, self._option_string_actions)}" if word else message
+        told = f"{word} is not an option{meant(word, self._option_string_actions)}" if word else message
         refuse(self.prog, told, f"`{self.prog} --help` shows what it takes")

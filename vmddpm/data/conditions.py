@@ -82,14 +82,14 @@ class ConditionConfig:
             window is None or (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0),
             "image_window", "(centre, width) with a width above 0, or null",
         )  # fmt: skip
-        self._require(self.labels != "csv" or bool(self.table), "table", 'the path of a table, with labels "csv"')
+        self._require(self.labels != "csv" or bool(self.table), "table", 'the path of a table when labels is "csv"')
         self._require(
             self.labels != "dicom" or (self.tag is not None and tag_for_keyword(self.tag) is not None), "tag",
-            'the keyword of a DICOM attribute, with labels "dicom", such as BodyPartExamined',
+            'the keyword of a DICOM attribute, such as BodyPartExamined, when labels is "dicom"',
         )  # fmt: skip
         for name, kind in (("pattern", ("folder",)), ("table", ("csv", "chestxray")), ("tag", ("dicom",))):
             unused = getattr(self, name) is not None and self.labels not in kind
-            self._require(not unused, name, f"null, or labels {' or '.join(kind)}, which alone reads it")
+            self._require(not unused, name, f"null unless labels is {' or '.join(kind)}")
         if self.pattern is not None:
             self._require(_has_group(self.pattern), "pattern", "a regular expression with a group, such as '_(b|m)_'")
 

@@ -143,7 +143,7 @@ class DataConfig:
             len(self.percentiles) == 2 and 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
             "percentiles",
             self.percentiles,
-            "two rising numbers from 0 to 100",
+            "two increasing numbers from 0 to 100",
         )
         _require(
             self.window is None
@@ -156,7 +156,7 @@ class DataConfig:
             self.window is None or self.normalize in ("auto", "window"),
             "normalize",
             self.normalize,
-            '"window" or "auto" when a window is given, which would have no effect otherwise',
+            '"window" or "auto" when window is set',
         )
         _require(0 <= self.min_foreground <= 1, "min_foreground", self.min_foreground, "a share from 0 to 1")
         _require(self.on_error in ("fail", "skip"), "on_error", self.on_error, '"fail" or "skip"')
@@ -165,18 +165,18 @@ class DataConfig:
         _require(self.spatial_dims in (2, 3), "spatial_dims", self.spatial_dims, "2, for slices, or 3, for volumes")
         for name in ("spacing", "depth", "stride"):
             value = getattr(self, name)
-            _require(self.spatial_dims == 3 or value is None, name, value, "null where spatial_dims is 2")
+            _require(self.spatial_dims == 3 or value is None, name, value, "null when spatial_dims is 2")
         for name in ("depth", "stride"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1, or null")
         if self.spatial_dims == 2:
             return
-        _require(self.channels == 1, "channels", self.channels, "1 where spatial_dims is 3: volumes are grey")
+        _require(self.channels == 1, "channels", self.channels, "1 when spatial_dims is 3: volumes are grey")
         if self.spacing is not None:
             sides = self.voxel_sizes
             _require(
                 len(sides) == 3 and all(LEAST_SPACING <= side <= 1e3 for side in sides),
-                "spacing", self.spacing, f"millimetres from {LEAST_SPACING:g} to 1000, one number or three",
+                "spacing", self.spacing, f"one or three numbers of mm from {LEAST_SPACING:g} to 1000",
             )
 
     @property

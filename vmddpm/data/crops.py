@@ -39,7 +39,7 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
     """
     orientation = orientation_of(image)
     if image.get_data_dtype().names is not None:
-        raise DataError("has colours, and volumes are grey (channels 1); convert it, or leave it out by pattern")
+        raise DataError("has colours, and volumes are grey (channels 1); convert it, or exclude it with pattern")
     count = image.shape[3] if image.ndim > 3 else 1
     if count > 1 and config.frames == "all":
         raise DataError(
@@ -51,8 +51,8 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
     sizes = sizes[::-1]  # along superior, posterior, left
     if config.spacing is None:
         raise DataError(
-            f"has voxels of {' x '.join(f'{side:.3g}' for side in sizes)} mm (depth, height, width), and spacing does "
-            f"not say which volumes are to have; set it, such as to {min(sizes):.3g}"
+            f"has voxels of {' x '.join(f'{side:.3g}' for side in sizes)} mm (depth, height, width), but spacing is "
+            f"not set; set it, for example to {min(sizes):.3g}"
         )
     beyond = (0,) * (image.ndim - 4)
     for frame in frames_of(count, config):

@@ -199,7 +199,7 @@ def _collect(
 def _nothing_left(where: str, config: DataConfig, remarks: list[Remark], seen: int) -> str:
     if seen:
         return (
-            f"{where}: none of the {seen} slices seen has {config.min_foreground:g} of its pixels in the "
+            f"{where}: none of the {seen} slices has at least {config.min_foreground:g} of its pixels in the "
             "foreground; lower min_foreground (0 keeps every slice), or change normalize"
         )
     if remarks:

@@ -85,16 +85,16 @@ def decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np
 
 def _require_picture(dataset: pydicom.FileDataset) -> None:
     uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    name = UID(str(uid)).name if uid else "of no stated class"
+    name = UID(str(uid)).name if uid else "missing"
     if uid in NO_PICTURES:
-        raise Excluded(f"no picture by its SOP class, {name}")
+        raise Excluded(f"not an image according to its SOP class, {name}")
     if any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         return
     if not uid and dataset.preamble is None:
-        raise DataError("is not a DICOM file: it has neither the DICOM mark nor pixel data")
+        raise DataError("is not a DICOM file: it has neither the DICM prefix nor pixel data")
     if "Image Storage" in name:
-        raise DataError(f"is an image by its SOP class, {name}, but holds no pixel data; fetch the whole object again")
-    raise Excluded(f"no picture by its SOP class, {name}")
+        raise DataError(f"has the SOP class of an image, {name}, but no pixel data; fetch the whole object again")
+    raise Excluded(f"not an image according to its SOP class, {name}")
 
 
 def _require_wanted(dataset: pydicom.Dataset, config: DataConfig) -> None:
@@ -105,7 +105,7 @@ def _require_wanted(dataset: pydicom.Dataset, config: DataConfig) -> None:
     ):
         pattern = getattr(config, option)
         if pattern is not None and not any(fnmatchcase(text_of(dataset, keyword), pattern) for keyword in keywords):
-            raise Excluded(f"not of {option} {pattern}")
+            raise Excluded(f"{option} does not match {pattern}")
 
 
 def _colour_planes(

@@ -36,7 +36,7 @@ def numbers_of(dataset: pydicom.Dataset, keyword: str) -> list[float]:
         numbers = [float(part) for part in parts if part is not None and part != ""]
     except (ValueError, TypeError, OverflowError):
         raw = dataset.get_item(keyword)
-        raise DataError(f"{named(keyword)} is {getattr(raw, 'value', raw)!r}, no number") from None
+        raise DataError(f"{named(keyword)} is {getattr(raw, 'value', raw)!r}, not a number") from None
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{named(keyword)} is {numbers}, not finite")
     return numbers

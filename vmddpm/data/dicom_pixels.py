@@ -48,7 +48,7 @@ def check_size(dataset: pydicom.Dataset, config: DataConfig) -> int:
     rows, columns = integer_of(dataset, "Rows"), integer_of(dataset, "Columns")
     frames = integer_of(dataset, "NumberOfFrames", 1) or 1
     if min(rows, columns) < 1:
-        raise DataError(f"{named('Rows')} is {rows} and {named('Columns')} is {columns}: there is no pixel")
+        raise DataError(f"{named('Rows')} is {rows} and {named('Columns')} is {columns}: the image has no pixels")
     if frames < 0:
         raise DataError(f"{named('NumberOfFrames')} is {frames}; correct it in the file")
     check_pixels((rows, columns), config)
@@ -60,7 +60,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     """The decoded pixels (F, H, W), or (F, H, W, 3) in colour, and a note, empty unless frames were dropped."""
     samples = integer_of(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
-        raise DataError(f"has {samples} values a pixel; 1 (grey) or 3 (colour) are needed")
+        raise DataError(f"has {samples} samples per pixel; 1 (grey) or 3 (colour) are supported")
     _require_attributes(dataset, samples)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
@@ -70,7 +70,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     if not (syntax and syntax.is_compressed) and _is_encapsulated(dataset):
         raise DataError(
             f"{named('TransferSyntaxUID')} is {syntax.name if syntax else 'missing'}, but its pixels are encapsulated, "
-            "so they are compressed in an unknown way; set it in the file, or fetch the file again"
+            "so their compression is unknown; set it in the file, or fetch the file again"
         )
     shift = _value_shift(dataset)
     compressed = syntax is not None and syntax.is_compressed
@@ -78,7 +78,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     if shift and not as_words:
         raise DataError(
             f"{named('HighBit')} is {dataset.HighBit} with {dataset.BitsStored} bits stored and {syntax.name} pixels, "
-            "which does not say where the values lie; decompress the file, such as by gdcmconv --raw"
+            "so it is unclear which bits hold the values; decompress the file, for example with gdcmconv --raw"
         )
     bits = dataset.BitsStored
     # pydicom clears the bits above BitsStored, which would destroy a padding value that uses them.
@@ -98,7 +98,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
     except Exception as error:  # pydicom and the decoders raise nearly every class
         kind = f"its {syntax.name} pixels" if compressed else "its pixels"
         raise DataError(
-            f"{kind} are damaged, contradict its attributes, or are of a kind that no decoder here reads "
+            f"{kind} are damaged, contradict its attributes, or have an encoding that no installed decoder reads "
             f"({' '.join(str(error).split())}); fetch the file again, or convert it"
         ) from error
     for keyword in PIXEL_KEYWORDS:  # frees as much memory as the decoded pixels take
@@ -110,7 +110,7 @@ def stored_frames(dataset: pydicom.FileDataset, frames: int, config: DataConfig)
         _require_upper(dataset, stored, shift)
         stored = stored >> shift
     stored = stored.reshape(-1, *stored.shape[-2 if samples == 1 else -3 :])
-    note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the surplus is left out"
+    note = f"{named('NumberOfFrames')} is smaller than the number of frames stored; the rest are ignored"
     return stored[:frames], note if len(stored) > frames else ""
 
 
@@ -121,8 +121,8 @@ def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
     if photometric not in known:
         usual = "RGB" if samples == 3 else "MONOCHROME2, or MONOCHROME1 where 0 is white,"
         raise DataError(
-            f"{named('PhotometricInterpretation')} is {photometric or 'missing or empty'}, which is not read with "
-            f"{samples} values a pixel; convert the file, or set it to {usual} if that is right"
+            f"{named('PhotometricInterpretation')} is {photometric or 'missing or empty'}, which is not supported with "
+            f"{samples} samples per pixel; convert the file, or set it to {usual} if that is right"
         )
     dataset.PhotometricInterpretation = photometric
     if "PixelData" in dataset and integer_of(dataset, "PixelRepresentation", -1) not in (0, 1):
@@ -131,10 +131,10 @@ def _require_attributes(dataset: pydicom.Dataset, samples: int) -> None:
         )
     if samples == 3 and integer_of(dataset, "PlanarConfiguration", -1) not in (0, 1):
         raise DataError(
-            f"{named('PlanarConfiguration')} is missing or wrong; set it to 0, or to 1 if the colours lie in planes"
+            f"{named('PlanarConfiguration')} is missing or wrong; set it to 0, or to 1 if colours are stored in planes"
         )
     if (allocated := integer_of(dataset, "BitsAllocated", 32)) != 1 and (allocated % 8 or not 8 <= allocated <= 64):
-        raise DataError(f"{named('BitsAllocated')} is {allocated}, which is not read; convert the file to 8, 16 or 32")
+        raise DataError(f"{named('BitsAllocated')} is {allocated}, not supported; convert the file to 8, 16 or 32")
 
 
 def _is_encapsulated(dataset: pydicom.Dataset) -> bool:
@@ -214,7 +214,7 @@ def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
     needed = pixels * integer_of(dataset, "BitsAllocated", 0) // 8
     held = len(dataset.get("PixelData") or b"")
     if "PixelData" in dataset and held < needed:
-        raise DataError(f"is cut short: it has {held:,} bytes of pixels and needs {needed:,}; fetch the file again")
+        raise DataError(f"is truncated: it has {held:,} bytes of pixels and needs {needed:,}; fetch the file again")
 
 
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
@@ -224,8 +224,8 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
             size = check_codestream(content, config)
             if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
                 raise DataError(
-                    f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but a stream of "
-                    f"its pixels has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
+                    f"{named('Rows')} is {dataset.Rows} and {named('Columns')} is {dataset.Columns}, but one of "
+                    f"its compressed images has {size[0]} x {size[1]}; correct them in the file, or fetch it again"
                 )
             check_whole(content)
     except DataError:
@@ -234,7 +234,7 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
         return
     if held < frames:
         raise DataError(
-            f"is cut short: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
+            f"is truncated: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
         )
 
 
@@ -243,10 +243,10 @@ def _require_decoder(syntax: UID) -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise DataError(
-            f"its pixels are compressed as {syntax.name}, which is not read; convert the file, a video to frames"
+            f"its pixels are compressed as {syntax.name}, which is not supported; convert the file (a video to frames)"
         ) from None
     if not decoder.is_available:
         raise DataError(
             f"its pixels are compressed as {syntax.name}, for which no decoder is installed; `pip install "
-            '".[dicom]"` in the source tree brings one'
+            '".[dicom]"` in the source tree installs one'
         )

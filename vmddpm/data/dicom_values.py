@@ -48,7 +48,7 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
     count = count % 2**16 or 2**16
     first = int(as_pixel(first, signed))
     if not 8 <= bits <= 16:
-        raise DataError(f"{named(descriptor)} says {bits} bits an entry; 8 to 16 are allowed")
+        raise DataError(f"{named(descriptor)} gives {bits} bits per entry; 8 to 16 are allowed")
     value = item.get(data)
     if isinstance(value, bytes):
         packed = len(value) < 2 * count
@@ -60,7 +60,7 @@ def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, l
         if len(words) < count <= 2 * len(words) and bits == 8:  # two entries per word
             words = np.frombuffer(words.astype("<u2").tobytes(), np.uint8)
     if len(words) < count:
-        raise DataError(f"{named(data)} holds {len(words)} entries where {named(descriptor)} says {count}")
+        raise DataError(f"{named(data)} holds {len(words)} entries, but {named(descriptor)} gives {count}")
     return _Table(words[:count].astype(np.uint16), first, bits)
 
 
@@ -120,7 +120,7 @@ def rescaled(
         except ValueError as error:
             raise DataError(f"{error}; correct it in the file") from None
         if slope == [0.0]:
-            raise DataError(f"{named('RescaleSlope')} is 0, which makes all pixels one; correct it in the file")
+            raise DataError(f"{named('RescaleSlope')} is 0, which makes all pixels equal; correct it in the file")
         factor, offset = slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
         step = None if stored.dtype.kind == "f" else abs(factor)
         _check_range(stored, factor, offset, step)
@@ -137,13 +137,13 @@ def _check_range(stored: np.ndarray, factor: float, offset: float, step: float |
     ends = [float(end) for end in (stored.min(), stored.max()) if np.isfinite(end)]
     if abs(factor) < least or max((abs(end * factor) for end in ends), default=0) > largest:
         raise DataError(
-            f"{named('RescaleSlope')} is {factor:g}, whose products with the pixels floating point does not hold; "
+            f"{named('RescaleSlope')} is {factor:g}, which takes the pixels out of the range of float32; "
             "correct it in the file"
         )
     if abs(offset) > (largest if step is None else min(largest, 2**53 * step)):
         raise DataError(
-            f"{named('RescaleIntercept')} is {offset:g}, beside which the pixels make no difference; correct it in the "
-            "file"
+            f"{named('RescaleIntercept')} is {offset:g}, so large that pixel differences are lost; correct it "
+            "in the file"
         )
 
 
@@ -172,7 +172,7 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
     try:
         centre, width = numbers_of(own, "WindowCenter")[:1], numbers_of(own, "WindowWidth")[:1]
     except ValueError as error:
-        return Voi(None, f"{error}: the window is left aside")
+        return Voi(None, f"{error}: the window is ignored")
     if not centre or not width:
         return Voi(None)
     return _windowed(values, centre[0], width[0], text_of(own, "VOILUTFunction").upper() or "LINEAR")
@@ -184,15 +184,15 @@ def _bits_of(table: _Table) -> tuple[int, str]:
     needed = int(table.entries.max()).bit_length()
     if needed == 0 or (needed <= table.bits and (table.bits < 16 or needed > 12)):
         return table.bits, ""
-    said = f"{named('LUTDescriptor')} says {table.bits} bits an entry, but the VOI table's entries have {needed}"
+    said = f"{named('LUTDescriptor')} gives {table.bits} bits per entry, but the VOI table's entries need {needed}"
     return needed, f"{said}: read as 0 ... {2**needed - 1}"
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> Voi:
     if function not in WINDOW_FUNCTIONS:
-        return Voi(None, f"{named('VOILUTFunction')} is {function!r}, no standard one: the window is left aside")
+        return Voi(None, f"{named('VOILUTFunction')} is {function!r}, not a standard one: the window is ignored")
     if width <= 0:
-        return Voi(None, f"{named('WindowWidth')} is {width:g}, not above 0: the window is left aside")
+        return Voi(None, f"{named('WindowWidth')} is {width:g}, not above 0: the window is ignored")
     if function == "SIGMOID":
         return Voi((np.tanh(2 * (values - centre) / width), -1.0, 1.0))  # 1 / (1 + exp(-4 ...)) without overflow
     if function == "LINEAR" and width == 1:  # a step

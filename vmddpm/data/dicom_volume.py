@@ -64,13 +64,13 @@ def series_volume(paths: Sequence[Path], config: DataConfig) -> nib.Nifti1Image:
         if other.pixels.shape != first.pixels.shape:
             raise DataError(
                 f"its slices have {' x '.join(map(str, first.pixels.shape))} and "
-                f"{' x '.join(map(str, other.pixels.shape))} pixels; choose one kind by image_type or series"
+                f"{' x '.join(map(str, other.pixels.shape))} pixels; select one kind with image_type or series"
             )
         if not (np.allclose(other.across, first.across, rtol=1e-3, atol=1e-4)
                 and np.allclose(other.down, first.down, rtol=1e-3, atol=1e-4)):  # fmt: skip
             raise DataError(
-                "its slices run in several directions or have several pixel spacings, as of a localiser; choose others "
-                "by image_type or series"
+                "its slices have several directions or pixel spacings, as in a localiser; select others "
+                "with image_type or series"
             )
     normal = np.cross(first.across, first.down)
     normal /= np.linalg.norm(normal)
@@ -87,23 +87,23 @@ def _step(slices: list[PlacedSlice], normal: np.ndarray) -> np.ndarray:
     if len(slices) == 1:
         thickness = slices[0].thickness
         if not thickness > 0:
-            raise DataError(f"is a single slice without {named('SliceThickness')}, no volume; exclude it by pattern")
+            raise DataError(f"is a single slice without {named('SliceThickness')}, not a volume; exclude it by pattern")
         return normal * thickness
     gaps = np.diff([float(one.corner @ normal) for one in slices])
     usual = float(np.median(gaps))
     if gaps.min() < APART * max(usual, 1e-3):
         raise DataError(
-            "has several slices at one place, as of several echoes, times or reconstructions; choose one kind by "
-            "image_type or series, or put each in a series of its own"
+            "has several slices at one position, as with several echoes, times or reconstructions; select one kind "
+            "with image_type or series, or split the series"
         )
     if np.abs(gaps - usual).max() > APART * usual:
         raise DataError(
-            f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or it must be put at "
-            "equal distances, such as by dcm2niix"
+            f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or it needs "
+            "resampling, for example with dcm2niix"
         )
     step = (slices[-1].corner - slices[0].corner) / (len(slices) - 1)
     if float(np.linalg.norm(step - (step @ normal) * normal)) > TILT * usual:
-        raise DataError("its slices run askew, as of a tilted gantry; put it straight, such as by dcm2niix")
+        raise DataError("its slices are sheared, as by a tilted gantry; resample it, for example with dcm2niix")
     return np.asarray(step)
 
 
@@ -119,7 +119,7 @@ def _placed(dataset: pydicom.FileDataset, stored: np.ndarray) -> list[PlacedSlic
         if not (np.allclose(lengths, 1, atol=1e-2) and abs(across @ down) < 1e-2 and spacing.min() > 0):
             raise DataError(
                 f"{named('ImageOrientationPatient')} {orientation.tolist()} or {named('PixelSpacing')} "
-                f"{spacing.tolist()} cannot be; correct it in the file"
+                f"{spacing.tolist()} is invalid; correct it in the file"
             )
         try:
             thickness = numbers_of(dataset, "SliceThickness")[:1]
@@ -144,4 +144,4 @@ def _numbers(dataset: pydicom.Dataset, frame: int, keyword: str) -> np.ndarray:
             if len(numbers) != count or not np.isfinite(numbers).all():
                 raise DataError(f"{named(keyword)} is {numbers}, not {count} numbers; correct it in the file")
             return np.array(numbers, np.float64)
-    raise DataError(f"{named(keyword)} is missing, which says where a slice of a volume is; exclude it by pattern")
+    raise DataError(f"{named(keyword)} is missing, so the position is unknown; exclude it with pattern")

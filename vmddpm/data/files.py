@@ -58,7 +58,7 @@ def open_regular(path: Path) -> BinaryIO:
         raise DataError(f"cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
         file.close()
-        raise DataError(f"is {_kind(mode)}, no file; remove it")
+        raise DataError(f"is {_kind(mode)}, not a file; remove it")
     return file
 
 
@@ -106,7 +106,7 @@ def find(config: DataConfig) -> Found:
     root = Path(os.path.expanduser(config.root)).absolute()
     if root.is_file():
         if _plainly_not_an_image(root.name):
-            raise DataError(f"{root}: is no image by its name; name an image or a folder of images")
+            raise DataError(f"{root}: is not an image by its name; name an image or a folder of images")
         return Found([_header_of(root) or root], [])
     if not root.is_dir():
         if root.exists():
@@ -130,7 +130,7 @@ def find(config: DataConfig) -> Found:
     if not matching:
         raise DataError(f"{root}: none of its {len(images)} files matches pattern {config.pattern!r}")
     twins = _crooked_twins(matching)
-    left_out["another file has the same scan put straight by dcm2niix"] += [p for p in matching if p in twins]
+    left_out["another file has the same scan resampled by dcm2niix"] += [p for p in matching if p in twins]
     remarks = [
         Remark(paths[0].relative_to(root).as_posix(), "name", reason, files=len(paths))
         for reason, paths in left_out.items() if paths
@@ -141,13 +141,13 @@ def find(config: DataConfig) -> Found:
 def _why_not(path: Path, discs: set[Path]) -> str | None:
     """The reason for leaving a file out; None if it is read."""
     if _plainly_not_an_image(path.name):
-        return "no images by their names"
+        return "not images by their names"
     try:
         mode = path.stat().st_mode
     except OSError:  # the reader reports it
         return None
     if not stat.S_ISREG(mode):
-        return f"{_kind(mode)}, no file"
+        return f"{_kind(mode)}, not a file"
     if path.name.upper() == "DICOMDIR":
         return "the index of a DICOM disc"
     if discs and not discs.isdisjoint(path.parents):

@@ -114,7 +114,7 @@ class ImageFile:
         except OSError as error:
             raise DataError(f"{self.path}: image {i} cannot be read any more ({error.strerror})") from error
         if len(content) < self._bytes:
-            raise DataError(f"{self.path}: image {i} is gone, the file was cut short")
+            raise DataError(f"{self.path}: image {i} is missing: the file was truncated")
         if self.checksums is not None and zlib.crc32(content) != self.checksums[i]:
             raise DataError(f"{self.path}: image {i} is damaged: its checksum differs from the manifest's")
         return np.frombuffer(content, np.uint16).reshape(self.shape[1:])

@@ -35,8 +35,8 @@ def open_labels(config: ConditionConfig, data: DataConfig) -> "LabelReader | Non
     if config.labels == "dicom":
         if is_store(data.root):
             raise DataError(
-                f"{data.root}: a store keeps no DICOM attributes; set data.root to the folder it was made from, or put "
-                "the classes into a table, with condition.labels csv"
+                f"{data.root}: a store keeps no DICOM attributes; set data.root to the folder it was made from, or "
+                "list the classes in a table, with condition.labels csv"
             )
         return LabelReader(config, data, _dicom_attribute(config, data))
     if config.labels == "folder":
@@ -83,16 +83,16 @@ class LabelReader:
             raise DataError(f"{self._listed(missing)} no class {self._where()}; give them one, or remove them")
         names = tuple(classes) or tuple(sorted({name for names in found.values() for name in names}))
         if len(names) < 2:
-            raise DataError(f"all images are of the class {names[0]!r} {self._where()}; two classes are the least")
+            raise DataError(f"all images are of the class {names[0]!r} {self._where()}; at least two are needed")
         if len(names) > MOST_CLASSES:
             raise DataError(f"there are {len(names):,} classes {self._where()}, such as {names[0]!r}; at most "
-                            f"{MOST_CLASSES:,} can be learned: is it what names a class?")  # fmt: skip
+                            f"{MOST_CLASSES:,} are supported: does it hold the class?")  # fmt: skip
         place = {name: k for k, name in enumerate(names)}
         unknown = {path: other for path, own in found.items() if (other := [n for n in own if n not in place])}
         if unknown:
             path, other = next(iter(unknown.items()))
-            raise DataError(f"{path} is of the class {other[0]!r} {self._where()}, which is none of "
-                            f"{in_short(names)}; correct it, or name it in model.classes of a new run")  # fmt: skip
+            raise DataError(f"{path} has the class {other[0]!r} {self._where()}, which is not one of "
+                            f"{in_short(names)}; correct it, or add it to model.classes in a new run")  # fmt: skip
         rows = {path: [place[name] for name in own] for path, own in found.items()}
         labels = np.zeros((len(paths), len(names)), np.float32)
         for i, path in enumerate(paths):
@@ -107,7 +107,7 @@ class LabelReader:
         text, separator = self.label_of(name, path), self.config.separator
         names = [part.strip() for part in (text.split(separator) if separator else [text])]
         if separator and text.strip() and not all(names):
-            raise DataError(f"{path}: its classes are {text!r} {self._where()}, of which one is empty; correct it")
+            raise DataError(f"{path}: its classes are {text!r} {self._where()}, one of which is empty; correct it")
         return list(filter(None, names))
 
     def _where(self) -> str:
@@ -137,7 +137,7 @@ def read_table(table: Path, file_column: str, label_column: str) -> Mapping[str,
     except DataError as error:
         raise DataError(f"{table}: {error}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{table}: is no UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
+        raise DataError(f"{table}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     labels: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -147,22 +147,22 @@ def read_table(table: Path, file_column: str, label_column: str) -> Mapping[str,
         for column in (file_column, label_column):
             if column not in columns:
                 raise DataError(f"{table}: has no column {column!r}; its columns are {', '.join(map(repr, columns))}. "
-                                "Name them by condition.file_column and condition.label_column")  # fmt: skip
+                                "Set condition.file_column and condition.label_column")  # fmt: skip
         if columns.count(file_column) > 1 or columns.count(label_column) > 1:
-            raise DataError(f"{table}: has two columns of one name, {file_column!r} or {label_column!r}; remove one")
+            raise DataError(f"{table}: has two columns of the name {file_column!r} or {label_column!r}; remove one")
         rows.fieldnames = columns
         for row in rows:
             name = (row[file_column] or "").strip().replace("\\", "/").removeprefix("./")
             if not name:
                 raise DataError(f"{table}: line {rows.line_num} names no file in column {file_column!r}")
             if name in labels:
-                raise DataError(f"{table}: has two rows for {name!r}, lines {lines[name]} and {rows.line_num}; leave "
+                raise DataError(f"{table}: has two rows for {name!r}, lines {lines[name]} and {rows.line_num}; keep "
                                 "one. Put several classes of a file into one row, see condition.separator")  # fmt: skip
             labels[name], lines[name] = (row[label_column] or "").strip(), rows.line_num
     except csv.Error as error:
-        raise DataError(f"{table}: line {rows.line_num} is no CSV ({error}); correct it") from None
+        raise DataError(f"{table}: line {rows.line_num} is not CSV ({error}); correct it") from None
     if not labels:
-        raise DataError(f"{table}: has no row")
+        raise DataError(f"{table}: has no rows")
     return labels
 
 
@@ -180,11 +180,11 @@ class _Rows:
         folders = [folder.as_posix() for folder in path.parents if folder.name] + list(path.parts[:-1])
         found = [key for key in dict.fromkeys(own + folders) if key in self.labels]
         if len(found) > 1:
-            raise DataError(f"{self.table}: has two rows for {name}: {found[0]!r} and {found[1]!r}; leave one")
+            raise DataError(f"{self.table}: has two rows for {name}: {found[0]!r} and {found[1]!r}; keep one")
         if not found:
             return ""
         if found[0] in own and (other := self._named.setdefault(found[0], name)) != name:
-            raise DataError(f"{self.table}: its row for {found[0]!r} may be of {other} or of {name}; name files by "
+            raise DataError(f"{self.table}: its row for {found[0]!r} may mean {other} or {name}; name files by "
                             "their paths below data.root")  # fmt: skip
         return self.labels[found[0]]
 
@@ -217,7 +217,7 @@ def _chestxray_table(root: str) -> str:
     place = Path(os.path.expanduser(root))
     found = sorted(place.rglob("Data_Entry_2017*.csv")) if place.is_dir() else []
     if not found:
-        raise DataError(f"{root}: holds no Data_Entry_2017.csv, which has ChestX-ray14's findings; download it beside "
-                        "the images, or name it by condition.table")  # fmt: skip
+        raise DataError(f"{root}: holds no Data_Entry_2017.csv, which has ChestX-ray14's findings; download it next to "
+                        "the images, or set condition.table")  # fmt: skip
     return str(found[0])
 

@@ -146,7 +146,7 @@ def chestxray(root: Path, config: DataConfig, official_split: bool = False) -> L
     if images:
         sources = [replace(_source(root, images[name], _xray_patient(name, patients)), split=_split(name, splits))
                    for name in sorted(images)]  # fmt: skip
-        reason = "archives beside PNG files, which alone are read; if not all are unpacked, unpack the others"
+        reason = "archives next to PNG files; only the PNG files are read, so unpack all archives"
         names = [path.relative_to(root).as_posix() for path in archives]
         left_out = (Remark(names[0], "name", reason, files=len(names)),) if names else ()
         return Layout(sources, len(sources), 34_999, left_out)
@@ -160,7 +160,7 @@ def _official_splits(root: Path) -> dict[str, str]:
     for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
         found = sorted(root.rglob(name))
         if not found:
-            raise DataError(f"{root}: holds no {name}, which the official split needs; download it beside the images")
+            raise DataError(f"{root}: holds no {name}, which the official split needs; download it next to the images")
         try:
             names = _text(found[0]).split()
         except ValueError as error:
@@ -232,7 +232,7 @@ def folder(root: Path, config: DataConfig, patient: str | None = None) -> Layout
         if finder is not None:
             match = finder.search(name)
             if match is None or not match.groups() or match[1] is None:
-                raise DataError(f"{path}: patient {patient!r} finds no group in it; a pattern is like '(sub-[0-9]+)'")
+                raise DataError(f"{path}: patient {patient!r} captures no group in it; an example is '(sub-[0-9]+)'")
             owner = match[1].strip()
         sources.append(Source(name, owner, path))
     return Layout(sources, len(sources), left_out=tuple(found.left_out))
@@ -244,7 +244,7 @@ def patient_pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise DataError(
-            f"patient is {text!r}, which is no regular expression ({error}); a pattern is like '(sub-[0-9]+)'"
+            f"patient is {text!r}, which is not a regular expression ({error}); an example is '(sub-[0-9]+)'"
         ) from error
 
 

@@ -14,8 +14,8 @@ def check_pixels(shape: Sequence[int], config: DataConfig) -> None:
     """Raise DataError if a picture of this height and width has more than `max_pixels` pixels."""
     if math.prod(shape) > config.max_pixels:
         raise DataError(
-            f"says that it has {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; "
-            "if that is true, and memory suffices, raise max_pixels"
+            f"declares {' x '.join(map(str, shape))} pixels, more than max_pixels {config.max_pixels:,}; "
+            "if that is right and memory allows, raise max_pixels"
         )
 
 
@@ -23,8 +23,8 @@ def check_voxels(shape: Sequence[int], config: DataConfig) -> None:
     """Raise DataError if an array of this shape, held in memory, has more than `max_voxels` values."""
     if math.prod(shape) > config.max_voxels:
         raise DataError(
-            f"says that it has {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; "
-            "if that is true, and memory suffices, raise max_voxels"
+            f"declares {' x '.join(map(str, shape))} values, more than max_voxels {config.max_voxels:,}; "
+            "if that is right and memory allows, raise max_voxels"
         )
 
 
@@ -50,4 +50,4 @@ def check_member(count: int, size: int, config: DataConfig) -> None:
 def check_stored(needed: int, stored: int, *, compressed: bool) -> None:
     """Raise DataError if a file of `stored` bytes cannot hold the `needed` bytes that its header promises."""
     if needed > stored * (DEFLATE_RATIO if compressed else 1):
-        raise DataError(f"is damaged or cut short: its header promises {needed:,} bytes, and the file has {stored:,}")
+        raise DataError(f"is damaged or truncated: its header declares {needed:,} bytes, but the file has {stored:,}")

@@ -12,7 +12,7 @@ def mni152_template(resolution: int) -> nib.Nifti1Image:
     except ModuleNotFoundError as error:
         raise DataError(
             f"the MNI152 brain comes with nilearn, but {error.name} is missing; `pip install \".[demo]\"` in the "
-            "source tree brings it"
+            "source tree installs it"
         ) from error
     template: nib.Nifti1Image = load_mni152_template(resolution=resolution)
     return template

@@ -20,8 +20,8 @@ def refuse_stores(config: ConditionConfig, data: DataConfig) -> None:
     """Raise DataError if either set of images is a store, which cannot be paired."""
     for root in (data.root, config.image or ""):
         if is_store(root):
-            raise DataError(f"{root}: is a store, which does not know the sizes that its images had; pairs are read "
-                            "from folders: name that of which it was made")  # fmt: skip
+            raise DataError(f"{root}: is a store, which does not keep the original image sizes that pairs need; give "
+                            "the folder it was made from")  # fmt: skip
 
 
 def condition_data(config: ConditionConfig, data: DataConfig) -> DataConfig:
@@ -43,15 +43,15 @@ def pair(images: SliceDataset, beside: SliceDataset) -> list[int]:
     for place, info in enumerate(beside.slices):
         key = _key(info, beside.config)
         if (other := places.setdefault(key, place)) != place:
-            raise DataError(f"{beside.slices[other].path} and {info.path} are both the image beside {key[0]}; remove "
-                            "one, or choose by condition.image_pattern")  # fmt: skip
+            raise DataError(f"{beside.slices[other].path} and {info.path} are both the condition image of {key[0]}; "
+                            "remove one, or narrow condition.image_pattern")  # fmt: skip
     keys = [_key(info, images.config) for info in images.slices]
     if missing := [i for i, key in enumerate(keys) if key not in places]:
         info, key = images.slices[missing[0]], keys[missing[0]]
         many = f"{len(missing):,} images have" if len(missing) > 1 else "an image has"
         raise DataError(
-            f"{many} none beside {'them' if len(missing) > 1 else 'it'} in {beside.config.root}: {_told(info)} would "
-            f"have the one that {beside.config.pattern} finds for {key[0]}; give it one, or remove it"
+            f"{many} no condition image in {beside.config.root}: {_told(info)} needs "
+            f"the one that {beside.config.pattern} finds for {key[0]}; add it, or remove the image"
         )
     found = [places[key] for key in keys]
     for info, place in zip(images.slices, found):
@@ -62,13 +62,13 @@ def pair(images: SliceDataset, beside: SliceDataset) -> list[int]:
 def _compare(info: SliceInfo, other: SliceInfo) -> None:
     if (info.height, info.width) != (other.height, other.width):
         raise DataError(
-            f"{_told(other)} is {other.height} x {other.width} pixels, the image that it belongs to, {_told(info)}, is "
+            f"{_told(other)} is {other.height} x {other.width} pixels, but its image, {_told(info)}, is "
             f"{info.height} x {info.width}; resample one to the other's grid"
         )
     if abs(info.aspect / other.aspect - 1) > ASPECT:
         raise DataError(
-            f"{_told(other)} has pixels of proportions {other.aspect:.4g}, the image that it belongs to, "
-            f"{_told(info)}, of {info.aspect:.4g}; correct the spacing in one of the files"
+            f"{_told(other)} has a pixel aspect ratio of {other.aspect:.4g}, but its image, "
+            f"{_told(info)}, has {info.aspect:.4g}; correct the spacing in one of the files"
         )
 
 

@@ -97,7 +97,7 @@ def _opened(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file)
     except UnidentifiedImageError:
-        raise DataError("cannot be read as an image: it is damaged, or no picture that Pillow knows") from None
+        raise DataError("cannot be read as an image: it is damaged, or in a format that Pillow does not read") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -148,8 +148,8 @@ def _check_png(file: BinaryIO) -> None:
         found = file.read(4)
         # The decoder reports a truncated file if pixels are missing.
         if len(found) == 4 and name[:1].isupper() and int.from_bytes(found, "big") != checksum:
-            raise DataError(f"is damaged: its chunk {name.decode('ascii', 'replace')} has another checksum than it "
-                            "says; fetch it again")  # fmt: skip
+            raise DataError(f"is damaged: the checksum of its chunk {name.decode('ascii', 'replace')} is "
+                            "wrong; fetch it again")  # fmt: skip
         if name == b"IEND":
             break
     file.seek(0)
@@ -183,8 +183,8 @@ def read_array(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         )
     if len(shape) == 3 and shape[2] in (2, 4) and min(shape[:2]) > 4:
         raise DataError(
-            f"has shape {shape}: whether its last axis is of pixels or of grey or colour with transparency is not "
-            "said; save (H, W), (H, W, 3) or (N, H, W)"
+            f"has shape {shape}: its last axis may be pixels, or grey or colour with "
+            "transparency; save (H, W), (H, W, 3) or (N, H, W)"
         )
     colour = len(shape) == 3 and shape[2] == 3
     check_pixels(shape[:2] if colour else shape[-2:], config)

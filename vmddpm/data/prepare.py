@@ -131,7 +131,7 @@ def prepare_store(
         for split in (split for split, infos in splits.items() if not infos):
             warnings.warn(
                 f"the {split} split is empty: {len({info.patient for info in slices})} patients are too few "
-                f"for test_share {test_share:g}; change it, or find more patients in the paths by --patient",
+                f"for test_share {test_share:g}; change it, or find more patients in the paths with --patient",
                 stacklevel=2,
             )
     counts = {split: (len(infos), len({info.patient for info in infos})) for split, infos in splits.items()}
@@ -143,7 +143,7 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
     if groups:
         count = sum(len(group) for group in groups)
         warnings.warn(
-            f"{count} files in the folder itself are each taken for a patient of their own, but names such as "
+            f"{count} files in the folder itself each count as one patient, but names such as "
             f"{groups[0][0]} and {groups[0][1]} look like one patient's: that patient may be in both splits; "
             "--patient finds the patient in the path",
             stacklevel=3,
@@ -152,15 +152,15 @@ def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
     if mixed := mixed_patients(patients):
         folder, inside = next(iter(mixed.items()))
         warnings.warn(
-            f"{len(mixed)} folders such as {folder} are each taken for one patient, but what is in them, such as "
-            f"{inside[0]} and {inside[1]}, looks like several patients; --patient finds the patient in the path",
+            f"{len(mixed)} folders such as {folder} each count as one patient, but their contents, such as "
+            f"{inside[0]} and {inside[1]}, look like several patients; --patient finds the patient in the path",
             stacklevel=3,
         )
     if groups := same_subjects(patients):
         count = sum(len(group) for group in groups)
         warnings.warn(
-            f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but are taken for several "
-            "patients': that patient may be in both splits; --patient finds the patient in the path",
+            f"{count} files such as {groups[0][0]} and {groups[0][-1]} may be one patient's, but count as several "
+            "patients: that patient may be in both splits; --patient finds the patient in the path",
             stacklevel=3,
         )
 
@@ -225,7 +225,7 @@ def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iter
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process was killed, perhaps for want of memory; run it again, with fewer processes"
+                "a worker process was killed, perhaps because memory ran out; run it again with fewer processes"
             ) from error
         finally:
             for future in waiting:

@@ -70,7 +70,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
     if not head:
         raise DataError("is empty")
     if head.startswith(LFS):
-        raise DataError("is a git-LFS pointer, not the file itself; fetch that by `git lfs pull`")
+        raise DataError("is a git-LFS pointer, not the file itself; fetch it with `git lfs pull`")
     suffix = Path(_bare(name)).suffix
     kind = KINDS.get(suffix)
     if head[:4] in TIFF and kind == "an image":
@@ -80,14 +80,14 @@ def kind_of(file: BinaryIO, name: str) -> str:
             raise DataError(f"is a DICOM file with the suffix {suffix}; rename it to .dcm")
         return "DICOM"
     if suffix == ".img":
-        raise DataError("holds the voxels of a pair of files without its .hdr; fetch that too")
+        raise DataError("holds voxels, but its .hdr is missing; fetch that too")
     if kind is not None:
         return kind
     # Archives often name DICOM files by a number or a UID, which ends in a dot and a number.
     if not suffix or re.fullmatch(r"\.\d+", suffix):
         return "DICOM"
     raise DataError(
-        f"has the suffix {suffix}, which is none of {' '.join(sorted(KINDS))}, and is not DICOM by content; convert it"
+        f"has the suffix {suffix}, which is not one of {' '.join(sorted(KINDS))}, and is not DICOM; convert it"
     )
 
 
@@ -111,11 +111,11 @@ def _planes(
     members: Sequence[Path] = (),
 ) -> Iterator[Plane]:  # fmt: skip
     if kind != "DICOM" and (config.modality or config.series or config.image_type):
-        raise Excluded("no DICOM file, which modality, series and image_type choose from")
+        raise Excluded("not DICOM, and modality, series and image_type select DICOM files")
     if config.spatial_dims == 3 and kind not in ("DICOM", "NIfTI", "FreeSurfer", "ITK"):
         raise DataError(
-            "is no volume: spatial_dims 3 reads NIfTI, FreeSurfer, MetaImage, NRRD and DICOM series; leave it out by "
-            "pattern, or set spatial_dims to 2"
+            "is not a volume: spatial_dims 3 reads NIfTI, FreeSurfer, MetaImage, NRRD and DICOM series; exclude it "
+            "with pattern, or set spatial_dims to 2"
         )
     if kind == "DICOM" and config.spatial_dims == 3:
         yield from volume_crops(series_volume(members or [path], config), config)

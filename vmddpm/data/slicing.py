@@ -101,7 +101,7 @@ def orientation_of(image: nib.spatialimages.SpatialImage) -> np.ndarray:
         raise DataError(f"has shape {image.shape}; a volume has 3 axes, or 4 with time")
     orientation = nib.io_orientation(image.affine)
     if np.isnan(orientation).any():
-        raise DataError("its affine does not say how it lies: an axis has no length, or is not finite")
+        raise DataError("its affine gives no orientation: an axis has no length, or is not finite")
     return np.asarray(orientation)
 
 

@@ -92,11 +92,11 @@ def _clear(folder: Path) -> None:
     remove_leftovers(folder, shared=True)
     if any((folder / name).exists() for name in taken):
         raise DataError(
-            f"another `vmddpm prepare` is at work in {folder}, on this or another machine; choose another folder, or "
-            "remove it if you know of none"
+            f"another `vmddpm prepare` is using {folder}, on this or another machine; choose another folder, or "
+            "remove it if none is running"
         )
     if names:
-        warnings.warn(f"{folder}: what a prepare that was interrupted left is removed; all is made again", stacklevel=5)
+        warnings.warn(f"{folder}: the files of an interrupted prepare are removed; it starts again", stacklevel=5)
         for name in parts:
             (folder / name).unlink(missing_ok=True)
 
@@ -116,13 +116,13 @@ def write_records(folder: Path, slices: Sequence[StoredSlice], made: dict[str, A
 def read_store(folder: Path) -> tuple[ImageFile, list[StoredSlice], dict[str, Any]]:
     """Images, manifest and store.json. Raises DataError if they are missing, damaged or do not belong together."""
     if not is_store(folder):
-        raise DataError(f"{folder}: is no store, as it has no store.json; `vmddpm prepare` makes stores")
+        raise DataError(f"{folder}: is not a store: it has no store.json; `vmddpm prepare` makes stores")
     try:
         record = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
             raise DataError(f"{folder}: a store of another version of vmddpm; prepare it again")
         if sha256(folder / "manifest.jsonl") != record["manifest_sha256"]:
-            raise InputError("manifest.jsonl is not what was written")
+            raise InputError("manifest.jsonl was changed")
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
             slices = [_stored_slice(json.loads(line)) for line in file]
         images = ImageFile(folder / "images.npy", np.array([info.crc32 for info in slices], np.uint32))
@@ -145,7 +145,7 @@ def _stored_slice(line: dict[str, Any]) -> StoredSlice:
         raise InputError(f"{wrong[0]} cannot be {getattr(info, wrong[0])!r:.60}")
     source = PurePosixPath(info.source)
     if source.is_absolute() or ".." in source.parts:
-        raise InputError(f"source {info.source!r:.80} is no file below the folder that was prepared")
+        raise InputError(f"source {info.source!r:.80} is not a file below the prepared folder")
     return info
 
 
@@ -179,17 +179,17 @@ def open_store(config: DataConfig) -> SliceSet:
     channels, size = images.shape[1], images.shape[-1]
     if len(images.shape) == 4 and config.spatial_dims == 2 and (channels, size) != (config.channels, config.size):
         raise DataError(
-            f"{folder}: its images have {channels} channels and {size} pixels a side, {config.channels} and "
-            f"{config.size} are asked for; set channels and size to the store's, or prepare it again"
+            f"{folder}: its images have {channels} channels and {size} pixels a side, but channels is "
+            f"{config.channels} and size {config.size}; set both to the store's, or prepare it again"
         )
     if images.shape[1:] != config.shape:
         held, asked = (" x ".join(map(str, shape)) for shape in (images.shape[1:], config.shape))
         raise DataError(
-            f"{folder}: what it holds is {held} (channels, and voxels or pixels), {asked} is asked for; set "
+            f"{folder}: it holds {held} (channels, and voxels or pixels), but the options say {asked}; set "
             "spatial_dims, size and depth to the store's, or prepare it again"
         )
     if config.spatial_dims == 3 and (had := record["options"].get("spacing")) != _plain(config.spacing):
-        raise DataError(f"{folder}: its volumes have spacing {had}, {config.spacing} is asked for; set spacing to that")
+        raise DataError(f"{folder}: its volumes have spacing {had}, but spacing is {config.spacing}; set it to {had}")
     places = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
     if not places:
         raise DataError(f"{folder}: there is no image in its {config.split} split")

@@ -67,7 +67,7 @@ def check_whole(content: bytes, tables: bytes | None = None) -> None:
         return
     scans = _scans(content)
     if not scans.ended:
-        raise DataError("is damaged or cut short: a JPEG stream in it lacks its end marker (FFD9); fetch it again")
+        raise DataError("is damaged or truncated: a JPEG stream in it lacks its end marker (FFD9); fetch it again")
     if scans.frame == JPEG_LS:
         _check_jpeg_ls(content)
     elif scans.runs:
@@ -144,7 +144,7 @@ def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
     for filling in FILLINGS:
         if not _is_same(picture, _filled(content, scans, filling), tables):
             raise DataError(
-                "is damaged or cut short: a JPEG stream in it has less data than its picture needs; fetch it again"
+                "is damaged or truncated: a JPEG stream in it has less data than its picture needs; fetch it again"
             )
     start, end = scans.runs[-1]
     end = len(content[:end].rstrip(b"\0\xff"))  # trailing zeros and FFs may be padding
@@ -154,7 +154,7 @@ def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
         and all(_is_same(picture, _changed(content, end - TAIL, mask), tables) for mask in MASKS)
         and not any(_is_same(picture, _changed(content, middle, mask), tables) for mask in MASKS)
     ):
-        raise DataError("is damaged: a JPEG stream in it has data left where its picture is full; fetch it again")
+        raise DataError("is damaged: a JPEG stream in it has data left after its picture; fetch it again")
 
 
 def _decoded(content: bytes, tables: bytes | None) -> np.ndarray:

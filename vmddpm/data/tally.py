@@ -41,7 +41,7 @@ class Tally:
     def _loses_colour(self, pixels: np.ndarray) -> str:
         may_be = self.config.spatial_dims == 2 and pixels.ndim == 3 and self.config.channels == 1
         coloured = may_be and np.ptp(pixels, axis=2).any()
-        return "colour made grey; channels 3 keeps it" if coloured else ""
+        return "colour converted to grey; channels 3 keeps it" if coloured else ""
 
     def remarks(self) -> list[Remark]:
         found = [Remark(self.source, "note", note, count) for note, count in self._notes.items()]

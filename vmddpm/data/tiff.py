@@ -59,7 +59,7 @@ def read_tiff(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
                 frame += 1
         _require_last(tiff)
         if not frame:
-            raise DataError("holds thumbnails and masks only, by the tag NewSubfileType (254) of its pages")
+            raise DataError("holds only thumbnails and masks, according to NewSubfileType (254) of its pages")
 
 
 def _require_last(tiff: tifffile.TiffFile) -> None:
@@ -71,7 +71,7 @@ def _require_last(tiff: tifffile.TiffFile) -> None:
     file.seek(last + form.tagnosize + count * form.tagsize)
     (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
     if following:
-        raise DataError(f"is damaged or cut short: what follows its page {len(tiff.pages)} is no page")
+        raise DataError(f"is damaged or truncated: its page {len(tiff.pages)} is not followed by a page")
 
 
 def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
@@ -82,7 +82,7 @@ def _check(page: tifffile.TiffPage, stored: int, config: DataConfig) -> None:
     if photometric == YCBCR and page.compression not in TO_RGB:
         raise DataError("its PhotometricInterpretation (262) is YCBCR without JPEG compression; convert it to RGB")
     if page.dtype is None or page.dtype.kind not in "buif":
-        raise DataError(f"its SampleFormat (339) {page.sampleformat} with {page.bitspersample} bits is not read")
+        raise DataError(f"its SampleFormat (339) {page.sampleformat} with {page.bitspersample} bits is not supported")
     check_pixels((page.imagelength, page.imagewidth), config)
     check_voxels((page.imagedepth, page.imagelength, page.imagewidth, page.samplesperpixel), config)
     if page.compression == NONE or page.compression in DEFLATES:
@@ -106,7 +106,7 @@ def _pictures(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[np.n
     images = _images(tiff, page)
     if images > 1:
         if page.compression != NONE or len(page.dataoffsets) != 1:
-            raise DataError(f"says that it has {images} images, but not where they are; save it again, a page for each")
+            raise DataError(f"declares {images} images, but not where they are; save it again with one page per image")
         start, size = page.dataoffsets[0], page.nbytes
         check_stored(start + images * size, tiff.filehandle.size, compressed=False)
         for number in range(images):
@@ -149,7 +149,7 @@ def _plane(page: tifffile.TiffPage, pixels: np.ndarray, config: DataConfig, fram
     values = pixels.astype(np.float64 if wide else np.float32)
     if page.photometric == PALETTE:
         if page.colormap is None:
-            raise DataError("has a palette's pixels and no ColorMap (320)")
+            raise DataError("has palette pixels, but no ColorMap (320)")
         values, depth = np.moveaxis(page.colormap, 0, -1)[pixels[..., 0]].astype(np.float32), 65535
         if page.colormap.max() <= 255:  # 8-bit entries, contrary to the standard
             depth = 255
@@ -167,8 +167,8 @@ def _colours(page: tifffile.TiffPage, values: np.ndarray, depth: float | None) -
     alpha = extra in ((ALPHA,), (ASSOCIATED_ALPHA,))
     if values.shape[2] != main and not (values.shape[2] == main + 1 and (alpha or main == 3)):
         raise DataError(
-            f"has {values.shape[2]} samples a pixel (277) where its PhotometricInterpretation (262) has {main}; "
-            "convert it to one page for each channel"
+            f"has {values.shape[2]} samples per pixel (277), but its PhotometricInterpretation (262) has {main}; "
+            "convert it to one page per channel"
         )
     colours = values[..., :main]
     if extra == (ALPHA,) and values.shape[2] > main and depth is not None:

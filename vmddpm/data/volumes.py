@@ -45,23 +45,23 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
             least = getattr(header, "single_vox_offset", 348)
             if not least <= float(header["vox_offset"]):
                 raise DataError(
-                    f"vox_offset is {float(header['vox_offset']):g}, within the header; in one file it is {least} or "
-                    "more: correct it, or write the file again"
+                    f"vox_offset is {float(header['vox_offset']):g}, inside the header; in one file it must be "
+                    f"at least {least}: correct it, or write the file again"
                 )
             yield from parts_of(_nifti_image(header, header_file, file, config), config)
             return
     stem = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     partner = voxels_of(path)
     if partner is None:
-        raise DataError(f"is a header without its {stem}.img, which holds the voxels; fetch that too")
+        raise DataError(f"is a header, but the {stem}.img with its voxels is missing; fetch that too")
     note = ""
     if not isinstance(header, nib.Nifti1Header):
         if path.with_name(f"{stem}.mat").exists():  # SPM's, for MATLAB
             raise DataError(
-                f"is an Analyze volume whose {stem}.mat says how it lies, which is not read; convert it to NIfTI, such "
-                "as by SPM, or move the .mat away if the header alone is right"
+                f"is an Analyze volume with its orientation in {stem}.mat, which is not read; convert it to NIfTI, for "
+                "example with SPM, or remove the .mat if the header alone is right"
             )
-        note = "an Analyze volume, whose header does not say how it lies: its first axis is taken to run to the left"
+        note = "an Analyze volume, whose header gives no orientation: its first axis is taken to run to the left"
     with open_regular(partner) as packed, _unpacked(packed) as voxels:
         for plane in parts_of(_nifti_image(header, voxels, packed, config), config):
             yield replace(plane, note=note)
@@ -83,11 +83,11 @@ def _header(file: BinaryIO) -> nib.analyze.AnalyzeHeader:
         if kind is not None:
             break
     else:
-        raise DataError("is no NIfTI file: its header has neither 348 nor 540 bytes")
+        raise DataError("is not a NIfTI file: its header has neither 348 nor 540 bytes")
     endianness = "<" if order == "little" else ">"
     content = file.read(kind.template_dtype.itemsize)
     if len(content) < kind.template_dtype.itemsize:
-        raise DataError("is cut short within its header")
+        raise DataError("is truncated within its header")
     header = kind(content, endianness, check=False)
     if kind is nib.Nifti1Header and bytes(header["magic"])[:2] not in (b"n+", b"ni"):
         return nib.Spm99AnalyzeHeader(content, endianness, check=False)
@@ -104,16 +104,16 @@ def _nifti_image(
     try:
         dtype = header.get_data_dtype()
     except (KeyError, nib.spatialimages.HeaderDataError):
-        raise DataError(f"datatype is {int(header['datatype'])}, which is none of NIfTI's") from None
+        raise DataError(f"datatype is {int(header['datatype'])}, which is not a NIfTI data type") from None
     if dtype.itemsize == 0 or dtype.hasobject:
-        raise DataError(f"datatype is {int(header['datatype'])}, which says nothing of the voxels")
+        raise DataError(f"datatype is {int(header['datatype'])}, which does not give the type of the voxels")
     if not 0 <= float(header["vox_offset"]) < 2**40:
         raise DataError(f"vox_offset is {float(header['vox_offset']):g}; the header is damaged")
     offset = int(header["vox_offset"])
     slope, intercept = _scaling(header) if dtype.names is None else (1.0, 0.0)
     if dtype.kind in "biu" and abs(intercept) > 2**53 * abs(slope):
         raise DataError(
-            f"scl_inter is {intercept:g}, beside which voxels times scl_slope {slope:g} make no difference; correct it"
+            f"scl_inter is {intercept:g}, so large that voxels times scl_slope {slope:g} are lost; correct it"
         )
     check_pixels(shape[:2], config)
     check_voxels(shape[:3], config)
@@ -166,7 +166,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
             if np.isfinite(square) and _usable(qform := np.asarray(header.get_qform())):
                 return qform
         if header["sform_code"] > 0 or header["qform_code"] > 0:
-            raise DataError("neither its sform nor its qform says how it lies: rows of zeros, or not finite")
+            raise DataError("neither its sform nor its qform gives an orientation: rows of zeros, or not finite")
     padded = np.ones(3)
     padded[: min(len(shape), 3)] = shape[:3]
     # Without an orientation, nibabel and SPM take the first axis to run to the patient's left.
@@ -183,8 +183,8 @@ def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
     sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         raise DataError(
-            f"does not say how large its voxels are: pixdim is {', '.join(f'{size:g}' for size in sizes)}; write the "
-            "millimetres into its header, or leave it out by pattern"
+            f"gives no voxel size: pixdim is {', '.join(f'{size:g}' for size in sizes)}; write the "
+            "millimetres into its header, or exclude it with pattern"
         )
 
 
@@ -207,7 +207,7 @@ def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         check_stored(needed, os.fstat(file.fileno()).st_size, compressed=unpacked is not file)
         affine = header.get_affine()
         if not _usable(affine):
-            raise DataError("its Mdc and delta do not say how it lies")
+            raise DataError("its Mdc and delta give no orientation")
         yield from parts_of(nib.Nifti1Image(ArrayProxy(unpacked, header, mmap=False), affine), config)
 
 
@@ -218,11 +218,11 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     except ModuleNotFoundError:
         raise DataError(
             f'{path.suffix} files are read by SimpleITK, which is missing; `pip install ".[itk]"` in the source tree '
-            "brings it"
+            "installs it"
         ) from None
     header = _text_header(file, NRRD_END if path.suffix.lower() == ".nrrd" else META_END)
     if DETACHED.search(header):
-        raise DataError("its voxels lie in another file; convert it to one file, such as by SimpleITK.WriteImage")
+        raise DataError("its voxels are in another file; convert it to one file, such as with SimpleITK.WriteImage")
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -244,7 +244,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
     if components == 3 and voxels.dtype == np.uint8:
         voxels = voxels.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     elif components != 1:
-        raise DataError(f"has {components} values of {voxels.dtype} a voxel; 1, or 3 of 8 bits, are needed")
+        raise DataError(f"has {components} values of {voxels.dtype} per voxel; 1, or 3 of 8 bits, are supported")
     dimensions = min(image.GetDimension(), 3)
     affine = np.eye(4)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:dimensions, :dimensions]
@@ -262,7 +262,7 @@ def _told(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         reason = re.sub(r"^.*?ERROR:|\w+\(0x[0-9a-f]+\):|Reason:.*", "", str(error), flags=re.DOTALL)
         reason = " ".join(reason.replace(str(path), path.name).split())
-        raise DataError(f"is damaged or cut short, or of a kind that SimpleITK does not read ({reason})") from error
+        raise DataError(f"is damaged or truncated, or of a kind that SimpleITK does not read ({reason})") from error
 
 
 def _check_packed(file: BinaryIO, needed: int) -> None:
@@ -276,14 +276,14 @@ def _check_packed(file: BinaryIO, needed: int) -> None:
             if inflate.eof and count < needed and inflate.unused_data.startswith(GZIP):  # another gzip member
                 pending, inflate = inflate.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
     except zlib.error as error:
-        raise DataError(f"is damaged: its voxels do not unpack ({error}); fetch it again") from error
+        raise DataError(f"is damaged: its voxels cannot be decompressed ({error}); fetch it again") from error
     if not inflate.eof or count < needed:
-        raise DataError("is damaged or cut short: its voxels do not unpack to what its header promises; fetch it again")
+        raise DataError("is damaged or truncated: its voxels do not unpack to what its header promises; fetch it again")
 
 
 def _text_header(file: BinaryIO, end: re.Pattern[bytes]) -> bytes:
     head = file.read(1 << 16)
     found = end.search(head)
     if found is None:
-        raise DataError("has no end of its header in its first 64 KiB; it is damaged, or of another format")
+        raise DataError("has no end of header in its first 64 KiB; it is damaged, or in another format")
     return head[: found.end()]

@@ -94,7 +94,7 @@ def inpaint(
     check_seed("seed", seed)
     check_guidance(guidance)
     if not 0 < len(indices) <= batch_size or min(indices) < 0:
-        raise InputError(f"indices are {list(indices)!r:.80}; they must be from 1 to {batch_size} numbers from 0 on")
+        raise InputError(f"indices are {list(indices)!r:.80}; they must be 1 to {batch_size} numbers of at least 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     members = [*indices, *[indices[-1]] * (batch_size - len(indices))]
     known = torch.stack([images(i) for i in members]).to(device)
@@ -132,7 +132,7 @@ def inpaint(
 def check_inpainting(config: DiffusionConfig, sampler: str, steps: int, jump: int, resamplings: int) -> None:
     """Raise InputError unless inpainting is possible with these options."""
     if sampler == "dpm-solver":
-        raise InputError('sampler is "dpm-solver", which remembers steps and cannot go back; take ddpm or ddim')
+        raise InputError('sampler is "dpm-solver", a multistep solver that cannot go back; use ddpm or ddim')
     make_scheduler(config, sampler, steps)  # raises InputError for bad steps
     if not 1 <= resamplings <= MOST_RESAMPLINGS:
         raise InputError(f"resamplings is {resamplings}; it must be from 1 to {MOST_RESAMPLINGS}")

@@ -162,7 +162,7 @@ def sample(
     steps = config.timesteps if steps is None else steps
     make_scheduler(config, sampler, steps)  # raises InputError for bad steps
     if not 0 <= eta <= (1 if sampler == "ddim" else 0):
-        raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with others")
+        raise InputError(f"eta is {eta}; it must be between 0 and 1 with ddim, and 0 with other samplers")
     check_batch("batch_size", batch_size)
     check_seed("seed", seed)
     check_guidance(guidance)

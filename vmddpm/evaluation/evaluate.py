@@ -78,7 +78,7 @@ class MetricsConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"metrics.{name} is {getattr(self, name)}; it must be at least 1")
         if self.radiomics < 0 or self.radiomics == 1:
-            raise InputError(f"metrics.radiomics is {self.radiomics}; it must be 0, or a number of images from 2 on")
+            raise InputError(f"metrics.radiomics is {self.radiomics}; it must be 0 or at least 2")
         if not 0 < self.copy_threshold < 1:
             raise InputError(f"metrics.copy_threshold is {self.copy_threshold}; it must be between 0 and 1")
 
@@ -250,7 +250,7 @@ def _doubts(real: Gaussian, synthetic: Gaussian) -> list[str]:
         if fit.count <= dimensions:
             doubts.append(
                 f"{fit.count} {name} span fewer than the {dimensions} dimensions of the features: the distance is "
-                "biased upwards, more than the floor says; read the KID beside it"
+                "biased upwards, more than the floor says; read the KID too"
             )
     if not synthetic.covariance.trace() > 0:
         doubts.append("all samples have the same features: the model has collapsed to one image")
@@ -269,7 +269,7 @@ def _radiomic_doubts(frd: RadiomicDistance | None) -> list[str]:
     if min(frd.n_real, frd.n_synthetic) <= frd.dimensions:
         doubts.append(
             f"the FRD of {frd.n_real} real images and {frd.n_synthetic} samples is biased upwards, more than its floor "
-            f"says: they are to be more than its {frd.dimensions} features; raise metrics.radiomics"
+            f"says: both numbers must exceed its {frd.dimensions} features; raise metrics.radiomics"
         )
     return doubts
 
@@ -289,8 +289,8 @@ def _meaning_of(result: dict[str, Any]) -> str:
     noise = result["precision_of_noise"]
     if noise < max(0.05, result["precision"] / 2):
         return ""
-    return (f"; this precision means nothing: images of pure noise get {noise:.3f}, as the features of real images lie "
-            "so far apart that anything falls between them. Read the distances, and look at the images")  # fmt: skip
+    return (f"; this precision is meaningless: images of pure noise get {noise:.3f}, because the features of real "
+            "images are far apart. Use the distances, and look at the images")  # fmt: skip
 
 
 def _radiomic_line(frd: dict[str, Any] | None) -> list[str]:
@@ -318,8 +318,8 @@ def describe_result(result: dict[str, Any]) -> str:
             f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)"
             + _meaning_of(result),
             f"copies of training images: {copied['copies']} of {result['n_synthetic']} samples "
-            f"({100 * copied['share']:.1f} %; the same rule takes {100 * copied['share_among_reference']:.1f} % of the "
-            f"{copied['reference']} for copies)",
+            f"({100 * copied['share']:.1f} %; the same rule flags {100 * copied['share_among_reference']:.1f} % of the "
+            f"{copied['reference']})",
             f"{result['images_per_second']} images/s through the extractor",
         )
     )

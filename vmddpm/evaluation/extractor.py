@@ -18,9 +18,9 @@ from vmddpm.numbers import check_numbers
 
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-HOW_TO_GET_ONE = f"""fetch Inception-v3 of the original FID, a program that will run with your rights, by
+HOW_TO_GET_ONE = f"""download Inception-v3 of the original FID, a program that will run with your rights, with
   curl -LO {INCEPTION_URL}
-  and give --extractor.path inception-2015-12-05.pt, or random, which is no FID; others are in docs/evaluation.md"""
+  and give --extractor.path inception-2015-12-05.pt, or random, which is not FID; others are in docs/evaluation.md"""
 
 _RANGES = ("0..255", "-1..1", "0..1", "imagenet")
 
@@ -144,7 +144,7 @@ def load_extractor(config: ExtractorConfig, axes: int = 2) -> Extractor:
     """
     if axes == 3 and config.resizer != "none":
         raise ExtractorError(
-            f"extractor.resizer is {config.resizer!r}, which is of images; volumes are put to the network as they are: "
+            f"extractor.resizer is {config.resizer!r}, which resizes images; volumes go to the network unchanged: "
             "set it to none, or compare slices"
         )
     if config.path == "random":
@@ -168,8 +168,8 @@ def _torchscript(path: Path) -> nn.Module:
         return network
     except Exception as error:  # torch.jit.load documents no closed set
         raise ExtractorError(
-            f"{path} is not TorchScript ({str(error).splitlines()[0]}); save the network by torch.jit.save, or name "
-            "the function that makes it, extractor.module package.module:function"
+            f"{path} is not TorchScript ({str(error).splitlines()[0]}); save the network with torch.jit.save, or set "
+            "extractor.module to the function that builds it, as package.module:function"
         ) from error
 
 

@@ -50,9 +50,9 @@ class SampleFolder:
             if p.name.removesuffix(suffix).isdigit()
         ]  # fmt: skip
         if not self.places or len(self.places) < (limit or 0):
-            wanted = f"{limit} are asked for" if limit else "nothing to evaluate"
+            wanted = f"{limit} are needed" if limit else "nothing to evaluate"
             raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
-                             f"draw them by vmddpm sample --out {path}")  # fmt: skip
+                             f"draw them with vmddpm sample --out {path}")  # fmt: skip
         self.places = self.places[:limit]
         self._shape: tuple[int, ...] | None = None  # shape of the first image read
 
@@ -98,7 +98,7 @@ def _picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.atleast_3d(np.array(image))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these on damaged files
-        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+        raise InputError(f"{path} cannot be read ({error}); draw it again with vmddpm sample") from error
 
 
 def _header(path: Path) -> tuple[str, tuple[int, ...]]:
@@ -108,7 +108,7 @@ def _header(path: Path) -> tuple[str, tuple[int, ...]]:
             kind = "uint8" if image.mode in ("L", "RGB") else f"{image.mode} mode"
             return kind, (len(image.getbands()), image.height, image.width)
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+        raise InputError(f"{path} cannot be read ({error}); draw it again with vmddpm sample") from error
 
 
 def _block(path: Path) -> np.ndarray:
@@ -116,7 +116,7 @@ def _block(path: Path) -> np.ndarray:
     try:
         block = np.load(path, mmap_mode="r")
     except Exception as error:  # on damaged headers, numpy also raises its parser's errors
-        raise InputError(f"{path} cannot be read ({error}); draw it again by vmddpm sample") from error
+        raise InputError(f"{path} cannot be read ({error}); draw it again with vmddpm sample") from error
     return np.atleast_1d(block)
 
 

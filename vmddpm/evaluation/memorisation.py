@@ -66,8 +66,8 @@ def find_copies(
         reference_ratio[space] = real.distance / distances[real.index].masked_fill(itself, torch.inf).amin(1)
         if not distances.amin(1).isfinite().all():
             raise InputError(
-                f"a training image has {_AROUND} twins among the real images (by their {space}): nothing can be said "
-                "of copies; remove the duplicates"
+                f"a training image has {_AROUND} duplicates among the real images (by their {space}), so copies cannot "
+                "be detected; remove the duplicates"
             )
     reference = "training images, each compared with the others" if alone else "held-out real images"
     return Memorisation(found, ratio, reference_ratio, reference)

@@ -81,7 +81,7 @@ def evaluate_classes(
         mine, theirs = samples.of(k), training.of(k)
         if min(len(mine), len(theirs)) < least:
             found[name] = {"n_real": len(theirs), "n_synthetic": len(mine), "value": None,
-                           "left_out": f"fewer than {least} images on a side"}  # fmt: skip
+                           "left_out": f"fewer than {least} real images or samples"}  # fmt: skip
             continue
         place = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
         with warnings.catch_warnings():  # the result contains them
@@ -90,7 +90,7 @@ def evaluate_classes(
                               progress=progress)  # fmt: skip
         found[name] = {key: result[key] for key in KEPT}
     if all(values["value"] is None for values in found.values()):
-        raise InputError(f"no class has {least} samples and as many training images; draw more by vmddpm sample")
+        raise InputError(f"no class has {least} samples and as many training images; draw more with vmddpm sample")
     result = {"distance": extractor.name, "classes": found, "classifiers": None}
     if classifier_steps:
         result["classifiers"] = _classified(training, samples, held_out, classes, classifier_steps, config)
@@ -114,7 +114,7 @@ def _classified(
     sides = {"real": training, "samples": samples, "held_out": held_out}
     labels = {name: side.single() for name, side in sides.items() if side is not None}
     if any(own is None for own in labels.values()):
-        return "images with several classes have no accuracy of one"
+        return "some images have several classes"
     device, found = choose_device(config.device), {}
     known = {name: (sides[name], own) for name, own in labels.items() if own is not None}
     for trained_on in ("real", "samples"):

@@ -57,7 +57,7 @@ def load_radiomics() -> Any:
     except ImportError as error:
         raise InputError(
             f"the Fréchet Radiomic Distance needs frd-score and PyRadiomics, but {error.name} is missing; "
-            '`pip install ".[radiomics]"` in the source tree brings them, or leave metrics.radiomics at 0'
+            '`pip install ".[radiomics]"` in the source tree installs them, or leave metrics.radiomics at 0'
         ) from error
     return frd
 
@@ -102,7 +102,7 @@ def radiomic_features(
         )
     names = tuple(rows[0])
     if any(tuple(row) != names for row in rows):
-        raise InputError(f"{name}: PyRadiomics gives other features for some images than for others")
+        raise InputError(f"{name}: PyRadiomics returned different features for some images")
     return RadiomicFeatures(torch.tensor([list(row.values()) for row in rows]), names, undefined)
 
 
@@ -134,7 +134,7 @@ def radiomic_distance(real: RadiomicFeatures, synthetic: RadiomicFeatures, seed:
     if real.names != synthetic.names:
         raise InputError(
             f"the real images have {len(real.names)} radiomic features, the samples {len(synthetic.names)} or others; "
-            "compute both by the same versions of PyRadiomics"
+            "compute both with the same version of PyRadiomics"
         )
     varies = real.values.amax(0) > real.values.amin(0)
     if not varies.any():

@@ -42,7 +42,7 @@ class VolumeSlices:
                     if distinct:
                         seen.add(content)
         if not self.places:
-            raise InputError(f"all {axis} slices of {len(volumes)} volumes are of one value; look at the volumes")
+            raise InputError(f"all {axis} slices of {len(volumes)} volumes are constant; look at the volumes")
 
     def __len__(self) -> int:
         return len(self.places)

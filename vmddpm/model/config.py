@@ -125,7 +125,7 @@ class ModelConfig:
         self._require(
             all(isinstance(name, str) and name.strip() == name != "" for name in self.classes)
             and len(set(self.classes)) == len(self.classes) != 1 and len(self.classes) <= MOST_CLASSES,
-            "classes", f"from 2 to {MOST_CLASSES:,} names, each once and without blanks around it, or none",
+            "classes", f"from 2 to {MOST_CLASSES:,} names, each once and without surrounding blanks, or none",
         )
         for name in ("dt_rank", "time_embedding_dim"):
             value = getattr(self, name)
@@ -145,7 +145,7 @@ class ModelConfig:
         )
         self._require(
             max(self.widths) <= WIDEST, "channel_multipliers",
-            f"such that times base_channels, {self.base_channels}, none is above {WIDEST:,}",
+            f"at most {WIDEST:,} when multiplied by base_channels, {self.base_channels}",
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
         kind = "images" if self.spatial_dims == 2 else "volumes"

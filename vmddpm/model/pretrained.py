@@ -91,18 +91,18 @@ def check_unit(folder: Path) -> None:
     """Raise InputError if the folder has no network, damaged weights, or a configuration of other weights."""
     folder = whole_folder(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one that save_pretrained wrote, or say from_hub=True to fetch a "
-                         "network of that name from Hugging Face's hub")  # fmt: skip
+        raise InputError(f"{folder} is not a folder; give one that save_pretrained wrote, or pass from_hub=True to "
+                         "fetch a network of that name from Hugging Face's hub")  # fmt: skip
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}; it is not what save_pretrained wrote")
     checksum = folder / "model.sha256"  # files of other programs, and older ones, have none
     if checksum.exists() and checksum.read_text(encoding="utf-8").split()[:1] != [sha256(folder / "model.safetensors")]:
-        raise InputError(f"{folder}: model.safetensors is not what was written, by its checksum in {checksum.name}; "
+        raise InputError(f"{folder}: model.safetensors does not match its checksum in {checksum.name}; "
                          f"delete {checksum.name} if another program wrote these weights")  # fmt: skip
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
         embedded = (file.metadata() or {}).get("config")  # not in files of other programs
     beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if embedded is not None and json.loads(embedded) != beside:
-        raise InputError(f"{folder}: config.json is not the configuration that model.safetensors was written with; "
+        raise InputError(f"{folder}: config.json does not belong to model.safetensors; "
                          "restore the two together")  # fmt: skip

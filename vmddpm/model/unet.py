@@ -48,7 +48,7 @@ class UNetConfig:
             len(self.widths) >= 1 and all(w >= 1 and w % self.norm_groups == 0 for w in self.widths),
             "widths", f"one or more multiples of norm_groups, {self.norm_groups}",
         )  # fmt: skip
-        self._require(len(self.attention) == len(self.widths), "attention", f"{len(self.widths)} values, one a stage")
+        self._require(len(self.attention) == len(self.widths), "attention", f"{len(self.widths)} values, one per stage")
         self._require(self.layers_per_stage >= 1, "layers_per_stage", "at least 1")
         self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
 

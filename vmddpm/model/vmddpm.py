@@ -136,7 +136,7 @@ class VMDDPM(
         if self.class_embedding is None or labels.shape != shape:
             raise InputError(
                 f"labels have shape {tuple(labels.shape)}; they must be (B, classes) = {shape}" if self.class_embedding
-                else "labels are given, but this model knows no classes; leave them out"
+                else "labels are given, but this model has no classes; leave them out"
             )  # fmt: skip
         wanted: Tensor = self.class_embedding(labels.to(self.class_embedding.weight.dtype))
         return wanted

@@ -60,7 +60,7 @@ class Sent:
             "page": _is_word, "submission": _is_word,
         }  # fmt: skip
         if not isinstance(content, dict) or set(content) != set(checks):
-            raise InputError(f"an answer has exactly the fields {', '.join(checks)}")
+            raise InputError(f"an answer must have exactly the fields {', '.join(checks)}")
         for name, usable in checks.items():
             if not usable(content[name]):
                 raise InputError(f"{name} cannot be {content[name]!r:.60}")
@@ -120,7 +120,7 @@ class AnswerLog:
             following = len(self._answers)
             stored = len(self._answers[sent.position]) if sent.position < following else 0
             if not (max(following - 1, 0) <= sent.position <= following and sent.position < len(self._order)):
-                raise StaleAnswer(f"image {sent.position + 1} is not the one to be answered now")
+                raise StaleAnswer(f"image {sent.position + 1} is not the current image")
             if sent.revision != stored:
                 raise StaleAnswer(f"image {sent.position + 1} was answered in another window")
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -157,7 +157,7 @@ def append_line(path: Path, line: bytes, end: int, *, flush_folder: bool) -> int
     """
     with open(path, "ab", buffering=0) as file:
         if file.tell() < end:
-            raise StudyError(f"{path} was cut short by another program; restore it from a copy, and start again")
+            raise StudyError(f"{path} was truncated by another program; restore it from a copy, and start again")
         if file.tell() > end:
             file.truncate(end)
         try:
@@ -196,10 +196,10 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
             if position == len(revisions):
                 revisions.append(0)
             if row["revision"] != revisions[position]:
-                raise InputError("a line before it is missing, or it is there twice")
+                raise InputError("a line before it is missing, or it is repeated")
             revisions[position] += 1
             if not all(isinstance(row[name], str) for name in ("reader", "image", "time")):
-                raise InputError("reader, image and time are texts")
+                raise InputError("reader, image and time must be strings")
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise StudyError(f"{path}, line {number}, is damaged ({error}); restore the file from a copy") from error
         rows.append(row)

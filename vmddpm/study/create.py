@@ -95,9 +95,9 @@ def create_study(
     if out.exists():
         raise StudyError(f"{out} exists; choose another folder, or remove it if it holds no answers")
     if replace(real, **PLACE) != replace(synthetic, **PLACE):
-        raise StudyError(f"both classes must be prepared in one way: all options but {', '.join(PLACE)} are the same")
+        raise StudyError(f"both classes must be prepared alike: all options but {', '.join(PLACE)} must be equal")
     if real.spatial_dims == 3:
-        raise StudyError("a study shows images, and spatial_dims is 3; set it to 2, which shows the slices of volumes")
+        raise StudyError("a study shows images, but spatial_dims is 3; set it to 2 to show the slices of volumes")
     if Path(real.root).resolve() == Path(synthetic.root).resolve():
         raise StudyError(f"{real.root} is given for both classes; name two folders")
     if options.patient is not None:
@@ -192,7 +192,7 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
     if len(rounds) < n:
         way_out = "draw more, or ask for fewer images"
         if label == "real":
-            way_out = (f"{len(patients)} images are of {len(of)} patients, and each gives at most {most}; "
+            way_out = (f"{len(patients)} images come from {len(of)} patients, and each gives at most {most}; "
                        "ask for fewer images, or for more slices of a patient")  # fmt: skip
         raise StudyError(f"images is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
     return rounds[:n]

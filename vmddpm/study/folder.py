@@ -69,7 +69,7 @@ class Study:
         # Only names of this pattern are generated, and none of them leads out of the folder.
         named = isinstance(images, list) and all(isinstance(x, str) and re.fullmatch("[0-9a-f]{16}", x) for x in images)
         if not (named and images and images == sorted(set(images)) and all(isinstance(text, str) for text in texts)):
-            raise StudyError(f"{path / 'study.json'} is not as `vmddpm study create` wrote it; restore it")
+            raise StudyError(f"{path / 'study.json'} has changed since `vmddpm study create`; restore it")
         study = cls(path, known["title"], known["instructions"], images, known["shuffle"])
         missing = [name for name in study.images if not study.image(name).exists()]
         if missing:
@@ -97,12 +97,12 @@ def load_key(study: Study, path: Path | None = None) -> dict[str, str]:
         StudyError: if the key is missing, damaged, or that of another study.
     """
     path = path or study.path / "key.json"
-    images = _load(path, "--key names the key, wherever it is").get("images")
+    images = _load(path, "give its path with --key").get("images")
     try:
         classes = {str(image["name"]): str(image["class"]) for image in images or ()}
     except (TypeError, KeyError) as error:
         raise StudyError(f"{path} does not say which image is which ({error} is missing or unusable); restore it, or "
-                         "name the study's own key by --key") from error  # fmt: skip
+                         "give the study's own key with --key") from error  # fmt: skip
     if not set(classes.values()) <= set(CLASSES):
         raise StudyError(f"{path} has classes other than {' and '.join(CLASSES)}; restore it")
     if sorted(classes) != study.images:

@@ -23,7 +23,9 @@ def reader_code(text: str) -> str:
     """The code in lower case, because some file systems ignore case. Raises StudyError if it is invalid."""
     code = text.strip().lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", code):
-        raise StudyError(f"{text!r:.60} is no reader code: 1 to 32 letters, digits, - and _, a letter or digit first")
+        raise StudyError(
+            f"{text!r:.60} is not a reader code: 1 to 32 letters, digits, - and _, a letter or digit first"
+        )
     return code
 
 

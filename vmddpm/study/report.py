@@ -64,7 +64,7 @@ def report_on(study: Study, margin: float, out: Path, key: Path | None = None) -
 def report_on_counts(counts: list[int], margin: float, out: Path | None = None) -> str:
     """Report on printed counts, four for each reader in the order of `Counts`; writes nothing without `out`."""
     if len(counts) % 4 or not counts or min(counts) < 0:
-        raise StudyError(f"counts are four whole numbers a reader, none below 0; these are {counts}")
+        raise StudyError(f"counts are {counts}; they must be four whole numbers per reader, none below 0")
     rows = [
         summary(f"Doctor {first // 4 + 1}", "as printed", st.Counts(*counts[first : first + 4]), margin)
         for first in range(0, len(counts), 4)

@@ -116,7 +116,7 @@ class StudyServer:
         log, position = await self._log_of(request), request.path_params["position"]
         name = log.image(int(position)) if re.fullmatch("[0-9]{1,9}", position) else None
         if name is None:
-            raise HTTPException(404, "This image is not to be answered yet.")
+            raise HTTPException(404, "This image cannot be answered yet.")
         content = await to_thread.run_sync(self._study.image(name).read_bytes, limiter=self._reads)
         return Response(content, media_type="image/png")
 
@@ -171,20 +171,20 @@ async def _json(request: Request) -> Any:
     if _is_foreign(request):
         raise HTTPException(403, "This was sent by a page of another site.")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "This is not said to be JSON.")
+        raise HTTPException(415, "The Content-Type is not JSON.")
     body = b""
     try:
         with fail_after(BODY_SECONDS):
             async for part in request.stream():
                 body += part
                 if len(body) > LONGEST_BODY:
-                    raise HTTPException(413, "This is too long.")
+                    raise HTTPException(413, "The request is too long.")
     except TimeoutError:
-        raise HTTPException(408, "This did not arrive in time.", {"Connection": "close"}) from None
+        raise HTTPException(408, "The request did not arrive in time.", {"Connection": "close"}) from None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise HTTPException(400, "This is not JSON.") from None
+        raise HTTPException(400, "The request is not JSON.") from None
 
 
 def _is_foreign(request: Request) -> bool:

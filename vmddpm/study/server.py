@@ -89,7 +89,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
     inner = Starlette(routes=server.routes(), middleware=[session], exception_handlers=handlers)
     inner.router.redirect_slashes = False  # only the exact paths of the routes exist
     fixed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    elsewhere = PlainTextResponse("This server is asked under another name than this machine's.", 400)
+    elsewhere = PlainTextResponse("The request's Host is not a name of this machine.", 400)
 
     async def with_headers(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_headers(message: Any) -> None:
@@ -136,19 +136,19 @@ def serve(
     return_large_blocks()
     study, local = Study.open(path), is_local(host)
     if not local and not load_readers(study):
-        raise StudyError(f"other machines reach {host}, and no reader has a password; make some with "
+        raise StudyError(f"other machines can reach {host}, but no reader has a password; make some with "
                          f"`vmddpm study readers {path} CODE ...`")  # fmt: skip
     if (certificate is None) != (private_key is None):
         raise StudyError("certificate and private_key belong together; give both or neither")
     for name in (certificate, private_key):
         if name is not None and not Path(name).is_file():
-            raise StudyError(f"{name} is no file; certificate and private_key name PEM files")
+            raise StudyError(f"{name} is not a file; certificate and private_key must be PEM files")
     if not 0 <= port < 2**16:
         raise StudyError(f"port is {port}; it must be from 0 to {2**16 - 1}")
     encrypted = certificate is not None
     if study.path.stat().st_mode & 0o077:
         logger.warning(
-            "others on this machine may enter %s, which has the readers' answers; `chmod 700 %s` keeps them out",
+            "other users of this machine can open %s, which has the readers' answers; `chmod 700 %s` keeps them out",
             path, path,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -160,8 +160,8 @@ def serve(
             ) from None
         app = application(study, local=local, encrypted=encrypted)
         if not (local or encrypted):
-            logger.warning("passwords and answers travel unencrypted; give --certificate and --private-key, or put a "
-                           "server that speaks HTTPS before this one")  # fmt: skip
+            logger.warning("passwords and answers are sent unencrypted; give --certificate and --private-key, or put "
+                           "an HTTPS proxy in front of this server")  # fmt: skip
         address = f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         logger.info("%s: %s (Ctrl-C stops; answers are in %s)", study.title, address, study.path / "answers")
         try:

@@ -52,7 +52,7 @@ class Checkpoints:
             put_in_place(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             before = self.paths()
-            intact = f"the last one, {before[-1].name}, is intact" if before else "there is none before it"
+            intact = f"the last one, {before[-1].name}, is intact" if before else "there is no earlier one"
             raise RunError(
                 f"{self.folder}: the checkpoint of step {step} cannot be written ({_first_line(error)}); {intact}. "
                 "Make room there, then run the same command again to go on"
@@ -104,7 +104,7 @@ def load(path: Path) -> dict[str, Any]:
     match = _NAME.fullmatch(path.name)
     try:
         if match and not sha256(path).startswith(match[2]):
-            raise DamagedError(f"{path.name} is damaged: {path.stat().st_size} bytes that differ from those written")
+            raise DamagedError(f"{path.name} is damaged: {path.stat().st_size} bytes, which differ from those written")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError:
         raise

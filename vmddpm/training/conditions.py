@@ -34,14 +34,14 @@ def refuse_unfit(config: RunConfig, images: Images) -> None:
     found = told.classes if told else ()
     if config.model.classes != found:
         raise TrainingError(
-            f"the images are of the classes {_named(found)}, model.classes is {_named(config.model.classes)}; leave it "
-            "out, and say by condition.labels where the classes come from"
+            f"the images have the classes {_named(found)}, model.classes is {_named(config.model.classes)}; leave it "
+            "out, and set condition.labels to the source of the classes"
         )
     channels = len(told.beside[0]) if told and told.beside is not None else 0
     if config.model.condition_channels != channels:
         raise TrainingError(
-            f"model.condition_channels is {config.model.condition_channels}, but the images beside the training images "
-            f"have {channels} channels; leave it out, and name those images by condition.image"
+            f"model.condition_channels is {config.model.condition_channels}, but the condition images "
+            f"have {channels} channels; leave it out, and give those images with condition.image"
         )
 
 
@@ -64,7 +64,7 @@ def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
     for name in wanted:
         if name not in classes:
             raise InputError(
-                f"class is {name!r}, which the run does not know; its classes are {in_short(classes)}"
+                f"class is {name!r}, which the run does not have; its classes are {in_short(classes)}"
                 if classes else f"class is {name!r}, but the run was trained without classes"
             )  # fmt: skip
         labels[list(classes).index(name)] = 1
@@ -102,8 +102,8 @@ def conditions_to_draw(
     rows = class_rows(model.classes, wanted)
     if bool(model.condition_channels) != (beside is not None):
         raise InputError(
-            "the run was trained without images beside the training images; leave condition-images out" if beside
-            else "the run was trained with an image beside each; name a folder of them by condition-images"
+            "the run was trained without condition images; leave condition-images out" if beside
+            else "the run was trained with condition images; give a folder of them with condition-images"
         )  # fmt: skip
 
     def conditions(members: Sequence[int]) -> dict[str, Tensor]:

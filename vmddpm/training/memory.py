@@ -136,7 +136,7 @@ def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have
     if have is None or need.total <= have:
         return need
     raise InputError(
-        f"training needs {need}, of which {need.step / GB:.2g} GB for a step, and {have / GB:.2g} GB are there; "
+        f"training needs {need}, of which {need.step / GB:.2g} GB for a step, but {have / GB:.2g} GB are available; "
         f"{_way_out(config, device, processes, have)}"
     )
 
@@ -155,7 +155,7 @@ def _way_out(config: RunConfig, device: torch.device, processes: int, have: int)
         if other.total <= have:
             names = " and ".join(f"training.{name} to {str(value).lower()}" for name, value in change.items())
             return f"set {names}, which needs {other}"
-    return "take a smaller data.size, a narrower or coarser model, or a machine with more"
+    return "use a smaller data.size, a narrower or coarser model, or a machine with more"
 
 
 def available(device: torch.device) -> int | None:

@@ -98,7 +98,7 @@ def process_group(device: str, scans: bool = False) -> Iterator[Ranks]:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=1))
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"the {count} processes cannot be connected ({reason}); start them by torchrun") from error
+            raise InputError(f"{count} processes cannot be connected ({reason}); start them with torchrun") from error
     try:
         yield Ranks(rank, count, chosen)
     finally:
@@ -110,5 +110,5 @@ def rank_and_count() -> tuple[int, int]:
     """The rank of this process and the number of processes, from torchrun's variables. Raises InputError."""
     rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise InputError(f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; start processes by torchrun")
+        raise InputError(f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; start processes with torchrun")
     return int(rank), int(count)

@@ -37,7 +37,7 @@ class Report:
         )
         if step and shown:
             done = options.steps <= step
-            self.log(f"the run has its {step:,} steps; training.steps asks for more" if done
+            self.log(f"the run has its {step:,} steps; raise training.steps for more" if done
                      else f"continues from step {step:,}")  # fmt: skip
 
     def __enter__(self) -> "Report":

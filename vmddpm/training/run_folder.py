@@ -138,7 +138,7 @@ class RunFolder:
                 stack.enter_context(lock(self.path / "lock"))
             except LockedError as error:
                 raise RunError(
-                    f"{self.path} is being trained by {error.holder}; wait for its end, or choose another "
+                    f"{self.path} is being trained by {error.holder}; wait until it ends, or choose another "
                     f"folder{error.advice}"
                 ) from None
             yield
@@ -189,7 +189,7 @@ class RunFolder:
         if broken:
             raise RunError(
                 f"{self.weights(kind)} holds weights that are NaN or infinite ({broken[0]}: {len(broken)} of "
-                f"{len(values)} tensors), which draw no images; begin the run again with a lower "
+                f"{len(values)} tensors), and cannot draw images; start the run again with a lower "
                 f"training.learning_rate ({config.training.learning_rate:g}), or with training.precision fp32"
             )
         return model

@@ -138,7 +138,7 @@ def find_gpu(runtime: Runtime, number: int | None) -> Gpu | BackendStatus:
 def gpu_status(runtime: Runtime, gpu: Gpu) -> BackendStatus:
     """Whether the kernels run on the GPU, tested by loading one."""
     if gpu.capability is None:
-        return _refused(runtime, "not_nvidia", f"{gpu.name} is not a GPU of NVIDIA's")
+        return _refused(runtime, "not_nvidia", f"{gpu.name} is not an NVIDIA GPU")
     if gpu.capability < LEAST_CAPABILITY:
         why = f"{_described(gpu)}, and the backend needs {_dotted(LEAST_CAPABILITY)} or newer"
         return _refused(runtime, "capability", why)
@@ -160,7 +160,7 @@ def _refused(runtime: Runtime, reason: Reason, why: str) -> BackendStatus:
 
 
 def _unasked(runtime: Runtime, error: Exception) -> BackendStatus:
-    return _refused(runtime, "gpu_error", f"the GPU cannot be asked: {str(error).partition(chr(10))[0]}")
+    return _refused(runtime, "gpu_error", f"the GPU cannot be queried: {str(error).partition(chr(10))[0]}")
 
 
 def _why(gpu: Gpu, capability: tuple[int, int], probe: Probe) -> tuple[Reason, str]:

@@ -76,7 +76,7 @@ class TritonBackend(TritonSteps):
                     return BackendStatus(True, f"Triton, {gpu.get_device_name(index)}")
             except (RuntimeError, AssertionError) as error:  # a driver error, or a forked process
                 line = str(error).partition("\n")[0]
-                return BackendStatus(False, f"the GPU cannot be asked: {line}", "gpu_error")
+                return BackendStatus(False, f"the GPU cannot be queried: {line}", "gpu_error")
         return BackendStatus(
             False,
             "torch finds no GPU; set TRITON_INTERPRET=1 before the program starts to run it, slowly, on the CPU",
