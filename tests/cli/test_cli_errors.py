@@ -106,7 +106,7 @@ EVALUATE = "evaluate --run run --out new --extractor.path random"
         (f"{EVALUATE} --samples images --metrics.seed -1", "metrics.seed is -1"),
         ("prepare folder images --out new --patient (", r"patient is '\(', which is not a regular expression"),
         ("prepare chestxray xrays --out new", "xrays/Data_Entry_2017.csv: cannot be read"),
-        ("data check images", "images: is no store"),
+        ("data check images", "images: is not a store"),
         ("study create --real images --synthetic other --out new --patient [", "not a regular expression"),
         ("study report nowhere", "nowhere/study.json does not exist"),
         ("table1 --out new --dataset mnist", "dataset is 'mnist'"),
@@ -176,7 +176,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
     ("prepare brats x --out new --modality flar", "did you mean flair", "one of flair, t1, t1ce, t2"),
     ("study create --real images --out new", "--synthetic is missing", "folder of synthetic images"),
     ("study serve nowhere --port many", "--port is 'many'", "a whole number"),
-    ("data check images", "is no store", "vmddpm prepare"),
+    ("data check images", "is not a store", "vmddpm prepare"),
     ("info --hlp", "--hlp is not an option", "did you mean --help"),
     ("demo --out new --minutes", "--minutes: a value is missing", "--minutes: "),
 ]

@@ -182,7 +182,7 @@ def test_pairs_that_are_none(tree, tmp_path, read):
     with pytest.raises(DataError, match=r"an image has no condition image in .*masks: .*c\.png needs the one"):
         read(tree, image=str(masks))
     picture(masks / "well" / "p3" / "c.png", size=(12, 13))
-    with pytest.raises(DataError, match=r"masks/well/p3/c\.png is 12 x 13 pixels, the image .*c\.png, is 12 x 12"):
+    with pytest.raises(DataError, match=r"masks/well/p3/c\.png is 12 x 13 pixels, but its image, .*c\.png, is 12 x 12"):
         read(tree, image=str(masks))
     picture(masks / "well" / "p3" / "c.png")
     picture(masks / "well" / "p3" / "c.bmp")

@@ -83,7 +83,7 @@ def test_voxels_that_do_not_unpack_are_refused(tmp_path, name):
     ("attributes", "words"),
     [
         ({"PhotometricInterpretation": ""}, r"\(0028,0004\) is missing or empty, .* set it to MONOCHROME2"),
-        ({"PhotometricInterpretation": "XYZ"}, r"\(0028,0004\) is XYZ, which is not read"),
+        ({"PhotometricInterpretation": "XYZ"}, r"\(0028,0004\) is XYZ, which is not supported"),
         ({"PixelRepresentation": None}, r"Pixel Representation \(0028,0103\) is missing or wrong; set it to 0"),
         ({"BitsAllocated": 12, "BitsStored": 12, "HighBit": 11}, r"Bits Allocated \(0028,0100\) is 12, .* to 8, 16"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "HSV"}, r"is HSV, .* with 3 samples per pixel; convert"),

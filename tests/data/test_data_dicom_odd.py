@@ -370,9 +370,9 @@ def test_deflated_files_are_read_within_their_limit(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"Rows": 65535, "Columns": 65535}, "has 65535 x 65535 pixels, more than max_pixels .* raise max_pixels"),
+        ({"Rows": 65535, "Columns": 65535}, "declares 65535 x 65535 pixels, more than max_pixels .* raise max_pixels"),
         ({"NumberOfFrames": 2**31 - 1}, "values, more than max_voxels .* raise max_voxels"),
-        ({"Rows": 0}, r"Rows \(0028,0010\) is 0 .* there is no pixel"),
+        ({"Rows": 0}, r"Rows \(0028,0010\) is 0 .* the image has no pixels"),
         ({"Rows": None}, r"Rows \(0028,0010\) is missing or empty"),
         ({"NumberOfFrames": -1}, r"Number of Frames \(0028,0008\) is -1; correct it"),
         ({"SamplesPerPixel": 4}, "has 4 samples per pixel"),

@@ -177,7 +177,7 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path, source, share):
 def test_a_text_file_with_the_name_of_a_volume_is_an_error(tmp_path):
     path = tmp_path / "a.nii"
     path.write_text("not a volume\n" * 100)
-    with pytest.raises(DataError, match=r"a\.nii: is no NIfTI file"):
+    with pytest.raises(DataError, match=r"a\.nii: is not a NIfTI file"):
         read(tmp_path, path)
 
 

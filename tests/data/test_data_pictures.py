@@ -165,7 +165,7 @@ def test_sizes_are_checked_by_the_header(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 100_000
     with pytest.raises(
-        DataError, match=r"has 20000 x 20000 pixels, more than max_pixels 67,108,864; .* raise max_pixels"
+        DataError, match=r"declares 20000 x 20000 pixels, more than max_pixels 67,108,864; .* raise max_pixels"
     ):
         planes(tmp_path / "a.png")
     Image.new("L", (2000, 2000)).save(tmp_path / "b.png")

@@ -160,7 +160,7 @@ def test_any_folder_and_whose_its_files_are(tmp_path, capsys):
     prepare(capsys, "folder", scans, "--out", tmp_path / "by-name", *options)
     assert {info.patient for info in read_store(tmp_path / "by-name")[1]} == {"sub-1", "sub-2"}
     error = refused(capsys, "folder", scans, "--out", tmp_path / "none", "--patient", "(ses-[0-9]+)")
-    assert "finds no group in it" in error
+    assert "captures no group in it" in error
 
 
 def test_processes_do_not_change_a_store(acdc, tmp_path, capsys):
@@ -338,7 +338,7 @@ def test_check_finds_leaks_duplicates_and_damage(tmp_path, capsys):
         file.seek(128 + 2048 * 3)
         file.write(b"\x01\x02\x03")
     assert main(["data", "check", str(scans)]) == 1
-    assert f"{scans}: is no store" in capsys.readouterr().err
+    assert f"{scans}: is not a store" in capsys.readouterr().err
     assert main(["data", "check", str(store)]) == 1
     captured = capsys.readouterr()
     assert "patients in both splits: 3" in captured.out

@@ -219,7 +219,7 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="60000 x 60000 pixels, more than max_pixels"):
         planes(path)
-    with pytest.raises(DataError, match="is damaged or truncated: its header promises 3,600,000,000 bytes"):
+    with pytest.raises(DataError, match="is damaged or truncated: its header declares 3,600,000,000 bytes"):
         planes(path, max_pixels=10**10, max_voxels=10**10)
 
 

@@ -114,9 +114,9 @@ def test_voxel_sizes_that_are_none(tmp_path, sizes):
     [
         ({"dim": (9, 12, 10, 3, 1, 1, 1, 1)}, r"dim\[0\] is 9, not from 1 to 7"),
         ({"dim": (3, 0, 10, 3, 1, 1, 1, 1)}, r"is empty: dim\[1\] is 0"),
-        ({"dim": (3, 32767, 32767, 32767, 1, 1, 1, 1)}, "has 32767 x 32767 pixels, more than max_pixels"),
-        ({"dim": (3, 8000, 8000, 30000, 1, 1, 1, 1)}, "has 8000 x 8000 x 30000 values, more than max_voxels"),
-        ({"dim": (4, 512, 512, 512, 30000, 1, 1, 1)}, "is damaged or truncated: its header promises"),
+        ({"dim": (3, 32767, 32767, 32767, 1, 1, 1, 1)}, "declares 32767 x 32767 pixels, more than max_pixels"),
+        ({"dim": (3, 8000, 8000, 30000, 1, 1, 1, 1)}, "declares 8000 x 8000 x 30000 values, more than max_voxels"),
+        ({"dim": (4, 512, 512, 512, 30000, 1, 1, 1)}, "is damaged or truncated: its header declares"),
         ({"vox_offset": (np.inf,)}, "vox_offset is inf"),
         ({"vox_offset": (-5.0,)}, "vox_offset is -5"),
         ({"datatype": (77,)}, "datatype is 77, which is not a NIfTI data type"),
@@ -324,7 +324,7 @@ def test_arrays_are_never_unpickled_nor_believed(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros((8, 8)))
     content = (tmp_path / "b.npy").read_bytes()
     (tmp_path / "b.npy").write_bytes(content.replace(b"(8, 8), }    ", b"(8000, 8000), }")[: len(content)])
-    with pytest.raises(DataError, match="its header promises 512,000,000 bytes"):
+    with pytest.raises(DataError, match="its header declares 512,000,000 bytes"):
         planes(tmp_path / "b.npy")
 
 

@@ -104,7 +104,7 @@ def test_small_classes_and_several_classes_are_told(tmp_path):
     several = Labelled(few.images, few.labels + torch.eye(4)[2])
     found = evaluate_classes(real, labelled(images, labels), few, None, SHAPES, extractor, METRICS, tmp_path / "few",
                              classifier_steps=2, progress=False)  # fmt: skip
-    assert found["classes"]["square"]["left_out"] == "fewer than 4 images on a side"
+    assert found["classes"]["square"]["left_out"] == "fewer than 4 real images or samples"
     assert found["classifiers"] == "there are no samples of the class 'square'"
     found = evaluate_classes(real, labelled(images, labels), several, None, SHAPES, extractor, METRICS,
                              tmp_path / "several", classifier_steps=2, progress=False)  # fmt: skip

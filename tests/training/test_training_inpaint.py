@@ -80,7 +80,7 @@ def test_what_cannot_be_drawn(run, folders, tmp_path):
         with pytest.raises(InputError, match=words):
             inpaint_images(run.path, images, masks, tmp_path / "out", **{**OPTIONS, **options})
     Image.fromarray(np.ones((8, 9), np.uint8)).save(f"{masks}/2.png")
-    with pytest.raises(DataError, match=r"masks/2\.png is 8 x 9 pixels, the image .*2\.png, is 8 x 8"):
+    with pytest.raises(DataError, match=r"masks/2\.png is 8 x 9 pixels, but its image, .*2\.png, is 8 x 8"):
         inpaint_images(run.path, images, masks, tmp_path / "out", **OPTIONS)
     for i in range(4):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(f"{masks}/{i}.png")

@@ -230,7 +230,7 @@ def test_other_files_are_named(tmp_path):
     train(config(steps=1), data("scans"), RunFolder(tmp_path / "run"), progress=False)
     train(config(steps=2), data("copy"), RunFolder(tmp_path / "run"), progress=False)
     shutil.copy(tmp_path / "scans" / "0.png", tmp_path / "copy" / "2.png")
-    with pytest.raises(TrainingError, match=r"image 2 \(.*copy/2\.png, stored 0, frame 0\) is not the one"):
+    with pytest.raises(TrainingError, match=r"image 2 \(.*copy/2\.png, stored 0, frame 0\) differs from the one"):
         train(config(steps=3), data("copy"), RunFolder(tmp_path / "run"), progress=False)
 
 

@@ -85,7 +85,7 @@ def decoded(file: BinaryIO, config: DataConfig) -> tuple[pydicom.FileDataset, np
 
 def _require_picture(dataset: pydicom.FileDataset) -> None:
     uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    name = UID(str(uid)).name if uid else "missing"
+    name = UID(str(uid)).name if uid else "not stated"
     if uid in NO_PICTURES:
         raise Excluded(f"not an image according to its SOP class, {name}")
     if any(keyword in dataset for keyword in PIXEL_KEYWORDS):

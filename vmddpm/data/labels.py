@@ -83,7 +83,7 @@ class LabelReader:
             raise DataError(f"{self._listed(missing)} no class {self._where()}; give them one, or remove them")
         names = tuple(classes) or tuple(sorted({name for names in found.values() for name in names}))
         if len(names) < 2:
-            raise DataError(f"all images are of the class {names[0]!r} {self._where()}; at least two are needed")
+            raise DataError(f"all images are of the class {names[0]!r} {self._where()}; two or more classes are needed")
         if len(names) > MOST_CLASSES:
             raise DataError(f"there are {len(names):,} classes {self._where()}, such as {names[0]!r}; at most "
                             f"{MOST_CLASSES:,} are supported: does it hold the class?")  # fmt: skip

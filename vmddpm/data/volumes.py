@@ -278,7 +278,7 @@ def _check_packed(file: BinaryIO, needed: int) -> None:
     except zlib.error as error:
         raise DataError(f"is damaged: its voxels cannot be decompressed ({error}); fetch it again") from error
     if not inflate.eof or count < needed:
-        raise DataError("is damaged or truncated: its voxels do not unpack to what its header promises; fetch it again")
+        raise DataError("is damaged or truncated: its decompressed voxels do not match its header; fetch it again")
 
 
 def _text_header(file: BinaryIO, end: re.Pattern[bytes]) -> bytes:

@@ -25,9 +25,9 @@ def session_secret(study: Study) -> str:
     try:
         secret = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}); remove it; readers then sign in again") from error
+        raise StudyError(f"{path} cannot be read ({error}); remove it, and the readers sign in again") from error
     if not re.fullmatch(r"[0-9a-f]{64}", secret):
-        raise StudyError(f"{path} is not a key of 64 digits; remove it; readers then sign in again")
+        raise StudyError(f"{path} is not a key of 64 digits; remove it, and the readers sign in again")
     return secret
 
 
