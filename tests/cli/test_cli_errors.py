@@ -129,7 +129,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
     ("", "a command is missing", "vmddpm --help"),
     ("trian", "did you mean train", "its commands are train, sample"),
     ("help", "'help' is not a command", "did you mean --help"),
-    ("--config demo train", "--config must come after the command", "train goes first: `vmddpm train --config ...`"),
+    ("--config demo train", "--config must come after the command", "goes first: `vmddpm"),
     ("sample --run run --num 3", "--num is not an option", "did you mean --images"),
     ("train --config demo --data.rot images --run new", "--data.rot is not an option", "did you mean --data.root"),
     ("train --conf demo --run new", "--conf is not an option", "did you mean --config"),

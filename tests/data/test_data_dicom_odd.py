@@ -475,7 +475,7 @@ def test_video_and_unknown_compression_are_named(tmp_path):
     start = 144 + struct.unpack("<I", content[140:144])[0]
     path.write_bytes(content[:128] + b"DICM" + buffer.getvalue() + content[start:])
     with pytest.raises(
-        DataError, match=r"compressed as MPEG-4 .* which is not supported; convert the file (a video to frames)"
+        DataError, match=r"compressed as MPEG-4 .* which is not supported; convert the file \(a video to frames\)"
     ):
         list(read_file(path, DataConfig()))
 
