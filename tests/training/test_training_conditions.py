@@ -197,9 +197,9 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
 def test_images_and_model_must_have_the_same_conditions(data, masks, tmp_path):
     labels = ConditionConfig(labels="folder")
     images, run = conditioned(data, labels), config(data, labels)
-    with pytest.raises(TrainingError, match=r"of the classes 'cross', .*, model\.classes is \(none\)"):
+    with pytest.raises(TrainingError, match=r"have the classes 'cross', .*, model\.classes is \(none\)"):
         train(run, images, RunFolder(tmp_path / "run"), progress=False)
-    with pytest.raises(TrainingError, match=r"of the classes \(none\), model\.classes is 'cross'"):
+    with pytest.raises(TrainingError, match=r"have the classes \(none\), model\.classes is 'cross'"):
         train(with_conditions(run, SHAPES), SliceDataset(data), RunFolder(tmp_path / "run"), progress=False)
     other = replace(run, model=replace(run.model, classes=SHAPES, condition_channels=3))
     with pytest.raises(TrainingError, match=r"condition_channels is 3, but the condition images have 0"):

@@ -6,6 +6,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from vmddpm.errors import InputError
+
 # Jordan et al. (2024): 5 rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X bring singular values into [0.7, 1.2].
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
@@ -25,7 +27,7 @@ class Muon(torch.optim.Optimizer):
         dtype: dtype of the orthogonalisation; bfloat16 is exact enough, and faster on devices that support it.
 
     Raises:
-        ValueError: if a weight has fewer than 2 or more than 5 axes.
+        InputError: if a weight has fewer than 2 or more than 5 axes.
 
     Example:
         >>> layer = nn.Linear(8, 4, bias=False)
@@ -40,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         weights = list(weights)
         for weight in weights:
             if not 2 <= weight.dim() <= 5:
-                raise ValueError(f"a weight has shape {tuple(weight.shape)}; Muon takes matrices, stacks and kernels")
+                raise InputError(f"a weight has shape {tuple(weight.shape)}; Muon takes matrices, stacks and kernels")
         super().__init__(weights, {"lr": rate, "momentum": momentum})
         self._dtype = dtype
 
