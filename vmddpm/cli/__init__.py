@@ -114,7 +114,8 @@ def _answer(
     if not word:
         refuse(prog, f"a {kind} is missing", known)
     if word.startswith("-") and not nearest(word, ("--help", "--version")):
-        command = next((later for later in rest if later in summaries), "")
+        # The first word may be the option's value.
+        command = next((later for later in (*rest[1:], *rest[:1]) if later in summaries), "")
         first = f"{command} goes first: `{prog} {command} {word} ...`" if command else known
         refuse(prog, f"{word} must come after the {kind}", first)
     refuse(prog, f"{word!r} is not a {kind}{meant(word, [*summaries, '--help', '--version'])}", known)

@@ -252,7 +252,7 @@ def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: 
     told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
     if result["copies"]:
         told += (
-            f"\n{result['copies']} of the {result['images']} are close to copies of training images, as is usual for so "
+            f"\n{result['copies']} of the {result['images']} are close to copies of training images, as usual for so "
             "few; `vmddpm evaluate` finds the copies of a run"
         )
     synthetic, real = (Merit(**result[name]) for name in ("synthetic", "real"))

@@ -12,8 +12,8 @@ MOST_STEPS = 50  # of the sampler
 LEAST = 4  # images, if there is no time for a whole block
 DRAWING = 0.15  # the share of the time left that drawing may take
 FINISHING = 0.04  # the share of the budget for saving weights, curves and the picture
-# Observed samples by training steps of a whole run: noise after 25, blobs after 50 and 100, brains after 200, ventricles
-# and cortex after 400.
+# Observed samples by training steps of a whole run: noise after 25, blobs after 50 and 100, brains after 200, cortex
+# and ventricles after 400.
 BLOBS, BRAINS, FOLDS = 50, 200, 400
 
 
