@@ -56,6 +56,7 @@ def convolve_up(convolution: nn.Conv2d | nn.Conv3d, x: Tensor, factor: int) -> T
     planes, rows, columns). It is computed with the channels of each pixel side by side, so that whole rows are copied.
     """
     axes = x.dim() - 2
+    assert convolution.bias is not None
     weight, bias = (
         t.unflatten(0, (-1, factor**axes)).transpose(0, 1).flatten(0, 1) for t in (convolution.weight, convolution.bias)
     )

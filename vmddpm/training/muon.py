@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_alike(self, weights: list[nn.Parameter], rate: float, momentum: float) -> None:
-        gradients = [weight.grad for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         averages = [self._average(weight) for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, averages, momentum)
@@ -75,7 +75,8 @@ class Muon(torch.optim.Optimizer):
         steps = orthogonal(matrices.to(self._dtype)).to(matrices.dtype)
         steps.mul_(-rate * RMS * max(steps.shape[1:]) ** 0.5)
         parts = steps.split([len(_matrices(weight)) for weight in weights])
-        torch._foreach_add_(weights, [_like(weight, part) for weight, part in zip(weights, parts)])
+        changes: list[Tensor] = [_like(weight, part) for weight, part in zip(weights, parts)]
+        torch._foreach_add_([*weights], changes)
 
     def _average(self, weight: nn.Parameter) -> Tensor:
         state: dict[str, Any] = self.state[weight]

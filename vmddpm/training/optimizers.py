@@ -42,14 +42,15 @@ def adam(weights: Iterable[nn.Parameter], rate: float, betas: tuple[float, float
 def hidden_matrices(network: VMDDPM | UNet) -> Iterator[nn.Parameter]:
     """Weights that map features to features: linear layers, convolutions that mix channels, and the projections of each
     route. The first and the last layer and the class embedding are excluded."""
-    ends: tuple[nn.Module | None, ...]
+    ends: list[object]
     if isinstance(network, VMDDPM):
-        ends = network.encoder[0].down, network.projection[-1], network.class_embedding
+        ends = [network.encoder[0].down, network.projection[-1], network.class_embedding]
     else:
-        ends = network.network.conv_in, network.network.conv_out
+        ends = [network.network.conv_in, network.network.conv_out]
     for module in network.modules():
         if isinstance(module, CSM):
             yield from (module.x_proj, module.dt_proj)
-        mixes = isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.groups == 1
-        if (mixes or isinstance(module, nn.Linear)) and module not in ends:
+        if module in ends:
+            continue
+        if isinstance(module, nn.Linear) or (isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.groups == 1):
             yield module.weight
