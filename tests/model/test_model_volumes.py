@@ -1,5 +1,6 @@
 """The network over volumes (D, H, W): against loops, and against the network over images."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -94,6 +95,27 @@ def test_sampling_up_of_images_is_torchs_pixel_shuffle(factor):
     dy = torch.rand(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for one, other in zip(*(torch.autograd.grad(y, wanted, dy, retain_graph=True) for y in (found, expected))):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("groups", [1, 32])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_gradients_of_shallow_volumes_in_bfloat16(depth, groups, autocast):
+    """Against float64, with memory full of NaN beforehand: what a kernel leaves unwritten is seen."""
+    conv = convolution(3, 32, 32, 3, padding=1, groups=groups).to(memory_format=channels_last(3))
+    x, dy = (t.contiguous(memory_format=channels_last(3)) for t in noise(2, 2, 32, depth, 4, 3).bfloat16())
+    exact = copy.deepcopy(conv).double()
+    expected = torch.autograd.grad(exact(x.double()), list(exact.parameters()), dy.double())
+    if not autocast:
+        conv.bfloat16()
+    for _ in range(3):
+        poison = [torch.full((size,), torch.nan) for size in (27 * 32, 4096, 27 * 32 * 32)]
+        del poison
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = conv(x.float() if autocast else x)
+        assert y.dtype is torch.bfloat16
+        for found, right in zip(torch.autograd.grad(y, list(conv.parameters()), dy), expected):
+            assert (found - right).abs().max() < 0.02 * right.abs().max()
 
 
 @pytest.mark.parametrize("scans", [0, "ss3d", "tri-orientated", "hilbert"])

@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Conv3d(nn.Conv3d):
+    """A convolution over volumes with zero padding, whose gradients are right in bfloat16 too, see `_conv3d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C_in, D, H, W) -> (B, C_out, D', H', W')."""
+        return _conv3d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
+
+
 class Pointwise3d(nn.Conv3d):
     """A convolution of side 1 over volumes, computed as a matrix product of tokens and weights: on one thread torch's
     own is slow, and its result is channels-first."""
@@ -21,7 +29,7 @@ def convolution(axes: int, inputs: int, outputs: int, side: int, **options: Any)
     """A convolution with a kernel of this side over `axes` axes, with the options of `torch.nn.Conv2d`."""
     if axes == 2:
         return nn.Conv2d(inputs, outputs, side, **options)
-    return (Pointwise3d if side == 1 else nn.Conv3d)(inputs, outputs, side, **options)
+    return (Pointwise3d if side == 1 else Conv3d)(inputs, outputs, side, **options)
 
 
 def channels_last(axes: int) -> torch.memory_format:
@@ -45,7 +53,26 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) 
         return F.conv2d(x, weight, bias, padding=padding)
     if weight[0, 0].numel() == 1:
         return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    return F.conv3d(x, weight, bias, padding=padding)
+    return _conv3d(x, weight, bias, padding=padding)
+
+
+def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+    """`F.conv3d`, on a CPU in float32 instead of bfloat16 if the volume has fewer planes than the kernel: there oneDNN,
+    as of torch 2.13, computes a random gradient of the weight (findings/shallow_volume_in_bf16.sh)."""
+    if not (1 < x.shape[2] < weight.shape[2] and _in_bfloat16(x)):
+        return F.conv3d(x, weight, bias, **options)
+    with torch.autocast("cpu", enabled=False):
+        exact = F.conv3d(x.float(), weight.float(), None if bias is None else bias.float(), **options)
+        return exact.to(torch.bfloat16)
+
+
+def _in_bfloat16(x: Tensor) -> bool:
+    """Whether a convolution of x runs in bfloat16 on a CPU, by the dtype of x or by autocast."""
+    if not x.is_cpu:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") is torch.bfloat16
+    return x.dtype is torch.bfloat16
 
 
 def convolve_up(convolution: nn.Conv2d | nn.Conv3d, x: Tensor, factor: int) -> Tensor:

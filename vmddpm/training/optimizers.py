@@ -53,4 +53,5 @@ def hidden_matrices(network: VMDDPM | UNet) -> Iterator[nn.Parameter]:
         if module in ends:
             continue
         if isinstance(module, nn.Linear) or (isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.groups == 1):
+            assert isinstance(module.weight, nn.Parameter)
             yield module.weight
