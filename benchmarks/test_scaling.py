@@ -29,7 +29,7 @@ def image(power: int) -> Case:
 
 
 CASES = {profile: [image(power) for power in powers] for profile, powers in LENGTHS.items()}
-VOLUMES = (8, 12, 16, 24, 32, 48, 64)
+VOLUMES = (8, 16, 32, 48, 64)
 VOLUME_CHANNELS = 16
 DIRECTIONS = (FORWARD,)
 IMPLEMENTATIONS = (*(f"ours N={n}" for n in STATES), "attention")

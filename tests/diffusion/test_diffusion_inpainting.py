@@ -93,7 +93,7 @@ def test_all_of_an_image_may_be_drawn():
         ({"sampler": "ddim", "steps": 7}, "divisor of the 50 steps"),
         ({"jump": 10}, "jump is 10; it must be from 1 to below steps, 10"),
         ({"resamplings": 0}, "resamplings is 0"),
-        ({"indices": range(3)}, "from 1 to 2 numbers"),
+        ({"indices": range(3)}, "they must be 1 to 2 numbers of at least 0"),
         ({"guidance": -1.0}, "guidance is -1.0"),
     ],
 )

@@ -33,7 +33,7 @@ def test_missing_packages_are_told_before_anything_is_computed(monkeypatch):
 
 @pytest.mark.parametrize("count", [-3, 1])
 def test_a_number_of_images_that_means_nothing_is_refused(count):
-    with pytest.raises(InputError, match=rf"metrics.radiomics is {count}; it must be 0, or"):
+    with pytest.raises(InputError, match=rf"metrics.radiomics is {count}; it must be 0 or at least 2"):
         MetricsConfig(radiomics=count)
 
 
