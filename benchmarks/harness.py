@@ -22,11 +22,18 @@ Makers = dict[str, Callable[[Any, str, Baselines], Any]]
 
 
 class Harness:
-    """The implementations `names` of one case and direction.
+    """Makes the implementations of one case and direction, compares their results, and times them in turn.
 
-    `draw(case, device, seed)` draws the problem, and each of `makers` turns it into an implementation: an object with
-    `leaves`, `standard` and a method `call(direction)` that returns tensors, the result first (see
-    `problem.Implementation`)."""
+    Args:
+        makers: for each implementation by name, a function of the problem, the device and the baselines that returns a
+            `problem.Implementation`, or an object with the same attributes.
+        names: the implementations to make; the first of `makers` is what the others are compared with.
+        case: sizes and dtype of the problem.
+        direction: `FORWARD` or `BOTH` of `benchmarks.problem`.
+        device: "cpu" or "cuda".
+        baselines: other people's packages that are installed.
+        draw: returns random inputs of the case, given the device and a seed.
+    """
 
     def __init__(
         self, makers: Makers, names: list[str], case: Any, direction: str, device: str, baselines: Baselines,

@@ -13,10 +13,10 @@ namespace {
 
 constexpr int64_t kCacheBytes = 10 << 20;  // larger results are written past the cache
 
-// Up to this number of pixels, following a table with one register of channels is faster than transposing each plane.
-// The limits are for copies between planes, copies of rows to planes, and sums.
+// A lane job follows the table with a register of channels for each pixel; a plane job transposes each plane first. Lane
+// jobs are faster up to so many pixels, in copies between planes, copies of rows to planes ("turns"), and sums.
 constexpr int64_t kFewToCopy = 640, kFewToTurn = 4096, kFewToSum = 1280;
-// Above kFewToConflict pixels, planes a multiple of kConflict bytes apart compete for the same cache sets.
+// But above kFewToConflict pixels, planes that are a multiple of kConflict bytes apart compete for the same cache sets.
 constexpr int64_t kFewToConflict = 160, kConflict = 1 << 10;
 
 Layout layout_of(const View& view, const CrossScanParams& p) {
@@ -25,6 +25,7 @@ Layout layout_of(const View& view, const CrossScanParams& p) {
   return view.stride[3] == 1 ? Layout::rows : Layout::other;
 }
 
+// Whether a lane job is faster than a plane job. It needs a register full of channels.
 bool wants_lanes(const Job& job, bool sum) {
   const int64_t length = job.walks.length;
   if (job.channels < kMostSide) return false;

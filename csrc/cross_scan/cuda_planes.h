@@ -41,7 +41,8 @@ struct PlaneBlock {
   }
 };
 
-// The channels of a tile's pixels, in parts of n channels of one pixel.
+// Divides a tile into parts of n channels of one pixel, numbered pixel by pixel. memory() is the address of the first
+// channel of a part in the image, at() its offset in the tile in shared memory, where planes and rows are padded.
 template <typename T, int n>
 class PixelParts {
  public:
@@ -49,7 +50,6 @@ class PixelParts {
       : image_(image), stride_(view.stride[2]), channel_stride_(view.stride[3]), width_(width), tile_(tile),
         per_pixel_((tile.channels + n - 1) / n), by_parts_(per_pixel_), by_width_(tile.width) {}
   VMDDPM_DEVICE int count() const { return tile_.pixels() * per_pixel_; }
-  // The position of the first channel of a part: memory() in global memory, at() in the tile.
   VMDDPM_DEVICE T* memory(int index) const {
     const int pixel = by_parts_(index), channel = (index - pixel * per_pixel_) * n, h = by_width_(pixel);
     const int64_t place = static_cast<int64_t>(tile_.top + h) * width_ + tile_.left + pixel - h * tile_.width;

@@ -161,6 +161,7 @@ def test_reconvergence_goes_to_the_label_of_its_scope():
         RET.REL.NODEC R4 `(kernel)
     """)
     (loop,) = texts(diverging)
+    # The slow path belongs to the loop, though it stands behind EXIT; EXIT and the subroutine do not.
     assert "CALL.REL.NOINC `($slow)" in loop
     assert not {"EXIT", "STL [R1], R2"} & set(loop)
 
