@@ -246,6 +246,7 @@ def draw_curve(data: Record, path: Path) -> None:
     """Each figure of merit over minutes: a line through the mean of all seeds, a band from the least to the greatest.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 3.6), layout="constrained", facecolor="white")
     for axes, (name, unit) in zip(figure.subplots(1, len(UNITS)), UNITS.items()):
@@ -260,6 +261,12 @@ def draw_curve(data: Record, path: Path) -> None:
                               alpha=0.15, linewidth=0)  # fmt: skip
         axes.axhline(data["real"][name], color="#8d8d8d", linestyle="--", label="as many real slices")
         axes.set(xlabel="minutes of training", ylabel=unit, title=name, xscale="log", yscale="log")
+        axes.set_xticks([share * data["minutes"] for share in SHARES], minor=False)
+        axes.xaxis.set_major_formatter("{x:.2g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
