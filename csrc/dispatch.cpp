@@ -6,6 +6,7 @@
 
 #include "causal_conv1d/cpu.h"
 #include "group_norm/cpu.h"
+#include "linear/cpu.h"
 #include "selective_scan/cpu.h"
 #include "state_update/cpu.h"
 
@@ -13,6 +14,7 @@
   VMDDPM_DECLARE_SCAN(isa)  \
   VMDDPM_DECLARE_CONV(isa)  \
   VMDDPM_DECLARE_GROUP_NORM(isa) \
+  VMDDPM_DECLARE_LINEAR(isa) \
   VMDDPM_DECLARE_STATE_UPDATE(isa)
 
 VMDDPM_DECLARE(baseline)
@@ -27,7 +29,7 @@ namespace {
 #define VMDDPM_KERNELS(isa)                                                   \
   {#isa,              isa::scan_plan,     isa::scan_forward, isa::scan_backward, \
    isa::conv_forward, isa::conv_backward, isa::conv_update,  isa::group_norm_forward, \
-   isa::group_norm_backward, isa::state_update}
+   isa::group_norm_backward, isa::linear, isa::state_update}
 
 // Best first.
 const CpuKernels kKernels[] = {

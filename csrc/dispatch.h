@@ -2,6 +2,7 @@
 #pragma once
 #include "causal_conv1d/params.h"
 #include "group_norm/params.h"
+#include "linear/params.h"
 #include "selective_scan/params.h"
 #include "state_update/params.h"
 
@@ -17,6 +18,7 @@ struct CpuKernels {
   void (*conv_update)(const ConvUpdateParams&);
   void (*group_norm_forward)(const GroupNormParams&);
   void (*group_norm_backward)(const GroupNormGradParams&);
+  void (*linear)(const LinearParams&);
   void (*state_update)(const StateUpdateParams&);
 };
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from vmddpm_kernels.backends.extension import ScanGradients, ScanOutputs
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes
 
+MOST_ROWS: int  # of `linear`
 CHUNK: int  # steps between checkpoints, at least
 
 class ScanPlan:
@@ -114,6 +115,8 @@ def group_norm_backward(
     dbias: Tensor,
     threads: int,
 ) -> None: ...
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, threads: int) -> None: ...
 def state_update(
     state: Tensor,
     u: Tensor,

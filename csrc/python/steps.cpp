@@ -155,12 +155,30 @@ void state_update(const py::handle& state, const py::handle& x, const py::handle
   cpu_kernels().state_update(p);
 }
 
+// x (R, I) and y (R, O) with 1 to 4 rows, weight (O, I).
+void linear(const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& y, int threads) {
+  LinearParams p{};
+  p.rows = size_at(x, 0);
+  p.inputs = size_at(weight, 1);
+  p.outputs = size_at(weight, 0);
+  p.threads = threads;
+  if (p.rows < 1 || p.rows > kMostRows) throw std::invalid_argument("x must have 1 to 4 rows");
+  p.x = static_cast<const float*>(checked_pointer(x, p.rows * p.inputs, 4));
+  p.weight = static_cast<const float*>(checked_pointer(weight, p.outputs * p.inputs, 4));
+  p.bias = static_cast<const float*>(checked_pointer(bias, p.outputs, 4));
+  p.y = static_cast<float*>(checked_pointer(y, p.rows * p.outputs, 4));
+  const py::gil_scoped_release release;
+  cpu_kernels().linear(p);
+}
+
 }  // namespace
 
 void define_steps(py::module_& m) {
   m.def("conv_forward", &conv_forward);
   m.def("conv_backward", &conv_backward);
   m.def("conv_update", &conv_update);
+  m.attr("MOST_ROWS") = kMostRows;
+  m.def("linear", &linear);
   m.def("state_update", &state_update);
 }
 

@@ -7,12 +7,13 @@ from torch.nn import functional as F
 
 from vmddpm.model import gated_projection as module
 from vmddpm.model.gated_projection import GatedProjection, gated_projection
+from vmddpm_kernels.modules import Linear
 
 
 @pytest.fixture
 def tensors():
     torch.manual_seed(0)
-    norm, out = nn.LayerNorm(6).double(), nn.Linear(6, 4, bias=False).double()
+    norm, out = nn.LayerNorm(6).double(), Linear(6, 4, bias=False).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     y, gate = (torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))

@@ -10,6 +10,8 @@ from vmddpm.model.config import ModelConfig
 from vmddpm.model.dimensions import convolution
 from vmddpm.model.gated_projection import gated_projection
 from vmddpm_kernels import cross_selective_scan
+from vmddpm_kernels.linear import linear
+from vmddpm_kernels.modules import Linear
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # Mamba's range of initial step sizes
 
@@ -28,8 +30,8 @@ class CSM(nn.Module):
         self.discretization = config.discretization
         self.norm = nn.LayerNorm(channels)
         # Two projections instead of one that is split in half, so that the convolution reads dense memory.
-        self.value = nn.Linear(channels, inner, bias=False)
-        self.gate = nn.Linear(channels, inner, bias=False)
+        self.value = Linear(channels, inner, bias=False)
+        self.gate = Linear(channels, inner, bias=False)
         self.conv = convolution(config.spatial_dims, inner, inner, 3, padding=1, groups=inner)
         self.x_proj = nn.Parameter(torch.empty(routes, self.rank + 2 * self.states, inner))
         self.dt_proj = nn.Parameter(torch.empty(routes, inner, self.rank))
@@ -37,7 +39,7 @@ class CSM(nn.Module):
         self.A_log = nn.Parameter(torch.empty(routes, inner, self.states))
         self.D = nn.Parameter(torch.ones(routes, inner))
         self.norm_out = nn.LayerNorm(inner)
-        self.out = nn.Linear(inner, channels, bias=False)
+        self.out = Linear(inner, channels, bias=False)
         self._init_s6()
 
     @torch.no_grad()
@@ -67,7 +69,7 @@ class CSM(nn.Module):
         The projections act on single pixels, so they commute with every visit order: they run once, in
         pixel order.
         """
-        projected = F.linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (len(self.x_proj), -1))  # (B, L, K, R + 2N)
+        projected = linear(x, self.x_proj.flatten(0, 1)).unflatten(2, (len(self.x_proj), -1))  # (B, L, K, R + 2N)
         # Split before the transpose, so that the gradients are concatenated in the memory order of the projection.
         parts = projected.split([self.rank, self.states, self.states], dim=3)
         low_rank, B, C = (part.transpose(1, 2) for part in parts)                        # (B, K, L, .)

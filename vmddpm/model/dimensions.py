@@ -7,6 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmddpm_kernels.linear import linear
+
 
 class Conv3d(nn.Conv3d):
     """A convolution over volumes with zero padding, whose gradients are right in bfloat16 too, see `_conv3d`."""
@@ -52,7 +54,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) 
     if x.dim() == 4:
         return F.conv2d(x, weight, bias, padding=padding)
     if weight[0, 0].numel() == 1:
-        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        return linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     return _conv3d(x, weight, bias, padding=padding)
 
 

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmddpm_kernels.interception import in_forward_mode, traced, transformed
+from vmddpm_kernels.linear import linear, weight_gradient
+from vmddpm_kernels.modules import Linear
 
 ROWS = 256  # pixels of a block: enough for an efficient matrix product, few enough for the cache
 
 
-def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: nn.Linear) -> Tensor:
+def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: Linear) -> Tensor:
     """out(norm(y) * silu(gate)): y and gate (B, L, D) -> (B, L, C)."""
-    if not (_plain(norm, nn.LayerNorm) and _plain(out, nn.Linear) and out.bias is None) or not _by_blocks(
+    if not (_plain(norm, nn.LayerNorm) and _plain(out, Linear) and out.bias is None) or not _by_blocks(
         y, gate, norm.weight, norm.bias, out.weight
     ):
         projected: Tensor = out(norm(y) * F.silu(gate))
@@ -54,7 +56,7 @@ class GatedProjection(torch.autograd.Function):
         projected = y.new_empty(len(y), len(weight))
         for y_b, gate_b, projected_b in zip(y.split(ROWS), gate.split(ROWS), projected.split(ROWS)):
             gated = F.layer_norm(y_b, scale.shape, scale, shift, eps).mul_(F.silu(gate_b))
-            torch.mm(gated, weight.mT, out=projected_b)
+            projected_b.copy_(linear(gated, weight))
         return projected
 
     @staticmethod
@@ -65,13 +67,15 @@ class GatedProjection(torch.autograd.Function):
             wanted = [t for t in inputs if t.requires_grad]
             grads = iter(torch.autograd.grad(projected, wanted, grad, create_graph=True))
             return *(next(grads) if t.requires_grad else None for t in inputs), None
-        dy, dgate, dweight = torch.empty_like(y), torch.empty_like(gate), torch.zeros_like(weight)
+        dy, dgate = torch.empty_like(y), torch.empty_like(gate)
+        dweight: Tensor | None = None
         dscale, dshift = torch.zeros_like(scale), torch.zeros_like(shift)
         for y_b, gate_b, grad_b, dy_b, dgate_b in zip(*(t.split(ROWS) for t in (y, gate, grad, dy, dgate))):
             normed, mean, rstd = torch.native_layer_norm(y_b, scale.shape, scale, shift, ctx.eps)
             opened = F.silu(gate_b)
-            dgated = grad_b @ weight                                            # (T, D)
-            dweight.addmm_(grad_b.mT, normed * opened)
+            dgated = linear(grad_b, weight.mT)                                  # (T, D)
+            dweight_b = weight_gradient(normed * opened, grad_b)
+            dweight = dweight_b if dweight is None else dweight.add_(dweight_b)
             torch.ops.aten.silu_backward.grad_input(normed.mul_(dgated), gate_b, grad_input=dgate_b)
             dy_b[:], dscale_b, dshift_b = torch.ops.aten.native_layer_norm_backward(
                 opened.mul_(dgated), y_b, scale.shape, mean, rstd, scale, shift, [True] * 3

@@ -2,12 +2,12 @@
 fork of mamba_ssm."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.causal_conv1d import causal_conv1d
 from vmddpm_kernels.checks import check_dense, check_float, check_shape, check_truth
 from vmddpm_kernels.compat.mamba_scan import selective_scan_fn
+from vmddpm_kernels.linear import linear
 from vmddpm_kernels.modules.norm import normalized
 
 
@@ -171,7 +171,7 @@ def _project(y: Tensor, out_proj_weight: Tensor, out_proj_bias: Tensor | None) -
     if out_proj_bias is not None:
         _check_weight("out_proj_bias", out_proj_bias, y, 1)
         check_shape("out_proj_bias", out_proj_bias, "d_model", out_proj_weight.shape[:1])
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def _inner(
@@ -197,8 +197,8 @@ def _inner(
     rank, states = _check(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A[0], B, C, width)
     x, z = xz.chunk(2, dim=1)                                                   # (batch, dim, length)
     x = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")  # type: ignore[assignment]
-    projected = F.linear(x.transpose(1, 2), x_proj_weight)                      # (batch, length, dt_rank + 2 * d_state)
-    delta = F.linear(projected[..., :rank], delta_proj_weight)                  # (batch, length, dim)
+    projected = linear(x.transpose(1, 2), x_proj_weight)                      # (batch, length, dt_rank + 2 * d_state)
+    delta = linear(projected[..., :rank], delta_proj_weight)                  # (batch, length, dim)
     delta = _normalized("dt_rms_weight", delta, rms[2], eps).transpose(1, 2)
     if B is None:
         B = _biased("B_proj_bias", projected[..., rank : rank + states], B_proj_bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vmddpm_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from vmddpm_kernels.checks import check_count, check_shape
+from vmddpm_kernels.modules.linear import Linear
 from vmddpm_kernels.selective_scan import selective_scan
 from vmddpm_kernels.selective_state_update import selective_state_update
 
@@ -42,11 +43,11 @@ class Mamba(nn.Module):
         >>> y = mamba(torch.randn(2, 100, 32))                                  # (batch, length, d_model)
     """
 
-    in_proj: nn.Linear
+    in_proj: Linear
     conv1d: nn.Conv1d
-    x_proj: nn.Linear
-    dt_proj: nn.Linear
-    out_proj: nn.Linear
+    x_proj: Linear
+    dt_proj: Linear
+    out_proj: Linear
     A_log: nn.Parameter
     D: nn.Parameter
 
@@ -98,14 +99,14 @@ class Mamba(nn.Module):
             self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model, device=device, dtype=dtype))
 
         # In the order of the original, so that a seed gives the same parameters.
-        self.in_proj = nn.Linear(d_model, self.d_inner * 2, bias=bias, device=device, dtype=dtype)
+        self.in_proj = Linear(d_model, self.d_inner * 2, bias=bias, device=device, dtype=dtype)
         self._add_branch("", conv_bias, device, dtype)
         self._start_step_sizes(dt_init, self.dt_rank**-0.5 * dt_scale, dt_min, dt_max, dt_init_floor)
         if bimamba_type == "v1":
             self.A_b_log = self._decays(device)
         for suffix in _BRANCHES[bimamba_type][1:]:
             self._add_branch(suffix, conv_bias, device, dtype)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, device=device, dtype=dtype)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias, device=device, dtype=dtype)
 
     def _add_branch(
         self, suffix: str, conv_bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
@@ -116,10 +117,10 @@ class Mamba(nn.Module):
                 inner, inner, self.d_conv, groups=inner, padding=self.d_conv - 1, bias=conv_bias, device=device,
                 dtype=dtype,
             ),
-            f"x_proj{suffix}": nn.Linear(
+            f"x_proj{suffix}": Linear(
                 inner, self.dt_rank + 2 * self.d_state, bias=False, device=device, dtype=dtype
             ),
-            f"dt_proj{suffix}": nn.Linear(self.dt_rank, inner, device=device, dtype=dtype),
+            f"dt_proj{suffix}": Linear(self.dt_rank, inner, device=device, dtype=dtype),
             f"A{suffix}_log": self._decays(device),
             f"D{suffix}": nn.Parameter(torch.ones(inner, device=device)),
         }  # fmt: skip
