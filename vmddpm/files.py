@@ -25,7 +25,7 @@ from pathlib import Path
 from vmddpm.errors import VmddpmError
 
 _WRITER = re.compile(r"\.([0-9a-f]{12})-(\d+)-[0-9a-f]{8}\.tmp(\.|$)")
-_FORGOTTEN = 24 * 3600  # seconds after which a file of another machine counts as abandoned
+_ABANDONED_AFTER = 24 * 3600  # seconds after which a file of another machine counts as abandoned
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -120,8 +120,8 @@ def _exchange(first: Path, second: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2(current_folder, os.fsencode(first), current_folder, os.fsencode(second), exchange) == 0:
         return True
     number = ctypes.get_errno()
     if number in _NO_EXCHANGE:
@@ -214,7 +214,7 @@ def _is_being_written(path: Path) -> bool:
     if writer[1] == _machine():
         return _is_alive(int(writer[2]))
     try:
-        return time.time() - path.stat().st_mtime < _FORGOTTEN
+        return time.time() - path.stat().st_mtime < _ABANDONED_AFTER
     except FileNotFoundError:
         return False
 

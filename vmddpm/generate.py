@@ -65,7 +65,7 @@ def generate(
     device: str = "auto",
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no",
     progress: bool = True,
-    wanted: str | None = None,
+    class_name: str | None = None,
     guidance: float = 1.0,
     condition_images: str | None = None,
 ) -> int:
@@ -82,7 +82,7 @@ def generate(
         file_format: "png" for images or "nifti" for volumes, with a file each, or "npy", with a file per block; by
             default a file each.
         compile: mode of torch.compile; "reduce-overhead" replays the GPU's work as CUDA graphs.
-        wanted: class of the images, or several classes joined by the separator of the run's labels; None cycles
+        class_name: class of the images, or several classes joined by the separator of the run's labels; None cycles
             through the classes of the run.
         guidance: guidance scale; 0 draws without the condition, bit for bit, and 1 with it.
         condition_images: folder of images to condition on, read like condition.image of the run. Image i is conditioned
@@ -115,17 +115,17 @@ def generate(
     if ordered and config.system != "vmddpm":
         raise InputError(f"ordered is only for vmddpm; {config.system} has no scans")
     check_guidance(guidance)
-    told = condition_names(config.model)
-    if not told and (guidance != 1 or wanted is not None or condition_images is not None):
+    condition_kinds = condition_names(config.model)
+    if not condition_kinds and (guidance != 1 or class_name is not None or condition_images is not None):
         raise InputError(f"{run} was trained without a condition; leave class, guidance and condition-images out")
     if guidance != 1 and config.condition.dropout == 0:
         raise InputError(f"guidance is {guidance:g}, but {run} has condition.dropout 0: it was not trained without its "
                          "condition, so guidance must be 1")  # fmt: skip
-    classes = None if wanted is None else split_classes(wanted, config)
-    beside = None if condition_images is None else SliceDataset(
+    classes = None if class_name is None else split_classes(class_name, config)
+    paired_images = None if condition_images is None else SliceDataset(
         condition_data(replace(config.condition, image=condition_images), config.data), progress=progress
     )  # fmt: skip
-    conditions = conditions_to_draw(config.model, beside, classes)
+    conditions = conditions_to_draw(config.model, paired_images, classes)
     model = load_to_draw(folder, config, weights, device)
     if ordered and isinstance(model, VMDDPM):
         model.config = replace(model.config, regeneration_at_sampling=False)
@@ -138,16 +138,16 @@ def generate(
     made_with |= {"sampler": sampler, "steps": steps, "seed": seed, "batch_size": batch_size, "format": file_format}
     made_with |= {"compile": compile, "ordered": ordered}
     made_with |= {"spacing": list(spacing)} if volumes else {}
-    if told:
-        made_with |= {"classes": list(config.model.classes), "class": wanted, "guidance": guidance}
-    if beside is not None:
-        made_with["condition_images_sha256"] = hashlib.sha256(beside.checksums().tobytes()).hexdigest()
+    if condition_kinds:
+        made_with |= {"classes": list(config.model.classes), "class": class_name, "guidance": guidance}
+    if paired_images is not None:
+        made_with["condition_images_sha256"] = hashlib.sha256(paired_images.checksums().tobytes()).hexdigest()
     samples.create_or_resume(made_with)
     shape = config.data.shape
     rank, ranks = rank_and_count()
-    mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
-    with tqdm(total=len(mine) * steps, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
-        for block in mine:
+    own_blocks = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
+    with tqdm(total=len(own_blocks) * steps, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
+        for block in own_blocks:
             bar.set_description(f"images {block.start}-{block.stop - 1} of {count}")
             if isinstance(model, Generator):
                 images = draw(model, block, seed=seed)
@@ -164,4 +164,4 @@ def generate(
             rows = class_rows(config.model.classes, classes)
             samples.write_labels(config.model.classes, rows, separator_of(config) or "|", folder.class_counts())
         samples.finish()
-    return sum(map(len, mine))
+    return sum(map(len, own_blocks))

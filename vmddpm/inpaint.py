@@ -26,7 +26,7 @@ from vmddpm.training.pictures import to_uint8
 from vmddpm.training.ranks import rank_and_count
 from vmddpm.training.run_folder import RunFolder
 
-ANYTHING = (0.5, 1.0)  # window of masks: 0 is black, 1 and above is white
+NONZERO_WINDOW = (0.5, 1.0)  # window of masks: 0 is black, 1 and above is white
 
 
 def inpaint_images(
@@ -45,7 +45,7 @@ def inpaint_images(
     batch_size: int = 16,
     weights: str = "ema",
     device: str = "auto",
-    wanted: str | None = None,
+    class_name: str | None = None,
     guidance: float = 1.0,
     progress: bool = True,
 ) -> int:
@@ -62,7 +62,7 @@ def inpaint_images(
         pattern, mask_pattern: shell patterns of the files.
         sampler, steps, jump, resamplings: see `diffusion.inpaint`.
         seed, batch_size, weights, device: as for `generate`.
-        wanted, guidance: class of the region, and guidance scale, as for `generate`.
+        class_name, guidance: class of the region, and guidance scale, as for `generate`.
 
     Raises:
         RunError: if the run lacks these weights, or `out` holds anything else.
@@ -80,21 +80,23 @@ def inpaint_images(
         raise InputError(f"{run} draws volumes, but only regions of images can be redrawn; choose a run of images")
     if config.model.condition_channels:
         raise InputError(f"{run} was trained with condition images, which redrawing does not take; choose another run")
-    if not condition_names(config.model) and (guidance != 1 or wanted is not None):
+    if not condition_names(config.model) and (guidance != 1 or class_name is not None):
         raise InputError(f"{run} was trained without a condition; leave class and guidance out")
     steps = min(250, config.diffusion.timesteps) if steps is None else steps
     check_inpainting(config.diffusion, sampler, steps, jump, resamplings)
     conditions = None
-    if config.model.classes and wanted is not None:
-        conditions = conditions_to_draw(config.model, None, split_classes(wanted, config))
+    if config.model.classes and class_name is not None:
+        conditions = conditions_to_draw(config.model, None, split_classes(class_name, config))
     data = replace(config.data, root=real, pattern=pattern, split="train", limit=None, min_foreground=0.0)
-    masked = ConditionConfig(image=masks, image_pattern=mask_pattern, image_normalize="window", image_window=ANYTHING)
+    masked = ConditionConfig(
+        image=masks, image_pattern=mask_pattern, image_normalize="window", image_window=NONZERO_WINDOW
+    )
     refuse_stores(masked, data)
     model = load_to_draw(folder, config, weights, device)
-    known = SliceDataset(data, progress=progress)
-    drawn = SliceDataset(condition_data(masked, data), progress=progress)
-    places = pair(known, drawn)
-    marked = [(i, place) for i, place in enumerate(places) if bool((drawn[place] > 0).any())]
+    originals = SliceDataset(data, progress=progress)
+    mask_images = SliceDataset(condition_data(masked, data), progress=progress)
+    places = pair(originals, mask_images)
+    marked = [(i, place) for i, place in enumerate(places) if bool((mask_images[place] > 0).any())]
     if not marked:
         raise DataError(f"{masks}: all {len(places)} masks are empty; mark the region to redraw with nonzero pixels")
     samples = Samples(Path(out), len(marked), batch_size, "png")
@@ -102,24 +104,25 @@ def inpaint_images(
         "run": folder.path.resolve().name, "weights": weights,
         "weights_sha256": sha256(folder.weights(weights) / "model.safetensors"), "inpainting": "RePaint",
         "sampler": sampler, "steps": steps, "jump": jump, "resamplings": resamplings, "seed": seed,
-        "batch_size": batch_size, "format": "png", "class": wanted, "guidance": guidance,
-        "images_sha256": hashlib.sha256(known.checksums().tobytes()).hexdigest(),
-        "masks_sha256": hashlib.sha256(drawn.checksums()[places].tobytes()).hexdigest(),
+        "batch_size": batch_size, "format": "png", "class": class_name, "guidance": guidance,
+        "images_sha256": hashlib.sha256(originals.checksums().tobytes()).hexdigest(),
+        "masks_sha256": hashlib.sha256(mask_images.checksums()[places].tobytes()).hexdigest(),
     }  # fmt: skip
     samples.create_or_resume(made_with)
     text = io.StringIO()
-    rows = ((f"{n:06d}.png", known.slices[i]) for n, (i, _) in enumerate(marked))
+    rows = ((f"{n:06d}.png", originals.slices[i]) for n, (i, _) in enumerate(marked))
     table = [(name, info.path, info.axis, info.index, info.frame) for name, info in rows]
     csv.writer(text, lineterminator="\n").writerows([("file", "source", "axis", "index", "frame"), *table])
     write_text(samples.folder / "sources.csv", text.getvalue().encode(errors="backslashreplace").decode())
     rank, ranks = rank_and_count()
-    mine = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
+    own_blocks = [block for block in samples.missing() if block.start // batch_size % ranks == rank]
     passes = sum(to < level for level, to in walk(steps, jump, resamplings))
-    with tqdm(total=len(mine) * passes, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
-        for block in mine:
+    with tqdm(total=len(own_blocks) * passes, unit="step", disable=not progress or rank > 0, dynamic_ncols=True) as bar:
+        for block in own_blocks:
             bar.set_description(f"images {block.start}-{block.stop - 1} of {len(marked)}")
             filled = inpaint(
-                model, lambda n: known[marked[n][0]], lambda n: (drawn[marked[n][1]] > 0).any(0, keepdim=True), block,
+                model, lambda n: originals[marked[n][0]],
+                lambda n: (mask_images[marked[n][1]] > 0).any(0, keepdim=True), block,
                 config=config.diffusion, sampler=sampler, steps=steps, jump=jump, resamplings=resamplings, seed=seed,
                 batch_size=batch_size, progress=lambda done, _: bar.update(1), conditions=conditions, guidance=guidance,
             )  # fmt: skip

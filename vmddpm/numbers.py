@@ -8,12 +8,12 @@ from typing import Any
 from vmddpm.errors import InputError, VmddpmError
 
 SEEDS = 1 << 63  # number of seeds, from 0 on, that every generator here distinguishes
-LARGEST = SEEDS - 1  # largest int64
-LONGEST = 10_000_000  # minutes, 19 years
+MAX_INT64 = SEEDS - 1  # largest int64
+MAX_MINUTES = 10_000_000  # minutes, 19 years
 
 
 def check_numbers(
-    config: Any, prefix: str = "", most: Mapping[str, float] | None = None, error: type[VmddpmError] = InputError
+    config: Any, prefix: str = "", limits: Mapping[str, float] | None = None, error: type[VmddpmError] = InputError
 ) -> None:
     """Refuse numbers that are not finite or do not fit into int64. YAML and the command line can express NaN, infinity
     (also as 1e400) and integers of any length.
@@ -21,7 +21,7 @@ def check_numbers(
     Args:
         config: a dataclass; numbers in its lists and tuples are checked too.
         prefix: prefix of a field's name in the message, such as "gan.".
-        most: a smaller largest value for some fields, or for each number in them.
+        limits: largest values of some fields, or of each number in them, where int64 allows too much.
         error: the class of the error.
 
     Raises:
@@ -33,7 +33,7 @@ def check_numbers(
         vmddpm.errors.InputError: beta_end is inf; it must be a finite number
     """
     for field in fields(config):
-        value, limit = getattr(config, field.name), (most or {}).get(field.name, LARGEST)
+        value, limit = getattr(config, field.name), (limits or {}).get(field.name, MAX_INT64)
         or_null = ", or null" if field.default is None else ""
         for number in _numbers(value):
             if not isinstance(number, int) and not math.isfinite(number):

@@ -32,17 +32,17 @@ from vmddpm.training.pictures import load_png, save_png, tiled
 from vmddpm.training.run_folder import CLASSES, RunFolder
 
 IN_GRID = 64
-MOST = 10_000_000  # images in a folder
-_AGAIN = "run its `vmddpm sample` command again"
+MAX_IMAGES = 10_000_000  # images in a folder
+_RERUN = "run its `vmddpm sample` command again"
 Format = Literal["png", "nifti", "npy"]
 SUFFIXES = {"png": ".png", "nifti": ".nii.gz"}  # formats with one file per image
 
 
 def check_count(name: str, count: int) -> None:
     """Raise InputError if a folder cannot hold `count` images."""
-    if not 1 <= count <= MOST:
-        more = "; draw more with another seed, to another folder" if count > MOST else ""
-        raise InputError(f"{name} is {shown(count)}; it must be from 1 to {MOST:,}{more}")
+    if not 1 <= count <= MAX_IMAGES:
+        more = "; draw more with another seed, to another folder" if count > MAX_IMAGES else ""
+        raise InputError(f"{name} is {shown(count)}; it must be from 1 to {MAX_IMAGES:,}{more}")
 
 
 class Samples:
@@ -79,19 +79,22 @@ class Samples:
         """
         record = self.folder / "sampling.yaml"
         if record.exists():
-            there = _made_with(self.folder)
-            changes = [f"{k} was {there.get(k)!r} and is now {v!r}" for k, v in made_with.items() if there.get(k) != v]
+            before = _made_with(self.folder)
+            changes = [
+                f"{key} was {before.get(key)!r} and is now {value!r}"
+                for key, value in made_with.items() if before.get(key) != value
+            ]  # fmt: skip
             if changes:
                 raise RunError(
                     f"{self.folder} holds images drawn with other options, choose another folder: {'; '.join(changes)}"
                 )
-            if (there_now := self._lying()) > self.count:
+            if (stored := self._count_stored()) > self.count:
                 warnings.warn(
-                    f"{self.folder} already holds {there_now} images; the first {self.count} are the requested ones, "
+                    f"{self.folder} already holds {stored} images; the first {self.count} are the requested ones, "
                     "and all are kept",
                     stacklevel=3,
                 )
-                self.count = there_now
+                self.count = stored
         elif self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and holds no samples of vmddpm; choose another folder")
         else:
@@ -99,8 +102,8 @@ class Samples:
 
     def missing(self) -> list[range]:
         """The blocks that are missing or incomplete."""
-        there = {path.name for path in self.folder.iterdir()}
-        return [block for block in self.blocks if not self._is_whole(block, there)]
+        names = {path.name for path in self.folder.iterdir()}
+        return [block for block in self.blocks if not self._is_whole(block, names)]
 
     def write(self, block: range, pixels: np.ndarray) -> None:
         """Write the n images of a block, uint8 (n, H, W, C) or (n, D, H, W, C). Raises RunError if that fails."""
@@ -151,25 +154,25 @@ class Samples:
             manifest["files"] = {_npy(block): sha256(self.folder / _npy(block)) for block in self.blocks}
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
-    def _lying(self) -> int:
+    def _count_stored(self) -> int:
         """Number of consecutive images in the folder, from the first one on."""
-        there, count = {path.name for path in self.folder.iterdir()}, 0
+        names, count = {path.name for path in self.folder.iterdir()}, 0
         if self.file_format in SUFFIXES:
-            while _file(count, self.file_format) in there:
+            while _file(count, self.file_format) in names:
                 count += 1
             return count
-        while self._is_whole(block := range(count, count + 1), there):
+        while self._is_whole(block := range(count, count + 1), names):
             rows = len(np.load(self.folder / _npy(block), mmap_mode="r"))
             count += rows
             if rows < self.batch_size:
                 break
         return count
 
-    def _is_whole(self, block: range, there: set[str]) -> bool:
+    def _is_whole(self, block: range, names: set[str]) -> bool:
         if self.file_format in SUFFIXES:
-            return all(_file(index, self.file_format) in there for index in block)
+            return all(_file(index, self.file_format) in names for index in block)
         try:
-            return _npy(block) in there and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
+            return _npy(block) in names and len(np.load(self.folder / _npy(block), mmap_mode="r")) >= len(block)
         except Exception:  # truncated or invalid; numpy documents no closed set of exceptions
             return False
 
@@ -197,13 +200,13 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
             whole = sha256(folder / name) == digest
             block = np.load(folder / name)[:left] if whole else np.empty(0)
         except (OSError, ValueError, IndexError) as error:
-            raise RunError(f"{folder / name} cannot be read ({error}); {_AGAIN}") from error
+            raise RunError(f"{folder / name} cannot be read ({error}); {_RERUN}") from error
         if block.ndim not in (4, 5):
-            raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
+            raise RunError(f"{folder / name} is damaged; remove it and {_RERUN}")
         left -= len(block)
         yield block
     if left:
-        raise RunError(f"{folder / 'manifest.json'} lists {left} fewer images than it counts; {_AGAIN}")
+        raise RunError(f"{folder / 'manifest.json'} lists {left} fewer images than it counts; {_RERUN}")
 
 
 def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separator: str | None) -> Tensor:
@@ -217,12 +220,12 @@ def sample_labels(folder: str | Path, count: int, classes: Sequence[str], separa
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
         texts = [text for _, text in rows]
         if [int(Path(name).stem) for name, _ in rows[:count]] != list(range(count)):
-            raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_AGAIN}")
+            raise RunError(f"{path} has no row for each of the {count} samples, in their order; {_RERUN}")
     except FileNotFoundError:
         raise RunError(f"{folder} has no labels.csv: its samples have no classes; draw them from a run with classes, "
                        "with guidance above 0") from None  # fmt: skip
     except (OSError, ValueError, csv.Error) as error:
-        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+        raise RunError(f"{path} cannot be read ({error}); {_RERUN}") from error
     for i, text in enumerate(texts[:count]):
         for name in text.split(separator) if separator else [text]:
             if name not in classes:
@@ -256,10 +259,10 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     expected = {_file(index, form) for index in range(count)} if files is None else set(files)
     if others := sorted(_numbered(folder) ^ expected):
         raise RunError(f"{folder} does not hold the {count} images of its manifest.json: {others[0]} is the first "
-                       f"of {len(others)} that are missing or extra; {_AGAIN}, or draw to a new folder")  # fmt: skip
+                       f"of {len(others)} that are missing or extra; {_RERUN}, or draw to a new folder")  # fmt: skip
     for name, digest in (files or {}).items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise RunError(f"{folder / name} is damaged; remove it and {_AGAIN}")
+            raise RunError(f"{folder / name} is damaged; remove it and {_RERUN}")
     kind = made_with.get("weights")
     if kind in ("ema", "raw") and run.has_weights(kind):
         run.check_weights(kind)
@@ -282,21 +285,21 @@ def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{folder} holds no finished samples; {_AGAIN}") from None
+        raise RunError(f"{folder} holds no finished samples; {_RERUN}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+        raise RunError(f"{path} cannot be read ({error}); {_RERUN}") from error
     known = manifest if isinstance(manifest, dict) else {}
     count, file_format, files = known.get("images"), known.get("format"), known.get("files")
     if type(count) is not int or count < 1 or file_format not in ("png", "nifti", "npy"):
-        raise RunError(f"{path} does not say how many images there are, and in which format; {_AGAIN}")
+        raise RunError(f"{path} does not say how many images there are, and in which format; {_RERUN}")
     if file_format in SUFFIXES:
         return count, file_format, None
     if not isinstance(files, dict) or not files:
-        raise RunError(f"{path} names no files; {_AGAIN}")
+        raise RunError(f"{path} names no files; {_RERUN}")
     for name, digest in files.items():
         # Only names of this pattern are written, and none of them leads out of the folder.
         if not re.fullmatch(r"images-[0-9]{8,12}\.npy", name) or not isinstance(digest, str):
-            raise RunError(f"{path} names {name!r:.80}, which is not a file of samples; {_AGAIN}")
+            raise RunError(f"{path} names {name!r:.80}, which is not a file of samples; {_RERUN}")
     return count, file_format, files
 
 

@@ -71,10 +71,10 @@ def find_nvcc() -> str:
 
 @cache
 def find_ptxas() -> str:
-    beside = Path(find_nvcc()).resolve().parent
-    if found := shutil.which("ptxas", path=str(beside)) or shutil.which("ptxas"):
+    nvcc_folder = Path(find_nvcc()).resolve().parent
+    if found := shutil.which("ptxas", path=str(nvcc_folder)) or shutil.which("ptxas"):
         return found
-    raise Unavailable(f"no ptxas in {beside} or on PATH (it comes with nvcc)")
+    raise Unavailable(f"no ptxas in {nvcc_folder} or on PATH (it comes with nvcc)")
 
 
 @cache

@@ -23,7 +23,7 @@ from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.files import find
 from vmddpm.data.layouts import chestxray
-from vmddpm.data.patients import dicom_patient, look_alikes
+from vmddpm.data.patients import dicom_patient, similar_names
 from vmddpm.data.remarks import summary
 from vmddpm.data.store import read_store
 
@@ -355,7 +355,7 @@ def test_an_empty_side_is_warned_of_and_found(tmp_path, capsys):
     (["IM-0001-0003.dcm", "IM-0001-0004.dcm"], [["IM-0001-0003.dcm", "IM-0001-0004.dcm"]]),
 ])  # fmt: skip
 def test_names_that_look_like_one_patients(names, groups):
-    assert look_alikes(names) == groups
+    assert similar_names(names) == groups
 
 
 @pytest.mark.parametrize(("names", "ending", "patients", "paper"), [

@@ -19,7 +19,7 @@ from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, SliceDataset
 from vmddpm.data.check import check_store
 from vmddpm.data.prepare import in_order
-from vmddpm.data.store import read_store, side_of, write_records
+from vmddpm.data.store import read_store, split_of, write_records
 
 SMALL = ("--data.size", "32")
 
@@ -180,9 +180,9 @@ def test_sides_are_of_patients_and_stay(acdc, tmp_path, capsys):
         assert len(dataset) == 48 * len(splits[split])
     assert splits["train"] | splits["test"] == splits["all"]
     assert not splits["train"] & splits["test"]
-    many = [side_of(f"patient{p}", 0.2) for p in range(2000)]
+    many = [split_of(f"patient{p}", 0.2) for p in range(2000)]
     assert abs(many.count("test") - 400) < 5 * (2000 * 0.2 * 0.8) ** 0.5
-    assert all(side_of(f"patient{p}", 0.3) == "test" for p in range(2000) if many[p] == "test")
+    assert all(split_of(f"patient{p}", 0.3) == "test" for p in range(2000) if many[p] == "test")
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -152,7 +152,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
 
 def test_a_run_that_goes_on_counts_what_it_has():
     budget = Budget(60.0, 0.0, lambda: 0.0)
-    plan = make_plan(budget, Speed(1.0, 0.1), 64, taken=BRAINS - 10)
+    plan = make_plan(budget, Speed(1.0, 0.1), 64, steps_done=BRAINS - 10)
     assert "does not reach" not in str(plan)
     assert f"on from step {BRAINS - 10}" in str(plan)
     assert [SLICES(n).split()[0] for n in (0, BLOBS - 1, BLOBS, BRAINS - 1, BRAINS)] == [

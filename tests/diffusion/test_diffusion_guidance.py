@@ -30,7 +30,7 @@ def test_a_class_moves_the_time_embedding_by_its_vector():
         moved = model.time(T, torch.stack([vectors[1] + vectors[2], vectors[0]]))
         assert not torch.equal(moved, model.time(T))
         noise = model(X, T, (0, 0), labels=labels)
-        model.time.forward = lambda t, wanted: moved
+        model.time.forward = lambda t, class_embedding: moved
         assert torch.equal(model(X, T, (0, 0)), noise)
 
 

@@ -202,9 +202,9 @@ def test_nearest_by_loops(monkeypatch):
     assert found.index.tolist() == distances.argmin(1).tolist()
     assert np.allclose(found.distance, distances.min(1), rtol=1e-12)
     assert (found.distance[5], found.index[5]) == (0, 17)
-    alone = nearest(references, references, leave_out_self=True)
+    alone = nearest(references, references, exclude_self=True)
     own = np.linalg.norm(references.numpy()[:, None].astype(float) - references.numpy()[None], axis=2)
     np.fill_diagonal(own, np.inf)
     assert alone.index.tolist() == own.argmin(1).tolist()
     with pytest.raises(ValueError, match="give more real images"):
-        nearest(queries[:1], queries[:1], leave_out_self=True)
+        nearest(queries[:1], queries[:1], exclude_self=True)

@@ -122,7 +122,7 @@ def drawn(folder):
 
 
 def test_guidance_0_draws_what_no_class_does_bit_for_bit(run, tmp_path):
-    for name, options in {"a": {"wanted": "disc"}, "b": {"wanted": "cross"}, "c": {}}.items():
+    for name, options in {"a": {"class_name": "disc"}, "b": {"class_name": "cross"}, "c": {}}.items():
         generate(run.path, tmp_path / name, 4, guidance=0.0, **options, **OPTIONS)
         assert not (tmp_path / name / "labels.csv").exists()
     assert all(np.array_equal(a, b) and np.array_equal(a, c)
@@ -131,7 +131,7 @@ def test_guidance_0_draws_what_no_class_does_bit_for_bit(run, tmp_path):
 
 def test_samples_of_a_class_and_of_each_in_turn(run, tmp_path):
     generate(run.path, tmp_path / "turn", 6, file_format="npy", **OPTIONS)
-    generate(run.path, tmp_path / "disc", 5, wanted="disc", guidance=2.0, **OPTIONS)
+    generate(run.path, tmp_path / "disc", 5, class_name="disc", guidance=2.0, **OPTIONS)
     with open(tmp_path / "turn" / "labels.csv", encoding="utf-8") as file:
         assert list(csv.reader(file))[1:] == [[f"{i:06d}", SHAPES[i % 4]] for i in range(6)]
     assert balance(tmp_path / "turn") == [(name, "4", str(2 - (i > 1))) for i, name in enumerate(SHAPES)]
@@ -142,7 +142,7 @@ def test_samples_of_a_class_and_of_each_in_turn(run, tmp_path):
     )  # a table of samples is one that training reads
     assert labelled.classes == SHAPES
     with pytest.raises(RunError, match="class was 'disc' and is now 'cross'"):
-        generate(run.path, tmp_path / "disc", 5, wanted="cross", guidance=2.0, **OPTIONS)
+        generate(run.path, tmp_path / "disc", 5, class_name="cross", guidance=2.0, **OPTIONS)
 
 
 def test_masks_are_learned_and_drawn_to(data, masks, tmp_path):
@@ -159,7 +159,8 @@ def test_masks_are_learned_and_drawn_to(data, masks, tmp_path):
 
 def test_what_cannot_be_drawn(run, masks, data, tmp_path):
     for options, words in [
-        ({"wanted": "ring"}, "class is 'ring', which the run does not have; its classes are 'cross', 'disc', 'square'"),
+        ({"class_name": "ring"},
+         "class is 'ring', which the run does not have; its classes are 'cross', 'disc', 'square'"),
         ({"guidance": -1.0}, "guidance is -1.0"),
         ({"condition_images": str(masks)}, "trained without condition images"),
     ]:
@@ -169,7 +170,7 @@ def test_what_cannot_be_drawn(run, masks, data, tmp_path):
     with pytest.raises(InputError, match=r"guidance is 2, but .* has condition\.dropout 0"):
         generate(sure.path, tmp_path / "out", 2, guidance=2.0, **OPTIONS)
     train(config(data, ConditionConfig(), steps=1), SliceDataset(data), RunFolder(tmp_path / "plain"), progress=False)
-    for options in ({"wanted": "disc"}, {"guidance": 2.0}):
+    for options in ({"class_name": "disc"}, {"guidance": 2.0}):
         with pytest.raises(InputError, match="was trained without a condition; leave class"):
             generate(tmp_path / "plain", tmp_path / "out", 2, **options, **OPTIONS)
     assert not (tmp_path / "out").exists()
@@ -180,7 +181,7 @@ def test_classes_that_are_not_those_of_the_weights_are_refused(run, data, tmp_pa
     text = copy.config_path.read_text()
     copy.config_path.write_text(text.replace("- cross\n  - disc", "- disc\n  - cross"))
     with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
-        generate(copy.path, tmp_path / "out", 2, wanted="disc", **OPTIONS)
+        generate(copy.path, tmp_path / "out", 2, class_name="disc", **OPTIONS)
     generate(run.path, tmp_path / "drawn", 2, **OPTIONS)
     with pytest.raises(RunError, match=r"with the classes 'cross', 'disc', .* names 'disc', 'cross'"):
         check_drawn(tmp_path / "drawn", copy)

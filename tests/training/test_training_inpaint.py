@@ -75,7 +75,7 @@ def test_what_cannot_be_drawn(run, folders, tmp_path):
     images, masks = folders
     for options, words in [
         ({"sampler": "dpm-solver"}, "cannot go back"), ({"jump": 4}, "jump is 4"), ({"guidance": 2.0}, "leave class"),
-        ({"wanted": "ill"}, "leave class"), ({"weights": "new"}, "weights is 'new'"),
+        ({"class_name": "ill"}, "leave class"), ({"weights": "new"}, "weights is 'new'"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=words):
             inpaint_images(run.path, images, masks, tmp_path / "out", **{**OPTIONS, **options})

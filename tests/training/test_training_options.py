@@ -98,11 +98,11 @@ def test_a_start_tells_its_speed_and_its_end_after_ten_steps(tmp_path, capsys):
         told = capsys.readouterr().out.removeprefix("continues from step 20\n")
         assert told.startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
         now = datetime(2026, 2, 28, 12)
-        assert "2026-03-02 19:33" in report.outlook(30, 578.0, 2.0, now)
-        assert "not in this century" in report.outlook(30, 578.0, 1e5, now)
+        assert "2026-03-02 19:33" in report.remaining_time(30, 578.0, 2.0, now)
+        assert "not in this century" in report.remaining_time(30, 578.0, 1e5, now)
     report.options = config(steps=100_030, minutes=20.0).training
-    assert "10 minutes left: it ends about 2026-02-28 12:10" in report.outlook(30, 578.0, 2.0, now)
-    assert "20 seconds left" in report.outlook(100_020, 578.0, 2.0, now)
+    assert "10 minutes left: it ends about 2026-02-28 12:10" in report.remaining_time(30, 578.0, 2.0, now)
+    assert "20 seconds left" in report.remaining_time(100_020, 578.0, 2.0, now)
 
 
 def test_durations_are_told_in_a_unit_of_which_there_are_two():

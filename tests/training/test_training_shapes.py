@@ -42,11 +42,11 @@ def test_guided_samples_are_of_the_wanted_class(tmp_path):
     train(with_conditions(run, images.classes), images, folder, progress=False)
     options = {"sampler": "ddim", "steps": 25, "batch_size": 50, "device": "cpu", "progress": False}
     generate(folder.path, tmp_path / "samples", 200, guidance=2.0, **options)
-    generate(folder.path, tmp_path / "discs", 50, wanted="disc", guidance=2.0, **options)
+    generate(folder.path, tmp_path / "discs", 50, class_name="disc", guidance=2.0, **options)
     real = train_classifier(images, labels, 4)
     assert share_right(real, others, truth) >= 0.98
     samples = SampleFolder(tmp_path / "samples")
-    wanted = sample_labels(tmp_path / "samples", 200, SHAPES, None).argmax(1).tolist()
-    assert share_right(real, samples, wanted) >= 0.95
+    class_indices = sample_labels(tmp_path / "samples", 200, SHAPES, None).argmax(1).tolist()
+    assert share_right(real, samples, class_indices) >= 0.95
     assert share_right(real, SampleFolder(tmp_path / "discs"), [1] * 50) >= 0.95
-    assert share_right(train_classifier(samples, wanted, 4), others, truth) >= 0.8  # one in four by chance
+    assert share_right(train_classifier(samples, class_indices, 4), others, truth) >= 0.8  # one in four by chance

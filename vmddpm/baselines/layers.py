@@ -85,11 +85,11 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        query = rearrange(self.query(x), "b c h w -> b c (h w)")                   # (B, C / 8, L)
-        key = rearrange(F.max_pool2d(self.key(x), 2), "b c h w -> b c (h w)")      # (B, C / 8, L / 4)
+        query = rearrange(self.query(x), "b c h w -> b c (h w)")  # (B, C / 8, L)
+        key = rearrange(F.max_pool2d(self.key(x), 2), "b c h w -> b c (h w)")  # (B, C / 8, L / 4)
         value = rearrange(F.max_pool2d(self.value(x), 2), "b c h w -> b c (h w)")  # (B, C / 2, L / 4)
-        weights = (query.transpose(1, 2) @ key).softmax(-1)                        # (B, L, L / 4)
-        gathered = value @ weights.transpose(1, 2)                                 # (B, C / 2, L)
+        weights = (query.transpose(1, 2) @ key).softmax(-1)  # (B, L, L / 4)
+        gathered = value @ weights.transpose(1, 2)  # (B, C / 2, L)
         y: Tensor = x + self.gamma * self.out(rearrange(gathered, "b c (h w) -> b c h w", h=x.shape[2]))
         return y
 

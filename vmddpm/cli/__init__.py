@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from vmddpm.cli.messages import print_message, shown
 from vmddpm.cli.presets import PRESETS, with_preset_files
-from vmddpm.cli.usage import PlainParser, meant, nearest, refuse
+from vmddpm.cli.usage import PlainParser, did_you_mean, nearest, refuse
 from vmddpm.cli.waiting import sleep_while_waiting
 from vmddpm.errors import VmddpmError
 
@@ -41,7 +41,7 @@ SWITCHES = """
 UNEXPECTED = 70  # exit code of an internal error (EX_SOFTWARE of sysexits.h)
 COMMANDS = ("train", "sample", "inpaint", "evaluate", "table1", "ablate", "prepare", "data", "study", "demo", "info")
 BASE = ("info",)  # commands that the base install can run
-ASKS_FOR_HELP = ("-h", "--help", "--help-all")
+HELP_SWITCHES = ("-h", "--help", "--help-all")
 
 started = time.monotonic()  # start of the command, before torch and the options are loaded, which takes seconds
 
@@ -104,21 +104,21 @@ def _answer(
 ) -> NoReturn:
     """Handle a first word that is not a command: show help if it is a help option, else refuse it with a hint."""
     word, *rest = words
-    if word in ASKS_FOR_HELP:
+    if word in HELP_SWITCHES:
         width = max(map(len, summaries))
         lines = (f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
         print(f"usage: {prog} {kind.upper()} [options]\n\n{text.strip()}\n\n{kind}s:", *lines, sep="\n")
         print(f"{switches}\n`{prog} {kind.upper()} --help` shows the options of one.")
         raise SystemExit(0)
-    known = f"its {kind}s are {', '.join(summaries)}; `{prog} --help` says what each does"
+    hint = f"its {kind}s are {', '.join(summaries)}; `{prog} --help` says what each does"
     if not word:
-        refuse(prog, f"a {kind} is missing", known)
+        refuse(prog, f"a {kind} is missing", hint)
     if word.startswith("-") and not nearest(word, ("--help", "--version")):
         # The first word may be the option's value.
         command = next((later for later in (*rest[1:], *rest[:1]) if later in summaries), "")
-        first = f"{command} goes first: `{prog} {command} {word} ...`" if command else known
-        refuse(prog, f"{word} must come after the {kind}", first)
-    refuse(prog, f"{word!r} is not a {kind}{meant(word, [*summaries, '--help', '--version'])}", known)
+        advice = f"{command} goes first: `{prog} {command} {word} ...`" if command else hint
+        refuse(prog, f"{word} must come after the {kind}", advice)
+    refuse(prog, f"{word!r} is not a {kind}{did_you_mean(word, [*summaries, '--help', '--version'])}", hint)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,14 +166,14 @@ def _flush() -> None:
 
 def _report(error: Exception, name: str, *, traced: bool) -> int:
     """Print the error that ended the command `name`; return the exit code."""
-    line, code = _told(error, name, "" if traced else "; to see where, add --traceback")
+    line, code = _message_and_code(error, name, "" if traced else "; to see where, add --traceback")
     if traced or code == UNEXPECTED:
         traceback.print_exception(error)
     print(f"{name}: {line}", file=sys.stderr)
     return code
 
 
-def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
+def _message_and_code(error: Exception, name: str, hint: str) -> tuple[str, int]:
     """The message for an error, and the exit code."""
     if isinstance(error, VmddpmError):
         return str(error), 1
@@ -184,7 +184,7 @@ def _told(error: Exception, name: str, hint: str) -> tuple[str, int]:
     if package in ("", "vmddpm", "vmddpm_kernels"):
         return "unexpected error; please report the lines above with the output of `vmddpm info`", UNEXPECTED
     if package == "fcntl":
-        cure = "the command needs the file locks of Linux or macOS; run it there"
+        fix = "the command needs the file locks of Linux or macOS; run it there"
     else:
-        cure = f"`pip install \"vmddpm[{'study' if name == 'vmddpm study' else 'train'}]\"` installs it"
-    return f"{missing} is missing; {cure}{hint}", 1
+        fix = f"`pip install \"vmddpm[{'study' if name == 'vmddpm study' else 'train'}]\"` installs it"
+    return f"{missing} is missing; {fix}{hint}", 1

@@ -14,7 +14,7 @@ names. The files that `prepare` left out are listed again. Exit code 1 if anythi
 
 example:
   vmddpm data check stores/brats"""
-SHOWN = 10
+MAX_LISTED = 10
 
 
 def build(new_parser: Any, _: str) -> Any:
@@ -41,15 +41,15 @@ def run(parser: Any, options: Any, _: str) -> None:
     lists = {
         "damaged images": found.damaged,
         "patients in both splits": found.shared_patients,
-        "files whose names look like one patient's, in both splits": found.look_alikes,
+        "files whose names look like one patient's, in both splits": found.similar_names,
         "empty splits": found.empty_splits,
         "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
         "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
     }
     for heading, lines in lists.items():
         print(f"{heading}: {len(lines):,}")
-        print(*(f"  {line}\n" for line in lines[:SHOWN]), sep="", end="")
-        if len(lines) > SHOWN:
-            print(f"  ... and {len(lines) - SHOWN:,} more")
+        print(*(f"  {line}\n" for line in lines[:MAX_LISTED]), sep="", end="")
+        if len(lines) > MAX_LISTED:
+            print(f"  ... and {len(lines) - MAX_LISTED:,} more")
     if any(lists.values()):
         raise DataError(f"{options.store}: problems were found, see above")

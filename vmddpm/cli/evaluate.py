@@ -87,18 +87,18 @@ def run(parser: Any, options: Any) -> None:
     least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
     check_images(samples, "samples", data.shape, parts.metrics, least)  # before decoding any
     conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
-    training, doubts = SliceDataset(data, progress=True), []
-    told_of = None if conditions is None else conditions.read(training, classes, progress=True)
-    if told := folder.difference(told_of or training):
-        told = f"{data.root} does not hold the images that {parts.run} was trained on: {told}"
+    training, concerns = SliceDataset(data, progress=True), []
+    conditioned = None if conditions is None else conditions.read(training, classes, progress=True)
+    if reason := folder.difference(conditioned or training):
+        reason = f"{data.root} does not hold the images that {parts.run} was trained on: {reason}"
         if not parts.root:
-            raise DataError(f"{told}; give the folder of real images with --root")
-        doubts.append(told)
+            raise DataError(f"{reason}; give the folder of real images with --root")
+        concerns.append(reason)
     others = held_out_images(data, parts.held_out)
-    beyond = None
+    held_out_labelled = None
     if labels is not None and others is not None:
         held_out = ConditionReader(replace(config.condition, image=None), others.config).read(others, classes)
-        beyond = Labelled(others, held_out.labels)
+        held_out_labelled = Labelled(others, held_out.labels)
     drawn: Images = samples
     real_images: Images = training
     unseen: Images | None = others
@@ -108,12 +108,12 @@ def run(parser: Any, options: Any) -> None:
         print(f"{len(drawn):,} {parts.slices} slices of {len(samples):,} samples, {len(real_images):,} different ones "
               f"of {len(training):,} training volumes")  # fmt: skip
     real = describe_real(real_images, extractor, parts.metrics, unseen)
-    result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), doubts=doubts)
+    result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), concerns=concerns)
     print(describe_result(result))
-    if labels is not None and told_of is not None:
+    if labels is not None and conditioned is not None:
         found = evaluate_classes(
-            real, Labelled(training, told_of.labels), Labelled(samples, labels), beyond, classes, extractor,
-            parts.metrics, Path(parts.out), classifier_steps=parts.classifier_steps,
+            real, Labelled(training, conditioned.labels), Labelled(samples, labels), held_out_labelled, classes,
+            extractor, parts.metrics, Path(parts.out), classifier_steps=parts.classifier_steps,
         )  # fmt: skip
         print(describe_classes(found))
         print(f"written to {Path(parts.out) / 'per_class.json'}")

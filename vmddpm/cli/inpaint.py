@@ -27,7 +27,7 @@ def build(new_parser: Any) -> Any:
     parser.add_argument("--jump", type=int, default=10, help="steps that a resampling goes back")
     parser.add_argument("--resamplings", type=int, default=10, help="how often each stretch of steps is run: 1 is "
                         "fastest, more fit the region better to its surroundings")  # fmt: skip
-    parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
+    parser.add_argument("--class", dest="class_name", metavar="NAME", type=str, default=None,
                         help="class of the drawn region, for a run with classes")  # fmt: skip
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale of the class")
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawn region")
@@ -42,7 +42,7 @@ def run(parser: Any, options: Any) -> None:
     from vmddpm.inpaint import inpaint_images
 
     names = ("pattern", "mask_pattern", "sampler", "steps", "jump", "resamplings", "seed", "weights", "device",
-             "wanted", "guidance")  # fmt: skip
+             "class_name", "guidance")  # fmt: skip
     made = inpaint_images(options.run, options.real, options.masks, options.out, batch_size=options.batch_size,
                           **{name: options[name] for name in names})  # fmt: skip
     print(f"{counted(made, 'image')} in {options.out}; sources.csv there lists the source of each")

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from vmddpm.cli.usage import meant, refuse
+from vmddpm.cli.usage import did_you_mean, refuse
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -132,9 +132,9 @@ class OptionParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser that jsonargparse makes for one value, and whose errors it handles
             super().error(message, ex)
-        refuse(self.prog, *self._told(" ".join(message.split())))
+        refuse(self.prog, *self._explain(" ".join(message.split())))
 
-    def _told(self, message: str) -> tuple[str, str]:
+    def _explain(self, message: str) -> tuple[str, str]:
         """Translate a message of argparse or jsonargparse into the fault and the remedy."""
         help_text = f"`{self.prog} --help` shows its options"
         if found := re.match(r"unrecognized arguments: (.*)", message):
@@ -148,13 +148,13 @@ class OptionParser(ArgumentParser):
             return f"{found[1]} takes no value, and got {found[2]!r}", self._purpose(found[1])
         if found := re.match(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
             choices = found[3].replace("'", "").split(", ")
-            return f"{found[1]} is {found[2]!r}{meant(found[2], choices)}", f"it is one of {', '.join(choices)}"
+            return f"{found[1]} is {found[2]!r}{did_you_mean(found[2], choices)}", f"it is one of {', '.join(choices)}"
         if found := re.match(r'Parser key "config": .*?: \'?([^\']*)', message):
             return self._no_config(found[1], message)
         if found := re.search(r"(?:Group '([\w.]+)' .*)?(?:[Oo]ption|[Kk]ey) '([\w.]+)'", message):
             entry = ".".join(filter(None, found.groups()))
             return (f"{self._origin()} has the entry {entry}, which this command does not have"
-                    f"{meant(entry, [action.dest for action in self._choices()])}",
+                    f"{did_you_mean(entry, [action.dest for action in self._choices()])}",
                     f"`{self.prog} --help-all` shows all entries, as options")  # fmt: skip
         if found := re.match(r'Parser key "([\w.]+)"', message):
             if action := next((action for action in self._choices() if action.dest == found[1]), None):
@@ -172,7 +172,7 @@ class OptionParser(ArgumentParser):
         option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
         if option is None:
             return f"{words[0]!r} is one word too many", f"usage: {self._usage()}"
-        near = meant(option, options)
+        near = did_you_mean(option, options)
         return f"{option} is not an option{near}", f"`{self.prog} --help-all` shows all options"
 
     def _missing(self, keys: list[str]) -> tuple[str, str]:
@@ -191,7 +191,7 @@ class OptionParser(ArgumentParser):
             return f"--config {given}: cannot be read as YAML with options", message
         names = f"; the presets are {', '.join(self.presets)}" if self.presets else ""
         kind = "neither a file nor a preset" if self.presets else "no file"
-        return f"--config {given}: {kind}{meant(given, self.presets)}", f"give a YAML file{names}"
+        return f"--config {given}: {kind}{did_you_mean(given, self.presets)}", f"give a YAML file{names}"
 
     def _unfit(self, action: argparse.Action, message: str) -> tuple[str, str]:
         value = re.search(r"(?:Got|Given) value: (.*)$", message)
@@ -202,7 +202,7 @@ class OptionParser(ArgumentParser):
         wanted = expected(kind)
         near = ""
         if get_origin(kind) is Literal and value:
-            near = meant(value[1], [str(choice) for choice in get_args(kind)])
+            near = did_you_mean(value[1], [str(choice) for choice in get_args(kind)])
         return (f"{name} is {value[1]!r}{near}" if value else f"{name} cannot be read",
                 f"it must be {wanted}" if wanted else message)  # fmt: skip
 

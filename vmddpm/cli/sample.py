@@ -26,7 +26,7 @@ def build(new_parser: Any) -> Any:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed: the same seed gives the same images")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time; it affects the images drawn")
-    parser.add_argument("--class", dest="wanted", metavar="NAME", type=str, default=None,
+    parser.add_argument("--class", dest="class_name", metavar="NAME", type=str, default=None,
                         help="class of the images, for a run with classes; by default each class in turn")  # fmt: skip
     parser.add_argument("--guidance", type=float, default=1.0,
                         help="guidance scale: 0 ignores the condition, 1 is as trained, 2 to 4 exaggerate it, in twice "
@@ -52,7 +52,7 @@ def run(parser: Any, options: Any) -> None:
     made = generate(
         options.run, options.out, options.images, sampler=options.sampler, steps=options.steps, seed=options.seed,
         batch_size=options.batch_size, weights=options.weights, ordered=options.ordered, file_format=options.format,
-        device=options.device, compile=options.compile, wanted=options.wanted, guidance=options.guidance,
+        device=options.device, compile=options.compile, class_name=options.class_name, guidance=options.guidance,
         condition_images=options.condition_images,
     )  # fmt: skip
     print(f"{counted(made, 'image')} written to {options.out}"

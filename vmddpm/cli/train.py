@@ -21,7 +21,7 @@ example:
   vmddpm train --config paper-acdc --print_config
   torchrun --nproc-per-node 4 -m -- vmddpm.cli train --config paper-chestxray --data.root store --run runs/chest"""
 
-LONG = 86400  # seconds of training above which the user is warned
+LONG_TRAINING = 86400  # seconds of training above which the user is warned
 
 
 def build(new_parser: Any) -> Any:
@@ -76,8 +76,9 @@ def run(parser: Any, options: Any) -> None:
         train(config, images, folder)
         if ranks.is_main:
             curve = folder.path / "loss.png"
-            told = f"loss curve in {curve}" if curve.exists() else "no loss curve: training.log_every exceeds the steps"
-            print(f"done: weights in {folder.weights('ema')}, {told}")
+            missing = "no loss curve: training.log_every exceeds the steps"
+            loss_curve = f"loss curve in {curve}" if curve.exists() else missing
+            print(f"done: weights in {folder.weights('ema')}, {loss_curve}")
 
 
 def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
@@ -88,12 +89,12 @@ def _announce(config: Any, flops: int, processes: int, *, chosen: bool) -> None:
     from vmddpm.training.report import duration
 
     seconds = seconds_on_cpu(config, flops, processes)
-    if seconds < LONG:
+    if seconds < LONG_TRAINING:
         return
-    told = f"about {duration(seconds)} on this CPU for {config.training.steps:,} steps"
+    estimate = f"about {duration(seconds)} on this CPU for {config.training.steps:,} steps"
     if not chosen:
         raise InputError(
-            f"without --config, model and length are the paper's: {told}; use --config demo for a model that a CPU "
+            f"without --config, model and length are the paper's: {estimate}; use --config demo for a model that a CPU "
             "trains in minutes, or name the paper's, as in --config paper-brats2018, to train it anyway"
         )
-    print(f"warning: {told}; --training.minutes or --training.steps make it shorter")
+    print(f"warning: {estimate}; --training.minutes or --training.steps make it shorter")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 USAGE = 2  # exit code of an invalid command line, as in argparse
-FORMER = {"num": "images", "n": "images", "batch": "batch_size"}  # names in other programs and in earlier versions
+OTHER_NAMES = {"num": "images", "n": "images", "batch": "batch_size"}  # names in other programs and in earlier versions
 
 
 def refuse(prog: str, *lines: str) -> NoReturn:
@@ -16,14 +16,14 @@ def refuse(prog: str, *lines: str) -> NoReturn:
     raise SystemExit(USAGE)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, candidates: Iterable[str]) -> str:
     """The known word that was probably meant; empty if none is close. Unambiguous abbreviations and the last part of a
     dotted option count as close."""
-    choices = list(known)
+    choices = list(candidates)
     bare = word.lstrip("-").replace("-", "_")
     plain = {choice.lstrip("-").replace("-", "_"): choice for choice in choices}
-    if FORMER.get(bare) in plain:
-        return plain[FORMER[bare]]
+    if OTHER_NAMES.get(bare) in plain:
+        return plain[OTHER_NAMES[bare]]
     for fits in (str.startswith, lambda name, part: name.split(".")[-1] == part):
         found = {choice for name, choice in plain.items() if bare and fits(name, bare)}
         if len(found) == 1:
@@ -36,9 +36,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     )
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """"; did you mean X?", or nothing."""
-    found = nearest(word, known)
+    found = nearest(word, candidates)
     return f"; did you mean {found}?" if found else ""
 
 
@@ -51,5 +51,5 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        told = f"{word} is not an option{meant(word, self._option_string_actions)}" if word else message
-        refuse(self.prog, told, f"`{self.prog} --help` shows what it takes")
+        reason = f"{word} is not an option{did_you_mean(word, self._option_string_actions)}" if word else message
+        refuse(self.prog, reason, f"`{self.prog} --help` shows what it takes")

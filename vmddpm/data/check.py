@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vmddpm.data.config import DataError
 from vmddpm.data.image_file import ImageFile
-from vmddpm.data.patients import look_alikes, same_subjects
+from vmddpm.data.patients import same_subjects, similar_names
 from vmddpm.data.remarks import Remark
 from vmddpm.data.store import StoredSlice, read_store, remarks_of
 
@@ -31,7 +31,7 @@ class Findings:
     Attributes:
         damaged: images that cannot be read or have changed since they were written, with the reason.
         shared_patients: patients in both splits.
-        look_alikes: files without a known patient, in both splits, with names or folders that look like one patient's.
+        similar_names: files without a known patient, in both splits, whose names or folders look like one patient's.
         empty_splits: splits without an image, although `test_share` was set.
         remarks: omissions from the store.
         exact: pairs of images (indices) with identical pixels, of different patients; constant images do not count.
@@ -41,7 +41,7 @@ class Findings:
 
     damaged: list[str] = field(default_factory=list)
     shared_patients: list[str] = field(default_factory=list)
-    look_alikes: list[str] = field(default_factory=list)
+    similar_names: list[str] = field(default_factory=list)
     empty_splits: list[str] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     exact: list[tuple[int, int]] = field(default_factory=list)
@@ -62,13 +62,13 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
         splits[info.patient].add(info.split)
     found.shared_patients = sorted(patient for patient, both in splits.items() if len(both) > 1)
     unknown = {info.source: info.split for info in slices if info.patient == info.source}
-    groups = look_alikes(unknown)
+    groups = similar_names(unknown)
     if len(groups) > 1:  # a single group may be one numbered picture for each of many patients
-        found.look_alikes = [f"{group[0]} ... {group[-1]}" for group in groups if len({unknown[n] for n in group}) > 1]
+        found.similar_names = [f"{near[0]} ... {near[-1]}" for near in groups if len({unknown[n] for n in near}) > 1]
     split = {info.source: info.split for info in slices}
     for names in same_subjects({info.source: info.patient for info in slices}):
         if others := [name for name in names if split[name] != split[names[0]]]:
-            found.look_alikes.append(f"{names[0]} ... {others[0]}")
+            found.similar_names.append(f"{names[0]} ... {others[0]}")
     if record.get("test_share"):
         found.empty_splits = sorted({"train", "test"} - set(split.values()))
 
@@ -95,7 +95,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
             found.exact += [(i, j) for j in group[a + 1 :] if differ(i, j) and np.array_equal(images[i], images[j])]
     exact = set(found.exact)
     found.near = [
-        (i, j) for i, j in like_pairs(np.array(hashes), places)
+        (i, j) for i, j in near_pairs(np.array(hashes), places)
         if differ(i, j) and (i, j) not in exact and distance(images, i, j) < NEAR_RMS
     ]  # fmt: skip
     return found, slices
@@ -109,7 +109,7 @@ def difference_hash(image: np.ndarray) -> np.ndarray:
     return torch.where(small[:, 1:] > small[:, :-1], 1, -1).flatten().to(torch.int8).numpy()
 
 
-def like_pairs(hashes: np.ndarray, places: list[int]) -> Iterator[tuple[int, int]]:
+def near_pairs(hashes: np.ndarray, places: list[int]) -> Iterator[tuple[int, int]]:
     """All pairs of places i < j with hashes (N, 64) that differ in at most NEAR_BITS bits, by ROWS rows at a time."""
     signs = torch.from_numpy(hashes.reshape(-1, 64)).float()
     for first in range(0, len(signs), ROWS):

@@ -23,14 +23,14 @@ class ConditionedImages(Dataset[Tensor]):
 
     Attributes:
         labels: float32 (n, K), as given; K is 0 without labels.
-        beside: the paired image of each image, in the order of `images`; None if there are none.
+        condition_images: the paired image of each image, in the order of `images`; None if there are none.
 
     Args:
         images: the images.
         classes: names of the classes; empty without labels.
         labels: float32 (n, K), 1 for each class of an image.
-        beside: images of the same size to pair with, masks or another modality; None for none.
-        places: index in `beside` of each image's pair.
+        condition_images: images of the same size to pair with, masks or another modality; None for none.
+        places: index in `condition_images` of each image's pair.
 
     Example:
         >>> images = conditioned(DataConfig("lungs"), ConditionConfig(labels="folder"))  # doctest: +SKIP
@@ -40,11 +40,11 @@ class ConditionedImages(Dataset[Tensor]):
 
     def __init__(
         self, images: SliceDataset, classes: tuple[str, ...] = (), labels: np.ndarray | None = None,
-        beside: SliceDataset | None = None, places: list[int] | None = None,
+        condition_images: SliceDataset | None = None, places: list[int] | None = None,
     ) -> None:  # fmt: skip
         self.images, self.classes, self._places = images, classes, places or []
-        self._beside = beside
-        self.beside = None if beside is None else Subset(beside, self._places)
+        self._condition_dataset = condition_images
+        self.condition_images = None if condition_images is None else Subset(condition_images, self._places)
         self.labels = torch.zeros(len(images), 0) if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class ConditionedImages(Dataset[Tensor]):
         """The condition of image i, by the model's argument names: "labels" (K,) and "condition_image"
         (image_channels, size, size) in [-1, 1], each only if present."""
         found = {"labels": self.labels[i]} if self.classes else {}
-        return found if self.beside is None else {**found, "condition_image": self.beside[i]}
+        return found if self.condition_images is None else {**found, "condition_image": self.condition_images[i]}
 
     def counts(self) -> dict[str, int]:
         """Number of images in each class."""
@@ -79,11 +79,12 @@ class ConditionedImages(Dataset[Tensor]):
     def checksums(self) -> np.ndarray:
         """int64 (n,): CRC-32 of each image's bytes, as in `SliceDataset`, its classes and its paired image."""
         found = self.images.checksums()
-        beside = None if self._beside is None else self._beside.checksums()
+        condition_checksums = None if self._condition_dataset is None else self._condition_dataset.checksums()
         for i in range(len(found)):
-            told = self.labels[i].numpy().tobytes()
-            told += b"" if beside is None else int(beside[self._places[i]]).to_bytes(4, "little")
-            found[i] = zlib.crc32(told, int(found[i]))
+            content = self.labels[i].numpy().tobytes()
+            if condition_checksums is not None:
+                content += int(condition_checksums[self._places[i]]).to_bytes(4, "little")
+            found[i] = zlib.crc32(content, int(found[i]))
         return found
 
 
@@ -120,8 +121,8 @@ class ConditionReader:
         if self._labels is not None:
             given["classes"], given["labels"] = self._labels.read([info.path for info in images.slices], classes)
         if self.config.image is not None:
-            given["beside"] = SliceDataset(condition_data(self.config, self.data), progress=progress)
-            given["places"] = pair(images, given["beside"])
+            given["condition_images"] = SliceDataset(condition_data(self.config, self.data), progress=progress)
+            given["places"] = pair(images, given["condition_images"])
         return ConditionedImages(images, **given)
 
 

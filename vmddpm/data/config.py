@@ -7,8 +7,8 @@ from vmddpm.errors import VmddpmError
 from vmddpm.numbers import check_numbers
 
 AXES = ("axial", "coronal", "sagittal")
-LEAST_SPACING = 1e-4  # millimetres; typical of electron microscopes, not of patients
-LARGEST_SIZE = 8192  # pixels per side; 8192^2 is the default `max_pixels`
+MIN_SPACING = 1e-4  # millimetres; typical of electron microscopes, not of patients
+MAX_SIZE = 8192  # pixels per side; 8192^2 is the default `max_pixels`
 
 
 class DataError(VmddpmError, ValueError):
@@ -116,7 +116,7 @@ class DataConfig:
             setattr(self, name, None if value is None else tuple(value))
         if isinstance(self.spacing, list):
             self.spacing = tuple(self.spacing)
-        check_numbers(self, most={"size": LARGEST_SIZE, "depth": LARGEST_SIZE}, error=DataError)
+        check_numbers(self, limits={"size": MAX_SIZE, "depth": MAX_SIZE}, error=DataError)
         self._check_volumes()
         _require(self.split in ("train", "test", "all"), "split", self.split, '"train", "test" or "all"')
         _require(self.size >= 1, "size", self.size, "at least 1")
@@ -175,8 +175,8 @@ class DataConfig:
         if self.spacing is not None:
             sides = self.voxel_sizes
             _require(
-                len(sides) == 3 and all(LEAST_SPACING <= side <= 1e3 for side in sides),
-                "spacing", self.spacing, f"one or three numbers of mm from {LEAST_SPACING:g} to 1000",
+                len(sides) == 3 and all(MIN_SPACING <= side <= 1e3 for side in sides),
+                "spacing", self.spacing, f"one or three numbers of mm from {MIN_SPACING:g} to 1000",
             )
 
     @property

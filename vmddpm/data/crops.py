@@ -12,7 +12,7 @@ from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.slicing import Plane, frames_of, orientation_of, volume_planes
 from vmddpm.data.transforms import choose_mode, display_range, narrowed
 
-SAME = 1e-3  # relative difference up to which two voxel sizes count as equal
+SIZE_TOLERANCE = 1e-3  # relative difference up to which two voxel sizes count as equal
 
 
 def parts_of(image: nib.spatialimages.SpatialImage, config: DataConfig) -> Iterator[Plane]:
@@ -89,15 +89,15 @@ def resample(voxels: np.ndarray, sizes: tuple[float, ...], wanted: tuple[float, 
         DataError: if the volume is smaller than one voxel of the wanted size.
     """
     result = torch.from_numpy(np.ascontiguousarray(voxels))
-    for axis, (size, want) in enumerate(zip(sizes, wanted)):
-        if abs(size / want - 1) <= SAME:
+    for axis, (size, wanted_size) in enumerate(zip(sizes, wanted)):
+        if abs(size / wanted_size - 1) <= SIZE_TOLERANCE:
             continue
-        extent, factor = voxels.shape[axis], size / want
-        count = int(extent * factor + SAME)  # rounding must not drop the last voxel
+        extent, factor = voxels.shape[axis], size / wanted_size
+        count = int(extent * factor + SIZE_TOLERANCE)  # rounding must not drop the last voxel
         if count < 1:
             name = ("depth", "height", "width")[axis]
             raise DataError(
-                f"is {extent * size:.3g} mm along its {name}, less than a voxel of spacing {want:g} mm; set a "
+                f"is {extent * size:.3g} mm along its {name}, less than a voxel of spacing {wanted_size:g} mm; set a "
                 "finer spacing"
             )
         rows = result.movedim(axis, -1)

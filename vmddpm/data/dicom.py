@@ -126,13 +126,13 @@ def _grey_planes(
     inverted = photometric_of(dataset) == "MONOCHROME1"
     padding = padding_of(dataset, stored)
     little_endian = dataset.original_encoding[1] is not False
-    asks = config.normalize in ("auto", "window") and config.window is None  # whether to look for the file's window
+    look_for_window = config.normalize in ("auto", "window") and config.window is None
     # The range over all frames. Computing it rescales every frame once more, so it is done only when needed.
     whole = None if config.window is not None else series
     for frame, pixels in enumerate(stored):
         own = of_frame(dataset, frame)
         values, least = rescaled(dataset, own, pixels, padding)
-        voi = voi_of(own, values, least, little_endian) if asks else Voi(None)
+        voi = voi_of(own, values, least, little_endian) if look_for_window else Voi(None)
         mode = choose_mode(config, has_window=voi.shown is not None, has_depth=False, why=voi.note)
         if voi.shown is not None:
             values, black, white = voi.shown

@@ -212,15 +212,15 @@ def _require_whole(dataset: pydicom.Dataset, frames: int, samples: int) -> None:
     if photometric_of(dataset) == "YBR_FULL_422":  # two pixels share their chrominance
         pixels = pixels * 2 // 3
     needed = pixels * integer_of(dataset, "BitsAllocated", 0) // 8
-    held = len(dataset.get("PixelData") or b"")
-    if "PixelData" in dataset and held < needed:
-        raise DataError(f"is truncated: it has {held:,} bytes of pixels and needs {needed:,}; fetch the file again")
+    found = len(dataset.get("PixelData") or b"")
+    if "PixelData" in dataset and found < needed:
+        raise DataError(f"is truncated: it has {found:,} bytes of pixels and needs {needed:,}; fetch the file again")
 
 
 def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) -> None:
-    held = 0
+    found = 0
     try:
-        for held, content in enumerate(generate_frames(dataset.PixelData, number_of_frames=frames), 1):  # noqa: B007
+        for found, content in enumerate(generate_frames(dataset.PixelData, number_of_frames=frames), 1):  # noqa: B007
             size = check_codestream(content, config)
             if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
                 raise DataError(
@@ -232,9 +232,9 @@ def _check_streams(dataset: pydicom.Dataset, frames: int, config: DataConfig) ->
         raise
     except Exception:  # damaged encapsulation, which the decoder reports
         return
-    if held < frames:
+    if found < frames:
         raise DataError(
-            f"is truncated: it holds {held} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
+            f"is truncated: it holds {found} frames where {named('NumberOfFrames')} is {frames}; fetch the file again"
         )
 
 

@@ -16,7 +16,7 @@ from vmddpm.data.limits import check_voxels
 from vmddpm.data.remarks import Excluded
 
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to nibabel's
-APART = 0.01  # relative tolerance of the distances between slices
+SPACING_TOLERANCE = 0.01  # relative tolerance of the distances between slices
 TILT = 0.02  # largest sideways share of the step between slices: about one degree
 # Attributes of a frame's position, each with its functional group in enhanced objects and its number of values.
 PLACES = {
@@ -91,12 +91,12 @@ def _step(slices: list[PlacedSlice], normal: np.ndarray) -> np.ndarray:
         return normal * thickness
     gaps = np.diff([float(one.corner @ normal) for one in slices])
     usual = float(np.median(gaps))
-    if gaps.min() < APART * max(usual, 1e-3):
+    if gaps.min() < SPACING_TOLERANCE * max(usual, 1e-3):
         raise DataError(
             "has several slices at one position, as with several echoes, times or reconstructions; select one kind "
             "with image_type or series, or split the series"
         )
-    if np.abs(gaps - usual).max() > APART * usual:
+    if np.abs(gaps - usual).max() > SPACING_TOLERANCE * usual:
         raise DataError(
             f"its slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or it needs "
             "resampling, for example with dcm2niix"

@@ -53,7 +53,7 @@ def open_regular(path: Path) -> BinaryIO:
         DataError: if it is not a regular file, or cannot be opened.
     """
     try:
-        file = open(path, "rb", opener=_never_waits)  # noqa: SIM115
+        file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
@@ -62,7 +62,7 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def _never_waits(name: str, flags: int) -> int:
+def _open_nonblocking(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -117,7 +117,7 @@ def find(config: DataConfig) -> Found:
     images = []
     discs = {path.parent for path in everything if path.name.upper() == "DICOMDIR"}
     for path in everything:
-        if reason := _why_not(path, discs):
+        if reason := _reason_to_skip(path, discs):
             left_out[reason].append(path)
         elif _header_of(path) is None:
             images.append(path)
@@ -138,7 +138,7 @@ def find(config: DataConfig) -> Found:
     return Found([path for path in matching if path not in twins], remarks)
 
 
-def _why_not(path: Path, discs: set[Path]) -> str | None:
+def _reason_to_skip(path: Path, discs: set[Path]) -> str | None:
     """The reason for leaving a file out; None if it is read."""
     if _plainly_not_an_image(path.name):
         return "not images by their names"

@@ -17,8 +17,8 @@ from vmddpm.data.files import inflated, open_regular
 from vmddpm.data.readers import kind_of, stem_of
 from vmddpm.data.store import is_store
 
-MOST_CLASSES = 2**12
-TOLD = 3  # file names in a message
+MAX_CLASSES = 2**12
+MAX_LISTED = 3  # file names in a message
 # (path below the root, path on disk) of a file -> the text with its class or classes.
 LabelOf = Callable[[str, str], str]
 
@@ -84,9 +84,9 @@ class LabelReader:
         names = tuple(classes) or tuple(sorted({name for names in found.values() for name in names}))
         if len(names) < 2:
             raise DataError(f"all images are of the class {names[0]!r} {self._where()}; two or more classes are needed")
-        if len(names) > MOST_CLASSES:
+        if len(names) > MAX_CLASSES:
             raise DataError(f"there are {len(names):,} classes {self._where()}, such as {names[0]!r}; at most "
-                            f"{MOST_CLASSES:,} are supported: does it hold the class?")  # fmt: skip
+                            f"{MAX_CLASSES:,} are supported: does it hold the class?")  # fmt: skip
         place = {name: k for k, name in enumerate(names)}
         unknown = {path: other for path, own in found.items() if (other := [n for n in own if n not in place])}
         if unknown:
@@ -117,10 +117,10 @@ class LabelReader:
         return places.get(config.labels, f"in column {config.label_column!r} of {config.table}")
 
     def _listed(self, paths: list[str]) -> str:
-        first = ", ".join(paths[:TOLD])
+        first = ", ".join(paths[:MAX_LISTED])
         if len(paths) == 1:
             return f"{first} has"
-        return f"{len(paths):,} files ({first}{' ...' if len(paths) > TOLD else ''}) have"
+        return f"{len(paths):,} files ({first}{' ...' if len(paths) > MAX_LISTED else ''}) have"
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from vmddpm.data.readers import stem_of
 from vmddpm.data.slicing import SliceInfo
 from vmddpm.data.store import is_store
 
-ASPECT = 1e-3  # relative tolerance of pixel aspect ratios
+ASPECT_TOLERANCE = 1e-3  # relative tolerance of pixel aspect ratios
 Key = tuple[str, str, int, int]  # the text matched by a pattern's stars, axis, index, frame
 
 
@@ -33,42 +33,43 @@ def condition_data(config: ConditionConfig, data: DataConfig) -> DataConfig:
     )  # fmt: skip
 
 
-def pair(images: SliceDataset, beside: SliceDataset) -> list[int]:
-    """The index in `beside` of the pair of each image in `images`.
+def pair(images: SliceDataset, condition_images: SliceDataset) -> list[int]:
+    """The index in `condition_images` of the pair of each image in `images`.
 
     Raises:
         DataError: naming an image with no pair or two, or a pair of different heights, widths or aspect ratios.
     """
     places: dict[Key, int] = {}
-    for place, info in enumerate(beside.slices):
-        key = _key(info, beside.config)
+    for place, info in enumerate(condition_images.slices):
+        key = _key(info, condition_images.config)
         if (other := places.setdefault(key, place)) != place:
-            raise DataError(f"{beside.slices[other].path} and {info.path} are both the condition image of {key[0]}; "
+            first = condition_images.slices[other].path
+            raise DataError(f"{first} and {info.path} are both the condition image of {key[0]}; "
                             "remove one, or narrow condition.image_pattern")  # fmt: skip
     keys = [_key(info, images.config) for info in images.slices]
     if missing := [i for i, key in enumerate(keys) if key not in places]:
         info, key = images.slices[missing[0]], keys[missing[0]]
         many = f"{len(missing):,} images have" if len(missing) > 1 else "an image has"
         raise DataError(
-            f"{many} no condition image in {beside.config.root}: {_told(info)} needs "
-            f"the one that {beside.config.pattern} finds for {key[0]}; add it, or remove the image"
+            f"{many} no condition image in {condition_images.config.root}: {_describe(info)} needs "
+            f"the one that {condition_images.config.pattern} finds for {key[0]}; add it, or remove the image"
         )
     found = [places[key] for key in keys]
     for info, place in zip(images.slices, found):
-        _compare(info, beside.slices[place])
+        _compare(info, condition_images.slices[place])
     return found
 
 
 def _compare(info: SliceInfo, other: SliceInfo) -> None:
     if (info.height, info.width) != (other.height, other.width):
         raise DataError(
-            f"{_told(other)} is {other.height} x {other.width} pixels, but its image, {_told(info)}, is "
+            f"{_describe(other)} is {other.height} x {other.width} pixels, but its image, {_describe(info)}, is "
             f"{info.height} x {info.width}; resample one to the other's grid"
         )
-    if abs(info.aspect / other.aspect - 1) > ASPECT:
+    if abs(info.aspect / other.aspect - 1) > ASPECT_TOLERANCE:
         raise DataError(
-            f"{_told(other)} has a pixel aspect ratio of {other.aspect:.4g}, but its image, "
-            f"{_told(info)}, has {info.aspect:.4g}; correct the spacing in one of the files"
+            f"{_describe(other)} has a pixel aspect ratio of {other.aspect:.4g}, but its image, "
+            f"{_describe(info)}, has {info.aspect:.4g}; correct the spacing in one of the files"
         )
 
 
@@ -92,6 +93,6 @@ def varying_part(name: str, pattern: str) -> str:
     return stem_of("".join(match.groups())) if match and len(parts) > 1 else stem_of(name)
 
 
-def _told(info: SliceInfo) -> str:
+def _describe(info: SliceInfo) -> str:
     place = f", {info.axis} {info.index}" if info.axis != "stored" else ""
     return f"{info.path}{place}" + (f", frame {info.frame}" if info.frame else "")

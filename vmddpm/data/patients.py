@@ -131,7 +131,7 @@ def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
             groups[match[0]].append(name)
         elif GENERAL.fullmatch(folder) and (own := [part for part in parts if not GENERAL.fullmatch(part)]):
             groups[own[0].split(".")[0]].append(name)
-        elif number := next(filter(_may_be_a_patient, parts[:-1]), None):
+        elif number := next(filter(_looks_like_a_patient, parts[:-1]), None):
             groups[number].append(name)
 
     def unsure(group: list[str]) -> bool:
@@ -140,7 +140,7 @@ def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
     return [group for group in groups.values() if len({patients[name] for name in group}) > 1 and unsure(group)]
 
 
-def _may_be_a_patient(folder: str) -> bool:
+def _looks_like_a_patient(folder: str) -> bool:
     return bool(NUMBER.fullmatch(folder)) and not (GENERAL.fullmatch(folder) or REPEATED.fullmatch(folder))
 
 
@@ -149,12 +149,12 @@ def mixed_patients(patients: Mapping[str, str]) -> dict[str, list[str]]:
     inside = defaultdict(set)
     for name, patient in patients.items():
         folder, *parts = name.split("/")
-        if parts and patient == folder and (found := next(filter(_may_be_a_patient, parts[:-1]), None)):
+        if parts and patient == folder and (found := next(filter(_looks_like_a_patient, parts[:-1]), None)):
             inside[folder].add(found)
     return {folder: sorted(found) for folder, found in inside.items() if len(found) > 1}
 
 
-def look_alikes(names: Iterable[str]) -> list[list[str]]:
+def similar_names(names: Iterable[str]) -> list[list[str]]:
     """Groups of names that look like slices or scans of one patient: they differ only in their last number, or begin
     with the same BIDS subject. Names in folders are ignored."""
     groups: dict[str, list[str]] = defaultdict(list)

@@ -27,16 +27,16 @@ from vmddpm.data.dicom import Ranges
 from vmddpm.data.files import open_regular, parts_of
 from vmddpm.data.image_file import ImageWriter
 from vmddpm.data.layouts import Layout, Source
-from vmddpm.data.patients import look_alikes, merge_patients, mixed_patients, patient_of, same_subjects
+from vmddpm.data.patients import merge_patients, mixed_patients, patient_of, same_subjects, similar_names
 from vmddpm.data.readers import read_content, read_file
 from vmddpm.data.remarks import Excluded, Remark, listed, summary
 from vmddpm.data.series import series_ranges, volume_series
-from vmddpm.data.store import StoredSlice, new_store, side_of, write_records
+from vmddpm.data.store import StoredSlice, new_store, split_of, write_records
 from vmddpm.data.tally import Tally
 
-A = TypeVar("A")
-B = TypeVar("B")
-AHEAD = 4  # files in flight per process
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+FILES_IN_FLIGHT = 4  # files in flight per process
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def prepare_store(
         ):
             paths = [source.path for source in layout.sources] if isinstance(layout.sources, list) else []
 
-            def in_processes(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+            def in_processes(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
                 return in_order(work, items, processes)
 
             ranges = series_ranges(paths, config, in_processes)
@@ -112,8 +112,8 @@ def prepare_store(
                 bar.set_postfix(images=len(slices), refresh=False)
             patients = merge_patients({info.source: info.patient for info in slices}, of_studies)
             slices = [replace(info, patient=(patient := patients[info.source]),
-                              split=info.split or side_of(patient, test_share)) for info in slices]  # fmt: skip
-            _warn_of_look_alikes(slices)
+                              split=info.split or split_of(patient, test_share)) for info in slices]  # fmt: skip
+            _warn_of_similar_names(slices)
             if not slices:
                 hint = "; lower min_foreground" if seen else ""
                 raise DataError(listed(f"none of the {seen} slices is left{hint}", summary(remarks)))
@@ -138,8 +138,8 @@ def prepare_store(
     return {**made, "remarks": remarks, "images": len(slices), "splits": counts, "seconds": time.perf_counter() - began}
 
 
-def _warn_of_look_alikes(slices: list[StoredSlice]) -> None:
-    groups = look_alikes({info.source: None for info in slices if info.patient == info.source})
+def _warn_of_similar_names(slices: list[StoredSlice]) -> None:
+    groups = similar_names({info.source: None for info in slices if info.patient == info.source})
     if groups:
         count = sum(len(group) for group in groups)
         warnings.warn(
@@ -203,7 +203,7 @@ def _sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iterator[B]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
     """Yield work(item) for each item, in order, from many processes that run a few items ahead.
 
     Raises:
@@ -215,11 +215,11 @@ def in_order(work: Callable[[A], B], items: Iterable[A], processes: int) -> Iter
     # fork starts workers at once. It is safe because no threads, which a fork does not copy, were used before.
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _alone) as pool:
-        waiting: deque[Future[B]] = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) >= AHEAD * processes:
+                if len(waiting) >= FILES_IN_FLIGHT * processes:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -11,7 +11,7 @@ from pathlib import Path
 from vmddpm.data.config import DataError
 from vmddpm.files import write_text
 
-LISTED = 2  # lines below a heading
+MAX_LISTED = 2  # lines below a heading
 # Kinds of remarks, in the order of the summary, with their headings.
 HEADINGS = {"error": "skipped", "name": "left out", "class": "left out", "foreground": "left out", "note": "note"}
 
@@ -95,5 +95,5 @@ def write_remarks(remarks: Iterable[Remark], path: Path) -> None:
 def listed(heading: str, lines: list[str]) -> str:
     """The heading with the first lines below it, three lines at most. Undecodable bytes in file names are escaped, as
     in every message that may be written to a file."""
-    more = [f"... and {len(lines) - LISTED + 1:,} more reasons"] if len(lines) > LISTED else []
-    return "\n  ".join([heading, *lines[: LISTED - len(more)], *more]).encode(errors="backslashreplace").decode()
+    more = [f"... and {len(lines) - MAX_LISTED + 1:,} more reasons"] if len(lines) > MAX_LISTED else []
+    return "\n  ".join([heading, *lines[: MAX_LISTED - len(more)], *more]).encode(errors="backslashreplace").decode()

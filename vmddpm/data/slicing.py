@@ -12,7 +12,7 @@ from vmddpm.data.transforms import choose_mode, display_range, narrowed
 
 # Share of the normalised range below which a pixel is background; above the noise of air in MR.
 FOREGROUND_LEVEL = 0.05
-THROUGH = dict(zip(AXES, (2, 1, 0)))
+DIMENSION_OF_AXIS = dict(zip(AXES, (2, 1, 0)))
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _frame_planes(
     mode = choose_mode(config, has_window=False, has_depth=colour)
     black, white = display_range(voxels, mode, config, depth)
     for axis in config.axes:
-        across, up = (i for i in range(3) if i != THROUGH[axis])
-        for index, plane in enumerate(np.moveaxis(voxels, THROUGH[axis], 0)):
+        across, up = (i for i in range(3) if i != DIMENSION_OF_AXIS[axis])
+        for index, plane in enumerate(np.moveaxis(voxels, DIMENSION_OF_AXIS[axis], 0)):
             # Row 0 is the most superior or anterior, column 0 the most right or anterior.
             pixels = np.swapaxes(plane[::-1, ::-1], 0, 1)
             yield Plane(pixels, black, white, (float(sizes[up]), float(sizes[across])), axis, index, frame)

@@ -56,7 +56,7 @@ class StoredSlice:
     source_sha256: str
 
 
-def side_of(patient: str, test_share: float) -> str:
+def split_of(patient: str, test_share: float) -> str:
     """The split of a patient, "train" or "test". It depends on the name alone, not on the other patients."""
     place = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     return "test" if place < test_share else "train"
@@ -86,11 +86,11 @@ def _clear(folder: Path) -> None:
     """Empty the folder if it holds only leftovers of a killed process. Raises DataError if it holds anything else."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
     parts = ("images.npy", "manifest.jsonl")
-    taken = [name for name in names if any(is_temporary(name, of) for of in (*parts, "store.json"))]
-    if set(names) - {*parts, *taken}:
+    leftovers = [name for name in names if any(is_temporary(name, of) for of in (*parts, "store.json"))]
+    if set(names) - {*parts, *leftovers}:
         raise DataError(f"{folder} is not empty; choose another folder, or remove it")
     remove_leftovers(folder, shared=True)
-    if any((folder / name).exists() for name in taken):
+    if any((folder / name).exists() for name in leftovers):
         raise DataError(
             f"another `vmddpm prepare` is using {folder}, on this or another machine; choose another folder, or "
             "remove it if none is running"
@@ -163,9 +163,9 @@ class Chosen:
 
     def checksums(self) -> np.ndarray:
         """int64 (n,): the CRC-32 of each image, from the manifest."""
-        known = self.images.checksums
-        assert known is not None  # `read_store` sets them
-        return known[self.places].astype(np.int64)
+        checksums = self.images.checksums
+        assert checksums is not None  # `read_store` sets them
+        return checksums[self.places].astype(np.int64)
 
 
 def open_store(config: DataConfig) -> SliceSet:
@@ -183,9 +183,9 @@ def open_store(config: DataConfig) -> SliceSet:
             f"{config.channels} and size {config.size}; set both to the store's, or prepare it again"
         )
     if images.shape[1:] != config.shape:
-        held, asked = (" x ".join(map(str, shape)) for shape in (images.shape[1:], config.shape))
+        stored, requested = (" x ".join(map(str, shape)) for shape in (images.shape[1:], config.shape))
         raise DataError(
-            f"{folder}: it holds {held} (channels, and voxels or pixels), but the options say {asked}; set "
+            f"{folder}: it holds {stored} (channels, and voxels or pixels), but the options say {requested}; set "
             "spatial_dims, size and depth to the store's, or prepare it again"
         )
     if config.spatial_dims == 3 and (had := record["options"].get("spacing")) != _plain(config.spacing):

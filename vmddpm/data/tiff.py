@@ -125,11 +125,11 @@ def _images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
         return int((tiff.imagej_metadata or {}).get("images", 1))
     if (description := page.shaped_description) is not None and description.startswith("{"):  # not by old versions
         try:
-            said = json.loads(description)
+            metadata = json.loads(description)
         except ValueError as error:
             raise DataError(f"its ImageDescription (270) is damaged ({error}); save it again") from error
-        if said.get("truncated"):
-            return max(math.prod(int(length) for length in said["shape"]) // page.size, 1)
+        if metadata.get("truncated"):
+            return max(math.prod(int(length) for length in metadata["shape"]) // page.size, 1)
     return 1
 
 

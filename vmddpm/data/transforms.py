@@ -9,7 +9,7 @@ from vmddpm.data.config import DataConfig, DataError
 
 # ITU-R BT.601, the weights of Pillow's mode "L".
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-FAR = 1e30  # beyond it or below its inverse, float32 differences and quotients may overflow
+MAX_WINDOW = 1e30  # beyond it or below its inverse, float32 differences and quotients may overflow
 
 
 def choose_mode(config: DataConfig, has_window: bool, has_depth: bool, why: str = "") -> str:
@@ -94,7 +94,7 @@ def normalise(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     if black == white:
         return np.full(pixels.shape, -1, np.float32)
     finite = np.isfinite(pixels)
-    if max(abs(black), abs(white)) < FAR and abs(white - black) > 1 / FAR:
+    if max(abs(black), abs(white)) < MAX_WINDOW and abs(white - black) > 1 / MAX_WINDOW:
         scaled = (np.where(finite, pixels, np.float32(black)) - black) * (2 / (white - black)) - 1
     else:
         part = 0.5 if max(abs(black), abs(white)) > 1 else 1.0  # halved, so that differences do not overflow

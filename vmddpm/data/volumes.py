@@ -23,7 +23,7 @@ from vmddpm.data.slicing import Plane
 CIFTI_INTENTS = range(3000, 3100)
 # Header entries of MetaImage and NRRD that point to other files, which must not be followed.
 DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=\s*(?!\s|LOCAL\s*$)|data ?file:)", re.MULTILINE | re.IGNORECASE)
-PACKED = re.compile(rb"^\s*(?:CompressedData\s*=\s*T|encoding:\s*gz)", re.MULTILINE | re.IGNORECASE)
+COMPRESSED = re.compile(rb"^\s*(?:CompressedData\s*=\s*T|encoding:\s*gz)", re.MULTILINE | re.IGNORECASE)
 META_END = re.compile(rb"^\s*ElementDataFile[^\n]*\n?", re.MULTILINE)
 NRRD_END = re.compile(rb"\r?\n\r?\n")
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -229,16 +229,16 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
         raise DataError("has a name that is not UTF-8, which SimpleITK cannot open; rename it") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _told(path):
+    with _sitk_errors(path):
         reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     check_pixels(size[:2], config)
     check_voxels((*size, components), config)  # SimpleITK reads all frames together
     check_stored(int(np.prod(size, dtype=object)) * components, os.fstat(file.fileno()).st_size, compressed=True)
-    with _told(path):
+    with _sitk_errors(path):
         image = reader.Execute()
     voxels = sitk.GetArrayFromImage(image)
-    if PACKED.search(header):
+    if COMPRESSED.search(header):
         file.seek(len(header))
         _check_packed(file, voxels.nbytes)
     if components == 3 and voxels.dtype == np.uint8:
@@ -255,7 +255,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _sitk_errors(path: Path) -> Iterator[None]:
     """Convert SimpleITK's errors to DataError, without the source locations in their text."""
     try:
         yield

@@ -19,14 +19,14 @@ from vmddpm.demo.bar import BudgetBar
 from vmddpm.demo.picture import save_comparison
 from vmddpm.demo.plan import (
     BLOCK,
-    FINISHING,
-    MOST_STEPS,
+    FINISHING_SHARE,
+    MAX_SAMPLER_STEPS,
     SLICES,
     VOLUMES,
     Budget,
     Drawing,
+    Milestones,
     Plan,
-    Sights,
     Speed,
     as_minutes,
     choose_drawing,
@@ -113,7 +113,7 @@ def demo(
         raise InputError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
     folder, config = RunFolder(out), demo_config(minutes, preset)
     volumes = config.data.spatial_dims == 3
-    images, sights = images or PRESETS[preset], VOLUMES if volumes else SLICES
+    images, milestones = images or PRESETS[preset], VOLUMES if volumes else SLICES
     config = replace(config, training=replace(config.training, sample_every=0))
     folder.check(config)
     dataset = (mni152_crops if volumes else mni152_slices)(config.data)
@@ -125,13 +125,13 @@ def demo(
         make_scheduler(config.diffusion, "ddim", 50)  # imports diffusers, which takes seconds, before time is planned
         threads.follow()
         speed = measure_speed(config, dataset, clock, limit=0.1 * budget.left())
-        taken, seconds = progress(folder)
-        plan = make_plan(budget, speed, images, taken, sights)
+        steps_done, seconds = progress(folder)
+        plan = make_plan(budget, speed, images, steps_done, milestones)
         logger.info("%s", plan)
 
         with BudgetBar(budget) as bar:
             bar.show("training")
-            step = taken
+            step = steps_done
             config = replace(config, training=replace(config.training, minutes=(seconds + plan.training_seconds) / 60))
 
             def after_step(number: int, metrics: dict[str, Any]) -> None:
@@ -142,11 +142,11 @@ def demo(
 
             before = budget.spent()
             model = train(config, dataset, folder, progress=False, after_step=after_step)
-            now = _speed_now(speed, (budget.spent() - before) / (step - taken)) if step > taken else speed
+            now = _speed_now(speed, (budget.spent() - before) / (step - steps_done)) if step > steps_done else speed
             synthetic, drawing = _draw(model, config, plan, now, bar, threads)
             bar.show("writing the picture")
-            result = _write(folder, config.data, dataset, synthetic, drawing, step, sights)
-    logger.info("%s", _closing(folder, result, budget, sights))
+            result = _write(folder, config.data, dataset, synthetic, drawing, step, milestones)
+    logger.info("%s", _closing(folder, result, budget, milestones))
     return result
 
 
@@ -166,7 +166,7 @@ def _draw(
 ) -> tuple[Tensor, Drawing]:  # fmt: skip
     """Sample images (n, C, size, size) by DDIM, on the CPU: as many as planned, or as time allows, at least a batch."""
     budget = plan.budget
-    end = FINISHING / 2 * budget.seconds  # time to keep; the other half absorbs overtime of training
+    end = FINISHING_SHARE / 2 * budget.seconds  # time to keep; the other half absorbs overtime of training
     drawing = choose_drawing(budget.left() - end, speed, plan.drawing.images, plan.drawing.steps)
     model = model.to(choose_device(config.training.device, scans=True))
     shape = config.data.shape
@@ -191,7 +191,7 @@ def _draw(
 
 def _write(
     folder: RunFolder, data: DataConfig, dataset: SliceDataset, synthetic: Tensor, drawing: Drawing, step: int,
-    sights: Sights,
+    milestones: Milestones,
 ) -> dict[str, Any]:  # fmt: skip
     real, others = halves(dataset, len(synthetic))
     result = {
@@ -206,7 +206,7 @@ def _write(
         for number, volume in enumerate(to_uint8(synthetic)):
             with atomic_write(folder.path / "volumes" / f"{number:06d}.nii.gz") as temporary:
                 temporary.write_bytes(nifti_bytes(volume[..., 0], data.voxel_sizes))
-    save_comparison(real, synthetic, folder.path / "demo.png", titles(step, sights))
+    save_comparison(real, synthetic, folder.path / "demo.png", titles(step, milestones))
     return result
 
 
@@ -217,9 +217,9 @@ def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
     return slices[order[:count]], slices[order[count:]]
 
 
-def titles(step: int, sights: Sights = SLICES) -> tuple[str, str]:
+def titles(step: int, milestones: Milestones = SLICES) -> tuple[str, str]:
     """Titles of the real and the synthetic images after `step` steps."""
-    short = "" if step >= sights.brains else f"; brains take about {sights.brains}"
+    short = "" if step >= milestones.brains else f"; brains take about {milestones.brains}"
     return "real (MNI152)", f"synthetic (VM-DDPM after {step:,} steps{short})"
 
 
@@ -229,7 +229,7 @@ def draw_images(model: nn.Module, config: RunConfig, count: int) -> Tensor:
     blocks = -(-count // BLOCK)
     return sample(
         model, range(count), config.data.shape, config=config.diffusion, sampler="ddim",
-        steps=MOST_STEPS, seed=config.training.seed, batch_size=-(-count // blocks),
+        steps=MAX_SAMPLER_STEPS, seed=config.training.seed, batch_size=-(-count // blocks),
     ).cpu()  # fmt: skip
 
 
@@ -242,11 +242,11 @@ def _as_slices(images: Tensor) -> Tensor:
     return slices[values.amax(1) > values.amin(1)]
 
 
-def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, sights: Sights) -> str:
+def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, milestones: Milestones) -> str:
     step = result["steps"]
-    seen = f"{sights(step)}, on the right of"
-    if step < sights.brains:
-        more = f"brains take about {sights.brains} steps: the same command again goes on from step {step}"
+    seen = f"{milestones(step)}, on the right of"
+    if step < milestones.brains:
+        more = f"brains take about {milestones.brains} steps: the same command again goes on from step {step}"
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
     told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"

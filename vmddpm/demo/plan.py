@@ -5,20 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmddpm.errors import InputError
-from vmddpm.numbers import LONGEST
+from vmddpm.numbers import MAX_MINUTES
 
 BLOCK = 16  # images drawn together, see `vmddpm.diffusion.sample`
-MOST_STEPS = 50  # of the sampler
-LEAST = 4  # images, if there is no time for a whole block
-DRAWING = 0.15  # the share of the time left that drawing may take
-FINISHING = 0.04  # the share of the budget for saving weights, curves and the picture
+MAX_SAMPLER_STEPS = 50  # of the sampler
+MIN_IMAGES = 4  # images, if there is no time for a whole block
+DRAWING_SHARE = 0.15  # the share of the time left that drawing may take
+FINISHING_SHARE = 0.04  # the share of the budget for saving weights, curves and the picture
 # Observed samples by training steps of a whole run: noise after 25, blobs after 50 and 100, brains after 200, cortex
 # and ventricles after 400.
 BLOBS, BRAINS, FOLDS = 50, 200, 400
 
 
 @dataclass(frozen=True)
-class Sights:
+class Milestones:
     """What samples look like after a number of training steps, from observed runs.
 
     Attributes:
@@ -41,11 +41,11 @@ class Sights:
         return self.early if steps >= self.blobs else "noise, not brains"
 
 
-SLICES = Sights(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
+SLICES = Milestones(BLOBS, BRAINS, "grainy blobs of the size of heads, not brains",
                 "brains seen from three sides, grainy inside", FOLDS,
                 "brains seen from three sides, with cortex, ventricles and cerebellum")  # fmt: skip
 # Volumes: noise after 45 steps, brains after 500.
-VOLUMES = Sights(500, 500, "", "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
+VOLUMES = Milestones(500, 500, "", "brains in the round, cut by three planes each, grainy inside")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,23 @@ class Plan:
     """A division of the budget.
 
     Args:
-        taken: steps of a run that is continued.
+        steps_done: steps of a run that is continued.
         steps: steps that this run will take, about.
         training_seconds: time for these steps.
     """
 
-    taken: int
+    steps_done: int
     steps: int
     training_seconds: float
     drawing: Drawing
     speed: Speed
     budget: "Budget"
     most_images: int
-    sights: Sights = SLICES
+    milestones: Milestones = SLICES
 
     def __str__(self) -> str:
         drawn = f"{self.drawing.images} images of {self.drawing.steps} DDIM steps"
-        start = f", on from step {self.taken}" if self.taken else ""
+        start = f", on from step {self.steps_done}" if self.steps_done else ""
         steps = f"about {self.steps} steps of {self.speed.training_step:.2f} s{start}"
         lines = [
             f"plan: {as_minutes(self.budget.seconds)} in all, {as_minutes(self.budget.spent())} of them gone",
@@ -105,23 +105,27 @@ class Plan:
                 f"This machine, as busy as it is now, does not keep to the {as_minutes(self.budget.seconds)}: the "
                 f"command will take about {as_minutes(self.seconds())}, as less than this cannot be trained and drawn."
             )
-        if self.taken + self.steps < self.sights.brains:
+        if self.steps_done + self.steps < self.milestones.brains:
             lines.append(
                 "This machine, as busy as it is now, does not reach brains in that time: they take about "
-                f"{self.sights.brains} steps, some {self.minutes_for_brains()} minutes here. The picture will show "
-                f"{self.sights(self.taken + self.steps)}."
+                f"{self.milestones.brains} steps, some {self.minutes_for_brains()} minutes here. The picture will show "
+                f"{self.milestones(self.steps_done + self.steps)}."
             )
         return "\n".join(lines)
 
     def seconds(self) -> float:
         """Seconds of the whole command: the budget, or more if even the minimum of whole steps does not fit."""
         training = max(self.training_seconds, self.speed.training_step) if self.training_seconds else 0.0
-        finishing = FINISHING * self.budget.seconds
+        finishing = FINISHING_SHARE * self.budget.seconds
         return self.budget.spent() + training + self.drawing.seconds(self.speed) + finishing
 
     def minutes_for_brains(self) -> int:
         """Minutes the whole command needs at this speed to reach brains."""
-        spent, needed, whole = self.budget.spent(), (self.sights.brains - self.taken) * self.speed.training_step, 1
+        spent, needed, whole = (
+            self.budget.spent(),
+            (self.milestones.brains - self.steps_done) * self.speed.training_step,
+            1,
+        )
         while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
             whole += 1
         return whole
@@ -137,8 +141,8 @@ class Budget:
     """
 
     def __init__(self, seconds: float, started: float, clock: Callable[[], float]) -> None:
-        if not 0 < seconds <= 60 * LONGEST:
-            raise InputError(f"minutes is {seconds / 60:g}; it must be above 0 and at most {LONGEST:,}")
+        if not 0 < seconds <= 60 * MAX_MINUTES:
+            raise InputError(f"minutes is {seconds / 60:g}; it must be above 0 and at most {MAX_MINUTES:,}")
         self.seconds, self.started, self.clock = seconds, started, clock
 
     def spent(self) -> float:
@@ -148,24 +152,28 @@ class Budget:
         return max(self.seconds - self.spent(), 0.0)
 
 
-def make_plan(budget: Budget, speed: Speed, most_images: int, taken: int = 0, sights: Sights = SLICES) -> Plan:
+def make_plan(
+    budget: Budget, speed: Speed, most_images: int, steps_done: int = 0, milestones: Milestones = SLICES
+) -> Plan:
     """Plan the remaining time: as many images and sampler steps as fit in their share, and training in the rest."""
     training, drawing = _divide(budget.seconds, budget.spent(), speed, most_images)
-    return Plan(taken, int(training / speed.training_step), training, drawing, speed, budget, most_images, sights)
+    return Plan(
+        steps_done, int(training / speed.training_step), training, drawing, speed, budget, most_images, milestones
+    )
 
 
 def _divide(seconds: float, spent: float, speed: Speed, most_images: int) -> tuple[float, Drawing]:
     """Seconds of training, and the drawing after it."""
     left = max(seconds - spent, 0.0)
-    drawing = choose_drawing(DRAWING * left, speed, most_images)
-    return max(left - drawing.seconds(speed) - FINISHING * seconds, 0.0), drawing
+    drawing = choose_drawing(DRAWING_SHARE * left, speed, most_images)
+    return max(left - drawing.seconds(speed) - FINISHING_SHARE * seconds, 0.0), drawing
 
 
-def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = MOST_STEPS) -> Drawing:
+def choose_drawing(seconds: float, speed: Speed, most_images: int, most_steps: int = MAX_SAMPLER_STEPS) -> Drawing:
     """The best of a few drawings that fits in `seconds`; the smallest if none does."""
     counts = [most_images, *(n for n in (2 * BLOCK, BLOCK) if n < most_images)]
-    choices = [Drawing(most_images, MOST_STEPS), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
-    choices.append(Drawing(min(LEAST, most_images), 10))
+    choices = [Drawing(most_images, MAX_SAMPLER_STEPS), *(Drawing(n, 25) for n in counts), Drawing(counts[-1], 10)]
+    choices.append(Drawing(min(MIN_IMAGES, most_images), 10))
     choices = [drawing for drawing in choices if drawing.steps <= most_steps]
     return next((drawing for drawing in choices if drawing.seconds(speed) <= seconds), choices[-1])
 

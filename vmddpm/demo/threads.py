@@ -28,31 +28,31 @@ class IdleThreads:
         self, clock: Callable[[], float] = time.monotonic, busy: Callable[[], float | None] | None = None,
         own: Callable[[], float] = time.process_time,
     ) -> None:  # fmt: skip
-        self._most, self._clock, self._own = torch.get_num_threads(), clock, own
+        self._max_threads, self._clock, self._own = torch.get_num_threads(), clock, own
         self._busy = busy or _busy_seconds
-        self._chosen_by_user = "OMP_NUM_THREADS" in os.environ
+        self._set_by_user = "OMP_NUM_THREADS" in os.environ
         self._restart()
 
     def __enter__(self) -> "IdleThreads":
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._most)
+        torch.set_num_threads(self._max_threads)
 
     def follow(self) -> None:
         """Set the number of threads, if the last choice was at least SECONDS ago."""
-        passed = self._clock() - self._begun
-        if self._chosen_by_user or self._busy_then is None or passed < SECONDS:
+        passed = self._clock() - self._began
+        if self._set_by_user or self._busy_before is None or passed < SECONDS:
             return
         busy = self._busy()
         assert busy is not None
-        others = (busy - self._busy_then - (self._own() - self._own_then)) / passed
-        wanted = max(1, min(self._most, round(len(_processors()) - others)))
-        torch.set_num_threads(wanted)
+        others = (busy - self._busy_before - (self._own() - self._own_before)) / passed
+        available = max(1, min(self._max_threads, round(len(_processors()) - others)))
+        torch.set_num_threads(available)
         self._restart()
 
     def _restart(self) -> None:
-        self._begun, self._busy_then, self._own_then = self._clock(), self._busy(), self._own()
+        self._began, self._busy_before, self._own_before = self._clock(), self._busy(), self._own()
 
 
 def _processors() -> set[int]:

@@ -42,7 +42,7 @@ class DiffusionConfig:
     min(SNR, gamma) / SNR of the image's noise level. Null weights all levels equally (Eq. 4)."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, most={"timesteps": 1_000_000})
+        check_numbers(self, limits={"timesteps": 1_000_000})
         self._require(self.timesteps >= 1, "timesteps", "at least 1")
         self._require(0 < self.beta_start < 1, "beta_start", "above 0 and below 1")
         self._require(self.beta_start <= self.beta_end < 1, "beta_end", "at least beta_start and below 1")

@@ -13,14 +13,14 @@ Condition = Mapping[str, Tensor]
 # A function from numbers of images to their condition.
 Conditions = Callable[[Sequence[int]], Condition]
 Predictor = Callable[..., Tensor]
-STRONGEST = 1000.0
+MAX_GUIDANCE = 1000.0
 
 
 def check_guidance(guidance: float) -> None:
     """Raise InputError unless `guidance` is a number from 0 to STRONGEST."""
-    if not (math.isfinite(guidance) and 0 <= guidance <= STRONGEST):
+    if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise InputError(
-            f"guidance is {guidance!r}; it must be from 0 (no condition) over 1 (the condition) to {STRONGEST:g}"
+            f"guidance is {guidance!r}; it must be from 0 (no condition) over 1 (the condition) to {MAX_GUIDANCE:g}"
         )
 
 
@@ -43,11 +43,11 @@ def guided(model: nn.Module, condition: Condition | None, guidance: float) -> Pr
 
     def predict(x: Tensor, t: Tensor, **options: Any) -> Tensor:
         if guidance == 1:
-            given: Tensor = model(x, t, **options, **condition)
-            return given
+            conditional: Tensor = model(x, t, **options, **condition)
+            return conditional
         # Multiplied before the second pass: a CUDA graph writes that to the same memory.
-        without: Tensor = (1 - guidance) * model(x, t, **options)
-        stretched: Tensor = without + guidance * model(x, t, **options, **condition)
+        unconditional: Tensor = (1 - guidance) * model(x, t, **options)
+        stretched: Tensor = unconditional + guidance * model(x, t, **options, **condition)
         return stretched
 
     return predict

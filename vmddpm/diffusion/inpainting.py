@@ -23,7 +23,7 @@ from vmddpm.diffusion.sampling import (
 from vmddpm.errors import InputError
 from vmddpm.numbers import check_seed
 
-MOST_RESAMPLINGS = 1000
+MAX_RESAMPLINGS = 1000
 
 
 def walk(steps: int, jump: int, resamplings: int) -> Iterator[tuple[int, int]]:
@@ -97,12 +97,12 @@ def inpaint(
         raise InputError(f"indices are {list(indices)!r:.80}; they must be 1 to {batch_size} numbers of at least 0")
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     members = [*indices, *[indices[-1]] * (batch_size - len(indices))]
-    known = torch.stack([images(i) for i in members]).to(device)
+    originals = torch.stack([images(i) for i in members]).to(device)
     region = torch.stack([regions(i) for i in members]).to(device)
     generators = [image_generator(seed, i) for i in members]
 
     def noise() -> Tensor:
-        return torch.stack([torch.randn(known.shape[1:], generator=g) for g in generators]).to(device)
+        return torch.stack([torch.randn(originals.shape[1:], generator=g) for g in generators]).to(device)
 
     scheduler = make_scheduler(config, sampler, steps)
     timesteps = scheduler.timesteps.tolist()
@@ -122,7 +122,7 @@ def inpaint(
             order_key = seed, torch.full((), done, device=device)
             predicted = predict(x, torch.full((batch_size,), t, device=device), order_key=order_key).float()
             drawn = scheduler.step(predicted, t, x, generator=generators, **options).prev_sample
-            x = torch.where(region, drawn, signal[to].sqrt() * known + (1 - signal[to]).sqrt() * noise())
+            x = torch.where(region, drawn, signal[to].sqrt() * originals + (1 - signal[to]).sqrt() * noise())
             done += 1
             if progress is not None:
                 progress(done, passes)
@@ -134,7 +134,7 @@ def check_inpainting(config: DiffusionConfig, sampler: str, steps: int, jump: in
     if sampler == "dpm-solver":
         raise InputError('sampler is "dpm-solver", a multistep solver that cannot go back; use ddpm or ddim')
     make_scheduler(config, sampler, steps)  # raises InputError for bad steps
-    if not 1 <= resamplings <= MOST_RESAMPLINGS:
-        raise InputError(f"resamplings is {resamplings}; it must be from 1 to {MOST_RESAMPLINGS}")
+    if not 1 <= resamplings <= MAX_RESAMPLINGS:
+        raise InputError(f"resamplings is {resamplings}; it must be from 1 to {MAX_RESAMPLINGS}")
     if not 1 <= jump < max(steps, 2):
         raise InputError(f"jump is {jump}; it must be from 1 to below steps, {steps}")

@@ -14,7 +14,7 @@ from vmddpm.errors import InputError
 from vmddpm.numbers import check_seed, shown
 from vmddpm.seeding import mix_seed
 
-LARGEST_BATCH = 2**16  # images drawn together
+MAX_BATCH_SIZE = 2**16  # images drawn together
 
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 
@@ -82,8 +82,8 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 def check_batch(name: str, size: int) -> None:
     """Raise InputError unless `size` is a possible batch size."""
-    if not 1 <= size <= LARGEST_BATCH:
-        raise InputError(f"{name} is {shown(size)}; it must be from 1 to {LARGEST_BATCH:,}")
+    if not 1 <= size <= MAX_BATCH_SIZE:
+        raise InputError(f"{name} is {shown(size)}; it must be from 1 to {MAX_BATCH_SIZE:,}")
 
 
 @contextmanager

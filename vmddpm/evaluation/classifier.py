@@ -70,11 +70,11 @@ def train_classifier(
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        wanted = torch.arange(BATCH) % classes
-        chosen = [places[k][int(torch.randint(len(places[k]), (), generator=generator))] for k in wanted.tolist()]
+        targets = torch.arange(BATCH) % classes
+        chosen = [places[k][int(torch.randint(len(places[k]), (), generator=generator))] for k in targets.tolist()]
         logits = network(_batch(images, chosen).to(device))
         optimizer.zero_grad()
-        F.cross_entropy(logits, wanted.to(device)).backward()
+        F.cross_entropy(logits, targets.to(device)).backward()
         optimizer.step()
         schedule.step()
     return network.eval()

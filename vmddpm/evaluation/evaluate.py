@@ -18,7 +18,7 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_floor
 from vmddpm.evaluation.images import ImageFeatures, Images, SampleFolder, describe_images
-from vmddpm.evaluation.kid import LEAST as KID_LEAST
+from vmddpm.evaluation.kid import MIN_IMAGES as KID_LEAST
 from vmddpm.evaluation.kid import kernel_distance
 from vmddpm.evaluation.memorisation import COPY, draw_closest, find_copies, summary
 from vmddpm.evaluation.neighbours import precision_and_recall, share_among
@@ -155,13 +155,13 @@ def describe_real(
 
 def evaluate(
     real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *,
-    doubts: Sequence[str] = (), progress: bool = True,
+    concerns: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare `samples` with the real images; write `out`/evaluation.json and `out`/closest.png, both or neither, and
     return the content of the former.
 
     Args:
-        doubts: further warnings for the result.
+        concerns: further warnings for the result.
 
     Raises:
         InputError: as in `describe_real`, for the samples.
@@ -202,7 +202,7 @@ def evaluate(
         "n_synthetic": gaussian.count,
         "dimensions": len(gaussian.mean),
         "extractor": extractor.describe(),
-        "warnings": [*doubts, *_doubts(real.gaussian, gaussian), *_radiomic_doubts(frd)],
+        "warnings": [*concerns, *_feature_concerns(real.gaussian, gaussian), *_radiomic_concerns(frd)],
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
@@ -212,8 +212,8 @@ def evaluate(
         flush(record)
         # Remove an earlier result before its picture is replaced, so that a result never has another's picture.
         (out / "evaluation.json").unlink(missing_ok=True)
-    for doubt in result["warnings"]:
-        warnings.warn(doubt, stacklevel=2)
+    for concern in result["warnings"]:
+        warnings.warn(concern, stacklevel=2)
     return result
 
 
@@ -243,35 +243,35 @@ def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
     return torch.randn(NOISE_IMAGES, *shape, generator=generator).clamp(-1, 1)
 
 
-def _doubts(real: Gaussian, synthetic: Gaussian) -> list[str]:
-    doubts = []
+def _feature_concerns(real: Gaussian, synthetic: Gaussian) -> list[str]:
+    concerns = []
     dimensions = len(real.mean)
     for name, fit in (("real images", real), ("samples", synthetic)):
         if fit.count <= dimensions:
-            doubts.append(
+            concerns.append(
                 f"{fit.count} {name} span fewer than the {dimensions} dimensions of the features: the distance is "
                 "biased upwards, more than the floor says; read the KID too"
             )
     if not synthetic.covariance.trace() > 0:
-        doubts.append("all samples have the same features: the model has collapsed to one image")
-    return doubts
+        concerns.append("all samples have the same features: the model has collapsed to one image")
+    return concerns
 
 
-def _radiomic_doubts(frd: RadiomicDistance | None) -> list[str]:
+def _radiomic_concerns(frd: RadiomicDistance | None) -> list[str]:
     if frd is None:
         return []
-    doubts = [
+    concerns = [
         f"{name} without radiomic features, which are left out of the FRD: {undefined}; look for images of one grey "
         "level"
         for name, undefined in (("real images", frd.undefined_real), ("samples", frd.undefined_synthetic))
         if undefined
     ]
     if min(frd.n_real, frd.n_synthetic) <= frd.dimensions:
-        doubts.append(
+        concerns.append(
             f"the FRD of {frd.n_real} real images and {frd.n_synthetic} samples is biased upwards, more than its floor "
             f"says: both numbers must exceed its {frd.dimensions} features; raise metrics.radiomics"
         )
-    return doubts
+    return concerns
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 
-LEAST = 4  # images in a set; a subset of half of them then has two
+MIN_IMAGES = 4  # images in a set; a subset of half of them then has two
 
 
 class KID(NamedTuple):
@@ -34,8 +34,10 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: in
         InputError: if a set has fewer than four images.
     """
     smaller = min(len(a), len(b))
-    if smaller < LEAST:
-        raise InputError(f"the kernel distance needs at least {LEAST} images in each set, got {len(a)} and {len(b)}")
+    if smaller < MIN_IMAGES:
+        raise InputError(
+            f"the kernel distance needs at least {MIN_IMAGES} images in each set, got {len(a)} and {len(b)}"
+        )
     size = min(subset_size, smaller // 2)
     generator = torch.Generator().manual_seed(seed)
 

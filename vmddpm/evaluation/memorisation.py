@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vmddpm.errors import InputError
 from vmddpm.evaluation.images import ImageFeatures, Images, mirrored_pixels, quantised
-from vmddpm.evaluation.neighbours import nearest, nearest_few
+from vmddpm.evaluation.neighbours import nearest, nearest_k
 
 COPY = 1 / 3  # threshold of the distance ratio, as in Yoon et al. (2023)
 LABELS, WIDEST_SENTENCE = 0.8, 8.5  # inches: width of the row names, and smallest width of the picture
@@ -59,9 +59,9 @@ def find_copies(
         distances, images = _around(training, others, space)
         if alone:
             distances = distances.masked_fill(images == torch.arange(len(images))[:, None], torch.inf)
-        found[space] = _nearest(synthetic, training, space, leave_out_self=False)
+        found[space] = _nearest(synthetic, training, space, exclude_self=False)
         ratio[space] = found[space].distance / distances[found[space].index].amin(1)
-        real = _nearest(others, training, space, leave_out_self=alone)
+        real = _nearest(others, training, space, exclude_self=alone)
         itself = images[real.index] == torch.arange(len(real.index))[:, None]
         reference_ratio[space] = real.distance / distances[real.index].masked_fill(itself, torch.inf).amin(1)
         if not distances.amin(1).isfinite().all():
@@ -84,14 +84,14 @@ def _around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple
     """For each training image, its k nearest images and k nearest mirror images in `others`: distances float64 (n,
     2 k), infinite for duplicates (distance 0), and indices int64 (n, 2 k)."""
     each = training.features if space == "features" else training.pixels
-    few = [nearest_few(each, way, _AROUND) for way in _ways_round(others, space)]
+    few = [nearest_k(each, way, _AROUND) for way in _ways_round(others, space)]
     distances = torch.cat([f.distance for f in few], 1)
     return distances.masked_fill(distances == 0, torch.inf), torch.cat([f.index for f in few], 1)
 
 
-def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, leave_out_self: bool) -> NearestTraining:
+def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, exclude_self: bool) -> NearestTraining:
     references = training.features if space == "features" else training.pixels
-    a, b = (nearest(way, references, leave_out_self=leave_out_self) for way in _ways_round(images, space))
+    a, b = (nearest(way, references, exclude_self=exclude_self) for way in _ways_round(images, space))
     nearer = b.distance < a.distance
     return NearestTraining(torch.minimum(a.distance, b.distance), torch.where(nearer, b.index, a.index), nearer)
 
@@ -109,7 +109,7 @@ def copies_by_pixels(images: Tensor, training: Tensor, threshold: float = COPY) 
         InputError: if there are fewer than two training images.
     """
     training = training.flatten(1)
-    between = nearest(training, training, leave_out_self=True).distance
+    between = nearest(training, training, exclude_self=True).distance
     found = nearest(images.flatten(1), training)
     return found.distance <= threshold * between[found.index]
 

@@ -35,21 +35,21 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return squared.add_(a.square().sum(1)[:, None]).clamp_(min=0)
 
 
-def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False) -> Nearest:
+def nearest(queries: Tensor, references: Tensor, *, exclude_self: bool = False) -> Nearest:
     """The nearest of `references` (m, d) to each of `queries` (n, d).
 
     Args:
-        leave_out_self: query i shows the same image as reference i, which does not count as its neighbour.
+        exclude_self: query i shows the same image as reference i, which does not count as its neighbour.
 
     Raises:
         InputError: if there is no reference to choose from.
     """
-    if len(references) < 1 + leave_out_self:
+    if len(references) < 1 + exclude_self:
         raise InputError(f"the nearest of {len(references)} images does not exist; give more real images")
     distances, indices = [], []
     for rows in _blocks(len(queries), len(references)):
         squared = _squared_distances(queries[rows], references)
-        if leave_out_self:
+        if exclude_self:
             squared[torch.arange(len(squared)), torch.arange(rows.start, rows.stop)] = torch.inf
         index = squared.argmin(1)
         indices.append(index)
@@ -57,7 +57,7 @@ def nearest(queries: Tensor, references: Tensor, *, leave_out_self: bool = False
     return Nearest(torch.cat(distances), torch.cat(indices))
 
 
-def nearest_few(queries: Tensor, references: Tensor, count: int) -> Nearest:
+def nearest_k(queries: Tensor, references: Tensor, count: int) -> Nearest:
     """The `count` nearest references, or all if there are fewer: distances and indices (n, count), nearest first."""
     distances, indices = [], []
     for rows in _blocks(len(queries), len(references)):

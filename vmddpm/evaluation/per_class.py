@@ -17,10 +17,10 @@ from vmddpm.evaluation.evaluate import MetricsConfig, RealImages, evaluate
 from vmddpm.evaluation.extractor import Extractor
 from vmddpm.evaluation.frechet import fit_gaussian
 from vmddpm.evaluation.images import ImageFeatures, Images
-from vmddpm.evaluation.kid import LEAST
+from vmddpm.evaluation.kid import MIN_IMAGES
 from vmddpm.files import write_text
 
-KEPT = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic", "warnings")
+REPORTED_KEYS = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic", "warnings")
 
 
 class Part:
@@ -75,20 +75,20 @@ def evaluate_classes(
     Raises:
         InputError: as `evaluate`, and if no class can be compared.
     """
-    least, found = max(LEAST, config.neighbours + 1), {}
+    least, found = max(MIN_IMAGES, config.neighbours + 1), {}
     config = replace(config, radiomics=0)
     for k, name in enumerate(classes):
-        mine, theirs = samples.of(k), training.of(k)
-        if min(len(mine), len(theirs)) < least:
-            found[name] = {"n_real": len(theirs), "n_synthetic": len(mine), "value": None,
+        own_samples, own_training = samples.of(k), training.of(k)
+        if min(len(own_samples), len(own_training)) < least:
+            found[name] = {"n_real": len(own_training), "n_synthetic": len(own_samples), "value": None,
                            "left_out": f"fewer than {least} real images or samples"}  # fmt: skip
             continue
-        place = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
+        class_folder = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
         with warnings.catch_warnings():  # the result contains them
             warnings.simplefilter("ignore", UserWarning)
-            result = evaluate(_of_class(real, theirs, name), Part(samples.images, mine), extractor, config, place,
-                              progress=progress)  # fmt: skip
-        found[name] = {key: result[key] for key in KEPT}
+            result = evaluate(_of_class(real, own_training, name), Part(samples.images, own_samples), extractor,
+                              config, class_folder, progress=progress)  # fmt: skip
+        found[name] = {key: result[key] for key in REPORTED_KEYS}
     if all(values["value"] is None for values in found.values()):
         raise InputError(f"no class has {least} samples and as many training images; draw more with vmddpm sample")
     result = {"distance": extractor.name, "classes": found, "classifiers": None}
@@ -99,9 +99,9 @@ def evaluate_classes(
 
 
 def _of_class(real: RealImages, places: list[int], name: str) -> RealImages:
-    mirrored, seen = real.features.mirrored, real.features
-    features = ImageFeatures(seen.features[places], None if mirrored is None else mirrored[places],
-                             seen.pixels[places], seen.images_per_second)  # fmt: skip
+    mirrored, described = real.features.mirrored, real.features
+    features = ImageFeatures(described.features[places], None if mirrored is None else mirrored[places],
+                             described.pixels[places], described.images_per_second)  # fmt: skip
     gaussian = fit_gaussian(features.features, f"real images of {name}")
     return RealImages(Part(real.training, places), features, gaussian, real.held_out, None)
 

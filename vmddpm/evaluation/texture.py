@@ -9,7 +9,7 @@ from torch import Tensor
 from vmddpm.errors import InputError
 from vmddpm.evaluation.frechet import Gaussian, frechet_distance
 
-SIZES, EACH = (3, 7, 11), 16  # sides of the filters in pixels, and number of filters of each size
+SIZES, FILTERS_PER_SIZE = (3, 7, 11), 16  # sides of the filters in pixels, and number of filters of each size
 CHUNK = 16  # images filtered at a time
 _SEED = 20240505
 
@@ -21,8 +21,8 @@ def _filters() -> list[tuple[Tensor, Tensor]]:
     filters = []
     with torch.inference_mode(False):
         for size in SIZES:
-            weights = torch.randn(EACH, 1, size, size, generator=generator) / size
-            biases = 0.1 * torch.randn(EACH, generator=generator)
+            weights = torch.randn(FILTERS_PER_SIZE, 1, size, size, generator=generator) / size
+            biases = 0.1 * torch.randn(FILTERS_PER_SIZE, generator=generator)
             filters.append((weights - weights.mean((2, 3), keepdim=True), biases))
     return filters
 
@@ -69,7 +69,7 @@ def _fit(images: Tensor) -> Gaussian:
     if images.dim() != 4 or len(images) == 0 or min(images.shape[2:]) < least:
         raise InputError(f"images have shape {tuple(images.shape)}; a texture needs (n, C, H, W), n at least 1, of at "
                          f"least {least} x {least} pixels")  # fmt: skip
-    count, dimensions = 0, EACH * len(SIZES)
+    count, dimensions = 0, FILTERS_PER_SIZE * len(SIZES)
     total = torch.zeros(dimensions, dtype=torch.float64)
     squares = torch.zeros(dimensions, dimensions, dtype=torch.float64)
     for chunk in images.split(CHUNK):

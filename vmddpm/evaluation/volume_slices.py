@@ -8,7 +8,7 @@ from vmddpm.errors import InputError
 from vmddpm.evaluation.images import Images, quantised
 
 Axis = Literal["axial", "coronal", "sagittal"]
-ALONG = {"axial": 1, "coronal": 2, "sagittal": 3}  # axis of a volume (C, D, H, W)
+DIMENSION_OF_AXIS = {"axial": 1, "coronal": 2, "sagittal": 3}  # axis of a volume (C, D, H, W)
 
 
 class VolumeSlices:
@@ -35,7 +35,7 @@ class VolumeSlices:
         self._last: tuple[int, Tensor] | None = None
         seen: set[bytes] = set()
         for number in range(len(volumes)):
-            for place, plane in enumerate(quantised(volumes[number]).unbind(ALONG[axis])):
+            for place, plane in enumerate(quantised(volumes[number]).unbind(DIMENSION_OF_AXIS[axis])):
                 content = plane.contiguous().numpy().tobytes()
                 if plane.min() < plane.max() and not (distinct and content in seen):
                     self.places.append((number, place))
@@ -52,5 +52,5 @@ class VolumeSlices:
         number, place = self.places[i]
         if self._last is None or self._last[0] != number:  # read a volume once for consecutive slices
             self._last = number, self.volumes[number]
-        plane = self._last[1].select(ALONG[self.axis], place)
+        plane = self._last[1].select(DIMENSION_OF_AXIS[self.axis], place)
         return plane if self.axis == "axial" else plane.flip(1)

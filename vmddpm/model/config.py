@@ -9,12 +9,12 @@ from vmddpm.numbers import check_numbers
 from vmddpm_kernels.checks import MAX_STATES
 from vmddpm_kernels.curves import route_names
 
-WIDEST = 2**14  # channels of a stage: one convolution of that width has 2.4 billion weights
-MOST_CLASSES = 2**12
-MOST = {
-    "base_channels": WIDEST, "channel_multipliers": WIDEST, "sampling": 2**13, "layers_per_stage": 256,
-    "expand": 64, "dt_rank": WIDEST, "regeneration_patch_size": 2**13, "time_embedding_dim": 4 * WIDEST,
-    "norm_groups": WIDEST, "condition_channels": WIDEST,
+MAX_CHANNELS = 2**14  # channels of a stage: one convolution of that width has 2.4 billion weights
+MAX_CLASSES = 2**12
+MAX_VALUES = {
+    "base_channels": MAX_CHANNELS, "channel_multipliers": MAX_CHANNELS, "sampling": 2**13, "layers_per_stage": 256,
+    "expand": 64, "dt_rank": MAX_CHANNELS, "regeneration_patch_size": 2**13, "time_embedding_dim": 4 * MAX_CHANNELS,
+    "norm_groups": MAX_CHANNELS, "condition_channels": MAX_CHANNELS,
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "sampling", "classes"):  # JSON and YAML have only lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_numbers(self, most=MOST)
+        check_numbers(self, limits=MAX_VALUES)
         self._require(self.spatial_dims in (2, 3), "spatial_dims", "2, for images, or 3, for volumes")
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
         for name in ("layers_per_stage", "expand", "regeneration_patch_size", "norm_groups"):
@@ -124,8 +124,8 @@ class ModelConfig:
         self._require(self.condition_channels >= 0, "condition_channels", "at least 0")
         self._require(
             all(isinstance(name, str) and name.strip() == name != "" for name in self.classes)
-            and len(set(self.classes)) == len(self.classes) != 1 and len(self.classes) <= MOST_CLASSES,
-            "classes", f"from 2 to {MOST_CLASSES:,} names, each once and without surrounding blanks, or none",
+            and len(set(self.classes)) == len(self.classes) != 1 and len(self.classes) <= MAX_CLASSES,
+            "classes", f"from 2 to {MAX_CLASSES:,} names, each once and without surrounding blanks, or none",
         )
         for name in ("dt_rank", "time_embedding_dim"):
             value = getattr(self, name)
@@ -144,8 +144,8 @@ class ModelConfig:
             "channel_multipliers", f"{stages} multipliers of at least 1, one for each factor of sampling",
         )
         self._require(
-            max(self.widths) <= WIDEST, "channel_multipliers",
-            f"at most {WIDEST:,} when multiplied by base_channels, {self.base_channels}",
+            max(self.widths) <= MAX_CHANNELS, "channel_multipliers",
+            f"at most {MAX_CHANNELS:,} when multiplied by base_channels, {self.base_channels}",
         )
         self._require(self.discretization in ("mamba", "zoh"), "discretization", '"mamba" or "zoh"')
         kind = "images" if self.spatial_dims == 2 else "volumes"

@@ -42,10 +42,10 @@ def channels_last(axes: int) -> torch.memory_format:
 def convolve_parts(convolution: nn.Conv2d | nn.Conv3d, *parts: Tensor) -> Tensor:
     """The convolution of the parts, concatenated along the channels, computed as the sum of their convolutions: the
     concatenation takes more time than it saves."""
-    first, *others = convolution.weight.split([part.shape[1] for part in parts], dim=1)
+    first, *other_weights = convolution.weight.split([part.shape[1] for part in parts], dim=1)
     padding = int(convolution.padding[0])
     total = _convolve(parts[0], first, convolution.bias, padding)
-    for part, weight in zip(parts[1:], others):
+    for part, weight in zip(parts[1:], other_weights):
         total = total.add_(_convolve(part, weight, None, padding))
     return total
 

@@ -64,8 +64,8 @@ class GatedProjection(torch.autograd.Function):
         y, gate, scale, shift, weight = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated again
             projected = F.linear(F.layer_norm(y, scale.shape, scale, shift, ctx.eps) * F.silu(gate), weight)
-            wanted = [t for t in inputs if t.requires_grad]
-            grads = iter(torch.autograd.grad(projected, wanted, grad, create_graph=True))
+            differentiable = [t for t in inputs if t.requires_grad]
+            grads = iter(torch.autograd.grad(projected, differentiable, grad, create_graph=True))
             return *(next(grads) if t.requires_grad else None for t in inputs), None
         dy, dgate = torch.empty_like(y), torch.empty_like(gate)
         dweight: Tensor | None = None

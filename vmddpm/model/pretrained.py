@@ -102,7 +102,7 @@ def check_unit(folder: Path) -> None:
                          f"delete {checksum.name} if another program wrote these weights")  # fmt: skip
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
         embedded = (file.metadata() or {}).get("config")  # not in files of other programs
-    beside = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if embedded is not None and json.loads(embedded) != beside:
+    config_json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if embedded is not None and json.loads(embedded) != config_json:
         raise InputError(f"{folder}: config.json does not belong to model.safetensors; "
                          "restore the two together")  # fmt: skip

@@ -32,12 +32,12 @@ class TimeEmbedding(nn.Module):
         self.sinusoid_dim = sinusoid_dim
         self.mlp = nn.Sequential(nn.Linear(sinusoid_dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
 
-    def forward(self, t: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """t (B,) -> (B, dim) in the weights' dtype; `wanted` (B, dim), of classes, is added before the last SiLU."""
+    def forward(self, t: Tensor, class_embedding: Tensor | None = None) -> Tensor:
+        """t (B,) -> (B, dim) in the weights' dtype; `class_embedding` (B, dim) is added before the last SiLU."""
         dtype = next(self.mlp.parameters()).dtype
         time = sinusoids(t, self.sinusoid_dim).to(dtype)
         *before, last = self.mlp
         for layer in before:
             time = layer(time)
-        embedded: Tensor = last(time if wanted is None else time + wanted)
+        embedded: Tensor = last(time if class_embedding is None else time + class_embedding)
         return embedded

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vmddpm.errors import InputError
-from vmddpm.model.config import WIDEST
+from vmddpm.model.config import MAX_CHANNELS
 from vmddpm.model.pretrained import Pretrained
 from vmddpm.model.regeneration import OrderKey
 from vmddpm.numbers import check_numbers
@@ -41,7 +41,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("widths", "attention"):  # JSON and YAML have only lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_numbers(self, "unet.", {"widths": WIDEST, "layers_per_stage": 256, "norm_groups": WIDEST})
+        check_numbers(self, "unet.", {"widths": MAX_CHANNELS, "layers_per_stage": 256, "norm_groups": MAX_CHANNELS})
         self._require(self.image_channels in (1, 3), "image_channels", "1 or 3")
         self._require(self.norm_groups >= 1, "norm_groups", "at least 1")
         self._require(

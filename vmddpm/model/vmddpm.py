@@ -126,22 +126,22 @@ class VMDDPM(
             raise InputError(f"t must have shape (B,) = ({x.shape[0]},), got {tuple(t.shape)}")
         shuffled = self.config.regeneration and (self.training or self.config.regeneration_at_sampling)
         key = order_key_tensor(order_key, x.device) if shuffled else None
-        wanted = None if labels is None else self._embedded(labels, len(x))
+        embedded = None if labels is None else self._embed_classes(labels, len(x))
         if self.config.condition_channels or image is not None:
-            x = torch.cat([x, self._beside(x, image)], dim=1)
-        return x, self.time(t, wanted), VisitOrders(self.config, key, x.device, self.recompute and self.training)
+            x = torch.cat([x, self._condition_channels(x, image)], dim=1)
+        return x, self.time(t, embedded), VisitOrders(self.config, key, x.device, self.recompute and self.training)
 
-    def _embedded(self, labels: Tensor, batch: int) -> Tensor:
+    def _embed_classes(self, labels: Tensor, batch: int) -> Tensor:
         shape = batch, len(self.config.classes)
         if self.class_embedding is None or labels.shape != shape:
             raise InputError(
                 f"labels have shape {tuple(labels.shape)}; they must be (B, classes) = {shape}" if self.class_embedding
                 else "labels are given, but this model has no classes; leave them out"
             )  # fmt: skip
-        wanted: Tensor = self.class_embedding(labels.to(self.class_embedding.weight.dtype))
-        return wanted
+        embedded: Tensor = self.class_embedding(labels.to(self.class_embedding.weight.dtype))
+        return embedded
 
-    def _beside(self, x: Tensor, image: Tensor | None) -> Tensor:
+    def _condition_channels(self, x: Tensor, image: Tensor | None) -> Tensor:
         shape = len(x), self.config.condition_channels, *x.shape[2:]
         if image is None:
             return x.new_zeros(shape)

@@ -20,8 +20,8 @@ from vmddpm.files import flush
 from vmddpm.study.folder import CLASSES, Study, StudyError
 
 CONFIDENCES = ("low", "medium", "high")
-LONGEST_SECONDS = 7 * 24 * 3600
-MOST = 10**6  # images in a study, and answers to one image
+MAX_SECONDS = 7 * 24 * 3600
+MAX_COUNT = 10**6  # images in a study, and answers to one image
 
 
 class StaleAnswer(VmddpmError, ValueError):
@@ -56,7 +56,7 @@ class Sent:
         checks = {
             "position": _is_count, "revision": _is_count,
             "answer": CLASSES.__contains__, "confidence": CONFIDENCES.__contains__,
-            "seconds": lambda x: type(x) in (int, float) and 0 <= x <= LONGEST_SECONDS,  # False for NaN
+            "seconds": lambda x: type(x) in (int, float) and 0 <= x <= MAX_SECONDS,  # False for NaN
             "page": _is_word, "submission": _is_word,
         }  # fmt: skip
         if not isinstance(content, dict) or set(content) != set(checks):
@@ -68,7 +68,7 @@ class Sent:
 
 
 def _is_count(x: Any) -> bool:
-    return type(x) is int and 0 <= x < MOST
+    return type(x) is int and 0 <= x < MAX_COUNT
 
 
 def _is_word(x: Any) -> bool:

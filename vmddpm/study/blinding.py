@@ -6,7 +6,7 @@ import numpy as np
 
 # A property separates the classes if it tells a real from a synthetic image in more than this share of pairs (half is
 # chance), with a p-value below the second number.
-TELLING, SIGNIFICANT = 0.75, 1e-3
+MIN_AUC, SIGNIFICANT = 0.75, 1e-3
 
 
 def differences(real: np.ndarray, synthetic: np.ndarray) -> list[str]:
@@ -25,7 +25,7 @@ def differences(real: np.ndarray, synthetic: np.ndarray) -> list[str]:
         a, b = ([float(measure(image.astype(float))) for image in images] for images in (real, synthetic))
         test = mannwhitneyu(a, b)
         share = test.statistic / (len(a) * len(b))  # the area under the ROC curve
-        if max(share, 1 - share) > TELLING and test.pvalue < SIGNIFICANT:
+        if max(share, 1 - share) > MIN_AUC and test.pvalue < SIGNIFICANT:
             found.append(f"{name}: {max(share, 1 - share):.0%} of pairs are told apart by it alone "
                          f"(median {np.median(a):.3g} of the real, {np.median(b):.3g} of the synthetic)")  # fmt: skip
     return found

@@ -159,15 +159,17 @@ def _patients(slices: list[SliceInfo], root: str, options: CreateOptions) -> lis
             raise StudyError(f"{root} is a store, which knows its patients; leave patient out, or name the raw folder")
         of = {(s.source, s.axis, s.index, s.frame): s.patient for s in read_store(Path(os.path.expanduser(root)))[1]}
         return [of[info.path, info.axis, info.index, info.frame] for info in slices]
-    known: dict[str, str | None] = {}
+    patient_of_path: dict[str, str | None] = {}
     for info in slices:
-        if info.path not in known:
-            known[info.path] = _patient(Path(info.path), Path(os.path.expanduser(root)).absolute(), options.patient)
-    unknown = [path for path, patient in known.items() if patient is None]
+        if info.path not in patient_of_path:
+            patient_of_path[info.path] = _patient(
+                Path(info.path), Path(os.path.expanduser(root)).absolute(), options.patient
+            )
+    unknown = [path for path, patient in patient_of_path.items() if patient is None]
     if unknown:
         warnings.warn(f"the patients of {len(unknown)} real files are not known ({unknown[0]} ...): two images may be "
                       "of one patient; --patient finds the patient in the path", stacklevel=3)  # fmt: skip
-    return [known[info.path] or f"{info.path} {info.frame} {info.axis} {info.index}" for info in slices]
+    return [patient_of_path[info.path] or f"{info.path} {info.frame} {info.axis} {info.index}" for info in slices]
 
 
 def _patient(path: Path, root: Path, pattern: str | None) -> str | None:
@@ -190,11 +192,11 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
     # No patient gives a second slice before every patient has given one.
     rounds = [number for turn in range(most) for numbers in of.values() for number in numbers[turn : turn + 1]]
     if len(rounds) < n:
-        way_out = "draw more, or ask for fewer images"
+        advice = "draw more, or ask for fewer images"
         if label == "real":
-            way_out = (f"{len(patients)} images come from {len(of)} patients, and each gives at most {most}; "
+            advice = (f"{len(patients)} images come from {len(of)} patients, and each gives at most {most}; "
                        "ask for fewer images, or for more slices of a patient")  # fmt: skip
-        raise StudyError(f"images is {n}, but there are only {len(rounds)} {label} images to choose from: {way_out}")
+        raise StudyError(f"images is {n}, but there are only {len(rounds)} {label} images to choose from: {advice}")
     return rounds[:n]
 
 

@@ -15,11 +15,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vmddpm.errors import VmddpmError
 
-FREE_GUESSES, LONGEST_DELAY, FORGOTTEN = 5, 30.0, 600.0  # wrong sign-ins without a delay; seconds; seconds
+FREE_GUESSES, MAX_DELAY, FORGET_AFTER = 5, 30.0, 600.0  # wrong sign-ins without a delay; seconds; seconds
 ADDRESSES = 10_000  # number of addresses with remembered wrong sign-ins
 WAITING_HASHES = 20
 CONNECTIONS, CONNECTIONS_OF_ADDRESS = 512, 256
-HEADER_BYTES, HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS = 16_384, 10.0, 10.0, 30.0
+HEADER_BYTES, HEADER_SECONDS, BODY_SECONDS, STALL_SECONDS = 16_384, 10.0, 10.0, 30.0
 LOOK_SECONDS = 1.0  # between checks of a connection
 SEND_BYTES = 1 << 18  # socket send buffer; the server sees progress only beyond it
 
@@ -67,13 +67,13 @@ class Guesses:
     def wrong(self, address: str) -> None:
         key, now = network_of(address), self._clock()
         count, last = self._wrong.pop(key, (0, now))
-        self._wrong[key] = (count + 1 if now - last < FORGOTTEN else 1, now)
+        self._wrong[key] = (count + 1 if now - last < FORGET_AFTER else 1, now)
         if len(self._wrong) > ADDRESSES:
             del self._wrong[next(iter(self._wrong))]
 
     @staticmethod
     def _delay(count: int) -> float:
-        return min(2.0 ** min(count - FREE_GUESSES, 60), LONGEST_DELAY) if count > FREE_GUESSES else 0.0
+        return min(2.0 ** min(count - FREE_GUESSES, 60), MAX_DELAY) if count > FREE_GUESSES else 0.0
 
 
 def network_of(address: str) -> str:
@@ -116,7 +116,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(transport)
         self._address = network_of(self.client[0] if self.client else "")
         self.of_address[self._address] += 1
-        self._since = self._moved = self.loop.time()  # last response completed; last bytes sent
+        self._idle_since = self._last_progress = self.loop.time()  # last response completed; last bytes sent
         self._left = 0
         self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -131,16 +131,16 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._since = self.loop.time()
+        self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def _look(self) -> None:
         now, left = self.loop.time(), self.transport.get_write_buffer_size()
         if left == 0 or left < self._left:
-            self._moved = now
+            self._last_progress = now
         self._left = left
         idle = self.cycle is None or self.cycle.response_complete
-        if now - self._moved > STALLED_SECONDS or (idle and not left and now - self._since > HEADER_SECONDS):
+        if now - self._last_progress > STALL_SECONDS or (idle and not left and now - self._idle_since > HEADER_SECONDS):
             self.transport.abort()
         else:
             self._watch = self.loop.call_later(LOOK_SECONDS, self._look)

@@ -29,7 +29,7 @@ from vmddpm.study.limits import BODY_SECONDS, Busy, Guesses, Hashing
 from vmddpm.study.readers import is_password, load_readers, reader_code
 from vmddpm.study.sessions import EndedSessions
 
-LONGEST_BODY = 4096
+MAX_BODY_BYTES = 4096
 
 logger = logging.getLogger(__name__)
 READS, WRITES = 16, 64  # threads
@@ -58,9 +58,9 @@ class StudyServer:
         self._ended = EndedSessions(study)
         self._guesses, self._hashing = Guesses(), Hashing()
         self._reads, self._writes = CapacityLimiter(READS), CapacityLimiter(WRITES)
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # a reader's answers, one by one
+        self._reader_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # a reader's answers, one by one
         self._page = page
-        self._about = {"title": study.title, "instructions": study.instructions}
+        self._study_texts = {"title": study.title, "instructions": study.instructions}
 
     def routes(self) -> list[Route]:
         return [
@@ -84,12 +84,12 @@ class StudyServer:
             raise HTTPException(400, "A reader code has letters, digits, - and _ only.") from None
         readers = await self._readers()
         if not (self._anyone and not readers):
-            await self._let_in(request.client.host if request.client else "", code, password)
+            await self._authenticate(request.client.host if request.client else "", code, password)
         log = await to_thread.run_sync(self._log, code, limiter=self._reads)
         request.session.update(reader=code, salt=_salt(readers, code), id=secrets.token_hex(16))
-        return JSONResponse({**self._about, **log.state()})
+        return JSONResponse({**self._study_texts, **log.state()})
 
-    async def _let_in(self, address: str, code: str, password: str) -> None:
+    async def _authenticate(self, address: str, code: str, password: str) -> None:
         try:
             self._guesses.check(address)
             right = await self._hashing.run(is_password, self._study, code, password)
@@ -110,7 +110,7 @@ class StudyServer:
         return JSONResponse({})
 
     async def state(self, request: Request) -> Response:
-        return JSONResponse({**self._about, **(await self._log_of(request)).state()})
+        return JSONResponse({**self._study_texts, **(await self._log_of(request)).state()})
 
     async def image(self, request: Request) -> Response:
         log, position = await self._log_of(request), request.path_params["position"]
@@ -127,7 +127,7 @@ class StudyServer:
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         try:
-            async with self._turns[request.session["reader"]]:
+            async with self._reader_locks[request.session["reader"]]:
                 await self._store(log.add, sent)
         except StaleAnswer as error:
             return JSONResponse({"error": str(error), **log.state()}, 409)
@@ -177,7 +177,7 @@ async def _json(request: Request) -> Any:
         with fail_after(BODY_SECONDS):
             async for part in request.stream():
                 body += part
-                if len(body) > LONGEST_BODY:
+                if len(body) > MAX_BODY_BYTES:
                     raise HTTPException(413, "The request is too long.")
     except TimeoutError:
         raise HTTPException(408, "The request did not arrive in time.", {"Connection": "close"}) from None

@@ -85,7 +85,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
 
     page, headers = the_page()
     server = StudyServer(study, page, anyone=local)
-    handlers: Any = {HTTPException: refused, StudyError: unusable, OSError: unusable, ClientDisconnect: _gone}
+    handlers: Any = {HTTPException: refused, StudyError: unusable, OSError: unusable, ClientDisconnect: _client_gone}
     inner = Starlette(routes=server.routes(), middleware=[session], exception_handlers=handlers)
     inner.router.redirect_slashes = False  # only the exact paths of the routes exist
     fixed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -103,7 +103,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
     return with_headers
 
 
-def _gone(request: Request, error: Exception) -> Response:
+def _client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # nobody reads it
 
 

@@ -59,7 +59,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     held_out = None
     if data.held_out is not None:
         folder = out / "evaluations" / f"held-out-{digest(common)}"
-        held_out = _kept(folder, partial(evaluate, real, data.held_out, extractor, protocol.metrics, folder,
+        held_out = _load_or_make(folder, partial(evaluate, real, data.held_out, extractor, protocol.metrics, folder,
                                          progress=progress))  # fmt: skip
     outcomes = []
     for row in rows:
@@ -68,15 +68,15 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
             run = RunFolder(out / "runs" / run_name(config))
             logger.info("%s, seed %d: %s", row.name, config.training.seed, run.path.name)
             state = _trained(config, data.training, run, progress)
-            place, how = _draw(row, config, run, protocol, out, progress)
-            folder = out / "evaluations" / f"{place.name}-{digest({**common, **how})}"
+            drawn, how = _draw(row, config, run, protocol, out, progress)
+            folder = out / "evaluations" / f"{drawn.name}-{digest({**common, **how})}"
             results.append(
-                _kept(folder, partial(evaluate, real, SampleFolder(place, protocol.images), extractor, protocol.metrics,
-                                      folder, progress=progress))
+                _load_or_make(folder, partial(evaluate, real, SampleFolder(drawn, protocol.images), extractor,
+                                              protocol.metrics, folder, progress=progress))
             )  # fmt: skip
             steps.append(state["step"])
             seconds.append(state["seconds"])
-            places.append(place)
+            places.append(drawn)
         passes = 1 if row.configs[0].system in GANS else protocol.steps[row.sampler]
         outcomes.append(Outcome(row, cost(row.configs[0]), passes, steps, seconds, results, places))
     return Produced(outcomes, held_out, real, extractor)
@@ -118,7 +118,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _load_or_make(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The existing evaluation in the folder, or a new one."""
     path = folder / "evaluation.json"
     if not path.exists():

@@ -75,8 +75,8 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
-            here = result.get(name)
-            result[name] = merged(here or {}, value) if isinstance(value, dict) else value
+            current = result.get(name)
+            result[name] = merged(current or {}, value) if isinstance(value, dict) else value
     return result
 
 

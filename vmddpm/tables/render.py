@@ -18,7 +18,7 @@ from vmddpm.tables.paper import DATASETS, SOURCE
 from vmddpm.tables.produce import Outcome, Produced
 from vmddpm.tables.protocol import Protocol
 
-SHOWN = 16  # images of each system in the picture
+PICTURE_IMAGES = 16  # images of each system in the picture
 
 # Columns: the value of a result, and its format.
 _MEASURED: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
@@ -106,7 +106,7 @@ def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
     if protocol.name == "tiny":
         lines.append("Small networks, a short training and one brain: every system runs and learns, but which one is "
                      "better cannot be told from it.")  # fmt: skip
-    lines += sorted({doubt for o in produced.outcomes for r in o.results for doubt in r["warnings"]})
+    lines += sorted({concern for o in produced.outcomes for r in o.results for concern in r["warnings"]})
     return "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
@@ -114,11 +114,11 @@ def draw_grids(outcomes: Sequence[Outcome], real: Images, path: Path) -> None:
     """Real images and those of each row's first seed, side by side."""
     from matplotlib.figure import Figure
 
-    spread = torch.linspace(0, len(real) - 1, SHOWN).round().int().tolist()
+    spread = torch.linspace(0, len(real) - 1, PICTURE_IMAGES).round().int().tolist()
     panels = [("real", [real[i] for i in spread])]
     for outcome in outcomes:
         samples = SampleFolder(outcome.samples[0])
-        panels.append((outcome.row.name, [samples[i] for i in range(min(SHOWN, len(samples)))]))
+        panels.append((outcome.row.name, [samples[i] for i in range(min(PICTURE_IMAGES, len(samples)))]))
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.55 * rows), layout="constrained", facecolor="white")

@@ -76,9 +76,9 @@ def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | N
     if not names:
         return ()
     for number in numbers_at(step, options, rows):
-        told = condition_of(dataset, place_of(number, dataset, options))
+        condition = condition_of(dataset, place_of(number, dataset, options))
         kept = torch.rand((), generator=generator_of(options.seed, DROPOUT, number)) >= config.condition.dropout
-        parts = (told[name][None] * kept for name in names)
+        parts = (condition[name][None] * kept for name in names)
         found.append([flipped(part, number, options) if part.dim() >= 4 else part for part in parts])
     return tuple(torch.cat(parts) for parts in zip(*found))
 

@@ -30,14 +30,14 @@ def with_conditions(config: RunConfig, classes: Sequence[str]) -> RunConfig:
 
 def refuse_unfit(config: RunConfig, images: Images) -> None:
     """Raise TrainingError unless the images have exactly the conditions that the model takes."""
-    told = images if isinstance(images, ConditionedImages) else None
-    found = told.classes if told else ()
+    conditioned = images if isinstance(images, ConditionedImages) else None
+    found = conditioned.classes if conditioned else ()
     if config.model.classes != found:
         raise TrainingError(
             f"the images have the classes {_named(found)}, model.classes is {_named(config.model.classes)}; leave it "
             "out, and set condition.labels to the source of the classes"
         )
-    channels = len(told.beside[0]) if told and told.beside is not None else 0
+    channels = len(conditioned.condition_images[0]) if conditioned and conditioned.condition_images is not None else 0
     if config.model.condition_channels != channels:
         raise TrainingError(
             f"model.condition_channels is {config.model.condition_channels}, but the condition images "
@@ -45,12 +45,12 @@ def refuse_unfit(config: RunConfig, images: Images) -> None:
         )
 
 
-def refuse_other_classes(here: Sequence[str], before: Sequence[str], where: str) -> None:
+def refuse_other_classes(classes: Sequence[str], trained_classes: Sequence[str], where: str) -> None:
     """Raise RunError if the classes of a run differ from those its weights were trained with."""
-    if tuple(here) != tuple(before):
+    if tuple(classes) != tuple(trained_classes):
         raise RunError(
-            f"{where} was trained with the classes {_named(before)}, the run's configuration names {_named(here)}; "
-            "restore its config.yaml"
+            f"{where} was trained with the classes {_named(trained_classes)}, the run's configuration names "
+            f"{_named(classes)}; restore its config.yaml"
         )
 
 
@@ -82,34 +82,34 @@ def split_classes(text: str, config: RunConfig) -> list[str]:
     return [name.strip() for name in (text.split(separator) if separator else [text])]
 
 
-def class_rows(classes: Sequence[str], wanted: Sequence[str] | None) -> Tensor:
+def class_rows(classes: Sequence[str], selected: Sequence[str] | None) -> Tensor:
     """float32 (n, K): labels of image i are row i modulo n. One row with the wanted classes, or one row per class."""
-    return torch.eye(len(classes)) if wanted is None else labels_of(wanted, classes)[None]
+    return torch.eye(len(classes)) if selected is None else labels_of(selected, classes)[None]
 
 
 def conditions_to_draw(
-    model: ModelConfig, beside: Images | None, wanted: Sequence[str] | None = None
+    model: ModelConfig, condition_images: Images | None, selected: Sequence[str] | None = None
 ) -> Conditions | None:
     """The conditions of sampled images, by image number; None if the model takes none.
 
     Args:
-        beside: condition images; image i gets number i, modulo their count.
-        wanted: classes of every image; None takes each class in turn.
+        condition_images: condition images; image i gets number i, modulo their count.
+        selected: classes of every image; None takes each class in turn.
 
     Raises:
-        InputError: on an unknown class, or if `beside` is missing or the model has no use for it.
+        InputError: on an unknown class, or if `condition_images` is missing or the model has no use for it.
     """
-    rows = class_rows(model.classes, wanted)
-    if bool(model.condition_channels) != (beside is not None):
+    rows = class_rows(model.classes, selected)
+    if bool(model.condition_channels) != (condition_images is not None):
         raise InputError(
-            "the run was trained without condition images; leave condition-images out" if beside
+            "the run was trained without condition images; leave condition-images out" if condition_images
             else "the run was trained with condition images; give a folder of them with condition-images"
         )  # fmt: skip
 
     def conditions(members: Sequence[int]) -> dict[str, Tensor]:
         found = {"labels": rows[[i % len(rows) for i in members]]} if model.classes else {}
-        if beside is not None:
-            found["condition_image"] = torch.stack([beside[i % len(beside)] for i in members])
+        if condition_images is not None:
+            found["condition_image"] = torch.stack([condition_images[i % len(condition_images)] for i in members])
         return found
 
     return conditions if condition_names(model) else None

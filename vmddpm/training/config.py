@@ -10,9 +10,9 @@ from vmddpm.diffusion import DiffusionConfig
 from vmddpm.errors import InputError
 from vmddpm.model import ModelConfig
 from vmddpm.model.unet import UNetConfig
-from vmddpm.numbers import LONGEST, check_numbers, check_seed
+from vmddpm.numbers import MAX_MINUTES, check_numbers, check_seed
 
-MOST = {"minutes": LONGEST, "batch_size": 2**20, "micro_batch_size": 2**20, "sample_count": 2**14}
+MAX_VALUES = {"minutes": MAX_MINUTES, "batch_size": 2**20, "micro_batch_size": 2**20, "sample_count": 2**14}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TrainingConfig:
     """DDIM steps for a grid of samples, a divisor of diffusion.timesteps."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, most=MOST)
+        check_numbers(self, limits=MAX_VALUES)
         check_seed("seed", self.seed)
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_count", "sample_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")

@@ -28,17 +28,17 @@ def difference(images: Images, now: Tensor, before: Tensor) -> str | None:
         now: `checksums` of the images.
         before: checksums of the run's images.
     """
-    told = []
+    differences = []
     if len(now) != len(before):
-        told.append(f"the data set has {len(now)} images, but the run began with {len(before)}")
+        differences.append(f"the data set has {len(now)} images, but the run began with {len(before)}")
     both = min(len(now), len(before))
     others = (now[:both] != before[:both]).nonzero().flatten().tolist()
     if others:
         more = f", and {len(others) - 1} more do" if len(others) > 1 else ""
         condition = ", or its condition does" if isinstance(images, ConditionedImages) else ""
         first = f"image {others[0]}{_source(images, others[0])}"
-        told.append(f"{first} differs from the one the run began with{condition}{more}")
-    return "; ".join(told) or None
+        differences.append(f"{first} differs from the one the run began with{condition}{more}")
+    return "; ".join(differences) or None
 
 
 def _source(images: Images, i: int) -> str:

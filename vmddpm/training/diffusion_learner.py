@@ -66,8 +66,8 @@ class DiffusionLearner(Learner[Inputs]):
         # On a GPU torch already uses the foreach kernels by default.
         together = True if self.ranks.device.type == "cpu" else None
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=together)
-        mine: list[float] = torch.stack([share, norm.to(share)]).tolist()
-        loss, norm_here = *self.ranks.sum(mine[0]), mine[1]
+        own_sums: list[float] = torch.stack([share, norm.to(share)]).tolist()
+        loss, norm_here = *self.ranks.sum(own_sums[0]), own_sums[1]
         finite = math.isfinite(loss) and math.isfinite(norm_here)
         if finite:
             for optimizer in self.optimizers:
@@ -82,7 +82,7 @@ class DiffusionLearner(Learner[Inputs]):
         return sample(
             self.ema, range(count), data.shape, config=self.config.diffusion,
             sampler="ddim", steps=options.sample_steps, seed=options.seed,
-            conditions=conditions_to_draw(self.config.model, getattr(dataset, "beside", None)),
+            conditions=conditions_to_draw(self.config.model, getattr(dataset, "condition_images", None)),
         )  # fmt: skip
 
     def _add_gradients(self, inputs: Inputs, step: int) -> Tensor:
@@ -98,11 +98,11 @@ class DiffusionLearner(Learner[Inputs]):
         order_key = options.seed, torch.full((), step, device=device)  # a tensor: an input of compiled code
         parts = list(zip(*(values.split(options.micro_batch_size or len(values)) for values in inputs)))
         for part in parts:
-            x0, t, noise, *told = (values.to(device, non_blocking=True) for values in part)
+            x0, t, noise, *conditions = (values.to(device, non_blocking=True) for values in part)
             last = part is parts[-1]
             with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext():
                 with autocast(device, options.precision):
-                    condition = dict(zip(condition_names(self.config.model), told))
+                    condition = dict(zip(condition_names(self.config.model), conditions))
                     loss = diffusion_loss(network, x0, t, noise, order_key, self.config.diffusion, condition)
                 loss = loss * (len(x0) / options.batch_size)
                 self.scaler.scale(loss * self.ranks.world_size).backward()  # DDP averages over processes

@@ -23,7 +23,7 @@ from vmddpm.training.config import RunConfig
 from vmddpm.training.learner import autocast
 from vmddpm.training.networks import build_network
 
-COPIES = 3  # of the weights, in addition to the network: the EMA and Adam's two moments
+EXTRA_COPIES = 3  # of the weights, in addition to the network: the EMA and Adam's two moments
 SCRATCH = 2**27  # libraries and kernel workspaces of the first step; 50 to 140 MB were measured
 GB = 1e9
 
@@ -119,7 +119,7 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
         step = living.most - weights
     # Images and noise of the whole batch, for the current step and the prefetched one.
     inputs = 4 * 4 * rows * math.prod(config.data.shape)
-    return Memory(_program(device), weights * (1 + COPIES), step + inputs + SCRATCH)
+    return Memory(_program(device), weights * (1 + EXTRA_COPIES), step + inputs + SCRATCH)
 
 
 def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have: int | None = None) -> Memory:
@@ -137,11 +137,11 @@ def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have
         return need
     raise InputError(
         f"training needs {need}, of which {need.step / GB:.2g} GB for a step, but {have / GB:.2g} GB are available; "
-        f"{_way_out(config, device, processes, have)}"
+        f"{_advice(config, device, processes, have)}"
     )
 
 
-def _way_out(config: RunConfig, device: torch.device, processes: int, have: int) -> str:
+def _advice(config: RunConfig, device: torch.device, processes: int, have: int) -> str:
     """The least costly change of options with which the run fits, in words."""
     rows = math.ceil(config.training.batch_size / processes)
     together = min(rows, config.training.micro_batch_size or rows)

@@ -24,8 +24,8 @@ def make_optimizers(
     if options.optimizer == "adam":
         return {"optimizer": adam(network.parameters(), options.learning_rate)}
     matrices = list(hidden_matrices(network))
-    theirs = {id(weight) for weight in matrices}
-    rest = [weight for weight in network.parameters() if id(weight) not in theirs]
+    muon_weights = {id(weight) for weight in matrices}
+    rest = [weight for weight in network.parameters() if id(weight) not in muon_weights]
     return {
         "optimizer": adam(rest, options.learning_rate),
         "muon": Muon(matrices, options.learning_rate, dtype=torch.bfloat16 if bfloat16 else torch.float32),
@@ -35,8 +35,8 @@ def make_optimizers(
 def adam(weights: Iterable[nn.Parameter], rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
     """Adam, fused on a CPU or a CUDA device: it reads each weight and its moments from memory once."""
     weights = list(weights)
-    one_pass = weights[0].device.type in ("cpu", "cuda")
-    return torch.optim.Adam(weights, rate, betas, fused=one_pass or None)
+    fused = weights[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(weights, rate, betas, fused=fused or None)
 
 
 def hidden_matrices(network: VMDDPM | UNet) -> Iterator[nn.Parameter]:

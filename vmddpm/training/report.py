@@ -11,7 +11,7 @@ from tqdm import tqdm
 from vmddpm.training.config import TrainingConfig
 from vmddpm.training.run_folder import RunFolder
 
-LONGEST = 50 * 365 * 86400.0  # seconds; a later end is not given as a date
+MAX_SECONDS_LEFT = 50 * 365 * 86400.0  # seconds; a later end is not given as a date
 TIMED = 10  # steps before the speed is reported; the slow first one is left out
 
 
@@ -52,7 +52,7 @@ class Report:
         if step == self.began + 1:
             self.after_first = seconds
         if step == self.began + TIMED and not self.bar.disable:
-            self.log(self.outlook(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
+            self.log(self.remaining_time(step, seconds, (seconds - self.after_first) / (TIMED - 1), datetime.now()))
         if step % self.options.log_every == 0:
             speed = (step - self.logged[0]) * self.options.batch_size / (seconds - self.logged[1])
             self.logged = step, seconds
@@ -72,13 +72,16 @@ class Report:
             return self.options.steps
         return min(self.options.steps, round(step * 60 * self.options.minutes / seconds)) if seconds > 0 else None
 
-    def outlook(self, step: int, seconds: float, a_step: float, now: datetime) -> str:
+    def remaining_time(self, step: int, seconds: float, seconds_per_step: float, now: datetime) -> str:
         """The time per step, the remaining time and the expected end, in words."""
-        left = (self.options.steps - step) * a_step
+        left = (self.options.steps - step) * seconds_per_step
         if self.options.minutes:
             left = max(min(left, 60 * self.options.minutes - seconds), 0.0)
-        end = f"{now + timedelta(seconds=left):%Y-%m-%d %H:%M}" if left < LONGEST else "not in this century"
-        return f"{a_step:.3g} s a step, {duration(left)} left: it ends about {end}, samples and checkpoints aside"
+        end = f"{now + timedelta(seconds=left):%Y-%m-%d %H:%M}" if left < MAX_SECONDS_LEFT else "not in this century"
+        return (
+            f"{seconds_per_step:.3g} s a step, {duration(left)} left: it ends about {end}, samples and checkpoints "
+            "aside"
+        )
 
     def log(self, text: str) -> None:
         self.bar.write(text)

@@ -59,7 +59,7 @@ MAY_CHANGE = {"data.root", "data.cache_dir", "condition.table", "condition.image
 
 LOCKS = ("lock", "lock.held")
 REMARKS, CLASSES = "remarks.csv", "classes.csv"
-TOLD = 3  # most differences between configurations that an error message lists
+MAX_LISTED = 3  # most differences between configurations that an error message lists
 
 
 class RunFolder:
@@ -153,17 +153,17 @@ class RunFolder:
             raise RunError(f"{self.config_path} cannot be read: {' '.join(str(error).split())}") from error
 
     def _refuse_if_different(self, config: RunConfig) -> None:
-        here, asked = flat(to_plain(self.load_config())), flat(to_plain(config))
+        stored, requested = flat(to_plain(self.load_config())), flat(to_plain(config))
         differences = [
-            f"{name} is {here[name]!r} there and {value!r} here"
-            for name, value in asked.items()
-            if value != here[name] and name not in MAY_CHANGE
+            f"{name} is {stored[name]!r} there and {value!r} here"
+            for name, value in requested.items()
+            if value != stored[name] and name not in MAY_CHANGE
         ]
         if differences:
-            more = [f"and {len(differences) - TOLD} more"] if len(differences) > TOLD else []
+            more = [f"and {len(differences) - MAX_LISTED} more"] if len(differences) > MAX_LISTED else []
             raise RunError(
                 f"{self.path} holds a run of another configuration, which is left alone:\n  "
-                f"{'; '.join([*differences[:TOLD], *more])}\n  "
+                f"{'; '.join([*differences[:MAX_LISTED], *more])}\n  "
                 "choose another folder, or give the run's own configuration to continue it"
             )
 

@@ -32,7 +32,7 @@ from vmddpm.training.ranks import process_group, rank_and_count
 from vmddpm.training.report import Report
 from vmddpm.training.run_folder import RunFolder
 
-GIVE_UP_AFTER = 50  # consecutive steps without a finite loss and gradient
+MAX_SKIPPED = 50  # consecutive steps without a finite loss and gradient
 
 
 def train(
@@ -120,9 +120,9 @@ def train(
                 finite, metrics = learner.step(inputs, step, rate)
                 skipped += not finite
                 skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
-                if skipped_in_a_row == GIVE_UP_AFTER:
+                if skipped_in_a_row == MAX_SKIPPED:
                     raise TrainingError(
-                        f"the loss or its gradient was not finite for {GIVE_UP_AFTER} steps up to step {step}; lower "
+                        f"the loss or its gradient was not finite for {MAX_SKIPPED} steps up to step {step}; lower "
                         f"training.learning_rate ({options.learning_rate:g}) or set training.precision to fp32"
                     )
                 step += 1
@@ -131,10 +131,10 @@ def train(
                 took, stops = ranks.sum(took if ranks.is_main else 0.0, stop_asked())
                 seconds, stopped = seconds + took, stops > 0
                 if report is not None:
-                    told = {**metrics, "learning_rate": rate, "skipped": skipped}
-                    report.step(step, seconds, told)
+                    row = {**metrics, "learning_rate": rate, "skipped": skipped}
+                    report.step(step, seconds, row)
                     if after_step is not None:
-                        after_step(step, told)
+                        after_step(step, row)
                 if ranks.is_main and options.sample_every and step % options.sample_every == 0:
                     images = learner.draw(dataset, options.sample_count)
                     save_png(grid(images), folder.path / "samples" / f"step-{step:08d}.png")
@@ -166,9 +166,10 @@ def _refuse_unusable(config: RunConfig, images: Images) -> None:
 
 
 def refuse_other_data(dataset: Images, now: Tensor, before: Tensor) -> None:
-    if told := difference(dataset, now, before):
+    if reason := difference(dataset, now, before):
         raise TrainingError(
-            f"{told}; give the run the same data (data.root), or begin a new one in another folder. Nothing was changed"
+            f"{reason}; give the run the same data (data.root), or begin a new one in another folder. Nothing was "
+            "changed"
         )
 
 
