@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-_inside = 0
+_depth = 0
 
 
 @contextmanager
@@ -19,20 +19,20 @@ def keeping_freed_memory() -> Iterator[None]:
         >>> with keeping_freed_memory():
         ...     sums = [torch.ones(1000, 1000).sum().item() for _ in range(3)]
     """
-    global _inside
+    global _depth
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
-    _inside += 1
-    if _inside == 1:
+    _depth += 1
+    if _depth == 1:
         library.mallopt(_TRIM_THRESHOLD, -1)  # never trim
         library.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
-        _inside -= 1
-        if _inside == 0:
+        _depth -= 1
+        if _depth == 0:
             # Once set, the thresholds no longer adapt, so they get the largest values that adaptation would reach.
             library.mallopt(_MMAP_MAX, 1 << 16)
             library.mallopt(_MMAP_THRESHOLD, 32 << 20)

@@ -95,10 +95,10 @@ def inpaint_images(
     model = load_to_draw(folder, config, weights, device)
     originals = SliceDataset(data, progress=progress)
     mask_images = SliceDataset(condition_data(masked, data), progress=progress)
-    places = pair(originals, mask_images)
-    marked = [(i, place) for i, place in enumerate(places) if bool((mask_images[place] > 0).any())]
+    indices = pair(originals, mask_images)
+    marked = [(i, index) for i, index in enumerate(indices) if bool((mask_images[index] > 0).any())]
     if not marked:
-        raise DataError(f"{masks}: all {len(places)} masks are empty; mark the region to redraw with nonzero pixels")
+        raise DataError(f"{masks}: all {len(indices)} masks are empty; mark the region to redraw with nonzero pixels")
     samples = Samples(Path(out), len(marked), batch_size, "png")
     made_with: dict[str, Any] = {
         "run": folder.path.resolve().name, "weights": weights,
@@ -106,7 +106,7 @@ def inpaint_images(
         "sampler": sampler, "steps": steps, "jump": jump, "resamplings": resamplings, "seed": seed,
         "batch_size": batch_size, "format": "png", "class": class_name, "guidance": guidance,
         "images_sha256": hashlib.sha256(originals.checksums().tobytes()).hexdigest(),
-        "masks_sha256": hashlib.sha256(mask_images.checksums()[places].tobytes()).hexdigest(),
+        "masks_sha256": hashlib.sha256(mask_images.checksums()[indices].tobytes()).hexdigest(),
     }  # fmt: skip
     samples.create_or_resume(made_with)
     text = io.StringIO()

@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def here(folder, tmp_path, monkeypatch):
+def run_in_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(folder)
 

@@ -94,7 +94,7 @@ def run(
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program built with the sanitizer, as `sanitized` runs Python."""
-    prefix = ["setarch", "-R"] if sanitizer == "thread" and _memory_is_scattered() else []
+    prefix = ["setarch", "-R"] if sanitizer == "thread" and _address_space_is_randomised() else []
     words = [*prefix, *map(str, command)]
     # One thread: the sanitizer cannot see the synchronisation of torch's threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
@@ -169,7 +169,7 @@ def _runtimes(sanitizer: str) -> list[Path]:
     return paths
 
 
-def _memory_is_scattered() -> bool:
+def _address_space_is_randomised() -> bool:
     """Whether the kernel may map memory where older ThreadSanitizers do not expect any."""
     bits = Path("/proc/sys/vm/mmap_rnd_bits")
     return bits.exists() and int(bits.read_text()) > 28

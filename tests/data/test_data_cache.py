@@ -127,7 +127,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def forget_a_slice(path):
+def drop_a_slice(path):
     manifest = json.loads(path.read_text())
     manifest["slices"].pop()
     path.write_text(json.dumps(manifest))
@@ -142,7 +142,7 @@ def forget_a_slice(path):
         (".npy", os.unlink),
         (".json", cut_short),
         (".json", overwrite),
-        (".json", forget_a_slice),
+        (".json", drop_a_slice),
     ],
 )
 def test_a_damaged_entry_is_built_again_with_a_notice(folder, decoded, suffix, damage):

@@ -43,7 +43,7 @@ def picture(path, seed=0):
     return path
 
 
-def store_of(capsys, scans, out, *options):
+def prepared_store(capsys, scans, out, *options):
     code, text, error = call(capsys, "prepare", "folder", scans, "--out", out, *SMALL, *options)
     assert code == 0, error
     return text, read_store(out)[1]
@@ -56,13 +56,13 @@ def scans(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def not_for_ever():
+def time_limit():
     """Fails a test whose reader blocks on a pipe."""
 
-    def stop(*_):
+    def fail(*_):
         raise TimeoutError("a reader waits")
 
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGALRM, fail)
     signal.alarm(60)
     yield
     signal.alarm(0)
@@ -73,7 +73,7 @@ def test_pipes_devices_and_sockets_are_never_opened(scans, tmp_path, capsys):
     os.mkfifo(scans / "scan.nii.gz")
     (scans / "endless.dcm").symlink_to("/dev/zero")
     (scans / "link.png").symlink_to(scans / "p1" / "b.png")
-    text, slices = store_of(capsys, scans, tmp_path / "store")
+    text, slices = prepared_store(capsys, scans, tmp_path / "store")
     assert [info.source for info in slices] == ["p1/a.png"]
     assert "left out: 3 files, a named pipe, not a file (link.png ...)" in text
     assert "left out: 1 file, a device, not a file (endless.dcm)" in text
@@ -177,7 +177,7 @@ def test_a_disc_is_read_without_options(tmp_path, capsys):
         (disc / name).parent.mkdir(parents=True, exist_ok=True)
         (disc / name).write_bytes(b"MZ" + bytes(200))
     picture(disc / "viewer" / "icons" / "logo.png")
-    text, slices = store_of(capsys, disc, tmp_path / "store")
+    text, slices = prepared_store(capsys, disc, tmp_path / "store")
     assert len(slices) == 7
     assert all("77654033" in info.source for info in slices)
     for line in ("left out: 1 file, the index of a DICOM disc (DICOMDIR)", "3 files, not DICOM, on a DICOM disc",
@@ -277,7 +277,7 @@ def test_what_lies_beside_a_patients_dicom_files_is_that_patients(tmp_path, caps
         series(tmp_path / "scans" / f"p{p}" / "a.dcm", p, PatientID=f"P-{p}", StudyInstanceUID=f"1.2.{p}")
         series(tmp_path / "scans" / f"p{p}" / "b.dcm", 100 + p, PatientID="", StudyInstanceUID=f"1.2.{p}")
         picture(tmp_path / "scans" / f"p{p}" / "c.png", 200 + p)
-    _, slices = store_of(capsys, tmp_path / "scans", tmp_path / "store", "--test-share", "0.5")
+    _, slices = prepared_store(capsys, tmp_path / "scans", tmp_path / "store", "--test-share", "0.5")
     folders = {}
     for info in slices:
         folders.setdefault(info.source.split("/")[0], set()).add((info.patient, info.split))

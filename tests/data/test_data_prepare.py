@@ -249,7 +249,7 @@ def test_a_store_that_is_damaged(acdc, tmp_path, capsys):
         SliceDataset(config)
 
 
-def kill_yourself(number):
+def kill_own_process(number):
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -257,7 +257,7 @@ def kill_yourself(number):
 
 def test_a_worker_that_is_killed_is_an_error():
     with pytest.raises(DataError, match="a worker process was killed"):
-        list(in_order(kill_yourself, range(100), 2))
+        list(in_order(kill_own_process, range(100), 2))
     assert list(in_order(abs, range(-50, 0), 2)) == list(range(50, 0, -1))
 
 

@@ -44,7 +44,7 @@ def simple_itk(path, tmp_path):
     return [frame.astype(np.float64) for frame in array]
 
 
-def as_gdcm_shows(path, frames, theirs):
+def gdcm_values(path, frames, theirs):
     """Our frames in GDCM's form: it inverts MONOCHROME1, and truncates plain palettes to 8 bits."""
     header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     if header.get("PhotometricInterpretation") == "PALETTE COLOR" and max(frame.max() for frame in theirs) < 256:
@@ -121,7 +121,7 @@ def independent(path, kind, tmp_path):
 
 def agree(ours, theirs, path, kind):
     if kind == "DICOM" and not path.name.startswith("mlut_"):
-        ours = as_gdcm_shows(path, ours, theirs)
+        ours = gdcm_values(path, ours, theirs)
     if len(ours) != len(theirs):
         return f"{len(ours)} frames, not {len(theirs)}"
     lossy = kind == "DICOM" and is_lossy(path)

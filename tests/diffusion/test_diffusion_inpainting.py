@@ -14,21 +14,21 @@ REGION = torch.zeros(1, 4, 4, dtype=torch.bool)
 REGION[:, 1:3, 1:3] = True
 
 
-class Greys(nn.Module):
+class GreyModel(nn.Module):
     """The ideal predictor for images of one grey level each, normally distributed with deviation 0.3: the mean of the
     noisy pixels, shrunk towards 0 according to the noise."""
 
     def forward(self, x, t, order_key=None):
         signal = alphas_cumprod(PROCESS, x.device)[t].view(-1, 1, 1, 1)
         pixels = x[0].numel()
-        trust = 0.09 * signal * pixels / (0.09 * signal * pixels + 1 - signal)
-        level = trust * x.mean((1, 2, 3), keepdim=True) / signal.sqrt()
+        shrinkage = 0.09 * signal * pixels / (0.09 * signal * pixels + 1 - signal)
+        level = shrinkage * x.mean((1, 2, 3), keepdim=True) / signal.sqrt()
         return (x - signal.sqrt() * level) / (1 - signal).sqrt()
 
 
 def filled(level, indices=range(2), **options):
     options = {"steps": 10, "jump": 2, "resamplings": 4, "batch_size": 2, **options}
-    return inpaint(Greys(), lambda i: torch.full((1, 4, 4), level), lambda i: REGION, indices, config=PROCESS,
+    return inpaint(GreyModel(), lambda i: torch.full((1, 4, 4), level), lambda i: REGION, indices, config=PROCESS,
                    **options)  # fmt: skip
 
 
@@ -49,8 +49,8 @@ def test_the_walk_is_that_of_repaint():
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_kept_pixels_are_the_images_own_and_the_region_is_drawn(sampler):
     images = torch.rand(2, 1, 4, 4) * 2 - 1
-    found = inpaint(Greys(), lambda i: images[i], lambda i: REGION, range(2), config=PROCESS, sampler=sampler, steps=10,
-                    jump=2, resamplings=2, batch_size=2)  # fmt: skip
+    found = inpaint(GreyModel(), lambda i: images[i], lambda i: REGION, range(2), config=PROCESS, sampler=sampler,
+                    steps=10, jump=2, resamplings=2, batch_size=2)  # fmt: skip
     kept = ~REGION.expand_as(images)
     assert torch.equal(found[kept], images[kept])
     assert found.isfinite().all()
@@ -64,8 +64,8 @@ def test_resampling_makes_the_region_fit_its_surroundings(level):
     region[:, :, 0] = False
     errors = []
     for resamplings in (1, 8):
-        images = inpaint(Greys(), lambda i: torch.full((1, 8, 8), level), lambda i: region, range(16), config=PROCESS,
-                         steps=25, jump=5, resamplings=resamplings, batch_size=16, seed=4)  # fmt: skip
+        images = inpaint(GreyModel(), lambda i: torch.full((1, 8, 8), level), lambda i: region, range(16),
+                         config=PROCESS, steps=25, jump=5, resamplings=resamplings, batch_size=16, seed=4)  # fmt: skip
         errors.append((images[region.expand_as(images)] - level).abs().mean().item())
     assert errors[1] < 0.2 * errors[0]
 
@@ -79,7 +79,7 @@ def test_an_image_follows_from_seed_and_number():
 
 def test_all_of_an_image_may_be_drawn():
     everything = torch.ones(1, 4, 4, dtype=torch.bool)
-    images = inpaint(Greys(), lambda i: torch.full((1, 4, 4), float("nan")).nan_to_num(0.7), lambda i: everything,
+    images = inpaint(GreyModel(), lambda i: torch.full((1, 4, 4), float("nan")).nan_to_num(0.7), lambda i: everything,
                      range(64), config=PROCESS, steps=50, jump=5, resamplings=1, batch_size=64)  # fmt: skip
     levels = images.mean((1, 2, 3))
     assert levels.std().item() == pytest.approx(0.3, rel=0.35)

@@ -105,7 +105,7 @@ def test_texture_by_windows_and_torchmetrics():
     """Features by windows; their Fréchet distance by torchmetrics, with each pixel as an image of 48 values."""
     a, b = patients(20, 0)[..., 10:40, 20:44], patients(17, 1)[..., 10:40, 20:44] * 0.9
     assert np.allclose(local_features(a), features_by_windows(a), atol=2e-6)
-    metric = FrechetInceptionDistance(feature=Values(), input_img_size=(1, 1, 48))
+    metric = FrechetInceptionDistance(feature=PixelFeatures(), input_img_size=(1, 1, 48))
     metric.set_dtype(torch.float64)
     metric.num_features = 48
     for images, real in ((a, True), (b, False)):
@@ -114,7 +114,7 @@ def test_texture_by_windows_and_torchmetrics():
     assert texture_distance(a, a) < 1e-9
 
 
-class Values(torch.nn.Module):
+class PixelFeatures(torch.nn.Module):
     def forward(self, x):
         return x.flatten(1)
 

@@ -198,7 +198,7 @@ def test_pathologies(extractor, tmp_path):
             MetricsConfig(**option)
 
 
-class Counted:
+class UnusedExtractor:
     """An extractor that must not be called."""
 
     def to(self, device):
@@ -210,7 +210,7 @@ class Counted:
 
 def test_what_can_be_refused_is_refused_before_anything_is_computed(extractor, tmp_path):
     grey, large, colour = torch.zeros(9, 1, 8, 8), torch.zeros(9, 1, 16, 16), torch.zeros(9, 3, 8, 8)
-    never = Counted()
+    never = UnusedExtractor()
     for training, held_out, words in (
         (grey[:3], None, "there are 3 real images; .* need at least 4"),
         (grey, large, r"the held-out images have channels and pixels \(1, 16, 16\), the training images \(1, 8, 8\)"),
@@ -240,7 +240,7 @@ def test_the_last_of_the_samples_is_looked_at_first(extractor, tmp_path, odd):
             else:
                 np.save(tmp_path / form / f"images-{number:08d}.npy", np.atleast_3d(pixels)[None])
         with pytest.raises(InputError, match=r"000008\.(png|npy) holds uint8 images with"):
-            evaluate(real, SampleFolder(tmp_path / form), Counted(), CONFIG, tmp_path / "out", progress=False)
+            evaluate(real, SampleFolder(tmp_path / form), UnusedExtractor(), CONFIG, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 

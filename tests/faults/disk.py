@@ -32,7 +32,7 @@ class Disk:
     names: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dice, self.count, self.numbers = random.Random(0), 0, {}
+        self.rng, self.count, self.numbers = random.Random(0), 0, {}
         self._look()
         self.contents, self.names = dict(self.now_contents), {k: dict(v) for k, v in self.now_names.items()}
 
@@ -80,14 +80,14 @@ class Disk:
         names: dict[int, dict[str, int]] = {}
         for folder in {**self.names, **self.now_names}:
             old, new = self.names.get(folder, {}), self.now_names.get(folder, {})
-            chosen = {name: self.dice.choice([old.get(name), new.get(name)]) for name in {**old, **new}}
+            chosen = {name: self.rng.choice([old.get(name), new.get(name)]) for name in {**old, **new}}
             names[folder] = {name: number for name, number in chosen.items() if number is not None}
         contents = {}
         for number in {**self.contents, **self.now_contents}:
             old_bytes = self.contents.get(number, b"")
             new_bytes = self.now_contents.get(number, old_bytes)  # no name now: its bytes are unchanged
-            part = new_bytes[: self.dice.randint(len(old_bytes), max(len(old_bytes), len(new_bytes)))]
-            contents[number] = self.dice.choice([old_bytes, new_bytes, part])
+            part = new_bytes[: self.rng.randint(len(old_bytes), max(len(old_bytes), len(new_bytes)))]
+            contents[number] = self.rng.choice([old_bytes, new_bytes, part])
         return self._tree(names, contents)
 
     def _tree(self, names: dict[int, dict[str, int]], contents: dict[int, bytes]) -> Tree:

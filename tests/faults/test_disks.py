@@ -10,9 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from can_trace import MODEL, begin_study, run_config, sent, train_to
 from PIL import Image
-from tracer import traced, works
-from works import MODEL, begin_study, run_config, sent, train_to
+from tracer import can_trace, traced
 
 from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, layouts
@@ -173,7 +173,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "study" / "server.lock.held").exists()
 
 
-@pytest.mark.skipif(not works(), reason="processes cannot be traced here")
+@pytest.mark.skipif(not can_trace(), reason="processes cannot be traced here")
 def test_a_run_that_is_asked_to_stop_while_it_writes_a_checkpoint_finishes_it(tmp_path):
     """SIGTERM during a write of the checkpoint and of the weights: the run saves and ends as after Ctrl-C."""
     torch.set_num_threads(1)

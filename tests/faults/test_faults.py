@@ -7,38 +7,38 @@ import warnings
 
 import pytest
 import torch
+from can_trace import WORKLOADS
 from disk import Disk, write_tree
-from tracer import traced, works
-from works import WORKS
+from tracer import can_trace, traced
 
-pytestmark = pytest.mark.skipif(not works(), reason="processes cannot be traced here")
+pytestmark = pytest.mark.skipif(not can_trace(), reason="processes cannot be traced here")
 
 
-def name(work):
-    return work.name.replace(" ", "-")
+def name(workload):
+    return workload.name.replace(" ", "-")
 
 
 MINUTES = ["a continued run"]
-SOME = [pytest.param(w, marks=pytest.mark.slow if w.name in MINUTES else (), id=name(w)) for w in WORKS]
+SOME = [pytest.param(w, marks=pytest.mark.slow if w.name in MINUTES else (), id=name(w)) for w in WORKLOADS]
 
 
-def checked(work, folder, confirmed, what):
+def check_workload(workload, folder, confirmed, what):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            work.check(folder, confirmed)
+            workload.check(folder, confirmed)
     except BaseException as error:
         there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-        raise AssertionError(f"{work.name}: {what}, {confirmed} was confirmed; there is {there}") from error
+        raise AssertionError(f"{workload.name}: {what}, {confirmed} was confirmed; there is {there}") from error
 
 
 @pytest.mark.parametrize("work", SOME)
-def test_nothing_is_lost_or_mixed(work, tmp_path):
+def test_nothing_is_lost_or_mixed(workload, tmp_path):
     """One run, stopped at each call: what a kill or a power cut would leave is written to a folder and checked."""
     torch.set_num_threads(1)  # a fork does not inherit the thread pool
     folder = tmp_path / "folder"
     folder.mkdir()
-    work.begin(folder)
+    workload.begin(folder)
     disk, states, calls = Disk(folder), {}, []
 
     def stop(call, confirmed):
@@ -47,36 +47,36 @@ def test_nothing_is_lost_or_mixed(work, tmp_path):
         for what, tree in disk.before(call):
             states.setdefault(pickle.dumps((sorted(tree.items()), confirmed)), (f"{what}, {where}", tree, confirmed))
 
-    status, confirmed = traced(lambda confirm: work.work(folder, confirm), folder, stop)
+    status, confirmed = traced(lambda confirm: workload.run(folder, confirm), folder, stop)
     assert status == 0
-    checked(work, folder, confirmed, "at the end")
+    check_workload(workload, folder, confirmed, "at the end")
     for number, (what, tree, confirmed) in enumerate(states.values()):
         write_tree(tree, tmp_path / str(number))
-        checked(work, tmp_path / str(number), confirmed, what)
+        check_workload(workload, tmp_path / str(number), confirmed, what)
         shutil.rmtree(tmp_path / str(number))
-    print(f"| {work.name} | {len(calls)} | {len(states)} |")
+    print(f"| {workload.name} | {len(calls)} | {len(states)} |")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("work", [work for work in WORKS if work.name not in MINUTES], ids=name)
-def test_real_kills(work, number, tmp_path):
+@pytest.mark.parametrize("work", [workload for workload in WORKLOADS if workload.name not in MINUTES], ids=name)
+def test_real_kills(workload, number, tmp_path):
     """One run per call, each killed one call later."""
     torch.set_num_threads(1)
     at, status = 0, -number
     while status == -number:
         folder, count = tmp_path / str(at), 0
         folder.mkdir()
-        work.begin(folder)
+        workload.begin(folder)
 
         def stop(call, confirmed, at=at):
             nonlocal count
             count += 1
             return number if count == at + 1 else None
 
-        status, said = traced(lambda confirm, folder=folder: work.work(folder, confirm), folder, stop)
+        status, confirmed = traced(lambda confirm, folder=folder: workload.run(folder, confirm), folder, stop)
         assert status in (0, -number)
-        checked(work, folder, said, f"{number.name} before call {at + 1}")
+        check_workload(workload, folder, confirmed, f"{number.name} before call {at + 1}")
         shutil.rmtree(folder)
         at += 1
-    print(f"| {work.name} | {number.name} | {at - 1} |")
+    print(f"| {workload.name} | {number.name} | {at - 1} |")

@@ -49,7 +49,7 @@ class Call:
     offset: int = 0
 
 
-def works() -> bool:
+def can_trace() -> bool:
     """Whether processes can be traced here."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False

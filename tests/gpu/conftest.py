@@ -8,13 +8,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # the oracle
 
-from gpu_cases import BACKENDS, REHEARSAL, why_not_here
+from gpu_cases import BACKENDS, REHEARSAL, reason_to_skip
 
 
 @pytest.fixture(autouse=True, params=BACKENDS)
-def _on_a_device(request, monkeypatch, poisoned_memory):
+def _use_device(request, monkeypatch, poisoned_memory):
     """Run every test on a CUDA device, through each backend for it, on poisoned memory."""
-    if reason := why_not_here(request.param):
+    if reason := reason_to_skip(request.param):
         pytest.skip(reason)
     monkeypatch.setenv("VMDDPM_BACKEND", request.param)
 

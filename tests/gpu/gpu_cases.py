@@ -23,7 +23,7 @@ NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 RESULTS = ("y", "last_state", *("d" + name for name in NAMES))
 
 
-def why_not_here(backend):
+def reason_to_skip(backend):
     if REHEARSAL:
         return None
     if not torch.cuda.is_available():

@@ -19,7 +19,7 @@ flag = st.booleans()
 ranks = st.sampled_from([None, 1, 2, 17])
 
 
-class Maker:
+class ArgumentBuilder:
     """Random tensors of the sizes and the dtype that `draw` chooses."""
 
     def __init__(self, draw):
@@ -341,7 +341,7 @@ SPOILED = {
 OPTIONS = [None, True, 0, 1, 3, -1, 2**40, 0.5, "yes", "mamba", "cpu", "cuda", b"cpu", [], ["cpu"], object()]
 
 
-def can_be_changed(t):
+def is_plain(t):
     """Whether most torch functions accept its values."""
     return t.layout == torch.strided and not t.is_nested and not t.is_meta and t.dtype != torch.float8_e4m3fn
 
@@ -350,7 +350,7 @@ def can_be_changed(t):
 def calls(draw, target):
     """(function, arguments, changes to the arguments)."""
     function, valid = TARGETS[target]
-    arguments = valid(Maker(draw))
+    arguments = valid(ArgumentBuilder(draw))
     done = []
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 1, 2]))):
         name = draw(st.sampled_from(sorted(arguments)))
@@ -358,7 +358,7 @@ def calls(draw, target):
         if isinstance(value, torch.Tensor):
             pool = SAME if draw(flag) else SPOILED
             how = draw(st.sampled_from(sorted(pool)))
-            if can_be_changed(value):
+            if is_plain(value):
                 arguments[name] = pool[how](value, draw)
         else:
             how = draw(st.sampled_from(range(len(OPTIONS))))

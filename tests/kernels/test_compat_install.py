@@ -41,7 +41,7 @@ NAMES = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind():
+def _modules_restored():
     before = set(sys.modules) & (NAMES | {"csm_triton", "csms6s"})
     yield
     compat.uninstall()

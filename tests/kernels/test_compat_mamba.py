@@ -156,7 +156,7 @@ def rms(t, weight, eps):
     return t if weight is None else t / (t.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def before_scan(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B=None, C=None, **options):
+def scan_inputs(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B=None, C=None, **options):
     """The scan's inputs in the block, x, delta, B, C, z, by definition: x (B, D, L), B and C (B, N, L) or as given."""
     states = STATES * (2 if A.is_complex() else 1)
     x, z = xz[:, :DIM], xz[:, DIM:]
@@ -183,7 +183,7 @@ def before_scan(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight
 
 def block_loop(arguments):
     kept = {name: value for name, value in arguments.items() if not name.startswith("out_proj")}
-    x, delta, B, C, z = before_scan(**kept)
+    x, delta, B, C, z = scan_inputs(**kept)
     y, _ = loop(x, delta, arguments["A"], B, C, arguments["D"], z, arguments["delta_bias"], True)
     return torch.einsum("ed,bdl->ble", arguments["out_proj_weight"], y) + arguments["out_proj_bias"]
 
@@ -223,7 +223,7 @@ def test_both_directions(complex_states):
     arguments = block(complex_states)
     A_b = arguments["A"] * 0.5
     kept = {name: value for name, value in arguments.items() if not name.startswith("out_proj")}
-    x, delta, B, C, z = before_scan(**kept)
+    x, delta, B, C, z = scan_inputs(**kept)
     forward, _ = loop(x, delta, arguments["A"], B, C, arguments["D"], z, arguments["delta_bias"], True)
     flipped = [t.flip(-1) for t in (x, delta, B, C, z)]
     backward, _ = loop(
@@ -269,14 +269,14 @@ def test_errors_name_the_argument():
 
 @pytest.mark.parametrize("truth", [1, 1.0, np.bool_(True), np.float32(2), torch.tensor(True)])
 @pytest.mark.parametrize("lie", [None, 0, 0.0, np.bool_(False), torch.tensor(False)])
-def test_flags_count_by_their_truth(truth, lie):
+def test_flags_count_by_their_truth(truth, opposite):
     u, delta, A, B, C, *_ = arguments()
     want, last = selective_scan_fn(u, delta, A, B, C, delta_softplus=True, return_last_state=True)
     got, state = selective_scan_fn(u, delta, A, B, C, None, None, None, truth, truth)
     assert torch.equal(got, want)
     assert torch.equal(state, last)
     plain = selective_scan_fn(u, delta, A, B, C)
-    assert torch.equal(selective_scan_fn(u, delta, A, B, C, None, None, None, lie, lie), plain)
+    assert torch.equal(selective_scan_fn(u, delta, A, B, C, None, None, None, opposite, opposite), plain)
 
 
 @pytest.mark.parametrize("flag", ["yes", [], [True], torch.ones(2), np.ones(2)])

@@ -5,7 +5,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from fuzzing import OPTIONS, SAME, SPOILED, Maker, can_be_changed, cross_selective_scan
+from fuzzing import OPTIONS, SAME, SPOILED, ArgumentBuilder, cross_selective_scan, is_plain
 from oracle import relative_error
 from test_fuzz import RTOL, same
 
@@ -98,7 +98,7 @@ def spoil(arguments, draw):
         if isinstance(value, torch.Tensor):
             pool = SAME if draw(st.booleans()) else SPOILED
             how = draw(st.sampled_from(sorted(pool)))
-            if can_be_changed(value):
+            if is_plain(value):
                 arguments[name] = pool[how](value, draw)
         else:
             how = draw(st.sampled_from(range(len(OPTIONS))))
@@ -136,7 +136,7 @@ def in_float64(arguments, leaves):
     return wide, wide_leaves
 
 
-def as_accurate(ours, reference, exact, steps):
+def accurate_enough(ours, reference, exact, steps):
     """The accuracy rule, with at least one unit in the last place per step allowed: growing states leave small
     differences of large numbers, and the reference may round a single sequence well by chance."""
     if ours.shape != exact.shape or not torch.equal(ours.isfinite(), reference.isfinite()):
@@ -154,7 +154,7 @@ def as_accurate(ours, reference, exact, steps):
 @hypothesis.given(st.data())
 def test_any_operator_call(name, data):
     operator, make = OPERATORS[name]
-    arguments = make(Maker(data.draw))
+    arguments = make(ArgumentBuilder(data.draw))
     done = spoil(arguments, data.draw)
     if data.draw(st.booleans()) and name != "selective_scan_backward":
         arguments = {
@@ -202,4 +202,4 @@ def test_any_operator_call(name, data):
             assert name.startswith("selective_scan"), f"{a} but {b} after {done}"
             exact = exact or run(operator, *in_float64(arguments, leaves))
             steps = arguments["delta"].shape[2]
-            assert as_accurate(a, b, exact[i], steps), f"{a} but {b} after {done}"
+            assert accurate_enough(a, b, exact[i], steps), f"{a} but {b} after {done}"

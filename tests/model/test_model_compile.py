@@ -14,13 +14,13 @@ CONFIG = {"base_channels": 4, "norm_groups": 2, "d_state": 3, "channel_multiplie
 
 
 @pytest.fixture(autouse=True)
-def norms_as_compilers_see_them(monkeypatch):
+def pytorch_norms(monkeypatch):
     """Use PyTorch's own norm operators in eager mode, as compilers do. They round differently from the kernel, so only
     then does a graph give the same bits."""
     monkeypatch.setattr(group_norm, "_has_kernel", lambda *tensors: False)
 
 
-def lively(module):
+def perturbed(module):
     """Move every parameter off its initial value."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -29,7 +29,7 @@ def lively(module):
 
 
 def make_model(**options):
-    return lively(VMDDPM(ModelConfig(**CONFIG, layers_per_stage=1, **options)))
+    return perturbed(VMDDPM(ModelConfig(**CONFIG, layers_per_stage=1, **options)))
 
 
 def compiled(module, backend="aot_eager"):
@@ -47,7 +47,7 @@ def assert_same(module, graph, *arguments):
 
 def test_one_layer():
     config = ModelConfig(**CONFIG)
-    layer = lively(SSLayer(8, config)).to(memory_format=torch.channels_last)
+    layer = perturbed(SSLayer(8, config)).to(memory_format=torch.channels_last)
 
     def arguments(batch, height, width):
         return torch.randn(batch, 8, height, width), torch.randn(batch, config.time_dim), routes(height, width)

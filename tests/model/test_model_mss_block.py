@@ -9,7 +9,7 @@ from vmddpm_kernels import routes
 CONFIG = ModelConfig(base_channels=8, norm_groups=4, d_state=4)
 
 
-def awake(module, seed=0):
+def perturbed(module, seed=0):
     """Move every parameter off its initial value, including zero convolutions."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -32,13 +32,13 @@ def zero(*parameters):
 
 
 def test_path_a_input_alone(inputs):
-    block = awake(MSSBlock(8, CONFIG))
+    block = perturbed(MSSBlock(8, CONFIG))
     zero(block.csm.out.weight, block.cnn.conv_out.weight, block.cnn.conv_out.bias)
     assert torch.equal(block(*inputs), inputs[0])
 
 
 def test_path_b_cnn_alone(inputs):
-    block = awake(MSSBlock(8, CONFIG))
+    block = perturbed(MSSBlock(8, CONFIG))
     zero(block.csm.out.weight)
     x, time, _ = inputs
     branch = block(*inputs) - x
@@ -47,7 +47,7 @@ def test_path_b_cnn_alone(inputs):
 
 
 def test_path_c_csm_alone(inputs):
-    block = awake(MSSBlock(8, CONFIG))
+    block = perturbed(MSSBlock(8, CONFIG))
     zero(block.cnn.conv_out.weight, block.cnn.conv_out.bias)
     x, _, table = inputs
     branch = block(*inputs) - x
@@ -56,7 +56,7 @@ def test_path_c_csm_alone(inputs):
 
 
 def test_path_d_cnn_after_csm(inputs):
-    block = awake(MSSBlock(8, CONFIG))
+    block = perturbed(MSSBlock(8, CONFIG))
     x, time, table = inputs
     long_range = block.csm(x, table)
     mixed = block(*inputs) - x - long_range - block.cnn(x, time)  # the rest without (a), (b) and (c)
@@ -65,7 +65,7 @@ def test_path_d_cnn_after_csm(inputs):
 
 
 def test_linear_branches_unroll_into_exactly_four_paths(inputs):
-    class Times(nn.Module):
+    class Multiply(nn.Module):
         def __init__(self, factor):
             super().__init__()
             self.factor = factor
@@ -74,13 +74,13 @@ def test_linear_branches_unroll_into_exactly_four_paths(inputs):
             return self.factor * x
 
     block = MSSBlock(8, CONFIG)
-    block.csm, block.cnn = Times(3.0), Times(5.0)
+    block.csm, block.cnn = Multiply(3.0), Multiply(5.0)
     x = inputs[0]
     torch.testing.assert_close(block(*inputs), x + 5 * x + 3 * x + 15 * x)
 
 
 def test_ss_layer_is_a_residual_around_resnet_block_and_mss_block(inputs):
-    layer = awake(SSLayer(8, CONFIG))
+    layer = perturbed(SSLayer(8, CONFIG))
     x, time, table = inputs
     assert torch.equal(layer(*inputs), x + layer.mss(layer.resnet(x, time), time, table))
 
@@ -93,7 +93,7 @@ def test_the_cnn_and_the_resnet_block_start_as_zero_and_identity(inputs):
 
 def test_the_time_scales_and_shifts_each_channel(inputs):
     x, time, _ = inputs
-    cnn = awake(TimeCNN(8, CONFIG.time_dim, 4))
+    cnn = perturbed(TimeCNN(8, CONFIG.time_dim, 4))
     first = nn.functional.group_norm(x, 4, cnn.norm_in.weight, cnn.norm_in.bias)
     normalised = nn.functional.group_norm(cnn.conv_in(first * first.sigmoid()), 4)
     scale, shift = (time @ cnn.time.weight.T + cnn.time.bias).split(8, dim=1)

@@ -182,7 +182,7 @@ class NothingLeavesTheDevice(TorchDispatchMode):
         return result
 
 
-def orders_by_their_kernels(device, scans):
+def orders_inside_operators(device, scans):
     """Replace the operators of a pass by their kernels, so that dispatch modes see the work inside."""
     step = torch.zeros((), dtype=torch.int64, device=device)
     keys = random_keys(*order_key_tensor((7, step), step.device), 3, 24)
@@ -199,7 +199,7 @@ def test_orders_are_made_without_the_host(device, scans, monkeypatch):
     """On the CPU nothing reads a value. On another device, as fake tensors, nothing mixes with CPU tensors."""
     monkeypatch.setattr(routes_module, "_cache", {})
     with FakeTensorMode() if device == "meta" else NothingLeavesTheDevice():
-        for table in orders_by_their_kernels(device, scans):
+        for table in orders_inside_operators(device, scans):
             assert table.shape == (len(scans.split(",")), 96)
             assert table.device.type == device
     assert len(routes_module._cache) == (device == "cpu")  # a fake table is not cached

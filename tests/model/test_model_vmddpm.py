@@ -137,7 +137,7 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_feature_maps_are_channels_last_throughout():
     model = make_model()
-    checked, astray = 0, []
+    checked, perturbed = 0, []
 
     def check(module, args, out):
         nonlocal checked
@@ -145,14 +145,14 @@ def test_feature_maps_are_channels_last_throughout():
             if isinstance(tensor, torch.Tensor) and tensor.dim() == 4:
                 checked += 1
                 if not tensor.is_contiguous(memory_format=torch.channels_last):
-                    astray.append(module)
+                    perturbed.append(module)
 
     for name, module in model.named_modules():
         if ".csm." not in name or name.endswith(".conv"):  # inside a CSM the other tensors are (B, H, W, C)
             module.register_forward_hook(check)
     model(noise(2, 1, 64, 64), torch.tensor([1, 2]))
     assert checked > 500
-    assert not astray
+    assert not perturbed
 
 
 def test_reduced_precision():

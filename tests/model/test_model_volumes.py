@@ -16,7 +16,7 @@ SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4}
 FLAT = "dhw,dwh,dhw-reversed,dwh-reversed"  # on a volume one voxel deep, the routes of an image's cross scan
 
 
-def off_its_start(model):
+def perturbed(model):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +41,7 @@ def test_a_volume_one_voxel_deep_is_an_image(regeneration):
     """Only the middle plane of each kernel meets voxels, and the routes are those of an image."""
     options = {**SMALL, "sampling": (1, 1), "channel_multipliers": (1, 2), "layers_per_stage": 1, "image_skip": True,
                "regeneration": regeneration}  # fmt: skip
-    deep = off_its_start(VMDDPM(ModelConfig(**options, spatial_dims=3, scans=FLAT))).double()
+    deep = perturbed(VMDDPM(ModelConfig(**options, spatial_dims=3, scans=FLAT))).double()
     flat = VMDDPM(ModelConfig(**options)).double()
     flat.load_state_dict(
         {name: v[:, :, v.shape[2] // 2] if v.dim() == 5 else v for name, v in deep.state_dict().items()}
@@ -122,7 +122,7 @@ def test_gradients_of_shallow_volumes_in_bfloat16(depth, groups, autocast):
 def test_shapes_and_gradients(scans):
     stages = {"sampling": (2, 2), "channel_multipliers": (1, 2), "image_skip": True}
     config = ModelConfig(**SMALL, **stages, spatial_dims=3, scans=scans)
-    model = off_its_start(VMDDPM(config))
+    model = perturbed(VMDDPM(config))
     x = noise(2, 1, 8, 4, 12).requires_grad_()
     assert model.encode(x, torch.tensor([3, 700])).shape == (2, 16, 2, 1, 3)
     y = model(x, torch.tensor([3, 700]), order_key=(0, 0))
@@ -145,18 +145,18 @@ def test_a_convolution_of_side_1_equals_torch_s():
 def test_voxels_keep_their_channels_side_by_side(one_thread):
     """With one thread torch uses other convolutions."""
     model = VMDDPM(ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2)))
-    astray = []
+    not_channels_last = []
 
     def check(module, args, out):
         tensors = [t for t in (*args, out) if isinstance(t, torch.Tensor) and t.dim() == 5]
         if not all(t.is_contiguous(memory_format=torch.channels_last_3d) for t in tensors):
-            astray.append(module)
+            not_channels_last.append(module)
 
     for name, module in model.named_modules():
         if ".csm." not in name or name.endswith(".conv"):
             module.register_forward_hook(check)
     model(noise(2, 1, 8, 8, 8), torch.tensor([1, 2]))
-    assert not astray
+    assert not not_channels_last
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_routes_that_are_not_those_of_a_volume():
 
 def test_a_saved_network_comes_back(tmp_path):
     config = ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2))
-    model = off_its_start(VMDDPM(config)).eval()
+    model = perturbed(VMDDPM(config)).eval()
     model.save_pretrained(tmp_path)
     loaded = VMDDPM.from_pretrained(tmp_path)
     assert loaded.config == config

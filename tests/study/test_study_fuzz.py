@@ -30,41 +30,41 @@ VALUES = [None, True, False, 0, 1, -1, 7, 2**31, 2**63, 2**64, 10**30, 10**3000,
           [None], {"": None}, [1, "a", {}], {"a": {"b": {"c": []}}}]  # fmt: skip
 
 
-def mutated(dice, value, depth=0):
+def mutated(rng, value, depth=0):
     """The value, replaced or changed somewhere inside."""
-    if depth and (not isinstance(value, (dict, list)) or not value or dice.random() < 0.2):
-        return dice.choice(VALUES)
+    if depth and (not isinstance(value, (dict, list)) or not value or rng.random() < 0.2):
+        return rng.choice(VALUES)
     if isinstance(value, dict) and value:
-        name = dice.choice(list(value))
+        name = rng.choice(list(value))
         kept = {k: v for k, v in value.items() if k != name}
-        return dice.choice([
-            lambda: {**value, name: mutated(dice, value[name], depth + 1)}, lambda: kept,
-            lambda: {**kept, dice.choice([v for v in VALUES if isinstance(v, str)]): value[name]},
-            lambda: {**value, "more": dice.choice(VALUES)},
+        return rng.choice([
+            lambda: {**value, name: mutated(rng, value[name], depth + 1)}, lambda: kept,
+            lambda: {**kept, rng.choice([v for v in VALUES if isinstance(v, str)]): value[name]},
+            lambda: {**value, "more": rng.choice(VALUES)},
         ])()  # fmt: skip
     if isinstance(value, list) and value:
-        place = dice.randrange(len(value))
-        return [*value[:place], mutated(dice, value[place], depth + 1), *value[place + 1 :]]
-    return dice.choice(VALUES)
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(rng, value[place], depth + 1), *value[place + 1 :]]
+    return rng.choice(VALUES)
 
 
-def spoilt(dice, content):
+def corrupted(rng, content):
     """The bytes with some deleted, inserted or changed."""
-    for _ in range(dice.randint(1, 4)):
-        start = dice.randrange(len(content) + 1)
-        end = min(len(content), start + dice.choice([0, 0, 1, 2, 10, len(content)]))
-        filling = dice.choice([b"", b"\0", b"\xff", b'"', b"[", b"{", b"\n", b"9" * 4000, b"[" * 3000, b"\\ud800",
-                               b"1e999", dice.randbytes(8)])  # fmt: skip
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(content) + 1)
+        end = min(len(content), start + rng.choice([0, 0, 1, 2, 10, len(content)]))
+        filling = rng.choice([b"", b"\0", b"\xff", b'"', b"[", b"{", b"\n", b"9" * 4000, b"[" * 3000, b"\\ud800",
+                               b"1e999", rng.randbytes(8)])  # fmt: skip
         content = content[:start] + filling + content[end:]
     return content
 
 
-def as_bytes(dice, plain):
+def as_bytes(rng, plain):
     """JSON of the mutated value, often invalid JSON."""
-    if dice.random() < 0.8:
-        plain = mutated(dice, plain)
+    if rng.random() < 0.8:
+        plain = mutated(rng, plain)
     content = json.dumps(plain).encode()
-    return spoilt(dice, content) if dice.random() < 0.4 else content
+    return corrupted(rng, content) if rng.random() < 0.4 else content
 
 
 async def ask(app, path, body, headers, pieces=1):
@@ -102,7 +102,7 @@ def test_posts(tmp_path, registered, monkeypatch):
     else:
         password = ""
     app = application(study, local=True)
-    dice, seen = random.Random(registered), {}
+    rng, seen = random.Random(registered), {}
 
     async def fuzz():
         code = {"code": "anna", "password": password}
@@ -110,15 +110,15 @@ def test_posts(tmp_path, registered, monkeypatch):
         assert status == 200
         cookie = cookie.split(b";")[0]
         for _ in range(3000):
-            path, plain = dice.choice([("/sign-in", SIGN_IN), ("/sign-out", SIGN_OUT), ("/answer", an_answer(0))])
-            headers = [JSON if dice.random() < 0.9 else (b"content-type", dice.randbytes(5))]
-            if path == "/answer" or dice.random() < 0.3:
-                signed = cookie if dice.random() < 0.8 else spoilt(dice, cookie)
+            path, plain = rng.choice([("/sign-in", SIGN_IN), ("/sign-out", SIGN_OUT), ("/answer", an_answer(0))])
+            headers = [JSON if rng.random() < 0.9 else (b"content-type", rng.randbytes(5))]
+            if path == "/answer" or rng.random() < 0.3:
+                signed = cookie if rng.random() < 0.8 else corrupted(rng, cookie)
                 headers.append((b"cookie", signed if path == "/answer" else signed[:-5]))
-            if dice.random() < 0.1:
-                headers.append((dice.choice([b"origin", b"sec-fetch-site"]), dice.randbytes(6)))
-            body = as_bytes(dice, plain)
-            status, told, _ = await ask(app, path, body, headers, pieces=dice.randint(1, 3))
+            if rng.random() < 0.1:
+                headers.append((rng.choice([b"origin", b"sec-fetch-site"]), rng.randbytes(6)))
+            body = as_bytes(rng, plain)
+            status, told, _ = await ask(app, path, body, headers, pieces=rng.randint(1, 3))
             assert status == 200 or 400 <= status < 500, (status, path, body[:300], headers)
             assert status == 200 or isinstance(json.loads(told)["error"], str)
             seen.setdefault(path, set()).add(status)
@@ -188,20 +188,20 @@ def test_files(tmp_path):
     """5,000 damaged files are read, or refused with one of our errors; no file of another folder is opened."""
     global opened
     sys.addaudithook(_listen)
-    dice, refused, told, readers = random.Random(1), {}, [], files(tmp_path)
+    rng, refused, told, readers = random.Random(1), {}, [], files(tmp_path)
     for path, read in readers:
         whole = path.read_bytes()
         lines = path.suffix == ".jsonl"
         for _ in range(5000 // len(readers) + 1):
             if path.suffix == ".json":
-                content = as_bytes(dice, json.loads(whole))
+                content = as_bytes(rng, json.loads(whole))
             elif lines:
                 rows = whole.splitlines()
-                place = dice.randrange(len(rows))
-                rows[place] = as_bytes(dice, json.loads(rows[place]))
+                place = rng.randrange(len(rows))
+                rows[place] = as_bytes(rng, json.loads(rows[place]))
                 content = b"\n".join(rows) + b"\n"
             else:
-                content = spoilt(dice, whole)
+                content = corrupted(rng, whole)
             path.write_bytes(content)
             opened = []
             try:

@@ -95,11 +95,11 @@ def test_another_version_is_named_and_left_alone(store):
 
 
 def test_a_checkpoint_cannot_run_code(store, tmp_path):
-    class Evil:
+    class Malicious:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    renamed(store, {"schema": 3, "step": Evil()})
+    renamed(store, {"schema": 3, "step": Malicious()})
     with pytest.warns(UserWarning, match="is not a checkpoint: Weights only load failed"):
         assert store.newest()["step"] == 3
     assert not (tmp_path / "owned").exists()

@@ -62,17 +62,17 @@ def train_until(step, cfg, images, folder, monkeypatch):
 
 @pytest.mark.parametrize(("system", "killed_at"), [("dcgan", 5), ("sagan", 5), ("unetgan", 1), ("unetgan", 2)])
 def test_a_stopped_run_ends_in_the_same_weights(system, killed_at, images, tmp_path, monkeypatch):
-    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    train(gan_config(system), images, whole, progress=False)
+    uninterrupted, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    train(gan_config(system), images, uninterrupted, progress=False)
     train_until(killed_at, gan_config(system), images, stopped, monkeypatch)
     torch.rand(100)  # other users of random numbers do not matter
     train(gan_config(system), images, stopped, progress=False)
-    assert_same(weights(whole), weights(stopped))
-    losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (whole, stopped)]
+    assert_same(weights(uninterrupted), weights(stopped))
+    losses = [[(m["step"], m["loss"], m["discriminator_loss"]) for m in f.metrics()] for f in (uninterrupted, stopped)]
     assert losses[0] == losses[1]
     assert [step for step, _, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
-    assert {p.name for p in (whole.path / "samples").iterdir()} == {"step-00000003.png", "step-00000006.png"}
-    assert (whole.path / "loss.png").exists()
+    assert {p.name for p in (uninterrupted.path / "samples").iterdir()} == {"step-00000003.png", "step-00000006.png"}
+    assert (uninterrupted.path / "loss.png").exists()
 
 
 def test_a_finished_run_can_be_made_longer(images, tmp_path):
@@ -82,7 +82,7 @@ def test_a_finished_run_can_be_made_longer(images, tmp_path):
     assert_same(weights(whole), weights(extended))
 
 
-class Watched:
+class ActionAfterReads:
     """A data set that runs an action after a number of reads in training, which first reads each image once."""
 
     def __init__(self, images, after, action):
@@ -99,7 +99,7 @@ class Watched:
 
 
 def test_ctrl_c_and_data_that_go_away_save_what_was_trained(images, tmp_path):
-    def gone():
+    def raise_error():
         raise DataError("image 3 cannot be read any more")
 
     run = gan_config("dcgan", checkpoint_every=100, sample_every=0)
@@ -108,11 +108,11 @@ def test_ctrl_c_and_data_that_go_away_save_what_was_trained(images, tmp_path):
     for name, action, error in (
         ("interrupt", lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt),
         ("terminate", lambda: os.kill(os.getpid(), signal.SIGTERM), KeyboardInterrupt),
-        ("gone", gone, DataError),
+        ("gone", raise_error, DataError),
     ):
         folder = RunFolder(tmp_path / name)
         with pytest.raises(error):
-            train(run, Watched(images, 9, action), folder, progress=False)
+            train(run, ActionAfterReads(images, 9, action), folder, progress=False)
         assert 0 < Checkpoints(folder.path / "checkpoints").newest()["step"] < 6
         train(run, images, folder, progress=False)
         assert_same(weights(whole), weights(folder))

@@ -23,7 +23,7 @@ SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4, "sampling": (2,), "
 
 
 @pytest.fixture(autouse=True)
-def only_what_a_step_takes(monkeypatch):
+def only_step_memory(monkeypatch):
     """Leave out the program, which grows meanwhile, and library memory, into which small models would fit."""
     monkeypatch.setattr(memory, "_program", lambda device: 0)
     monkeypatch.setattr(memory, "SCRATCH", 0)
@@ -44,7 +44,7 @@ def test_weights_are_counted_four_times():
 def test_what_a_step_keeps_of_one_convolution():
     """A network whose tensors can be counted by hand."""
 
-    class Wave(torch.nn.Module):
+    class SineNetwork(torch.nn.Module):
         def __init__(self, _):
             super().__init__()
             self.w = torch.nn.Parameter(torch.zeros(5))
@@ -54,7 +54,7 @@ def test_what_a_step_keeps_of_one_convolution():
 
     run, volume = config(), 4 * 8 * 16**3  # bytes of the batch
     patched = pytest.MonkeyPatch()
-    patched.setattr(memory, "build_network", lambda _: Wave(None))
+    patched.setattr(memory, "build_network", lambda _: SineNetwork(None))
     try:
         step = predict(run, CPU).step - 4 * volume  # without the input batches
     finally:

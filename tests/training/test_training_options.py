@@ -62,7 +62,7 @@ def test_the_scale_of_the_loss_finds_itself(tmp_path):
     assert scales == [2.0 ** (16 - n) for n in skipped]
 
 
-class Watched:
+class ActionAfterReads:
     """A data set that runs an action after a number of reads in training, which first reads each image once."""
 
     def __init__(self, after, action):
@@ -115,7 +115,7 @@ def test_durations_are_told_in_a_unit_of_which_there_are_two():
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, number):
     handler = signal.getsignal(number)
     whole = trained(tmp_path / "whole", checkpoint_every=100)
-    stopping = Watched(8, lambda: os.kill(os.getpid(), number))
+    stopping = ActionAfterReads(8, lambda: os.kill(os.getpid(), number))
     stopped = RunFolder(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         train(config(checkpoint_every=100, sample_every=0), stopping, stopped, progress=False)
@@ -128,13 +128,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, number):
 
 
 def test_data_that_go_away_end_the_run_with_its_work_saved(tmp_path):
-    def gone():
+    def raise_error():
         raise DataError("images.npy: image 3 cannot be read any more")
 
     whole = trained(tmp_path / "whole", checkpoint_every=100)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(DataError, match="image 3 cannot be read any more; the run is saved at step 3"):
-        train(config(checkpoint_every=100, sample_every=0), Watched(11, gone), folder, progress=False)
+        train(config(checkpoint_every=100, sample_every=0), ActionAfterReads(11, raise_error), folder, progress=False)
     assert Checkpoints(folder.path / "checkpoints").newest()["step"] == 3  # three images a step
     train(config(checkpoint_every=100, sample_every=0), IMAGES, folder, progress=False)
     assert_same_weights(weights(whole), weights(folder))

@@ -38,8 +38,8 @@ def cutmix_mask(count: int, size: int, source: torch.Generator) -> Tensor:
     share, inside = torch.rand(count, generator=source), torch.rand(count, generator=source) < 0.5
     half = (size * share.sqrt() / 2)[:, None]
     centre = torch.rand(count, 2, generator=source) * size
-    place = torch.arange(size) + 0.5
-    columns, rows = ((place - centre[:, axis, None]).abs() < half for axis in (0, 1))  # (count, size) each
+    pixel_centres = torch.arange(size) + 0.5
+    columns, rows = ((pixel_centres - centre[:, axis, None]).abs() < half for axis in (0, 1))  # (count, size) each
     box = rows[:, :, None] & columns[:, None, :]
     return (box == inside[:, None, None]).float()[:, None]
 

@@ -35,7 +35,7 @@ def run(parser: Any, options: Any, _: str) -> None:
 
     print(*summary(found.remarks), sep="\n", end="\n" if found.remarks else "")
 
-    def place(i: int) -> str:
+    def source_of(i: int) -> str:
         return f"{slices[i].source} ({slices[i].axis} {slices[i].index}, frame {slices[i].frame}, {slices[i].split})"
 
     lists = {
@@ -43,8 +43,8 @@ def run(parser: Any, options: Any, _: str) -> None:
         "patients in both splits": found.shared_patients,
         "files whose names look like one patient's, in both splits": found.similar_names,
         "empty splits": found.empty_splits,
-        "exact duplicates under two patients' names": [f"{place(i)} = {place(j)}" for i, j in found.exact],
-        "near duplicates under two patients' names": [f"{place(i)} ~ {place(j)}" for i, j in found.near],
+        "exact duplicates under two patients' names": [f"{source_of(i)} = {source_of(j)}" for i, j in found.exact],
+        "near duplicates under two patients' names": [f"{source_of(i)} ~ {source_of(j)}" for i, j in found.near],
     }
     for heading, lines in lists.items():
         print(f"{heading}: {len(lines):,}")

@@ -107,8 +107,8 @@ class OptionParser(ArgumentParser):
             if not action.option_strings or action.required or action.dest in self.needed
         ]
         named = [part for part in needed if part.startswith("-")]
-        places = [part for part in needed if not part.startswith("-")]
-        return " ".join([self.prog, *places, *named, "[options]"])
+        positionals = [part for part in needed if not part.startswith("-")]
+        return " ".join([self.prog, *positionals, *named, "[options]"])
 
     def _name(self, action: argparse.Action) -> str:
         """An option as typed, such as "--training.steps", or a positional argument, such as "study"."""

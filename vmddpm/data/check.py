@@ -72,7 +72,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
     if record.get("test_share"):
         found.empty_splits = sorted({"train", "test"} - set(split.values()))
 
-    hashes, contents, places = [], defaultdict(list), []
+    hashes, contents, indices = [], defaultdict(list), []
     with tqdm(range(len(slices)), "images", disable=not progress, dynamic_ncols=True) as bar:
         for i in bar:
             try:
@@ -83,7 +83,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
             if image.min() == image.max():
                 found.blank += 1
                 continue
-            places.append(i)
+            indices.append(i)
             hashes.append(difference_hash(image))
             contents[slices[i].crc32].append(i)
 
@@ -95,7 +95,7 @@ def check_store(folder: Path, progress: bool = True) -> tuple[Findings, list[Sto
             found.exact += [(i, j) for j in group[a + 1 :] if differ(i, j) and np.array_equal(images[i], images[j])]
     exact = set(found.exact)
     found.near = [
-        (i, j) for i, j in near_pairs(np.array(hashes), places)
+        (i, j) for i, j in near_pairs(np.array(hashes), indices)
         if differ(i, j) and (i, j) not in exact and distance(images, i, j) < NEAR_RMS
     ]  # fmt: skip
     return found, slices
@@ -109,14 +109,14 @@ def difference_hash(image: np.ndarray) -> np.ndarray:
     return torch.where(small[:, 1:] > small[:, :-1], 1, -1).flatten().to(torch.int8).numpy()
 
 
-def near_pairs(hashes: np.ndarray, places: list[int]) -> Iterator[tuple[int, int]]:
-    """All pairs of places i < j with hashes (N, 64) that differ in at most NEAR_BITS bits, by ROWS rows at a time."""
+def near_pairs(hashes: np.ndarray, indices: list[int]) -> Iterator[tuple[int, int]]:
+    """All pairs of indices i < j whose hashes (N, 64) differ in at most NEAR_BITS bits, by ROWS rows at a time."""
     signs = torch.from_numpy(hashes.reshape(-1, 64)).float()
     for first in range(0, len(signs), ROWS):
         agreement = signs[first : first + ROWS] @ signs[first:].T  # 64 - 2 (number of differing bits)
         for a, b in (agreement >= 64 - 2 * NEAR_BITS).nonzero().tolist():
             if a < b:
-                yield places[first + a], places[first + b]
+                yield indices[first + a], indices[first + b]
 
 
 def distance(images: ImageFile, i: int, j: int) -> float:

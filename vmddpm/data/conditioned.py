@@ -30,7 +30,7 @@ class ConditionedImages(Dataset[Tensor]):
         classes: names of the classes; empty without labels.
         labels: float32 (n, K), 1 for each class of an image.
         condition_images: images of the same size to pair with, masks or another modality; None for none.
-        places: index in `condition_images` of each image's pair.
+        pair_indices: index in `condition_images` of each image's pair.
 
     Example:
         >>> images = conditioned(DataConfig("lungs"), ConditionConfig(labels="folder"))  # doctest: +SKIP
@@ -40,11 +40,11 @@ class ConditionedImages(Dataset[Tensor]):
 
     def __init__(
         self, images: SliceDataset, classes: tuple[str, ...] = (), labels: np.ndarray | None = None,
-        condition_images: SliceDataset | None = None, places: list[int] | None = None,
+        condition_images: SliceDataset | None = None, pair_indices: list[int] | None = None,
     ) -> None:  # fmt: skip
-        self.images, self.classes, self._places = images, classes, places or []
+        self.images, self.classes, self._pair_indices = images, classes, pair_indices or []
         self._condition_dataset = condition_images
-        self.condition_images = None if condition_images is None else Subset(condition_images, self._places)
+        self.condition_images = None if condition_images is None else Subset(condition_images, self._pair_indices)
         self.labels = torch.zeros(len(images), 0) if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class ConditionedImages(Dataset[Tensor]):
         for i in range(len(found)):
             content = self.labels[i].numpy().tobytes()
             if condition_checksums is not None:
-                content += int(condition_checksums[self._places[i]]).to_bytes(4, "little")
+                content += int(condition_checksums[self._pair_indices[i]]).to_bytes(4, "little")
             found[i] = zlib.crc32(content, int(found[i]))
         return found
 
@@ -122,7 +122,7 @@ class ConditionReader:
             given["classes"], given["labels"] = self._labels.read([info.path for info in images.slices], classes)
         if self.config.image is not None:
             given["condition_images"] = SliceDataset(condition_data(self.config, self.data), progress=progress)
-            given["places"] = pair(images, given["condition_images"])
+            given["pair_indices"] = pair(images, given["condition_images"])
         return ConditionedImages(images, **given)
 
 

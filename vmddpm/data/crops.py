@@ -56,8 +56,8 @@ def volume_crops(image: nib.spatialimages.SpatialImage, config: DataConfig) -> I
         )
     beyond = (0,) * (image.ndim - 4)
     for frame in frames_of(count, config):
-        place = (..., frame, *beyond) if image.ndim > 3 else (...,)
-        stored = np.asarray(image.dataobj[place])
+        selection = (..., frame, *beyond) if image.ndim > 3 else (...,)
+        stored = np.asarray(image.dataobj[selection])
         while stored.ndim < 3:
             stored = stored[..., None]
         voxels = nib.apply_orientation(narrowed(stored, None if stored.dtype.kind == "f" else 1), orientation)

@@ -30,8 +30,8 @@ class _Table:
     bits: int
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
-        place = np.clip(values.astype(np.int64) - self.first, 0, len(self.entries) - 1)
-        return np.asarray(self.entries[place])
+        index = np.clip(values.astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        return np.asarray(self.entries[index])
 
 
 def _table(item: pydicom.Dataset, descriptor: str, data: str, *, signed: bool, little_endian: bool) -> _Table:

@@ -87,13 +87,13 @@ class LabelReader:
         if len(names) > MAX_CLASSES:
             raise DataError(f"there are {len(names):,} classes {self._where()}, such as {names[0]!r}; at most "
                             f"{MAX_CLASSES:,} are supported: does it hold the class?")  # fmt: skip
-        place = {name: k for k, name in enumerate(names)}
-        unknown = {path: other for path, own in found.items() if (other := [n for n in own if n not in place])}
+        index_of = {name: k for k, name in enumerate(names)}
+        unknown = {path: other for path, own in found.items() if (other := [n for n in own if n not in index_of])}
         if unknown:
             path, other = next(iter(unknown.items()))
             raise DataError(f"{path} has the class {other[0]!r} {self._where()}, which is not one of "
                             f"{in_short(names)}; correct it, or add it to model.classes in a new run")  # fmt: skip
-        rows = {path: [place[name] for name in own] for path, own in found.items()}
+        rows = {path: [index_of[name] for name in own] for path, own in found.items()}
         labels = np.zeros((len(paths), len(names)), np.float32)
         for i, path in enumerate(paths):
             labels[i, rows[path]] = 1
@@ -112,9 +112,9 @@ class LabelReader:
 
     def _where(self) -> str:
         config = self.config
-        places = {"folder": "by its folder" if config.pattern is None else f"by condition.pattern {config.pattern!r}",
+        sources = {"folder": "by its folder" if config.pattern is None else f"by condition.pattern {config.pattern!r}",
                   "dicom": f"by {named(config.tag or '')}"}  # fmt: skip
-        return places.get(config.labels, f"in column {config.label_column!r} of {config.table}")
+        return sources.get(config.labels, f"in column {config.label_column!r} of {config.table}")
 
     def _listed(self, paths: list[str]) -> str:
         first = ", ".join(paths[:MAX_LISTED])
@@ -214,8 +214,8 @@ def _dicom_attribute(config: ConditionConfig, data: DataConfig) -> LabelOf:
 
 
 def _chestxray_table(root: str) -> str:
-    place = Path(os.path.expanduser(root))
-    found = sorted(place.rglob("Data_Entry_2017*.csv")) if place.is_dir() else []
+    folder = Path(os.path.expanduser(root))
+    found = sorted(folder.rglob("Data_Entry_2017*.csv")) if folder.is_dir() else []
     if not found:
         raise DataError(f"{root}: holds no Data_Entry_2017.csv, which has ChestX-ray14's findings; download it next to "
                         "the images, or set condition.table")  # fmt: skip

@@ -190,9 +190,9 @@ def _members(
                     check_member(count, member.size, config)
                     name = member.name.rsplit("/")[-1]
                     if member.isfile() and name.endswith(".png") and (content := stream.extractfile(member)):
-                        place = f"{archive.relative_to(root).as_posix()}/{member.name}"
+                        source = f"{archive.relative_to(root).as_posix()}/{member.name}"
                         patient = _xray_patient(name, patients)
-                        yield Source(place, patient, archive, content.read(), _split(name, splits))
+                        yield Source(source, patient, archive, content.read(), _split(name, splits))
         except DataError as error:
             raise DataError(f"{archive}: {error}") from error
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

@@ -39,24 +39,24 @@ def pair(images: SliceDataset, condition_images: SliceDataset) -> list[int]:
     Raises:
         DataError: naming an image with no pair or two, or a pair of different heights, widths or aspect ratios.
     """
-    places: dict[Key, int] = {}
-    for place, info in enumerate(condition_images.slices):
+    index_of: dict[Key, int] = {}
+    for index, info in enumerate(condition_images.slices):
         key = _key(info, condition_images.config)
-        if (other := places.setdefault(key, place)) != place:
+        if (other := index_of.setdefault(key, index)) != index:
             first = condition_images.slices[other].path
             raise DataError(f"{first} and {info.path} are both the condition image of {key[0]}; "
                             "remove one, or narrow condition.image_pattern")  # fmt: skip
     keys = [_key(info, images.config) for info in images.slices]
-    if missing := [i for i, key in enumerate(keys) if key not in places]:
+    if missing := [i for i, key in enumerate(keys) if key not in index_of]:
         info, key = images.slices[missing[0]], keys[missing[0]]
         many = f"{len(missing):,} images have" if len(missing) > 1 else "an image has"
         raise DataError(
             f"{many} no condition image in {condition_images.config.root}: {_describe(info)} needs "
             f"the one that {condition_images.config.pattern} finds for {key[0]}; add it, or remove the image"
         )
-    found = [places[key] for key in keys]
-    for info, place in zip(images.slices, found):
-        _compare(info, condition_images.slices[place])
+    found = [index_of[key] for key in keys]
+    for info, index in zip(images.slices, found):
+        _compare(info, condition_images.slices[index])
     return found
 
 
@@ -94,5 +94,5 @@ def varying_part(name: str, pattern: str) -> str:
 
 
 def _describe(info: SliceInfo) -> str:
-    place = f", {info.axis} {info.index}" if info.axis != "stored" else ""
-    return f"{info.path}{place}" + (f", frame {info.frame}" if info.frame else "")
+    position = f", {info.axis} {info.index}" if info.axis != "stored" else ""
+    return f"{info.path}{position}" + (f", frame {info.frame}" if info.frame else "")

@@ -79,8 +79,8 @@ def volume_planes(image: nib.spatialimages.SpatialImage, config: DataConfig) -> 
     orientation = orientation_of(image)
     beyond = (0,) * (image.ndim - 4)  # further axes of length 1
     for frame in frames_of(image.shape[3] if image.ndim > 3 else 1, config):
-        place = (..., frame, *beyond) if image.ndim > 3 else (...,)
-        yield from _frame_planes(np.asarray(image.dataobj[place]), image.affine, orientation, frame, config)
+        selection = (..., frame, *beyond) if image.ndim > 3 else (...,)
+        yield from _frame_planes(np.asarray(image.dataobj[selection]), image.affine, orientation, frame, config)
 
 
 def orientation_of(image: nib.spatialimages.SpatialImage) -> np.ndarray:

@@ -58,8 +58,8 @@ class StoredSlice:
 
 def split_of(patient: str, test_share: float) -> str:
     """The split of a patient, "train" or "test". It depends on the name alone, not on the other patients."""
-    place = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
-    return "test" if place < test_share else "train"
+    fraction = int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
+    return "test" if fraction < test_share else "train"
 
 
 def is_store(root: str | Path) -> bool:
@@ -149,23 +149,23 @@ def _stored_slice(line: dict[str, Any]) -> StoredSlice:
     return info
 
 
-class Chosen:
+class ImageSubset:
     """A selection of the images of a store, by index."""
 
-    def __init__(self, images: ImageFile, places: list[int]) -> None:
-        self.images, self.places = images, places
+    def __init__(self, images: ImageFile, indices: list[int]) -> None:
+        self.images, self.indices = images, indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return self.images[self.places[i]]
+        return self.images[self.indices[i]]
 
     def checksums(self) -> np.ndarray:
         """int64 (n,): the CRC-32 of each image, from the manifest."""
         checksums = self.images.checksums
         assert checksums is not None  # `read_store` sets them
-        return checksums[self.places].astype(np.int64)
+        return checksums[self.indices].astype(np.int64)
 
 
 def open_store(config: DataConfig) -> SliceSet:
@@ -190,12 +190,12 @@ def open_store(config: DataConfig) -> SliceSet:
         )
     if config.spatial_dims == 3 and (had := record["options"].get("spacing")) != _plain(config.spacing):
         raise DataError(f"{folder}: its volumes have spacing {had}, but spacing is {config.spacing}; set it to {had}")
-    places = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
-    if not places:
+    indices = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
+    if not indices:
         raise DataError(f"{folder}: there is no image in its {config.split} split")
-    chosen = [slices[i] for i in places]
+    chosen = [slices[i] for i in indices]
     infos = [SliceInfo(info.source, info.axis, info.index, info.frame) for info in chosen]
-    return SliceSet(Chosen(images, places), infos, remarks_of(record), record["seen"])
+    return SliceSet(ImageSubset(images, indices), infos, remarks_of(record), record["seen"])
 
 
 def _plain(spacing: float | tuple[float, ...] | None) -> Any:

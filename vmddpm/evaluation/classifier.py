@@ -59,8 +59,8 @@ def train_classifier(
         raise InputError(f"there are {len(labels)} labels for {len(images)} images; each image needs one")
     if steps < 1:
         raise InputError(f"the classifier's steps are {steps}; they must be at least 1")
-    places = [[i for i, label in enumerate(labels) if label == k] for k in range(classes)]
-    if empty := [k for k, own in enumerate(places) if not own]:
+    indices = [[i for i, label in enumerate(labels) if label == k] for k in range(classes)]
+    if empty := [k for k, own in enumerate(indices) if not own]:
         raise InputError(f"class {empty[0]} of {classes} has no image to train a classifier on; add some")
     device = torch.device(device)
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +71,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         targets = torch.arange(BATCH) % classes
-        chosen = [places[k][int(torch.randint(len(places[k]), (), generator=generator))] for k in targets.tolist()]
+        chosen = [indices[k][int(torch.randint(len(indices[k]), (), generator=generator))] for k in targets.tolist()]
         logits = network(_batch(images, chosen).to(device))
         optimizer.zero_grad()
         F.cross_entropy(logits, targets.to(device)).backward()
@@ -96,6 +96,6 @@ def class_accuracies(predicted: Tensor, labels: Sequence[int], classes: int) -> 
     return [float((predicted[truth == k] == k).float().mean()) if (truth == k).any() else None for k in range(classes)]
 
 
-def _batch(images: Images, places: Sequence[int]) -> Tensor:
+def _batch(images: Images, indices: Sequence[int]) -> Tensor:
     """A batch rounded to 8 bits, so that finer steps do not distinguish 16-bit real images from samples."""
-    return torch.stack([quantised(images[i]) for i in places]).float() / 127.5 - 1
+    return torch.stack([quantised(images[i]) for i in indices]).float() / 127.5 - 1

@@ -43,21 +43,21 @@ class SampleFolder:
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         blocks = sorted(Path(path).glob("images-*.npy"))
-        self.places: list[tuple[Path, int | None]] = [  # the file, and the row in it
+        self.locations: list[tuple[Path, int | None]] = [  # the file, and the row in it
             (block, row) for block in blocks for row in range(len(_block(block)))
         ] or [
             (p, None) for suffix in (".png", ".nii.gz") for p in sorted(Path(path).glob(f"*{suffix}"))
             if p.name.removesuffix(suffix).isdigit()
         ]  # fmt: skip
-        if not self.places or len(self.places) < (limit or 0):
+        if not self.locations or len(self.locations) < (limit or 0):
             wanted = f"{limit} are needed" if limit else "nothing to evaluate"
-            raise InputError(f"{path} holds {len(self.places)} numbered images (000000.png ...): {wanted}; "
+            raise InputError(f"{path} holds {len(self.locations)} numbered images (000000.png ...): {wanted}; "
                              f"draw them with vmddpm sample --out {path}")  # fmt: skip
-        self.places = self.places[:limit]
+        self.locations = self.locations[:limit]
         self._shape: tuple[int, ...] | None = None  # shape of the first image read
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def check_shapes(self, shape: tuple[int, ...]) -> None:
         """Check the headers of all files, a fast check before features are computed.
@@ -65,7 +65,7 @@ class SampleFolder:
         Raises:
             InputError: naming the first file with images that are not 8-bit or not of this shape (C, H, W).
         """
-        for path in dict.fromkeys(path for path, _ in self.places):
+        for path in dict.fromkeys(path for path, _ in self.locations):
             if path.suffix == ".npy":
                 block = _block(path)
                 kind, found = str(block.dtype), block.shape[-1:] + block.shape[1:-1]
@@ -80,7 +80,7 @@ class SampleFolder:
                 )
 
     def __getitem__(self, i: int) -> Tensor:
-        path, row = self.places[i]
+        path, row = self.locations[i]
         pixels = _picture(path) if row is None else np.array(_block(path)[row])
         self._shape = self._shape or pixels.shape
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):

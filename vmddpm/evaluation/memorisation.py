@@ -56,7 +56,7 @@ def find_copies(
     alone = held_out is None
     others = training if held_out is None else held_out
     for space in ("features", "pixels"):
-        distances, images = _around(training, others, space)
+        distances, images = _neighbours_around(training, others, space)
         if alone:
             distances = distances.masked_fill(images == torch.arange(len(images))[:, None], torch.inf)
         found[space] = _nearest(synthetic, training, space, exclude_self=False)
@@ -73,25 +73,25 @@ def find_copies(
     return Memorisation(found, ratio, reference_ratio, reference)
 
 
-def _ways_round(images: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
+def _with_mirrored(images: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
     if space == "pixels":
         return images.pixels, mirrored_pixels(images.pixels)
     assert images.mirrored is not None
     return images.features, images.mirrored
 
 
-def _around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
+def _neighbours_around(training: ImageFeatures, others: ImageFeatures, space: str) -> tuple[Tensor, Tensor]:
     """For each training image, its k nearest images and k nearest mirror images in `others`: distances float64 (n,
     2 k), infinite for duplicates (distance 0), and indices int64 (n, 2 k)."""
     each = training.features if space == "features" else training.pixels
-    few = [nearest_k(each, way, _AROUND) for way in _ways_round(others, space)]
-    distances = torch.cat([f.distance for f in few], 1)
-    return distances.masked_fill(distances == 0, torch.inf), torch.cat([f.index for f in few], 1)
+    neighbours = [nearest_k(each, way, _AROUND) for way in _with_mirrored(others, space)]
+    distances = torch.cat([f.distance for f in neighbours], 1)
+    return distances.masked_fill(distances == 0, torch.inf), torch.cat([f.index for f in neighbours], 1)
 
 
 def _nearest(images: ImageFeatures, training: ImageFeatures, space: str, exclude_self: bool) -> NearestTraining:
     references = training.features if space == "features" else training.pixels
-    a, b = (nearest(way, references, exclude_self=exclude_self) for way in _ways_round(images, space))
+    a, b = (nearest(way, references, exclude_self=exclude_self) for way in _with_mirrored(images, space))
     nearer = b.distance < a.distance
     return NearestTraining(torch.minimum(a.distance, b.distance), torch.where(nearer, b.index, a.index), nearer)
 
@@ -169,9 +169,9 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     axes.set_axis_off()
     for row, label in enumerate(("samples", "nearest\ntraining\nimages")):
         axes.text(-0.1 * size, (row + 0.5) * size, label, ha="right", va="center", fontsize=8)
-    for place, (top, bottom) in enumerate(notes):
-        axes.text((place + 0.5) * size, -0.04 * size, top, ha="center", va="bottom", fontsize=7)
-        axes.text((place + 0.5) * size, 2.04 * size, bottom, ha="center", va="top", fontsize=7)
+    for column, (top, bottom) in enumerate(notes):
+        axes.text((column + 0.5) * size, -0.04 * size, top, ha="center", va="bottom", fontsize=7)
+        axes.text((column + 0.5) * size, 2.04 * size, bottom, ha="center", va="top", fontsize=7)
     figure.text(0.01, 0.99, sentence(m), ha="left", va="top", fontsize=8)
     figure.savefig(path, dpi=130)
 

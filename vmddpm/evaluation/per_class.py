@@ -26,14 +26,14 @@ REPORTED_KEYS = ("value", "floor", "kid", "precision", "recall", "n_real", "n_sy
 class Part:
     """A selection of images, by index."""
 
-    def __init__(self, images: Images, places: list[int]) -> None:
-        self.images, self.places = images, places
+    def __init__(self, images: Images, indices: list[int]) -> None:
+        self.images, self.indices = images, indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.images[self.places[i]]
+        return self.images[self.indices[i]]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def evaluate_classes(
     return result
 
 
-def _of_class(real: RealImages, places: list[int], name: str) -> RealImages:
+def _of_class(real: RealImages, indices: list[int], name: str) -> RealImages:
     mirrored, described = real.features.mirrored, real.features
-    features = ImageFeatures(described.features[places], None if mirrored is None else mirrored[places],
-                             described.pixels[places], described.images_per_second)  # fmt: skip
+    features = ImageFeatures(described.features[indices], None if mirrored is None else mirrored[indices],
+                             described.pixels[indices], described.images_per_second)  # fmt: skip
     gaussian = fit_gaussian(features.features, f"real images of {name}")
-    return RealImages(Part(real.training, places), features, gaussian, real.held_out, None)
+    return RealImages(Part(real.training, indices), features, gaussian, real.held_out, None)
 
 
 def _classified(

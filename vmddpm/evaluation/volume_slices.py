@@ -31,26 +31,26 @@ class VolumeSlices:
 
     def __init__(self, volumes: Images, axis: Axis, distinct: bool = False) -> None:
         self.volumes, self.axis = volumes, axis
-        self.places: list[tuple[int, int]] = []  # (volume, position) of each slice
+        self.positions: list[tuple[int, int]] = []  # (volume, position) of each slice
         self._last: tuple[int, Tensor] | None = None
         seen: set[bytes] = set()
         for number in range(len(volumes)):
-            for place, plane in enumerate(quantised(volumes[number]).unbind(DIMENSION_OF_AXIS[axis])):
+            for index, plane in enumerate(quantised(volumes[number]).unbind(DIMENSION_OF_AXIS[axis])):
                 content = plane.contiguous().numpy().tobytes()
                 if plane.min() < plane.max() and not (distinct and content in seen):
-                    self.places.append((number, place))
+                    self.positions.append((number, index))
                     if distinct:
                         seen.add(content)
-        if not self.places:
+        if not self.positions:
             raise InputError(f"all {axis} slices of {len(volumes)} volumes are constant; look at the volumes")
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, i: int) -> Tensor:
         """float32 (C, height, width) in [-1, 1]. Raises IndexError, and the errors of the volumes."""
-        number, place = self.places[i]
+        number, index = self.positions[i]
         if self._last is None or self._last[0] != number:  # read a volume once for consecutive slices
             self._last = number, self.volumes[number]
-        plane = self._last[1].select(DIMENSION_OF_AXIS[self.axis], place)
+        plane = self._last[1].select(DIMENSION_OF_AXIS[self.axis], index)
         return plane if self.axis == "axial" else plane.flip(1)

@@ -20,8 +20,8 @@ def save_figure(caption: str, rows: list[dict[str, Any]], paths: list[Path]) -> 
     figure = Figure(figsize=(8.3, sum(heights) + 1.2), layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights)
     figure.suptitle(caption, color=INK, fontsize=12)
-    for place, row in zip(axes, rows):
-        _draw_table(place, tables.paper_table(row), [0.18, 0.16, 0.16, 0.25, 0.25])
+    for cell, row in zip(axes, rows):
+        _draw_table(cell, tables.paper_table(row), [0.18, 0.16, 0.16, 0.25, 0.25])
     _draw_table(axes[-2], tables.fisher_table(rows))
     _draw_differences(axes[-1], rows)
     for path in paths:
@@ -45,10 +45,10 @@ def _draw_differences(axes: Axes, rows: list[dict[str, Any]]) -> None:
     margin = rows[0]["margin"]
     axes.axvspan(-margin, margin, color=BAND, label=f"margin of equivalence, ±{margin:g}")
     axes.axvline(0, color=FAINT, linewidth=0.8)
-    drawn = [(place, row) for place, row in enumerate(rows) if not math.isnan(row["difference"])]
-    for place, row in drawn:
-        axes.plot([row["difference_low"], row["difference_high"]], [place, place], color=INK)
-        axes.plot([row["difference"]], [place], "o", color=INK)
+    drawn = [(y, row) for y, row in enumerate(rows) if not math.isnan(row["difference"])]
+    for y, row in drawn:
+        axes.plot([row["difference_low"], row["difference_high"]], [y, y], color=INK)
+        axes.plot([row["difference"]], [y], "o", color=INK)
     reach = max([margin, *(abs(row[f"difference_{end}"]) for _, row in drawn for end in ("low", "high"))]) * 1.1
     axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.5, -0.5),
              xlabel="P(judged real given real) - P(judged real given synthetic), 95 % interval")  # fmt: skip

@@ -63,7 +63,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
                                          progress=progress))  # fmt: skip
     outcomes = []
     for row in rows:
-        steps, seconds, results, places = [], [], [], []
+        steps, seconds, results, sample_folders = [], [], [], []
         for config in row.configs:
             run = RunFolder(out / "runs" / run_name(config))
             logger.info("%s, seed %d: %s", row.name, config.training.seed, run.path.name)
@@ -76,9 +76,9 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
             )  # fmt: skip
             steps.append(state["step"])
             seconds.append(state["seconds"])
-            places.append(drawn)
+            sample_folders.append(drawn)
         passes = 1 if row.configs[0].system in GANS else protocol.steps[row.sampler]
-        outcomes.append(Outcome(row, cost(row.configs[0]), passes, steps, seconds, results, places))
+        outcomes.append(Outcome(row, cost(row.configs[0]), passes, steps, seconds, results, sample_folders))
     return Produced(outcomes, held_out, real, extractor)
 
 
@@ -100,12 +100,12 @@ def _draw(
     weights = sha256(run.weights("ema") / "model.safetensors")
     how = {"weights": weights, "images": protocol.images, "ordered": row.ordered}
     sampler = "one-pass" if config.system in GANS else row.sampler
-    place = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{weights[:8]}"
+    folder = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{weights[:8]}"
     generate(
-        run.path, place, protocol.images, sampler=row.sampler, steps=protocol.steps[row.sampler], ordered=row.ordered,
+        run.path, folder, protocol.images, sampler=row.sampler, steps=protocol.steps[row.sampler], ordered=row.ordered,
         seed=config.training.seed, batch_size=protocol.batch, device=config.training.device, progress=progress,
     )  # fmt: skip
-    return place, how
+    return folder, how
 
 
 def run_name(config: RunConfig) -> str:

@@ -51,17 +51,17 @@ def images_at(dataset: Images, step: int, options: TrainingConfig, rows: range |
     """Images (len(rows), C, H, W), or volumes (len(rows), C, D, H, W), of a training step, randomly flipped; the whole
     batch if `rows` is None."""
     images = [
-        flipped(dataset[place_of(number, dataset, options)][None], number, options)
+        flipped(dataset[index_of(number, dataset, options)][None], number, options)
         for number in numbers_at(step, options, rows)
     ]
     batch = torch.cat(images)
     return batch.contiguous(memory_format=channels_last(batch.dim() - 2))
 
 
-def place_of(number: int, dataset: Images, options: TrainingConfig) -> int:
+def index_of(number: int, dataset: Images, options: TrainingConfig) -> int:
     """The data set index of the image with this number in the run."""
-    epoch, place = divmod(number, len(dataset))
-    return epoch_order(len(dataset), options.seed, epoch)[place]
+    epoch, position = divmod(number, len(dataset))
+    return epoch_order(len(dataset), options.seed, epoch)[position]
 
 
 def flipped(image: Tensor, number: int, options: TrainingConfig) -> Tensor:
@@ -76,7 +76,7 @@ def conditions_at(dataset: Images, step: int, config: RunConfig, rows: range | N
     if not names:
         return ()
     for number in numbers_at(step, options, rows):
-        condition = condition_of(dataset, place_of(number, dataset, options))
+        condition = condition_of(dataset, index_of(number, dataset, options))
         kept = torch.rand((), generator=generator_of(options.seed, DROPOUT, number)) >= config.condition.dropout
         parts = (condition[name][None] * kept for name in names)
         found.append([flipped(part, number, options) if part.dim() >= 4 else part for part in parts])

@@ -33,19 +33,19 @@ MODEL = {"channel_multipliers": (1, 2), "sampling": (2, 2), "norm_groups": 4, "d
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A task.
 
     Attributes:
         name: its name in the table of docs/durability.md.
         begin: prepares the folder.
-        work: is killed; confirms progress by calling its second argument.
+        run: is killed; confirms progress by calling its second argument.
         check: checks the folder, given the confirmed words.
     """
 
     name: str
     begin: Callable[[Path], object]
-    work: Callable[[Path, Confirm], object]
+    run: Callable[[Path, Confirm], object]
     check: Callable[[Path, list[str]], object]
 
 
@@ -57,13 +57,13 @@ def newest(confirmed: list[str]) -> int:
 # A checkpoint
 
 
-def a_state(step):
+def example_state(step):
     return {"model": {"weight": torch.full((3000,), float(step))}, "seconds": 1.5}
 
 
 def save_checkpoints(folder, confirm):
     for step in STEPS:
-        Checkpoints(folder / "checkpoints").save(step, a_state(step))
+        Checkpoints(folder / "checkpoints").save(step, example_state(step))
         confirm(str(step))
 
 
@@ -112,7 +112,7 @@ def check_weights(folder, confirmed):
         assert {path.name for path in run.weights(kind).iterdir()} == names
 
 
-def swapped(work):
+def without_exchange(work):
     """The task on a file system that cannot exchange two names atomically."""
     def run(folder, confirm):
         with patch("vmddpm.files._exchange", return_value=False):
@@ -149,12 +149,12 @@ def check_run(folder, confirmed):
 # Blocks of samples
 
 
-def blocks(form):
+def blocks(file_format):
     def begin(folder):
-        Samples(folder / "out", 8, 3, form).create_or_resume({"seed": 0})
+        Samples(folder / "out", 8, 3, file_format).create_or_resume({"seed": 0})
 
     def work(folder, confirm):
-        samples = Samples(folder / "out", 8, 3, form)
+        samples = Samples(folder / "out", 8, 3, file_format)
         for block in samples.blocks:
             samples.write(block, some_pixels(block))
             confirm(str(block.stop))
@@ -163,7 +163,7 @@ def blocks(form):
 
     def check(folder, confirmed):
         """Resuming makes the images of an undisturbed call and does not repeat confirmed ones."""
-        samples = Samples(folder / "out", 8, 3, form)
+        samples = Samples(folder / "out", 8, 3, file_format)
         samples.create_or_resume({"seed": 0})
         missing = samples.missing()
         assert all(block.stop > newest(confirmed) for block in missing)
@@ -292,16 +292,17 @@ def check_secrets(folder, confirmed):
         raise AssertionError("no server would start") from None
 
 
-WORKS = [
-    Work("checkpoint", lambda folder: Checkpoints(folder / "checkpoints").save(1, a_state(1)), save_checkpoints,
-         check_checkpoints),
-    Work("weights and their configuration", begin_weights, save_weights, check_weights),
-    Work("the same, where names cannot be exchanged", begin_weights, swapped(save_weights), check_weights),
-    Work("a continued run", lambda folder: train_to(folder, 1),
-         lambda folder, confirm: [train_to(folder, 2), confirm("2")], check_run),
-    Work("blocks of samples, npy", *blocks("npy")),
-    Work("blocks of samples, png", *blocks("png")),
-    Work("answer log", begin_study, answer, check_answers),
-    Work("prepared store", begin_pictures, prepare, check_store),
-    Work("passwords, sessions and their key", begin_study, secrets, check_secrets),
+WORKLOADS = [
+    Workload("checkpoint", lambda folder: Checkpoints(folder / "checkpoints").save(1, example_state(1)),
+             save_checkpoints, check_checkpoints),
+    Workload("weights and their configuration", begin_weights, save_weights, check_weights),
+    Workload("the same, where names cannot be exchanged", begin_weights, without_exchange(save_weights),
+             check_weights),
+    Workload("a continued run", lambda folder: train_to(folder, 1),
+             lambda folder, confirm: [train_to(folder, 2), confirm("2")], check_run),
+    Workload("blocks of samples, npy", *blocks("npy")),
+    Workload("blocks of samples, png", *blocks("png")),
+    Workload("answer log", begin_study, answer, check_answers),
+    Workload("prepared store", begin_pictures, prepare, check_store),
+    Workload("passwords, sessions and their key", begin_study, secrets, check_secrets),
 ]  # fmt: skip
