@@ -21,7 +21,7 @@ from vmddpm.data.readers import read_file
 from vmddpm.data.remarks import Excluded, Remark, counted, listed, skipped_in_short, summary
 from vmddpm.data.series import series_ranges, volume_series, without_members
 from vmddpm.data.slicing import Plane, SliceInfo
-from vmddpm.data.store import Chosen, is_store, open_store
+from vmddpm.data.store import ImageSubset, is_store, open_store
 from vmddpm.data.tally import Tally
 
 
@@ -79,7 +79,7 @@ class SliceDataset(Dataset[Tensor]):
     def checksums(self) -> np.ndarray:
         """int64 (n,): CRC-32 of each image's stored bytes, from the manifest of a store, or by reading all images.
         Raises DataError if one cannot be read."""
-        if isinstance(self._images, Chosen):
+        if isinstance(self._images, ImageSubset):
             return self._images.checksums()
         return np.array([zlib.crc32(self._images[i].tobytes()) for i in range(len(self))], np.int64)
 
