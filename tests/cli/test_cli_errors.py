@@ -80,7 +80,7 @@ TRAIN = "train --config small.yaml --run new"
 EVALUATE = "evaluate --run run --out new --extractor.path random"
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("run_in_folder")
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -183,7 +183,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
 ]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("run_in_folder")
 @pytest.mark.parametrize(("command", "words", "way_out"), MISTAKES)
 def test_a_mistake_is_answered_in_three_lines_with_the_way_out(command, words, way_out, capsys):
     try:
@@ -201,7 +201,7 @@ def test_a_mistake_is_answered_in_three_lines_with_the_way_out(command, words, w
     assert not Path("new").exists()
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("run_in_folder")
 @pytest.mark.parametrize("command", [f"--traceback {TRAIN}", f"{TRAIN} --traceback"])
 def test_traceback_shows_where_an_error_of_the_user_arose(command, capsys):
     assert main([*command.split(), "--training.steps", "-1"]) == 1
@@ -258,7 +258,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_switch(failure, line,
     assert error.endswith(f"\nvmddpm info: {line}\n")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("run_in_folder")
 def test_a_folder_in_the_place_of_a_file_is_an_error_of_the_system(capsys):
     assert main(["sample", "--run", "no-file", "--out", "new"]) == 1
     error = capsys.readouterr().err
@@ -290,7 +290,7 @@ def test_an_output_that_cannot_be_written_is_one_line():
     assert done.stderr == "vmddpm info: [Errno 28] No space left on device; to see where, add --traceback\n"
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("run_in_folder")
 @pytest.mark.parametrize(
     ("backend", "words"),
     [("abacus", "unknown backend 'abacus'; backend must be one"), ("cuda", "backend 'cuda' (is not available|does)")],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from evaluation_cases import extractor_file, patients
 from PIL import Image
-from test_evaluation_report import Counted
+from test_evaluation_report import UnusedExtractor
 
 from vmddpm.errors import InputError
 from vmddpm.evaluation import MetricsConfig, describe_real, describe_result, evaluate, load_extractor
@@ -28,7 +28,7 @@ def frd_score():
 def test_missing_packages_are_told_before_anything_is_computed(monkeypatch):
     monkeypatch.setitem(sys.modules, "radiomics", None)  # makes the import fail even if it is installed
     with pytest.raises(InputError, match=r'radiomics is missing; `pip install "\.\[radiomics\]"`'):
-        describe_real(torch.zeros(9, 1, 32, 32), Counted(), CONFIG, progress=False)
+        describe_real(torch.zeros(9, 1, 32, 32), UnusedExtractor(), CONFIG, progress=False)
 
 
 @pytest.mark.parametrize("count", [-3, 1])
@@ -97,7 +97,7 @@ def test_it_stands_in_the_report(frd_score, tmp_path):
     assert "Fréchet Radiomic Distance (FRD): " in describe_result(result)
     assert result["versions"]["frd-score"] != "not installed"
     with pytest.raises(InputError, match="described with another"):
-        evaluate(real, samples, Counted(), MetricsConfig(), tmp_path, progress=False)
+        evaluate(real, samples, UnusedExtractor(), MetricsConfig(), tmp_path, progress=False)
 
 
 def test_images_without_texture_are_refused(frd_score):

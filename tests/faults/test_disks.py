@@ -10,9 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from can_trace import MODEL, begin_study, run_config, sent, train_to
 from PIL import Image
 from tracer import can_trace, traced
+from workloads import MODEL, begin_study, run_config, sent, train_to
 
 from vmddpm.cli import main
 from vmddpm.data import DataConfig, DataError, layouts

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
-from can_trace import WORKLOADS
 from disk import Disk, write_tree
 from tracer import can_trace, traced
+from workloads import WORKLOADS
 
 pytestmark = pytest.mark.skipif(not can_trace(), reason="processes cannot be traced here")
 
@@ -32,7 +32,7 @@ def check_workload(workload, folder, confirmed, what):
         raise AssertionError(f"{workload.name}: {what}, {confirmed} was confirmed; there is {there}") from error
 
 
-@pytest.mark.parametrize("work", SOME)
+@pytest.mark.parametrize("workload", SOME)
 def test_nothing_is_lost_or_mixed(workload, tmp_path):
     """One run, stopped at each call: what a kill or a power cut would leave is written to a folder and checked."""
     torch.set_num_threads(1)  # a fork does not inherit the thread pool
@@ -59,7 +59,7 @@ def test_nothing_is_lost_or_mixed(workload, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("work", [workload for workload in WORKLOADS if workload.name not in MINUTES], ids=name)
+@pytest.mark.parametrize("workload", [workload for workload in WORKLOADS if workload.name not in MINUTES], ids=name)
 def test_real_kills(workload, number, tmp_path):
     """One run per call, each killed one call later."""
     torch.set_num_threads(1)

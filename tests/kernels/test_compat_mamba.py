@@ -268,7 +268,7 @@ def test_errors_name_the_argument():
 
 
 @pytest.mark.parametrize("truth", [1, 1.0, np.bool_(True), np.float32(2), torch.tensor(True)])
-@pytest.mark.parametrize("lie", [None, 0, 0.0, np.bool_(False), torch.tensor(False)])
+@pytest.mark.parametrize("opposite", [None, 0, 0.0, np.bool_(False), torch.tensor(False)])
 def test_flags_count_by_their_truth(truth, opposite):
     u, delta, A, B, C, *_ = arguments()
     want, last = selective_scan_fn(u, delta, A, B, C, delta_softplus=True, return_last_state=True)
