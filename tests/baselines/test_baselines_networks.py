@@ -47,7 +47,7 @@ def test_published_size_of_sagan():
 
 
 def test_published_size_of_unetgan():
-    """UnusedExtractor in the released code with the options of its script for CelebA at 128 x 128: 33,732,739 and 31,481,667;
+    """Counted in the released code with the options of its script for CelebA at 128 x 128: 33,732,739 and 31,481,667;
     65 of the latter belong to a layer that is never used."""
     assert sizes("unetgan", 128, 128) == (33_732_739, 31_481_667 - 65)
 

@@ -35,7 +35,7 @@ def small(minutes):
 
 @pytest.fixture(autouse=True)
 def two_steps_of_the_sampler(monkeypatch):
-    monkeypatch.setattr("vmddpm.demo.MOST_STEPS", 2)
+    monkeypatch.setattr("vmddpm.demo.MAX_SAMPLER_STEPS", 2)
 
 
 @pytest.fixture(scope="module")

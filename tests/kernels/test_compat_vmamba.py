@@ -139,7 +139,7 @@ def test_count_of_operations():
 
 
 def einsum_multiply_adds(equation, *shapes):
-    """UnusedExtractor by numpy, which prints four digits."""
+    """Counted by numpy, which prints four digits."""
     said = np.einsum_path(equation, *map(np.zeros, shapes), optimize="optimal")[1]
     return next(float(line.split(":")[-1]) / 2 for line in said.splitlines() if "Optimized FLOP" in line)
 
