@@ -49,14 +49,14 @@ def test_bytes_then_names_go_to_the_disk(tmp_path, synced):
 
 
 def test_temporary_names_are_those_of_one_writer(tmp_path, monkeypatch):
-    here = [temporary_name(tmp_path / "a.png") for _ in range(100)]
-    assert len(set(here)) == 100
-    assert all(path.name.startswith(".a.png.") and path.suffix == ".png" for path in here)
+    own = [temporary_name(tmp_path / "a.png") for _ in range(100)]
+    assert len(set(own)) == 100
+    assert all(path.name.startswith(".a.png.") and path.suffix == ".png" for path in own)
     files._machine.cache_clear()
     monkeypatch.setattr("platform.node", lambda: "elsewhere")
-    there = temporary_name(tmp_path / "a.png")
+    foreign = temporary_name(tmp_path / "a.png")
     files._machine.cache_clear()
-    assert there.name.split(".")[3].split("-")[0] != here[0].name.split(".")[3].split("-")[0]
+    assert foreign.name.split(".")[3].split("-")[0] != own[0].name.split(".")[3].split("-")[0]
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])

@@ -249,7 +249,7 @@ def lock(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            with _held(path.with_name(f"{path.name}.held")):
+            with _exclusive_file(path.with_name(f"{path.name}.held")):
                 yield
             return
         file.truncate(0)
@@ -263,7 +263,7 @@ def _holder() -> str:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _exclusive_file(path: Path) -> Iterator[None]:
     while True:
         try:
             with open(path, "x", encoding="utf-8") as file:

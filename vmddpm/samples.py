@@ -197,8 +197,8 @@ def read_samples(folder: str | Path) -> Iterator[np.ndarray]:
         return
     for name, digest in files.items():
         try:
-            whole = sha256(folder / name) == digest
-            block = np.load(folder / name)[:left] if whole else np.empty(0)
+            intact = sha256(folder / name) == digest
+            block = np.load(folder / name)[:left] if intact else np.empty(0)
         except (OSError, ValueError, IndexError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}); {_RERUN}") from error
         if block.ndim not in (4, 5):
@@ -257,7 +257,7 @@ def check_drawn(folder: str | Path, run: RunFolder) -> None:
     made_with = _made_with(folder)
     count, form, files = _manifest(folder)
     expected = {_file(index, form) for index in range(count)} if files is None else set(files)
-    if others := sorted(_numbered(folder) ^ expected):
+    if others := sorted(_numbered_names(folder) ^ expected):
         raise RunError(f"{folder} does not hold the {count} images of its manifest.json: {others[0]} is the first "
                        f"of {len(others)} that are missing or extra; {_RERUN}, or draw to a new folder")  # fmt: skip
     for name, digest in (files or {}).items():
@@ -303,7 +303,7 @@ def _manifest(folder: Path) -> tuple[int, Format, dict[str, str] | None]:
     return count, file_format, files
 
 
-def _numbered(folder: Path) -> set[str]:
+def _numbered_names(folder: Path) -> set[str]:
     """The names of the image and block files in a folder."""
     return {path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.(png|nii\.gz)|images-\d{8,}\.npy", path.name)}
 

@@ -37,7 +37,7 @@ def cost(config: RunConfig) -> Cost:
     """The cost of a run's system. Raises InputError if the network, or a pass of one image, does not fit into memory.
     """
     try:
-        return _counted(config)
+        return _count_cost(config)
     except (RuntimeError, MemoryError) as error:  # on CPUs, torch raises RuntimeError when memory runs out
         if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow", str(error)):
             raise
@@ -48,7 +48,7 @@ def cost(config: RunConfig) -> Cost:
         ) from error
 
 
-def _counted(config: RunConfig) -> Cost:
+def _count_cost(config: RunConfig) -> Cost:
     """Count parameters, and FLOPs of a forward pass. Baselines run on the meta device, which takes no memory and no
     computation. VM-DDPM must run on a real device to count its scans: the CPU, or the run's device if VMDDPM_BACKEND
     selects kernels, which may not run on a CPU."""

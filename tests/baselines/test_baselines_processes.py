@@ -45,13 +45,13 @@ def test_batch_normalisation_of_two_processes_is_that_of_the_whole_batch(tmp_pat
     x, weights = 30 + 4 * torch.randn(7, 5, 6, 6), torch.randn(7, 5, 6, 6)
     torch.save({"x": x, "weights": weights, "norm": norm.state_dict()}, tmp_path / "given.pt")
     child = subprocess.Popen([sys.executable, "-c", f"{PROCESS}\nwork(1, {str(tmp_path)!r})"])
-    here = {}
-    exec(PROCESS, here)
-    here["work"](0, tmp_path)
+    namespace = {}
+    exec(PROCESS, namespace)
+    namespace["work"](0, tmp_path)
     assert child.wait(120) == 0
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2)]
 
-    def whole(dtype):
+    def whole_batch(dtype):
         module = torch.nn.BatchNorm2d(5).to(dtype)
         module.load_state_dict(torch.load(tmp_path / "given.pt")["norm"])
         inputs = x.to(dtype, copy=True).requires_grad_()
@@ -60,7 +60,7 @@ def test_batch_normalisation_of_two_processes_is_that_of_the_whole_batch(tmp_pat
 
     ours = [torch.cat([f["x"] for f in found]), *(found[0][n] for n in ("weight", "bias")),
             *(found[0]["norm"][n] for n in ("running_mean", "running_var"))]  # fmt: skip
-    for mine, torchs, exact in zip(ours, whole(torch.float32), whole(torch.float64)):
+    for mine, torchs, exact in zip(ours, whole_batch(torch.float32), whole_batch(torch.float64)):
         assert (mine - exact).abs().max() <= 2 * (torchs - exact).abs().max()
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(found[0]["norm"][name], found[1]["norm"][name])

@@ -72,7 +72,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def sanitized(
+def run_sanitized(
     sanitizer: str,
     argv: Sequence[str | Path],
     env: Mapping[str, str] | None = None,

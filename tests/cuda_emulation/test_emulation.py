@@ -176,8 +176,8 @@ def test_python_with_torch_is_quiet_but_for_our_faults(tmp_path, sanitizer, case
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     library = built(sanitizer, "selftest_library")
-    assert_passes(build.sanitized(sanitizer, [script, library, "copies"]))
-    assert_reports(build.sanitized(sanitizer, [script, library, case]), kind, "selftest_faults.cu")
+    assert_passes(build.run_sanitized(sanitizer, [script, library, "copies"]))
+    assert_reports(build.run_sanitized(sanitizer, [script, library, case]), kind, "selftest_faults.cu")
 
 
 def names_in(header):

@@ -48,8 +48,8 @@ def test_twelve_bits_in_sixteen_are_seen_and_told(tmp_path):
     assert (found.black, found.white) == (0, 4095)
     tally = Tally("a.png", DataConfig(size=32))
     assert len(list(tally.kept([found]))) == 1
-    how = "16-bit file whose values fit into 12 bits: read as 0 ... 4095, not 0 ... 65535"
-    assert summary(tally.remarks()) == [f"note: 1 slice of 1 file, {how} (a.png)"]
+    note = "16-bit file whose values fit into 12 bits: read as 0 ... 4095, not 0 ... 65535"
+    assert summary(tally.remarks()) == [f"note: 1 slice of 1 file, {note} (a.png)"]
 
 
 @pytest.mark.parametrize("options", [{"normalize": "percentile"}, {"window": (2000, 100)}])

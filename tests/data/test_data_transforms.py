@@ -84,16 +84,16 @@ def test_a_constant_image_is_black(mode, value):
 
 def test_percentiles_are_those_of_the_finite_values():
     values = np.random.default_rng(1).gamma(2, 100, (20, 30, 10)).astype(np.float32)
-    spoilt = values.copy()
-    spoilt[:, :, 0], spoilt[0, 0, 1] = np.nan, np.inf
-    finite = np.sort(spoilt[np.isfinite(spoilt)])
+    values_with_gaps = values.copy()
+    values_with_gaps[:, :, 0], values_with_gaps[0, 0, 1] = np.nan, np.inf
+    finite = np.sort(values_with_gaps[np.isfinite(values_with_gaps)])
     config = DataConfig(percentiles=(2.0, 90.0))
-    black, white = display_range(spoilt, "percentile", config)
-    for share, value in ((0.02, black), (0.9, white)):
+    black, white = display_range(values_with_gaps, "percentile", config)
+    for fraction, value in ((0.02, black), (0.9, white)):
         # NumPy's default: linear interpolation between order statistics.
-        place = share * (finite.size - 1)
-        below = int(place)
-        expected = finite[below] + (place - below) * (finite[below + 1] - finite[below])
+        rank = fraction * (finite.size - 1)
+        below = int(rank)
+        expected = finite[below] + (rank - below) * (finite[below + 1] - finite[below])
         assert value == pytest.approx(expected, rel=1e-5)
 
 

@@ -153,18 +153,18 @@ def test_dpm_solver_steps_are_lus(steps):
     for number, (alpha_bar, following) in enumerate(levels(steps)):
         x = trajectory[number]
         x0 = ((x - np.sqrt(1 - alpha_bar) * np.sin(7 * x)) / np.sqrt(alpha_bar)).clip(-1, 1)
-        here = np.log(alpha_bar / (1 - alpha_bar)) / 2
+        log_snr = np.log(alpha_bar / (1 - alpha_bar)) / 2
         if number == steps - 1:
             expected = x0
         else:
-            step = np.log(following / (1 - following)) / 2 - here
+            step = np.log(following / (1 - following)) / 2 - log_snr
             direction = x0
             if before is not None:
-                direction = x0 + step / (here - lambda_before) / 2 * (x0 - before)
+                direction = x0 + step / (log_snr - lambda_before) / 2 * (x0 - before)
             expected = np.sqrt((1 - following) / (1 - alpha_bar)) * x
             expected -= np.sqrt(following) * np.expm1(-step) * direction
         np.testing.assert_allclose(trajectory[number + 1], expected, rtol=0, atol=3e-5)
-        before, lambda_before = x0, here
+        before, lambda_before = x0, log_snr
 
 
 def test_ddpm_on_a_gaussian_has_the_moments_of_its_recursion():

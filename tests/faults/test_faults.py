@@ -22,14 +22,14 @@ MINUTES = ["a continued run"]
 SOME = [pytest.param(w, marks=pytest.mark.slow if w.name in MINUTES else (), id=name(w)) for w in WORKLOADS]
 
 
-def check_workload(workload, folder, confirmed, what):
+def check_workload(workload, folder, confirmed, event):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             workload.check(folder, confirmed)
     except BaseException as error:
-        there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-        raise AssertionError(f"{workload.name}: {what}, {confirmed} was confirmed; there is {there}") from error
+        found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        raise AssertionError(f"{workload.name}: {event}, {confirmed} was confirmed; there is {found}") from error
 
 
 @pytest.mark.parametrize("workload", SOME)
@@ -44,15 +44,15 @@ def test_nothing_is_lost_or_mixed(workload, tmp_path):
     def stop(call, confirmed):
         calls.append(call.name)
         where = f"before call {len(calls)}, {call.name} of {', '.join(path.name for path in call.paths)}"
-        for what, tree in disk.before(call):
-            states.setdefault(pickle.dumps((sorted(tree.items()), confirmed)), (f"{what}, {where}", tree, confirmed))
+        for event, tree in disk.before(call):
+            states.setdefault(pickle.dumps((sorted(tree.items()), confirmed)), (f"{event}, {where}", tree, confirmed))
 
     status, confirmed = traced(lambda confirm: workload.run(folder, confirm), folder, stop)
     assert status == 0
     check_workload(workload, folder, confirmed, "at the end")
-    for number, (what, tree, confirmed) in enumerate(states.values()):
+    for number, (event, tree, confirmed) in enumerate(states.values()):
         write_tree(tree, tmp_path / str(number))
-        check_workload(workload, tmp_path / str(number), confirmed, what)
+        check_workload(workload, tmp_path / str(number), confirmed, event)
         shutil.rmtree(tmp_path / str(number))
     print(f"| {workload.name} | {len(calls)} | {len(states)} |")
 

@@ -21,7 +21,7 @@ from vmddpm.files import remove_leftovers
 from vmddpm.model import VMDDPM, ModelConfig
 from vmddpm.samples import Samples, read_samples
 from vmddpm.study import Study
-from vmddpm.study.answers import AnswerLog, Sent
+from vmddpm.study.answers import AnswerLog, Submission
 from vmddpm.study.folder import StudyError
 from vmddpm.training import RunConfig, RunFolder, TrainingConfig, train
 from vmddpm.training.checkpoints import Checkpoints
@@ -200,7 +200,7 @@ def begin_study(folder):
 
 
 def sent(position):
-    return Sent(position, 0, "real", "high", 1.5, "0" * 12, f"{position:016x}")
+    return Submission(position, 0, "real", "high", 1.5, "0" * 12, f"{position:016x}")
 
 
 def answer(folder, confirm):

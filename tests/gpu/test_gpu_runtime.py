@@ -171,15 +171,15 @@ def test_graph_refuses_a_table_it_cannot_check():
 def test_two_streams_at_once():
     shape, table = (2, 4, 400, 130, 16), random_table(4, 400)
     sets = [leaves_and_weights(shape, seed) for seed in range(2)]
-    alone = [forward_and_backward(*leaves, table) for leaves in sets]
-    streams, together = [torch.cuda.Stream() for _ in sets], [[], []]
+    sequential = [forward_and_backward(*leaves, table) for leaves in sets]
+    streams, concurrent = [torch.cuda.Stream() for _ in sets], [[], []]
     torch.cuda.synchronize()
     for _ in range(5):
-        for stream, leaves, results in zip(streams, sets, together):
+        for stream, leaves, results in zip(streams, sets, concurrent):
             with torch.cuda.stream(stream):
                 results.append(forward_and_backward(*leaves, table))
     torch.cuda.synchronize()
-    for results, want in zip(together, alone):
+    for results, want in zip(concurrent, sequential):
         for got in results:
             assert_equal_bits(got, want)
 
@@ -203,10 +203,10 @@ def test_a_device_that_is_not_the_current_one():
         pytest.skip("one CUDA device")
     table = random_table(4, 49)
     tensors = problem(2, 4, 49, 65, 8, torch.float32)
-    here = run(tensors, lambda *t: operator(*t, table=table))
-    there = run([t.to("cuda:1") for t in tensors], lambda *t: operator(*t, table=table.to("cuda:1")))
-    assert all(t.device == torch.device("cuda:1") for t in there)
-    assert_equal_bits([t.to(DEVICE) for t in there], here)
+    on_first = run(tensors, lambda *t: operator(*t, table=table))
+    on_second = run([t.to("cuda:1") for t in tensors], lambda *t: operator(*t, table=table.to("cuda:1")))
+    assert all(t.device == torch.device("cuda:1") for t in on_second)
+    assert_equal_bits([t.to(DEVICE) for t in on_second], on_first)
     assert torch.cuda.current_device() == 0
 
 

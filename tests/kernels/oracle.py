@@ -66,7 +66,7 @@ def assert_as_accurate(value, reference, exact, dtype, name):
     assert ours <= bound, f"{name}: error {ours:.2e}, reference {theirs:.2e}"
 
 
-def together(problems, function):
+def concatenated_results(problems, function):
     """The results of `function` on all problems, each concatenated to one vector: on one small problem the ratio of two
     errors is chance."""
     return [torch.cat([r.flatten() for r in results]) for results in zip(*map(function, problems))]

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import assert_as_accurate, together
+from oracle import assert_as_accurate, concatenated_results
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.compat import causal_conv1d as names
@@ -80,7 +80,7 @@ def test_against_a_loop(backend, order, dtype):
         chosen = backend if size[3] <= 4 else None
         problems = [problem(*size, dtype, order, extra, extra) for _ in range(1 if interpreted else 6)]
         got, want, wide = (
-            together(problems, partial(results, silu=silu, function=function))
+            concatenated_results(problems, partial(results, silu=silu, function=function))
             for function in (ours(chosen), ours("reference"), exact)
         )
         for name, a, b, e in zip(["y", "final", "dx", "dweight", "dbias", "dinitial"], got, want, wide):

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from oracle import assert_as_accurate, scan_loop, together
+from oracle import assert_as_accurate, concatenated_results, scan_loop
 
 from vmddpm_kernels.compat import mamba_ssm
 from vmddpm_kernels.compat.mamba_ssm import (
@@ -72,9 +72,9 @@ FORMS = ["D, N", "B, N, L", "B, G, N, L"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_form_of_B_and_C(form_B, form_C, dtype):
     problems = [[t.to(dtype) for t in arguments(form_B, form_C)] for _ in range(12)]
-    ours = together(problems, lambda p: run(lambda *t: selective_scan_fn(*t, True, True), p))
-    theirs = together(problems, lambda p: run(lambda *t: selective_scan_ref(*t, True, True), p))
-    exact = together(problems, lambda p: run(lambda *t: loop(*t, True), [t.double() for t in p]))
+    ours = concatenated_results(problems, lambda p: run(lambda *t: selective_scan_fn(*t, True, True), p))
+    theirs = concatenated_results(problems, lambda p: run(lambda *t: selective_scan_ref(*t, True, True), p))
+    exact = concatenated_results(problems, lambda p: run(lambda *t: loop(*t, True), [t.double() for t in p]))
     names = ["out", "last_state", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "ddelta_bias"]
     for name, a, b, e in zip(names, ours, theirs, exact):
         assert_as_accurate(a, b, e, dtype, name)

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from oracle import assert_as_accurate, relative_error, scan_loop, together
+from oracle import assert_as_accurate, concatenated_results, relative_error, scan_loop
 
 from vmddpm_kernels.compat import selective_scan
 from vmddpm_kernels.compat.vmamba import (
@@ -64,9 +64,9 @@ def gradients(function, tensors):
 @pytest.mark.parametrize("steps", [DIM, GROUPS, 2, 1])
 def test_step_sizes_shared_by_channels(steps):
     problems = [arguments(torch.float32, steps) for _ in range(12)]
-    ours = together(problems, lambda p: gradients(selective_scan_fn, p))
-    theirs = together(problems, lambda p: gradients(lambda *t: selective_scan_fn(*t, backend="torch"), p))
-    exact = together(problems, lambda p: gradients(loop, [t.double() for t in p]))
+    ours = concatenated_results(problems, lambda p: gradients(selective_scan_fn, p))
+    theirs = concatenated_results(problems, lambda p: gradients(lambda *t: selective_scan_fn(*t, backend="torch"), p))
+    exact = concatenated_results(problems, lambda p: gradients(loop, [t.double() for t in p]))
     for name, a, b, e in zip(["out", "du", "ddelta", "dA", "dB", "dC", "dD", "dbias"], ours, theirs, exact):
         assert_as_accurate(a, b, e, torch.float32, name)
 

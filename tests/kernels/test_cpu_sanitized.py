@@ -53,7 +53,7 @@ def python(module: Path, sanitizer: str, *argv: str, **env: str) -> subprocess.C
         "UBSAN_OPTIONS": "print_stacktrace=1",
         **env,
     }
-    return build.sanitized(sanitizer, argv, environment, timeout=3600)
+    return build.run_sanitized(sanitizer, argv, environment, timeout=3600)
 
 
 def passes(module: Path, sanitizer: str, files: list[str], chosen: str, **env: str) -> None:
@@ -67,26 +67,26 @@ def passes(module: Path, sanitizer: str, files: list[str], chosen: str, **env: s
 
 
 @pytest.fixture(scope="session")
-def sanitized() -> Path:
+def run_sanitized() -> Path:
     if reason := build.missing("address"):
         pytest.skip(reason)
     return built("address_undefined", *SANITIZED)
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_no_report_of_scans(sanitized, half):
-    passes(sanitized, "address", SUITE[:1], HALVES[half], VMDDPM_CPU_ISA="baseline")
+def test_no_report_of_scans(run_sanitized, half):
+    passes(run_sanitized, "address", SUITE[:1], HALVES[half], VMDDPM_CPU_ISA="baseline")
 
 
-def test_no_report_on_the_best_instruction_set(sanitized):
-    passes(sanitized, "address", SUITE[1:], ALL)
+def test_no_report_on_the_best_instruction_set(run_sanitized):
+    passes(run_sanitized, "address", SUITE[1:], ALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_no_report(sanitized, isa, half):
-    passes(sanitized, "address", SUITE, HALVES[half], VMDDPM_CPU_ISA=isa)
+def test_no_report(run_sanitized, isa, half):
+    passes(run_sanitized, "address", SUITE, HALVES[half], VMDDPM_CPU_ISA=isa)
 
 
 FAULTS = {
@@ -102,23 +102,23 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("report", FAULTS)
-def test_a_fault_is_reported(sanitized, report):
+def test_a_fault_is_reported(run_sanitized, report):
     script = f"""
 import planted_cpu, torch
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes
 from vmddpm_kernels.backends.extension import ScanOutputs, native as n
 {FAULTS[report]}
 """
-    done = python(sanitized, "address", "-c", script)
+    done = python(run_sanitized, "address", "-c", script)
     assert done.returncode != 0
     assert report in done.stderr
     assert "cpu.cpp:" in done.stderr
 
 
 @pytest.mark.slow
-def test_operators_on_any_arguments(sanitized):
+def test_operators_on_any_arguments(run_sanitized):
     """Forward and backward, with tensors that change in between."""
-    passes(sanitized, "address", ["test_fuzz_operators.py"], "any_operator_call", HYPOTHESIS_PROFILE="nightly")
+    passes(run_sanitized, "address", ["test_fuzz_operators.py"], "any_operator_call", HYPOTHESIS_PROFILE="nightly")
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_no_report(name):
         pytest.skip(reason)
     build.build(sanitizer)
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_cuda_branches.py")]
-    done = build.sanitized(sanitizer, arguments, settings, timeout=900)
+    done = build.run_sanitized(sanitizer, arguments, settings, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
@@ -39,7 +39,7 @@ def test_planted_race_is_reported():
     source.write_text(planted)
     module = build.build("thread", "planted")
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_cuda_branches.py"), "-k", "slices"]
-    done = build.sanitized("thread", arguments, {"VMDDPM_EMULATION_MODULE": str(module)}, timeout=900)
+    done = build.run_sanitized("thread", arguments, {"VMDDPM_EMULATION_MODULE": str(module)}, timeout=900)
     assert done.returncode == build.REPORTED, done.stdout[-3000:]
     assert "data race" in done.stderr
     assert "fwd.cu" in done.stderr

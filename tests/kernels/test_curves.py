@@ -256,8 +256,8 @@ def test_every_set_has_permutations():
 
 
 def test_routes_of_ones_own():
-    together = vk.routes(3, 4, scans="hw, snake-wh-reversed,hw")
-    assert torch.equal(together, torch.cat([vk.routes(3, 4, scans=n) for n in ("hw", "snake-wh-reversed", "hw")]))
+    combined = vk.routes(3, 4, scans="hw, snake-wh-reversed,hw")
+    assert torch.equal(combined, torch.cat([vk.routes(3, 4, scans=n) for n in ("hw", "snake-wh-reversed", "hw")]))
     order = vk.patch_permutation(3, 4, seed=1)
     shuffled = vk.routes(3, 4, scans="hilbert", permutation=order)
     assert torch.equal(shuffled, order[vk.routes(3, 4, scans="hilbert").long()])

@@ -39,14 +39,14 @@ def test_the_first_call_is_captured(graph, permuted):
         scanned = vk.cross_scan(leaves[0].detach().mT.unflatten(2, (height, width)), backend="cuda")
     assert len(graph.work) > 4
     # Before the replay, as on another stream before this one has run.
-    here = vk.routes(height, width, permutation=permutation, device=DEVICE)
-    assert torch.equal(here.sort(1).values, torch.arange(35, dtype=torch.int32).expand(4, 35))
+    eager_table = vk.routes(height, width, permutation=permutation, device=DEVICE)
+    assert torch.equal(eager_table.sort(1).values, torch.arange(35, dtype=torch.int32).expand(4, 35))
     for seed in (1, 2):
         fresh = inputs(height, width, seed)
         with torch.no_grad():
             for static, new in zip([*leaves, dy], [*fresh, torch.full_like(dy, seed)]):
                 static.copy_(new)
-        expected = forward_and_backward(fresh, torch.full_like(dy, seed), here)
+        expected = forward_and_backward(fresh, torch.full_like(dy, seed), eager_table)
         graph.replay()
         for got, want in zip(captured, expected, strict=True):
             assert torch.equal(got, want)

@@ -20,7 +20,7 @@ from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
 NAMES = {"vmddpm.selective_scan_forward.default", "vmddpm.cross_scan.default", "vmddpm.cross_merge.default"}
 
 
-class Seen(TorchDispatchMode):
+class DispatchRecorder(TorchDispatchMode):
     """Records the names of called operators."""
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Seen(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class SeenByFunctionMode(torch.overrides.TorchFunctionMode):
+class FunctionRecorder(torch.overrides.TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.names = set()
@@ -85,13 +85,13 @@ def test_nobody_listens():
 
 
 def test_dispatch_mode(compiled_backend):
-    with Seen() as seen:
+    with DispatchRecorder() as seen:
         call_all(compiled_backend)
     assert seen.names >= NAMES
 
 
 def test_function_mode(compiled_backend):
-    with SeenByFunctionMode() as seen:
+    with FunctionRecorder() as seen:
         call_all(compiled_backend)
     assert seen.names >= NAMES
 
@@ -334,7 +334,7 @@ def test_dtensor_is_refused(backend):
 def test_a_torch_that_cannot_tell(monkeypatch, compiled_backend):
     """Without torch's private names every call takes the public path."""
     monkeypatch.setattr(interception, "_CAN_TELL", False)
-    with Seen() as seen:
+    with DispatchRecorder() as seen:
         call_all(compiled_backend)
     assert seen.names >= NAMES
     leaves = scan_tensors(gradients=True)
@@ -396,10 +396,10 @@ def test_batched_gradients_are_refused_by_name(call):
 def test_the_gradient_of_a_vmap(backend):
     (x, *others), scan = small_scan(backend=backend)
     xs = torch.stack([x, 2 * x])
-    together = torch.func.grad(lambda xs: torch.func.vmap(lambda x: scan(x, *others))(xs).square().sum())(xs)
-    for x, gradient in zip(xs, together):
-        alone = torch.func.grad(lambda x: scan(x, *others).square().sum())(x)
-        torch.testing.assert_close(gradient, alone)
+    batched = torch.func.grad(lambda xs: torch.func.vmap(lambda x: scan(x, *others))(xs).square().sum())(xs)
+    for x, gradient in zip(xs, batched):
+        single = torch.func.grad(lambda x: scan(x, *others).square().sum())(x)
+        torch.testing.assert_close(gradient, single)
 
 
 def test_first_calls_of_two_threads_behind_an_import_hook():

@@ -367,8 +367,8 @@ def test_vmap_of_gradients(compiled_backend):
         )
         return y.square().sum()
 
-    together = torch.func.vmap(torch.func.grad(loss))(weights)
-    for weight, gradient in zip(weights, together):
+    batched = torch.func.vmap(torch.func.grad(loss))(weights)
+    for weight, gradient in zip(weights, batched):
         torch.testing.assert_close(gradient, torch.func.grad(loss)(weight))
 
 

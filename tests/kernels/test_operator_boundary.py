@@ -69,9 +69,9 @@ def test_the_extension_takes_what_python_takes():
     wide = problem()._replace(A=problem().A.double())
     assert native.scan_sizes(wide, None, None) == wide.sizes()
     assert wide.sizes().wide
-    apart = problem()._replace(x=torch.randn(2, 3, 12, 5))
-    assert native.scan_sizes(apart, None, None) == apart.sizes()
-    assert not apart.sizes().sum_routes
+    images = problem()._replace(x=torch.randn(2, 3, 12, 5))
+    assert native.scan_sizes(images, None, None) == images.sizes()
+    assert not images.sizes().sum_routes
     for name, value in problem()._asdict().items():
         if value is None:
             continue

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import assert_as_accurate, together
+from oracle import assert_as_accurate, concatenated_results
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.compat import state_update as names
@@ -77,7 +77,7 @@ def test_against_a_loop(backend, dtype, states, groups):
     for optional in (False, True):
         problems = [problem(states, dtype, groups, optional, strided=states == 20) for _ in range(2)]
         got, want, wide = (
-            together(problems, partial(results, function=function))
+            concatenated_results(problems, partial(results, function=function))
             for function in (
                 ours(backend, optional, groups > 0),
                 ours("reference", optional, groups > 0),

@@ -170,7 +170,7 @@ def test_keys_that_do_not_fit(key, words):
         make_model()(*batch(1), order_key=key)
 
 
-class NothingLeavesTheDevice(TorchDispatchMode):
+class NoDeviceTransfers(TorchDispatchMode):
     """A mode that refuses to read a value on the host or to copy between devices."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -198,7 +198,7 @@ def orders_inside_operators(device, scans):
 def test_orders_are_made_without_the_host(device, scans, monkeypatch):
     """On the CPU nothing reads a value. On another device, as fake tensors, nothing mixes with CPU tensors."""
     monkeypatch.setattr(routes_module, "_cache", {})
-    with FakeTensorMode() if device == "meta" else NothingLeavesTheDevice():
+    with FakeTensorMode() if device == "meta" else NoDeviceTransfers():
         for table in orders_inside_operators(device, scans):
             assert table.shape == (len(scans.split(",")), 96)
             assert table.device.type == device

@@ -130,9 +130,9 @@ def test_gradients_reach_every_parameter_and_the_image():
 def test_images_of_a_batch_do_not_mix():
     model = make_model().double()
     x, t = noise(3, 1, 32, 32).double(), torch.tensor([1, 50, 900])
-    together = model(x, t, order_key=(0, 0))
-    alone = torch.cat([model(x[i : i + 1], t[i : i + 1], order_key=(0, 0)) for i in range(3)])
-    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-11)
+    batched = model(x, t, order_key=(0, 0))
+    single = torch.cat([model(x[i : i + 1], t[i : i + 1], order_key=(0, 0)) for i in range(3)])
+    torch.testing.assert_close(batched, single, rtol=1e-9, atol=1e-11)
 
 
 def test_feature_maps_are_channels_last_throughout():

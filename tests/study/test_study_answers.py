@@ -9,7 +9,7 @@ import pytest
 from study_helpers import an_answer, make_study, rows_of
 
 from vmddpm.study import StudyError
-from vmddpm.study.answers import AnswerLog, Sent, StaleAnswer, final_answers, read_log
+from vmddpm.study.answers import AnswerLog, StaleAnswer, Submission, final_answers, read_log
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def study(made):
 
 
 def sent(*arguments, **options):
-    return Sent.parse(an_answer(*arguments, **options))
+    return Submission.parse(an_answer(*arguments, **options))
 
 
 def test_a_row_has_everything_and_is_on_the_disk_when_add_returns(study, monkeypatch):
@@ -158,10 +158,10 @@ def test_damage_is_reported_with_its_line(study):
 def test_unusable_fields_are_named(field, values):
     for value in values:
         with pytest.raises(ValueError, match=field):
-            Sent.parse({**an_answer(0), field: value})
+            Submission.parse({**an_answer(0), field: value})
     for content in ({}, [], None, {**an_answer(0), "more": 1}):
         with pytest.raises(ValueError, match="exactly the fields"):
-            Sent.parse(content)
+            Submission.parse(content)
 
 
 def test_a_page_may_load_one_image_ahead_and_no_more(study):

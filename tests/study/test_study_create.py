@@ -151,7 +151,7 @@ def test_unknown_patients_are_said_to_be_unknown(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the patients")
 def test_unusable_requests_leave_nothing_behind(volumes):
-    there = sorted(path.name for path in volumes.iterdir())
+    files = sorted(path.name for path in volumes.iterdir())
     for error, message, options in (
         (StudyError, "images is 13, but there are only 12 synthetic", {"images": 13, "slices": 9}),
         (StudyError, "images is 0", {"images": 0}),
@@ -164,7 +164,7 @@ def test_unusable_requests_leave_nothing_behind(volumes):
         if "no such" in message:
             assert not (volumes / "cache").exists()  # nothing was decoded
         shutil.rmtree(volumes / "cache", ignore_errors=True)
-    assert sorted(path.name for path in volumes.iterdir()) == there
+    assert sorted(path.name for path in volumes.iterdir()) == files
     create(volumes, images=3)
     with pytest.raises(StudyError, match="exists"):
         create(volumes, images=3)

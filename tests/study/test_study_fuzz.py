@@ -17,7 +17,7 @@ from vmddpm.data.store import StoredSlice, read_store, write_records
 from vmddpm.errors import VmddpmError
 from vmddpm.samples import Samples, check_drawn, read_samples
 from vmddpm.study import Study
-from vmddpm.study.answers import AnswerLog, Sent
+from vmddpm.study.answers import AnswerLog, Submission
 from vmddpm.study.folder import load_key
 from vmddpm.study.readers import load_readers, register
 from vmddpm.study.server import application
@@ -146,7 +146,7 @@ def files(folder):
     EndedSessions(study).end("a" * 32)
     log = AnswerLog(study, "anna")
     for position in range(2):
-        log.add(Sent.parse(an_answer(position)))
+        log.add(Submission.parse(an_answer(position)))
     samples = Samples(folder / "samples", 4, 2, "npy")
     samples.create_or_resume({"weights": "ema", "seed": 0})
     for block in samples.blocks:
@@ -179,7 +179,7 @@ def files(folder):
 opened: list[Path] | None = None  # a list records opened files
 
 
-def _listen(event, arguments):
+def _record_open(event, arguments):
     if opened is not None and event == "open" and isinstance(arguments[0], (str, bytes)):
         opened.append(Path(arguments[0].decode(errors="replace") if isinstance(arguments[0], bytes) else arguments[0]))
 
@@ -187,7 +187,7 @@ def _listen(event, arguments):
 def test_files(tmp_path):
     """5,000 damaged files are read, or refused with one of our errors; no file of another folder is opened."""
     global opened
-    sys.addaudithook(_listen)
+    sys.addaudithook(_record_open)
     rng, refused, told, readers = random.Random(1), {}, [], files(tmp_path)
     for path, read in readers:
         whole = path.read_bytes()

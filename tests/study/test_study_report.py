@@ -12,7 +12,7 @@ from study_helpers import an_answer, make_study, write_images
 
 from vmddpm.cli import main
 from vmddpm.study import Study, StudyError
-from vmddpm.study.answers import AnswerLog, Sent
+from vmddpm.study.answers import AnswerLog, Submission
 from vmddpm.study.folder import load_key
 from vmddpm.study.report import report_on, report_on_counts
 
@@ -50,8 +50,8 @@ def answer(study, reader, judgements, images=None):
     for position, name in enumerate(study.order(reader)[:images]):
         given, confidence = left[key[name]].pop()
         if position == 0:
-            log.add(Sent.parse(an_answer(0, 0, "synthetic" if given == "real" else "real", "high")))
-        log.add(Sent.parse(an_answer(position, int(position == 0), given, confidence)))
+            log.add(Submission.parse(an_answer(0, 0, "synthetic" if given == "real" else "real", "high")))
+        log.add(Submission.parse(an_answer(position, int(position == 0), given, confidence)))
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_readers_registered_at_once_are_all_there(tmp_path):
 
 def test_registering_beside_one_that_does_not_end_is_an_error(tmp_path, monkeypatch):
     study = make_study(tmp_path, n=2)
-    monkeypatch.setattr("vmddpm.study.readers.PATIENCE", 0.1)
+    monkeypatch.setattr("vmddpm.study.readers.LOCK_TIMEOUT", 0.1)
     with lock(study.path / "readers.lock"), pytest.raises(StudyError, match=r"registered by process \d+ on .*; try"):
         register(study, ["anna"])
     assert set(register(study, ["anna"])) == {"anna"}

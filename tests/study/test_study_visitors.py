@@ -13,7 +13,7 @@ from study_helpers import Client, Server, an_answer, make_study, rows_of
 
 from vmddpm.study import Study, StudyError
 from vmddpm.study.folder import load_key
-from vmddpm.study.limits import FREE_GUESSES, Busy, Guesses, network_of
+from vmddpm.study.limits import FREE_GUESSES, BusyError, SignInGuesses, network_of
 from vmddpm.study.readers import load_readers, register
 from vmddpm.study.server import host_of, is_local, serve
 from vmddpm.study.sessions import EndedSessions, session_secret
@@ -56,15 +56,15 @@ def test_two_studies_on_one_host_do_not_sign_each_other_out(study, server, tmp_p
     """A browser sends a host's cookies to all its ports."""
     other = make_study(tmp_path, n=2, seed=8)
     with Server(other.path) as second:
-        here, there = Client(server), Client(second)
-        here.sign_in("anna")
-        there.sign_in("anna")
-        assert here.cookie.split("=")[0] != there.cookie.split("=")[0]
-        here.cookie = there.cookie = f"{here.cookie}; {there.cookie}"
-        assert [client.json("GET", "/state")[0] for client in (here, there)] == [200, 200]
-        assert here.request("POST", "/sign-out", {})[0] == 200
-        here.cookie = there.cookie
-        assert [client.json("GET", "/state")[0] for client in (here, there)] == [401, 200]
+        first_client, second_client = Client(server), Client(second)
+        first_client.sign_in("anna")
+        second_client.sign_in("anna")
+        assert first_client.cookie.split("=")[0] != second_client.cookie.split("=")[0]
+        first_client.cookie = second_client.cookie = f"{first_client.cookie}; {second_client.cookie}"
+        assert [client.json("GET", "/state")[0] for client in (first_client, second_client)] == [200, 200]
+        assert first_client.request("POST", "/sign-out", {})[0] == 200
+        first_client.cookie = second_client.cookie
+        assert [client.json("GET", "/state")[0] for client in (first_client, second_client)] == [401, 200]
 
 
 def test_signing_out_ends_the_session_on_the_server(tmp_path):
@@ -201,24 +201,24 @@ def test_one_readers_slow_disk_does_not_stop_the_others(tmp_path):
 
 def test_an_address_that_guesses_waits_longer_and_longer():
     now = [0.0]
-    guesses = Guesses(lambda: now[0])
+    guesses = SignInGuesses(lambda: now[0])
     waits = []
     for _ in range(12):
         try:
             guesses.check("10.0.0.1")
             waits.append(0)
-        except Busy as error:
+        except BusyError as error:
             waits.append(error.seconds)
             now[0] += error.seconds
             guesses.check("10.0.0.1")
-        guesses.wrong("10.0.0.1")
+        guesses.record_failure("10.0.0.1")
     assert waits == [0] * (FREE_GUESSES + 1) + [2, 4, 8, 16, 30, 30]
     guesses.check("10.0.0.2")
     now[0] += 601
-    guesses.wrong("10.0.0.1")
+    guesses.record_failure("10.0.0.1")
     guesses.check("10.0.0.1")
     for number in range(20_000):
-        guesses.wrong(f"address {number}")
+        guesses.record_failure(f"address {number}")
     assert len(guesses._wrong) == 10_000
 
 

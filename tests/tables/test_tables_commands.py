@@ -37,7 +37,7 @@ def small(monkeypatch):
 
     def smaller(package, name):
         plain = read(package, name)
-        return protocol_module.merged(plain, SMALL) if package.startswith("vmddpm.tables") else plain
+        return protocol_module.deep_merge(plain, SMALL) if package.startswith("vmddpm.tables") else plain
 
     monkeypatch.setattr(protocol_module, "_yaml", smaller)
 

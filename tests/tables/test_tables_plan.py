@@ -8,7 +8,7 @@ import yaml
 
 from vmddpm.tables.paper import DATASETS, TABLE_I, TABLE_II
 from vmddpm.tables.produce import run_name
-from vmddpm.tables.protocol import ablation_rows, load_protocol, merged, table1_rows
+from vmddpm.tables.protocol import ablation_rows, deep_merge, load_protocol, table1_rows
 from vmddpm.training.run_folder import from_plain, to_plain
 
 
@@ -61,8 +61,9 @@ def test_rows(preset, dataset):
 def test_a_longer_training_is_the_same_run():
     protocol = load_protocol("tiny")
     plain = to_plain(protocol.run_config("sagan", 0))
-    longer = from_plain(merged(plain, {"training": {"minutes": 9.0, "device": "cpu"}, "data": {"root": "elsewhere"}}))
-    other = from_plain(merged(plain, {"gan": {"loss": "hinge"}}))
+    changes = {"training": {"minutes": 9.0, "device": "cpu"}, "data": {"root": "elsewhere"}}
+    longer = from_plain(deep_merge(plain, changes))
+    other = from_plain(deep_merge(plain, {"gan": {"loss": "hinge"}}))
     assert run_name(longer) == run_name(from_plain(plain)) != run_name(other)
     assert re.fullmatch(r"sagan-seed0-[0-9a-f]{8}", run_name(longer))
 

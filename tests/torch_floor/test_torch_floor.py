@@ -3,7 +3,7 @@
 from textwrap import dedent
 
 import pytest
-from torch_floor import floor, lacking
+from torch_floor import floor, uses_of_missing_names
 
 pytest.importorskip("mypy")
 
@@ -70,7 +70,7 @@ def test_every_use_of_what_torch_lacks_is_found(tmp_path):
         for number, line in enumerate(dedent(PROGRAM).lstrip().splitlines(), 1)
         if "  # " in line
     }
-    found = [line.split(":", 2) for line in lacking(tmp_path / "types", tmp_path, ("package",))]
+    found = [line.split(":", 2) for line in uses_of_missing_names(tmp_path / "types", tmp_path, ("package",))]
     assert {file for file, _, _ in found} == {"package/program.py"}
     assert [int(number) for _, number, _ in found] == list(expected)
     for (_, _, what), name in zip(found, expected.values()):
@@ -79,7 +79,7 @@ def test_every_use_of_what_torch_lacks_is_found(tmp_path):
 
 def test_without_torch_nothing_is_found_to_be_there(tmp_path):
     write(tmp_path / "package", {"__init__.py": "", "program.py": "import torch"})
-    (line,) = lacking(tmp_path, tmp_path, ("package",))
+    (line,) = uses_of_missing_names(tmp_path, tmp_path, ("package",))
     assert line.startswith("package/program.py:1: ")
 
 

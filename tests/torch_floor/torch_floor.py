@@ -56,13 +56,13 @@ def download(version: str, folder: Path) -> Path:
     return folder
 
 
-def lacking(types: Path, sources: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> list[str]:
+def uses_of_missing_names(types: Path, sources: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> list[str]:
     """"file:line: message" for each use of something that the torch in the folder `types` lacks."""
-    found = _complaints(sources, packages, types) - _complaints(sources, packages, None)
+    found = _mypy_errors(sources, packages, types) - _mypy_errors(sources, packages, None)
     return [f"{file}:{line}: {what}" for file, line, what in sorted(found)]
 
 
-def _complaints(sources: Path, packages: tuple[str, ...], types: Path | None) -> set[tuple[str, int, str]]:
+def _mypy_errors(sources: Path, packages: tuple[str, ...], types: Path | None) -> set[tuple[str, int, str]]:
     """mypy's messages; without `types`, all of torch is Any."""
     ours = "".join(f"[mypy-{package}.*]\nfollow_imports = normal\n" for package in packages)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def _complaints(sources: Path, packages: tuple[str, ...], types: Path | None) ->
 
 def main(version: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        lines = lacking(download(version, Path(folder)))
+        lines = uses_of_missing_names(download(version, Path(folder)))
     print("\n".join([*lines, f"torch {version}: {len(lines)} uses of what it lacks"]))
     return bool(lines)
 

@@ -64,20 +64,22 @@ def test_kernels_and_stacks_step_as_their_matrices(memory):
     kernel, stack = random_weights((6, 4, 3, 3), (3, 6, 5))
     kernel.data = kernel.data.contiguous(memory_format=memory)
     volume = nn.Parameter(kernel.detach().clone().view(6, 4, 3, 3, 1))
-    alone = [nn.Parameter(kernel.detach().clone().reshape(6, 36)), *(nn.Parameter(m.clone()) for m in stack.detach())]
-    together = [kernel, stack, volume]
+    separate = [
+        nn.Parameter(kernel.detach().clone().reshape(6, 36)), *(nn.Parameter(m.clone()) for m in stack.detach())
+    ]  # fmt: skip
+    stacked = [kernel, stack, volume]
     gradient = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(3))
     of_stack = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(4))
     kernel.grad, volume.grad, stack.grad = gradient.clone(), gradient.view(6, 4, 3, 3, 1).clone(), of_stack.clone()
-    for weight, part in zip(alone, (gradient.view(6, 36), *of_stack)):
+    for weight, part in zip(separate, (gradient.view(6, 36), *of_stack)):
         weight.grad = part.clone()
-    before = [weight.detach().clone() for weight in together]
-    Muon(together, 0.1).step()
-    Muon(alone, 0.1).step()
-    assert (kernel.view(6, 36) if memory is torch.contiguous_format else kernel.reshape(6, 36)).allclose(alone[0])
+    before = [weight.detach().clone() for weight in stacked]
+    Muon(stacked, 0.1).step()
+    Muon(separate, 0.1).step()
+    assert (kernel.view(6, 36) if memory is torch.contiguous_format else kernel.reshape(6, 36)).allclose(separate[0])
     assert volume.view(6, 4, 3, 3).allclose(kernel)
-    assert stack.allclose(torch.stack(alone[1:]))
-    assert all((weight - old).abs().mean() > 0.01 for weight, old in zip(together, before))
+    assert stack.allclose(torch.stack(separate[1:]))
+    assert all((weight - old).abs().mean() > 0.01 for weight, old in zip(stacked, before))
 
 
 def test_what_is_no_matrix_is_refused():

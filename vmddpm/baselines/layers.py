@@ -106,10 +106,10 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         h = x.double()  # as torch sums on a CPU
-        total = _over_processes(torch.cat([h.sum((0, 2, 3)), h.new_tensor([h.numel() // h.shape[1]])]))
+        total = _sum_over_processes(torch.cat([h.sum((0, 2, 3)), h.new_tensor([h.numel() // h.shape[1]])]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = h - mean[:, None, None]
-        variance = _over_processes(centred.square().sum((0, 2, 3))) / count
+        variance = _sum_over_processes(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             for running, value in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
@@ -120,12 +120,12 @@ class BatchNorm(nn.BatchNorm2d):
         return y.to(x.dtype)
 
 
-def _over_processes(x: Tensor) -> Tensor:
-    total: Tensor = _OverProcesses.apply(x)  # type: ignore[no-untyped-call]
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
     return total
 
 
-class _OverProcesses(torch.autograd.Function):
+class _SumOverProcesses(torch.autograd.Function):
     """The sum over all processes, each of which differentiates its part of one loss."""
 
     @staticmethod

@@ -87,13 +87,13 @@ def run(parser: Any, options: Any) -> None:
     least = 1 if data.spatial_dims == 3 and not whole else None  # volumes have more slices
     check_images(samples, "samples", data.shape, parts.metrics, least)  # before decoding any
     conditions = ConditionReader(config.condition, data) if config.condition.is_set else None
-    training, concerns = SliceDataset(data, progress=True), []
+    training, data_warnings = SliceDataset(data, progress=True), []
     conditioned = None if conditions is None else conditions.read(training, classes, progress=True)
     if reason := folder.difference(conditioned or training):
         reason = f"{data.root} does not hold the images that {parts.run} was trained on: {reason}"
         if not parts.root:
             raise DataError(f"{reason}; give the folder of real images with --root")
-        concerns.append(reason)
+        data_warnings.append(reason)
     others = held_out_images(data, parts.held_out)
     held_out_labelled = None
     if labels is not None and others is not None:
@@ -108,7 +108,7 @@ def run(parser: Any, options: Any) -> None:
         print(f"{len(drawn):,} {parts.slices} slices of {len(samples):,} samples, {len(real_images):,} different ones "
               f"of {len(training):,} training volumes")  # fmt: skip
     real = describe_real(real_images, extractor, parts.metrics, unseen)
-    result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), concerns=concerns)
+    result = evaluate(real, drawn, extractor, parts.metrics, Path(parts.out), extra_warnings=data_warnings)
     print(describe_result(result))
     if labels is not None and conditioned is not None:
         found = evaluate_classes(

@@ -81,7 +81,7 @@ class OptionParser(ArgumentParser):
     def print_help(self, *_: Any) -> None:
         """Print the short help."""
         shown = [action for action in self._choices() if "." not in action.dest or action.dest in self.common]
-        formatter, whole = self.formatter_class, self._action_groups
+        formatter, every_group = self.formatter_class, self._action_groups
         groups: list[Any] = [argparse._ArgumentGroup(self, title) for title in ("arguments", "options")]
         for action in shown:
             groups[bool(action.option_strings)]._group_actions.append(action)
@@ -89,7 +89,7 @@ class OptionParser(ArgumentParser):
         try:
             text = self.format_help()
         finally:
-            self.formatter_class, self._action_groups = formatter, whole
+            self.formatter_class, self._action_groups = formatter, every_group
         print(text, end="")
         hidden = sum(1 for action in self._choices()) - len(shown)
         more = f"{hidden} more, and " if hidden else ""
@@ -138,9 +138,9 @@ class OptionParser(ArgumentParser):
         """Translate a message of argparse or jsonargparse into the fault and the remedy."""
         help_text = f"`{self.prog} --help` shows its options"
         if found := re.match(r"unrecognized arguments: (.*)", message):
-            return self._unknown(found[1].split(" "))
+            return self._explain_unknown(found[1].split(" "))
         if found := re.match(r"the following arguments are required: (.*)", message):
-            return self._missing(found[1].split(", "))
+            return self._explain_missing(found[1].split(", "))
         if found := re.match(r"argument (\S+?)(?:/\S+)?: (expected .*)", message):
             wanted = found[2].replace("expected one argument", "a value is missing")
             return f"{found[1]}: {wanted}", self._purpose(found[1]) or help_text
@@ -158,7 +158,7 @@ class OptionParser(ArgumentParser):
                     f"`{self.prog} --help-all` shows all entries, as options")  # fmt: skip
         if found := re.match(r'Parser key "([\w.]+)"', message):
             if action := next((action for action in self._choices() if action.dest == found[1]), None):
-                return self._unfit(action, message)
+                return self._explain_value(action, message)
             inner = next((name for name in sorted(self.common) if name.startswith(f"{found[1]}.")), f"{found[1]}.NAME")
             return f"--{found[1]} is not the name of a YAML file", f"give its options one by one: --{inner} VALUE"
         if found := re.match(r"(?:Problems parsing|Unexpected) config:? (.*)", message):
@@ -167,7 +167,7 @@ class OptionParser(ArgumentParser):
                     f"`{self.prog} --help-all` shows the options, which are its entries")  # fmt: skip
         return message, help_text
 
-    def _unknown(self, words: list[str]) -> tuple[str, str]:
+    def _explain_unknown(self, words: list[str]) -> tuple[str, str]:
         options = [text for action in self._choices() for text in action.option_strings]
         option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
         if option is None:
@@ -175,7 +175,7 @@ class OptionParser(ArgumentParser):
         near = did_you_mean(option, options)
         return f"{option} is not an option{near}", f"`{self.prog} --help-all` shows all options"
 
-    def _missing(self, keys: list[str]) -> tuple[str, str]:
+    def _explain_missing(self, keys: list[str]) -> tuple[str, str]:
         actions = [action for key in keys for action in self._choices() if action.dest == key]
         names = [self._name(action) for action in actions]
         verb = "is" if len(names) == 1 else "are"
@@ -193,7 +193,7 @@ class OptionParser(ArgumentParser):
         kind = "neither a file nor a preset" if self.presets else "no file"
         return f"--config {given}: {kind}{did_you_mean(given, self.presets)}", f"give a YAML file{names}"
 
-    def _unfit(self, action: argparse.Action, message: str) -> tuple[str, str]:
+    def _explain_value(self, action: argparse.Action, message: str) -> tuple[str, str]:
         value = re.search(r"(?:Got|Given) value: (.*)$", message)
         name = self._name(action)
         if action.option_strings and not any(word.partition("=")[0] == name for word in self.args):

@@ -18,7 +18,7 @@ from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.crops import parts_of
 from vmddpm.data.files import find
 from vmddpm.data.readers import read_file
-from vmddpm.data.remarks import Excluded, Remark, counted, listed, skipped_in_short, summary
+from vmddpm.data.remarks import Excluded, Remark, counted, listed, summarize_skipped, summary
 from vmddpm.data.series import series_ranges, volume_series, without_members
 from vmddpm.data.slicing import Plane, SliceInfo
 from vmddpm.data.store import ImageSubset, is_store, open_store
@@ -62,7 +62,7 @@ class SliceDataset(Dataset[Tensor]):
     def _take(self, config: DataConfig, found: cache.SliceSet) -> None:
         self.config, self._images = config, found.images
         self.slices, self.remarks, self.seen = found.slices, found.remarks, found.seen
-        if skipped := skipped_in_short(self.remarks):
+        if skipped := summarize_skipped(self.remarks):
             warnings.warn(skipped, stacklevel=3)
 
     @property
@@ -125,7 +125,7 @@ def from_volumes(volumes: Iterable[object], config: DataConfig | None = None) ->
     sources = ((f"volume {n}", _planes(volume, config)) for n, volume in enumerate(volumes))
     slices, remarks, seen = _collect(sources, config, images.append, truncate)
     if not slices:
-        raise DataError(_nothing_left("the volumes in memory", config, remarks, seen))
+        raise DataError(_message_without_images("the volumes in memory", config, remarks, seen))
     dataset = SliceDataset.__new__(SliceDataset)
     dataset._take(config, cache.SliceSet(np.stack(images), slices, remarks, seen))
     return dataset
@@ -147,7 +147,7 @@ def _build(config: DataConfig, files: list[Path], folder: Path, key: str, progre
             sources = ((str(path), read_file(path, config, ranges, series.get(path, ()))) for path in bar)
             slices, remarks, seen = _collect(sources, config, writer.append, writer.truncate)
             if not slices:
-                raise DataError(_nothing_left(config.root, config, remarks, seen))
+                raise DataError(_message_without_images(config.root, config, remarks, seen))
             return writer.commit_entry(slices, remarks, seen)
     except OSError as error:
         raise DataError(
@@ -196,7 +196,7 @@ def _collect(
     return slices, remarks, seen
 
 
-def _nothing_left(where: str, config: DataConfig, remarks: list[Remark], seen: int) -> str:
+def _message_without_images(where: str, config: DataConfig, remarks: list[Remark], seen: int) -> str:
     if seen:
         return (
             f"{where}: none of the {seen} slices has at least {config.min_foreground:g} of its pixels in the "

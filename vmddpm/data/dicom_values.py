@@ -175,7 +175,7 @@ def voi_of(own: pydicom.Dataset, values: np.ndarray, least: float, little_endian
         return Voi(None, f"{error}: the window is ignored")
     if not centre or not width:
         return Voi(None)
-    return _windowed(values, centre[0], width[0], text_of(own, "VOILUTFunction").upper() or "LINEAR")
+    return _apply_window(values, centre[0], width[0], text_of(own, "VOILUTFunction").upper() or "LINEAR")
 
 
 def _bits_of(table: _Table) -> tuple[int, str]:
@@ -188,7 +188,7 @@ def _bits_of(table: _Table) -> tuple[int, str]:
     return needed, f"{said}: read as 0 ... {2**needed - 1}"
 
 
-def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> Voi:
+def _apply_window(values: np.ndarray, centre: float, width: float, function: str) -> Voi:
     if function not in WINDOW_FUNCTIONS:
         return Voi(None, f"{named('VOILUTFunction')} is {function!r}, not a standard one: the window is ignored")
     if width <= 0:

@@ -36,7 +36,7 @@ TWIN = re.compile(r"(?P<of>.+?)(?P<straight>(?:_Tilt|_Eq)+)(?:_\d+)?(?P<suffix>\
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """Attributes:
     files: absolute paths, in sorted order.
     left_out: the other files of the folder, by reason.
@@ -91,7 +91,7 @@ def find_files(config: DataConfig) -> list[Path]:
     return find(config).files
 
 
-def find(config: DataConfig) -> Found:
+def find(config: DataConfig) -> FoundFiles:
     """The files selected by `config.root` and `config.pattern`, in sorted order, as absolute paths.
 
     It leaves out hidden files, files whose names clearly are not images (text, tables, archives, README ...), anything
@@ -107,7 +107,7 @@ def find(config: DataConfig) -> Found:
     if root.is_file():
         if _plainly_not_an_image(root.name):
             raise DataError(f"{root}: is not an image by its name; name an image or a folder of images")
-        return Found([_header_of(root) or root], [])
+        return FoundFiles([_header_of(root) or root], [])
     if not root.is_dir():
         if root.exists():
             raise DataError(f"{root}: is {_kind(root.stat().st_mode)}; name an image or a folder of images")
@@ -135,7 +135,7 @@ def find(config: DataConfig) -> Found:
         Remark(paths[0].relative_to(root).as_posix(), "name", reason, files=len(paths))
         for reason, paths in left_out.items() if paths
     ]  # fmt: skip
-    return Found([path for path in matching if path not in twins], remarks)
+    return FoundFiles([path for path in matching if path not in twins], remarks)
 
 
 def _reason_to_skip(path: Path, discs: set[Path]) -> str | None:

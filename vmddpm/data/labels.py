@@ -80,7 +80,7 @@ class LabelReader:
         """
         found = {path: self._classes_of(path) for path in dict.fromkeys(paths)}
         if missing := [path for path, names in found.items() if not names]:
-            raise DataError(f"{self._listed(missing)} no class {self._where()}; give them one, or remove them")
+            raise DataError(f"{self._list_paths(missing)} no class {self._where()}; give them one, or remove them")
         names = tuple(classes) or tuple(sorted({name for names in found.values() for name in names}))
         if len(names) < 2:
             raise DataError(f"all images are of the class {names[0]!r} {self._where()}; two or more classes are needed")
@@ -92,7 +92,7 @@ class LabelReader:
         if unknown:
             path, other = next(iter(unknown.items()))
             raise DataError(f"{path} has the class {other[0]!r} {self._where()}, which is not one of "
-                            f"{in_short(names)}; correct it, or add it to model.classes in a new run")  # fmt: skip
+                            f"{shorten_list(names)}; correct it, or add it to model.classes in a new run")  # fmt: skip
         rows = {path: [index_of[name] for name in own] for path, own in found.items()}
         labels = np.zeros((len(paths), len(names)), np.float32)
         for i, path in enumerate(paths):
@@ -116,14 +116,14 @@ class LabelReader:
                   "dicom": f"by {named(config.tag or '')}"}  # fmt: skip
         return sources.get(config.labels, f"in column {config.label_column!r} of {config.table}")
 
-    def _listed(self, paths: list[str]) -> str:
+    def _list_paths(self, paths: list[str]) -> str:
         first = ", ".join(paths[:MAX_LISTED])
         if len(paths) == 1:
             return f"{first} has"
         return f"{len(paths):,} files ({first}{' ...' if len(paths) > MAX_LISTED else ''}) have"
 
 
-def in_short(names: Sequence[str]) -> str:
+def shorten_list(names: Sequence[str]) -> str:
     """Names for a message, the first few of many."""
     shown = ", ".join(map(repr, names[:12]))
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

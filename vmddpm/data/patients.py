@@ -134,10 +134,10 @@ def same_subjects(patients: Mapping[str, str]) -> list[list[str]]:
         elif number := next(filter(_looks_like_a_patient, parts[:-1]), None):
             groups[number].append(name)
 
-    def unsure(group: list[str]) -> bool:
+    def is_unsure(group: list[str]) -> bool:
         return any(patients[name] == name.split("/")[0] for name in group)
 
-    return [group for group in groups.values() if len({patients[name] for name in group}) > 1 and unsure(group)]
+    return [group for group in groups.values() if len({patients[name] for name in group}) > 1 and is_unsure(group)]
 
 
 def _looks_like_a_patient(folder: str) -> bool:

@@ -46,7 +46,7 @@ def picture_plane(pixels: np.ndarray, depth: float | None, config: DataConfig, f
     return Plane(pixels, *((white, black) if inverted else (black, white)), frame=frame, note=note)
 
 
-def over_black(pixels: np.ndarray, alpha: np.ndarray, largest: float) -> np.ndarray:
+def composite_over_black(pixels: np.ndarray, alpha: np.ndarray, largest: float) -> np.ndarray:
     """Composite transparent pixels over black. If all pixels are transparent, the alpha channel was left empty, and is
     ignored.
 
@@ -80,7 +80,7 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         check_codestream(content, config)
         check_whole(content)
         file.seek(0)
-    with _opened(file) as image:
+    with _open_image(file) as image:
         check_pixels(image.size[::-1], config)
         for frame in range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1):
             image.seek(frame)
@@ -91,7 +91,7 @@ def read_picture(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
             yield picture_plane(pixels, depth, config, frame, significant=significant)
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def _open_image(file: BinaryIO) -> Image.Image:
     """Open an image without Pillow's own size limit, which `max_pixels` replaces."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -131,7 +131,7 @@ def _deep_png(file: BinaryIO, head: bytes, config: DataConfig) -> Plane:
     check_stored(width * height * samples * 2, len(content), compressed=True)
     pixels = png_decode(content).astype(np.float32).reshape(height, width, -1)
     if pixels.shape[2] in (2, 4):
-        pixels = over_black(pixels[..., :-1], pixels[..., -1], 65535)
+        pixels = composite_over_black(pixels[..., :-1], pixels[..., -1], 65535)
     file.seek(0)
     return picture_plane(pixels if pixels.shape[2] == 3 else pixels[..., 0], 65535, config,
                          significant=_significant_bits(file))  # fmt: skip

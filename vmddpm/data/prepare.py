@@ -214,7 +214,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], processes: i
         return
     # fork starts workers at once. It is safe because no threads, which a fork does not copy, were used before.
     method = "fork" if sys.platform == "linux" else "spawn"
-    with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _alone) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(method), _initialize_worker) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -232,7 +232,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], processes: i
                 future.cancel()
 
 
-def _alone() -> None:
+def _initialize_worker() -> None:
     """Set up a worker: one thread, Ctrl-C ignored, killed when its parent ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

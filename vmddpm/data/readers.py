@@ -46,14 +46,14 @@ def read_file(
         Excluded: if it is not a picture, or a filter of the configuration excludes it.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
-    with open_regular(path) as file, _named(kind := kind_of(file, path.name), str(path)):
+    with open_regular(path) as file, _errors_name(kind := kind_of(file, path.name), str(path)):
         yield from _planes(file, kind, config, path, ranges, members)
 
 
 def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
     """The planes of a picture in memory. Raises DataError as `read_file`."""
     file = BytesIO(content)
-    with _named(kind := kind_of(file, name), name):
+    with _errors_name(kind := kind_of(file, name), name):
         if kind != "an image":
             raise DataError(f"is {kind} inside an archive; unpack the archive")
         yield from _planes(file, kind, config, Path(name))
@@ -71,7 +71,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
         raise DataError("is empty")
     if head.startswith(LFS):
         raise DataError("is a git-LFS pointer, not the file itself; fetch it with `git lfs pull`")
-    suffix = Path(_bare(name)).suffix
+    suffix = Path(_without_gz(name)).suffix
     kind = KINDS.get(suffix)
     if head[:4] in TIFF and kind == "an image":
         return "TIFF"
@@ -93,16 +93,16 @@ def kind_of(file: BinaryIO, name: str) -> str:
 
 def is_volume(path: Path) -> bool:
     """Whether the name of a file is that of a volume, rather than a picture or DICOM."""
-    return KINDS.get(Path(_bare(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
+    return KINDS.get(Path(_without_gz(path.name)).suffix) in ("NIfTI", "FreeSurfer", "ITK")
 
 
 def stem_of(path: str) -> str:
     """A path without the suffixes of an image file: "a/b.nii.gz" -> "a/b". Other names are unchanged."""
-    bare = path[: len(_bare(path))]
+    bare = path[: len(_without_gz(path))]
     return bare[: -len(Path(bare).suffix)] if Path(bare).suffix.lower() in KINDS else path
 
 
-def _bare(name: str) -> str:
+def _without_gz(name: str) -> str:
     return re.sub(r"\.gz$", "", name.lower())
 
 
@@ -137,7 +137,7 @@ def _planes(
 
 
 @contextmanager
-def _named(kind: str, path: str) -> Iterator[None]:
+def _errors_name(kind: str, path: str) -> Iterator[None]:
     try:
         yield
     except DataError:

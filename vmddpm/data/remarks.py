@@ -45,7 +45,7 @@ def summary(remarks: Iterable[Remark]) -> list[str]:
     """One line for each reason, with its counts and its first file."""
     groups: dict[tuple[str, str], list[Remark]] = defaultdict(list)
     for remark in remarks:
-        groups[remark.kind, _in_short(remark.reason) if remark.kind == "error" else remark.reason].append(remark)
+        groups[remark.kind, _shorten(remark.reason) if remark.kind == "error" else remark.reason].append(remark)
     lines = []
     for kind in HEADINGS:
         for (group_kind, reason), members in groups.items():
@@ -62,18 +62,18 @@ def summary(remarks: Iterable[Remark]) -> list[str]:
     return lines
 
 
-def skipped_in_short(remarks: Iterable[Remark]) -> str:
+def summarize_skipped(remarks: Iterable[Remark]) -> str:
     """One line with the number of files that could not be read, by reason; empty if all could."""
     errors = [remark for remark in remarks if remark.kind == "error"]
     if len(errors) < 2:
         text = "".join(f"1 file could not be read and was skipped: {one.source}: {one.reason}" for one in errors)
         return text.encode(errors="backslashreplace").decode()
-    reasons = Counter(_in_short(remark.reason) for remark in errors)
+    reasons = Counter(_shorten(remark.reason) for remark in errors)
     by_reason = "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     return f"{len(errors):,} files could not be read and were skipped: {by_reason}"
 
 
-def _in_short(reason: str) -> str:
+def _shorten(reason: str) -> str:
     """A reason without the details of one file."""
     return re.split(r"[:;]| \((?=\D)", reason, maxsplit=1)[0].strip()
 

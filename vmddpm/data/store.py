@@ -188,8 +188,9 @@ def open_store(config: DataConfig) -> SliceSet:
             f"{folder}: it holds {stored} (channels, and voxels or pixels), but the options say {requested}; set "
             "spatial_dims, size and depth to the store's, or prepare it again"
         )
-    if config.spatial_dims == 3 and (had := record["options"].get("spacing")) != _plain(config.spacing):
-        raise DataError(f"{folder}: its volumes have spacing {had}, but spacing is {config.spacing}; set it to {had}")
+    if config.spatial_dims == 3 and (stored := record["options"].get("spacing")) != _as_json(config.spacing):
+        raise DataError(f"{folder}: its volumes have spacing {stored}, but spacing is "
+                        f"{config.spacing}; set it to {stored}")  # fmt: skip
     indices = [i for i, info in enumerate(slices) if config.split in ("all", info.split)][: config.limit]
     if not indices:
         raise DataError(f"{folder}: there is no image in its {config.split} split")
@@ -198,7 +199,7 @@ def open_store(config: DataConfig) -> SliceSet:
     return SliceSet(ImageSubset(images, indices), infos, remarks_of(record), record["seen"])
 
 
-def _plain(spacing: float | tuple[float, ...] | None) -> Any:
+def _as_json(spacing: float | tuple[float, ...] | None) -> Any:
     """The value as read back from JSON."""
     return list(spacing) if isinstance(spacing, tuple) else spacing
 

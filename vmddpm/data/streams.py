@@ -136,13 +136,13 @@ def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
     from imagecodecs import Jpeg8Error
 
     try:
-        picture = _decoded(content, tables)
+        picture = _decode(content, tables)
     except Jpeg8Error as error:
         if "nsupported" in str(error):  # a kind of JPEG that libjpeg-turbo does not support
             return
         raise DataError(f"is damaged: a JPEG stream in it does not decode ({error}); fetch it again") from error
     for filling in FILLINGS:
-        if not _is_same(picture, _filled(content, scans, filling), tables):
+        if not _is_same(picture, _add_data(content, scans, filling), tables):
             raise DataError(
                 "is damaged or truncated: a JPEG stream in it has less data than its picture needs; fetch it again"
             )
@@ -151,13 +151,13 @@ def _check_jpeg(content: bytes, scans: _Scans, tables: bytes | None) -> None:
     middle = (start + end - TAIL) // 2
     if (
         end - start >= 4 * TAIL
-        and all(_is_same(picture, _changed(content, end - TAIL, mask), tables) for mask in MASKS)
-        and not any(_is_same(picture, _changed(content, middle, mask), tables) for mask in MASKS)
+        and all(_is_same(picture, _flip_bits(content, end - TAIL, mask), tables) for mask in MASKS)
+        and not any(_is_same(picture, _flip_bits(content, middle, mask), tables) for mask in MASKS)
     ):
         raise DataError("is damaged: a JPEG stream in it has data left after its picture; fetch it again")
 
 
-def _decoded(content: bytes, tables: bytes | None) -> np.ndarray:
+def _decode(content: bytes, tables: bytes | None) -> np.ndarray:
     from imagecodecs import jpeg8_decode
 
     picture: np.ndarray = jpeg8_decode(content, tables=tables)
@@ -168,12 +168,12 @@ def _is_same(picture: np.ndarray, content: bytes, tables: bytes | None) -> bool:
     from imagecodecs import Jpeg8Error
 
     try:
-        return np.array_equal(picture, _decoded(content, tables))
+        return np.array_equal(picture, _decode(content, tables))
     except Jpeg8Error:
         return False
 
 
-def _filled(content: bytes, scans: _Scans, filling: bytes) -> bytes:
+def _add_data(content: bytes, scans: _Scans, filling: bytes) -> bytes:
     """The stream with data appended to each run, and a further run after the last one."""
     parts, last = [], 0
     for _, end in scans.runs:
@@ -182,7 +182,7 @@ def _filled(content: bytes, scans: _Scans, filling: bytes) -> bytes:
     return b"".join([*parts, bytes([0xFF, RESTARTS[scans.restarts % 8]]), filling, content[last:]])
 
 
-def _changed(content: bytes, start: int, mask: int) -> bytes:
+def _flip_bits(content: bytes, start: int, mask: int) -> bytes:
     """The stream with bits flipped in TAIL bytes from `start` on."""
     data = bytearray(content)
     for at in range(start, start + TAIL):

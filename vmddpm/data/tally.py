@@ -31,14 +31,14 @@ class Tally:
         for plane in planes:
             image = prepare(plane.pixels, plane.black, plane.white, self.config, plane.spacing)
             self.seen += 1
-            for note in filter(None, (plane.note, self._loses_colour(plane.pixels))):
+            for note in filter(None, (plane.note, self._colour_note(plane.pixels))):
                 self._notes[note] += 1
             if foreground_share(image) >= self.config.min_foreground:
                 yield plane, image
             else:
                 self._dark += 1
 
-    def _loses_colour(self, pixels: np.ndarray) -> str:
+    def _colour_note(self, pixels: np.ndarray) -> str:
         may_be = self.config.spatial_dims == 2 and pixels.ndim == 3 and self.config.channels == 1
         coloured = may_be and np.ptp(pixels, axis=2).any()
         return "colour converted to grey; channels 3 keeps it" if coloured else ""

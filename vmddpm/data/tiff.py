@@ -11,7 +11,7 @@ import tifffile
 
 from vmddpm.data.config import DataConfig, DataError
 from vmddpm.data.limits import check_pixels, check_stored, check_voxels
-from vmddpm.data.pictures import over_black, picture_plane
+from vmddpm.data.pictures import composite_over_black, picture_plane
 from vmddpm.data.slicing import Plane
 from vmddpm.data.streams import check_codestream, check_whole
 
@@ -172,5 +172,5 @@ def _colours(page: tifffile.TiffPage, values: np.ndarray, depth: float | None) -
         )
     colours = values[..., :main]
     if extra == (ALPHA,) and values.shape[2] > main and depth is not None:
-        colours = over_black(colours, values[..., main], depth)
+        colours = composite_over_black(colours, values[..., main], depth)
     return colours if main == 3 else colours[..., 0]

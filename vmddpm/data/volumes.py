@@ -39,7 +39,7 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
     Raises:
         DataError: if it is damaged, or holds no volume.
     """
-    with _unpacked(file) as header_file:
+    with _decompressed(file) as header_file:
         header = _header(header_file)
         if path is None:
             least = getattr(header, "single_vox_offset", 348)
@@ -62,12 +62,12 @@ def read_nifti(file: BinaryIO, config: DataConfig, path: Path | None = None) -> 
                 "example with SPM, or remove the .mat if the header alone is right"
             )
         note = "an Analyze volume, whose header gives no orientation: its first axis is taken to run to the left"
-    with open_regular(partner) as packed, _unpacked(packed) as voxels:
+    with open_regular(partner) as packed, _decompressed(packed) as voxels:
         for plane in parts_of(_nifti_image(header, voxels, packed, config), config):
             yield replace(plane, note=note)
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
+def _decompressed(file: BinaryIO) -> BinaryIO:
     """The file, decompressed if its first two bytes are those of gzip."""
     compressed = file.read(2) == GZIP
     file.seek(0)
@@ -154,7 +154,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
     header["pixdim"][1:4] = sizes
     header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the sign of the third axis
     if isinstance(header, nib.Nifti1Header):
-        if header["sform_code"] > 0 and _usable(sform := np.asarray(header.get_sform())):
+        if header["sform_code"] > 0 and _is_usable(sform := np.asarray(header.get_sform())):
             return sform
         if header["qform_code"] > 0:
             quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
@@ -163,7 +163,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
                 quaternion /= square**0.5
                 for axis, value in zip("bcd", quaternion):
                     header[f"quatern_{axis}"] = value
-            if np.isfinite(square) and _usable(qform := np.asarray(header.get_qform())):
+            if np.isfinite(square) and _is_usable(qform := np.asarray(header.get_qform())):
                 return qform
         if header["sform_code"] > 0 or header["qform_code"] > 0:
             raise DataError("neither its sform nor its qform gives an orientation: rows of zeros, or not finite")
@@ -178,7 +178,7 @@ def _affine(header: nib.analyze.AnalyzeHeader, shape: tuple[int, ...]) -> np.nda
 
 def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
     """Raise DataError if the header has no voxel sizes."""
-    if isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0 and _usable(np.asarray(header.get_sform())):
+    if isinstance(header, nib.Nifti1Header) and header["sform_code"] > 0 and _is_usable(np.asarray(header.get_sform())):
         return
     sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     if not (np.isfinite(sizes) & (sizes > 0)).all():
@@ -188,7 +188,7 @@ def _check_spacing(header: nib.analyze.AnalyzeHeader) -> None:
         )
 
 
-def _usable(affine: np.ndarray) -> bool:
+def _is_usable(affine: np.ndarray) -> bool:
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
     # With columns of unit length, a determinant near 0 means that the axes are linearly dependent.
@@ -197,7 +197,7 @@ def _usable(affine: np.ndarray) -> bool:
 
 def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
     """The slices of a FreeSurfer volume, .mgh or .mgz."""
-    with _unpacked(file) as unpacked:
+    with _decompressed(file) as unpacked:
         header = nib.freesurfer.mghformat.MGHHeader.from_fileobj(unpacked, check=False)
         header.check_fix(error_level=40)
         shape = tuple(int(length) for length in header.get_data_shape())
@@ -206,7 +206,7 @@ def read_mgh(file: BinaryIO, config: DataConfig) -> Iterator[Plane]:
         needed = header.get_data_offset() + int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
         check_stored(needed, os.fstat(file.fileno()).st_size, compressed=unpacked is not file)
         affine = header.get_affine()
-        if not _usable(affine):
+        if not _is_usable(affine):
             raise DataError("its Mdc and delta give no orientation")
         yield from parts_of(nib.Nifti1Image(ArrayProxy(unpacked, header, mmap=False), affine), config)
 

@@ -146,7 +146,7 @@ def demo(
             synthetic, drawing = _draw(model, config, plan, now, bar, threads)
             bar.show("writing the picture")
             result = _write(folder, config.data, dataset, synthetic, drawing, step, milestones)
-    logger.info("%s", _closing(folder, result, budget, milestones))
+    logger.info("%s", _closing_message(folder, result, budget, milestones))
     return result
 
 
@@ -242,7 +242,7 @@ def _as_slices(images: Tensor) -> Tensor:
     return slices[values.amax(1) > values.amin(1)]
 
 
-def _closing(folder: RunFolder, result: dict[str, Any], budget: Budget, milestones: Milestones) -> str:
+def _closing_message(folder: RunFolder, result: dict[str, Any], budget: Budget, milestones: Milestones) -> str:
     step = result["steps"]
     seen = f"{milestones(step)}, on the right of"
     if step < milestones.brains:

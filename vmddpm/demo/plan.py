@@ -121,14 +121,11 @@ class Plan:
 
     def minutes_for_brains(self) -> int:
         """Minutes the whole command needs at this speed to reach brains."""
-        spent, needed, whole = (
-            self.budget.spent(),
-            (self.milestones.brains - self.steps_done) * self.speed.training_step,
-            1,
-        )
-        while _divide(60 * whole, spent, self.speed, self.most_images)[0] < needed:
-            whole += 1
-        return whole
+        spent, minutes = self.budget.spent(), 1
+        needed = (self.milestones.brains - self.steps_done) * self.speed.training_step
+        while _divide(60 * minutes, spent, self.speed, self.most_images)[0] < needed:
+            minutes += 1
+        return minutes
 
 
 class Budget:

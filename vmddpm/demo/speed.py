@@ -35,7 +35,7 @@ def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float]
     def draw(number: int) -> None:
         learner.ema(torch.zeros(shape, device=device), t, order_key=(config.training.seed, number)).sum().item()
 
-    def timed(step: Callable[[int], None]) -> float:
+    def time_per_call(step: Callable[[int], None]) -> float:
         begun = clock()
         step(0)
         times: list[float] = []
@@ -45,4 +45,4 @@ def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float]
             times.append(clock() - before)
         return median(times)
 
-    return Speed(timed(train), timed(draw))
+    return Speed(time_per_call(train), time_per_call(draw))

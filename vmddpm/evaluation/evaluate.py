@@ -155,13 +155,13 @@ def describe_real(
 
 def evaluate(
     real: RealImages, samples: Images, extractor: Extractor, config: MetricsConfig, out: Path, *,
-    concerns: Sequence[str] = (), progress: bool = True,
+    extra_warnings: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare `samples` with the real images; write `out`/evaluation.json and `out`/closest.png, both or neither, and
     return the content of the former.
 
     Args:
-        concerns: further warnings for the result.
+        extra_warnings: further warnings for the result.
 
     Raises:
         InputError: as in `describe_real`, for the samples.
@@ -202,7 +202,7 @@ def evaluate(
         "n_synthetic": gaussian.count,
         "dimensions": len(gaussian.mean),
         "extractor": extractor.describe(),
-        "warnings": [*concerns, *_feature_concerns(real.gaussian, gaussian), *_radiomic_concerns(frd)],
+        "warnings": [*extra_warnings, *_feature_warnings(real.gaussian, gaussian), *_radiomic_warnings(frd)],
         "images_per_second": round(described.images_per_second, 1),
         "versions": _versions(),
     }
@@ -212,8 +212,8 @@ def evaluate(
         flush(record)
         # Remove an earlier result before its picture is replaced, so that a result never has another's picture.
         (out / "evaluation.json").unlink(missing_ok=True)
-    for concern in result["warnings"]:
-        warnings.warn(concern, stacklevel=2)
+    for message in result["warnings"]:
+        warnings.warn(message, stacklevel=2)
     return result
 
 
@@ -243,35 +243,35 @@ def _noise(shape: torch.Size, config: MetricsConfig) -> Tensor:
     return torch.randn(NOISE_IMAGES, *shape, generator=generator).clamp(-1, 1)
 
 
-def _feature_concerns(real: Gaussian, synthetic: Gaussian) -> list[str]:
-    concerns = []
+def _feature_warnings(real: Gaussian, synthetic: Gaussian) -> list[str]:
+    messages = []
     dimensions = len(real.mean)
     for name, fit in (("real images", real), ("samples", synthetic)):
         if fit.count <= dimensions:
-            concerns.append(
+            messages.append(
                 f"{fit.count} {name} span fewer than the {dimensions} dimensions of the features: the distance is "
                 "biased upwards, more than the floor says; read the KID too"
             )
     if not synthetic.covariance.trace() > 0:
-        concerns.append("all samples have the same features: the model has collapsed to one image")
-    return concerns
+        messages.append("all samples have the same features: the model has collapsed to one image")
+    return messages
 
 
-def _radiomic_concerns(frd: RadiomicDistance | None) -> list[str]:
+def _radiomic_warnings(frd: RadiomicDistance | None) -> list[str]:
     if frd is None:
         return []
-    concerns = [
+    messages = [
         f"{name} without radiomic features, which are left out of the FRD: {undefined}; look for images of one grey "
         "level"
         for name, undefined in (("real images", frd.undefined_real), ("samples", frd.undefined_synthetic))
         if undefined
     ]
     if min(frd.n_real, frd.n_synthetic) <= frd.dimensions:
-        concerns.append(
+        messages.append(
             f"the FRD of {frd.n_real} real images and {frd.n_synthetic} samples is biased upwards, more than its floor "
             f"says: both numbers must exceed its {frd.dimensions} features; raise metrics.radiomics"
         )
-    return concerns
+    return messages
 
 
 def _versions() -> dict[str, str]:
@@ -284,7 +284,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _meaning_of(result: dict[str, Any]) -> str:
+def _noise_warning(result: dict[str, Any]) -> str:
     """A warning if pure noise has a similar precision; else an empty text."""
     noise = result["precision_of_noise"]
     if noise < max(0.05, result["precision"] / 2):
@@ -316,7 +316,7 @@ def describe_result(result: dict[str, Any]) -> str:
             f"{kid['subset_size']})",
             *_radiomic_line(result["frd"]),
             f"precision {result['precision']:.3f}, recall {result['recall']:.3f} ({result['neighbours']} neighbours)"
-            + _meaning_of(result),
+            + _noise_warning(result),
             f"copies of training images: {copied['copies']} of {result['n_synthetic']} samples "
             f"({100 * copied['share']:.1f} %; the same rule flags {100 * copied['share_among_reference']:.1f} % of the "
             f"{copied['reference']})",

@@ -173,7 +173,7 @@ def describe_images(
             found["mirrored"] = extractor(batch.flip(-1))
         for name, values in found.items():
             if name not in stores:
-                stores[name] = _mapped(rows, values.shape[1])
+                stores[name] = _memory_mapped(rows, values.shape[1])
             stores[name][first : first + len(batch)] = values.cpu()
         if progress is not None:
             progress(first + len(batch))
@@ -183,7 +183,7 @@ def describe_images(
     return ImageFeatures(stores["features"], stores.get("mirrored"), stores["pixels"], speed)
 
 
-def _mapped(rows: int, columns: int) -> Tensor:
+def _memory_mapped(rows: int, columns: int) -> Tensor:
     """A float32 tensor (rows, columns) in a temporary file, which is removed with the tensor."""
     with tempfile.NamedTemporaryFile(prefix="vmddpm-features-") as file:
         file.truncate(4 * rows * columns)

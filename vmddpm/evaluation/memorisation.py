@@ -151,12 +151,12 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     from matplotlib.figure import Figure
 
     pairs = closest(m, count)
-    above = [_shown(synthetic[i]) for i, _ in pairs]
+    above = [_picture_of(synthetic[i]) for i, _ in pairs]
     below, notes = [], []
     for i, space in pairs:
         index, mirrored = int(m.nearest[space].index[i]), bool(m.nearest[space].mirrored[i])
         real = training[index]
-        below.append(_shown(real.flip(-1) if mirrored else real))
+        below.append(_picture_of(real.flip(-1) if mirrored else real))
         notes.append((f"sample {i}\n{m.ratio[space][i]:.2f} by {space}", f"image {index}{', mirrored' * mirrored}"))
     picture = torch.cat([torch.cat(row, 2) for row in (above, below)], 1)  # (C, 2 size, pairs * size)
     size = picture.shape[1] / 2
@@ -176,7 +176,7 @@ def draw_closest(m: Memorisation, synthetic: Images, training: Images, path: Pat
     figure.savefig(path, dpi=130)
 
 
-def _shown(image: Tensor) -> Tensor:
+def _picture_of(image: Tensor) -> Tensor:
     """uint8 (C, H, W): the image, or the middle axial plane of a volume."""
     return quantised(image if image.dim() == 3 else image[:, image.shape[1] // 2])
 

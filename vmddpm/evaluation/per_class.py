@@ -23,7 +23,7 @@ from vmddpm.files import write_text
 REPORTED_KEYS = ("value", "floor", "kid", "precision", "recall", "n_real", "n_synthetic", "warnings")
 
 
-class Part:
+class ClassImages:
     """A selection of images, by index."""
 
     def __init__(self, images: Images, indices: list[int]) -> None:
@@ -86,14 +86,14 @@ def evaluate_classes(
         class_folder = out / "classes" / f"{k:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:60]}"
         with warnings.catch_warnings():  # the result contains them
             warnings.simplefilter("ignore", UserWarning)
-            result = evaluate(_of_class(real, own_training, name), Part(samples.images, own_samples), extractor,
+            result = evaluate(_of_class(real, own_training, name), ClassImages(samples.images, own_samples), extractor,
                               config, class_folder, progress=progress)  # fmt: skip
         found[name] = {key: result[key] for key in REPORTED_KEYS}
     if all(values["value"] is None for values in found.values()):
         raise InputError(f"no class has {least} samples and as many training images; draw more with vmddpm sample")
     result = {"distance": extractor.name, "classes": found, "classifiers": None}
     if classifier_steps:
-        result["classifiers"] = _classified(training, samples, held_out, classes, classifier_steps, config)
+        result["classifiers"] = _classifier_accuracies(training, samples, held_out, classes, classifier_steps, config)
     write_text(out / "per_class.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
@@ -103,27 +103,27 @@ def _of_class(real: RealImages, indices: list[int], name: str) -> RealImages:
     features = ImageFeatures(described.features[indices], None if mirrored is None else mirrored[indices],
                              described.pixels[indices], described.images_per_second)  # fmt: skip
     gaussian = fit_gaussian(features.features, f"real images of {name}")
-    return RealImages(Part(real.training, indices), features, gaussian, real.held_out, None)
+    return RealImages(ClassImages(real.training, indices), features, gaussian, real.held_out, None)
 
 
-def _classified(
+def _classifier_accuracies(
     training: Labelled, samples: Labelled, held_out: Labelled | None, classes: Sequence[str], steps: int,
     config: MetricsConfig,
 ) -> dict[str, Any] | str:  # fmt: skip
     """Accuracies for each training set and test set, or the reason why there are none."""
-    sides = {"real": training, "samples": samples, "held_out": held_out}
-    labels = {name: side.single() for name, side in sides.items() if side is not None}
+    labelled = {"real": training, "samples": samples, "held_out": held_out}
+    labels = {name: side.single() for name, side in labelled.items() if side is not None}
     if any(own is None for own in labels.values()):
         return "some images have several classes"
     device, found = choose_device(config.device), {}
-    known = {name: (sides[name], own) for name, own in labels.items() if own is not None}
+    single_labels = {name: (labelled[name], own) for name, own in labels.items() if own is not None}
     for trained_on in ("real", "samples"):
-        side, own = known[trained_on]
+        side, own = single_labels[trained_on]
         if missing := [name for k, name in enumerate(classes) if k not in own]:
             return f"there are no {trained_on} of the class {missing[0]!r}"
         assert side is not None
         network = train_classifier(side.images, own, len(classes), steps=steps, seed=config.seed, device=device)
-        for tested_on, (other, truth) in known.items():
+        for tested_on, (other, truth) in single_labels.items():
             if tested_on == trained_on or other is None:
                 continue
             predicted = predict(network, other.images, device=device)

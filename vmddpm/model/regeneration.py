@@ -26,10 +26,10 @@ def order_key_tensor(key: OrderKey | None, device: torch.device) -> Tensor:
     """
     if key is None:
         return torch.randint(2**63 - 1, (2,), device=device)
-    return torch.stack([_word(name, word, device) for name, word in zip(("seed", "step"), key)])
+    return torch.stack([_key_tensor(name, word, device) for name, word in zip(("seed", "step"), key)])
 
 
-def _word(name: str, word: int | Tensor, device: torch.device) -> Tensor:
+def _key_tensor(name: str, word: int | Tensor, device: torch.device) -> Tensor:
     if not isinstance(word, Tensor):  # torch.full fills on the device, torch.tensor would copy to it
         return torch.full((), word if -(2**63) <= word < 2**63 else signed_64(word), dtype=torch.int64, device=device)
     if word.numel() != 1 or word.is_floating_point() or word.is_complex() or word.dtype == torch.bool:

@@ -29,7 +29,7 @@ class StaleAnswer(VmddpmError, ValueError):
 
 
 @dataclass(frozen=True)
-class Sent:
+class Submission:
     """An answer as a page sends it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sent:
     submission: str
 
     @classmethod
-    def parse(cls, content: Any) -> "Sent":
+    def parse(cls, content: Any) -> "Submission":
         """Raises InputError naming the field that is missing, unknown or unusable."""
         checks = {
             "position": _is_count, "revision": _is_count,
@@ -107,7 +107,7 @@ class AnswerLog:
         reachable = min(self._state["next"] + 2, len(self._order))
         return self._order[position] if position < reachable else None
 
-    def add(self, sent: Sent) -> None:
+    def add(self, sent: Submission) -> None:
         """Store an answer and flush it to the disk.
 
         Raises:
@@ -192,7 +192,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             row = json.loads(line)
             position = row["position"]
-            Sent.parse({name: row[name] for name in Sent.__dataclass_fields__})
+            Submission.parse({name: row[name] for name in Submission.__dataclass_fields__})
             if position == len(revisions):
                 revisions.append(0)
             if row["revision"] != revisions[position]:

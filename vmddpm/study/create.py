@@ -201,9 +201,9 @@ def _choose(patients: Sequence[object], n: int, most: int, label: str, seed: int
 
 
 def _write(out: Path, public: dict[str, Any], key: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    with atomic_folder(out, 0o700) as part:  # accessible only to its owner
-        (part / "answers").mkdir()
+    with atomic_folder(out, 0o700) as temporary:  # accessible only to its owner
+        (temporary / "answers").mkdir()
         for name in public["images"]:
-            encode_png(images[name], part / "images" / f"{name}.png")
-        write_secret(part / "key.json", json.dumps(key, indent=1))
-        write_text(part / "study.json", json.dumps(public, indent=1))
+            encode_png(images[name], temporary / "images" / f"{name}.png")
+        write_secret(temporary / "key.json", json.dumps(key, indent=1))
+        write_text(temporary / "study.json", json.dumps(public, indent=1))

@@ -64,13 +64,17 @@ class Study:
     def open(cls, path: str | Path) -> "Study":
         """Read the study. Raises StudyError if the folder has no study of this version, or an image is missing."""
         path = Path(path)
-        known = _load(path / "study.json", "`vmddpm study create` makes a study")
-        texts, images = [known.get(name) for name in ("title", "instructions", "shuffle")], known.get("images")
+        content = _load(path / "study.json", "`vmddpm study create` makes a study")
+        texts, images = [content.get(name) for name in ("title", "instructions", "shuffle")], content.get("images")
         # Only names of this pattern are generated, and none of them leads out of the folder.
-        named = isinstance(images, list) and all(isinstance(x, str) and re.fullmatch("[0-9a-f]{16}", x) for x in images)
-        if not (named and images and images == sorted(set(images)) and all(isinstance(text, str) for text in texts)):
+        well_named = isinstance(images, list) and all(
+            isinstance(name, str) and re.fullmatch("[0-9a-f]{16}", name) for name in images
+        )
+        if not (
+            well_named and images and images == sorted(set(images)) and all(isinstance(text, str) for text in texts)
+        ):
             raise StudyError(f"{path / 'study.json'} has changed since `vmddpm study create`; restore it")
-        study = cls(path, known["title"], known["instructions"], images, known["shuffle"])
+        study = cls(path, content["title"], content["instructions"], images, content["shuffle"])
         missing = [name for name in study.images if not study.image(name).exists()]
         if missing:
             raise StudyError(f"{study.image(missing[0])} is missing, one of {len(missing)}; restore the study's folder")

@@ -33,7 +33,7 @@ def return_large_blocks() -> None:
         mallopt(mmap_threshold, 1 << 20)
 
 
-class Busy(VmddpmError):
+class BusyError(VmddpmError):
     """Sign-ins are refused for now.
 
     Attributes:
@@ -45,7 +45,7 @@ class Busy(VmddpmError):
         self.seconds = seconds
 
 
-class Guesses:
+class SignInGuesses:
     """Delays an address after wrong sign-ins: after the sixth for 2 seconds, then twice as long each time, up to 30
     seconds. Ten minutes without a wrong sign-in reset the count. An IPv6 /64 network counts as one address.
 
@@ -62,9 +62,9 @@ class Guesses:
         count, last = self._wrong.get(network_of(address), (0, 0.0))
         left = last + self._delay(count) - self._clock()
         if count and left > 0:
-            raise Busy(left)
+            raise BusyError(left)
 
-    def wrong(self, address: str) -> None:
+    def record_failure(self, address: str) -> None:
         key, now = network_of(address), self._clock()
         count, last = self._wrong.pop(key, (0, now))
         self._wrong[key] = (count + 1 if now - last < FORGET_AFTER else 1, now)
@@ -89,7 +89,7 @@ def network_of(address: str) -> str:
     return str(known)
 
 
-class Hashing:
+class PasswordHashing:
     """A thread that hashes passwords one at a time: a hash takes 16 MiB and a core for about 50 ms."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Hashing:
     async def run(self, work: Callable[..., bool], *arguments: Any) -> bool:
         """Run work(*arguments) in the thread. Raises Busy if too many calls are waiting."""
         if self._waiting >= WAITING_HASHES:
-            raise Busy(1.0)
+            raise BusyError(1.0)
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -118,7 +118,7 @@ class LimitedProtocol(H11Protocol):
         self.of_address[self._address] += 1
         self._idle_since = self._last_progress = self.loop.time()  # last response completed; last bytes sent
         self._left = 0
-        self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
+        self._watch = self.loop.call_later(LOOK_SECONDS, self._check_progress)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         if self.of_address[self._address] > CONNECTIONS_OF_ADDRESS:
             transport.abort()
@@ -134,7 +134,7 @@ class LimitedProtocol(H11Protocol):
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         now, left = self.loop.time(), self.transport.get_write_buffer_size()
         if left == 0 or left < self._left:
             self._last_progress = now
@@ -143,4 +143,4 @@ class LimitedProtocol(H11Protocol):
         if now - self._last_progress > STALL_SECONDS or (idle and not left and now - self._idle_since > HEADER_SECONDS):
             self.transport.abort()
         else:
-            self._watch = self.loop.call_later(LOOK_SECONDS, self._look)
+            self._watch = self.loop.call_later(LOOK_SECONDS, self._check_progress)

@@ -16,7 +16,7 @@ from vmddpm.study.folder import Study, StudyError, write_secret
 
 # Without characters that look alike on paper. Twelve of them have 59 bits, too many to guess over a network.
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-PATIENCE = 10.0  # seconds
+LOCK_TIMEOUT = 10.0  # seconds
 
 
 def reader_code(text: str) -> str:
@@ -62,22 +62,22 @@ def register(study: Study, codes: list[str]) -> dict[str, str]:
                  for code in codes}  # fmt: skip
     salts = {code: secrets.token_hex(16) for code in passwords}
     hashes = {code: {"salt": salts[code], "hash": _hash(password, salts[code])} for code, password in passwords.items()}
-    with _alone(study):  # an entry that another process adds between reading and writing would be lost
+    with _readers_lock(study):  # an entry that another process adds between reading and writing would be lost
         write_secret(study.path / "readers.json", json.dumps(load_readers(study) | hashes, indent=1))
     return passwords
 
 
 @contextmanager
-def _alone(study: Study) -> Iterator[None]:
+def _readers_lock(study: Study) -> Iterator[None]:
     """Lock the list of readers for this process."""
-    until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     with ExitStack() as stack:
         while True:
             try:
                 stack.enter_context(lock(study.path / "readers.lock"))
                 break
             except LockedError as error:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     words = f"readers are being registered by {error.holder}; try again{error.advice}"
                     raise StudyError(words) from None
             time.sleep(0.05)

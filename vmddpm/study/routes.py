@@ -23,9 +23,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from vmddpm.errors import InputError
-from vmddpm.study.answers import AnswerLog, Sent, StaleAnswer
+from vmddpm.study.answers import AnswerLog, StaleAnswer, Submission
 from vmddpm.study.folder import Study, StudyError
-from vmddpm.study.limits import BODY_SECONDS, Busy, Guesses, Hashing
+from vmddpm.study.limits import BODY_SECONDS, BusyError, PasswordHashing, SignInGuesses
 from vmddpm.study.readers import is_password, load_readers, reader_code
 from vmddpm.study.sessions import EndedSessions
 
@@ -56,7 +56,7 @@ class StudyServer:
         self._logs = {reader: AnswerLog(study, reader) for reader in study.readers_with_answers()}
         self._opening = threading.Lock()
         self._ended = EndedSessions(study)
-        self._guesses, self._hashing = Guesses(), Hashing()
+        self._guesses, self._hashing = SignInGuesses(), PasswordHashing()
         self._reads, self._writes = CapacityLimiter(READS), CapacityLimiter(WRITES)
         self._reader_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # a reader's answers, one by one
         self._page = page
@@ -93,12 +93,12 @@ class StudyServer:
         try:
             self._guesses.check(address)
             right = await self._hashing.run(is_password, self._study, code, password)
-        except Busy as error:
+        except BusyError as error:
             seconds = math.ceil(error.seconds)
             raise HTTPException(429, f"Too many sign-ins. Please try again in {seconds} s.",
                                 {"Retry-After": str(seconds)}) from None  # fmt: skip
         if not right:
-            self._guesses.wrong(address)
+            self._guesses.record_failure(address)
             raise HTTPException(403, "This code and password do not belong together.")
 
     async def sign_out(self, request: Request) -> Response:
@@ -123,7 +123,7 @@ class StudyServer:
     async def answer(self, request: Request) -> Response:
         log = await self._log_of(request)
         try:
-            sent = Sent.parse(await _json(request))
+            sent = Submission.parse(await _json(request))
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         try:

@@ -31,7 +31,7 @@ SHUTDOWN_SECONDS = 5
 logger = logging.getLogger(__name__)
 
 
-def the_page() -> tuple[bytes, dict[str, str]]:
+def page_and_headers() -> tuple[bytes, dict[str, str]]:
     """The page, and the response headers, which allow only its own style and script.
 
     Style and script are inline: if the script were a separate file and the server died between the two requests, the
@@ -83,7 +83,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
         logger.error("a request cannot be answered: %s", error)
         return JSONResponse({"error": "The study's files cannot be read; tell whoever serves it."}, 503)
 
-    page, headers = the_page()
+    page, headers = page_and_headers()
     server = StudyServer(study, page, anyone=local)
     handlers: Any = {HTTPException: refused, StudyError: unusable, OSError: unusable, ClientDisconnect: _client_gone}
     inner = Starlette(routes=server.routes(), middleware=[session], exception_handlers=handlers)

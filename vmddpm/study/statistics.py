@@ -76,10 +76,10 @@ def d_prime(c: Counts, level: float = 0.95) -> Interval:
         z = norm.ppf(share)
         value += sign * z
         variance += share * (1 - share) / ((n + 2 * extra) * norm.pdf(z) ** 2)
-    return _around(float(value), math.sqrt(variance), level)
+    return _normal_interval(float(value), math.sqrt(variance), level)
 
 
-def _around(value: float, error: float, level: float) -> Interval:
+def _normal_interval(value: float, error: float, level: float) -> Interval:
     reach = float(norm.ppf((1 + level) / 2)) * error
     return Interval(value, value - reach, value + reach)
 
@@ -146,7 +146,7 @@ def cohen(first: list[str], second: list[str], level: float = 0.95) -> Interval:
     # The weight of a disagreement (i, j) depends on how often the other reader gives these answers.
     other = (1 - kappa) ** 2 * ((p - np.diag(np.diag(p))) * (columns[:, None] + rows[None, :]) ** 2).sum()
     variance = (same + other - (kappa - expected * (1 - kappa)) ** 2) / ((1 - expected) ** 2 * n)
-    return _around(float(kappa), math.sqrt(max(variance, 0.0)), level)
+    return _normal_interval(float(kappa), math.sqrt(max(variance, 0.0)), level)
 
 
 def fleiss(judgements: list[list[str]]) -> float:

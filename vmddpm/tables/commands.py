@@ -13,7 +13,7 @@ from vmddpm.samples import check_count
 from vmddpm.tables.data import TableData, mni152, of_folder
 from vmddpm.tables.paper import DATASETS
 from vmddpm.tables.produce import Produced, produce, write_record
-from vmddpm.tables.protocol import Protocol, Row, ablation_rows, load_protocol, merged, table1_rows
+from vmddpm.tables.protocol import Protocol, Row, ablation_rows, deep_merge, load_protocol, table1_rows
 from vmddpm.tables.render import write_table
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _protocol(
         protocol = replace(protocol, images=images, batch=min(images, protocol.batch))
     if seeds is not None:
         protocol = replace(protocol, seeds={**protocol.seeds, name: seeds})
-    return replace(protocol, base=merged(protocol.base, base))
+    return replace(protocol, base=deep_merge(protocol.base, base))
 
 
 def _data(config: DataConfig, dataset: str | None, held_out: str | None) -> TableData:

@@ -24,7 +24,7 @@ class TableData:
     description: str
 
 
-class _Kept(Dataset[Tensor]):
+class _Subset(Dataset[Tensor]):
     """Images in memory."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ def mni152(config: DataConfig) -> TableData:
     The template is symmetric, so that sagittal slices come in twins, one of which would be held out: choose other axes.
     """
     dataset = from_volumes([mni152_template(resolution=1)], config)
-    kept = _Kept([dataset[i] for i in range(len(dataset))])
+    kept = _Subset([dataset[i] for i in range(len(dataset))])
     training, held_out = range(0, len(kept), 2), range(1, len(kept), 2)
     return TableData(
         Subset(kept, training), Subset(kept, held_out),

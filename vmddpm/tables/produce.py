@@ -67,9 +67,9 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
         for config in row.configs:
             run = RunFolder(out / "runs" / run_name(config))
             logger.info("%s, seed %d: %s", row.name, config.training.seed, run.path.name)
-            state = _trained(config, data.training, run, progress)
-            drawn, how = _draw(row, config, run, protocol, out, progress)
-            folder = out / "evaluations" / f"{drawn.name}-{digest({**common, **how})}"
+            state = _train(config, data.training, run, progress)
+            drawn, options = _draw(row, config, run, protocol, out, progress)
+            folder = out / "evaluations" / f"{drawn.name}-{digest({**common, **options})}"
             results.append(
                 _load_or_make(folder, partial(evaluate, real, SampleFolder(drawn, protocol.images), extractor,
                                               protocol.metrics, folder, progress=progress))
@@ -82,7 +82,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     return Produced(outcomes, held_out, real, extractor)
 
 
-def _trained(config: RunConfig, images: Images, run: RunFolder, progress: bool) -> dict[str, Any]:
+def _train(config: RunConfig, images: Images, run: RunFolder, progress: bool) -> dict[str, Any]:
     """The last checkpoint of the run, after training or continuing it if it is not finished."""
     checkpoints = Checkpoints(run.path / "checkpoints")
     state = checkpoints.newest()
@@ -98,14 +98,14 @@ def _draw(
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of the row's samples, and the values they depend on."""
     weights = sha256(run.weights("ema") / "model.safetensors")
-    how = {"weights": weights, "images": protocol.images, "ordered": row.ordered}
+    options = {"weights": weights, "images": protocol.images, "ordered": row.ordered}
     sampler = "one-pass" if config.system in GANS else row.sampler
     folder = out / "samples" / f"{run.path.name}-{sampler}{'-ordered' if row.ordered else ''}-{weights[:8]}"
     generate(
         run.path, folder, protocol.images, sampler=row.sampler, steps=protocol.steps[row.sampler], ordered=row.ordered,
         seed=config.training.seed, batch_size=protocol.batch, device=config.training.device, progress=progress,
     )  # fmt: skip
-    return folder, how
+    return folder, options
 
 
 def run_name(config: RunConfig) -> str:

@@ -44,8 +44,8 @@ class Protocol:
 
     def run_config(self, system: str, seed: int, changes: dict[str, Any] | None = None) -> RunConfig:
         """The configuration of a system's run (the paper's with `changes`)."""
-        plain = merged(self.base, {"system": system}, self.systems.get(system, {}), changes or {})
-        return from_plain(merged(plain, {"training": {"seed": seed, "minutes": self.minutes}}))
+        plain = deep_merge(self.base, {"system": system}, self.systems.get(system, {}), changes or {})
+        return from_plain(deep_merge(plain, {"training": {"seed": seed, "minutes": self.minutes}}))
 
 
 def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
@@ -60,7 +60,7 @@ def load_protocol(preset: str, dataset: str | None = None) -> Protocol:
         raise InputError(f"dataset is {dataset!r}; with the preset paper it must be one of {', '.join(DATASETS)}")
     plain = _yaml("vmddpm.tables.presets", preset)
     if preset == "paper":
-        plain["base"] = merged(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
+        plain["base"] = deep_merge(_yaml("vmddpm.presets", f"paper-{dataset}"), plain.get("base", {}))
     extractor, metrics = ExtractorConfig(**plain.pop("extractor")), MetricsConfig(**plain.pop("metrics"))
     return Protocol(name=preset, **plain, extractor=extractor, metrics=metrics)
 
@@ -70,13 +70,13 @@ def _yaml(package: str, name: str) -> dict[str, Any]:
     return plain
 
 
-def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+def deep_merge(*parts: dict[str, Any]) -> dict[str, Any]:
     """Merge nested dicts; later ones override earlier ones."""
     result: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
             current = result.get(name)
-            result[name] = merged(current or {}, value) if isinstance(value, dict) else value
+            result[name] = deep_merge(current or {}, value) if isinstance(value, dict) else value
     return result
 
 

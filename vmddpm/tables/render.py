@@ -106,7 +106,7 @@ def notes(protocol: Protocol, data: TableData, produced: Produced) -> str:
     if protocol.name == "tiny":
         lines.append("Small networks, a short training and one brain: every system runs and learns, but which one is "
                      "better cannot be told from it.")  # fmt: skip
-    lines += sorted({concern for o in produced.outcomes for r in o.results for concern in r["warnings"]})
+    lines += sorted({warning for o in produced.outcomes for r in o.results for warning in r["warnings"]})
     return "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vmddpm.data.conditioned import ConditionedImages
-from vmddpm.data.labels import in_short
+from vmddpm.data.labels import shorten_list
 from vmddpm.diffusion.guidance import Conditions
 from vmddpm.errors import InputError
 from vmddpm.evaluation.images import Images
@@ -55,7 +55,7 @@ def refuse_other_classes(classes: Sequence[str], trained_classes: Sequence[str],
 
 
 def _named(classes: Sequence[str]) -> str:
-    return in_short(classes) or "(none)"
+    return shorten_list(classes) or "(none)"
 
 
 def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
@@ -64,7 +64,7 @@ def labels_of(wanted: Sequence[str], classes: Sequence[str]) -> Tensor:
     for name in wanted:
         if name not in classes:
             raise InputError(
-                f"class is {name!r}, which the run does not have; its classes are {in_short(classes)}"
+                f"class is {name!r}, which the run does not have; its classes are {shorten_list(classes)}"
                 if classes else f"class is {name!r}, but the run was trained without classes"
             )  # fmt: skip
         labels[list(classes).index(name)] = 1

@@ -64,8 +64,8 @@ class DiffusionLearner(Learner[Inputs]):
             optimizer.param_groups[0]["lr"] = rate
             self.scaler.unscale_(optimizer)
         # On a GPU torch already uses the foreach kernels by default.
-        together = True if self.ranks.device.type == "cpu" else None
-        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=together)
+        foreach = True if self.ranks.device.type == "cpu" else None
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), options.gradient_clip, foreach=foreach)
         own_sums: list[float] = torch.stack([share, norm.to(share)]).tolist()
         loss, norm_here = *self.ranks.sum(own_sums[0]), own_sums[1]
         finite = math.isfinite(loss) and math.isfinite(norm_here)

@@ -73,10 +73,10 @@ class GANLearner(Learner[Inputs]):
         self.discriminator_optimizer.param_groups[0]["lr"] = rate * discriminator_rate(self.config)
         self.generator_optimizer.param_groups[0]["lr"] = rate
         parts = inputs.parts(self.config.training.micro_batch_size, self.ranks.device)
-        judged, d_loss, _ = self._turn(
+        judged, d_loss, _ = self._step_network(
             self.discriminator, self.discriminator_optimizer, lambda part: self._discriminator_loss(part, step), parts
         )
-        drawn, g_loss, norm = self._turn(self.raw, self.generator_optimizer, self._generator_loss, parts)
+        drawn, g_loss, norm = self._step_network(self.raw, self.generator_optimizer, self._generator_loss, parts)
         if drawn:
             update_ema(self.ema, self.raw, self.config.training.ema_decay, step)
             follow_spectral_norms(self.ema)
@@ -85,7 +85,7 @@ class GANLearner(Learner[Inputs]):
     def draw(self, dataset: Images, count: int) -> Tensor:
         return draw(self.ema, range(count), seed=self.config.training.seed)
 
-    def _turn(
+    def _step_network(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Inputs], Tensor],
         parts: list[Inputs],
     ) -> tuple[bool, float, float]:  # fmt: skip

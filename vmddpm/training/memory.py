@@ -57,7 +57,7 @@ class _Step(nn.Module):
         F.mse_loss(predicted.float(), noise).backward()
 
 
-class _Living(TorchDispatchMode):
+class _LiveMemory(TorchDispatchMode):
     """Counts the bytes of live tensors, and their peak."""
 
     def __init__(self) -> None:
@@ -100,20 +100,20 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
     """
     options = config.training
     rows = math.ceil(options.batch_size / processes)
-    together = min(rows, options.micro_batch_size or rows)
+    images_at_once = min(rows, options.micro_batch_size or rows)
     with torch.device("meta"):
         network = build_network(config).train()
     network.requires_grad_()
     if isinstance(network, VMDDPM):
         network.recompute = options.activation_checkpointing
-    with FakeTensorMode(), _Living() as living:
+    with FakeTensorMode(), _LiveMemory() as living:
         state = {
             name: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=device, requires_grad=v.requires_grad)
             for name, v in (*network.named_parameters(), *network.named_buffers())
         }
         weights = living.bytes
-        x = torch.empty(together, *config.data.shape, device=device)
-        noise, t = torch.empty_like(x), torch.zeros(together, dtype=torch.int64, device=device)
+        x = torch.empty(images_at_once, *config.data.shape, device=device)
+        noise, t = torch.empty_like(x), torch.zeros(images_at_once, dtype=torch.int64, device=device)
         weights_of_step = {f"network.{name}": value for name, value in state.items()}
         functional_call(_Step(network, options.precision), weights_of_step, (x, t, noise))
         step = living.most - weights
@@ -144,12 +144,12 @@ def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have
 def _advice(config: RunConfig, device: torch.device, processes: int, have: int) -> str:
     """The least costly change of options with which the run fits, in words."""
     rows = math.ceil(config.training.batch_size / processes)
-    together = min(rows, config.training.micro_batch_size or rows)
-    sizes = [size for size in (together // 2 ** n for n in range(1, together.bit_length())) if size]
+    images_at_once = min(rows, config.training.micro_batch_size or rows)
+    sizes = [size for size in (images_at_once // 2 ** n for n in range(1, images_at_once.bit_length())) if size]
     changes: list[dict[str, Any]] = [{"micro_batch_size": size} for size in sizes]
     if config.system == "vmddpm" and not config.training.activation_checkpointing:
-        changes += [{"activation_checkpointing": True, **({"micro_batch_size": n} if n < together else {})}
-                    for n in (together, *sizes)]  # fmt: skip
+        changes += [{"activation_checkpointing": True, **({"micro_batch_size": n} if n < images_at_once else {})}
+                    for n in (images_at_once, *sizes)]  # fmt: skip
     for change in changes:
         other = predict(replace(config, training=replace(config.training, **change)), device, processes)
         if other.total <= have:

@@ -63,10 +63,10 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault(_matrices(weight).shape[1:], []).append(weight)
             for weights in alike.values():
-                self._step_alike(weights, group["lr"], group["momentum"])
+                self._step_same_shape(weights, group["lr"], group["momentum"])
         return loss
 
-    def _step_alike(self, weights: list[nn.Parameter], rate: float, momentum: float) -> None:
+    def _step_same_shape(self, weights: list[nn.Parameter], rate: float, momentum: float) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         averages = [self._average(weight) for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         steps = orthogonal(matrices.to(self._dtype)).to(matrices.dtype)
         steps.mul_(-rate * RMS * max(steps.shape[1:]) ** 0.5)
         parts = steps.split([len(_matrices(weight)) for weight in weights])
-        changes: list[Tensor] = [_like(weight, part) for weight, part in zip(weights, parts)]
+        changes: list[Tensor] = [_from_matrices(weight, part) for weight, part in zip(weights, parts)]
         torch._foreach_add_([*weights], changes)
 
     def _average(self, weight: nn.Parameter) -> Tensor:
@@ -106,7 +106,7 @@ def _matrices(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 3 else weight[None]
 
 
-def _like(weight: Tensor, matrices: Tensor) -> Tensor:
+def _from_matrices(weight: Tensor, matrices: Tensor) -> Tensor:
     """The inverse of `_matrices`: matrices in the weight's shape."""
     if weight.dim() > 3:
         return matrices.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)

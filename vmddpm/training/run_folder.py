@@ -73,9 +73,9 @@ class RunFolder:
 
     def weights(self, kind: str) -> Path:
         """Folder of the "ema" or "raw" weights."""
-        return whole_folder(self._place(kind))
+        return whole_folder(self._folder(kind))
 
-    def _place(self, kind: str) -> Path:
+    def _folder(self, kind: str) -> Path:
         return self.path / "weights" / kind
 
     def check(self, config: RunConfig) -> None:
@@ -169,11 +169,11 @@ class RunFolder:
 
     def save_weights(self, kind: str, model: Pretrained) -> None:
         """Replace the saved weights and their configuration atomically, as one folder."""
-        with atomic_folder(self._place(kind)) as temporary:
+        with atomic_folder(self._folder(kind)) as temporary:
             try:
                 model.save_pretrained(temporary)
             except SafetensorError as error:  # for example a full disk
-                raise RunError(f"{self._place(kind)} cannot be written ({error}); make room there, then run the same "
+                raise RunError(f"{self._folder(kind)} cannot be written ({error}); make room there, then run the same "
                                "command again to go on") from error  # fmt: skip
 
     def load_model(self, kind: str) -> nn.Module:
@@ -182,7 +182,7 @@ class RunFolder:
         if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
-        with self._reading(kind):
+        with self._weights_errors(kind):
             model = load_network(config, self.weights(kind))
         values = model.state_dict()
         broken = [name for name, v in values.items() if v.is_floating_point() and not v.isfinite().all()]
@@ -226,13 +226,13 @@ class RunFolder:
     def check_weights(self, kind: str) -> None:
         """Raise RunError if the weights are missing, do not fit their checksum or configuration, or have other classes
         than the run's configuration names."""
-        with self._reading(kind):
+        with self._weights_errors(kind):
             check_unit(self.weights(kind))
             own = json.loads((self.weights(kind) / "config.json").read_text(encoding="utf-8")).get("classes") or ()
         refuse_other_classes(self.classes(), own, str(self.weights(kind)))
 
     @contextmanager
-    def _reading(self, kind: str) -> Iterator[None]:
+    def _weights_errors(self, kind: str) -> Iterator[None]:
         try:
             yield
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # weights, config.json
