@@ -85,7 +85,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange, sy
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_folder_that_is_away_is_found(tmp_path, monkeypatch, links):
+def test_a_folder_between_two_renames_is_found(tmp_path, monkeypatch, links):
     """A kill between the two renames, on a file system that cannot exchange names."""
     path, rename = tmp_path / "folder", os.rename
 
@@ -119,7 +119,7 @@ def test_a_folder_that_is_away_is_found(tmp_path, monkeypatch, links):
     assert [found.name for found in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_file_system_that_cannot_flush_folders_is_used_all_the_same(tmp_path, monkeypatch):
+def test_a_file_system_that_cannot_flush_folders_is_used_anyway(tmp_path, monkeypatch):
     def refuse(descriptor):
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -130,7 +130,7 @@ def test_a_file_system_that_cannot_flush_folders_is_used_all_the_same(tmp_path, 
         flush(tmp_path / "a")
 
 
-def test_what_a_killed_process_left_goes_and_what_another_one_writes_stays(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_files_of_another_kept(tmp_path):
     write = "import sys, time; from pathlib import Path; from vmddpm.files import atomic_write\n"
     write += "with atomic_write(Path(sys.argv[1])) as t:\n"
     write += "    t.write_text('a'); print('written', flush=True); time.sleep(99)"
@@ -200,7 +200,7 @@ def test_one_process_holds_a_lock_until_it_ends_however_it_ends(tmp_path, monkey
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["lock"]
 
 
-def test_a_lock_of_another_machine_stays_until_a_person_removes_it(tmp_path, monkeypatch):
+def test_a_lock_of_another_machine_is_kept_until_a_person_removes_it(tmp_path, monkeypatch):
     def flock(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 

@@ -114,7 +114,7 @@ def test_shapes(system, size, channels):
     assert [tuple(a.shape) for a in answers] == [(3, 1, size, size), (3,)][system != "unetgan" :]
 
 
-def test_sizes_that_cannot_be():
+def test_invalid_sizes():
     assert multipliers(128) == (16, 8, 4, 2, 1)
     for size in (0, 8, 96, 100):
         with pytest.raises(ValueError, match="power of 2"):

@@ -37,7 +37,7 @@ def connected():
         dist.destroy_process_group()
 
 
-def test_batch_normalisation_of_two_processes_is_that_of_the_whole_batch(tmp_path, connected):
+def test_two_processes_normalise_by_the_whole_batch(tmp_path, connected):
     """Unequal parts of 2 and 5 images, far from 0. Gradients and running statistics too, against torch in float64."""
     norm = torch.nn.BatchNorm2d(5)
     torch.nn.init.uniform_(norm.weight)

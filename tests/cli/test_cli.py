@@ -293,7 +293,7 @@ def test_prepare_and_train_choose_the_same_slices(name, preset):
      ("scipy", 'pip install "vmddpm[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),
      ("starlette", 'pip install "vmddpm[study]"', ["study", "serve", "study"])],
 )  # fmt: skip
-def test_a_missing_module_is_named_with_its_cure(module, cure, arguments, tmp_path):
+def test_a_missing_module_is_named_with_the_fix(module, cure, arguments, tmp_path):
     program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1

@@ -185,7 +185,7 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
 
 @pytest.mark.usefixtures("run_in_folder")
 @pytest.mark.parametrize(("command", "words", "way_out"), MISTAKES)
-def test_a_mistake_is_answered_in_three_lines_with_the_way_out(command, words, way_out, capsys):
+def test_a_mistake_gets_three_lines_with_the_fix(command, words, way_out, capsys):
     try:
         code = main(command.split())
     except SystemExit as stopped:
@@ -265,14 +265,14 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_of_the_system(capsys):
     assert re.fullmatch(r"vmddpm sample: .*no-file/config.yaml'; to see where, add --traceback\n", error)
 
 
-def test_ctrl_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
+def test_ctrl_c_is_exit_code_130_and_prints_nothing(monkeypatch, capsys):
     fail(monkeypatch, KeyboardInterrupt())
     assert main(["info"]) == 130
     assert not any(capsys.readouterr())
 
 
 @pytest.mark.parametrize(("word", "unbuffered"), [("info", ""), ("info", "1"), ("--help", "")])
-def test_an_output_that_nobody_reads_ends_the_command_without_a_word(word, unbuffered):
+def test_a_closed_output_ends_the_command_silently(word, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-m", "vmddpm.cli", word], stdout=writer, stderr=subprocess.PIPE, text=True,
@@ -308,7 +308,7 @@ def test_kernels_that_cannot_be_used_are_named_before_work_begins(backend, words
     assert not Path("new").exists()
 
 
-def test_processes_that_torchrun_did_not_start_are_told_to_use_it(monkeypatch):
+def test_processes_started_without_torchrun_are_pointed_to_it(monkeypatch):
     for rank, count in (("one", "2"), ("2", "2"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", count)
@@ -344,7 +344,7 @@ def is_builtin_exception(node):
     return isinstance(found, type) and issubclass(found, BaseException)
 
 
-def test_every_error_that_is_raised_is_one_of_ours():
+def test_every_raised_error_is_a_vmddpm_error():
     """A bare ValueError from vmddpm would be reported as a bug."""
     found = {}
     for name, tree in sources():
@@ -356,7 +356,7 @@ def test_every_error_that_is_raised_is_one_of_ours():
     assert set(found) == set(ALLOWED), {place: lines for place, lines in found.items() if place not in ALLOWED}
 
 
-def test_every_exception_of_ours_has_the_one_base():
+def test_every_vmddpm_exception_has_the_one_base():
     """Our classes that also derive from a built-in exception name our base first."""
     derived = [(name, node) for name, tree in sources() for node in ast.walk(tree)
                if isinstance(node, ast.ClassDef) and any(map(is_builtin_exception, node.bases))]  # fmt: skip

@@ -58,7 +58,7 @@ def bars(lines):
     return found
 
 
-def test_messages_stand_beside_no_bar(tmp_path, monkeypatch):
+def test_messages_are_not_mixed_with_the_bar(tmp_path, monkeypatch):
     """Two training runs, samples and an evaluation, on pictures that cause every kind of remark."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scans = tmp_path / "scans"
@@ -104,7 +104,7 @@ def test_messages_stand_beside_no_bar(tmp_path, monkeypatch):
     assert all(name in told for name in ("a.dcm", "b.dcm", "c.png", "notes.txt", "red.png", "head.nii.gz"))
 
 
-def test_what_the_library_tells_while_a_bar_moves_gets_a_line_of_its_own():
+def test_messages_while_a_bar_moves_get_a_line_of_their_own():
     budget = Budget(100.0, 0.0, iter(range(1000)).__next__)
     with terminal() as screen, shown(), BudgetBar(budget) as bar:
         bar.show("training, step 3")

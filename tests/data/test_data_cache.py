@@ -98,7 +98,7 @@ def test_another_version_of_a_decoder_is_another_entry(folder, decoded, monkeypa
     assert len(decoded) == 6
 
 
-def test_changed_voxels_beside_their_header_are_seen(tmp_path):
+def test_changed_voxels_in_a_separate_file_are_noticed(tmp_path):
     def write(value):
         voxels = np.full((24, 24, 2), value, np.uint8)
         voxels[:12] = 0
@@ -164,7 +164,7 @@ def test_a_failed_build_leaves_nothing_behind(folder):
     assert list((folder.parent / "cache").iterdir()) == []
 
 
-def test_what_a_killed_build_left_is_removed_and_what_others_write_stays(folder):
+def test_leftovers_of_a_killed_build_are_removed_and_files_of_others_kept(folder):
     cache_dir = folder.parent / "cache"
     cache_dir.mkdir()
     ours, other = temporary_name(cache_dir / "a.npy"), cache_dir / ".mine.tmp.npy"

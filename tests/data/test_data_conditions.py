@@ -211,7 +211,7 @@ def test_the_part_of_a_name_that_varies(name, pattern, part):
     assert varying_part(name, pattern) == part
 
 
-def test_checksums_tell_other_classes_and_other_masks(tree, tmp_path, read):
+def test_checksums_distinguish_classes_and_masks(tree, tmp_path, read):
     rows = ["file,label", "a,x", "b,y", "c,y"]
     before = read(tree, labels="csv", table=table(tmp_path, *rows)).checksums()
     after = read(tree, labels="csv", table=table(tmp_path, *rows[:2], "b,x", "c,y")).checksums()

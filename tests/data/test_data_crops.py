@@ -43,7 +43,7 @@ def test_axes_run_to_superior_posterior_and_left_whatever_the_file_s(axes):
 
 
 @pytest.mark.parametrize("wanted", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 1.7, 2.3)])
-def test_resampled_voxels_lie_where_they_say(wanted):
+def test_resampled_voxels_have_their_stated_positions(wanted):
     """Compared with the function at the voxel centres, except at the edges of the volume."""
     affine = np.diag([0.9, 1.1, 3.0, 1.0])
     volume = smooth((60, 50, 20), affine).transpose(2, 1, 0)
@@ -197,7 +197,7 @@ def test_a_header_that_does_not_know_its_voxels_is_refused(tmp_path):
         ({"spatial_dims": 3, "depth": 0}, "depth is 0; it must be at least 1"),
     ],
 )
-def test_options_that_cannot_be(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(DataError, match=message):
         DataConfig(**options)
 

@@ -56,7 +56,7 @@ def test_broken_files_are_skipped_as_a_whole_and_listed(folder):
         np.testing.assert_allclose(dataset[9].numpy(), 200 / 127.5 - 1, atol=2e-5)
 
 
-def test_skipped_files_are_told_by_reason_and_all_of_them_are_in_a_table(folder, tmp_path):
+def test_skipped_files_are_summarised_by_reason_and_all_listed_in_a_table(folder, tmp_path):
     for number in range(40):
         (folder / f"x{number}.png").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"^43 files could not be read and were skipped: 41 is empty; 1 .*; 1 .*$"):
@@ -71,7 +71,7 @@ def test_skipped_files_are_told_by_reason_and_all_of_them_are_in_a_table(folder,
     assert [f"{row['source']}: {row['reason']}" for row in rows] == dataset.skipped
 
 
-def test_colour_that_is_made_grey_is_told(tmp_path):
+def test_colour_converted_to_grey_is_reported(tmp_path):
     """No remark on a grey picture that is stored in colour."""
     (tmp_path / "images").mkdir()
     grey = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
@@ -141,7 +141,7 @@ def test_volumes_in_memory_may_come_one_by_one_and_stop_at_the_limit():
     assert taken == [0, 1]
 
 
-def test_a_volume_in_memory_that_is_none_is_named():
+def test_an_invalid_volume_in_memory_is_named():
     good, bad = np.random.default_rng(0).random((8, 8, 3)), np.zeros(8)
     with pytest.raises(DataError, match=r"volume 1: has shape \(8,\)"):
         from_volumes([good, bad], DataConfig(size=8))

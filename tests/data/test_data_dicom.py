@@ -188,7 +188,7 @@ def test_the_encoding_does_not_matter(tmp_path, name):
     assert (read(tmp_path, sample(name))[0] == read(tmp_path, sample("MR_small.dcm"))[0]).all()
 
 
-def test_files_without_a_suffix_are_read_and_text_beside_them_is_not(tmp_path):
+def test_files_without_a_suffix_are_read_and_text_next_to_them_is_not(tmp_path):
     shutil.copytree(f"{FOLDER}/98892003", tmp_path / "patient")
     (tmp_path / "patient" / "README").write_text("not an image")
     dataset = read(tmp_path, tmp_path / "patient", size=16)

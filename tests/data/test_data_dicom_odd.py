@@ -103,7 +103,7 @@ def test_a_window_of_width_one_is_a_step(tmp_path):
         ("WindowWidth", "DS", "1e400", "not finite"),
     ],
 )
-def test_a_window_that_is_none_is_left_aside_and_told(tmp_path, keyword, vr, value, words):
+def test_an_invalid_window_is_ignored_and_reported(tmp_path, keyword, vr, value, words):
     path = raw(make_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=40, WindowWidth=400), vr, keyword, value)
     dataset = read(tmp_path, path, size=64)
     np.testing.assert_allclose(dataset[0][0].numpy(), percentiles(RAMP), atol=2e-5)
@@ -115,7 +115,7 @@ def test_a_window_that_is_none_is_left_aside_and_told(tmp_path, keyword, vr, val
         read(tmp_path, path, normalize="window")
 
 
-def test_an_unknown_window_function_is_told(tmp_path):
+def test_an_unknown_window_function_is_reported(tmp_path):
     path = raw(make_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=40, WindowWidth=400), "CS", "VOILUTFunction", "CURVE")
     dataset = read(tmp_path, path, size=64)
     np.testing.assert_allclose(dataset[0][0].numpy(), percentiles(RAMP), atol=2e-5)
@@ -171,7 +171,7 @@ def test_padding_beyond_the_stored_bits_is_padding(tmp_path, signed, padding):
     np.testing.assert_allclose(image(tmp_path, path), np.where(RAMP < 300, -1, shown), atol=2e-5)
 
 
-def test_a_high_bit_that_the_values_deny_is_named(tmp_path):
+def test_a_high_bit_that_contradicts_the_values_is_named(tmp_path):
     path = make_dicom(tmp_path / "a.dcm", RAMP | 1, BitsStored=12, HighBit=12)
     with pytest.raises(DataError, match=r"High Bit \(0028,0102\) is 12 .* values are in the lower bits; set it to 11"):
         image(tmp_path, path)
@@ -261,7 +261,7 @@ def test_an_intercept_without_a_slope_counts(tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"), [("steep", "is 'steep', not a number"), ("0", "is 0, which makes all pixels")]
 )
-def test_a_slope_that_is_none_is_named(tmp_path, value, words):
+def test_an_invalid_slope_is_named(tmp_path, value, words):
     path = raw(make_dicom(tmp_path / "a.dcm", RAMP, RescaleIntercept=0), "DS", "RescaleSlope", value)
     with pytest.raises(DataError, match=rf"Rescale Slope \(0028,1053\) {words}.*; correct it in the file"):
         image(tmp_path, path)
@@ -304,7 +304,7 @@ def test_the_spacing_of_pixels_by_each_of_its_attributes(tmp_path, keyword):
 
 
 @pytest.mark.parametrize("frames", [None, 1, 2])
-def test_frames_beyond_the_number_of_frames_are_left_out_and_told(tmp_path, frames):
+def test_frames_beyond_the_number_of_frames_are_left_out_and_reported(tmp_path, frames):
     stored = np.stack([RAMP, RAMP[::-1], RAMP])
     path = make_dicom(tmp_path / "a.dcm", stored, NumberOfFrames=3)
     dataset = pydicom.dcmread(path)

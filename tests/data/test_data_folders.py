@@ -199,7 +199,7 @@ def test_the_straightened_twin_is_the_scan(tmp_path):
     ]
 
 
-def test_voxels_beside_their_header_are_no_file_of_their_own(tmp_path):
+def test_voxels_next_to_their_header_are_not_a_file_of_their_own(tmp_path):
     nib.Nifti1Pair(np.ones((4, 4, 2), np.float32), np.eye(4)).to_filename(tmp_path / "a.img")
     (tmp_path / "lonely.img").write_bytes(b"voxels")
     assert [path.name for path in find(DataConfig(root=str(tmp_path))).files] == ["a.hdr", "lonely.img"]
@@ -272,7 +272,7 @@ def series(path, seed, **attributes):
     return make_dicom(path, pixels, **attributes)
 
 
-def test_what_lies_beside_a_patients_dicom_files_is_that_patients(tmp_path, capsys):
+def test_files_next_to_a_patients_dicom_files_are_that_patients(tmp_path, capsys):
     for p in range(8):
         series(tmp_path / "scans" / f"p{p}" / "a.dcm", p, PatientID=f"P-{p}", StudyInstanceUID=f"1.2.{p}")
         series(tmp_path / "scans" / f"p{p}" / "b.dcm", 100 + p, PatientID="", StudyInstanceUID=f"1.2.{p}")
@@ -425,7 +425,7 @@ def test_byte_order_marks(tmp_path, capsys):
     assert code == 0, error
 
 
-def test_what_is_left_out_is_told_kept_and_told_again(tmp_path, capsys):
+def test_files_left_out_are_reported_recorded_and_reported_again(tmp_path, capsys):
     scans = tmp_path / "scans"
     picture(scans / "p1" / "a.png")
     voxels = np.zeros((16, 16, 5), np.float32)

@@ -41,7 +41,7 @@ def png(path, samples, colour_type, significant=None):
     return path
 
 
-def test_twelve_bits_in_sixteen_are_seen_and_told(tmp_path):
+def test_twelve_bits_in_sixteen_are_detected_and_reported(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     found = plane(tmp_path / "a.png")
     np.testing.assert_array_equal(found.pixels, RAMP)
@@ -53,7 +53,7 @@ def test_twelve_bits_in_sixteen_are_seen_and_told(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"normalize": "percentile"}, {"window": (2000, 100)}])
-def test_a_range_that_is_asked_for_needs_no_note(tmp_path, options):
+def test_a_requested_range_needs_no_note(tmp_path, options):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     assert not plane(tmp_path / "a.png", **options).note
 
@@ -142,14 +142,14 @@ def test_every_frame_of_an_animation(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.nii.gz", "a", "a.tif"])
-def test_a_git_lfs_pointer_is_said_to_be_one(tmp_path, name):
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(DataError, match=r"is a git-LFS pointer, not the file itself; fetch it with `git lfs pull`"):
         planes(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".nii", ".npy"])
-def test_dicom_under_another_name_is_said_to_be_dicom(tmp_path, suffix):
+def test_dicom_under_another_name_is_recognised(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
     with pytest.raises(DataError, match=rf"is a DICOM file with the suffix \{suffix}; rename it to \.dcm"):
         planes(tmp_path / f"a{suffix}")

@@ -102,7 +102,7 @@ def test_brats2018(tmp_path, capsys):
     assert "is not BraTS's training folder" in refused(capsys, "brats", root / "HGG" / names[0], "--out", "x")
 
 
-def test_chestxray_archives_beside_pictures_are_told(tmp_path):
+def test_chestxray_archives_next_to_pictures_are_reported(tmp_path):
     root = trees.chestxray(tmp_path / "nih", [1, 1], size=32)
     trees.chestxray(root, [2], 1, size=32)
     options = ("--data.size", "32", "--processes", "1")
@@ -129,7 +129,7 @@ def test_chestxray(tmp_path, capsys, archives):
     assert [info.source.split("/")[-1] for info in read_store(tmp_path / "first")[1]] == [f"{n}.png" for n in names[:4]]
 
 
-def test_the_table_decides_whose_an_x_ray_is_and_damage_is_named(tmp_path, capsys):
+def test_the_table_gives_the_patient_of_an_x_ray_and_damage_is_named(tmp_path, capsys):
     root = trees.chestxray(tmp_path / "nih", [1, 1], 1, size=64)
     table = root / "Data_Entry_2017.csv"
     table.write_text(table.read_text().replace("_000.png,No Finding,000,2,", "_000.png,No Finding,000,1,"))
@@ -142,7 +142,7 @@ def test_the_table_decides_whose_an_x_ray_is_and_damage_is_named(tmp_path, capsy
     assert not any((tmp_path / "again").iterdir())
 
 
-def test_any_folder_and_whose_its_files_are(tmp_path, capsys):
+def test_any_folder_and_the_patients_of_its_files(tmp_path, capsys):
     scans = tmp_path / "scans"
     for folder in ("a", "b"):
         (scans / folder).mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_workers_do_not_outlive_a_killed_parent():
         time.sleep(0.05)
 
 
-def test_what_an_interrupted_prepare_left_is_said_and_removed(acdc, tmp_path, capsys):
+def test_leftovers_of_an_interrupted_prepare_are_reported_and_removed(acdc, tmp_path, capsys):
     code = (
         "import sys, time; from vmddpm.data import prepare; from vmddpm.cli import main\n"
         "def work(*a): print('working', flush=True); time.sleep(60)\n"

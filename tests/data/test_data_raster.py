@@ -36,7 +36,7 @@ def test_8_bits_are_kept(tmp_path):
     np.testing.assert_allclose((image + 1) / 2, pixels / 255, atol=1e-7)
 
 
-def test_a_percentile_or_window_may_be_asked_for(tmp_path):
+def test_percentiles_or_a_window_can_be_requested(tmp_path):
     pixels = noise((32, 32), np.uint16) // 16
     Image.fromarray(pixels).save(tmp_path / "a.png")
     low, high = np.percentile(pixels, (0.5, 99.5))

@@ -176,7 +176,7 @@ def test_jpeg_pages(tmp_path):
     assert np.abs(plane(path).pixels - smooth).mean() < 3
 
 
-def test_twelve_bits_in_sixteen_are_told(tmp_path):
+def test_twelve_bits_in_sixteen_are_reported(tmp_path):
     path = write(tmp_path, RAMP.astype(np.uint16))
     found = plane(path)
     assert (found.black, found.white) == (0, 4095)

@@ -119,7 +119,7 @@ def test_auto_takes_a_window_then_the_bit_depth_then_percentiles(options, has_wi
     assert choose_mode(DataConfig(**options), has_window, has_depth) == mode
 
 
-def test_a_window_that_is_nowhere_is_an_error():
+def test_a_missing_window_is_an_error():
     with pytest.raises(DataError, match="has no window of its own; set window"):
         choose_mode(DataConfig(normalize="window"), has_window=False, has_depth=True)
 

@@ -207,7 +207,7 @@ def test_analyze_volumes_that_a_matrix_puts_elsewhere_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("intercept", [1e30, -3e38])
-def test_an_intercept_beside_which_voxels_make_no_difference_is_named(tmp_path, intercept):
+def test_an_intercept_too_large_for_the_voxels_is_named(tmp_path, intercept):
     with pytest.raises(DataError, match=r"scl_inter is .*, so large that voxels times scl_slope 1 are lost"):
         planes(nifti(tmp_path / "a.nii", scl_slope=[1], scl_inter=[intercept]))
 
@@ -278,7 +278,7 @@ def test_a_header_cannot_name_other_files(tmp_path, name, text):
         planes(tmp_path / name)
 
 
-def test_a_name_that_is_no_text_is_said_to_be_none(tmp_path):
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
     pytest.importorskip("SimpleITK")
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sc\xe4n.mha"))
     path.write_bytes(b"ObjectType = Image\nElementDataFile = LOCAL\n")
@@ -328,7 +328,7 @@ def test_arrays_are_never_unpickled_nor_believed(tmp_path):
         planes(tmp_path / "b.npy")
 
 
-def test_twelve_bits_in_arrays_are_told(tmp_path):
+def test_twelve_bits_in_arrays_are_reported(tmp_path):
     np.save(tmp_path / "a.npy", np.abs(VOXELS[..., 0]).astype(np.uint16))
     tally = Tally("a", DataConfig(size=8, min_foreground=0))
     assert len(list(tally.kept(planes(tmp_path / "a.npy")))) == 1

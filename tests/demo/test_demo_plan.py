@@ -103,7 +103,7 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
     assert (result["images"], result["sampler_steps"]) == (64, 50)
 
 
-def test_figures_of_merit_are_stored_and_told(run, capsys):
+def test_figures_of_merit_are_stored_and_printed(run, capsys):
     """The fake model repeats the first 16 images: noise, like the fake data."""
     result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
     *_, copied, told = capsys.readouterr().out.splitlines()
@@ -127,7 +127,7 @@ def test_fewer_images_where_the_machine_is_slower():
     assert choose_drawing(0.0, Speed(1.0, 1.0), 5) == Drawing(4, 10)
 
 
-def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
+def test_a_budget_that_is_too_short_is_reported_before_and_after(run, capsys):
     machine = Machine(Speed(2.0, 0.5))
     result, _ = run(machine, minutes=1)
     assert result["steps"] < BLOBS
@@ -150,7 +150,7 @@ def test_a_budget_that_does_not_reach_is_told_before_and_after(run, capsys):
     assert enough.titles[1] == f"synthetic (VM-DDPM after {result['steps']:,} steps)"
 
 
-def test_a_run_that_goes_on_counts_what_it_has():
+def test_a_continued_run_counts_its_steps():
     budget = Budget(60.0, 0.0, lambda: 0.0)
     plan = make_plan(budget, Speed(1.0, 0.1), 64, steps_done=BRAINS - 10)
     assert "does not reach" not in str(plan)
@@ -179,7 +179,7 @@ def test_a_plan_that_exceeds_its_budget_says_so():
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf"), 1e300])
-def test_minutes_that_cannot_be(tmp_path, minutes):
+def test_invalid_minutes(tmp_path, minutes):
     with pytest.raises(InputError, match=r"minutes is .*; it must be above 0"):
         demo(tmp_path / "run", minutes=minutes)
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,7 @@ def test_threads_are_the_processors_left_free(monkeypatch, processors, others, t
     assert machine.threads == processors
 
 
-def test_the_users_number_stays(monkeypatch):
+def test_the_users_number_is_kept(monkeypatch):
     machine = Machine(monkeypatch, 4, others=4.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with machine.idle_threads() as found:

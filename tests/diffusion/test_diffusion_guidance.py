@@ -73,7 +73,7 @@ def test_conditions_that_do_not_fit(options, given, words):
 
 
 @pytest.mark.parametrize("classes", [("a",), ("a", "a"), ("a", ""), ("a", " b"), ("a", 3)])
-def test_classes_that_cannot_be(classes):
+def test_invalid_classes(classes):
     with pytest.raises(InputError, match="classes is"):
         ModelConfig(classes=classes)
 
@@ -115,7 +115,7 @@ def test_an_image_does_not_depend_on_the_others_classes():
 
 
 @pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e4])
-def test_guidance_that_cannot_be(guidance):
+def test_invalid_guidance(guidance):
     with pytest.raises(InputError, match="guidance is"):
         drawn(model_with(classes=("a", "b")), guidance)
 

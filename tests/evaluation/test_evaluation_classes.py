@@ -96,7 +96,7 @@ def test_classes_are_compared_each_with_its_own(tmp_path):
     assert all(name in text for name in SHAPES)
 
 
-def test_small_classes_and_several_classes_are_told(tmp_path):
+def test_small_classes_and_several_classes_are_reported(tmp_path):
     extractor = load_extractor(ExtractorConfig(path="random"))
     images, labels = pictures(6, 0)
     real = describe_real(images, extractor, METRICS, progress=False)

@@ -25,7 +25,7 @@ def frd_score():
     return pytest.importorskip("frd_score", reason="needs the extra radiomics")
 
 
-def test_missing_packages_are_told_before_anything_is_computed(monkeypatch):
+def test_missing_packages_are_reported_before_anything_is_computed(monkeypatch):
     monkeypatch.setitem(sys.modules, "radiomics", None)  # makes the import fail even if it is installed
     with pytest.raises(InputError, match=r'radiomics is missing; `pip install "\.\[radiomics\]"`'):
         describe_real(torch.zeros(9, 1, 32, 32), UnusedExtractor(), CONFIG, progress=False)
@@ -83,7 +83,7 @@ def test_the_distance_is_that_of_frd_score(frd_score, tmp_path, blur, noise):
 
 
 @pytest.mark.slow
-def test_it_stands_in_the_report(frd_score, tmp_path):
+def test_it_is_in_the_report(frd_score, tmp_path):
     extractor = load_extractor(extractor_file(tmp_path))
     real = describe_real(patients(30, 0), extractor, CONFIG, progress=False)
     samples = patients(30, 1)

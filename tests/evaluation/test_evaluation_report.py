@@ -118,7 +118,7 @@ def test_report(extractor, tmp_path):
     assert "is meaningless" not in text
 
 
-def test_a_precision_that_noise_reaches_is_said_to_mean_nothing(extractor, tmp_path):
+def test_a_precision_that_noise_reaches_is_reported_as_meaningless(extractor, tmp_path):
     """A few real outliers are so far from all other images that any sample lies within their distance."""
     training = torch.cat([patients(60, 4), torch.randn(2, 1, 64, 64).sign()])
     noise = torch.randn(20, 1, 64, 64).clamp(-1, 1)

@@ -49,7 +49,7 @@ def test_weights_that_do_not_fit_leave_the_old_ones(small_disk):
     assert sorted(path.name for path in (small_disk / "weights").iterdir()) == ["ema"]
 
 
-def test_a_run_on_a_full_or_read_only_disk_goes_on_when_there_is_room(small_disk):
+def test_a_run_on_a_full_or_read_only_disk_continues_when_there_is_room(small_disk):
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
     train_to(small_disk, 1)
     run = small_disk / "run"
@@ -68,7 +68,7 @@ def test_a_run_on_a_full_or_read_only_disk_goes_on_when_there_is_room(small_disk
 
 
 @pytest.mark.parametrize("form", ["png", "npy"])
-def test_samples_go_on_when_there_is_room(small_disk, form):
+def test_sampling_continues_when_there_is_room(small_disk, form):
     samples = Samples(small_disk / "out", 6, 2, form)
     samples.create_or_resume({"seed": 0})
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1200, 1200, 1), np.uint8)
@@ -91,7 +91,7 @@ def test_a_store_that_does_not_fit_is_none(small_disk, tmp_path):
     assert list((small_disk / "store").iterdir()) == []
 
 
-def test_answers_go_on_when_the_disk_is_writable_again(small_disk):
+def test_answers_are_stored_again_when_the_disk_is_writable_again(small_disk):
     begin_study(small_disk)
     log = AnswerLog(Study.open(small_disk / "study"), "anna")
     log.add(sent(0))
@@ -106,7 +106,7 @@ def test_answers_go_on_when_the_disk_is_writable_again(small_disk):
         assert AnswerLog(Study.open(small_disk / "study"), reader).state()["next"] == stored
 
 
-def test_a_write_that_cannot_be_taken_back_is_taken_back_by_the_next_one(tmp_path, monkeypatch):
+def test_a_write_that_cannot_be_undone_is_undone_by_the_next_one(tmp_path, monkeypatch):
     """fsync fails, then truncation: the line stays in the file unconfirmed, and must not be written twice."""
     begin_study(tmp_path)
     study = Study.open(tmp_path / "study")
@@ -174,7 +174,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not can_trace(), reason="processes cannot be traced here")
-def test_a_run_that_is_asked_to_stop_while_it_writes_a_checkpoint_finishes_it(tmp_path):
+def test_a_stop_request_while_a_checkpoint_is_written_waits_for_it(tmp_path):
     """SIGTERM during a write of the checkpoint and of the weights: the run saves and ends as after Ctrl-C."""
     torch.set_num_threads(1)
     for at in (3, 18):

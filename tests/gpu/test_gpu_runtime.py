@@ -102,7 +102,7 @@ vk.cross_scan(x)
 """
 
 
-def test_a_fault_of_earlier_work_is_not_ours():
+def test_a_fault_of_earlier_work_is_not_blamed_on_the_kernel():
     if os.environ["VMDDPM_BACKEND"] != "cuda":
         pytest.skip("Triton's own words")
     done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, text=True)

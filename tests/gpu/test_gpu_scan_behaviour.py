@@ -29,7 +29,7 @@ FLOAT32 = torch.float32
 CUTS = [(1, 700, 50), (2, 90, 37)] if REHEARSAL else [(1, 3000, 70), (700, 150, 50)]
 
 
-def test_chosen_without_being_asked(monkeypatch):
+def test_chosen_by_default(monkeypatch):
     monkeypatch.delenv("VMDDPM_BACKEND", raising=False)
     best = next(name for name in BACKENDS if vk.backends()[name].active)
     assert select(None, torch.zeros(1, device=DEVICE)) == best
@@ -137,7 +137,7 @@ def test_empty_inputs(shape):
     assert all(torch.isfinite(g).all() for g in grads)
 
 
-def test_half_activations_beside_float32_parameters():
+def test_half_precision_activations_with_float32_parameters():
     x, delta, A, B, C, D, bias, h0 = problem(2, 4, 63, 37, 5, FLOAT32)
     half = [t.bfloat16() for t in (x, delta, B, C)]
     tensors = (half[0], half[1], A, half[2], half[3], D, bias, h0)

@@ -48,7 +48,7 @@ def test_choice_on_a_gpu(monkeypatch):
     assert [select(None, x) for x in (nvidia, intel)] == ["reference", "reference"]
 
 
-def test_triton_is_not_chosen_on_the_cpu_but_may_be_asked_for(monkeypatch):
+def test_triton_is_not_chosen_on_the_cpu_but_can_be_requested(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(BACKENDS["triton"], "status", lambda _: BackendStatus(True, ""))
@@ -77,14 +77,14 @@ def test_missing_triton_is_said(monkeypatch):
         ("import os; os.environ['TRITON_INTERPRET'] = '1'", "active=True, detail='Triton, interpreted"),
     ],
 )
-def test_interpreter_is_asked_for_before_triton_is_imported(before, words):
+def test_interpreter_is_requested_before_triton_is_imported(before, words):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     code = f"import vmddpm_kernels as vk\n{before}\nprint(vk.backends()['triton'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert words in done.stdout
 
 
-def test_missing_extension_is_said_and_worked_around(monkeypatch):
+def test_a_missing_extension_is_reported_and_worked_around(monkeypatch):
     monkeypatch.setattr(extension, "native", None)
     monkeypatch.setattr(extension, "problem", "No module named 'vmddpm_kernels._native': pip install .")
     assert not vk.backends()["cpu"].active
@@ -102,7 +102,7 @@ def test_wrong_instruction_set_is_said():
     assert "VMDDPM_CPU_ISA=mmx is not available here; choose from" in done.stdout
 
 
-def test_import_needs_nothing_of_the_model_and_asks_no_gpu():
+def test_import_needs_nothing_of_the_model_and_probes_no_gpu():
     code = """
 import sys, torch
 def refuse(*_):

@@ -175,7 +175,7 @@ def test_update_of_a_ring_and_of_rows(backend):
     assert torch.equal(small[0, :, [1, 2, 3, 0]], x[0, :, 8:])
 
 
-def test_autograd_hears_of_the_update(compiled_backend):
+def test_autograd_is_told_of_the_update(compiled_backend):
     """As with any in-place operation, autograd detects that a state saved for a backward was updated."""
     state, weight = torch.randn(2, 5, 3), torch.randn(5, 4)
     factor = torch.ones((), requires_grad=True)

@@ -330,13 +330,13 @@ def hugging_face(folder, monkeypatch, text, number="5.24.0"):
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {number}\n")
 
 
-def test_transformers_that_cannot_find_them_is_told(tmp_path, monkeypatch):
+def test_transformers_that_cannot_find_them_is_reported(tmp_path, monkeypatch):
     hugging_face(tmp_path, monkeypatch, "", "4.57.6")
     with pytest.warns(UserWarning, match=r"transformers 4\.57\.6 looks for mamba_ssm .* on NVIDIA GPUs only.*5\.24"):
         compat.install()
 
 
-def test_transformers_models_imported_before_are_told(tmp_path, monkeypatch):
+def test_transformers_models_imported_before_are_reported(tmp_path, monkeypatch):
     hugging_face(tmp_path, monkeypatch, "def use_kernel_func_from_hub_with_fallback(): ...")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -95,7 +95,7 @@ def test_defaults_and_positions():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_beside_float32_parameters(dtype):
+def test_half_precision_with_float32_parameters(dtype):
     tensors = [t.to(dtype if i in (0, 1, 3, 4, 6) else torch.float32) for i, t in enumerate(arguments())]
     out, last = selective_scan_fn(*tensors, True, True)
     assert (out.dtype, last.dtype) == (dtype, torch.float32)

@@ -137,7 +137,7 @@ def test_triton_runs_where_the_kernels_cannot(name, monkeypatch, interpreter):
         assert len(runtime.probed) <= 1
 
 
-def test_a_gpu_is_asked_once(monkeypatch):
+def test_a_gpu_is_probed_once(monkeypatch):
     runtime = simulate(monkeypatch, Gpu(3, "NVIDIA H100", (9, 0)), LOADED)
     for _ in range(3):
         assert select(None, torch.zeros(1)) == "cuda"
@@ -146,7 +146,7 @@ def test_a_gpu_is_asked_once(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", [FAULT, RuntimeError("CUDA out of memory\nand more")])
-def test_what_may_pass_is_asked_again(monkeypatch, answer):
+def test_a_temporary_failure_is_probed_again(monkeypatch, answer):
     runtime = simulate(monkeypatch, Gpu(0, "NVIDIA H100", (9, 0)), answer)
     status = vk.backends()["cuda"]
     assert (status.active, status.reason) == (False, "gpu_error")

@@ -84,7 +84,7 @@ def at_once(x, *layout, merge=False):
     return native.cross_image(x, 0, 0, *layout, merge, 1)
 
 
-def test_whatever_is_not_told_easily_is_left_to_python():
+def test_unusual_inputs_are_left_to_python():
     x, layout = torch.randn(1, 2, 3, 4), (True, True, False, 0)
     assert at_once(x, *layout) is not None
     for other in [

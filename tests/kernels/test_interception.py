@@ -80,7 +80,7 @@ def call_all(backend):
     return vk.cross_merge(vk.cross_scan(torch.randn(1, 2, 3, 4), backend=backend).unflatten(3, (3, 4)), backend=backend)
 
 
-def test_nobody_listens():
+def test_plain_tensors_are_not_intercepted():
     assert not interception.intercepted([torch.zeros(1), None, torch.nn.Parameter(torch.zeros(1))])
 
 

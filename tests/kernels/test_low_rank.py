@@ -185,7 +185,7 @@ def strided_leaf(t):
 
 
 @pytest.mark.parametrize("wanted", range(9))
-def test_a_gradient_alone_is_that_of_all(wanted):
+def test_a_single_gradient_equals_that_of_all(wanted):
     tensors, table = low_rank_problem(2, 2, 70, 37, 4, 5, torch.float32), orders(2, 70)
 
     def gradients(*indices):

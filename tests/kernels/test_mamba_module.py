@@ -287,7 +287,7 @@ def test_states_of_another_batch_are_refused_before_anything_moves():
     assert not conv_state.any()
 
 
-def test_dropout_of_everything_and_of_more():
+def test_dropout_of_one_and_more():
     x, weight = torch.randn(2, 5), torch.ones(5)
     assert torch.isfinite(layer_norm.layer_norm_fn(x, weight, None, x, dropout_p=1.0)).all()
     with pytest.raises(ValueError, match="dropout_p must be from 0 to 1"):

@@ -62,12 +62,12 @@ def step():
         (lambda: vk.cross_merge(torch.randn(1, 4, 2, 2, 3), size=(2, 3)), r"y must have shape \(B, K, C, L\)"),
     ],
 )  # fmt: skip
-def test_a_mistaken_call_is_told_what_to_write(call, words):
+def test_the_error_of_a_mistaken_call_says_what_to_write(call, words):
     with pytest.raises((TypeError, ValueError), match=words), warnings.catch_warnings(action="error"):
         call()
 
 
-def test_softplus_that_is_not_said_is_applied_with_a_warning():
+def test_unspecified_softplus_is_applied_with_a_warning():
     tensors = image(1)
     with pytest.warns(FutureWarning, match="pass delta_softplus=True or False") as record:
         y = cross_selective_scan(*tensors)

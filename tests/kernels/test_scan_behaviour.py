@@ -172,7 +172,7 @@ def test_empty_inputs(backend, shape):
     assert all(torch.isfinite(g).all() for g in grads)
 
 
-def test_only_some_gradients_are_asked_for():
+def test_only_some_gradients_are_requested():
     x, delta, A, B, C, D, bias, h0 = image_problem(1, 2, 9, 3, 2, torch.float32)
     C.requires_grad_()
     table = rows(2, 9)

@@ -136,7 +136,7 @@ def test_A_and_step_sizes_of_whole_heads(backend):
     assert torch.equal(*got)
 
 
-def test_autograd_hears_of_the_update(compiled_backend):
+def test_autograd_is_told_of_the_update(compiled_backend):
     tensors = problem(16, torch.float32, 0, True)
     state, *others = without_heads(tensors)
     state = state.clone()

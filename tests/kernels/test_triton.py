@@ -214,7 +214,7 @@ def test_cross_scan_of_tiles(layouts, monkeypatch):
 
 
 @pytest.mark.parametrize(("length", "wide"), [(0, False), (1, False), (33, True)])
-def test_checkpoints_have_the_shape_that_was_said(length, wide):
+def test_checkpoints_have_the_predicted_shape(length, wide):
     x, delta, A, B, C, D, bias, _ = image_problem(2, 2, length, 5, 3, FLOAT64 if wide else FLOAT32)
     inputs = ScanInputs(x, delta, A, B, C, D, bias)
     result = BACKENDS["triton"].scan(inputs, inputs.sizes(), ScanOptions(), last_state=True, checkpoint=True)

@@ -55,7 +55,7 @@ def test_what_is_kept_for_the_backward(tensors):
 
 
 @pytest.mark.parametrize("how", ["autocast", "forward mode", "vmap"])
-def test_whoever_else_follows_meets_the_operators_themselves(monkeypatch, tensors, how):
+def test_other_observers_see_the_operators_themselves(monkeypatch, tensors, how):
     monkeypatch.setattr(GatedProjection, "forward", None)
     y, gate, norm, out = tensors
     if how == "autocast":

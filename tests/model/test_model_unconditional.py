@@ -54,7 +54,7 @@ def drawn(options):
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_weights_and_images_are_those_of_before(name):
+def test_weights_and_images_are_unchanged(name):
     options, *stored = STORED[name]
     weights, pictures, names, total = drawn(options)
     assert names == stored[2]

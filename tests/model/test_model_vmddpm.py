@@ -230,7 +230,7 @@ def test_a_name_that_is_no_folder_does_not_reach_for_a_hub(tmp_path, monkeypatch
     assert asked == ["someone/vmddpm"]
 
 
-def test_weights_and_a_configuration_that_do_not_belong_together_are_told_apart(tmp_path):
+def test_weights_with_a_foreign_configuration_are_refused(tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"

@@ -62,7 +62,7 @@ def test_no_image_differs_from_another_outside_its_pixels(seen):
     assert [kind for kind, _ in kinds.pop()] == [b"IHDR", b"IDAT", b"IEND"]
 
 
-def test_what_is_told_of_a_reader_is_the_same_whatever_the_images(study, seen):
+def test_the_state_of_a_reader_names_no_image(study, seen):
     _, states = seen
     known = json.dumps(states)
     assert not any(name in known for name in [*study.images, study.shuffle, "hospital", "generated", str(study.path)])

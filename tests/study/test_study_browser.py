@@ -190,7 +190,7 @@ def begin(page, reader="anna"):
     image_number(page, 1)
 
 
-def test_a_server_killed_after_any_request_leaves_a_page_that_goes_on(study, server):
+def test_a_page_survives_a_server_killed_after_any_request(study, server):
     """The page is one document, and it repeats every request that fails after it has loaded."""
     with opened(server.url, **DESKTOP) as (page, requests, complaints):
         page.locator("#sign-in").wait_for()

@@ -140,7 +140,7 @@ def test_the_patient_of_dicom_files_is_in_their_headers(tmp_path):
         create(tmp_path, "more", images=3)
 
 
-def test_unknown_patients_are_said_to_be_unknown(tmp_path):
+def test_unknown_patients_are_reported_as_unknown(tmp_path):
     write_images(tmp_path / "real", 3, 1)
     write_images(tmp_path / "synthetic", 3, 0)
     with pytest.warns(UserWarning, match=r"patients of 3 real files are not known.*--patient"):

@@ -67,7 +67,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def test_the_papers_tables_come_out_of_200_answers_a_doctor(study, tmp_path):
+def test_the_papers_tables_follow_from_200_answers_a_doctor(study, tmp_path):
     text = report_on(study, 0.1, tmp_path)
     assert PRINTED.format("doctor1", "doctor2") in text
     assert (tmp_path / "report.md").read_text() == text
@@ -132,7 +132,7 @@ def test_unfinished_readers_and_absent_ones(study, tmp_path):
         report_on(copy, 0.1, tmp_path / "out")
 
 
-def test_the_key_may_lie_elsewhere(study, tmp_path):
+def test_the_key_may_be_elsewhere(study, tmp_path):
     copy = shutil.copytree(study.path, tmp_path / "study")
     (copy / "key.json").rename(tmp_path / "safe.json")
     out = ["study", "report", str(copy)]

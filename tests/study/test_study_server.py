@@ -159,7 +159,7 @@ def test_readers_registered_at_once_are_all_there(tmp_path):
     assert sorted(load_readers(study)) == ["a0", "a1", "a2", "b0", "b1", "b2"]
 
 
-def test_registering_beside_one_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+def test_registering_during_one_that_does_not_end_is_an_error(tmp_path, monkeypatch):
     study = make_study(tmp_path, n=2)
     monkeypatch.setattr("vmddpm.study.readers.LOCK_TIMEOUT", 0.1)
     with lock(study.path / "readers.lock"), pytest.raises(StudyError, match=r"registered by process \d+ on .*; try"):

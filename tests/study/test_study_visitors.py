@@ -129,7 +129,7 @@ def test_a_damaged_list_of_readers_is_an_error(tmp_path, content):
         load_readers(made)
 
 
-def test_a_list_of_readers_that_is_damaged_meanwhile_is_no_500(tmp_path):
+def test_a_list_of_readers_damaged_while_serving_is_not_a_500(tmp_path):
     made = make_study(tmp_path, n=2)
     password = register(made, ["anna"])["anna"]
     whole = (made.path / "readers.json").read_text()
@@ -256,7 +256,7 @@ def memory(process):
     ("readers", "guesses", "pause"), [(8, 60, 0.02), pytest.param(40, 300, 0.3, marks=pytest.mark.slow)],
     ids=["few", "many"],
 )
-def test_readers_beside_many_who_guess(tmp_path, readers, guesses, pause):
+def test_readers_are_served_while_many_guess(tmp_path, readers, guesses, pause):
     """Each guess comes from its own address, all at once, so that none is delayed. `pytest -s` prints the readers'
     waiting time and the server's memory: a hash takes 16 MiB, and 60 at once took a gigabyte."""
     made = make_study(tmp_path, n=20, size=64)

@@ -74,7 +74,7 @@ def test_table1(tmp_path):
     assert record["rows"][0]["results"][0]["extractor"]["sha256"] == load_extractor(ExtractorConfig("random")).digest
 
 
-def test_tables_go_on_and_share_runs(small, tmp_path, monkeypatch):
+def test_tables_resume_and_share_runs(small, tmp_path, monkeypatch):
     """The second call repeats nothing; table1 reuses the VM-DDPM run of ablate."""
     first = make_table("ablate", tmp_path, device="cpu", seeds=[0], progress=False)
     assert len(list((tmp_path / "runs").iterdir())) == 5

@@ -66,7 +66,7 @@ def test_batches_are_made_ahead_in_order():
     assert made == [3, 4, 5, 6]
 
 
-def test_an_error_comes_out_where_its_batch_is_asked_for():
+def test_an_error_is_raised_where_its_batch_is_requested():
     batches = prefetch([0, 1].__getitem__, 0)
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(IndexError):

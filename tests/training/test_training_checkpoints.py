@@ -59,7 +59,7 @@ def test_a_flipped_bit_anywhere_is_found(store):
             assert store.newest()["step"] == 2
 
 
-def test_a_run_goes_on_past_a_damaged_checkpoint(store):
+def test_a_run_continues_past_a_damaged_checkpoint(store):
     """Damaged checkpoints of later steps are removed at the next save, so they cannot be loaded again."""
     store.paths()[-1].write_bytes(b"x")
     store.save(3, state(3))

@@ -75,7 +75,7 @@ def test_weights_checkpoint_and_folder_carry_the_classes(run):
     assert (run.path / "samples" / "step-00000002.png").exists()
 
 
-def test_a_run_with_classes_goes_on_bit_for_bit(data, tmp_path):
+def test_a_run_with_classes_continues_bit_for_bit(data, tmp_path):
     condition = ConditionConfig(labels="folder", dropout=0.4)
     trained(data, condition, tmp_path / "parts", steps=2)
     trained(data, condition, tmp_path / "parts")
@@ -84,7 +84,7 @@ def test_a_run_with_classes_goes_on_bit_for_bit(data, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-def test_each_image_is_told_its_own_condition_and_flips_with_it(data, masks):
+def test_each_condition_belongs_to_its_image_and_flips_with_it(data, masks):
     condition = ConditionConfig(labels="folder", image=str(masks), dropout=0.0)
     images = conditioned(data, condition)
     run = with_conditions(config(data, condition), images.classes)
@@ -265,6 +265,6 @@ def test_evaluate_per_class(run, tmp_path, capsys):
         ({"labels": "name"}, "labels is 'name'"),
     ],
 )
-def test_conditions_that_cannot_be(options, words):
+def test_invalid_conditions(options, words):
     with pytest.raises(DataError, match=words):
         ConditionConfig(**options)

@@ -206,7 +206,7 @@ def test_many_processes_train_a_gan_as_one_and_survive_the_death_of_one(runs, sy
     assert_same_run(runs / many, runs / killed)
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_ends(runs):
+def test_ctrl_c_saves_says_how_to_continue_and_ends(runs):
     process = train(runs, "stopped", "--training.checkpoint_every", 100)
     wait_until(reaches(runs / "stopped", 7), process)
     process.send_signal(signal.SIGINT)

@@ -98,7 +98,7 @@ class ActionAfterReads:
         return self.images[i]
 
 
-def test_ctrl_c_and_data_that_go_away_save_what_was_trained(images, tmp_path):
+def test_ctrl_c_and_data_that_disappear_save_what_was_trained(images, tmp_path):
     def raise_error():
         raise DataError("image 3 cannot be read any more")
 
@@ -286,7 +286,7 @@ OVERFIT = {  # steps, and options that differ from `gan_config`
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", OVERFIT)
-def test_a_batch_is_learned_by_heart(system, tmp_path, capsys):
+def test_a_batch_is_memorised(system, tmp_path, capsys):
     """16 real slices, 4 mm apart: samples are as close to a slice as its neighbour is, and most slices have one."""
     real = torch.stack(real_slices(32, 16))
     steps, gan = OVERFIT[system]

@@ -79,7 +79,7 @@ def test_blocks_in_files_are_the_images_of_the_pngs(run, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["png", "npy"])
-def test_fewer_images_than_lie_there_are_told_and_counted(run, tmp_path, file_format):
+def test_fewer_images_than_are_stored_are_reported_and_counted(run, tmp_path, file_format):
     """The manifest and an evaluation count the files in the folder, whatever number was requested last."""
     generate(run.path, tmp_path / "out", 9, file_format=file_format, **OPTIONS)
     before = contents(tmp_path / "out")

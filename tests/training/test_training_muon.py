@@ -130,7 +130,7 @@ def test_auto_is_bf16_where_it_is_fast(monkeypatch):
             assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == expected
 
 
-def test_a_processor_is_asked_by_its_flags(monkeypatch):
+def test_fast_bfloat16_follows_the_processors_flags(monkeypatch):
     cpu = torch.device("cpu")
     for flags, expected in (({"avx512_bf16": True}, True), ({"avx512_f": True, "amx_bf16": False}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)

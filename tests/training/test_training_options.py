@@ -90,7 +90,7 @@ def test_the_bar_has_no_end_before_the_time_is_known(tmp_path):
         assert report.bar.total == 50
 
 
-def test_a_start_tells_its_speed_and_its_end_after_ten_steps(tmp_path, capsys):
+def test_a_start_reports_its_speed_and_end_after_ten_steps(tmp_path, capsys):
     options = config(steps=100_030, batch_size=1).training
     with Report(RunFolder(tmp_path), options, 20, 500.0, torch.device("cpu"), True) as report:
         for step in range(21, 41):  # the first step takes a minute, the others two seconds
@@ -105,14 +105,14 @@ def test_a_start_tells_its_speed_and_its_end_after_ten_steps(tmp_path, capsys):
     assert "20 seconds left" in report.remaining_time(100_020, 578.0, 2.0, now)
 
 
-def test_durations_are_told_in_a_unit_of_which_there_are_two():
+def test_durations_are_printed_in_the_largest_unit_that_fits_twice():
     told = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 172_799, 172_800, 3.2e8)]
     minutes, hours, days = ["2.0 minutes", "120 minutes"], ["2.0 hours", "48 hours"], ["2.0 days", "3,704 days"]
     assert told == ["0 seconds", "119 seconds", *minutes, *hours, *days]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, number):
+def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys, number):
     handler = signal.getsignal(number)
     whole = trained(tmp_path / "whole", checkpoint_every=100)
     stopping = ActionAfterReads(8, lambda: os.kill(os.getpid(), number))
@@ -127,7 +127,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, number):
     assert signal.getsignal(number) == handler
 
 
-def test_data_that_go_away_end_the_run_with_its_work_saved(tmp_path):
+def test_data_that_disappear_end_the_run_with_its_work_saved(tmp_path):
     def raise_error():
         raise DataError("images.npy: image 3 cannot be read any more")
 

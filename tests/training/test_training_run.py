@@ -234,7 +234,7 @@ def test_other_files_are_named(tmp_path):
         train(config(steps=3), data("copy"), RunFolder(tmp_path / "run"), progress=False)
 
 
-def test_a_run_knows_where_its_data_lie_from_any_folder(images, tmp_path, monkeypatch):
+def test_a_run_finds_its_data_from_any_folder(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = config(steps=0)
     train(replace(run, data=replace(run.data, root="scans", cache_dir="cache")), images, RunFolder("run"),

@@ -184,7 +184,7 @@ def test_volumes_in_blocks(run, tmp_path):
     assert [block.shape for block in read_samples(tmp_path)] == [(2, 4, 8, 8, 1), (1, 4, 8, 8, 1)]
 
 
-def test_damaged_samples_are_told(tmp_path):
+def test_damaged_samples_are_reported(tmp_path):
     voxels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     content = nifti_bytes(voxels, (1.0, 2.0, 3.0))
     assert content == nifti_bytes(voxels, (1.0, 2.0, 3.0))
