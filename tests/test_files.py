@@ -188,9 +188,9 @@ def test_one_process_holds_a_lock_until_it_ends_however_it_ends(tmp_path, monkey
         )  # fmt: skip
         try:
             assert process.stdout.readline() == b"held\n"
-            with pytest.raises(LockedError, match=f"locked by process {process.pid} on") as told, lock(path):
+            with pytest.raises(LockedError, match=f"locked by process {process.pid} on") as message, lock(path):
                 pass
-            assert ("remove" in str(told.value)) != locks
+            assert ("remove" in str(message.value)) != locks
         finally:
             process.send_signal(end)
             process.wait()
@@ -206,8 +206,8 @@ def test_a_lock_of_another_machine_is_kept_until_a_person_removes_it(tmp_path, m
 
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "lock.held").write_text("process 1 on elsewhere\n0123456789ab-1")
-    told = r"process 1 on elsewhere; .* if that process has ended, remove .*lock\.held"
-    with pytest.raises(LockedError, match=told), lock(tmp_path / "lock"):
+    message = r"process 1 on elsewhere; .* if that process has ended, remove .*lock\.held"
+    with pytest.raises(LockedError, match=message), lock(tmp_path / "lock"):
         pass
     (tmp_path / "lock.held").unlink()
     with lock(tmp_path / "lock"), pytest.raises(LockedError), lock(tmp_path / "lock"):

@@ -93,9 +93,9 @@ def test_a_training_of_days_on_a_cpu_is_refused_without_a_configuration_and_anno
     assert code == 1
     assert re.search(r"about [\d,]+ days on this CPU for 1,000,000,000,000 steps; use --config demo", error)
     assert main([str(word) for word in ["train", "--config", scans / "small.yaml", *long]]) == 1  # nowhere
-    told = capsys.readouterr()
-    assert re.search(r"vmddpm: .* parameters.*\nwarning: about [\d,]+ days on this CPU for", told.out)
-    assert "no such file or folder" in told.err
+    captured = capsys.readouterr()
+    assert re.search(r"vmddpm: .* parameters.*\nwarning: about [\d,]+ days on this CPU for", captured.out)
+    assert "no such file or folder" in captured.err
 
 
 def test_errors_are_one_line_with_the_way_out(scans, capsys):
@@ -285,7 +285,7 @@ def test_prepare_and_train_choose_the_same_slices(name, preset):
 
 
 @pytest.mark.parametrize(
-    ("module", "cure", "arguments"),
+    ("module", "fix", "arguments"),
     [("jsonargparse", 'pip install "vmddpm[train]"', ["train"]),
      ("fcntl", "Linux or macOS", ["sample", "--run", "r", "--out", "o"]),
      ("nilearn", 'pip install ".[demo]"', ["demo"]),
@@ -293,12 +293,12 @@ def test_prepare_and_train_choose_the_same_slices(name, preset):
      ("scipy", 'pip install "vmddpm[study]"', ["study", "report", "--counts", "1", "1", "1", "1"]),
      ("starlette", 'pip install "vmddpm[study]"', ["study", "serve", "study"])],
 )  # fmt: skip
-def test_a_missing_module_is_named_with_the_fix(module, cure, arguments, tmp_path):
+def test_a_missing_module_is_named_with_the_fix(module, fix, arguments, tmp_path):
     program = f"import sys; sys.modules[{module!r}] = None; from vmddpm.cli import main; sys.exit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert re.search(rf"{module}\S* is missing", done.stderr)
-    assert cure in done.stderr
+    assert fix in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -184,20 +184,20 @@ MISTAKES = [  # command line, what its message must say, and the remedy it must 
 
 
 @pytest.mark.usefixtures("run_in_folder")
-@pytest.mark.parametrize(("command", "words", "way_out"), MISTAKES)
-def test_a_mistake_gets_three_lines_with_the_fix(command, words, way_out, capsys):
+@pytest.mark.parametrize(("command", "words", "fix"), MISTAKES)
+def test_a_mistake_gets_three_lines_with_the_fix(command, words, fix, capsys):
     try:
         code = main(command.split())
     except SystemExit as stopped:
         code = stopped.code
     assert code in (1, 2)
     output, error = capsys.readouterr()
-    told = error[error.index("vmddpm") :]  # after a progress bar, if any
+    message = error[error.index("vmddpm") :]  # after a progress bar, if any
     assert not output or code == 1
-    assert words in told
-    assert way_out in told
-    assert len(told.splitlines()) <= 3
-    assert all(len(line) <= 200 for line in told.splitlines())
+    assert words in message
+    assert fix in message
+    assert len(message.splitlines()) <= 3
+    assert all(len(line) <= 200 for line in message.splitlines())
     assert not Path("new").exists()
 
 

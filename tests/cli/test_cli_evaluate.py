@@ -80,20 +80,20 @@ def test_training_images_that_are_others_now(run, capsys):
     """The store was moved, and a store with more patients took its place."""
     evaluate = ["evaluate", "--run", run / "run", "--samples", run / "samples", "--out", run / "out",
                 "--extractor.path", "random", "--extractor.size", 32, "--metrics.kid_subsets", 2]  # fmt: skip
-    told = "does not hold the images that"
+    warning = "does not hold the images that"
     (run / "store").rename(run / "elsewhere")
     assert main([str(w) for w in (*evaluate, "--root", run / "elsewhere")]) == 0
-    assert told not in capsys.readouterr().err
+    assert warning not in capsys.readouterr().err
     prepare = ["prepare", "acdc", run / "ACDC", "--out", run / "store", "--data.size", 16, "--test-share", 0.1]
     assert main([str(w) for w in prepare]) == 0
     capsys.readouterr()
     assert main([str(w) for w in evaluate]) == 1
     error = capsys.readouterr().err
-    assert told in error
+    assert warning in error
     assert "--root" in error
     assert main([str(w) for w in (*evaluate, "--root", run / "store")]) == 0  # deliberately other images
-    assert told in capsys.readouterr().err
-    assert told in json.loads((run / "out" / "evaluation.json").read_text())["warnings"][0]
+    assert warning in capsys.readouterr().err
+    assert warning in json.loads((run / "out" / "evaluation.json").read_text())["warnings"][0]
 
 
 def test_samples_of_another_run_are_refused_before_images_are_decoded(run, capsys):

@@ -100,8 +100,8 @@ def test_messages_are_not_mixed_with_the_bar(tmp_path, monkeypatch):
     )
     (speed,) = [line for line in lines if "s a step," in line]
     assert re.fullmatch(r"[\d.e-]+ s a step, \d+ seconds left: it ends about .*, samples and checkpoints aside", speed)
-    told = (run / "remarks.csv").read_text()
-    assert all(name in told for name in ("a.dcm", "b.dcm", "c.png", "notes.txt", "red.png", "head.nii.gz"))
+    remarks = (run / "remarks.csv").read_text()
+    assert all(name in remarks for name in ("a.dcm", "b.dcm", "c.png", "notes.txt", "red.png", "head.nii.gz"))
 
 
 def test_messages_while_a_bar_moves_get_a_line_of_their_own():

@@ -42,14 +42,14 @@ def test_axes_run_to_superior_posterior_and_left_whatever_the_file_s(axes):
     np.testing.assert_allclose(dataset[0][0], expected, atol=2e-4)  # 16 bits
 
 
-@pytest.mark.parametrize("wanted", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 1.7, 2.3)])
-def test_resampled_voxels_have_their_stated_positions(wanted):
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (3.0, 1.7, 2.3)])
+def test_resampled_voxels_have_their_stated_positions(spacing):
     """Compared with the function at the voxel centres, except at the edges of the volume."""
     affine = np.diag([0.9, 1.1, 3.0, 1.0])
     volume = smooth((60, 50, 20), affine).transpose(2, 1, 0)
-    found = resample(volume, (3.0, 1.1, 0.9), wanted)
-    assert found.shape == tuple(int(n * s / w + 1e-9) for n, s, w in zip(volume.shape, (3.0, 1.1, 0.9), wanted))
-    places = [(np.arange(n) + 0.5) * w - s / 2 for n, w, s in zip(found.shape, wanted, (3.0, 1.1, 0.9))]
+    found = resample(volume, (3.0, 1.1, 0.9), spacing)
+    assert found.shape == tuple(int(n * s / w + 1e-9) for n, s, w in zip(volume.shape, (3.0, 1.1, 0.9), spacing))
+    places = [(np.arange(n) + 0.5) * w - s / 2 for n, w, s in zip(found.shape, spacing, (3.0, 1.1, 0.9))]
     z, y, x = np.meshgrid(*places, indexing="ij")
     expected = np.sin(x / 17) + np.cos(y / 23) + 0.02 * z
     inner = (slice(3, -3),) * 3

@@ -185,15 +185,15 @@ def test_every_real_image_is_read_as_another_library_reads_it_or_refused_clearly
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     root, files = files_of(package)
     read = set(find(DataConfig(root=str(root))).files)
-    table, told = Counter(), []
+    table, failures = Counter(), []
     for path in files:
         outcome, reason = verdict(path, tmp_path) if path in read else ("not an image by name", "")
         table[outcome] += 1
         if outcome in ("wrong", "unclear", "alone"):
-            told.append(f"{outcome}: {path.relative_to(root)}: {reason}")
+            failures.append(f"{outcome}: {path.relative_to(root)}: {reason}")
     with capsys.disabled():
         print(f"\n{package}: {len(files)} files: " + ", ".join(f"{count} {what}" for what, count in table.items()))
-    assert not told, "\n".join(told)
+    assert not failures, "\n".join(failures)
     assert table["equal"]
 
 

@@ -37,8 +37,8 @@ class Machine:
         return self.speed
 
     def train(self, config, dataset, folder, *, progress, after_step):
-        begun, self.steps = self.now, 0
-        while self.now - begun < 60 * config.training.minutes:
+        started, self.steps = self.now, 0
+        while self.now - started < 60 * config.training.minutes:
             self.now += self.speed.training_step * self.training
             self.steps += 1
             after_step(self.steps, {"loss": 0.5})
@@ -106,15 +106,15 @@ def test_a_plan_adds_up_and_is_kept(run, capsys):
 def test_figures_of_merit_are_stored_and_printed(run, capsys):
     """The fake model repeats the first 16 images: noise, like the fake data."""
     result, _ = run(Machine(Speed(0.4, 0.1)), minutes=5, merit=figures_of_merit)
-    *_, copied, told = capsys.readouterr().out.splitlines()
+    *_, copied, report = capsys.readouterr().out.splitlines()
     assert result["copies"] == 64
     assert copied.startswith("64 of the 64 are close to copies")
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     for name, images in (("synthetic", IMAGES[:16].repeat(4, 1, 1, 1)), ("real", IMAGES[order[:64]])):
         found = figures_of_merit(images, IMAGES[order[64:]])
         assert result[name] == asdict(found)
-        assert str(found) in told
-    assert told.startswith("distance from other real slices: spectrum ")
+        assert str(found) in report
+    assert report.startswith("distance from other real slices: spectrum ")
 
 
 def test_fewer_images_where_the_machine_is_slower():

@@ -40,11 +40,11 @@ def test_linear_schedule():
 
 
 def test_cosine_schedule():
-    def bar(s):
+    def alpha_bar(s):
         return np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
 
     t = np.arange(1000)
-    betas = np.minimum(1 - bar((t + 1) / 1000) / bar(t / 1000), 0.999)
+    betas = np.minimum(1 - alpha_bar((t + 1) / 1000) / alpha_bar(t / 1000), 0.999)
     alphas = alphas_cumprod(DiffusionConfig(beta_schedule="squaredcos_cap_v2"), CPU).double()
     np.testing.assert_allclose(alphas, np.cumprod(1 - betas), rtol=1e-4, atol=1e-9)
 

@@ -33,10 +33,10 @@ class Disk:
 
     def __post_init__(self) -> None:
         self.rng, self.count, self.numbers = random.Random(0), 0, {}
-        self._look()
+        self._update()
         self.contents, self.names = dict(self.now_contents), {k: dict(v) for k, v in self.now_names.items()}
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         """Read the present contents of the folder."""
         before, self.numbers = self.numbers, {}
         self.now_contents: dict[int, bytes] = {}
@@ -56,7 +56,7 @@ class Disk:
 
     def before(self, call: Call) -> Iterator[tuple[str, Tree]]:
         """(label, tree) of what may be left by a kill or a power cut before the call, and by a kill during a write."""
-        self._look()
+        self._update()
         contents, names = self.now_contents, self.now_names
         yield "killed", self._tree(names, contents)
         if len(call.content) > 1:

@@ -157,8 +157,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    told = r"is being trained by process .*; wait .*if that process has ended, remove .*held"
-    with RunFolder(tmp_path / "run").training(run_config(2)), pytest.raises(RunError, match=told):
+    message = r"is being trained by process .*; wait .*if that process has ended, remove .*held"
+    with RunFolder(tmp_path / "run").training(run_config(2)), pytest.raises(RunError, match=message):
         train_to(tmp_path, 2)
     with RunFolder(tmp_path / "run").training(run_config(2)):
         assert (tmp_path / "run" / "lock.held").exists()

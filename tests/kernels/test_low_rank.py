@@ -184,8 +184,8 @@ def strided_leaf(t):
     return torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0]
 
 
-@pytest.mark.parametrize("wanted", range(9))
-def test_a_single_gradient_equals_that_of_all(wanted):
+@pytest.mark.parametrize("index", range(9))
+def test_a_single_gradient_equals_that_of_all(index):
     tensors, table = low_rank_problem(2, 2, 70, 37, 4, 5, torch.float32), orders(2, 70)
 
     def gradients(*indices):
@@ -193,7 +193,7 @@ def test_a_single_gradient_equals_that_of_all(wanted):
         results = [r for r in operator(*leaves, table=table, backend="cpu") if r.requires_grad]
         return torch.autograd.grad(results, [leaves[i] for i in indices], [torch.ones_like(r) for r in results])
 
-    assert torch.equal(gradients(wanted)[0], gradients(*range(9))[wanted])
+    assert torch.equal(gradients(index)[0], gradients(*range(9))[index])
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 5, 3, 2, 2), (2, 2, 0, 3, 2, 2), (2, 2, 5, 0, 2, 2)])

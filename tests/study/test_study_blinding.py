@@ -64,8 +64,8 @@ def test_no_image_differs_from_another_outside_its_pixels(seen):
 
 def test_the_state_of_a_reader_names_no_image(study, seen):
     _, states = seen
-    known = json.dumps(states)
-    assert not any(name in known for name in [*study.images, study.shuffle, "hospital", "generated", str(study.path)])
+    text = json.dumps(states)
+    assert not any(name in text for name in [*study.images, study.shuffle, "hospital", "generated", str(study.path)])
     assert {tuple(sorted(state)) for state in states[1:]} == {("next", "previous", "reader", "total")}
 
 

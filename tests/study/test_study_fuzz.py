@@ -118,9 +118,9 @@ def test_posts(tmp_path, registered, monkeypatch):
             if rng.random() < 0.1:
                 headers.append((rng.choice([b"origin", b"sec-fetch-site"]), rng.randbytes(6)))
             body = as_bytes(rng, plain)
-            status, told, _ = await ask(app, path, body, headers, pieces=rng.randint(1, 3))
+            status, response, _ = await ask(app, path, body, headers, pieces=rng.randint(1, 3))
             assert status == 200 or 400 <= status < 500, (status, path, body[:300], headers)
-            assert status == 200 or isinstance(json.loads(told)["error"], str)
+            assert status == 200 or isinstance(json.loads(response)["error"], str)
             seen.setdefault(path, set()).add(status)
 
     asyncio.run(fuzz())
@@ -188,7 +188,7 @@ def test_files(tmp_path):
     """5,000 damaged files are read, or refused with one of our errors; no file of another folder is opened."""
     global opened
     sys.addaudithook(_record_open)
-    rng, refused, told, readers = random.Random(1), {}, [], files(tmp_path)
+    rng, refused, messages, readers = random.Random(1), {}, [], files(tmp_path)
     for path, read in readers:
         whole = path.read_bytes()
         lines = path.suffix == ".jsonl"
@@ -208,7 +208,7 @@ def test_files(tmp_path):
                 read()
             except VmddpmError as error:
                 refused[path.name] = refused.get(path.name, 0) + 1
-                told.append(str(error))
+                messages.append(str(error))
             except Exception as error:
                 raise AssertionError(f"{path.name}: {content[:500]!r}") from error
             finally:
@@ -217,6 +217,6 @@ def test_files(tmp_path):
             assert all(place.suffix in (".py", ".pyc") for place in outside)
         path.write_bytes(whole)
         read()
-    assert all("\n" not in words for words in told)
+    assert all("\n" not in words for words in messages)
     assert len(refused) == len({path for path, _ in readers})
     assert all(count > 200 for count in refused.values()), refused

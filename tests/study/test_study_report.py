@@ -207,7 +207,7 @@ def test_a_missing_key_is_a_sentence(study, tmp_path, capsys):
         if content is not None:
             (copy.path / "key.json").write_text(content)
         assert main(["study", "report", str(copy.path)]) == 1
-        told = capsys.readouterr().err
-        assert "key" in told
-        assert "Traceback" not in told
-        assert len(told.splitlines()) == 1
+        error = capsys.readouterr().err
+        assert "key" in error
+        assert "Traceback" not in error
+        assert len(error.splitlines()) == 1

@@ -299,10 +299,10 @@ def test_two_windows_of_one_reader(study, server):
     for window in windows:
         window.sign_in("windows")
     assert windows[0].json("POST", "/answer", an_answer(0, submission="a" * 16))[0] == 200
-    status, told = windows[1].json("POST", "/answer", an_answer(0, submission="b" * 16))
+    status, response = windows[1].json("POST", "/answer", an_answer(0, submission="b" * 16))
     assert status == 409
-    assert "another window" in told["error"]
-    assert told["next"] == 1
+    assert "another window" in response["error"]
+    assert response["next"] == 1
     assert len(rows_of(study, "windows")) == 1
 
 

@@ -139,8 +139,8 @@ def test_a_list_of_readers_damaged_while_serving_is_not_a_500(tmp_path):
         (made.path / "readers.json").write_text("{")
         for method, path, content in (("GET", "/state", None), ("POST", "/answer", an_answer(0)),
                                       ("POST", "/sign-in", {"code": "anna", "password": password})):  # fmt: skip
-            status, told = client.json(method, path, content)
-            assert (status, told["error"]) == (503, "The study's files cannot be read; tell whoever serves it.")
+            status, response = client.json(method, path, content)
+            assert (status, response["error"]) == (503, "The study's files cannot be read; tell whoever serves it.")
         (made.path / "readers.json").write_text(whole)
         assert client.json("POST", "/answer", an_answer(0))[0] == 200
 
@@ -150,8 +150,8 @@ def test_numbers_and_letters_that_python_stumbles_over(server):
     client.sign_in("strange")
     for field, value in (("seconds", 10**400), ("seconds", -(10**400)), ("seconds", 1e999), ("position", 10**3500 - 1),
                          ("revision", 10**3000), ("confidence", "\ud800"), ("page", "\udfff" * 12)):  # fmt: skip
-        status, told = client.json("POST", "/answer", {**an_answer(0), field: value})
-        assert (status, told["error"].split()[0]) == (400, field)
+        status, response = client.json("POST", "/answer", {**an_answer(0), field: value})
+        assert (status, response["error"].split()[0]) == (400, field)
     assert client.json("POST", "/answer", b'{"position": ' + b"9" * 4050 + b"}")[0] == 400
     for content in ({"code": "\ud800"}, {"code": "strange", "password": "\ud800"}, {"code": "9" * 4000}):
         assert client.json("POST", "/sign-in", content)[0] == 400

@@ -45,8 +45,8 @@ def test_a_checkpoint_cut_at_any_byte_is_passed_over(store):
     content = newest.read_bytes()
     for length in {*range(0, len(content), len(content) // 60), len(content) - 1}:
         newest.write_bytes(content[:length])
-        told = rf"{newest.name} is damaged: {length} bytes, which differ from those written; it is skipped"
-        with pytest.warns(UserWarning, match=told):
+        message = rf"{newest.name} is damaged: {length} bytes, which differ from those written; it is skipped"
+        with pytest.warns(UserWarning, match=message):
             assert store.newest()["step"] == 2
 
 

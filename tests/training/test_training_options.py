@@ -95,8 +95,8 @@ def test_a_start_reports_its_speed_and_end_after_ten_steps(tmp_path, capsys):
     with Report(RunFolder(tmp_path), options, 20, 500.0, torch.device("cpu"), True) as report:
         for step in range(21, 41):  # the first step takes a minute, the others two seconds
             report.step(step, 500.0 + 60 + 2 * (step - 21), {"loss": 1.0, "gradient_norm": 1.0})
-        told = capsys.readouterr().out.removeprefix("continues from step 20\n")
-        assert told.startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
+        output = capsys.readouterr().out.removeprefix("continues from step 20\n")
+        assert output.startswith("2 s a step, 2.3 days left: it ends about ")  # 100,000 steps
         now = datetime(2026, 2, 28, 12)
         assert "2026-03-02 19:33" in report.remaining_time(30, 578.0, 2.0, now)
         assert "not in this century" in report.remaining_time(30, 578.0, 1e5, now)
@@ -106,9 +106,9 @@ def test_a_start_reports_its_speed_and_end_after_ten_steps(tmp_path, capsys):
 
 
 def test_durations_are_printed_in_the_largest_unit_that_fits_twice():
-    told = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 172_799, 172_800, 3.2e8)]
+    found = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 172_799, 172_800, 3.2e8)]
     minutes, hours, days = ["2.0 minutes", "120 minutes"], ["2.0 hours", "48 hours"], ["2.0 days", "3,704 days"]
-    assert told == ["0 seconds", "119 seconds", *minutes, *hours, *days]
+    assert found == ["0 seconds", "119 seconds", *minutes, *hours, *days]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

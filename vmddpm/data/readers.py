@@ -46,14 +46,14 @@ def read_file(
         Excluded: if it is not a picture, or a filter of the configuration excludes it.
         DataError: if the file cannot be read as an image, with the reason; the caller adds the path.
     """
-    with open_regular(path) as file, _errors_name(kind := kind_of(file, path.name), str(path)):
+    with open_regular(path) as file, _convert_errors(kind := kind_of(file, path.name), str(path)):
         yield from _planes(file, kind, config, path, ranges, members)
 
 
 def read_content(content: bytes, name: str, config: DataConfig) -> Iterator[Plane]:
     """The planes of a picture in memory. Raises DataError as `read_file`."""
     file = BytesIO(content)
-    with _errors_name(kind := kind_of(file, name), name):
+    with _convert_errors(kind := kind_of(file, name), name):
         if kind != "an image":
             raise DataError(f"is {kind} inside an archive; unpack the archive")
         yield from _planes(file, kind, config, Path(name))
@@ -137,7 +137,7 @@ def _planes(
 
 
 @contextmanager
-def _errors_name(kind: str, path: str) -> Iterator[None]:
+def _convert_errors(kind: str, path: str) -> Iterator[None]:
     try:
         yield
     except DataError:

@@ -229,13 +229,13 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
         raise DataError("has a name that is not UTF-8, which SimpleITK cannot open; rename it") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _sitk_errors(path):
+    with _convert_errors(path):
         reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     check_pixels(size[:2], config)
     check_voxels((*size, components), config)  # SimpleITK reads all frames together
     check_stored(int(np.prod(size, dtype=object)) * components, os.fstat(file.fileno()).st_size, compressed=True)
-    with _sitk_errors(path):
+    with _convert_errors(path):
         image = reader.Execute()
     voxels = sitk.GetArrayFromImage(image)
     if COMPRESSED.search(header):
@@ -255,7 +255,7 @@ def read_itk(file: BinaryIO, config: DataConfig, path: Path) -> Iterator[Plane]:
 
 
 @contextmanager
-def _sitk_errors(path: Path) -> Iterator[None]:
+def _convert_errors(path: Path) -> Iterator[None]:
     """Convert SimpleITK's errors to DataError, without the source locations in their text."""
     try:
         yield

@@ -249,11 +249,11 @@ def _closing_message(folder: RunFolder, result: dict[str, Any], budget: Budget, 
         more = f"brains take about {milestones.brains} steps: the same command again goes on from step {step}"
     else:
         more = f"the same command again goes on from step {step} and makes them finer"
-    told = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
+    message = f"{step} steps, {as_minutes(budget.spent())}: {seen} {folder.path / 'demo.png'}; {more}"
     if result["copies"]:
-        told += (
+        message += (
             f"\n{result['copies']} of the {result['images']} are close to copies of training images, as usual for so "
             "few; `vmddpm evaluate` finds the copies of a run"
         )
     synthetic, real = (Merit(**result[name]) for name in ("synthetic", "real"))
-    return f"{told}\ndistance from other real slices: {synthetic}; as many real slices have {real}"
+    return f"{message}\ndistance from other real slices: {synthetic}; as many real slices have {real}"

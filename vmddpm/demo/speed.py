@@ -36,10 +36,10 @@ def measure_speed(config: RunConfig, dataset: Images, clock: Callable[[], float]
         learner.ema(torch.zeros(shape, device=device), t, order_key=(config.training.seed, number)).sum().item()
 
     def time_per_call(step: Callable[[int], None]) -> float:
-        begun = clock()
+        started = clock()
         step(0)
         times: list[float] = []
-        while not times or (len(times) < ROUNDS and clock() - begun < limit / 2):
+        while not times or (len(times) < ROUNDS and clock() - started < limit / 2):
             before = clock()
             step(1 + len(times))
             times.append(clock() - before)

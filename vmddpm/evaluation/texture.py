@@ -31,12 +31,12 @@ def local_features(images: Tensor) -> Tensor:
     """The responses, after a ReLU, of 48 fixed random filters of 3, 7 and 11 pixels at every pixel where the largest
     fits: (n, C, H, W) -> float32 (n, (H - 10) * (W - 10), 48)."""
     grey, widest = images.detach().cpu().float().mean(1, keepdim=True), max(SIZES)
-    answers = []
+    responses = []
     for weights, biases in _filters():
         cut = (widest - weights.shape[-1]) // 2
         inner = grey[..., cut : grey.shape[2] - cut, cut : grey.shape[3] - cut]
-        answers.append(F.conv2d(inner, weights, biases).relu())
-    return torch.cat(answers, 1).flatten(2).transpose(1, 2)
+        responses.append(F.conv2d(inner, weights, biases).relu())
+    return torch.cat(responses, 1).flatten(2).transpose(1, 2)
 
 
 def texture_distance(a: Tensor, b: Tensor) -> float:

@@ -59,7 +59,9 @@ def make_table(
     })  # fmt: skip
     title, make_rows = TABLES[name]
     rows: list[Row] = make_rows(protocol)
-    choose_device(rows[0].configs[0].training.device, scans=True)  # an unusable one is told before images are decoded
+    choose_device(
+        rows[0].configs[0].training.device, scans=True
+    )  # an unusable one is reported before images are decoded
     choose_device(protocol.metrics.device)
     data = _data(rows[0].configs[0].data, dataset, held_out)
     produced = produce(rows, protocol, data, out, progress=progress)

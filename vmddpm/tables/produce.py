@@ -53,7 +53,7 @@ def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path,
     Raises:
         RunError, TrainingError, InputError: as training, sampling and evaluation do.
     """
-    extractor = load_extractor(protocol.extractor)  # missing weights are told before anything is trained
+    extractor = load_extractor(protocol.extractor)  # missing weights are reported before anything is trained
     real = describe_real(data.training, extractor, protocol.metrics, data.held_out, progress=progress)
     common = {"extractor": extractor.describe(), "metrics": asdict(protocol.metrics), "data": data.description}
     held_out = None

@@ -98,9 +98,9 @@ def inputs_at(dataset: Images, step: int, config: RunConfig, rows: range | None 
 def prefetch(make: Callable[[int], T], step: int) -> Generator[T, None, None]:
     """Yield make(step), make(step + 1), ...; a thread computes the next one while the caller uses the current one."""
     with ThreadPoolExecutor(1, "batches") as thread:
-        coming = thread.submit(make, step)
+        future = thread.submit(make, step)
         while True:
-            ready = coming.result()
+            result = future.result()
             step += 1
-            coming = thread.submit(make, step)
-            yield ready
+            future = thread.submit(make, step)
+            yield result

@@ -182,7 +182,7 @@ class RunFolder:
         if not self.has_weights(kind):
             raise RunError(f"{self.path} has no {kind} weights yet; train until its first checkpoint")
         config = self.load_config()
-        with self._weights_errors(kind):
+        with self._convert_errors(kind):
             model = load_network(config, self.weights(kind))
         values = model.state_dict()
         broken = [name for name, v in values.items() if v.is_floating_point() and not v.isfinite().all()]
@@ -226,13 +226,13 @@ class RunFolder:
     def check_weights(self, kind: str) -> None:
         """Raise RunError if the weights are missing, do not fit their checksum or configuration, or have other classes
         than the run's configuration names."""
-        with self._weights_errors(kind):
+        with self._convert_errors(kind):
             check_unit(self.weights(kind))
             own = json.loads((self.weights(kind) / "config.json").read_text(encoding="utf-8")).get("classes") or ()
         refuse_other_classes(self.classes(), own, str(self.weights(kind)))
 
     @contextmanager
-    def _weights_errors(self, kind: str) -> Iterator[None]:
+    def _convert_errors(self, kind: str) -> Iterator[None]:
         try:
             yield
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # weights, config.json
