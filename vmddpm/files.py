@@ -60,7 +60,7 @@ def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it is flushed to the disk and replaces the folder `path`.
 
     If the system cannot exchange two names (network file systems, systems other than Linux), the previous folder is
-    missing for a moment; `whole_folder` finds a copy of it meanwhile.
+    missing for a moment; during that moment `whole_folder` finds a copy of it.
     """
     make_folder(path.parent)
     temporary = temporary_name(path)
@@ -196,7 +196,7 @@ def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove those of `paths` that are temporary files of killed processes."""
+    """Remove the temporary files of killed processes among `paths`."""
     for path in paths:
         if _WRITER.search(path.name) and not _is_being_written(path):
             path.unlink(missing_ok=True)

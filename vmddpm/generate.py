@@ -39,7 +39,7 @@ def load_to_draw(folder: RunFolder, config: RunConfig, weights: str, device: str
     """The network of a run with its "ema" or "raw" weights, on a device.
 
     Raises:
-        RunError: if the weights are missing, damaged, or for other classes than those of the run's configuration.
+        RunError: if the weights are missing, damaged, or for classes that differ from the run's configuration.
         InputError: on an unknown kind of weights, or an unusable device.
     """
     if weights not in ("ema", "raw"):

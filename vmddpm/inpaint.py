@@ -56,7 +56,7 @@ def inpaint_images(
 
     Args:
         run: folder of a run of vmddpm or unet, with or without classes, but without condition images.
-        real: folder of images, read like those of the run, with all slices.
+        real: folder of images, read like the run's data, with all slices.
         masks: folder with a mask for each image, of the same name and size, see `ConditionConfig.image_pattern`.
             Nonzero pixels are redrawn. Slices with an empty mask are left out.
         pattern, mask_pattern: shell patterns of the files.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import vmddpm_kernels.flops  # noqa: F401  registers the scan's formula, whatever was imported first
+import vmddpm_kernels.flops  # noqa: F401  registers the scan's FLOP formula
 from vmddpm.baselines.config import GANS
 from vmddpm.baselines.networks import Generator, build_discriminator
 from vmddpm.devices import choose_device
@@ -24,9 +24,9 @@ from vmddpm.training.networks import build_network
 class Cost:
     """The size and cost of a system; torch counts the FLOPs, two for each multiply-add."""
 
-    parameters: int  # of the network that draws images
+    parameters: int  # in the network that draws images
     discriminator_parameters: int  # 0 without a discriminator
-    flops: int  # of one pass of the drawing network, for one image; diffusion models take one pass per step
+    flops: int  # in one pass of the drawing network, for one image; diffusion models take one pass per step
 
     def __str__(self) -> str:
         discriminator = f" and {self.discriminator_parameters / 1e6:.2f} M" if self.discriminator_parameters else ""

@@ -47,7 +47,7 @@ class EmulatedRuntime:
 
 
 class EmulatedBackend(CudaBackend):
-    """Runs on CPU tensors when asked for by name."""
+    """Runs on CPU tensors when selected by name."""
 
     def runs_on(self, device: str) -> bool:
         return device in ("cpu", "cuda")

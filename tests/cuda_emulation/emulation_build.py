@@ -108,7 +108,7 @@ def run(
 
 
 def missing(sanitizer: str) -> str:
-    """What this machine lacks to build and run with the sanitizer; empty if nothing is missing."""
+    """Why this machine cannot build and run with the sanitizer; empty if it can."""
     if sys.platform != "linux":
         return "the emulation runs on Linux"
     lacks = [name for name in ("cmake", "ninja", _compiler()) if _find(name) is None]

@@ -13,7 +13,7 @@ from vmddpm.demo.threads import SECONDS, IdleThreads
 
 
 class Machine:
-    """Processors of which other programs use `others`, and this process one per thread."""
+    """A simulated machine: other programs use `others` processors, this process one per thread."""
 
     def __init__(self, monkeypatch, processors, others=0.0):
         self.now = self.busy = self.own = 0.0

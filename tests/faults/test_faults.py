@@ -34,7 +34,7 @@ def check_workload(workload, folder, confirmed, event):
 
 @pytest.mark.parametrize("workload", SOME)
 def test_nothing_is_lost_or_mixed(workload, tmp_path):
-    """One run, stopped at each call: what a kill or a power cut would leave is written to a folder and checked."""
+    """Stop one run at each call; write the states that a kill or a power cut would leave to folders, and check them."""
     torch.set_num_threads(1)  # a fork does not inherit the thread pool
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -80,7 +80,7 @@ def run(tensors, function):
 
 
 def batch_and_repeats(length, K, dim):
-    """A single sequence if there are many steps, so that the kernels divide the work the other way."""
+    """(batch, repeats): long problems have one sequence, so that the kernels divide the steps, not the batch."""
     return (1 if length > 500 else 2), max(1, min(512 // (K * dim), 1024 // length))
 
 

@@ -40,7 +40,7 @@ OPERATORS = ("scan", "scan_backward", "causal_conv1d", "causal_conv1d_backward",
 
 @pytest.fixture(params=MODELS)
 def modeling(request, monkeypatch):
-    """A model's module, imported anew while our kernels are installed, so that it stays bound to them."""
+    """A model's module, reimported while our kernels are installed, so that it stays bound to them."""
     name = f"transformers.models.{request.param}.modeling_{request.param}"
     importlib.import_module(name)
     for loaded in [n for n in sys.modules if n.startswith("transformers.models.") and ".modeling_" in n]:

@@ -5,7 +5,7 @@ import pytest
 from vmddpm_kernels.scan_inputs import ScanOptions, ScanSizes
 
 H200 = (132, 227 * 1024)
-WARPS_TO_FILL = 132 * 5  # more than one per scheduler, of which a multiprocessor has four
+WARPS_TO_FILL = 132 * 5  # a multiprocessor has four schedulers; one warp more than that
 
 
 def cut(native, batch, K, dim, length, states, backward, *, summed, wide=False, zoh=False, limits=H200):

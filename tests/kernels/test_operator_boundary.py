@@ -1,5 +1,5 @@
-"""The registered operators check their arguments, and the backward checks saved tensors: no invalid tensor reaches a
-kernel, whoever calls."""
+"""The registered operators check their arguments, and the backward checks saved tensors: no caller can
+pass an invalid tensor to a kernel."""
 
 import sys
 

@@ -101,7 +101,7 @@ def test_sampling_up_of_images_is_torchs_pixel_shuffle(factor):
 @pytest.mark.parametrize("groups", [1, 32])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_gradients_of_shallow_volumes_in_bfloat16(depth, groups, autocast):
-    """Against float64, with memory full of NaN beforehand: what a kernel leaves unwritten is seen."""
+    """Against float64, with memory full of NaN beforehand, which shows where a kernel does not write."""
     conv = convolution(3, 32, 32, 3, padding=1, groups=groups).to(memory_format=channels_last(3))
     x, dy = (t.contiguous(memory_format=channels_last(3)) for t in noise(2, 2, 32, depth, 4, 3).bfloat16())
     exact = copy.deepcopy(conv).double()

@@ -24,7 +24,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(study):
-    """What one reader's client sees of each image, by place: headers, body, and the time of five fetches."""
+    """A reader's view of each image, in her order: headers, body, and the times of five fetches."""
     views = []
     with Server(study.path) as server:
         client = Client(server)

@@ -126,7 +126,7 @@ def test_posts(tmp_path, registered, monkeypatch):
     asyncio.run(fuzz())
     assert seen["/answer"] >= {400, 401, 403, 415}
     assert seen["/sign-in"] >= {400, 403, 413, 415} | (set() if registered else {200})
-    AnswerLog(study, "anna")  # whatever was stored can be read
+    AnswerLog(study, "anna")  # the stored answers can be read
 
 
 def a_store(folder):

@@ -24,7 +24,7 @@ SMALL = {"base_channels": 8, "norm_groups": 4, "d_state": 4, "sampling": (2,), "
 
 @pytest.fixture(autouse=True)
 def only_step_memory(monkeypatch):
-    """Leave out the program, which grows meanwhile, and library memory, into which small models would fit."""
+    """Predict the memory of a step alone: the program grows during the tests, and SCRATCH exceeds small models."""
     monkeypatch.setattr(memory, "_program", lambda device: 0)
     monkeypatch.setattr(memory, "SCRATCH", 0)
 
@@ -59,8 +59,8 @@ def test_what_a_step_keeps_of_one_convolution():
         step = predict(run, CPU).step - 4 * volume  # without the input batches
     finally:
         patched.undo()
-    # Kept when the backward pass begins: x, noise, x w, its sine and the prediction. Then come the gradient of the
-    # prediction, what it times the sine and times w are, and before they go, that of x w.
+    # The backward pass starts with x, the noise, x w, its sine and the prediction in memory. It adds the gradient of
+    # the prediction, its products with the sine and with w, and, before these are freed, the gradient of x w.
     assert 5 * volume < step < 10 * volume
     assert step < predict(replace(run, training=replace(run.training, batch_size=16)), CPU).step / 1.9
 

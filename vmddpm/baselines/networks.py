@@ -18,7 +18,7 @@ _DISCRIMINATORS = {"dcgan": DCGANDiscriminator, "sagan": SAGANDiscriminator, "un
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The contents of config.json beside a generator's weights."""
+    """The contents of config.json in a generator's weights folder."""
 
     system: str
     image_channels: int

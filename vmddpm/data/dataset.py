@@ -165,7 +165,7 @@ def _collect(
 
     Args:
         append: called with each encoded image.
-        truncate: called with the number of images to keep, to remove those of a source that fails half-way.
+        truncate: called with the number of images to keep, to drop the images of a source that fails half-way.
 
     Returns:
         (slices, remarks, seen) as in `SliceSet`.

@@ -24,8 +24,8 @@ GENERAL = re.compile(
     r"dicoms?|derivatives|labels?|masks?)(ing|idation|uation)?([\W_]*\d+)?(tr|ts|va)?",
     re.IGNORECASE,
 )
-# Folders that look like one patient's by their number: 001, P12, case_3. REPEATED excludes items of which one patient
-# may have several.
+# Folders whose number looks like a patient's: 001, P12, case_3. REPEATED excludes numbered items that one patient may
+# have several of.
 NUMBER = re.compile(
     r"(p|pt|pat|patient|s|sub|subj|subject|case|id|person|participant|volunteer)[\W_]*\d+|[A-Za-z]{0,12}[\W_]*\d{3,}",
     re.IGNORECASE,

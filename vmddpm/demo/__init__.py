@@ -93,7 +93,7 @@ def demo(
 
     Args:
         out: the run folder.
-        minutes: time from `started` to the return; if the machine slows down meanwhile, fewer images are drawn.
+        minutes: time from `started` to the return; if the machine slows down, fewer images are drawn.
         images: most images of each kind in the picture; by default that of `PRESETS`.
         preset: "demo" or "demo-3d".
         started: when the command started, by `clock`; now if None.
@@ -101,8 +101,8 @@ def demo(
 
     Returns:
         The contents of `out`/demo.json: steps, images, the number of images close to copies of real ones, and the
-        figures of merit of the synthetic slices and, for scale, of as many real ones, both compared with the other real
-        ones.
+        figures of merit of the synthetic slices and, for scale, of as many real slices, both against the remaining real
+        slices.
 
     Raises:
         RunError: if `out` holds anything but a demo run.
@@ -211,7 +211,7 @@ def _write(
 
 
 def halves(dataset: Images, count: int) -> tuple[Tensor, Tensor]:
-    """`count` real slices, and all other slices, with which these and the synthetic ones are compared."""
+    """`count` real slices, and the remaining ones, which they and the synthetic slices are compared with."""
     slices = torch.stack([dataset[i] for i in range(len(dataset))])
     order = torch.randperm(len(slices), generator=torch.Generator().manual_seed(0))
     return slices[order[:count]], slices[order[count:]]

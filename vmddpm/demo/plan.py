@@ -8,7 +8,7 @@ from vmddpm.errors import InputError
 from vmddpm.numbers import MAX_MINUTES
 
 BLOCK = 16  # images drawn together, see `vmddpm.diffusion.sample`
-MAX_SAMPLER_STEPS = 50  # of the sampler
+MAX_SAMPLER_STEPS = 50
 MIN_IMAGES = 4  # images, if there is no time for a whole block
 DRAWING_SHARE = 0.15  # the share of the time left that drawing may take
 FINISHING_SHARE = 0.04  # the share of the budget for saving weights, curves and the picture
@@ -52,7 +52,7 @@ VOLUMES = Milestones(500, 500, "", "brains in the round, cut by three planes eac
 class Speed:
     """Seconds per step on this machine at present."""
 
-    training_step: float  # of one batch
+    training_step: float  # one step of training, for one batch
     drawing_step: float  # one step of the sampler for one block of images
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-SECONDS = 2.0  # between two choices of the number of threads
+SECONDS = 2.0  # time between two changes of the number of threads
 
 
 class IdleThreads:

@@ -60,7 +60,7 @@ def inpaint(
     conditions: Conditions | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Draw a region of each image of a batch anew; all other pixels stay as they are.
+    """Redraw a region of each image of a batch; all other pixels stay as they are.
 
     Args:
         model: as for `sampling.sample`.

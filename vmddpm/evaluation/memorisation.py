@@ -102,8 +102,8 @@ def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
 
 
 def copies_by_pixels(images: Tensor, training: Tensor, threshold: float = COPY) -> Tensor:
-    """The same by pixels alone and without mirroring: whether each of `images` (n, ...) lies nearer to a training image
-    (m, ...) than `threshold` times the distance of that one to its nearest other, bool (n,).
+    """bool (n,): whether the ratio by pixels alone, without mirroring, is at most the threshold: the distance of each of
+    `images` (n, ...) to its nearest training image (m, ...), divided by that image's distance to its nearest other.
 
     Raises:
         InputError: if there are fewer than two training images.

@@ -76,8 +76,7 @@ class PrecisionRecall(NamedTuple):
 def precision_and_recall(real: Tensor, synthetic: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al., 2019, Eq. 1 and 2) of features (n, d) and (m, d).
 
-    An image lies among a set if, for some image of the set, it is no farther away than that image's k-th nearest
-    neighbour in the set.
+    An image lies among a set if it is within the k-th-nearest-neighbour distance of at least one image of the set.
 
     Raises:
         InputError: if a set has no more than k images.

@@ -69,7 +69,7 @@ class VMDDPM(
                 3; every side a multiple of `config.size_multiple`.
             t: (B,) integer or real diffusion steps.
             order_key: (seed, step) of Sequence Regeneration: equal keys give equal visit orders. Each is an integer, or
-                an integer tensor of one element on x's device, which a CUDA graph reads anew at each replay. None
+                an integer tensor of one element on x's device, which a CUDA graph reads again at each replay. None
                 draws a key from torch's global generator of that device.
             labels: (B, number of `config.classes`), 1 for each requested class and 0 for the others. A row of zeros
                 requests no class, as does None.

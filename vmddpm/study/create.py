@@ -54,7 +54,7 @@ class CreateOptions:
         patient: regular expression that is searched for in a real file's path below its folder; its first group is the
             patient, such as `(\\d+)_\\d+\\.png`. By default the patient comes from a prepared store; in other folders
             it is the Patient ID of a DICOM file (without one, its study), or the folder of a volume (or the file, if it
-            lies at the top); for other files it is unknown.
+            is at the top); for other files it is unknown.
         title: title of the page.
         instructions: a text file that replaces the built-in instructions; {total} is the number of images.
     """

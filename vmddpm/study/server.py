@@ -104,7 +104,7 @@ def application(study: Study, *, local: bool, encrypted: bool = False) -> Any:
 
 
 def _client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client has disconnected
 
 
 def host_of(header: str) -> str:

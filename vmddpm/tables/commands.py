@@ -44,12 +44,12 @@ def make_table(
 
     Args:
         preset: "tiny" or "paper".
-        dataset, root, held_out: with "paper": which of its data sets, where it lies, and unseen images of its kind.
-        extractor: in place of the preset's.
-        minutes: of training for each run, in place of the preset's length.
-        images: drawn for each run, in place of the preset's number.
-        seeds: in place of the preset's.
-        device: of training and sampling.
+        dataset, root, held_out: with "paper": its data set, the folder of it, and a folder of held-out images.
+        extractor: replaces the preset's extractor.
+        minutes: training time of each run; replaces the preset's length.
+        images: number of images drawn for each run; replaces the preset's number.
+        seeds: replace the preset's seeds.
+        device: for training and sampling.
 
     Raises:
         InputError, RunError, TrainingError: on unusable options, before anything is trained where that can be known.

@@ -13,10 +13,12 @@ from vmddpm.evaluation.images import Images
 
 @dataclass(frozen=True)
 class TableData:
-    """Args:
-    training: what the systems learn from and are compared with.
-    held_out: what they do not, or None.
-    description: for the heading of a table.
+    """The images of a table.
+
+    Attributes:
+        training: the systems are trained on these images and compared with them.
+        held_out: real images that are not used in training, or None.
+        description: text for the heading of a table.
     """
 
     training: Images
@@ -38,10 +40,10 @@ class _Subset(Dataset[Tensor]):
 
 
 def mni152(config: DataConfig) -> TableData:
-    """Slices of the MNI152 T1 template (an average of 152 adult brains). Training slices are 2 mm apart, the held-out
-    ones lie between them: unseen images are as near to each other as training images are.
+    """Slices of the MNI152 T1 template (an average of 152 adult brains). Training slices are 2 mm apart, and the
+    held-out slices are half-way between them, so both sets have the same spacing.
 
-    The template is symmetric, so that sagittal slices come in twins, one of which would be held out: choose other axes.
+    The template is symmetric: sagittal slices come in pairs, and one of a pair could be held out. Choose other axes.
     """
     dataset = from_volumes([mni152_template(resolution=1)], config)
     kept = _Subset([dataset[i] for i in range(len(dataset))])

@@ -31,7 +31,7 @@ class Outcome:
 
     row: Row
     cost: Cost
-    passes: int  # of the network for one image
+    passes: int  # passes of the network for one image
     trained_steps: list[int]
     trained_seconds: list[float]
     results: list[dict[str, Any]]
@@ -47,8 +47,8 @@ class Produced:
 
 
 def produce(rows: Sequence[Row], protocol: Protocol, data: TableData, out: Path, *, progress: bool = True) -> Produced:
-    """Runs in `out`/runs, samples in `out`/samples, results in `out`/evaluations; a call that was stopped goes on where
-    it was, and tables that share a folder share runs.
+    """Train, sample and evaluate the rows, in the folders runs, samples and evaluations of `out`. To resume
+    an interrupted call, repeat it; tables that share a folder share runs.
 
     Raises:
         RunError, TrainingError, InputError: as training, sampling and evaluation do.

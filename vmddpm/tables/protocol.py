@@ -20,14 +20,14 @@ class Protocol:
     """The contents of a file in `presets`.
 
     Attributes:
-        name: of the preset.
-        base: what all runs have in common: parts of a run's config.yaml.
-        systems: what each system adds to it.
-        steps: of each sampler, "ddpm" and "ddim".
-        images: drawn for each row.
+        name: name of the preset.
+        base: the parts of config.yaml that all runs share.
+        systems: the fields that each system changes in `base`.
+        steps: sampling steps of "ddpm" and of "ddim".
+        images: number of images drawn for each row.
         batch: images drawn at a time.
-        seeds: of Table I and of the ablations; a run for each.
-        minutes: of training, for each run; None: as long as base.training.steps says.
+        seeds: seeds of Table I and of the ablations, one run each.
+        minutes: training time of each run; None trains for base.training.steps.
         extractor, metrics: see `vmddpm.evaluation`.
     """
 

@@ -23,7 +23,7 @@ from vmddpm.training.config import RunConfig
 from vmddpm.training.learner import autocast
 from vmddpm.training.networks import build_network
 
-EXTRA_COPIES = 3  # of the weights, in addition to the network: the EMA and Adam's two moments
+EXTRA_COPIES = 3  # tensors of the size of the weights besides the network: the EMA and Adam's two moments
 SCRATCH = 2**27  # libraries and kernel workspaces of the first step; 50 to 140 MB were measured
 GB = 1e9
 
@@ -95,7 +95,7 @@ def predict(config: RunConfig, device: torch.device, processes: int = 1) -> Memo
     the prediction.
 
     Args:
-        config: of a system that predicts noise.
+        config: a run whose system predicts noise.
         device: where it trains.
     """
     options = config.training
@@ -126,7 +126,7 @@ def check_fits(config: RunConfig, device: torch.device, processes: int = 1, have
     """The memory that a training run will take.
 
     Args:
-        have: available bytes; those of the device if None.
+        have: available bytes; by default the device's.
 
     Raises:
         InputError: if that is not enough; the message names options that make the run fit.

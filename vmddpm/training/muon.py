@@ -11,7 +11,7 @@ from vmddpm.errors import InputError
 # Jordan et al. (2024): 5 rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X bring singular values into [0.7, 1.2].
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
-RMS = 0.2  # of a step at learning rate 1, like Adam's (Liu et al., 2025, arXiv 2502.16982, section 2.2)
+RMS = 0.2  # RMS of a step at learning rate 1, like Adam's (Liu et al., 2025, arXiv 2502.16982, section 2.2)
 
 
 class Muon(torch.optim.Optimizer):

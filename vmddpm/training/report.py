@@ -98,7 +98,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Peak memory so far: of torch's tensors on a GPU, of this process on a CPU."""
+    """Peak memory so far, in MiB: torch's tensors on a GPU, this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -128,7 +128,7 @@ class RunFolder:
         if remarks:
             write_remarks(remarks, self.remarks_path)
         else:
-            self.remarks_path.unlink(missing_ok=True)  # of an earlier start
+            self.remarks_path.unlink(missing_ok=True)  # from an earlier start
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
