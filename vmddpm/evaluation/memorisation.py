@@ -102,7 +102,7 @@ def copies(ratio: dict[str, Tensor], threshold: float = COPY) -> Tensor:
 
 
 def copies_by_pixels(images: Tensor, training: Tensor, threshold: float = COPY) -> Tensor:
-    """bool (n,): whether the ratio by pixels alone, without mirroring, is at most the threshold: the distance of each of
+    """bool (n,): whether the ratio by pixels, without mirroring, is at most the threshold: the distance of each of
     `images` (n, ...) to its nearest training image (m, ...), divided by that image's distance to its nearest other.
 
     Raises:
