@@ -98,7 +98,7 @@ def test_a_training_of_days_on_a_cpu_is_refused_without_a_configuration_and_anno
     assert "no such file or folder" in captured.err
 
 
-def test_errors_are_one_line_with_the_way_out(scans, capsys):
+def test_errors_are_one_line_with_the_fix(scans, capsys):
     train = ["train", "--config", scans / "small.yaml"]
     (scans / "empty").mkdir()
     code, error = call(capsys, *train, "--data.root", scans / "empty", "--run", scans / "run")

@@ -22,9 +22,9 @@ def test_waiting_threads_sleep_unless_the_user_chose(chosen, spins):
         pytest.skip("torch brings another OpenMP runtime than GNU's here")
     # Loads only the runtime, because torch takes seconds.
     program = "import ctypes, sys; from vmddpm.cli.waiting import *; sleep_while_waiting(); ctypes.CDLL(sys.argv[1])"
-    shown = subprocess.run([sys.executable, "-c", program, runtimes[0]], capture_output=True, text=True, check=True,
+    output = subprocess.run([sys.executable, "-c", program, runtimes[0]], capture_output=True, text=True, check=True,
                            env={**own, **chosen, "OMP_DISPLAY_ENV": "verbose"}).stderr  # fmt: skip
-    found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", shown)
+    found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", output)
     assert found[0] == spins if spins else int(found[0]) > 1_000_000
 
 

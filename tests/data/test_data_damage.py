@@ -90,7 +90,7 @@ def test_voxels_that_do_not_unpack_are_refused(tmp_path, name):
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, r"Planar Configuration \(0028,0006\) is missing"),
     ],
 )
-def test_attributes_that_are_missing_are_named_with_the_way_out(tmp_path, attributes, words):
+def test_attributes_that_are_missing_are_named_with_the_fix(tmp_path, attributes, words):
     with pytest.raises(DataError, match=words):
         planes(make_dicom(tmp_path / "a.dcm", NOISE, **attributes))
 

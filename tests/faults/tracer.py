@@ -111,8 +111,8 @@ def _traced(work: Callable[[Callable[[str], None]], object], writing: int) -> in
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGSTOP)
         program = [(0x20, 0, 0, 0)]  # load the number of the call
-        for place, number in enumerate(CALLS):
-            program.append((0x15, len(CALLS) - place, 0, number))  # equal: jump to the last instruction
+        for index, number in enumerate(CALLS):
+            program.append((0x15, len(CALLS) - index, 0, number))  # equal: jump to the last instruction
         program += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x7FF00000)]  # allow; stop for the tracer
         filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
         description = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(filters))

@@ -57,7 +57,7 @@ def results(tensors, function):
     return [y, state, *torch.autograd.grad(total, [t for t in leaves if t is not None])]
 
 
-def ours(backend, softplus, heads=True):
+def update_with(backend, softplus, heads=True):
     def update(leaves):
         arguments = leaves if heads else without_heads(leaves)
         state = arguments[0] * 1
@@ -79,8 +79,8 @@ def test_against_a_loop(backend, dtype, states, groups):
         got, want, wide = (
             concatenated_results(problems, partial(results, function=function))
             for function in (
-                ours(backend, optional, groups > 0),
-                ours("reference", optional, groups > 0),
+                update_with(backend, optional, groups > 0),
+                update_with("reference", optional, groups > 0),
                 partial(exact, softplus=optional),
             )
         )
@@ -94,7 +94,7 @@ def test_in_place_as_with_gradient(backend, dtype):
     """Without autograd the state is updated in place, with the same values in every dtype and memory order."""
     for states, optional, strided in itertools.product((16, 5), (False, True), (False, True)):
         tensors = problem(states, dtype, 2, optional, strided)
-        y, state = ours(backend, optional)([None if t is None else t.detach().requires_grad_() for t in tensors])
+        y, state = update_with(backend, optional)([None if t is None else t.detach().requires_grad_() for t in tensors])
         for kept in (tensors[0], tensors[0].mT.contiguous().mT, tensors[0].clone().float()):
             moving = kept.clone(memory_format=torch.preserve_format)
             got = vk.selective_state_update(moving, *tensors[1:], delta_softplus=optional, backend=backend)

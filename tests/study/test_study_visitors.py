@@ -358,7 +358,7 @@ def test_a_connection_without_a_request_is_closed(tmp_path):
 
 def test_a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(tmp_path):
     made = make_study(tmp_path, n=2, size=2048)
-    server = Server(made.path).start(limits(STALLED_SECONDS=3, HEADER_SECONDS=1.0, LOOK_SECONDS=0.2))
+    server = Server(made.path).start(limits(STALL_SECONDS=3, HEADER_SECONDS=1.0, LOOK_SECONDS=0.2))
     try:
         client = Client(server)
         client.sign_in("anna")

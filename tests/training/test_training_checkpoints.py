@@ -69,7 +69,7 @@ def test_a_run_continues_past_a_damaged_checkpoint(store):
     assert steps(store) == [2, 3]
 
 
-def test_all_damaged_is_an_error_with_the_way_out(store):
+def test_all_damaged_is_an_error_with_the_fix(store):
     for path in store.paths():
         path.write_bytes(b"")
     with (

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Three images with masks of 0 and 1, one of them empty."""
+    """Four images with masks of 0 and 1; the second mask is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):

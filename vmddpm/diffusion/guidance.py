@@ -17,7 +17,7 @@ MAX_GUIDANCE = 1000.0
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise InputError unless `guidance` is a number from 0 to STRONGEST."""
+    """Raise InputError unless `guidance` is a number from 0 to MAX_GUIDANCE."""
     if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise InputError(
             f"guidance is {guidance!r}; it must be from 0 (no condition) over 1 (the condition) to {MAX_GUIDANCE:g}"
