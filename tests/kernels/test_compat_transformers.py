@@ -13,6 +13,7 @@ from oracle import relative_error
 
 from vmddpm_kernels import compat
 from vmddpm_kernels.backends.cpu import CpuBackend
+from vmddpm_kernels.modules import replace_linear
 
 transformers = pytest.importorskip("transformers")
 
@@ -133,6 +134,19 @@ def test_against_its_own_pytorch(modeling, monkeypatch, calls, log):
     assert torch.equal(continued, generated(model, tokens, mask))
     assert torch.equal(after_padding, continued)
     torch.testing.assert_close(behind, got[0], rtol=1e-5, atol=1e-6)
+
+
+def test_layers_replaced_for_decoding(modeling):
+    """`replace_linear` changes neither parameters nor greedy tokens."""
+    family, options = MODELS[modeling.__name__.rpartition("modeling_")[2]]
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{family}Config")(**COMMON | {"hidden_size": 384}, **options)
+    model = getattr(modeling, f"{family}ForCausalLM")(config).eval()
+    tokens = torch.randint(1, 97, (1, 13))
+    expected, names = generated(model, tokens, torch.ones_like(tokens)), list(model.state_dict())
+    replace_linear(model)
+    assert torch.equal(generated(model, tokens, torch.ones_like(tokens)), expected)
+    assert list(model.state_dict()) == names
 
 
 def test_training_takes_the_fused_block(modeling, calls, log):
