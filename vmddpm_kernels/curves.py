@@ -215,17 +215,12 @@ SETS: dict[str, dict[int, tuple[str, ...]]] = {
     "omnidirectional": {2: (*_both_ways("hw", "wh"), *_both_ways("diagonal-hw", "antidiagonal-hw"))},  # RS-Mamba
     "local": {2: (*_both_ways("hw", "wh"), *_both_ways("window2-hw", "window7-hw"))},  # LocalMamba's candidates
     "efficient": {2: ("skip2-hw", "skip2@1-wh", "skip2@1-hw", "skip2@3-wh")},  # EfficientVMamba
-    "snake": {  # PlainMamba's in 2-D
-        2: _both_ways("snake-hw", "snake-wh"),
-        3: _both_ways("snake-dhw", "snake-hdw", "snake-whd"),
-    },
-    "hilbert": {
-        2: _both_ways("hilbert-hw", "hilbert-wh"),
-        3: _both_ways("hilbert-dhw", "hilbert-hdw", "hilbert-whd"),
-    },
-    "zorder": {
-        2: _both_ways("zorder-hw", "zorder-wh"),
-        3: _both_ways("zorder-dhw", "zorder-hdw", "zorder-whd"),
+    **{  # the snake in 2-D is PlainMamba's
+        curve: {
+            2: _both_ways(f"{curve}-hw", f"{curve}-wh"),
+            3: _both_ways(f"{curve}-dhw", f"{curve}-hdw", f"{curve}-whd"),
+        }
+        for curve in ("snake", "hilbert", "zorder")
     },
     "zigzag": {
         2: _both_ways("zigzag-hw", "zigzag-Hw"),

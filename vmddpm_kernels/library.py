@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vmddpm_kernels.interception import apply_of, differentiated, entry_below_autograd, transformed
+from vmddpm_kernels.interception import Ways, apply_of, differentiated, entry_below_autograd, transformed
 
 _library = torch.library.Library("vmddpm", "FRAGMENT")
 
@@ -20,15 +20,48 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     return getattr(torch.ops.vmddpm, name).default
 
 
-def differentiate(operator: Any, function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> None:
-    """Register `function`, an autograd Function of the same arguments, as the derivative of `operator`."""
+def differentiate(operator: Any, function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> Ways:
+    """Register `function`, an autograd Function of the same arguments, as the derivative of `operator`, and return the
+    ways to call the operator. A function without a `forward` or `vmap` of its own gets one that calls the operator."""
+
+    def below_autograd(*args: Any) -> Any:
+        result = entry_below_autograd(operator, kernel, filter(torch.is_tensor, args))(*args)
+        return tuple(result) if isinstance(result, list) else result  # a Function may not return a list
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_by_loop(function, info, in_dims, *args)
 
     def dispatched(*args: Any) -> Any:
         if transformed() or differentiated(args):
             return function.apply(*args)
         return entry_below_autograd(operator, kernel, filter(torch.is_tensor, args))(*args)
 
+    for name, method in (("forward", below_autograd), ("vmap", vmap)):
+        if name not in vars(function):
+            setattr(function, name, staticmethod(method))
     _library.impl(operator._schema.name.partition("::")[2], dispatched, "Autograd")
+    return Ways(operator, function.apply, directly(function, kernel), kernel)
+
+
+def differentiate_once(operator: Any, kernel: Callable[..., Any], message: str) -> type[torch.autograd.Function]:
+    """Register an autograd Function for `operator`, which returns gradients, and return it. It raises RuntimeError if
+    they are differentiated again, so that they do not silently act as constants."""
+
+    class Gradients(torch.autograd.Function):
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> None:
+            raise RuntimeError(message)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> None:
+            raise RuntimeError(message)
+
+    differentiate(operator, Gradients, kernel)
+    return Gradients
 
 
 def directly(function: type[torch.autograd.Function], kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -92,14 +92,6 @@ _AXES = (
     "batch, dim",
     "dim",
 )
-_AXES_OF_HEADS = (
-    "batch, heads, headdim, d_state",
-    "batch, heads, headdim",
-    "batch, heads, headdim",
-    "heads, headdim, d_state",
-    "batch, groups, d_state",
-    "batch, groups, d_state",
-    "heads, headdim",
-    "batch, heads, headdim",
-    "heads, headdim",
+_AXES_OF_HEADS = tuple(
+    axes.replace("batch, d_state", "batch, groups, d_state").replace("dim", "heads, headdim") for axes in _AXES
 )

@@ -96,7 +96,7 @@ class CpuBackend(CpuSteps):
                 ddelta = empty(sizes[:4], options.channel_first, inputs.delta.dtype, dx.device)
             else:  # the gradient of the factor, a sum over the channels
                 ddelta = torch.empty(inputs.delta.shape, dtype=dtype)
-        grads = empty_gradients(arguments, sizes, pieces, 1, needed, dx, ddelta, narrow_dx)
+        grads = empty_gradients(arguments, pieces, needed, dx, ddelta, narrow_dx)
         extension.native.scan_backward(
             arguments, options, sizes, dy, cast(dlast_state, dtype), contiguous(checkpoints), grads,
             torch.get_num_threads(),

@@ -114,7 +114,7 @@ class CudaBackend(TritonSteps):
         ddelta = empty(sizes[:4], options.channel_first, ddelta_dtype, device)
         pieces = sizes.batch * plan.segments
         of_matrices = (dtype, dtype) if sizes.wide else (inputs.B.dtype, inputs.C.dtype)
-        grads = empty_gradients(arguments, sizes, pieces, 1, (True,) * 9, dx, ddelta, matrix_dtypes=of_matrices)
+        grads = empty_gradients(arguments, pieces, (True,) * 9, dx, ddelta, matrix_dtypes=of_matrices)
         if sizes.channels == 0:  # no kernel runs
             for matrix in (grads.dB, grads.dC):
                 assert matrix is not None

@@ -171,24 +171,20 @@ def image_shape(sizes: ScanSizes) -> tuple[int, ...]:
 
 
 def empty_gradients(
-    inputs: ScanInputs, sizes: ScanSizes, pieces: int, groups: int, needed: Sequence[bool], dx: Tensor,
-    ddelta: Tensor | None, narrow_dx: Tensor | None = None,
-    matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
+    inputs: ScanInputs, pieces: int, needed: Sequence[bool], dx: Tensor, ddelta: Tensor | None,
+    narrow_dx: Tensor | None = None, matrix_dtypes: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> ScanGradients:  # fmt: skip
     """Empty gradients. dA, dD, ddelta_bias and ddt_proj get a leading axis of partial sums over parts of the batch if
-    `pieces` > 1, dB and dC one of partial sums over groups of channels if `groups` > 1. dB and dC exist if ddelta does,
-    in the accumulation's dtype or in `matrix_dtypes`."""
+    `pieces` > 1. dB and dC exist if ddelta does, in the accumulation's dtype or in `matrix_dtypes`."""
     _, _, A, B, _, D, delta_bias, initial_state, dt_proj, _ = inputs
     of_dB, of_dC = matrix_dtypes or (A.dtype, A.dtype)
-    batch, routes, length, _, states, _, _ = sizes
-    matrix = (batch, routes, length, states) if groups == 1 else (groups, batch, routes, length, states)
     dB: Tensor | None
     if ddelta is None:
         dB = None
-    elif groups == 1 and B.dtype is of_dB and B.is_contiguous():
+    elif B.dtype is of_dB and B.is_contiguous():
         dB = torch.empty_like(B)  # faster than with a shape
     else:
-        dB = torch.empty(matrix, dtype=of_dB, device=A.device)
+        dB = torch.empty(B.shape, dtype=of_dB, device=A.device)
     return ScanGradients(
         dx,
         ddelta,

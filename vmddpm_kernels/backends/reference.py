@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.backends.reference_steps import ReferenceSteps
-from vmddpm_kernels.interception import not_autocast, recorded_by_autograd
+from vmddpm_kernels.backends.reference_steps import ReferenceSteps, gradients
+from vmddpm_kernels.interception import not_autocast
 from vmddpm_kernels.routes import RouteOrder, check_table
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
@@ -48,19 +48,10 @@ class ReferenceBackend(ReferenceSteps):
         options: ScanOptions,
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
-        with recorded_by_autograd():
-            leaves = ScanInputs._make(t if t is None else _leaf(t) for t in inputs)
-            results = selective_scan(leaves, options)
-        given = [(r, g.to(r.dtype)) for r, g in zip(results, (dy, dlast_state)) if g is not None and r.requires_grad]
-        present = [t for t in leaves[:9] if t is not None]
-        if not given:
-            return [t if t is None else torch.zeros_like(t) for t in leaves[:9]]
-        grads = iter(
-            torch.autograd.grad(
-                [r for r, _ in given], present, [g for _, g in given], allow_unused=True, materialize_grads=True
-            )
-        )
-        return [t if t is None else next(grads) for t in leaves[:9]]
+        def scan(leaves: Sequence[Tensor | None]) -> Sequence[Tensor]:
+            return selective_scan(ScanInputs(*leaves, table=inputs.table), options)  # type: ignore[arg-type]
+
+        return gradients(scan, inputs[:9], (dy, dlast_state))
 
     def cross_scan(self, x: Tensor, order: RouteOrder, channel_first: bool) -> Tensor:
         table = order.as_table(x.device)
@@ -76,10 +67,6 @@ class ReferenceBackend(ReferenceSteps):
             accumulate = torch.promote_types(y.dtype, torch.float32)
             pixels = pixels.to(accumulate).sum(1, keepdim=True).to(y.dtype)
         return _as_layout(pixels, channel_first)
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.is_floating_point())
 
 
 def _as_layout(t: Tensor, channel_first: bool) -> Tensor:

@@ -12,14 +12,12 @@ from vmddpm_kernels.backends.extension import empty
 from vmddpm_kernels.checks import FLOATS, check_input
 from vmddpm_kernels.interception import (
     Way,
-    Ways,
-    entry_below_autograd,
     in_forward_mode,
     refuse_batched,
     transformed,
     way_in,
 )
-from vmddpm_kernels.library import define, differentiate, directly, note_change, vmap_by_loop
+from vmddpm_kernels.library import define, differentiate, differentiate_once, note_change
 from vmddpm_kernels.step_inputs import LEAST_TAPS, MOST_TAPS, ConvInputs
 
 _INPUTS = len(ConvInputs._fields)
@@ -130,11 +128,6 @@ class CausalConv1d(torch.autograd.Function):
     `apply` are those of the operator."""
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        result: Tensor = entry_below_autograd(causal_conv1d_forward, _forward, args[:_INPUTS])(*args)
-        return result
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.options = inputs[_INPUTS:]
         ctx.save_for_backward(*inputs[:_INPUTS])
@@ -146,42 +139,14 @@ class CausalConv1d(torch.autograd.Function):
         way = way_in((dy, *inputs))
         if way is Way.KERNEL:
             return *_run_backward(dy, inputs, silu, backend, ctx.needs_input_grad), None, None
-        call = causal_conv1d_backward if way is Way.DISPATCHER else CausalConv1dBackward.apply
+        call = causal_conv1d_backward if way is Way.DISPATCHER else _Gradients.apply
         grads = iter(call(dy, *inputs, silu, backend))
         return *[t if t is None else next(grads) for t in inputs], None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(CausalConv1d, info, in_dims, *args)
 
-
-_TWICE = "the compiled causal_conv1d has no second derivative; pass backend='reference' to differentiate twice"
-
-
-class CausalConv1dBackward(torch.autograd.Function):
-    """Gradients that raise an error if they are differentiated again."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(entry_below_autograd(causal_conv1d_backward, _backward, args[: 1 + _INPUTS])(*args))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(CausalConv1dBackward, info, in_dims, *args)
-
-
-differentiate(causal_conv1d_forward, CausalConv1d, _forward)
-differentiate(causal_conv1d_backward, CausalConv1dBackward, _backward)
-_WAYS = Ways(causal_conv1d_forward, CausalConv1d.apply, directly(CausalConv1d, _forward), _forward)
+_WAYS = differentiate(causal_conv1d_forward, CausalConv1d, _forward)
+_Gradients = differentiate_once(
+    causal_conv1d_backward,
+    _backward,
+    "the compiled causal_conv1d has no second derivative; pass backend='reference' to differentiate twice",
+)

@@ -17,14 +17,12 @@ from vmddpm_kernels.backends.cpu_norms import (
 from vmddpm_kernels.checks import FLOATS, check_float, check_input, check_shape
 from vmddpm_kernels.interception import (
     Way,
-    Ways,
-    entry_below_autograd,
     in_forward_mode,
     refuse_batched,
     transformed,
     way_in,
 )
-from vmddpm_kernels.library import define, differentiate, directly, vmap_by_loop
+from vmddpm_kernels.library import define, differentiate, differentiate_once
 
 _TENSORS = 3  # x, weight and bias
 
@@ -149,10 +147,6 @@ class GroupNormSiLU(torch.autograd.Function):
     results of `apply` are those of the operator."""
 
     @staticmethod
-    def forward(*args: Any) -> Any:
-        return entry_below_autograd(group_norm_silu_forward, _forward, args[:_TENSORS])(*args)
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
@@ -164,45 +158,15 @@ class GroupNormSiLU(torch.autograd.Function):
         way = way_in((dy, *saved))
         if way is Way.KERNEL:
             return *_gradients(dy, *saved), None, None
-        call = group_norm_silu_grads if way is Way.DISPATCHER else GroupNormSiLUBackward.apply
+        call = group_norm_silu_grads if way is Way.DISPATCHER else _Gradients.apply
         grads = iter(call(dy, *saved))
         return *[t if t is None else next(grads) for t in saved[:_TENSORS]], None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(GroupNormSiLU, info, in_dims, *args)
 
-
-_TWICE = (
+_WAYS = differentiate(group_norm_silu_forward, GroupNormSiLU, _forward)
+_Gradients = differentiate_once(
+    group_norm_silu_grads,
+    _backward,
     "the compiled group_norm_silu has no second derivative; set VMDDPM_BACKEND=reference in the environment to "
-    "differentiate twice"
+    "differentiate twice",
 )
-
-
-class GroupNormSiLUBackward(torch.autograd.Function):
-    """Gradients that raise an error if they are differentiated again."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(entry_below_autograd(group_norm_silu_grads, _backward, args)(*args))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(GroupNormSiLUBackward, info, in_dims, *args)
-
-
-differentiate(group_norm_silu_forward, GroupNormSiLU, _forward)
-differentiate(group_norm_silu_grads, GroupNormSiLUBackward, _backward)
-_WAYS = Ways(group_norm_silu_forward, GroupNormSiLU.apply, directly(GroupNormSiLU, _forward), _forward)

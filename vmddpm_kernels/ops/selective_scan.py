@@ -19,7 +19,7 @@ from vmddpm_kernels.interception import (
     refuse_batched,
     way_in,
 )
-from vmddpm_kernels.library import define, differentiate, vmap_by_loop
+from vmddpm_kernels.library import define, differentiate, differentiate_once, vmap_by_loop
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes, scan_options
 
 _INPUTS = len(ScanInputs._fields)
@@ -158,7 +158,7 @@ def _gradients(
     way = way_in((dy, dlast_state, *inputs, checkpoints))
     if way is Way.KERNEL:
         return _run_backward(dy, dlast_state, inputs, checkpoints, options, backend, needed)
-    call = selective_scan_backward if way is Way.DISPATCHER else SelectiveScanBackward.apply
+    call = selective_scan_backward if way is Way.DISPATCHER else _Gradients.apply
     grads = iter(call(dy, dlast_state, *inputs, checkpoints, *_flags(options), backend))
     return [t if t is None else next(grads) for t in inputs[:_DIFFERENTIABLE]]
 
@@ -230,32 +230,9 @@ class DirectSelectiveScan(torch.autograd.Function):
 
 _apply_directly = apply_of(DirectSelectiveScan)
 
-_TWICE = "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice"
-
-
-class SelectiveScanBackward(torch.autograd.Function):
-    """Gradients that raise an error if they are differentiated again, instead of silently acting as constants."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(entry_below_autograd(selective_scan_backward, _backward, args[:-4])(*args))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise RuntimeError(_TWICE)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(SelectiveScanBackward, info, in_dims, *args)
-
-
 differentiate(selective_scan_forward, SelectiveScan, _forward)
-differentiate(selective_scan_backward, SelectiveScanBackward, _backward)
+_Gradients = differentiate_once(
+    selective_scan_backward,
+    _backward,
+    "the compiled selective_scan has no second derivative; pass backend='reference' to differentiate twice",
+)

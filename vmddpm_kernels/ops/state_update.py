@@ -9,14 +9,12 @@ from torch import Tensor
 from vmddpm_kernels.backends import BACKENDS, by_name, reference, reference_steps, select
 from vmddpm_kernels.interception import (
     Way,
-    Ways,
-    entry_below_autograd,
     in_forward_mode,
     refuse_batched,
     transformed,
     way_in,
 )
-from vmddpm_kernels.library import define, differentiate, directly, note_change, vmap_by_loop
+from vmddpm_kernels.library import define, differentiate, note_change
 from vmddpm_kernels.step_inputs import StateInputs
 
 _INPUTS = len(StateInputs._fields)
@@ -66,11 +64,6 @@ class StateUpdate(torch.autograd.Function):
     """`state_update` with its derivative. The arguments and results of `apply` are those of the operator."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        results: tuple[Tensor, Tensor] = entry_below_autograd(state_update, _forward, args[:_INPUTS])(*args)
-        return results
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.softplus = inputs[_INPUTS]
         ctx.save_for_backward(*inputs[:_INPUTS])
@@ -82,10 +75,5 @@ class StateUpdate(torch.autograd.Function):
         inputs = StateInputs(*ctx.saved_tensors)
         return *reference_steps.state_update_gradients(inputs, ctx.softplus, dy, dstate), None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return vmap_by_loop(StateUpdate, info, in_dims, *args)
 
-
-differentiate(state_update, StateUpdate, _forward)
-_WAYS = Ways(state_update, StateUpdate.apply, directly(StateUpdate, _forward), _forward)
+_WAYS = differentiate(state_update, StateUpdate, _forward)
