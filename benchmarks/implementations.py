@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import vmddpm_kernels as vk
 from benchmarks import plain_routes
 from benchmarks.baselines import Baselines, Missing
-from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
+from benchmarks.parallel_scan import ParallelScan
 from benchmarks.problem import ROUTES, Implementation, Problem
 
 HEAD = 64  # channels of an attention head
@@ -92,14 +92,7 @@ def unfused(problem: Problem, backend: str, baselines: Baselines) -> Implementat
 
 def plain_around_our_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """VMamba's formula in plain PyTorch around our `selective_scan`."""
-
-    def cross_scan(x: Tensor, *_: Any) -> Tensor:
-        return plain_routes.cross_scan(x)
-
-    def cross_merge(ys: Tensor, *_: Any) -> Tensor:
-        return plain_routes.cross_merge(ys)
-
-    return _pipeline(problem, cross_scan, _scan_by(backend), cross_merge)
+    return _plain_pipeline(problem, _scan_by(backend))
 
 
 def _scan_by(backend: str) -> Callable[..., Tensor]:
@@ -117,14 +110,17 @@ def vmamba(problem: Problem, backend: str, baselines: Baselines) -> Implementati
 
 
 def parallel_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    def run(*tensors: Tensor) -> Tensor:
-        return scan_in_pytorch(*tensors, problem.table)
-
-    return Implementation(leaves(*problem.tensors), run, problem.dy, unchanged)
+    return _plain_pipeline(problem, in_groups(ParallelScan.apply))
 
 
 def mambapy(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    return _pipeline(problem, vk.cross_scan, mambapy_scan(baselines), vk.cross_merge)
+    return _plain_pipeline(problem, mambapy_scan(baselines))
+
+
+def _plain_pipeline(problem: Problem, selective_scan: Callable[..., Tensor]) -> Implementation:
+    """VMamba's cross scan and merge in plain PyTorch around a scan."""
+    scan, merge = (lambda t, *_, run=run: run(t) for run in (plain_routes.cross_scan, plain_routes.cross_merge))
+    return _pipeline(problem, scan, selective_scan, merge)
 
 
 def _pipeline(
@@ -153,10 +149,14 @@ def _pipeline(
 
 
 def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
-    """mamba.py's `MambaBlock.selective_scan` for groups."""
     if baselines.mambapy is None:
         raise Missing(baselines.missing["mamba.py"])
-    pscan = baselines.mambapy
+    return in_groups(baselines.mambapy)
+
+
+def in_groups(recurrence: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The selective scan for groups, as mamba.py's `MambaBlock.selective_scan`, of h_l = a_l h_{l-1} + b_l for a, b
+    (B, L, D, N)."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
         batch, groups = B.shape[:2]
@@ -167,7 +167,7 @@ def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
 
         A = A.unflatten(0, (groups, -1)).repeat(batch, 1, 1)[:, None]           # (B G, 1, D, N)
         B, C = (t.flatten(0, 1).transpose(1, 2) for t in (B, C))                # (B G, L, N)
-        h = pscan(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
+        h = recurrence(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
         y = (h @ C[..., None]).squeeze(3).transpose(1, 2)                       # (B G, D, L)
         return y.unflatten(0, (batch, groups)).flatten(1, 2) + D[:, None] * u
 

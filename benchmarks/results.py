@@ -14,14 +14,12 @@
 """
 
 import json
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import save
+from benchmarks.gpu.report import save, unused
 
 Record = dict[str, Any]
-FOLDER = Path(__file__).resolve().parent / "results"
 OURS = ("ours", "reference", "triton")  # first words of the names of implementations in this repository
 
 
@@ -53,9 +51,7 @@ class Results:
 
     def save(self, folder: Path) -> Path:
         """Write a new file; `benchmarks.report` makes the tables of the documentation from it."""
-        name = f"{self.data['machine']['device']}-{self.data['machine']['date']}"
-        names = chain([name], (f"{name}-{i}" for i in count(2)))
-        path = next(path for n in names if not (path := folder / f"{n}.json").exists())
+        path = unused(folder, f"{self.data['machine']['device']}-{self.data['machine']['date']}")
         save(self.data, path)
         return path
 

@@ -5,21 +5,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from scipy import stats
+
 UPPER = 5  # number of longest lengths that the slope is fitted to
-T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # Student's t, two-sided 95 %, 1 to 8 degrees of freedom
 
 
 def slope(lengths: Sequence[int], costs: Sequence[float]) -> dict[str, float]:
     """The slope by least squares over the longest lengths, with its 95 % interval: {slope, low, high, since}."""
     points = sorted(zip(lengths, costs))[-UPPER:]
-    x, y = ([math.log(p[i]) for p in points] for i in (0, 1))
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((v - mean_x) ** 2 for v in x)
-    b = sum((u - mean_x) * (v - mean_y) for u, v in zip(x, y)) / spread
-    residual = sum((v - mean_y - b * (u - mean_x)) ** 2 for u, v in zip(x, y))
-    freedom = len(points) - 2
-    half = T95[freedom - 1] * math.sqrt(residual / freedom / spread) if freedom > 0 else math.inf
-    return {"slope": b, "low": b - half, "high": b + half, "since": points[0][0]}
+    fit = stats.linregress(*([math.log(p[i]) for p in points] for i in (0, 1)))
+    half = fit.stderr * stats.t.ppf(0.975, len(points) - 2) if len(points) > 2 else math.inf
+    low, middle, high = (float(fit.slope + v) for v in (-half, 0, half))
+    return {"slope": middle, "low": low, "high": high, "since": points[0][0]}
 
 
 def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:

@@ -9,9 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.commands import CUT, Running, last_lines, run, start
+from benchmarks.gpu.commands import CUT, ROOT, Running, last_lines, module_command, run, start
 
-HERE = Path(__file__).resolve().parent
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_OPTIONS = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "all"]
 MORE_OPTIONS = {"memcheck": ["--report-api-errors", "no"]}  # torch queries features that may be absent
@@ -43,7 +42,7 @@ def count_outcomes(text: str) -> tuple[Counter[str], list[str]]:
 
 def test_files() -> list[str]:
     """The files of TESTS in that order, then all others."""
-    folder = HERE.parents[1] / "tests" / "gpu"
+    folder = ROOT / "tests" / "gpu"
     every = {path.stem.removeprefix("test_gpu_"): str(path) for path in folder.glob("test_*.py")}
     return [every.pop(name) for name in TESTS if name in every] + sorted(every.values())
 
@@ -92,7 +91,7 @@ def sanitizer_outcome(result: dict[str, Any]) -> str:
 def start_sanitizers(folder: Path, seconds: float, dry_run: bool) -> dict[str, Running] | str:
     """Start each tool on the same short program, in parallel; if there is none, return why. Without torch's caching,
     each tensor is a separate allocation, so that an access beyond its end is detected."""
-    target = [sys.executable, str(HERE / "sanitize_target.py")]
+    target = module_command("sanitize_target")
     if dry_run:
         return {"target": start([*target, "--dry-run"], folder / "sanitizer.log", seconds)}
     tool_path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"

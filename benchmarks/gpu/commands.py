@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.baselines import ROOT
+
 LEAST_PRIORITY = ["nice", "-n", "19"]
 CUT = "cut"  # the time ran out; partial results are kept
 _running: "set[Running]" = set()
@@ -66,6 +67,11 @@ def start(
     running = Running(process, log, begun, begun + seconds)
     _running.add(running)
     return running
+
+
+def module_command(name: str, *arguments: str) -> list[str]:
+    """The command of a module of this folder."""
+    return [sys.executable, "-m", f"benchmarks.gpu.{name}", *arguments]
 
 
 def end_all() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.baselines import ROOT
 
 
 def said(*command: str) -> str | None:

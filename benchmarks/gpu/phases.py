@@ -6,15 +6,15 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import checks, counters
 from benchmarks.gpu.checks import conclude
-from benchmarks.gpu.commands import CUT, ROOT, Running, last_lines, run, start
+from benchmarks.gpu.commands import CUT, ROOT, Running, last_lines, module_command, run, start
 from benchmarks.gpu.machine import nvcc
 
-HERE = Path(__file__).resolve().parent
 RESTARTS = 4
 TO_COMPILE = 0.6  # share of the baselines' time that compiling may take
 TO_END = 0.15  # share of a phase's time in which it begins nothing new
@@ -45,24 +45,19 @@ def build(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     return conclude(result, log, begun)
 
 
-def smoke(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Check that the scans are correct."""
-    return listed("smoke", folder, seconds, dry_run)
-
-
 def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     """Profile six calls with ncu; if that fails, again with the few counters that every version has."""
-    program = [sys.executable, "-m", "benchmarks.gpu.counter_calls"]
+    calls = module_command("counter_calls")
     log, table = folder / "counters.log", folder / "counters.csv"
     begun = time.monotonic()
     if dry_run:
-        return conclude(run([*program, "--dry-run"], log, seconds), log, begun)
+        return conclude(run([*calls, "--dry-run"], log, seconds), log, begun)
     ncu = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     if not Path(ncu).exists():
         return {"outcome": "skipped: no ncu"}
     result: dict[str, Any] = {"outcome": "failed"}
     for metrics, sections in ((counters.METRICS, ["WarpStateStats"]), (counters.FEW, [])):
-        command = [ncu, *counters.options(metrics, sections), "--log-file", str(table), *program]
+        command = [ncu, *counters.options(metrics, sections), "--log-file", str(table), *calls]
         result = run(command, log, seconds - (time.monotonic() - begun))
         said = table.read_text(errors="replace") if table.exists() else ""
         with log.open("a") as output:
@@ -76,15 +71,10 @@ def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     return conclude(result, log, begun)
 
 
-def ours(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Measure our times and memory, and the limits of the GPU."""
-    return measured("ours", folder, seconds, dry_run)
-
-
 def start_baselines(folder: Path, seconds: float) -> list[Running]:
     """Start to compile the baselines, in parallel and at the lowest priority, while the phases before theirs run."""
     return [
-        start([sys.executable, str(HERE / "baselines.py"), name], folder / f"build-{name}.log", seconds, polite=True)
+        start(module_command("baselines", name), folder / f"build-{name}.log", seconds, polite=True)
         for name in ("VMamba", "mamba")
     ]
 
@@ -122,20 +112,10 @@ def triton_tests(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     return {"outcome": tested["outcome"], "seconds": tested["seconds"], "checks": {"pytest": tested}}
 
 
-def model(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Time steps of the paper's model, as a replayed graph and eager."""
-    return listed("model_steps", folder, seconds, dry_run)
-
-
-def compiled(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
-    """Time steps of the paper's model through torch.compile; compiling takes most of the time."""
-    return listed("model_steps", folder, seconds, dry_run, "--compiled")
-
-
 def training(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     """Train on a real brain, with run folders in $OUT if it is set. Needs the packages of `vmddpm[demo]`."""
     out = Path(os.environ.get("OUT", folder)) / "training"
-    return listed("train_brain", folder, seconds, dry_run, f"--out={out}")
+    return listed("train_brain", folder, seconds, dry_run, [f"--out={out}"])
 
 
 def measured(
@@ -146,8 +126,7 @@ def measured(
     lines, result, starts = folder / f"{group}.jsonl", {"outcome": CUT}, 0
     while starts < RESTARTS and (left := seconds - (time.monotonic() - begun)) > 5:
         starts += 1
-        command = [sys.executable, "-m", "benchmarks.gpu.measure", group, str(lines), "--seconds",
-                   str((1 - TO_END) * left)]  # fmt: skip
+        command = module_command("measure", group, str(lines), "--seconds", str((1 - TO_END) * left))
         result = run(command + ["--dry-run"] * dry_run, folder / f"{group}.log", left, environment)
         if result["outcome"] != "failed":
             break
@@ -159,12 +138,14 @@ def measured(
     return {**conclude(result, folder / f"{group}.log", begun), "starts": starts, **found}
 
 
-def listed(program: str, folder: Path, seconds: float, dry_run: bool, *arguments: str) -> dict[str, Any]:
+def listed(
+    name: str, folder: Path, seconds: float, dry_run: bool, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run a program that appends a line of JSON for each case."""
-    lines, log = folder / f"{program}.jsonl", folder / f"{program}.log"
+    lines, log = folder / f"{name}.jsonl", folder / f"{name}.log"
     begun = time.monotonic()
-    command = [sys.executable, "-m", f"benchmarks.gpu.{program}", *arguments, str(lines)]
-    command += ["--seconds", str((1 - TO_END) * seconds)] * (program != "smoke") + ["--dry-run"] * dry_run
+    command = module_command(name, *arguments, str(lines))
+    command += ["--seconds", str((1 - TO_END) * seconds)] * (name != "smoke") + ["--dry-run"] * dry_run
     result = run(command, log, seconds)
     return {**conclude(result, log, begun), "cases": read_lines(lines)}
 

@@ -4,8 +4,11 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
+
+from vmddpm.files import write_text
 
 MOST_OF_A_LOG = 1 << 20  # characters
 SAME_WITHIN = 0.02  # a baseline's result that differs by more than this in the mean is not the same computation
@@ -20,9 +23,13 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
+
+
+def unused(folder: Path, name: str) -> Path:
+    """The path of a new file; files of other runs on the same day are kept."""
+    names = chain([name], (f"{name}-{i}" for i in count(2)))
+    return next(path for n in names if not (path := folder / f"{n}.json").exists())
 
 
 def save_logs(folder: Path) -> None:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu import phases
 from benchmarks.gpu.commands import CUT, ROOT, Running, end_all
 from benchmarks.gpu.machine import describe, slug
-from benchmarks.gpu.report import save, save_logs, table
+from benchmarks.gpu.report import save, save_logs, table, unused
 
 BUDGET, REHEARSAL = 465.0, 165.0  # seconds
 STOPPED = "stopped before its end"
@@ -49,17 +49,17 @@ class Phase:
 # In the order in which they run.
 PHASES = {
     "build": Phase(phases.build, 60),
-    "smoke": Phase(phases.smoke, 25),
+    "smoke": Phase(partial(phases.listed, "smoke"), 25),
     "counters": Phase(phases.look, 35),
-    "ours": Phase(phases.ours, 45),
+    "ours": Phase(partial(phases.measured, "ours"), 45),
     "baselines": Phase(phases.baselines, 65),
     "triton": Phase(phases.triton, 25),
     "tests": Phase(phases.tests, 80),
-    "model": Phase(phases.model, 45),
+    "model": Phase(partial(phases.listed, "model_steps"), 45),
 }
 ON_REQUEST = {
     "triton-tests": Phase(phases.triton_tests, 200),
-    "compiled": Phase(phases.compiled, 200),
+    "compiled": Phase(partial(phases.listed, "model_steps", arguments=["--compiled"]), 200),
     "training": Phase(phases.training, 400),
 }
 # After these outcomes the other phases are pointless.
@@ -102,12 +102,6 @@ class Session:
         outcomes = [phase["outcome"] for phase in self.results["phases"].values()]
         self.results["outcome"] = next((worst for worst in ("failed", CUT) if worst in outcomes), "ok")
         save(self.results, self.path)
-
-
-def unused(folder: Path, name: str) -> Path:
-    """The path of a new file; files of other runs on the same day are kept."""
-    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
-    return next(path for n in names if not (path := folder / f"{n}.json").exists())
 
 
 def run(session: Session) -> None:

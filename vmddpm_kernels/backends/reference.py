@@ -49,7 +49,7 @@ class ReferenceBackend(ReferenceSteps):
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
         def scan(leaves: Sequence[Tensor | None]) -> Sequence[Tensor]:
-            return selective_scan(ScanInputs(*leaves, table=inputs.table), options)  # type: ignore[arg-type]
+            return selective_scan(ScanInputs._make((*leaves, inputs.table)), options)
 
         return gradients(scan, inputs[:9], (dy, dlast_state))
 
