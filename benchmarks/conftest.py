@@ -103,6 +103,8 @@ def seeded() -> None:
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill torch.empty with NaN, so that an element that no kernel writes fails the check."""
+    with torch.device("meta"):  # at its first use torch.device remembers the functions that it applies to
+        torch.empty(0)
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:

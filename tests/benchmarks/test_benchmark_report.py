@@ -24,7 +24,7 @@ def test_slope_is_that_of_a_fitted_line():
     (fitted, _), covariance = np.polyfit(np.log(lengths[-5:]), np.log(costs[-5:]), 1, cov=True)
     found = slope(lengths, costs)
     assert found["slope"] == pytest.approx(fitted)
-    assert (found["high"] - found["low"]) / 2 == pytest.approx(3.182 * covariance[0, 0] ** 0.5)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(3.182446 * covariance[0, 0] ** 0.5)
     assert found["since"] == lengths[-5]
 
 
