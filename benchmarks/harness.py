@@ -82,13 +82,20 @@ class Harness:
 
     def measure(self, seconds: float, least: int) -> tuple[dict[str, list[float]], int]:
         """Seconds of each round of the implementations and YARDSTICKS, and the number of input sets."""
+        sets, calls = self.input_sets(), yardsticks(self.device)
+        for name, each in sets.items():
+            calls[name] = lambda i, each=each: each[i % len(each)].call(self.direction)
+        return measure_in_turn(calls, self.device, seconds, least), len(next(iter(sets.values())))
+
+    def input_sets(self) -> dict[str, list[Any]]:
+        """Each implementation with as many sets of inputs as it takes for a call to find none of its own in the
+        cache."""
         smallest = min(sum(t.numel() * t.element_size() for t in c.leaves) for c in self.implementations.values())
-        sets = sets_needed(smallest, self.device)
-        calls = yardsticks(self.device)
-        for name, implementation in self.implementations.items():
-            others = [replace(implementation, leaves=self.make(name, seed).leaves) for seed in range(1, sets)]
-            calls[name] = lambda i, each=[implementation, *others]: each[i % sets].call(self.direction)
-        return measure_in_turn(calls, self.device, seconds, least), sets
+        seeds = range(1, sets_needed(smallest, self.device))
+        return {
+            name: [one, *(replace(one, leaves=self.make(name, seed).leaves) for seed in seeds)]
+            for name, one in self.implementations.items()
+        }
 
     def record(self, suite: str, results: Results, measured: dict[str, list[float]], sets: int,
                work: Callable[[str], Work | None]) -> None:  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_flag, check_float, check_shape, check_tensor, is_non_overlapping
+from vmddpm_kernels.checks import check_flag, check_float, check_optional, check_shape, check_tensor, is_non_overlapping
 from vmddpm_kernels.ops.causal_conv1d import convolve, convolve_in_place
 from vmddpm_kernels.step_inputs import ConvInputs
 
@@ -53,9 +53,8 @@ def causal_conv1d(
         raise ValueError(f"x must have shape ({axes}), got {tuple(x.shape)}")
     steps = x if last else x.mT                                                 # (batch, length, dim)
     _check_weight(weight, x, steps.shape[2])
-    if initial_states is not None:
-        check_float("initial_states", initial_states, x)
-        check_shape("initial_states", initial_states, "batch, dim, width - 1", (x.shape[0], *_window(weight, -1)))
+    window = (x.shape[0], weight.shape[0], weight.shape[1] - 1)
+    check_optional("initial_states", initial_states, x, "batch, dim, width - 1", window)
     history = None if initial_states is None else initial_states.mT
     y = convolve(ConvInputs(steps, weight, bias, history), silu, backend)
     y = y if last else y.mT
@@ -178,7 +177,3 @@ def _check_weight(weight: Tensor, x: Tensor, channels: int) -> None:
     if weight.dim() != 2 or weight.shape[1] < 1:
         raise ValueError(f"weight must have shape (dim, width) with width at least 1, got {tuple(weight.shape)}")
     check_shape("weight", weight, "dim, width", (channels, weight.shape[1]))
-
-
-def _window(weight: Tensor, more: int) -> tuple[int, int]:
-    return weight.shape[0], weight.shape[1] + more

@@ -74,6 +74,13 @@ def check_shape(name: str, tensor: Tensor, axes: str, shape: tuple[int, ...]) ->
         )
 
 
+def check_optional(name: str, tensor: Tensor | None, like: Tensor, axes: str, shape: tuple[int, ...]) -> None:
+    """`check_float` and `check_shape`, unless `tensor` is None."""
+    if tensor is not None:
+        check_float(name, tensor, like)
+        check_shape(name, tensor, axes, shape)
+
+
 def _of_another_order(name: str, value: object) -> str:
     """A hint for an argument that was passed in the wrong position; empty if there is none."""
     if isinstance(value, bool):

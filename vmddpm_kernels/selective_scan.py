@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_discretization, check_flag, check_float, check_shape, misnamed
+from vmddpm_kernels.checks import (
+    check_discretization,
+    check_flag,
+    check_float,
+    check_optional,
+    check_shape,
+    misnamed,
+)
 from vmddpm_kernels.interception import untraced
 from vmddpm_kernels.ops.selective_scan import scan
 from vmddpm_kernels.scan_inputs import ScanInputs, scan_options
@@ -150,9 +157,7 @@ def _check(
         raise ValueError(f"u must have shape ({axes}), got {tuple(u.shape)}")
     check_float("delta", delta, u)
     for name, t in (("delta", delta if dt_proj is None else None), ("z", z)):
-        if t is not None:
-            check_float(name, t, u)
-            check_shape(name, t, axes, tuple(u.shape))
+        check_optional(name, t, u, axes, tuple(u.shape))
     batch, dim = u.shape[0], u.shape[2 if channel_last else 1]
     if dt_proj is not None:
         _check_factors(delta, dt_proj, u, dim, channel_last)
@@ -165,12 +170,8 @@ def _check(
         raise ValueError(f"A must have shape (dim, d_state), got {tuple(A.shape)}")
     check_shape("A", A, "dim, d_state", (dim, A.shape[1]))
     for name, t in (("D", D), ("delta_bias", delta_bias)):
-        if t is not None:
-            check_float(name, t, u)
-            check_shape(name, t, "dim", (dim,))
-    if initial_state is not None:
-        check_float("initial_state", initial_state, u)
-        check_shape("initial_state", initial_state, "batch, dim, d_state", (batch, dim, A.shape[1]))
+        check_optional(name, t, u, "dim", (dim,))
+    check_optional("initial_state", initial_state, u, "batch, dim, d_state", (batch, dim, A.shape[1]))
     return groups[0], dim
 
 
@@ -180,11 +181,10 @@ def _check_factors(delta: Tensor, dt_proj: Tensor, u: Tensor, dim: int, channel_
         raise ValueError(f"dt_proj must have shape (dim, dt_rank) with dt_rank at least 1, got {tuple(dt_proj.shape)}")
     rank = dt_proj.shape[1]
     check_shape("dt_proj", dt_proj, "dim, dt_rank", (dim, rank))
-    batch, length = u.shape[0], u.shape[1 if channel_last else 2]
     if channel_last:
-        check_shape("delta", delta, "batch, length, dt_rank", (batch, length, rank))
+        check_shape("delta", delta, "batch, length, dt_rank", (*u.shape[:2], rank))
     else:
-        check_shape("delta", delta, "batch, dt_rank, length", (batch, rank, length))
+        check_shape("delta", delta, "batch, dt_rank, length", (u.shape[0], rank, u.shape[2]))
 
 
 def _groups(name: str, matrix: Tensor, u: Tensor, dim: int, channel_last: bool) -> int:

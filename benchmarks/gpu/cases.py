@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.baselines import Baselines, Missing
+from benchmarks.baselines import Baselines
+from benchmarks.harness import Makers
 from benchmarks.implementations import IMAGES, SEQUENCES
-from benchmarks.problem import Case, Implementation, Problem
+from benchmarks.problem import Case
 
 # Stages of VM-DDPM at 128 x 128 with batch 16 and of VMamba-T at 224 x 224 with batch 128, and a plain sequence.
 SHAPES = [(16, 32, 32, 192), (4, 64, 64, 192), (128, 28, 28, 192), (128, 56, 56, 96),
@@ -40,21 +41,11 @@ def cases_of(group: str, tiny: bool) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
-def implementations(
-    group: str, case: Case, baselines: Baselines, device: str, backend: str, seed: int
-) -> dict[str, Implementation]:
-    problem = Problem.draw(case, device, seed)
-    makers = IMAGES if case.height else SEQUENCES
-    found = {}
-    more = [name for name, one in ONCE.items() if group == "ours" and (case == one or device == "cpu")]
-    for name in IMPLEMENTATIONS[group] + more:
-        if name not in makers or name in baselines.missing:
-            continue
-        try:
-            if name == "ours in Triton" and device == "cpu":  # interpreted: a rehearsal
-                found[name] = makers["ours"](problem, "triton", baselines)
-            else:
-                found[name] = makers[name](problem, backend, baselines)
-        except Missing:  # listed in baselines.missing
-            continue
-    return found
+def makers_of(group: str, case: Case, baselines: Baselines, device: str) -> Makers:
+    """The implementations to measure, without those that are missing."""
+    makers: Makers = dict(IMAGES if case.height else SEQUENCES)
+    if device == "cpu":  # interpreted: a rehearsal
+        makers["ours in Triton"] = lambda problem, _, baselines: makers["ours"](problem, "triton", baselines)
+    once = [name for name, one in ONCE.items() if group == "ours" and (case == one or device == "cpu")]
+    names = [*IMPLEMENTATIONS[group], *once]
+    return {name: makers[name] for name in names if name in makers and name not in baselines.missing}

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.baselines import Baselines, load
-from benchmarks.gpu.cases import CASES, cases_of, implementations
+from benchmarks.gpu.cases import CASES, cases_of, makers_of
 from benchmarks.gpu.ceilings import measure_ceilings
+from benchmarks.harness import Harness
 from benchmarks.problem import BOTH, FORWARD, Case, Implementation, difference
-from benchmarks.timing import measure, sets_needed
+from benchmarks.timing import measure
 
 GPU_ERROR = 3
 COMPARED = ("VMamba", "mamba_ssm", "ours in Triton")
@@ -26,21 +27,13 @@ def differences(all_of_them: dict[str, Implementation]) -> dict[str, dict[str, f
     return {name: difference(all_of_them[name], all_of_them["ours"]) for name in COMPARED if name in all_of_them}
 
 
-def bytes_of(implementation: Implementation) -> int:
-    return sum(t.numel() * t.element_size() for t in implementation.leaves)
-
-
-def measure_case(
-    group: str, case: Case, first: dict[str, Implementation], baselines: Baselines, device: str, backend: str,
-    least: int,
-) -> dict[str, Any]:
-    sets = sets_needed(min(map(bytes_of, first.values())), device)
-    input_sets = [first, *(implementations(group, case, baselines, device, backend, s) for s in range(1, sets))]
+def measure_case(harness: Harness, least: int) -> dict[str, Any]:
+    sets = harness.input_sets()
     record: dict[str, Any] = {}
     for direction in (FORWARD, BOTH):
         results = {
-            name: measure(lambda one, d=direction: one.call(d), [s[name] for s in input_sets], device, least)
-            for name in first
+            name: measure(lambda one, d=direction: one.call(d), each, harness.device, least)
+            for name, each in sets.items()
         }
         ours = results["ours"]
         record[direction] = {
@@ -81,7 +74,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny cases on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
-    device = backend = "cpu" if options.dry_run else "cuda"
+    device = "cpu" if options.dry_run else "cuda"
     least = 2 if options.dry_run else REPETITIONS
 
     lines_before = options.lines.read_text().splitlines() if options.lines.exists() else []
@@ -108,17 +101,18 @@ def main() -> None:
         record: dict[str, Any] = {**describe(case), "begun": True}
         note(record)
         try:
-            first = implementations(options.group, case, baselines, device, backend, seed=0)
-            record["differences"] = differences(first)
+            makers = makers_of(options.group, case, baselines, device)
+            harness = Harness(makers, list(makers), case, BOTH, device, baselines)
+            record["differences"] = differences(harness.implementations)
             note(record)
-            record |= measure_case(options.group, case, first, baselines, device, backend, least)
+            record |= measure_case(harness, least)
         except Exception as error:  # the other cases can still be measured
             record["error"] = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - begun
         note({**record, "begun": False, "seconds": seconds})
         print(f"{case.name}: {record.get('error', 'measured')}, {seconds:.1f} s", flush=True)
         if device == "cuda":
-            first = {}
+            harness = None
             try:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_dense, check_float, check_shape, check_states
+from vmddpm_kernels.checks import check_dense, check_float, check_optional, check_shape, check_states
 from vmddpm_kernels.compat.groups import common_groups
 
 
@@ -34,13 +34,9 @@ def complex_scan(
     batch, dim, length = u.shape
     check_float("delta", delta, u)
     for name, t in (("delta", delta), ("z", z)):
-        if t is not None:
-            check_float(name, t, u)
-            check_shape(name, t, "batch, dim, length", (batch, dim, length))
+        check_optional(name, t, u, "batch, dim, length", (batch, dim, length))
     for name, t in (("D", D), ("delta_bias", delta_bias)):
-        if t is not None:
-            check_float(name, t, u)
-            check_shape(name, t, "dim", (dim,))
+        check_optional(name, t, u, "dim", (dim,))
     check_dense("A", A)
     if A.dtype not in (torch.complex64, torch.complex128):
         raise TypeError(f"A must be complex64, complex128 or real, got {A.dtype}")

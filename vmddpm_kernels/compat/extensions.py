@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmddpm_kernels.checks import check_float, check_shape
+from vmddpm_kernels.checks import check_float, check_optional
 from vmddpm_kernels.compat import mamba_scan, vmamba
 
 
@@ -62,8 +62,7 @@ def mamba_bwd(
     )
     dz_computed = grads.pop(6)
     if z is not None and dz is not None:
-        check_float("dz", dz, z)
-        check_shape("dz", dz, "batch, dim, length", tuple(z.shape))
+        check_optional("dz", dz, z, "batch, dim, length", tuple(z.shape))
         with torch.no_grad():
             dz.copy_(dz_computed)
     if z is not None:
@@ -184,8 +183,7 @@ def _gradients(
     with torch.enable_grad():
         leaves = [None if t is None else _leaf(name, t) for name, t in tensors.items()]
         result = scan(*leaves)
-    check_float("dout", dout, result)
-    check_shape("dout", dout, "batch, dim, length", tuple(result.shape))
+    check_optional("dout", dout, result, "batch, dim, length", tuple(result.shape))
     present = [t for t in leaves if t is not None]
     if result.requires_grad:
         grads = torch.autograd.grad(result, present, dout.to(result.dtype), allow_unused=True, materialize_grads=True)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vmddpm_kernels.causal_conv1d import causal_conv1d
-from vmddpm_kernels.checks import check_dense, check_float, check_shape, check_truth
+from vmddpm_kernels.checks import check_dense, check_float, check_optional, check_shape, check_truth
 from vmddpm_kernels.compat.mamba_scan import selective_scan_fn
 from vmddpm_kernels.linear import linear
 from vmddpm_kernels.modules.norm import normalized
@@ -243,9 +243,7 @@ def _check(
             f"conv1d_weight must have shape (dim, 1, width) with width at least 1, got {tuple(conv1d_weight.shape)}"
         )
     check_shape("conv1d_weight", conv1d_weight, "dim, 1, width", (dim, 1, conv1d_weight.shape[2]))
-    if conv1d_bias is not None:
-        check_float("conv1d_bias", conv1d_bias, xz)
-        check_shape("conv1d_bias", conv1d_bias, "dim", (dim,))
+    check_optional("conv1d_bias", conv1d_bias, xz, "dim", (dim,))
     rank = delta_proj_weight.shape[1]
     check_shape("delta_proj_weight", delta_proj_weight, "dim, dt_rank", (dim, rank))
     check_dense("A", A)
@@ -268,16 +266,14 @@ def _check_weight(name: str, weight: Tensor, xz: Tensor, dims: int) -> None:
 def _biased(name: str, projected: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return projected
-    check_float(name, bias, projected)
-    check_shape(name, bias, "d_state", projected.shape[-1:])
+    check_optional(name, bias, projected, "d_state", projected.shape[-1:])
     return projected + bias.to(projected.dtype)
 
 
 def _normalized(name: str, projected: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     if weight is None:
         return projected
-    check_float(name, weight, projected)
-    check_shape(name, weight, "d_state", projected.shape[-1:])
+    check_optional(name, weight, projected, "d_state", projected.shape[-1:])
     return rms_norm_forward(projected, weight, None, eps)
 
 
