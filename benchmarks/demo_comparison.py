@@ -215,7 +215,7 @@ def markdown(data: Record) -> str:
     rows.append(f"| as many real slices | | | | {' | '.join(real)} |")
     runs = data["runs"]
     busy = [run["others"] for run in runs if run["others"] is not None]
-    told = [
+    notes = [
         f"{data['minutes']:g} minutes of training each, {data['images']} images; mean (least to greatest) over seeds. "
         "Less is better.",
         *(verdict(data, figure) for figure in UNITS if len(here) > 1),
@@ -223,8 +223,8 @@ def markdown(data: Record) -> str:
     ]
     if busy and max(busy) >= BUSY:
         share = f"{100 * max(busy):.0f} %"
-        told.append(f"**Measured on a busy machine**: other programs took up to {share} of the processors.")
-    return "\n".join([*rows, "", *told, "", "![The figures of merit over minutes of training](curve.png)"]) + "\n"
+        notes.append(f"**Measured on a busy machine**: other programs took up to {share} of the processors.")
+    return "\n".join([*rows, "", *notes, "", "![The figures of merit over minutes of training](curve.png)"]) + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -63,8 +63,8 @@ class Harness:
             one, other = self.implementations[name], self.make(first, seed=0)
             expected = self.results(other)
             for i in range(min(2, len(found), len(expected))):  # y, and the gradient of x
-                apart = relative_difference(one.standard(found[i]), other.standard(expected[i]))
-                assert apart < SAME_WITHIN, f"{name} is {apart:.1%} from {first} in result {i}"
+                difference = relative_difference(one.standard(found[i]), other.standard(expected[i]))
+                assert difference < SAME_WITHIN, f"{name} is {difference:.1%} from {first} in result {i}"
 
     def drop_failing(self) -> None:
         """Drop baselines that fail or give other results: compiled code may be right at one size and wrong at

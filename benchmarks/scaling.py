@@ -23,13 +23,13 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
     """The length from which ours costs less, interpolated between the points of both; 0 if it costs less at all
     lengths, None if it does not at the last."""
     lengths = sorted(ours.keys() & theirs.keys())
-    ahead = [math.log(theirs[n] / ours[n]) for n in lengths]
-    last_behind = max((i for i, a in enumerate(ahead) if a <= 0), default=-1)
-    if last_behind == -1:
+    leads = [math.log(theirs[n] / ours[n]) for n in lengths]
+    last_slower = max((i for i, a in enumerate(leads) if a <= 0), default=-1)
+    if last_slower == -1:
         return 0.0
-    if last_behind == len(lengths) - 1:
+    if last_slower == len(lengths) - 1:
         return None
-    (x0, x1), (y0, y1) = (v[last_behind : last_behind + 2] for v in ([math.log(n) for n in lengths], ahead))
+    (x0, x1), (y0, y1) = (v[last_slower : last_slower + 2] for v in ([math.log(n) for n in lengths], leads))
     return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0))
 
 

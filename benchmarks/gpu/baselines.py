@@ -55,7 +55,7 @@ FILES = {
         "mamba_ssm/utils/torch.py",
     ],
 }
-TELLING = {"VMamba": "kernels/selective_scan", "mamba": "mamba_ssm"}  # a folder that identifies a clone
+MARKERS = {"VMamba": "kernels/selective_scan", "mamba": "mamba_ssm"}  # a folder that identifies a clone
 # Unused here: complex states and half precision, which take most of the time to compile, and gradients in bfloat16 of
 # VMamba's results, which are float32.
 LEFT_OUT = ("complex_t", "at::Half", "at::BFloat16, float, at::BFloat16")
@@ -79,9 +79,9 @@ def collect(folders: list[Path], into: Path = SOURCES) -> list[str]:
     folder that is a clone of neither project."""
     clones = {}
     for folder in folders:
-        name = next((name for name, telling in TELLING.items() if (folder / telling).is_dir()), None)
+        name = next((name for name, marker in MARKERS.items() if (folder / marker).is_dir()), None)
         if name is None:
-            raise ValueError(f"{folder}: no clone of VMamba or mamba: it has no {' or '.join(TELLING.values())}")
+            raise ValueError(f"{folder}: no clone of VMamba or mamba: it has no {' or '.join(MARKERS.values())}")
         clones[name] = folder
     missing = []
     for name, patterns in FILES.items():
@@ -119,8 +119,8 @@ def revision(clone: Path) -> str:
 def cuda_home() -> Path:
     """The folder of the CUDA toolkit, as nvcc reports it: the nvcc on PATH may be a script that calls another one."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    said = subprocess.run([nvcc, "--dryrun", "nothing.cu"], capture_output=True, text=True).stderr
-    top = next((line.split("TOP=")[1] for line in said.splitlines() if "TOP=" in line), "/usr/local/cuda")
+    output = subprocess.run([nvcc, "--dryrun", "nothing.cu"], capture_output=True, text=True).stderr
+    top = next((line.split("TOP=")[1] for line in output.splitlines() if "TOP=" in line), "/usr/local/cuda")
     return Path(top.strip()).resolve()
 
 
@@ -204,7 +204,7 @@ def build(names: list[str]) -> bool:
     os.environ["CUDA_HOME"] = str(cuda_home())
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{capability[0]}.{capability[1]}")
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
-    well = True
+    succeeded = True
     for name in names:
         if not (SOURCES / name).is_dir():
             print(f"{name}: no sources in {SOURCES / name}", flush=True)
@@ -214,9 +214,9 @@ def build(names: list[str]) -> bool:
             BUILDERS[name]()
             print(f"{name}: built in {time.perf_counter() - start:.0f} s", flush=True)
         except Exception as error:  # the other one may still compile
-            well = False
+            succeeded = False
             print(f"{name}: failed after {time.perf_counter() - start:.0f} s: {error}", flush=True)
-    return well
+    return succeeded
 
 
 def main() -> None:

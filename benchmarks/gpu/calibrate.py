@@ -40,15 +40,15 @@ def constants(results: dict[str, Any]) -> dict[str, Any]:
     before, points = gpu_of(results), issue_points(results)
     if not ceilings and not points:
         raise ValueError("nothing was measured: neither of the phases `ours` and `counters` came so far")
-    said = machine["gpu"]
+    device = machine["gpu"]
     # Limits follow from the architecture; all other values are from the driver or measured. The bandwidth times the
     # assumed memory efficiency is the measured rate of a copy.
-    gpu = {"name": said["name"], "multiprocessors": said["multiprocessors"]}
+    gpu = {"name": device["name"], "multiprocessors": device["multiprocessors"]}
     if "clock_hertz" in ceilings:
         gpu["clock_ghz"] = ceilings["clock_hertz"] / 1e9
     if "copy_bytes_per_second" in ceilings:
         gpu["bytes_per_second"] = ceilings["copy_bytes_per_second"] / ASSUMED.memory_efficiency
-    origin = {"gpu": said["name"], "date": machine["date"], "commit": machine["commit"]}
+    origin = {"gpu": device["name"], "date": machine["date"], "commit": machine["commit"]}
     found: dict[str, Any] = {"from": origin, "gpus": {str(before.architecture): gpu}}
     if "exp2_per_second" in ceilings and "clock_ghz" in gpu:
         rate = ceilings["exp2_per_second"] / LANES / (gpu["multiprocessors"] * SCHEDULERS)  # of a scheduler
@@ -62,13 +62,13 @@ def constants(results: dict[str, Any]) -> dict[str, Any]:
 
 def gpu_of(results: dict[str, Any]) -> Gpu:
     """The assumptions about the GPU of the run."""
-    said = results["machine"]["gpu"]
-    if not said.get("name"):
+    device = results["machine"]["gpu"]
+    if not device.get("name"):
         raise ValueError("the run was a rehearsal on a CPU: there is nothing to calibrate with")
-    architecture = int(said["capability"].replace(".", ""))
+    architecture = int(device["capability"].replace(".", ""))
     if architecture not in ASSUMED.gpus:
         known = ", ".join(map(str, ASSUMED.gpus))
-        raise ValueError(f"{said['name']} is of architecture {architecture}; assumptions.py has {known}: add it there")
+        raise ValueError(f"{device['name']} has architecture {architecture}; assumptions.py has {known}: add it there")
     return ASSUMED.gpus[architecture]
 
 

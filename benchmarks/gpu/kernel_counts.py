@@ -202,8 +202,8 @@ def _registers(one: Any) -> int:
 
 
 def _registers_of_cubin(cubin: Path) -> int:
-    beside = Path(sass.find_nvdisasm()).with_name("cuobjdump")
-    command = [str(beside), "--dump-resource-usage", str(cubin)]
+    cuobjdump = Path(sass.find_nvdisasm()).with_name("cuobjdump")
+    command = [str(cuobjdump), "--dump-resource-usage", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return max(int(n) for n in re.findall(r"REG:(\d+)", text))
 

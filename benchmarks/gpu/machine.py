@@ -14,7 +14,7 @@ import torch
 from benchmarks.baselines import ROOT
 
 
-def said(*command: str) -> str | None:
+def output(*command: str) -> str | None:
     """The output of a program; None if it does not exist or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -41,22 +41,23 @@ def cpu_name() -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    release = re.search(r"release ([\d.]+), V([\d.]+)", said(nvcc(), "--version") or "")
+    release = re.search(r"release ([\d.]+), V([\d.]+)", output(nvcc(), "--version") or "")
     gpu: dict[str, Any] = {"name": None}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
+        driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         gpu = {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
-            "driver": (said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").split("\n")[0],
+            "driver": (driver or "").split("\n")[0],
         }
     return {
         "device": slug(gpu["name"] or f"{cpu_name()} {os.cpu_count()} cores"),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": said("git", "rev-parse", "HEAD"),
-        "changed_files": bool(said("git", "status", "--porcelain")),
+        "commit": output("git", "rev-parse", "HEAD"),
+        "changed_files": bool(output("git", "status", "--porcelain")),
         "gpu": gpu,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),

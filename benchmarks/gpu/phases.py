@@ -59,9 +59,9 @@ def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     for metrics, sections in ((counters.METRICS, ["WarpStateStats"]), (counters.FEW, [])):
         command = [ncu, *counters.options(metrics, sections), "--log-file", str(table), *calls]
         result = run(command, log, seconds - (time.monotonic() - begun))
-        said = table.read_text(errors="replace") if table.exists() else ""
+        output_text = table.read_text(errors="replace") if table.exists() else ""
         with log.open("a") as output:
-            output.write(said)
+            output.write(output_text)
         try:
             result["calls"] = counters.read(table)
         except (ValueError, KeyError, OSError) as error:
@@ -82,12 +82,12 @@ def start_baselines(folder: Path, seconds: float) -> list[Running]:
 def baselines(folder: Path, seconds: float, dry_run: bool, compiling: list[Running] | None = None) -> dict[str, Any]:
     """Measure VMamba's and mamba_ssm's scans against ours, if they are compiled by then or soon after."""
     begun = time.monotonic()
-    said = []
+    notes = []
     for running in compiling or []:
         running.deadline = begun + TO_COMPILE * seconds
-        said += [f"compiling: {running.wait()['outcome']}: {line}" for line in last_lines(running.log, 1)]
+        notes += [f"compiling: {running.wait()['outcome']}: {line}" for line in last_lines(running.log, 1)]
     result = measured("baselines", folder, seconds - (time.monotonic() - begun), dry_run)
-    return {**result, "said": said, "seconds": round(time.monotonic() - begun, 1)}
+    return {**result, "notes": notes, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def triton(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
@@ -164,9 +164,9 @@ def read_lines(lines: Path) -> list[dict[str, Any]]:
 def gather(lines: Path) -> dict[str, Any]:
     """The last line of each case."""
     cases = {record["case"]: record for record in read_lines(lines)}
-    apart = {name: cases.pop(name) for name in ("ceilings", "baselines") if name in cases}
+    other = {name: cases.pop(name) for name in ("ceilings", "baselines") if name in cases}
     not_measured = cases.pop("out of time", {}).get("not_measured", [])
     for name, record in list(cases.items()):
         if record.pop("begun", False):  # its process ended before it was measured
             not_measured = [name, *not_measured]
-    return {**apart, "cases": list(cases.values()), "not_measured": not_measured}
+    return {**other, "cases": list(cases.values()), "not_measured": not_measured}

@@ -74,7 +74,7 @@ def phase_lines(phases: dict[str, Any]) -> Iterator[str]:
             details += [f"not measured: {', '.join(entry['not_measured'])}"] if entry.get("not_measured") else []
             details += [entry["error"]] if "error" in entry else []
             yield f"{part:14} {entry['outcome']:8} {', '.join(details)}"
-            yield from (f"    {line}" for line in [*entry.get("said", []), *entry.get("failed", [])[:10]])
+            yield from (f"    {line}" for line in [*entry.get("notes", []), *entry.get("failed", [])[:10]])
             if name == "smoke":
                 wrong = (case for case in entry.get("cases", []) if "error" in case)
                 yield from (f"    {case['case']}: {case['error']}" for case in wrong)
@@ -86,11 +86,11 @@ def counter_lines(calls: list[dict[str, Any]]) -> Iterator[str]:
     """Warp instructions per (step, state), executed and counted without a GPU; for the slowest kernel, its use of the
     issue slots, its resident warps, and their main stall."""
     if calls:
-        yield f"{'instructions a step and state':44}{'executed':>9}{'counted':>9}{'apart':>8}{'EX2':>7}{'ms':>8}"
+        yield f"{'instructions a step and state':44}{'executed':>9}{'counted':>9}{'difference':>12}{'EX2':>7}{'ms':>8}"
     for call in calls:
         expected = (call["predicted"] or {}).get("all")
         executed, largest = call["instructions"], max(call["kernels"], key=_nanoseconds, default={})
-        apart = f"{executed / expected - 1:+.0%}" if executed and expected else "-"
+        difference = f"{executed / expected - 1:+.0%}" if executed and expected else "-"
         figures = {
             "issue {:.0f} %": largest.get("smsp__issue_active.avg.pct_of_peak_sustained_active"),
             "{:.0f} warps": largest.get("sm__warps_active.avg.per_cycle_active"),
@@ -100,7 +100,7 @@ def counter_lines(calls: list[dict[str, Any]]) -> Iterator[str]:
         details = [text.format(value) for text, value in figures.items() if isinstance(value, float)]
         details += [f"waits: {stall}" for stall in list(largest.get("stalls", {}))[:1]]
         yield (
-            f"{call['case']:44}{_figure(executed, 1):>9}{_figure(expected, 1):>9}{apart:>8}"
+            f"{call['case']:44}{_figure(executed, 1):>9}{_figure(expected, 1):>9}{difference:>12}"
             f"{_figure(call.get('EX2 pipe'), 2):>7}{_figure(call['milliseconds'], 2):>8}  {', '.join(details)}"
         )
 
@@ -130,12 +130,12 @@ def case_lines(measured: dict[str, Any]) -> Iterator[str]:
     if measured.get("cases"):
         yield f"{'milliseconds, then times ours':38}" + "".join(f"{c:48}" for c in ("forward", "forward + backward"))
     for record in measured.get("cases", []):
-        apart = [n for n, d in record.get("differences", {}).items() if not max(d.values()) < SAME_WITHIN]
+        wrong = [n for n, d in record.get("differences", {}).items() if not max(d.values()) < SAME_WITHIN]
         if "error" in record:
             yield f"{record['case']:38}{record['error'][:90]}"
         elif "forward_backward" in record:
             sides = [one_direction(record[direction]) for direction in ("forward", "forward_backward")]
-            yield f"{record['case']:38}" + "".join(f"{s:48}" for s in sides) + "".join(f"{n} DIFFERS" for n in apart)
+            yield f"{record['case']:38}" + "".join(f"{s:48}" for s in sides) + "".join(f"{n} DIFFERS" for n in wrong)
 
 
 def one_direction(measured: dict[str, Any]) -> str:

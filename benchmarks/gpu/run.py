@@ -119,7 +119,7 @@ def run(session: Session) -> None:
         except Exception as error:  # the other phases can still run
             result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
         if any(running.going() for running in compiling):
-            result["beside"] = "the baselines were being compiled, at the least priority"
+            result["concurrent"] = "the baselines were being compiled, at the least priority"
         session.note(name, result)
         if result["outcome"] in ENDS_THE_RUN.get(name, ()):
             broken = f"{name} {'was cut' if result['outcome'] == CUT else result['outcome']}"

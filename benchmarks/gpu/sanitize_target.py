@@ -45,8 +45,8 @@ def sequences(dtype: torch.dtype, channel_last: bool, device: str) -> None:
 
 def routes(dtype: torch.dtype, in_first: bool, out_first: bool, one_by_one: bool, device: str) -> None:
     batch, channels, height, width = 2, 37, 5, 9
-    apart = (4,) if one_by_one else ()
-    shape = (batch, *apart, channels, height, width) if in_first else (batch, height, width, *apart, channels)
+    routes = (4,) if one_by_one else ()
+    shape = (batch, *routes, channels, height, width) if in_first else (batch, height, width, *routes, channels)
     x = torch.randn(shape).to(device, dtype).requires_grad_()
     y = vk.cross_scan(x, in_first, out_first, one_by_one)
     shape = (batch, 4, channels, height, width) if out_first else (batch, height, width, 4, channels)

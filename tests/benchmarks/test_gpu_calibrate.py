@@ -124,7 +124,7 @@ def test_what_was_counted_is_kept(monkeypatch, tmp_path):
     ("change", "message"),
     [
         ({"gpu": {"name": None}}, "rehearsal on a CPU"),
-        ({"gpu": {"name": "Old", "capability": "7.0", "multiprocessors": 80}}, "Old is of architecture 70"),
+        ({"gpu": {"name": "Old", "capability": "7.0", "multiprocessors": 80}}, "Old has architecture 70"),
         ({}, "nothing was measured"),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_baseline_that_is_still_compiled(monkeypatch, tmp_path):
 
     monkeypatch.setattr(phases, "measured", measured)
     found = phases.baselines(tmp_path, 2.0, False, compiling)
-    assert found["said"] == ["compiling: ok: VMamba: built in 3 s", "compiling: cut: compiling"]
+    assert found["notes"] == ["compiling: ok: VMamba: built in 3 s", "compiling: cut: compiling"]
     assert found["cases"] == ["a case"]
 
 

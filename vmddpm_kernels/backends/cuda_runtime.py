@@ -130,7 +130,7 @@ def find_gpu(runtime: Runtime, number: int | None) -> Gpu | BackendStatus:
     try:
         gpu = runtime.gpu(number)
     except (RuntimeError, AssertionError) as error:
-        return _unasked(runtime, error)
+        return _query_failed(runtime, error)
     why = "torch finds no GPU; `python -c 'import torch; torch.cuda.init()'` says why"
     return gpu or _refused(runtime, "no_gpu", why)
 
@@ -145,7 +145,7 @@ def gpu_status(runtime: Runtime, gpu: Gpu) -> BackendStatus:
     try:
         probe = runtime.probe(gpu.number)
     except (RuntimeError, AssertionError) as error:
-        return _unasked(runtime, error)
+        return _query_failed(runtime, error)
     if probe.error:
         return _refused(runtime, *_why(gpu, gpu.capability, probe))
     return BackendStatus(True, f"{_built(runtime)}, {gpu.name}")
@@ -159,12 +159,12 @@ def _refused(runtime: Runtime, reason: Reason, why: str) -> BackendStatus:
     return BackendStatus(False, f"{_built(runtime)}, but {why}", reason)
 
 
-def _unasked(runtime: Runtime, error: Exception) -> BackendStatus:
+def _query_failed(runtime: Runtime, error: Exception) -> BackendStatus:
     return _refused(runtime, "gpu_error", f"the GPU cannot be queried: {str(error).partition(chr(10))[0]}")
 
 
 def _why(gpu: Gpu, capability: tuple[int, int], probe: Probe) -> tuple[Reason, str]:
-    said = f"{probe.message} ({probe.error})"
+    message = f"{probe.message} ({probe.error})"
     of_build, of_driver = _version(probe.built), _version(probe.driver)
     own = "`VMDDPM_CUDA_ARCHS={}{}-real pip install .`".format(*capability)
     if probe.error == "cudaErrorInsufficientDriver":
@@ -178,9 +178,9 @@ def _why(gpu: Gpu, capability: tuple[int, int], probe: Probe) -> tuple[Reason, s
             f"{of_build}: update the driver, or build for this GPU with {own}"
         )
     if probe.error in _NO_IMAGE:
-        why = f"{_described(gpu)}, for which it has no kernels: build it with {own}; CUDA says: {said}"
+        why = f"{_described(gpu)}, for which it has no kernels: build it with {own}; CUDA says: {message}"
         return "no_kernel_image", why
-    return "gpu_error", f"no kernel could be loaded onto {gpu.name}: {said}"
+    return "gpu_error", f"no kernel could be loaded onto {gpu.name}: {message}"
 
 
 def _described(gpu: Gpu) -> str:
