@@ -16,10 +16,7 @@
 #include "dispatch.h"
 #include "common/probe.h"
 #include "cross_scan/cross_scan.h"
-#include "python/cross_images.h"
-#include "python/norms.h"
-#include "python/steps.h"
-#include "python/tensors.h"
+#include "python/functions.h"
 #ifdef VMDDPM_CUDA
 #include "selective_scan/cuda.h"
 #endif

@@ -4,18 +4,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "causal_conv1d/cpu.h"
-#include "group_norm/cpu.h"
-#include "linear/cpu.h"
 #include "selective_scan/cpu.h"
-#include "state_update/cpu.h"
 
 #define VMDDPM_DECLARE(isa) \
   VMDDPM_DECLARE_SCAN(isa)  \
-  VMDDPM_DECLARE_CONV(isa)  \
-  VMDDPM_DECLARE_GROUP_NORM(isa) \
-  VMDDPM_DECLARE_LINEAR(isa) \
-  VMDDPM_DECLARE_STATE_UPDATE(isa)
+  VMDDPM_DECLARE_KERNELS(isa)
 
 VMDDPM_DECLARE(baseline)
 #ifdef VMDDPM_X86

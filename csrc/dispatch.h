@@ -6,6 +6,20 @@
 #include "selective_scan/params.h"
 #include "state_update/params.h"
 
+// Declares what the object file of each instruction set defines, but for the scan.
+#define VMDDPM_DECLARE_KERNELS(isa)                          \
+  namespace vmddpm {                                         \
+  namespace isa {                                            \
+  void conv_forward(const ConvParams& params);               \
+  void conv_backward(const ConvGradParams& grad);            \
+  void conv_update(const ConvUpdateParams& params);          \
+  void group_norm_forward(const GroupNormParams& params);    \
+  void group_norm_backward(const GroupNormGradParams& grad); \
+  void linear(const LinearParams& params);                   \
+  void state_update(const StateUpdateParams& params);        \
+  }                                                          \
+  }
+
 namespace vmddpm {
 
 struct CpuKernels {

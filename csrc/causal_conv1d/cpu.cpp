@@ -1,23 +1,18 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
-#include "cpu.h"
+#include "../dispatch.h"
 
+#include "../common/integers.h"
 #include "../common/workspace.h"
 #include "cpu_columns.h"
 #include "cpu_rows.h"
 
-VMDDPM_DECLARE_CONV(VMDDPM_ISA)
+VMDDPM_DECLARE_KERNELS(VMDDPM_ISA)
 
 namespace vmddpm {
 namespace VMDDPM_ISA {
 namespace {
 
 thread_local Workspace workspace;  // the weights by tap (calling thread), the slopes of a column (each thread)
-
-// A second thread is worth its cost only for more than about ten microseconds of work.
-int useful_threads(const ConvParams& p, int64_t elements_a_thread) {
-  const int64_t useful = p.batch * p.length * p.channels / elements_a_thread;
-  return static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
-}
 
 // (D, W) -> (W, D).
 template <typename T>
@@ -32,7 +27,7 @@ const T* by_tap(const ConvParams& p) {
 
 template <typename T, typename S, int W>
 void forward(const ConvParams& p) {
-  [[maybe_unused]] const int threads = useful_threads(p, 48 << 10);
+  [[maybe_unused]] const int threads = useful_threads(p.batch * p.length * p.channels, 48 << 10, p.threads);
   if (p.columns) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.batch * p.channels; ++i) forward_column<T, S, W>(p, i / p.channels, i % p.channels);
@@ -51,7 +46,7 @@ void forward(const ConvParams& p) {
 template <typename T, typename S, int W>
 void backward(const ConvGradParams& g) {
   const ConvParams& p = g.forward;
-  [[maybe_unused]] const int threads = useful_threads(p, 24 << 10);
+  [[maybe_unused]] const int threads = useful_threads(p.batch * p.length * p.channels, 24 << 10, p.threads);
   if (p.columns) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < p.batch * p.channels; ++i) {
@@ -82,22 +77,18 @@ void with_taps(int64_t width, Function f) {
   }
 }
 
-// Calls f(an element of the accumulation, an element of x, the number of taps as a type).
+// Calls f(a value of the accumulation's type, a value of x's type, the number of taps as a type).
 template <typename Function>
-void with_types(const ConvParams& p, Function f) {
+void with_types_and_taps(const ConvParams& p, Function f) {
   with_taps(p.width, [&](auto taps) {
-    if (p.wide) return f(double(), double(), taps);
-    switch (p.x.dtype) {
-      case DType::f16: return f(float(), Half(), taps);
-      case DType::bf16: return f(float(), BFloat16(), taps);
-      default: return f(float(), float(), taps);
-    }
+    with_types(p.x.dtype, [&](auto acc, auto element) { f(acc, element, taps); });
   });
 }
 
 template <typename T, int W>
-void update(const ConvUpdateParams& p) {
-  const int64_t kept = p.state_length, steps = kept + p.length;
+void update(const ConvUpdateParams& u) {
+  const ConvParams& p = u.conv;
+  const int64_t kept = u.state_length, steps = kept + p.length;
   const T* const bias = static_cast<const T*>(p.bias);
   T* const window = workspace.reserve<T>(steps * kLanes<T>);  // the state and the new steps
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -108,7 +99,7 @@ void update(const ConvUpdateParams& p) {
       };
       for (int64_t i = 0; i < steps * kLanes<T>; ++i) window[i] = T(0);
       for (int64_t s = 0; s < kept; ++s) {
-        gather(p.state, run(p.state, s), p.state.stride[3], count, window + s * kLanes<T>);
+        gather(u.state, run(u.state, s), u.state.stride[3], count, window + s * kLanes<T>);
       }
       for (int64_t l = 0; l < p.length; ++l) {
         gather(p.x, run(p.x, l), p.x.stride[3], count, window + (kept + l) * kLanes<T>);
@@ -131,7 +122,7 @@ void update(const ConvUpdateParams& p) {
       }
       for (int64_t s = 0; s < kept; ++s) {
         const T* const step = window + (p.length + s) * kLanes<T>;
-        scatter(step, p.state, run(p.state, s), p.state.stride[3], count);
+        scatter(step, u.state, run(u.state, s), u.state.stride[3], count);
       }
     }
   }
@@ -140,21 +131,21 @@ void update(const ConvUpdateParams& p) {
 }  // namespace
 
 void conv_forward(const ConvParams& p) {
-  with_types(p, [&](auto acc, auto element, auto taps) {
+  with_types_and_taps(p, [&](auto acc, auto element, auto taps) {
     forward<decltype(acc), decltype(element), decltype(taps)::count>(p);
   });
 }
 
 void conv_backward(const ConvGradParams& g) {
-  with_types(g.forward, [&](auto acc, auto element, auto taps) {
+  with_types_and_taps(g.forward, [&](auto acc, auto element, auto taps) {
     backward<decltype(acc), decltype(element), decltype(taps)::count>(g);
   });
 }
 
-void conv_update(const ConvUpdateParams& p) {
-  with_taps(p.width, [&](auto taps) {
+void conv_update(const ConvUpdateParams& u) {
+  with_taps(u.conv.width, [&](auto taps) {
     constexpr int W = decltype(taps)::count;
-    p.wide ? update<double, W>(p) : update<float, W>(p);
+    u.conv.wide ? update<double, W>(u) : update<float, W>(u);
   });
 }
 

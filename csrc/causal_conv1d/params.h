@@ -30,15 +30,11 @@ struct ConvGradParams {
   void* dhistory;       // Acc (B, W - 1, D) or null
 };
 
-// x and y are (B, 1, L, D), the state is (B, 1, S, D) with S >= W - 1, with any types and strides. The state holds the
-// latest S steps and is updated.
+// x, y and the state have any types and strides.
 struct ConvUpdateParams {
-  int64_t batch, length, channels, width, state_length;
-  bool wide;
-  bool silu;
-  View x, y, state;
-  const void* weight;   // Acc (D, W)
-  const void* bias;     // Acc (D) or null
+  ConvParams conv;      // history and threads unused
+  int64_t state_length;
+  View state;           // (B, 1, S, D), S >= W - 1: the latest S steps, updated
 };
 
 }  // namespace vmddpm

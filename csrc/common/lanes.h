@@ -130,6 +130,17 @@ inline Vec<float> load_lanes<float>(const Half* from) {
 #endif
 #endif
 
+// Calls f(a value of the accumulation's type, a value of the tensor's type) to pass the types on.
+template <typename Function>
+inline void with_types(vmddpm::DType dtype, Function f) {
+  switch (dtype) {
+    case vmddpm::DType::f64: return f(double(), double());
+    case vmddpm::DType::f16: return f(float(), Half());
+    case vmddpm::DType::bf16: return f(float(), BFloat16());
+    default: return f(float(), float());
+  }
+}
+
 // Calls f with the tensor's data as a pointer to its type.
 template <typename Function>
 inline auto with_type(const vmddpm::View& view, Function f) {

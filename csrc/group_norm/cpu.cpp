@@ -2,15 +2,16 @@
 //
 // A register holds channels of a pixel. Forward and backward each read an image twice, for its sums and for its
 // results, and write nothing else of its size. Registers sum a few rows; doubles sum those over the image.
-#include "cpu.h"
+#include "../dispatch.h"
 
 #include <cmath>
 
+#include "../common/integers.h"
 #include "../common/lanes.h"
 #include "../common/silu.h"
 #include "../common/workspace.h"
 
-VMDDPM_DECLARE_GROUP_NORM(VMDDPM_ISA)
+VMDDPM_DECLARE_KERNELS(VMDDPM_ISA)
 
 namespace vmddpm {
 namespace VMDDPM_ISA {
@@ -19,12 +20,6 @@ namespace {
 thread_local Workspace workspace;
 
 constexpr int64_t kRows = 16;
-
-// With less than about ten microseconds of work each, waking another thread costs more than it saves.
-int useful_threads(const GroupNormParams& p) {
-  const int64_t useful = p.batch * p.length * p.channels / (64 << 10);
-  return static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
-}
 
 // Calls f(first channel, channels) for each register of a row; the last may be partly filled.
 template <typename T, typename Function>
@@ -126,7 +121,7 @@ void find_moments(const GroupNormParams& p, int64_t image, const S* x, double* s
 
 template <typename T, typename S>
 void forward(const GroupNormParams& p) {
-  [[maybe_unused]] const int threads = useful_threads(p);
+  [[maybe_unused]] const int threads = useful_threads(p.batch * p.length * p.channels, 64 << 10, p.threads);
   const int64_t C = p.channels;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t image = 0; image < p.batch; ++image) {
@@ -149,7 +144,7 @@ void forward(const GroupNormParams& p) {
 template <typename T, typename S>
 void backward(const GroupNormGradParams& g) {
   const GroupNormParams& p = g.forward;
-  [[maybe_unused]] const int threads = useful_threads(p);
+  [[maybe_unused]] const int threads = useful_threads(p.batch * p.length * p.channels, 64 << 10, p.threads);
   const int64_t C = p.channels, each = C / p.groups;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t image = 0; image < p.batch; ++image) {
@@ -199,17 +194,6 @@ void backward(const GroupNormGradParams& g) {
                       count);
       });
     }
-  }
-}
-
-// Calls f(a value of the accumulation's type, a value of x's type) to pass the types on.
-template <typename Function>
-void with_types(DType dtype, Function f) {
-  switch (dtype) {
-    case DType::f64: return f(double(), double());
-    case DType::f16: return f(float(), Half());
-    case DType::bf16: return f(float(), BFloat16());
-    default: return f(float(), float());
   }
 }
 

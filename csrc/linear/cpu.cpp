@@ -2,11 +2,12 @@
 //
 // A register of the weight is loaded once and multiplied with each row of x. A result is one sum, whatever the number of
 // threads.
-#include "cpu.h"
+#include "../dispatch.h"
 
+#include "../common/integers.h"
 #include "../common/lanes.h"
 
-VMDDPM_DECLARE_LINEAR(VMDDPM_ISA)
+VMDDPM_DECLARE_KERNELS(VMDDPM_ISA)
 
 namespace vmddpm {
 namespace VMDDPM_ISA {
@@ -15,9 +16,7 @@ namespace {
 template <int kRows>
 void multiply(const LinearParams& p) {
   constexpr int W = kLanes<float>, kChains = 4;  // independent sums, which hide the latency of an addition
-  constexpr int64_t kWeights = 64 << 10;         // what a thread reads in about ten microseconds
-  const int64_t useful = p.inputs * p.outputs / kWeights;
-  [[maybe_unused]] const int threads = static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
+  [[maybe_unused]] const int threads = useful_threads(p.inputs * p.outputs, 64 << 10, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t output = 0; output < p.outputs; ++output) {
     const float* const weight = p.weight + output * p.inputs;

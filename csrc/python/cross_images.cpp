@@ -1,4 +1,4 @@
-#include "cross_images.h"
+#include "functions.h"
 
 #include "../cross_scan/cross_scan.h"
 

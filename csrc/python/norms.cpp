@@ -1,4 +1,4 @@
-#include "norms.h"
+#include "functions.h"
 
 #include "../dispatch.h"
 

@@ -2,7 +2,7 @@
 #include <array>
 #include <initializer_list>
 
-#include "tensors.h"
+#include "functions.h"
 
 namespace vmddpm {
 

@@ -1,4 +1,4 @@
-#include "steps.h"
+#include "functions.h"
 
 #include <stdexcept>
 #include <string>
@@ -99,24 +99,14 @@ void conv_backward(const py::handle& dy, const py::handle& x, const py::handle& 
 // x and y (B, L, D), state (B, S, D).
 void conv_update(const py::handle& x, const py::handle& state, const py::handle& weight, const py::handle& bias,
                  const py::handle& y, bool wide, bool silu) {
-  ConvUpdateParams p{};
-  p.batch = size_at(x, 0);
-  p.length = size_at(x, 1);
-  p.channels = size_at(x, 2);
-  p.width = taps(weight);
-  p.state_length = size_at(state, 1);
-  p.wide = wide;
-  p.silu = silu;
-  const Sizes sizes{p.batch, 1, p.length, p.channels};
-  const int64_t float_size = wide ? 8 : 4;
-  p.x = checked_view(x, sizes);
+  ConvUpdateParams u{conv_params(x, weight, bias, py::none(), wide, silu, false, 1), size_at(state, 1), {}};
+  ConvParams& p = u.conv;
+  const Sizes sizes{p.batch, 1, p.length, p.channels}, kept{p.batch, 1, u.state_length, p.channels};
   p.y = checked_view(y, sizes);
-  p.state = checked_view(state, {p.batch, 1, p.state_length, p.channels});
-  p.weight = checked_pointer(weight, p.channels * p.width, float_size);
-  p.bias = checked_pointer(bias, p.channels, float_size);
-  check_apart(Extent(p.state, {p.batch, 1, p.state_length, p.channels}), p.x, sizes);
+  u.state = checked_view(state, kept);
+  check_apart(Extent(u.state, kept), p.x, sizes);
   const py::gil_scoped_release release;
-  cpu_kernels().conv_update(p);
+  cpu_kernels().conv_update(u);
 }
 
 // The axes of `StateUpdateParams`, or all without heads and groups, which are then 1.

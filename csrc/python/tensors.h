@@ -95,8 +95,4 @@ void check_view_storage(const View& view, const py::handle& tensor, const std::a
 // The address of a contiguous tensor with a checked storage; null for None.
 void* checked_pointer(const py::handle& tensor, int64_t elements, int64_t element_size);
 
-// The ScanSizes of a scan, if its inputs pass the checks of `ScanInputs.check` in vmddpm_kernels/scan_inputs.py and the
-// gradients of its results, tensors or None, fit; None if one does not, or needs a slower check.
-py::object scan_sizes(const py::handle& inputs, const py::handle& dy, const py::handle& dlast_state);
-
 }  // namespace vmddpm

@@ -1,13 +1,14 @@
 // Compiled once per instruction set, with VMDDPM_ISA naming the namespace; dispatch.cpp picks one at run time.
 //
 // A register holds states of one channel, which are contiguous.
-#include "cpu.h"
+#include "../dispatch.h"
 
+#include "../common/integers.h"
 #include "../common/runs.h"
 #include "../common/silu.h"
 #include "../common/workspace.h"
 
-VMDDPM_DECLARE_STATE_UPDATE(VMDDPM_ISA)
+VMDDPM_DECLARE_KERNELS(VMDDPM_ISA)
 
 namespace vmddpm {
 namespace VMDDPM_ISA {
@@ -47,9 +48,7 @@ void update(const StateUpdateParams& p) {
   const auto live = load(static_cast<const T*>(numbers)) < splat(beyond);
   const bool state_direct = in_place<T>(p.state, p.states), A_direct = in_place<T>(p.A, p.states);
   const bool B_direct = in_place<T>(p.B, p.states), C_direct = in_place<T>(p.C, p.states);
-  constexpr int64_t kStates = 48 << 10;  // what a thread computes in about ten microseconds
-  const int64_t useful = rows * p.channels * padded / kStates;
-  [[maybe_unused]] const int threads = static_cast<int>(useful < 1 ? 1 : useful < p.threads ? useful : p.threads);
+  [[maybe_unused]] const int threads = useful_threads(rows * p.channels * padded, 48 << 10, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < rows * blocks; ++task) {
     T* const room = workspace.reserve<T>(4 * padded);
