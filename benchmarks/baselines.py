@@ -22,15 +22,18 @@ class Missing(Exception):
 
 @dataclass
 class Baselines:
-    """The baselines that were loaded, and why the others are missing. `vmamba` is (cross_scan, selective_scan,
+    """The baselines that were loaded, and why the others are missing. VMamba's is (cross_scan, selective_scan,
     cross_merge); the others are functions."""
 
-    vmamba: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None = None
-    mamba: Callable[..., Any] | None = None
-    mambapy: Callable[..., Any] | None = None
-    transformers: Callable[..., Any] | None = None
+    loaded: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """A baseline. Raises `Missing` if it was not loaded."""
+        if name not in self.loaded:
+            raise Missing(self.missing[name])
+        return self.loaded[name]
 
 
 def module_from(path: Path, name: str) -> ModuleType:
@@ -94,10 +97,10 @@ def load_transformers(device: str) -> Callable[..., Any]:
 
 
 LOADERS = {
-    "VMamba": ("vmamba", load_vmamba),
-    "mamba": ("mamba", load_mamba),
-    "mamba.py": ("mambapy", load_mambapy),
-    "transformers": ("transformers", load_transformers),
+    "VMamba": load_vmamba,
+    "mamba": load_mamba,
+    "mamba.py": load_mambapy,
+    "transformers": load_transformers,
 }
 
 
@@ -105,9 +108,8 @@ def load(device: str, names: Iterable[str] = tuple(LOADERS)) -> Baselines:
     """Load the named baselines. On a CPU these are the projects' own PyTorch versions."""
     baselines = Baselines()
     for name in names:
-        attribute, function = LOADERS[name]
         try:
-            setattr(baselines, attribute, function(device))
+            baselines.loaded[name] = LOADERS[name](device)
             revision = SOURCES / name / "REVISION"
             baselines.revisions[name] = revision.read_text().strip() if revision.exists() else "unknown"
         except Exception as error:  # the other baselines can still run

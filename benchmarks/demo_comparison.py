@@ -42,20 +42,24 @@ from vmddpm.training.ranks import Ranks
 from vmddpm.training.trainer import learning_rate_at
 
 NETWORKS = {"regenerated": "VM-DDPM", "ordered": "VM-DDPM, scans in order", "unet": "UNet"}
-CHOICES = {
-    "adam": "Adam, learning rate 0.002",
-    "epsilon": "predicts the noise",
-    "linear": "linear schedule",
-    "unweighted": "all noise levels weighted alike",
-    "min-snr": "min-SNR weights, 5",
-    "fp32": "float32",
-    "batch-8": "batch of 8",
-    "slow": "learning rate 0.002",
-    "fast": "learning rate 0.008",
-    "no-skip": "without image_skip",
-    "half-resolution": "sampling (2, 2, 2, 2), 16 channels, batch of 8",
-}
-NAMES = NETWORKS | CHOICES
+CHOICES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # title, changes to parts of the configuration
+    "adam": ("Adam, learning rate 0.002", {"training": {"optimizer": "adam", "learning_rate": 0.002}}),
+    "epsilon": ("predicts the noise", {"diffusion": {"prediction_type": "epsilon"}}),
+    "linear": ("linear schedule", {"diffusion": {"beta_schedule": "linear"}}),
+    "unweighted": ("all noise levels weighted alike", {"diffusion": {"min_snr_gamma": None}}),
+    "min-snr": ("min-SNR weights, 5", {"diffusion": {"min_snr_gamma": 5.0}}),
+    "fp32": ("float32", {"training": {"precision": "fp32"}}),
+    "batch-8": ("batch of 8", {"training": {"batch_size": 8}}),
+    "slow": ("learning rate 0.002", {"training": {"learning_rate": 0.002}}),
+    "fast": ("learning rate 0.008", {"training": {"learning_rate": 0.008}}),
+    "no-skip": ("without image_skip", {"model": {"image_skip": False}}),
+    "half-resolution": (
+        "sampling (2, 2, 2, 2), 16 channels, batch of 8",
+        {"model": {"sampling": (2, 2, 2, 2), "channel_multipliers": (1, 2, 4, 8), "base_channels": 16},
+         "training": {"batch_size": 8}},
+    ),
+}  # fmt: skip
+NAMES = NETWORKS | {name: title for name, (title, _) in CHOICES.items()}
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # images are drawn after these shares of the minutes
 UNITS = {"spectrum": "dB", "texture": "Fréchet distance", "structure": "Fréchet distance"}
 Record = dict[str, Any]
@@ -72,20 +76,7 @@ def configurations(minutes: float) -> dict[str, RunConfig]:
         "regenerated": with_(model={"regeneration": True}),
         "ordered": with_(model={"regeneration": False}),
         "unet": replace(ours, system="unet", unet=unet_of(parameters(ours))),
-        "adam": with_(training={"optimizer": "adam", "learning_rate": 0.002}),
-        "epsilon": with_(diffusion={"prediction_type": "epsilon"}),
-        "linear": with_(diffusion={"beta_schedule": "linear"}),
-        "unweighted": with_(diffusion={"min_snr_gamma": None}),
-        "min-snr": with_(diffusion={"min_snr_gamma": 5.0}),
-        "fp32": with_(training={"precision": "fp32"}),
-        "batch-8": with_(training={"batch_size": 8}),
-        "slow": with_(training={"learning_rate": 0.002}),
-        "fast": with_(training={"learning_rate": 0.008}),
-        "no-skip": with_(model={"image_skip": False}),
-        "half-resolution": with_(
-            model={"sampling": (2, 2, 2, 2), "channel_multipliers": (1, 2, 4, 8), "base_channels": 16},
-            training={"batch_size": 8},
-        ),
+        **{name: with_(**parts) for name, (_, parts) in CHOICES.items()},
     }
 
 

@@ -96,17 +96,12 @@ def plain_around_our_scan(problem: Problem, backend: str, baselines: Baselines) 
 
 
 def _scan_by(backend: str) -> Callable[..., Tensor]:
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
-        return _selective_scan(u, delta, A, B, C, D, bias, backend=backend)
-
-    return scan
+    return lambda *arguments: _selective_scan(*arguments[:-1], backend=backend)  # without the flag of softplus
 
 
 def vmamba(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    if baselines.vmamba is None:
-        raise Missing(baselines.missing["VMamba"])
     float_dy = problem.dy.float()  # the dtype of their y
-    return _pipeline(problem, *baselines.vmamba, dy=float_dy)
+    return _pipeline(problem, *baselines["VMamba"], dy=float_dy)
 
 
 def parallel_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
@@ -114,7 +109,7 @@ def parallel_scan(problem: Problem, backend: str, baselines: Baselines) -> Imple
 
 
 def mambapy(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    return _plain_pipeline(problem, mambapy_scan(baselines))
+    return _plain_pipeline(problem, in_groups(baselines["mamba.py"]))
 
 
 def _plain_pipeline(problem: Problem, selective_scan: Callable[..., Tensor]) -> Implementation:
@@ -146,12 +141,6 @@ def _pipeline(
                     D.flatten(), bias.flatten())  # fmt: skip
     dy = turned(problem.dy if dy is None else dy).contiguous()
     return Implementation(inputs, core, dy, lambda t: turned(t.flatten(2)))
-
-
-def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
-    if baselines.mambapy is None:
-        raise Missing(baselines.missing["mamba.py"])
-    return in_groups(baselines.mambapy)
 
 
 def in_groups(recurrence: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -189,17 +178,13 @@ def sequence_channel_last(problem: Problem, backend: str, baselines: Baselines) 
 
 
 def mamba_ssm(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    if baselines.mamba is None:
-        raise Missing(baselines.missing["mamba"])
-    theirs = baselines.mamba
+    theirs = baselines["mamba"]
     return _sequence(problem, lambda u, delta, A, B, C, D, bias: theirs(u, delta, A, B, C, D, None, bias, True))
 
 
 def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """transformers' function without kernels, one step at a time."""
-    if baselines.transformers is None:
-        raise Missing(baselines.missing["transformers"])
-    theirs = baselines.transformers
+    theirs = baselines["transformers"]
 
     def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         return theirs(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True).to(u.dtype)
@@ -208,7 +193,7 @@ def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implem
 
 
 def mambapy_sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    scan = mambapy_scan(baselines)
+    scan = in_groups(baselines["mamba.py"])
 
     def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         in_float = (t.float() for t in (u, delta, A, B[:, None], C[:, None], D, bias))

@@ -7,7 +7,6 @@ import torch
 
 import vmddpm_kernels as vk
 from benchmarks import plain_routes
-from benchmarks.baselines import Missing
 from benchmarks.implementations import leaves
 from benchmarks.limits import Work
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Implementation
@@ -65,9 +64,7 @@ def merge_by(run, channel_first):
 
 def vmamba(index, by, channel_first):
     def make(four, backend, baselines):
-        if baselines.vmamba is None:
-            raise Missing(baselines.missing["VMamba"])
-        theirs = baselines.vmamba[index]
+        theirs = baselines["VMamba"][index]
         return by(lambda t: theirs(t, channel_first, channel_first, False, 0), channel_first)(four)
 
     return make
