@@ -68,15 +68,6 @@ def gpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: in
     return [start.elapsed_time(end) for start, end in zip(*events)]
 
 
-def cpu_times(call: Callable[[Any], Any], inputs: Sequence[Any], repetitions: int) -> list[float]:
-    times = []
-    for i in range(repetitions):
-        start = time.perf_counter()
-        call(inputs[i % len(inputs)])
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
-
-
 def peak_bytes(call: Callable[[Any], Any], one: Any) -> int:
     """Peak memory of torch's allocator during the call, minus the memory allocated before."""
     torch.cuda.synchronize()
@@ -94,24 +85,25 @@ def measure(
 ) -> dict[str, Any]:
     """Time `call` on several inputs in turn, so that it finds none of its inputs in the cache."""
     gpu = device == "cuda"
-    for i in range(WARM_UPS):
-        call(inputs[i % len(inputs)])
+
+    def call_seconds(count: int) -> tuple[float, float]:
+        """Seconds of one of `count` calls in a loop: of the host alone, and until the device has finished."""
+        start = time.perf_counter()
+        for i in range(count):
+            call(inputs[i % len(inputs)])
+        host = time.perf_counter() - start
+        if gpu:
+            torch.cuda.synchronize()
+        return host / count, (time.perf_counter() - start) / count
+
+    call_seconds(WARM_UPS)
+    host_seconds, seconds = call_seconds(WARM_UPS)
+    repetitions = repetitions_for(seconds, least)
+    _, wall = call_seconds(repetitions)
     if gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for i in range(WARM_UPS):
-        call(inputs[i % len(inputs)])
-    host_seconds = (time.perf_counter() - start) / WARM_UPS
-    if gpu:
-        torch.cuda.synchronize()
-    repetitions = repetitions_for((time.perf_counter() - start) / WARM_UPS, least)
-    start = time.perf_counter()
-    for i in range(repetitions):
-        call(inputs[i % len(inputs)])
-    if gpu:
-        torch.cuda.synchronize()
-    wall = (time.perf_counter() - start) / repetitions
-    times = gpu_times(call, inputs, repetitions, host_seconds) if gpu else cpu_times(call, inputs, repetitions)
+        times = gpu_times(call, inputs, repetitions, host_seconds)
+    else:
+        times = [1e3 * one_time(lambda i: call(inputs[i % len(inputs)]), i, device) for i in range(repetitions)]
     return {
         "ms": statistics.median(times),
         "p20_ms": quantile(times, 0.2),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-import vmddpm_kernels as vk
+from benchmarks.baselines import Baselines
+from benchmarks.implementations import fused
+from benchmarks.problem import ROUTES, Case, Problem
 
 MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep
 
@@ -38,26 +40,17 @@ CALLS = [
 
 
 def run(call: Call, device: str, tiny: bool) -> None:
-    B, K, D, L, N = (2, 4, 6, 16, call.shape[4]) if tiny else call.shape
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(sizes, generator=generator, device=device)
-
-    side = int(L**0.5)
-    x, delta = normal(B, L, D).to(call.dtype), normal(B, K, L, D).to(call.dtype)
-    matrices = [normal(B, K, L, N).to(call.dtype) for _ in range(2)]
-    A = -torch.rand(K, D, N, generator=generator, device=device) - 0.1
-    leaves = [t.requires_grad_() for t in (x, delta, A, *matrices, normal(K, D), normal(K, D))]
-    table = vk.routes(side, side, device=device)
-    dy = torch.ones_like(x)
+    batch, _, channels, length, states = (2, ROUTES, 6, 16, call.shape[4]) if tiny else call.shape
+    side = int(length**0.5)
+    case = Case(batch, side, side, channels, states, call.dtype)
+    scan = fused(Problem.draw(case, device, seed=0), device, Baselines())
     if call.direction == "forward":
         with profiled(device):
-            vk.cross_selective_scan(*leaves, table, delta_softplus=True)  # with checkpoints, as in training
+            scan.run(*scan.leaves)  # with checkpoints, as in training
         return
-    y = vk.cross_selective_scan(*leaves, table, delta_softplus=True)
+    y = scan.run(*scan.leaves)
     with profiled(device):
-        torch.autograd.grad(y, leaves, dy)
+        torch.autograd.grad(y, scan.leaves, scan.dy)
 
 
 class profiled:

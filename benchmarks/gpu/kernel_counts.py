@@ -97,9 +97,10 @@ def recorded(shape: Shape, dtype: str, gpu: Gpu) -> list[Launch]:
     with pytest.MonkeyPatch.context() as patch:
         found = _cuda(patch, gpu.architecture, gpu, mode="record")
         return [
-            Launch(direction, _name(one.name), one.blocks, one.threads, one.shared_bytes, _registers(one))
+            Launch(direction, _name(one.name), one.blocks, one.threads, one.shared_bytes,
+                   _compiled(one.architecture)[one.name][1])
             for direction, one in _run(found, "cuda", shape, dtype, DIRECTIONS)
-        ]
+        ]  # fmt: skip
 
 
 def counted(
@@ -168,7 +169,7 @@ def _costs(direction: str, one: Any) -> Launch:
         name, registers = one.name, _registers_of_cubin(cubin)
     else:
         kernel, _ = cuda_kernels.kernels(one.architecture)[one.name]
-        cubin, name, registers = _cubins(one.architecture)[one.name], _name(one.name), _registers(one)
+        (cubin, registers), name = _compiled(one.architecture)[one.name], _name(one.name)
     function = sass_counts.functions(cubin)[kernel.name]
     executed = sass_counts.join(kernel, one.counts, function, one.counted_blocks * one.threads)
     scale = one.blocks / one.counted_blocks
@@ -182,23 +183,13 @@ def _costs(direction: str, one: Any) -> Launch:
 
 
 @cache
-def _cubins(architecture: int) -> dict[str, Path]:
-    found = {}
-    for cubin in cuda_kernels.nvcc.build([architecture]):
-        for entry in cuda_kernels.nvcc.resources(cubin):
-            found[cuda_kernels.plain_name(entry.mangled)] = cubin.path
-    return found
-
-
-@cache
-def _resources(architecture: int) -> dict[str, int]:
-    cubins = cuda_kernels.nvcc.build([architecture])
-    entries = [entry for cubin in cubins for entry in cuda_kernels.nvcc.resources(cubin)]
-    return {cuda_kernels.plain_name(entry.mangled): entry.registers for entry in entries}
-
-
-def _registers(one: Any) -> int:
-    return _resources(one.architecture)[one.name]
+def _compiled(architecture: int) -> dict[str, tuple[Path, int]]:
+    """The cubin and the registers of each of our CUDA kernels."""
+    return {
+        cuda_kernels.plain_name(entry.mangled): (cubin.path, entry.registers)
+        for cubin in cuda_kernels.nvcc.build([architecture])
+        for entry in cuda_kernels.nvcc.resources(cubin)
+    }
 
 
 def _registers_of_cubin(cubin: Path) -> int:
