@@ -45,14 +45,14 @@ bool supported(const std::string& isa) {
 }
 
 const CpuKernels& choose() {
-  const char* asked = std::getenv("VMDDPM_CPU_ISA");
+  const char* requested = std::getenv("VMDDPM_CPU_ISA");
   std::string available;
   for (const CpuKernels& kernels : kKernels) {
     if (!supported(kernels.isa)) continue;
-    if (!asked || !*asked || std::string(asked) == kernels.isa) return kernels;
+    if (!requested || !*requested || std::string(requested) == kernels.isa) return kernels;
     available += std::string(available.empty() ? "" : ", ") + kernels.isa;
   }
-  throw std::invalid_argument("VMDDPM_CPU_ISA=" + std::string(asked) + " is not available here; choose from " + available);
+  throw std::invalid_argument("VMDDPM_CPU_ISA=" + std::string(requested) + " is not available here; choose from " + available);
 }
 
 }  // namespace
