@@ -22,6 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines import BUILDS, MAMBA_EXTENSION, SOURCES, VMAMBA_EXTENSION
+from benchmarks.gpu.machine import cuda_tool
+from vmddpm.files import atomic_folder
 
 HERE = Path(__file__).resolve().parent
 # The flags of both projects' setup.py.
@@ -96,15 +98,12 @@ def collect(folders: list[Path], into: Path = SOURCES) -> list[str]:
 
 
 def replace(folder: Path, clone: Path, paths: list[Path]) -> None:
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    for path in paths:
-        target = new / path.relative_to(clone)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    (new / "REVISION").write_text(f"{revision(clone)}\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with atomic_folder(folder) as new:
+        for path in paths:
+            target = new / path.relative_to(clone)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        (new / "REVISION").write_text(f"{revision(clone)}\n")
 
 
 def revision(clone: Path) -> str:
@@ -118,8 +117,7 @@ def revision(clone: Path) -> str:
 
 def cuda_home() -> Path:
     """The folder of the CUDA toolkit, as nvcc reports it: the nvcc on PATH may be a script that calls another one."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    output = subprocess.run([nvcc, "--dryrun", "nothing.cu"], capture_output=True, text=True).stderr
+    output = subprocess.run([cuda_tool("nvcc"), "--dryrun", "nothing.cu"], capture_output=True, text=True).stderr
     top = next((line.split("TOP=")[1] for line in output.splitlines() if "TOP=" in line), "/usr/local/cuda")
     return Path(top.strip()).resolve()
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 import time
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.commands import CUT, ROOT, Running, last_lines, module_command, run, start
+from benchmarks.gpu.machine import cuda_tool
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_OPTIONS = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "all"]
@@ -94,12 +94,12 @@ def start_sanitizers(folder: Path, seconds: float, dry_run: bool) -> dict[str, R
     target = module_command("sanitize_target")
     if dry_run:
         return {"target": start([*target, "--dry-run"], folder / "sanitizer.log", seconds)}
-    tool_path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(tool_path).exists():
+    sanitizer = cuda_tool("compute-sanitizer")
+    if not Path(sanitizer).exists():
         return "skipped: no compute-sanitizer"
     return {
         tool: start(
-            [tool_path, "--tool", tool, *SANITIZER_OPTIONS, *MORE_OPTIONS.get(tool, []), *target],
+            [sanitizer, "--tool", tool, *SANITIZER_OPTIONS, *MORE_OPTIONS.get(tool, []), *target],
             folder / f"{tool}.log",
             seconds,
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

@@ -23,8 +23,9 @@ def output(*command: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def nvcc() -> str:
-    return shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+def cuda_tool(name: str) -> str:
+    """The path of a program of the CUDA toolkit, which may be missing."""
+    return shutil.which(name) or f"/usr/local/cuda/bin/{name}"
 
 
 def triton_version() -> str | None:
@@ -41,7 +42,7 @@ def cpu_name() -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    release = re.search(r"release ([\d.]+), V([\d.]+)", output(nvcc(), "--version") or "")
+    release = re.search(r"release ([\d.]+), V([\d.]+)", output(cuda_tool("nvcc"), "--version") or "")
     gpu: dict[str, Any] = {"name": None}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

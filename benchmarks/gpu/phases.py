@@ -3,7 +3,6 @@ out, or "skipped: " and the reason."""
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from benchmarks.gpu import checks, counters
 from benchmarks.gpu.checks import conclude
 from benchmarks.gpu.commands import CUT, ROOT, Running, last_lines, module_command, run, start
-from benchmarks.gpu.machine import nvcc
+from benchmarks.gpu.machine import cuda_tool
 
 RESTARTS = 4
 TO_COMPILE = 0.6  # share of the baselines' time that compiling may take
@@ -39,7 +38,7 @@ def build(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability()
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'vmddpm_kernels'}", "-DVMDDPM_CUDA=1",
                   f"-DVMDDPM_CUDA_ARCHS={major}{minor}-real"]  # fmt: skip
-    result = run(configure, log, seconds, {"CUDACXX": nvcc()})
+    result = run(configure, log, seconds, {"CUDACXX": cuda_tool("nvcc")})
     if result["outcome"] == "ok":
         result = run(["cmake", "--build", str(tree)], log, seconds - (time.monotonic() - begun))
     return conclude(result, log, begun)
@@ -52,7 +51,7 @@ def look(folder: Path, seconds: float, dry_run: bool) -> dict[str, Any]:
     begun = time.monotonic()
     if dry_run:
         return conclude(run([*calls, "--dry-run"], log, seconds), log, begun)
-    ncu = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    ncu = cuda_tool("ncu")
     if not Path(ncu).exists():
         return {"outcome": "skipped: no ncu"}
     result: dict[str, Any] = {"outcome": "failed"}

@@ -280,7 +280,7 @@ def test_an_ncu_that_does_not_know_all_metrics(monkeypatch, tmp_path):
     ncu = tmp_path / "ncu"
     ncu.write_text(NCU.format(python=sys.executable, most=len(counters.FEW), page=page))
     ncu.chmod(0o755)
-    monkeypatch.setattr(phases.shutil, "which", lambda name: str(ncu))
+    monkeypatch.setattr("shutil.which", lambda name: str(ncu))
     found = phases.look(tmp_path, 60, dry_run=False)
     assert found["outcome"] == "ok"
     assert [call["case"] for call in found["calls"]] == [call.name for call in CALLS]
