@@ -184,12 +184,8 @@ def mamba_ssm(problem: Problem, backend: str, baselines: Baselines) -> Implement
 
 def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """transformers' function without kernels, one step at a time."""
-    theirs = baselines["transformers"]
-
-    def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
-        return theirs(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True).to(u.dtype)
-
-    return _sequence(problem, run)
+    theirs = partial(baselines["transformers"], delta_softplus=True)
+    return _sequence(problem, lambda u, *rest: theirs(u, *rest[:-1], delta_bias=rest[-1]).to(u.dtype))
 
 
 def mambapy_sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
