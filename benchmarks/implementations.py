@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import vmddpm_kernels as vk
 from benchmarks import plain_routes
 from benchmarks.baselines import Baselines, Missing
-from benchmarks.parallel_scan import ParallelScan
+from benchmarks.parallel_scan import cross_selective_scan as scan_in_pytorch
 from benchmarks.problem import ROUTES, Implementation, Problem
 
 HEAD = 64  # channels of an attention head
@@ -92,7 +92,8 @@ def unfused(problem: Problem, backend: str, baselines: Baselines) -> Implementat
 
 def plain_around_our_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
     """VMamba's formula in plain PyTorch around our `selective_scan`."""
-    return _plain_pipeline(problem, _scan_by(backend))
+    scan, merge = (lambda t, *_, run=run: run(t) for run in (plain_routes.cross_scan, plain_routes.cross_merge))
+    return _pipeline(problem, scan, _scan_by(backend), merge)
 
 
 def _scan_by(backend: str) -> Callable[..., Tensor]:
@@ -105,17 +106,14 @@ def vmamba(problem: Problem, backend: str, baselines: Baselines) -> Implementati
 
 
 def parallel_scan(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    return _plain_pipeline(problem, in_groups(ParallelScan.apply))
+    def run(*tensors: Tensor) -> Tensor:
+        return scan_in_pytorch(*tensors, problem.table)
+
+    return Implementation(leaves(*problem.tensors), run, problem.dy, unchanged)
 
 
 def mambapy(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    return _plain_pipeline(problem, in_groups(baselines["mamba.py"]))
-
-
-def _plain_pipeline(problem: Problem, selective_scan: Callable[..., Tensor]) -> Implementation:
-    """VMamba's cross scan and merge in plain PyTorch around a scan."""
-    scan, merge = (lambda t, *_, run=run: run(t) for run in (plain_routes.cross_scan, plain_routes.cross_merge))
-    return _pipeline(problem, scan, selective_scan, merge)
+    return _pipeline(problem, vk.cross_scan, mambapy_scan(baselines), vk.cross_merge)
 
 
 def _pipeline(
@@ -143,9 +141,9 @@ def _pipeline(
     return Implementation(inputs, core, dy, lambda t: turned(t.flatten(2)))
 
 
-def in_groups(recurrence: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """The selective scan for groups, as mamba.py's `MambaBlock.selective_scan`, of h_l = a_l h_{l-1} + b_l for a, b
-    (B, L, D, N)."""
+def mambapy_scan(baselines: Baselines) -> Callable[..., Tensor]:
+    """mamba.py's `MambaBlock.selective_scan` for groups."""
+    pscan = baselines["mamba.py"]
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, _: bool) -> Tensor:
         batch, groups = B.shape[:2]
@@ -156,7 +154,7 @@ def in_groups(recurrence: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., T
 
         A = A.unflatten(0, (groups, -1)).repeat(batch, 1, 1)[:, None]           # (B G, 1, D, N)
         B, C = (t.flatten(0, 1).transpose(1, 2) for t in (B, C))                # (B G, L, N)
-        h = recurrence(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
+        h = pscan(torch.exp(split(delta) * A), split(delta * u) * B[:, :, None])  # (B G, L, D, N)
         y = (h @ C[..., None]).squeeze(3).transpose(1, 2)                       # (B G, D, L)
         return y.unflatten(0, (batch, groups)).flatten(1, 2) + D[:, None] * u
 
@@ -189,7 +187,7 @@ def transformers(problem: Problem, backend: str, baselines: Baselines) -> Implem
 
 
 def mambapy_sequence(problem: Problem, backend: str, baselines: Baselines) -> Implementation:
-    scan = in_groups(baselines["mamba.py"])
+    scan = mambapy_scan(baselines)
 
     def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
         in_float = (t.float() for t in (u, delta, A, B[:, None], C[:, None], D, bias))

@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import vmddpm_kernels as vk
-from benchmarks.implementations import HEAD, in_groups
+from benchmarks.implementations import HEAD, mambapy_scan
 from benchmarks.module_work import work_of
 from benchmarks.problem import BOTH, FORWARD, ROUTES, Case, Implementation, Problem
 from vmddpm.model import ModelConfig
@@ -80,7 +80,7 @@ def unfused(problem, backend, baselines):
 
 
 def mambapy(problem, backend, baselines):
-    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(in_groups(baselines["mamba.py"]))})
+    kind = type("ParallelScanCSM", (UnfusedCSM,), {"scan": staticmethod(mambapy_scan(baselines))})
     return implementation(problem, kind, (problem.case.height, problem.case.width))
 
 
