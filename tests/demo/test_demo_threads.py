@@ -78,6 +78,31 @@ def test_an_unknown_system_changes_nothing(monkeypatch):
         assert machine.threads == 4
 
 
+def test_a_system_that_stops_reporting_changes_nothing(monkeypatch):
+    machine = Machine(monkeypatch, 4, others=4.0)
+    reports = iter([0.0, None])
+    with IdleThreads(lambda: machine.now, lambda: next(reports), lambda: machine.own) as found:
+        for _ in range(3):
+            machine.wait(SECONDS)
+            found.follow()
+            assert machine.threads == 4
+
+
+@pytest.mark.parametrize(
+    ("times", "ticks"), [("1 20 300 4000", 321), ("1 20 300 4000 5000", 321), ("1 2 3 4 5 60 700 8000 9 9", 8766)]
+)
+def test_kinds_of_time_that_are_not_reported_count_as_none(monkeypatch, times, ticks):
+    monkeypatch.setattr(module, "_processors", lambda: {1})
+    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: f"cpu 9 9 9 9\ncpu0 9 9 9 9\ncpu1 {times}\n")
+    assert module._busy_seconds() == ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_unreadable_report_is_unknown(monkeypatch):
+    monkeypatch.setattr(module, "_processors", lambda: {1})
+    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: "cpu1 busy\n")
+    assert module._busy_seconds() is None
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="busy seconds are Linux's")
 def test_a_busy_process_is_seen():
     one = next(iter(os.sched_getaffinity(0)))

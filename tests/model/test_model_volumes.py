@@ -142,6 +142,34 @@ def test_a_convolution_of_side_1_equals_torch_s():
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("side", "options"),
+    [
+        (3, {"dilation": 2}),
+        (3, {"padding": 1, "padding_mode": "circular"}),
+        (3, {"padding": "same"}),
+        (1, {"stride": 2}),
+        (1, {"stride": 1}),
+        (1, {"groups": 2, "bias": False}),
+        (1, {"padding": 1}),
+    ],
+)
+def test_a_convolution_follows_its_options(side, options):
+    ours = convolution(3, 2, 4, side, **options)
+    theirs = torch.nn.Conv3d(2, 4, side, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x = noise(1, 2, 6, 6, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_a_shallow_volume_in_float64_stays_in_float64_under_autocast():
+    layer = convolution(3, 2, 4, 3, padding=1).double()
+    x = noise(1, 2, 2, 6, 6).double()
+    expected = F.conv3d(x, layer.weight, layer.bias, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), expected)
+
+
 def test_voxels_keep_their_channels_side_by_side(one_thread):
     """With one thread torch uses other convolutions."""
     model = VMDDPM(ModelConfig(**SMALL, spatial_dims=3, sampling=(2, 2), channel_multipliers=(1, 2)))

@@ -45,7 +45,9 @@ class IdleThreads:
         if self._set_by_user or self._busy_before is None or passed < SECONDS:
             return
         busy = self._busy()
-        assert busy is not None
+        if busy is None:
+            self._busy_before = None
+            return
         others = (busy - self._busy_before - (self._own() - self._own_before)) / passed
         available = max(1, min(self._max_threads, round(len(_processors()) - others)))
         torch.set_num_threads(available)
@@ -62,15 +64,19 @@ def _processors() -> set[int]:
 
 
 def _busy_seconds() -> float | None:
-    """Busy seconds of the processors that this process may use, from /proc/stat; None if there is no such file."""
+    """Busy seconds of the processors that this process may use, from /proc/stat; None if the file is missing or
+    unreadable. Some containers and old kernels report fewer kinds of time."""
     try:
-        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
-    except OSError:
+        return _busy_ticks(Path("/proc/stat").read_text(encoding="ascii")) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
         return None
+
+
+def _busy_ticks(stat: str) -> int:
     ours = {f"cpu{number}" for number in _processors()}
     ticks = 0
-    for name, *times in (line.split() for line in lines if line.startswith("cpu")):
+    for name, *times in (line.split() for line in stat.splitlines() if line.startswith("cpu")):
         if name in ours:
-            user, nice, system, _, _, interrupts, soft, stolen = map(int, times[:8])
-            ticks += user + nice + system + interrupts + soft + stolen
-    return ticks / os.sysconf("SC_CLK_TCK")
+            user, nice, system, _idle, *more = map(int, times[:8])
+            ticks += user + nice + system + sum(more[1:])  # more[0] is the wait for disks, which is idle too
+    return ticks

@@ -9,13 +9,19 @@ from torch.nn import functional as F
 
 from vmddpm_kernels.linear import linear
 
+# The options with which a convolution of side 1 is a matrix product.
+PER_TOKEN = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
 
 class Conv3d(nn.Conv3d):
-    """A convolution over volumes with zero padding, whose gradients are right in bfloat16 too, see `_conv3d`."""
+    """A convolution over volumes, whose gradients with zero padding are right in bfloat16 too, see `_conv3d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, D, H, W) -> (B, C_out, D', H', W')."""
-        return _conv3d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
+        if self.padding_mode != "zeros":
+            return super().forward(x)
+        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return _conv3d(x, self.weight, self.bias, **options)
 
 
 class Pointwise3d(nn.Conv3d):
@@ -31,7 +37,8 @@ def convolution(axes: int, inputs: int, outputs: int, side: int, **options: Any)
     """A convolution with a kernel of this side over `axes` axes, with the options of `torch.nn.Conv2d`."""
     if axes == 2:
         return nn.Conv2d(inputs, outputs, side, **options)
-    return (Pointwise3d if side == 1 else Conv3d)(inputs, outputs, side, **options)
+    per_token = side == 1 and all(options.get(name, value) == value for name, value in PER_TOKEN.items())
+    return (Pointwise3d if per_token else Conv3d)(inputs, outputs, side, **options)
 
 
 def channels_last(axes: int) -> torch.memory_format:
@@ -72,7 +79,7 @@ def _in_bfloat16(x: Tensor) -> bool:
     """Whether a convolution of x runs in bfloat16 on a CPU, by the dtype of x or by autocast."""
     if not x.is_cpu:
         return False
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64:  # autocast leaves float64 as it is
         return torch.get_autocast_dtype("cpu") is torch.bfloat16
     return x.dtype is torch.bfloat16
 
