@@ -80,7 +80,7 @@ def test_an_unknown_system_changes_nothing(monkeypatch):
 
 def test_a_system_that_stops_reporting_changes_nothing(monkeypatch):
     machine = Machine(monkeypatch, 4, others=4.0)
-    reports = iter([0.0, None])
+    reports = iter([0.0, None, None])
     with IdleThreads(lambda: machine.now, lambda: next(reports), lambda: machine.own) as found:
         for _ in range(3):
             machine.wait(SECONDS)

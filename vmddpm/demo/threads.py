@@ -46,7 +46,7 @@ class IdleThreads:
             return
         busy = self._busy()
         if busy is None:
-            self._busy_before = None
+            self._restart()
             return
         others = (busy - self._busy_before - (self._own() - self._own_before)) / passed
         available = max(1, min(self._max_threads, round(len(_processors()) - others)))
