@@ -85,6 +85,10 @@ def test_kernels_and_stacks_step_as_their_matrices(memory):
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(ValueError, match=r"shape \(4,\); Muon takes matrices"):
         Muon([nn.Parameter(torch.zeros(4))], 0.1)
+    with pytest.raises(ValueError, match="Muon takes weights, not dict"):
+        Muon([{"params": [nn.Parameter(torch.zeros(4, 4))]}], 0.1)
+    with pytest.raises(ValueError, match="must be at least 0, got -1"):
+        Muon([nn.Parameter(torch.zeros(4, 4))], -1)
 
 
 def test_a_weight_without_a_gradient_stays():

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
         dtype: dtype of the orthogonalisation; bfloat16 is exact enough, and faster on devices that support it.
 
     Raises:
-        InputError: if a weight has fewer than 2 or more than 5 axes.
+        InputError: if the rate is negative, or a weight is no tensor or has fewer than 2 or more than 5 axes.
 
     Example:
         >>> layer = nn.Linear(8, 4, bias=False)
@@ -40,7 +40,11 @@ class Muon(torch.optim.Optimizer):
         self, weights: Iterable[nn.Parameter], rate: float, momentum: float = 0.95, dtype: torch.dtype = torch.float32
     ) -> None:
         weights = list(weights)
+        if not rate >= 0:
+            raise InputError(f"the learning rate must be at least 0, got {rate}")
         for weight in weights:
+            if not isinstance(weight, Tensor):
+                raise InputError(f"Muon takes weights, not {type(weight).__name__}: make one optimiser for each group")
             if not 2 <= weight.dim() <= 5:
                 raise InputError(f"a weight has shape {tuple(weight.shape)}; Muon takes matrices, stacks and kernels")
         super().__init__(weights, {"lr": rate, "momentum": momentum})
