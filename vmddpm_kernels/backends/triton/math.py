@@ -35,15 +35,6 @@ def decay(v):
 
 
 @triton.jit
-def decays(delta, rates, N: tl.constexpr):
-    """e^(delta A) of N rates."""
-    tiles = ()
-    for s in tl.static_range(N):
-        tiles += (decay(delta * rates[s]),)
-    return tiles
-
-
-@triton.jit
 def exp_negative(m):
     """e^-m for m >= 0: -m = n ln(2) + r with whole n, and ln(2) in two parts, so that r has one rounding."""
     if m.dtype == tl.float64:

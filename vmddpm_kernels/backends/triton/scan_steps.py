@@ -95,8 +95,9 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def advance(h, delta, drive, rates, row_B, ZOH: tl.constexpr, GROUP: tl.constexpr):
     """One step of the recurrence (paper Eq. 5-6), with drive = delta x: the states after it and their decays."""
-    decays = math.decays(delta, rates, GROUP)
-    after = ()
+    decays, after = (), ()
+    for s in tl.static_range(GROUP):
+        decays += (math.decay(delta * rates[s]),)
     for s in tl.static_range(GROUP):
         driven = drive * row_B[s]
         if ZOH:

@@ -11,22 +11,20 @@ from vmddpm_kernels.backends.extension import (
     accumulation,
     cast,
     cast_given,
+    checked_table,
     empty,
     gradients_of,
-    int32,
     with_parameters_cast,
 )
 from vmddpm_kernels.backends.triton import CHUNK
+from vmddpm_kernels.backends.triton.cross_scan import sum_over_routes
 from vmddpm_kernels.backends.triton.launch import INTERPRETED, launch, registers, strided
-from vmddpm_kernels.backends.triton.plan import LaunchPlan, Scan, chosen_plan
+from vmddpm_kernels.backends.triton.plan import LaunchPlan, chosen_plan
 from vmddpm_kernels.backends.triton.scan_backward import scan_backward as backward_kernel
-from vmddpm_kernels.backends.triton.scan_fold import fold_routes
 from vmddpm_kernels.backends.triton.scan_forward import scan_forward as forward_kernel
 from vmddpm_kernels.checks import check_memory
-from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
-FOLDED = 512  # elements per program of fold_routes
 _T = TypeVar("_T")
 
 
@@ -39,15 +37,9 @@ class _Launch:
     ) -> None:
         check_memory(inputs)
         self.sizes, self.options = sizes, options
-        self.dtype, self.device = accumulation(self.sizes), inputs.x.device
-        self.order = None
-        if inputs.table is not None:
-            check_table_once(inputs.table, self.sizes.length)
-            converted = inputs.table.dtype != torch.int32
-            self.order = int32(inputs.table)
-            if converted or private_table:
-                self.order = private_copy(self.order)
-        inputs = with_parameters_cast(inputs, self.order, self.dtype)
+        self.dtype, self.device = accumulation(sizes), inputs.x.device
+        table = checked_table(inputs.table, sizes.length, private=private_table)
+        inputs = with_parameters_cast(inputs, table, self.dtype)
         self.inputs = inputs._replace(
             x=inputs.x.detach(), delta=inputs.delta.detach(), B=self._matrix(inputs.B), C=self._matrix(inputs.C)
         )
@@ -58,15 +50,20 @@ class _Launch:
         return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
     def run_with_plan(self, run: Callable[[LaunchPlan], _T], backward: bool) -> _T:
-        batch, routes, _, channels, states, wide, sum_routes = self.sizes
-        self.scan = Scan(batch, routes, channels, states, sum_routes, wide, self.options.zoh, backward)
-        return run(chosen_plan(self.scan, run, self.device))
+        return run(chosen_plan(self.sizes, self.options.zoh, backward, run, self.device))
 
     def blocks(self, plan: LaunchPlan) -> int:
         return -(-self.sizes.channels // plan.block)
 
     def programs(self, plan: LaunchPlan) -> int:
         return self.sizes.batch * self.sizes.routes // plan.walked * self.blocks(plan)
+
+    def groups(self, plan: LaunchPlan) -> int:
+        return -(-self.sizes.states // plan.group)
+
+    def adds(self, plan: LaunchPlan) -> bool:
+        """Whether a program adds to results that it has stored."""
+        return plan.walked * self.groups(plan) > 1
 
     def arguments(self, plan: LaunchPlan) -> dict[str, Any]:
         """The arguments common to the forward and the backward kernel."""
@@ -76,8 +73,8 @@ class _Launch:
             **strided("x", x), **strided("delta", delta), "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
             "table": table, "routes": routes, "length": length, "channels": channels, "walked": plan.walked,
             "STATES": states, "CHUNK": CHUNK, "SOFTPLUS": self.options.delta_softplus, "ZOH": self.options.zoh,
-            "ADDS": self.scan.adds(plan), "GROUP": plan.group, "STEPS": plan.steps, "BLOCK": plan.block,
-            "num_warps": 1, **registers(plan.registers),
+            "ADDS": self.adds(plan), "GROUP": plan.group, "STEPS": plan.steps, "BLOCK": plan.block, "num_warps": 1,
+            **registers(plan.registers),
         }  # fmt: skip
 
     def empty(self, *shape: int) -> Tensor:
@@ -90,29 +87,18 @@ class _Launch:
         dtype = self.dtype if exact else tensor.dtype
         return empty(tensor.shape, self.options.channel_first, dtype, self.device)
 
-    def folds(self, plan: LaunchPlan) -> bool:
-        return self.sizes.sum_routes and plan.walked < self.sizes.routes
-
     def image(self, plan: LaunchPlan) -> Tensor:
-        """Memory for the programs' y or dx. If results are folded, (B, K, L, D) with a separate, contiguous batch of
-        images for each route."""
-        x = self.inputs.x
-        if not self.folds(plan):
-            return self.empty_like(x, exact=self.scan.adds(plan))
-        batch, length, channels = x.shape
-        size = length * channels
-        l, d = (1, length) if self.options.channel_first else (channels, 1)
-        shape, strides = (batch, self.sizes.routes, length, channels), (size, batch * size, l, d)
-        return torch.empty_strided(shape, strides, dtype=self.dtype, device=self.device)
+        """Memory for the programs' y or dx: an image (B, L, D), or one for each route if programs share none."""
+        if self.sizes.sum_routes and plan.walked < self.sizes.routes:
+            return empty(self.sizes[:4], self.options.channel_first, self.dtype, self.device)
+        return self.empty_like(self.inputs.x, exact=self.adds(plan))
 
-    def summed(self, plan: LaunchPlan, image: Tensor) -> Tensor:
-        if not self.folds(plan):
+    def summed(self, image: Tensor) -> Tensor:
+        """y or dx in x's shape."""
+        if image.dim() == self.inputs.x.dim():
             return image
         total = self.empty_like(self.inputs.x, exact=False)
-        launch(
-            fold_routes, -(-total.numel() // FOLDED), self.device, image=total, parts=image, size=total.numel(),
-            routes=self.sizes.routes, BLOCK=FOLDED, num_warps=4,
-        )  # fmt: skip
+        sum_over_routes(total, image)
         return total
 
 
@@ -133,8 +119,8 @@ def _forward(p: _Launch, plan: LaunchPlan, inputs: ScanInputs, checkpoint_shape:
         forward_kernel, p.programs(plan), p.device, **p.arguments(plan), **strided("y", y),
         initial_state=p.inputs.initial_state, last_state=last_state, checkpoints=checkpoints,
     )  # fmt: skip
-    y = p.summed(plan, y).to(inputs.x.dtype)
-    return ScanResult(y, last_state, checkpoints, None if checkpoints is None else p.inputs.table)
+    order = None if checkpoints is None else p.inputs.table
+    return ScanResult(p.summed(y).to(inputs.x.dtype), last_state, checkpoints, order)
 
 
 def scan_backward(
@@ -155,7 +141,7 @@ def _backward(
     """The kernel's gradients, partly still to be summed, in the accumulation's type where sums need it."""
     _, delta, _, _, _, D, delta_bias, initial_state, *_ = p.inputs
     batch, routes, length, channels, states, *_ = p.sizes
-    dx, ddelta = p.image(plan), p.empty_like(delta, exact=p.scan.groups(plan) > 1)
+    dx, ddelta = p.image(plan), p.empty_like(delta, exact=p.groups(plan) > 1)
     dA = p.empty(batch, routes, channels, states)
     dinitial_state = None if initial_state is None else torch.empty_like(dA)
     dB, dC = (p.empty(p.blocks(plan), batch, routes, length, states) for _ in range(2))
@@ -167,4 +153,4 @@ def _backward(
         **strided("dy", dy), dlast_state=dlast_state, **strided("dx", dx), **strided("ddelta", ddelta),
         dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=ddelta_bias, dinitial_state=dinitial_state, batches=batch,
     )  # fmt: skip
-    return ScanGradients(p.summed(plan, dx), ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
+    return ScanGradients(p.summed(dx), ddelta, dA, dB, dC, dD, ddelta_bias, dinitial_state)
