@@ -25,7 +25,7 @@ from vmddpm_kernels.backends.extension import (
 )
 from vmddpm_kernels.backends.low_rank import gradients_of_factors, with_step_sizes
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.backends.triton import TritonSteps
+from vmddpm_kernels.backends.triton_steps import TritonSteps
 from vmddpm_kernels.routes import RouteOrder, check_table_once
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 

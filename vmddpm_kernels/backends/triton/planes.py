@@ -86,10 +86,7 @@ def numbers_of(route, N: tl.constexpr):
 def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
     """Elements from the start of a sector to a tile that begins `offset` elements after the tensor, itself `lead`
     elements into a sector."""
-    if LAYOUT == FLAT:
-        return ((offset + lead) % SECTOR).to(tl.int32)
-    else:  # noqa: RET505
-        return 0
+    return ((offset + lead) % SECTOR).to(tl.int32) if LAYOUT == FLAT else 0
 
 
 @triton.jit

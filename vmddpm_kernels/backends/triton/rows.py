@@ -14,14 +14,9 @@ def memory_of(start, row, stride_l, d, stride_d, UNIT: tl.constexpr, VECTOR: tl.
     """[PIXELS, CHANNELS] addresses. The channels are contiguous if UNIT is 1, the pixels if 0, neither if -1.
     VECTOR is 1, or the number of channels in 16 aligned bytes."""
     row, d = row.to(tl.int64), d.to(tl.int64)
-    if UNIT == 1:
-        at = start + row[:, None] * stride_l + d[None, :]
-        if VECTOR > 1:
-            at = tl.max_contiguous(tl.multiple_of(at, [1, 16]), [1, VECTOR])
-    elif UNIT == 0:
-        at = start + row[:, None] + d[None, :] * stride_d
-    else:
-        at = start + row[:, None] * stride_l + d[None, :] * stride_d
+    at = start + row[:, None] * (1 if UNIT == 0 else stride_l) + d[None, :] * (1 if UNIT == 1 else stride_d)
+    if UNIT == 1 and VECTOR > 1:
+        at = tl.max_contiguous(tl.multiple_of(at, [1, 16]), [1, VECTOR])
     return at
 
 

@@ -53,10 +53,8 @@ def pixel_of(table, first, step, steps):
     """The pixel of a step of a chunk of `steps` steps that begins with step `first` of a route. Beyond the end, the
     pixel of the chunk's first step."""
     step = tl.where(step < steps, step, 0)
-    if table is not None:
-        return tl.load(table + step).to(tl.uint32).to(tl.int64)  # unsigned: cheaper 64-bit products
-    else:  # noqa: RET505 - Triton compiles one of two branches
-        return first + step
+    # Unsigned, for cheaper 64-bit products.
+    return first + step if table is None else tl.load(table + step).to(tl.uint32).to(tl.int64)
 
 
 @triton.jit
