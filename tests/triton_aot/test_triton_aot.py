@@ -19,6 +19,7 @@ CASES = ["N=16 bfloat16", "bfloat16", "bfloat16, table", "bfloat16, steps"]
 MORE_ON_SM_90 = ["N=16 bfloat16, filled", "float32", "bfloat16, unaligned", "N=16 float32, zoh"]
 SCANS = ("scan_forward", "scan_backward")
 CASES_OF_SCANS = [f"N={n} {dtype}" for n in (1, 4, 8, 16, 32) for dtype in ("float32", "bfloat16", "float16")]
+CASES_OF_SCANS += [f"{case}, inference" for case in CASES_OF_SCANS]
 CASES_OF_SCANS += ["N=16 bfloat16, filled", "N=5 float32", "N=20 float32", "N=16 float32, zoh", "N=16 float64"]
 STEPS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "update")
 CASES_OF_STEPS = ["bfloat16, steps", "float16, steps", "float32, steps", "float32, 2 taps"]
@@ -83,11 +84,11 @@ def test_every_variant_compiles(target, tmp_path):
 
 def test_an_image_size_compiles_nothing(tmp_path):
     found = compiled(tmp_path, "sizes")
-    totals = {operator: [sum(kernels.values()) for kernels in counts] for operator, counts in found.items()}
+    totals = {layout: [sum(kernels.values()) for kernels in counts] for layout, counts in found.items()}
     print("\nkernels compiled after each of 20 image sizes:", *totals.items(), sep="\n")
     assert totals == {
-        "scan": [3] * 20,  # forward, backward, the sum over routes
-        "copies to channels last": [2] * 20,  # scan and merge
-        # One more for images larger than a tile, which have another memory layout.
-        "copies to channels first": [2] * 17 + [4] * 3,
+        # Forward, backward, scan, and the merge, which also sums over routes.
+        "channels last": [4] * 20,
+        # The sum over routes is another kernel. Images larger than a tile have another memory layout.
+        "channels first": [5] * 17 + [7] * 3,
     }
