@@ -19,7 +19,7 @@ CASES = ["N=16 bfloat16", "bfloat16", "bfloat16, table", "bfloat16, steps"]
 MORE_ON_SM_90 = ["N=16 bfloat16, filled", "float32", "bfloat16, unaligned", "N=16 float32, zoh"]
 SCANS = ("scan_forward", "scan_backward")
 CASES_OF_SCANS = [f"N={n} {dtype}" for n in (1, 4, 8, 16, 32) for dtype in ("float32", "bfloat16", "float16")]
-CASES_OF_SCANS += [f"{case}, inference" for case in CASES_OF_SCANS]
+CASES_OF_SCANS += [f"{case}, inference" for case in CASES_OF_SCANS if not case.startswith("N=8 ")]  # 16 bytes on sm_80
 CASES_OF_SCANS += ["N=16 bfloat16, filled", "N=5 float32", "N=20 float32", "N=16 float32, zoh", "N=16 float64"]
 STEPS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "update")
 CASES_OF_STEPS = ["bfloat16, steps", "float16, steps", "float32, steps", "float32, 2 taps"]
