@@ -112,12 +112,13 @@ def _launch_rows(
 ) -> None:
     batch, routes, length, channels = y.shape
     vector = VECTOR_BYTES // min(image.element_size(), y.element_size())
-    aligned = all(_aligned(t, t.stride(2), channels) for t in (image, y) if _unit(t) == 1)
+    in_rows = [t for t in (image, y) if _unit(t) == 1]
+    in_vectors = in_rows and all(_aligned(t, t.stride(2), channels) for t in in_rows)
     launch(
         kernel, batch * images * -(-channels // CHANNELS) * -(-length // PIXELS), y.device, **strided("image", image),
         **strided("y", y), inverse=inverse, images=images, routes=routes, scans=order.scans, height=order.height,
         width=order.width, length=length, channels=channels, IMAGE=_unit(image), Y=_unit(y),
-        VECTOR=vector if aligned else 1, PIXELS=PIXELS, CHANNELS=CHANNELS, **types, num_warps=4,
+        VECTOR=vector if in_vectors else 1, PIXELS=PIXELS, CHANNELS=CHANNELS, **types, num_warps=4,
     )  # fmt: skip
 
 
