@@ -36,7 +36,7 @@ def plan(sizes: ScanSizes, zoh: bool, backward: bool) -> LaunchPlan:
     steps    4, so that all loads precede their uses; 2 where the forward adds to y, and in the backward, which holds
              the states and decays of each step in registers; 1 in float64 and with zero-order hold. The assembler
              spills with more
-    registers  set where the assembler would rather spill a few bytes than give a thread more than 96, 128 or 168"""
+    registers  set where the assembler would rather spill a few bytes than give a thread more than 128 or 168"""
     most = (4 if backward else 8) if sizes.wide else 16
     groups = -(-sizes.states // most)
     group = -(-sizes.states // groups)
@@ -51,8 +51,6 @@ def plan(sizes: ScanSizes, zoh: bool, backward: bool) -> LaunchPlan:
         registers = 255
     elif backward and 4 < group <= 8:
         registers = 168
-    elif groups > 1 and not backward:
-        registers = 136
     return LaunchPlan(block, walked, group, steps, registers)
 
 
