@@ -65,7 +65,8 @@ def test_compiles(target, tmp_path):
     assert {row["kernel"] for row in rows} == {*SCANS, *STEPS, *copies}
     assert not [row for row in rows if row["kernel"] in SCANS and row["spilled"] + row["shared"]]
     if target.startswith("sm"):
-        assert all(row["widest"] == [16, 16] for row in rows if row["kernel"] in copies), "no accesses of 16 bytes"
+        regular = [row for row in rows if row["kernel"] in copies and not row["case"].endswith("table")]
+        assert all(row["widest"] == [16, 16] for row in regular), "no accesses of 16 bytes"
 
 
 def test_nothing_spills(tmp_path):
