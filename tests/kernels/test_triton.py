@@ -8,7 +8,7 @@ from test_scan_accuracy import NAMES, image_problem, run
 
 import vmddpm_kernels as vk
 from vmddpm_kernels.backends import BACKENDS
-from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions
+from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanSizes
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -121,11 +121,11 @@ def test_routes_walked_in_order(dtype, monkeypatch):
     tensors, table = image_problem(2, 3, 5, 34, 3, dtype), random_table(3, 5)
     walked, every_route = [], plans.LaunchPlan(block=32, walked=3, group=3, steps=2)
 
-    def planned(scan, original=plans.plan):
-        walked.append(original(scan).walked)
-        return original(scan)
+    def planned(*scan, original=plans.plan):
+        walked.append(original(*scan).walked)
+        return original(*scan)
 
-    def planned_to_walk(scan):
+    def planned_to_walk(*scan):
         walked.append(every_route.walked)
         return every_route
 
@@ -143,10 +143,10 @@ def test_routes_walked_in_order(dtype, monkeypatch):
 
 def test_plans():
     """Groups are equal in size, and hold whole vectors if a row does."""
-    from vmddpm_kernels.backends.triton.plan import Scan, plan
+    from vmddpm_kernels.backends.triton.plan import plan
 
     def planned(batch=1, channels=32, states=16, wide=False, zoh=False, backward=False):
-        return plan(Scan(batch, 4, channels, states, True, wide, zoh, backward))
+        return plan(ScanSizes(batch, 4, 64, channels, states, wide, sum_routes=True), zoh, backward)
 
     assert [planned(states=n).group for n in (1, 5, 16, 17, 20, 33, 64, 256)] == [1, 5, 16, 9, 12, 11, 16, 16]
     assert [planned(states=n, wide=True).group for n in (8, 16, 17)] == [8, 8, 6]
@@ -160,10 +160,10 @@ def test_every_plan_that_a_search_tries(backward, monkeypatch):
     """Each is as accurate as the default plan."""
     from vmddpm_kernels.backends.triton import plan as plans
 
-    tried = plans.neighbours(plans.Scan(1, 2, 12, 6, True, False, False, backward))
+    tried = plans.neighbours(ScanSizes(1, 2, 9, 12, 6, wide=False, sum_routes=True), False, backward)
     assert len(set(tried)) == len(tried) == 6
-    monkeypatch.setattr(plans, "plan", lambda scan, original=plans.plan: (
-        next(choices) if scan.backward == backward else original(scan)
+    monkeypatch.setattr(plans, "plan", lambda sizes, zoh, is_backward, original=plans.plan: (
+        next(choices) if is_backward == backward else original(sizes, zoh, is_backward)
     ))  # fmt: skip
     choices = iter(tried)
     for _ in tried:
@@ -171,17 +171,23 @@ def test_every_plan_that_a_search_tries(backward, monkeypatch):
 
 
 def test_search(monkeypatch):
-    """If enabled, it times all plans once and uses the fastest from then on."""
+    """If enabled, it times all plans once on a GPU and uses the fastest from then on, for any length."""
     from vmddpm_kernels.backends.triton import plan as plans
 
-    scan, ran = plans.Scan(3, 4, 40, 16, True, False, False, True), []
-    tried = plans.neighbours(scan)
-    assert tried[0] == plans.plan(scan) == plans.chosen_plan(scan, ran.append, torch.device("cpu"))
-    assert not ran
+    scan, ran = (ScanSizes(3, 4, 64, 40, 16, wide=False, sum_routes=True), False, True), []
+    tried = plans.neighbours(*scan)
+
+    def chosen(device, length=64):
+        sizes, *options = scan
+        return plans.chosen_plan(sizes._replace(length=length), *options, ran.append, torch.device(device))
+
+    assert tried[0] == plans.plan(*scan) == chosen("cuda")
     monkeypatch.setenv("VMDDPM_TRITON_AUTOTUNE", "1")
     monkeypatch.setattr(plans, "_searched", {})
-    monkeypatch.setattr(plans, "_milliseconds", lambda run, device: run() or (ran[-1] != tried[2]))
-    assert [plans.chosen_plan(scan, ran.append, torch.device("cpu")) for _ in range(2)] == [tried[2]] * 2
+    monkeypatch.setattr(plans.triton.testing, "do_bench", lambda run: run() or (ran[-1] != tried[2]))
+    assert chosen("cpu") == tried[0]
+    assert not ran
+    assert [chosen("cuda", length) for length in (64, 65)] == [tried[2]] * 2
     assert ran == tried
 
 

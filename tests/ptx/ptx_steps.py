@@ -77,7 +77,7 @@ class UpdateCase:
         return update.problem(self.states, self.dtype, self.groups, self.optional, self.strided)
 
     def compute(self, backend: str) -> list[torch.Tensor]:
-        return update.results(self.tensors(), update.ours(backend, self.optional, self.groups > 0))
+        return update.results(self.tensors(), update.update_with(backend, self.optional, self.groups > 0))
 
     def exact(self) -> list[torch.Tensor]:
         return update.results(self.tensors(), lambda leaves: update.exact(leaves, self.optional))

@@ -1,7 +1,6 @@
 """Operators executed from nvcc's PTX of the CUDA kernels and from Triton's PTX, against float64 loops."""
 
 import re
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -60,8 +59,8 @@ def check_scan(case, backend, run_ptx, monkeypatch, **options):
     one = SELECTION[case]
     monkeypatch.setenv("VMDDPM_EMULATION_ORDER", one.order)
     if one.multiprocessors == 0:  # in Triton's plan, a program for all routes
-        monkeypatch.setattr(triton_plan, "plan", lambda scan, original=triton_plan.plan: (
-            original(replace(scan, batch=9999))
+        monkeypatch.setattr(triton_plan, "plan", lambda sizes, *options, original=triton_plan.plan: (
+            original(sizes._replace(batch=9999), *options)
         ))  # fmt: skip
     kernels = run_ptx(backend, 90, one.multiprocessors, **options)
     for name, value, expected in zip(one.names(), one.compute(backend), one.exact()):

@@ -142,6 +142,13 @@ CASES = {
         if (n, dtype) != (16, torch.bfloat16)
     },
     **{
+        f"N={n} {str(dtype).removeprefix('torch.')}, inference": lambda n=n, dtype=dtype: (
+            scan(2, 3, 5, 40, n, dtype, backward=False)
+        )
+        for n in (1, 4, 8, 16, 32)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    },
+    **{
         f"N={n} {str(dtype).removeprefix('torch.')}{', zoh' * zoh}": lambda n=n, dtype=dtype, zoh=zoh: (
             scan(2, 3, 5, 40, n, dtype, zoh)
         )
@@ -213,20 +220,17 @@ def resources(target, *cases):
 
 
 def sizes():
-    """For each operator, the kernels compiled after each of 20 image sizes, by name."""
+    """The kernels compiled after each of 20 image sizes, by name, for a scan, forward and backward, with cross scan and
+    cross merge of sequences of one layout."""
     launched, found = [], {}
     compile_only("sm_90", launched)
     shapes = [(1, 1), (1, 7), (2, 2), (3, 5), (4, 4), (7, 7), (7, 9), (8, 8), (13, 11), (14, 14), (16, 16), (16, 24)]
     shapes += [(17, 16), (28, 28), (31, 33), (32, 32), (48, 20), (56, 56), (63, 65), (64, 64)]
-    operators = {
-        "scan": lambda *size: scan(2, *size, 40, 16, torch.float32),
-        "copies to channels last": lambda *size: scan_and_merge(*size, torch.float32, [(False, False)], channels=40),
-        "copies to channels first": lambda *size: scan_and_merge(*size, torch.float32, [(False, True)], channels=40),
-    }
-    for operator, run in operators.items():
-        counts = found[operator] = []
+    for layout, sequences_first in (("channels last", False), ("channels first", True)):
+        counts = found[layout] = []
         for size in shapes:
-            run(*size)
+            scan(2, *size, 40, 16, torch.float32)
+            scan_and_merge(*size, torch.float32, [(False, sequences_first)], channels=40)
             kernels = {kernel for kernel, _, _ in launched}
             counts.append({kernel.__name__: len(kernel.device_caches[0][0]) for kernel in kernels})
         launched.clear()

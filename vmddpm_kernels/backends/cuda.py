@@ -12,6 +12,7 @@ from vmddpm_kernels.backends.extension import (
     ScanOutputs,
     accumulation,
     cast,
+    checked_table,
     contiguous,
     empty,
     empty_gradients,
@@ -24,8 +25,8 @@ from vmddpm_kernels.backends.extension import (
 )
 from vmddpm_kernels.backends.low_rank import gradients_of_factors, with_step_sizes
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.backends.triton import TritonSteps
-from vmddpm_kernels.routes import RouteOrder, check_table_once, private_copy
+from vmddpm_kernels.backends.triton_steps import TritonSteps
+from vmddpm_kernels.routes import RouteOrder, check_table_once
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class CudaBackend(TritonSteps):
     ) -> ScanResult:
         inputs = with_step_sizes(inputs)
         device, dtype = inputs.x.device, accumulation(sizes)
-        order = _order(inputs.table, sizes, private=checkpoint)
+        order = checked_table(inputs.table, sizes.length, private=checkpoint)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), False)
         # With channel first, lanes read and write vectors of steps. Partial images are channel last.
         vectors = options.channel_first and not options.zoh and order is None and not plan.images and not sizes.wide
@@ -103,7 +104,7 @@ class CudaBackend(TritonSteps):
     ) -> list[Tensor | None]:
         given, inputs = inputs, with_step_sizes(inputs)
         device, dtype = inputs.x.device, accumulation(sizes)
-        arguments, dy = _of_one_type(inputs, _order(inputs.table, sizes, private=False), sizes, dy)
+        arguments, dy = _of_one_type(inputs, checked_table(inputs.table, sizes.length, private=False), sizes, dy)
         plan = self.runtime.kernels.scan_plan(sizes, options, self.runtime.limits(device), True)
         # Partial images are summed in place, channel last.
         channel_first = options.channel_first and not plan.images
@@ -161,16 +162,6 @@ def _checked(order: RouteOrder, length: int) -> tuple[RouteOrder, Tensor | None]
     check_table_once(order.table, length)
     table = int32(order.table)
     return order._replace(table=table), torch.empty_like(table)
-
-
-def _order(table: Tensor | None, sizes: ScanSizes, *, private: bool) -> Tensor | None:
-    """The checked, contiguous int32 table; with `private`, a copy."""
-    if table is None:
-        return None
-    check_table_once(table, sizes.length)
-    if table.dtype == torch.int32:
-        return private_copy(table) if private else table.contiguous()
-    return private_copy(table.to(torch.int32))
 
 
 _GROUP = 4  # steps that a lane of the forward scan reads at once: kGroup of csrc/common/gpu_stream.h

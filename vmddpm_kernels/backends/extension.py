@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.protocol import BackendStatus
 from vmddpm_kernels.checks import FLOATS, check_input, check_memory
+from vmddpm_kernels.routes import check_table_once, private_copy
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanSizes
 
 if TYPE_CHECKING:
@@ -92,6 +93,16 @@ def int32(table: Tensor) -> Tensor:
         check_memory((table,))
         table = table.clamp(-1, 2**31 - 1).to(torch.int32)
     return contiguous(table)
+
+
+def checked_table(table: Tensor | None, length: int, *, private: bool) -> Tensor | None:
+    """The checked, contiguous int32 table; with `private`, a copy."""
+    if table is None:
+        return None
+    check_table_once(table, length)
+    if table.dtype == torch.int32:
+        return private_copy(table) if private else contiguous(table)
+    return private_copy(int32(table))
 
 
 def contiguous(tensor: Tensor) -> Tensor:

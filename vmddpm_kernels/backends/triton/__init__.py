@@ -2,7 +2,6 @@
 
 This module does not import Triton before an operator is first used."""
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,58 +11,27 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.low_rank import gradients_of_factors, with_step_sizes
 from vmddpm_kernels.backends.protocol import BackendStatus
-from vmddpm_kernels.backends.reference_steps import ReferenceSteps
+from vmddpm_kernels.backends.triton_steps import TritonSteps, interpreted
 from vmddpm_kernels.routes import RouteOrder
 from vmddpm_kernels.scan_inputs import ScanInputs, ScanOptions, ScanResult, ScanSizes
-from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
 
 CHUNK = 32  # steps from one checkpoint to the next
-
-
-class TritonSteps(ReferenceSteps):
-    """Causal convolutions and single steps; in plain PyTorch without Triton, or on the CPU without its interpreter."""
-
-    def causal_conv1d(self, inputs: ConvInputs, silu: bool) -> Tensor:
-        if not _runs_on(inputs.x):
-            return super().causal_conv1d(inputs, silu)
-        from vmddpm_kernels.backends.triton.steps import causal_conv1d
-
-        return causal_conv1d(inputs, silu)
-
-    def causal_conv1d_backward(
-        self, dy: Tensor, inputs: ConvInputs, silu: bool, needed: Sequence[bool]
-    ) -> list[Tensor | None]:
-        if not _runs_on(inputs.x):
-            return super().causal_conv1d_backward(dy, inputs, silu, needed)
-        from vmddpm_kernels.backends.triton.steps import causal_conv1d_backward
-
-        return causal_conv1d_backward(dy, inputs, silu)
-
-    def state_update(self, inputs: StateInputs, softplus: bool) -> Tensor:
-        if not _runs_on(inputs.state):
-            return super().state_update(inputs, softplus)
-        from vmddpm_kernels.backends.triton.steps import state_update
-
-        return state_update(inputs, softplus)
 
 
 class TritonBackend(TritonSteps):
     devices = frozenset({"cuda", "xpu"})  # as torch names them; AMD GPUs are "cuda" there
 
     def runs_on(self, device: str) -> bool:
-        return device in self.devices or (device == "cpu" and _interpreted())
+        return device in self.devices or (device == "cpu" and interpreted())
 
     def status(self, device: torch.device | None = None) -> BackendStatus:
         if find_spec("triton") is None:
             return BackendStatus(False, "Triton is not installed; `pip install triton`", "not_installed")
-        if _interpreted():
+        if interpreted():
             triton = sys.modules.get("triton")
             if triton is not None and isinstance(triton.language.sum, triton.JITFunction):
-                return BackendStatus(
-                    False,
-                    "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts",
-                    "setting",
-                )
+                late = "Triton was imported before TRITON_INTERPRET=1 was set; set it before the program starts"
+                return BackendStatus(False, late, "setting")
             return BackendStatus(True, "Triton, interpreted on the CPU")
         index = None
         types = sorted(self.devices)
@@ -117,11 +85,3 @@ class TritonBackend(TritonSteps):
         from vmddpm_kernels.backends.triton.cross_scan import cross_merge
 
         return cross_merge(y, order, sum_routes, channel_first)
-
-
-def _runs_on(tensor: Tensor) -> bool:
-    return find_spec("triton") is not None and (not tensor.is_cpu or _interpreted())
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -52,17 +52,12 @@ def launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -
         ) from error
 
 
-def strided(name: str, tensor: Tensor | None) -> dict[str, Any]:
-    """A tensor (B, K, L, D), or (B, L, D) shared by all routes, and its strides, as keyword arguments of a kernel."""
-    b, k, l, d = (0, 0, 0, 0)
-    if tensor is not None:
-        b, k, l, d = tensor.stride() if tensor.dim() == 4 else (tensor.stride(0), 0, *tensor.stride()[1:])
-    return {name: tensor, f"{name}_b": b, f"{name}_k": k, f"{name}_l": l, f"{name}_d": d}
-
-
-def with_strides(name: str, tensor: Tensor | None, axes: str) -> dict[str, Any]:
-    """A tensor and its strides as keyword arguments of a kernel: `name`, and `name_` plus a letter for each axis."""
-    strides = [0] * len(axes) if tensor is None else tensor.stride()
+def strided(name: str, tensor: Tensor | None, axes: str = "bkld") -> dict[str, Any]:
+    """A tensor and its strides as keyword arguments of a kernel: `name`, and `name_` plus a letter for each axis. A
+    tensor without the second axis, that of the routes, is shared by all routes."""
+    strides = (0,) * len(axes) if tensor is None else tensor.stride()
+    if len(strides) < len(axes):
+        strides = (strides[0], 0, *strides[1:])
     return {name: tensor, **{f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}}
 
 

@@ -10,37 +10,19 @@ import triton.language as tl
 @triton.jit
 def as_rate(A):
     """The decay e^(delta A) is computed from v = delta * rate: in float32 log2(e) is folded into the rate once."""
-    if A.dtype == tl.float64:
-        return A
-    else:  # noqa: RET505 - Triton compiles one of two branches
-        return A * 1.4426950408889634
+    return A if A.dtype == tl.float64 else A * 1.4426950408889634
 
 
 @triton.jit
 def from_rate(v):
     """v = delta * rate -> delta A."""
-    if v.dtype == tl.float64:
-        return v
-    else:  # noqa: RET505
-        return v * 0.6931471805599453
+    return v if v.dtype == tl.float64 else v * 0.6931471805599453
 
 
 @triton.jit
 def decay(v):
     """e^(delta A) from v = delta * rate."""
-    if v.dtype == tl.float64:
-        return tl.exp(v)
-    else:  # noqa: RET505
-        return tl.exp2(v)
-
-
-@triton.jit
-def decays(delta, rates, N: tl.constexpr):
-    """e^(delta A) of N rates."""
-    tiles = ()
-    for s in tl.static_range(N):
-        tiles += (decay(delta * rates[s]),)
-    return tiles
+    return tl.exp(v) if v.dtype == tl.float64 else tl.exp2(v)
 
 
 @triton.jit
@@ -48,7 +30,7 @@ def exp_negative(m):
     """e^-m for m >= 0: -m = n ln(2) + r with whole n, and ln(2) in two parts, so that r has one rounding."""
     if m.dtype == tl.float64:
         return tl.exp(-m)
-    else:  # noqa: RET505
+    else:  # noqa: RET505 - Triton compiles one of two branches
         m = tl.minimum(m, 200.0, propagate_nan=tl.PropagateNan.ALL)
         n = tl.floor(m * -1.4426950408889634 + 0.5)
         r = (-m - n * 0.693359375) + n * 2.12194440e-4
@@ -82,10 +64,7 @@ def softplus(x):
 @triton.jit
 def softplus_slope(y):
     """The derivative of softplus at the value y: 1 - e^-y, from its Taylor series if the difference would cancel."""
-    if y.dtype == tl.float64:
-        TERMS: tl.constexpr = 16
-    else:
-        TERMS: tl.constexpr = 8
+    TERMS: tl.constexpr = 16 if y.dtype == tl.float64 else 8
     series = y * 0.0 + 1.0
     for i in tl.static_range(TERMS - 1):
         series = 1.0 - series * y / (TERMS - i)
@@ -98,10 +77,7 @@ def zoh_weight(v, exp_v, SLOPE: tl.constexpr):
     (e^v - phi) / v.
 
     Below |v| = 1 both use their Taylor series, because the quotients would cancel."""
-    if v.dtype == tl.float64:
-        TERMS: tl.constexpr = 20
-    else:
-        TERMS: tl.constexpr = 11
+    TERMS: tl.constexpr = 20 if v.dtype == tl.float64 else 11
     series = v * 0.0 + 1.0
     slope = v * 0.0
     for i in tl.static_range(TERMS):
@@ -114,5 +90,5 @@ def zoh_weight(v, exp_v, SLOPE: tl.constexpr):
     phi = tl.where(small, series, quotient)
     if SLOPE:
         return phi, tl.where(small, slope, (exp_v - quotient) * over_v)
-    else:  # noqa: RET505 - Triton compiles one of two branches
+    else:  # noqa: RET505
         return phi

@@ -1,7 +1,6 @@
 """Splits a scan into programs: by a rule, or on request by a search among the rule's neighbours."""
 
 import os
-import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 import triton
 
 from vmddpm_kernels.backends.triton.launch import warp_size
+from vmddpm_kernels.scan_inputs import ScanSizes
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,8 @@ class LaunchPlan:
     registers: int | None = None
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The inputs of a plan. They are sizes and options alone, because the plan fixes the order of sums."""
-
-    batch: int
-    routes: int
-    channels: int
-    states: int
-    sum_routes: bool
-    wide: bool
-    zoh: bool
-    backward: bool
-
-    def groups(self, plan: LaunchPlan) -> int:
-        return -(-self.states // plan.group)
-
-    def adds(self, plan: LaunchPlan) -> bool:
-        """Whether a program adds to results that it has stored."""
-        return plan.walked * self.groups(plan) > 1
-
-
-def plan(scan: Scan) -> LaunchPlan:
-    """The rule's plan.
+def plan(sizes: ScanSizes, zoh: bool, backward: bool) -> LaunchPlan:
+    """The rule's plan. It depends on sizes and options alone, and on no length, because it fixes the order of sums.
 
     block    the lanes of a warp
     walked   one route, with an image per route that is summed afterwards; or, for summed routes, all in order, which
@@ -58,27 +37,27 @@ def plan(scan: Scan) -> LaunchPlan:
              the states and decays of each step in registers; 1 in float64 and with zero-order hold. The assembler
              spills with more
     registers  set where the assembler would rather spill a few bytes than give a thread more than 128 or 168"""
-    most = (4 if scan.backward else 8) if scan.wide else 16
-    groups = -(-scan.states // most)
-    group = -(-scan.states // groups)
-    if groups > 1 and scan.states % 4 == 0:
+    most = (4 if backward else 8) if sizes.wide else 16
+    groups = -(-sizes.states // most)
+    group = -(-sizes.states // groups)
+    if groups > 1 and sizes.states % 4 == 0:
         group += -group % 4  # whole vectors of a row
     block = warp_size()
-    waves = scan.batch * -(-scan.channels // block) / (2 * 132 * (8 if scan.backward else 16))
-    walked = scan.routes if scan.sum_routes and waves >= 1 else 1
-    steps = 1 if scan.wide or scan.zoh else 2 if scan.backward or walked * groups > 1 else 4
+    waves = sizes.batch * -(-sizes.channels // block) / (2 * 132 * (8 if backward else 16))
+    walked = sizes.routes if sizes.sum_routes and waves >= 1 else 1
+    steps = 1 if sizes.wide or zoh else 2 if backward or walked * groups > 1 else 4
     registers = None
-    if scan.wide or (scan.zoh and not scan.backward):
+    if sizes.wide or (zoh and not backward):
         registers = 255
-    elif scan.backward and 4 < group <= 8:
+    elif backward and 4 < group <= 8:
         registers = 168
     return LaunchPlan(block, walked, group, steps, registers)
 
 
-def neighbours(scan: Scan) -> list[LaunchPlan]:
+def neighbours(sizes: ScanSizes, zoh: bool, backward: bool) -> list[LaunchPlan]:
     """The plans that a search tries: the rule's, half and twice its steps, and routes walked in order or not."""
-    first = plan(scan)
-    walks = [first.walked] + [n for n in {1, scan.routes} - {first.walked} if scan.sum_routes]
+    first = plan(sizes, zoh, backward)
+    walks = [first.walked] + [n for n in {1, sizes.routes} - {first.walked} if sizes.sum_routes]
     steps = [n for n in (first.steps, first.steps // 2, first.steps * 2) if n]
     return [replace(first, walked=w, steps=n) for w in walks for n in steps]
 
@@ -86,18 +65,15 @@ def neighbours(scan: Scan) -> list[LaunchPlan]:
 _searched: dict[Any, LaunchPlan] = {}
 
 
-def chosen_plan(scan: Scan, run: Callable[[LaunchPlan], Any], device: torch.device) -> LaunchPlan:
-    """`plan(scan)`; with VMDDPM_TRITON_AUTOTUNE=1 in the environment the fastest of its neighbours, found by running
-    them when this process first sees the sizes. The order of sums then depends on which was fastest."""
-    if os.environ.get("VMDDPM_TRITON_AUTOTUNE") != "1":
-        return plan(scan)
-    key = (scan, device)
+def chosen_plan(
+    sizes: ScanSizes, zoh: bool, backward: bool, run: Callable[[LaunchPlan], Any], device: torch.device
+) -> LaunchPlan:
+    """`plan(...)`; on a GPU with VMDDPM_TRITON_AUTOTUNE=1 in the environment the fastest of its neighbours, found by
+    running them when this process first sees the sizes. The order of sums then depends on which was fastest."""
+    if device.type == "cpu" or os.environ.get("VMDDPM_TRITON_AUTOTUNE") != "1":
+        return plan(sizes, zoh, backward)
+    key = sizes._replace(length=0), zoh, backward, device
     if key not in _searched:
-        _searched[key] = min(neighbours(scan), key=lambda one: _milliseconds(lambda: run(one), device))
+        tried = neighbours(sizes, zoh, backward)
+        _searched[key] = min(tried, key=lambda one: triton.testing.do_bench(lambda: run(one)))
     return _searched[key]
-
-
-def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cpu":
-        return 1000 * timeit.timeit(run, number=1)
-    return float(triton.testing.do_bench(run))

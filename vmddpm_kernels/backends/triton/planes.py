@@ -86,10 +86,7 @@ def numbers_of(route, N: tl.constexpr):
 def lead_of(offset, lead, LAYOUT: tl.constexpr, SECTOR: tl.constexpr):
     """Elements from the start of a sector to a tile that begins `offset` elements after the tensor, itself `lead`
     elements into a sector."""
-    if LAYOUT == FLAT:
-        return ((offset + lead) % SECTOR).to(tl.int32)
-    else:  # noqa: RET505
-        return 0
+    return ((offset + lead) % SECTOR).to(tl.int32) if LAYOUT == FLAT else 0
 
 
 @triton.jit
@@ -122,12 +119,12 @@ def line_of(columns, lines_back, line_back, height, width, top, left, rows, acro
 @kernel
 def scan_planes(
     image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64, image_lead: tl.int32,
-    out, out_b: tl.int64, out_k: tl.int64, out_l: tl.int64, out_d: tl.int64, out_lead: tl.int32,
+    y, y_b: tl.int64, y_k: tl.int64, y_l: tl.int64, y_d: tl.int64, y_lead: tl.int32,
     images: tl.int32, scans: tl.int32, height: tl.int32, width: tl.int32, channels: tl.int64,
     group: tl.int32, tile_height: tl.int32, tile_width: tl.int32,
-    IMAGE: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, VECTOR: tl.constexpr,
+    IMAGE: tl.constexpr, Y: tl.constexpr, N: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """out[b, k, step] = image[b, k, pixel], with one image for all four routes if `images` is 1."""
+    """y[b, k, step] = image[b, k, pixel], with one image for all four routes if `images` is 1."""
     batch, first_image, channel, count, top, left, rows, across = block_of(
         images, channels, group, height, width, tile_height, tile_width
     )
@@ -141,9 +138,9 @@ def scan_planes(
     inside = inside_of(index, place, pixels, c, count, IMAGE, VECTOR)
     tile = tl.load(memory_of(image + offset, index, pixel, c, image_l, image_d, IMAGE, VECTOR), mask=inside, other=0)
     for k in range(first_image, tl.where(images == 1, 4, first_image + 1)):
-        offset = batch * out_b + k * out_k + channel * out_d
-        out_index = numbers_of(k, N) - lead_of(offset, out_lead, OUT, 2 * VECTOR)
-        place, c = parts_of(out_index, pixels, group, OUT)
+        offset = batch * y_b + k * y_k + channel * y_d
+        y_index = numbers_of(k, N) - lead_of(offset, y_lead, Y, 2 * VECTOR)
+        place, c = parts_of(y_index, pixels, group, Y)
         columns, lines_back, line_back = regular_walk(scans, k)
         size, lines, whole, first, first_line = line_of(
             columns, lines_back, line_back, height, width, top, left, rows, across
@@ -154,10 +151,10 @@ def scan_planes(
         line = tl.where(lines_back, lines - 1 - line, line)
         place_in_line = tl.where(line_back, size - 1 - place_in_line, place_in_line)
         found = tl.where(columns, place_in_line * across + line, line * across + place_in_line)
-        inside = inside_of(out_index, place, pixels, c, count, OUT, VECTOR)
+        inside = inside_of(y_index, place, pixels, c, count, Y, VECTOR)
         source = tl.where(inside, index_of(found, c, pixels, group, IMAGE) + lead, 0)
         value = tl.gather(tile, swizzled(source, VECTOR), 0)
-        at = memory_of(out + offset, out_index, step, c, out_l, out_d, OUT, VECTOR)
+        at = memory_of(y + offset, y_index, step, c, y_l, y_d, Y, VECTOR)
         tl.store(at, value, mask=inside)
 
 

@@ -14,24 +14,19 @@ def memory_of(start, row, stride_l, d, stride_d, UNIT: tl.constexpr, VECTOR: tl.
     """[PIXELS, CHANNELS] addresses. The channels are contiguous if UNIT is 1, the pixels if 0, neither if -1.
     VECTOR is 1, or the number of channels in 16 aligned bytes."""
     row, d = row.to(tl.int64), d.to(tl.int64)
-    if UNIT == 1:
-        at = start + row[:, None] * stride_l + d[None, :]
-        if VECTOR > 1:
-            at = tl.max_contiguous(tl.multiple_of(at, [1, 16]), [1, VECTOR])
-    elif UNIT == 0:
-        at = start + row[:, None] + d[None, :] * stride_d
-    else:
-        at = start + row[:, None] * stride_l + d[None, :] * stride_d
+    at = start + row[:, None] * (1 if UNIT == 0 else stride_l) + d[None, :] * (1 if UNIT == 1 else stride_d)
+    if UNIT == 1 and VECTOR > 1:
+        at = tl.max_contiguous(tl.multiple_of(at, [1, 16]), [1, VECTOR])
     return at
 
 
 @triton.jit
 def block_of(images, length, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """A program's batch and image, its pixels and its channels."""
-    program = tl.program_id(0).to(tl.int64)
-    blocks, tiles = tl.cdiv(channels, CHANNELS), tl.cdiv(length, PIXELS)
+    """A program's batch and image, its pixels and its channels. Less than 2^31, as 64-bit divisions are slow."""
+    program = tl.program_id(0)
+    blocks, tiles = tl.cdiv(channels, CHANNELS).to(tl.int32), tl.cdiv(length, PIXELS).to(tl.int32)
     d = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // blocks % tiles).to(tl.int32) * PIXELS + tl.arange(0, PIXELS)
+    pixel = program // blocks % tiles * PIXELS + tl.arange(0, PIXELS)
     program = program // blocks // tiles
     return program // images, program % images, pixel, d
 
@@ -57,27 +52,27 @@ def inside_of(pixel, length, d, channels, VECTOR: tl.constexpr):
 @kernel
 def scan_rows(
     image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64,
-    out, out_b: tl.int64, out_k: tl.int64, out_l: tl.int64, out_d: tl.int64,
-    inverse, images: tl.int64, routes: tl.int64, scans: tl.int32, height: tl.int32, width: tl.int32, length: tl.int64,
-    channels: tl.int64, IMAGE: tl.constexpr, OUT: tl.constexpr, VECTOR: tl.constexpr, PIXELS: tl.constexpr,
+    y, y_b: tl.int64, y_k: tl.int64, y_l: tl.int64, y_d: tl.int64,
+    inverse, images: tl.int32, routes: tl.int32, scans: tl.int32, height: tl.int32, width: tl.int32, length: tl.int64,
+    channels: tl.int64, IMAGE: tl.constexpr, Y: tl.constexpr, VECTOR: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out[b, k, step] = image[b, k, pixel], with one image for all routes if `images` is 1."""
+    """y[b, k, step] = image[b, k, pixel], with one image for all routes if `images` is 1."""
     batch, first, pixel, d = block_of(images, length, channels, PIXELS, CHANNELS)
     inside = inside_of(pixel, length, d, channels, VECTOR)
     start = image + batch * image_b + first * image_k
     value = tl.load(memory_of(start, pixel, image_l, d, image_d, IMAGE, VECTOR), mask=inside, other=0)
     for k in range(first, tl.where(images == 1, routes, first + 1)):
         step = steps_of(inverse, scans, k, pixel, height, width, length)
-        start = out + batch * out_b + k * out_k
-        tl.store(memory_of(start, step, out_l, d, out_d, OUT, VECTOR), value, mask=inside)
+        start = y + batch * y_b + k * y_k
+        tl.store(memory_of(start, step, y_l, d, y_d, Y, VECTOR), value, mask=inside)
 
 
 @kernel
 def merge_rows(
     image, image_b: tl.int64, image_k: tl.int64, image_l: tl.int64, image_d: tl.int64,
     y, y_b: tl.int64, y_k: tl.int64, y_l: tl.int64, y_d: tl.int64,
-    inverse, images: tl.int64, routes: tl.int64, scans: tl.int32, height: tl.int32, width: tl.int32, length: tl.int64,
+    inverse, images: tl.int32, routes: tl.int32, scans: tl.int32, height: tl.int32, width: tl.int32, length: tl.int64,
     channels: tl.int64, IMAGE: tl.constexpr, Y: tl.constexpr, VECTOR: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip

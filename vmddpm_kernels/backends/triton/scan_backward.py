@@ -3,20 +3,8 @@
 
 import triton.language as tl
 
-from vmddpm_kernels.backends.triton import math
+from vmddpm_kernels.backends.triton import math, scan_steps
 from vmddpm_kernels.backends.triton.launch import kernel
-from vmddpm_kernels.backends.triton.scan_steps import (
-    advance,
-    inner,
-    load_rates,
-    load_row,
-    load_states,
-    pixel_of,
-    step_size,
-    store_states,
-    sum_over_lanes,
-    zeros,
-)
 
 
 @kernel
@@ -65,17 +53,14 @@ def scan_backward(
         sequence = batch * routes + route
         parameter = route * channels + channel
         state = (sequence * channels + channel) * STATES
-        rates = load_rates(A, parameter * STATES, first, owned, STATES, GROUP)
-        bias, skip = None, None
-        if delta_bias is not None:
-            bias = tl.load(delta_bias + parameter, mask=owned, other=0.0)
-        if D is not None:
-            skip = tl.load(D + parameter, mask=owned & (first == 0), other=0.0)
+        rates = scan_steps.load_rates(A, parameter * STATES, first, owned, STATES, GROUP)
+        bias = None if delta_bias is None else tl.load(delta_bias + parameter, mask=owned, other=0.0)
+        skip = None if D is None else tl.load(D + parameter, mask=owned & (first == 0), other=0.0)
         if dlast_state is None:
-            dh = zeros(FLOAT, GROUP, BLOCK)
+            dh = scan_steps.zeros(FLOAT, GROUP, BLOCK)
         else:
-            dh = load_states(dlast_state, state, 1, first, owned, STATES, GROUP)
-        dA_sums = zeros(FLOAT, GROUP, BLOCK)
+            dh = scan_steps.load_states(dlast_state, state, 1, first, owned, STATES, GROUP)
+        dA_sums = scan_steps.zeros(FLOAT, GROUP, BLOCK)
         dD_sum, dbias_sum = tl.zeros([BLOCK], FLOAT), tl.zeros([BLOCK], FLOAT)
         x_at = x + batch * x_b + route * x_k + channel * x_d
         delta_at = delta + batch * delta_b + route * delta_k + channel * delta_d
@@ -94,25 +79,25 @@ def scan_backward(
             steps = tl.minimum(length - start, CHUNK).to(tl.int32)
             last = (steps - 1) // STEPS
             at = (sequence * chunks + chunk) * STATES * channels + channel
-            h = load_states(checkpoints, at, channels, first, owned, STATES, GROUP)
+            h = scan_steps.load_states(checkpoints, at, channels, first, owned, STATES, GROUP)
             for tile in range(last):
-                store_states(kept, tile * (GROUP * BLOCK), BLOCK, 0, lane >= 0, h, GROUP, GROUP)
+                scan_steps.store_states(kept, tile * (GROUP * BLOCK), BLOCK, 0, lane >= 0, h, GROUP, GROUP)
                 for i in tl.static_range(STEPS):
                     step = tile * STEPS + i
-                    pixel = pixel_of(order, start, step, steps)
+                    pixel = scan_steps.pixel_of(order, start, step, steps)
                     u = tl.load(x_at + pixel * x_l, mask=owned, other=0.0).to(FLOAT)
                     size = tl.load(delta_at + pixel * delta_l, mask=owned, other=0.0).to(FLOAT)
-                    size = step_size(size, bias, owned, SOFTPLUS)
-                    row_B = load_row(B_at, pixel * STATES, first, STATES, GROUP, BLOCK)
-                    h, _ = advance(h, size, size * u, rates, row_B, ZOH, GROUP)
-            store_states(kept, last * (GROUP * BLOCK), BLOCK, 0, lane >= 0, h, GROUP, GROUP)
+                    size = scan_steps.step_size(size, bias, owned, SOFTPLUS)
+                    row_B = scan_steps.load_row(B_at, pixel * STATES, first, STATES, GROUP, BLOCK)
+                    h, _ = scan_steps.advance(h, size, size * u, rates, row_B, ZOH, GROUP)
+            scan_steps.store_states(kept, last * (GROUP * BLOCK), BLOCK, 0, lane >= 0, h, GROUP, GROUP)
             tl.debug_barrier()
 
             for later_tiles in range(last + 1):
                 tile = last - later_tiles
                 pixels, us, sizes, slopes, states, decays = (), (), (), (), (), ()
                 for i in tl.static_range(STEPS):
-                    pixel = pixel_of(order, start, tile * STEPS + i, steps)
+                    pixel = scan_steps.pixel_of(order, start, tile * STEPS + i, steps)
                     inside = owned & (tile * STEPS + i < steps)
                     u = tl.load(x_at + pixel * x_l, mask=inside, other=0.0).to(FLOAT)
                     size = tl.load(delta_at + pixel * delta_l, mask=inside, other=0.0).to(FLOAT)
@@ -121,20 +106,20 @@ def scan_backward(
                         slope = tl.load(dy_at + pixel * dy_l, mask=inside, other=0.0).to(FLOAT)
                     pixels += (pixel,)
                     us += (u,)
-                    sizes += (step_size(size, bias, inside, SOFTPLUS),)
+                    sizes += (scan_steps.step_size(size, bias, inside, SOFTPLUS),)
                     slopes += (slope,)
-                after = load_states(kept, tile * (GROUP * BLOCK), BLOCK, 0, lane >= 0, GROUP, GROUP)
+                after = scan_steps.load_states(kept, tile * (GROUP * BLOCK), BLOCK, 0, lane >= 0, GROUP, GROUP)
                 for i in tl.static_range(STEPS):
-                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_B = scan_steps.load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
                     states += (after,)
-                    after, decay = advance(after, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
+                    after, decay = scan_steps.advance(after, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
                     decays += (decay,)
 
                 for i in tl.static_range(STEPS - 1, -1, -1):
                     size, u, slope = sizes[i], us[i], slopes[i]
                     drive = size * u
-                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
-                    row_C = load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_B = scan_steps.load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_C = scan_steps.load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
                     before, dvs, weighted, dB_terms, dC_terms, dA_added = (), (), (), (), (), ()
                     for s in tl.static_range(GROUP):
                         g = dh[s] + slope * row_C[s]
@@ -153,14 +138,14 @@ def scan_backward(
                         before += (carried,)
                     dh, dA_sums = before, dA_added
                     after = states[i]
-                    none = zeros(FLOAT, PADDED - GROUP, BLOCK)
-                    sum = sum_over_lanes(dB_terms + none + dC_terms + none, 2 * PADDED, BLOCK)
+                    none = scan_steps.zeros(FLOAT, PADDED - GROUP, BLOCK)
+                    sum = scan_steps.sum_over_lanes(dB_terms + none + dC_terms + none, 2 * PADDED, BLOCK)
                     exists = tile * STEPS + i < steps
                     tl.store(sums_at + pixels[i] * STATES, sum, mask=sums_stored & exists)
 
                     inside = owned & exists
-                    ddrive = inner(weighted, row_B, GROUP)
-                    dsize = math.from_rate(inner(dvs, rates, GROUP)) + ddrive * u
+                    ddrive = scan_steps.inner(weighted, row_B, GROUP)
+                    dsize = math.from_rate(scan_steps.inner(dvs, rates, GROUP)) + ddrive * u
                     if SOFTPLUS:
                         dsize *= math.softplus_slope(size)
                     dsize = tl.where(inside, dsize, 0.0)
@@ -179,7 +164,7 @@ def scan_backward(
                     tl.store(ddelta_to, dsize, mask=inside)
             tl.debug_barrier()  # the next chunk overwrites the scratch
 
-        store_states(dA, state, 1, first, owned, dA_sums, STATES, GROUP)
+        scan_steps.store_states(dA, state, 1, first, owned, dA_sums, STATES, GROUP)
         parameter = sequence * channels + channel
         if D is not None:
             tl.store(dD + parameter, dD_sum, mask=owned & (first == 0))
@@ -188,4 +173,4 @@ def scan_backward(
                 dbias_sum += tl.load(ddelta_bias + parameter, mask=owned & (first > 0), other=0.0)
             tl.store(ddelta_bias + parameter, dbias_sum, mask=owned)
         if dinitial_state is not None:
-            store_states(dinitial_state, state, 1, first, owned, dh, STATES, GROUP)
+            scan_steps.store_states(dinitial_state, state, 1, first, owned, dh, STATES, GROUP)

@@ -3,18 +3,8 @@
 
 import triton.language as tl
 
+from vmddpm_kernels.backends.triton import scan_steps
 from vmddpm_kernels.backends.triton.launch import kernel
-from vmddpm_kernels.backends.triton.scan_steps import (
-    advance,
-    inner,
-    load_rates,
-    load_row,
-    load_states,
-    pixel_of,
-    step_size,
-    store_states,
-    zeros,
-)
 
 
 @kernel
@@ -47,16 +37,13 @@ def scan_forward(
         sequence = batch * routes + route
         parameter = route * channels + channel
         state = (sequence * channels + channel) * STATES
-        rates = load_rates(A, parameter * STATES, first, owned, STATES, GROUP)
-        bias, skip = None, None
-        if delta_bias is not None:
-            bias = tl.load(delta_bias + parameter, mask=owned, other=0.0)
-        if D is not None:
-            skip = tl.load(D + parameter, mask=owned & (first == 0), other=0.0)
+        rates = scan_steps.load_rates(A, parameter * STATES, first, owned, STATES, GROUP)
+        bias = None if delta_bias is None else tl.load(delta_bias + parameter, mask=owned, other=0.0)
+        skip = None if D is None else tl.load(D + parameter, mask=owned & (first == 0), other=0.0)
         if initial_state is None:
-            h = zeros(FLOAT, GROUP, BLOCK)
+            h = scan_steps.zeros(FLOAT, GROUP, BLOCK)
         else:
-            h = load_states(initial_state, state, 1, first, owned, STATES, GROUP)
+            h = scan_steps.load_states(initial_state, state, 1, first, owned, STATES, GROUP)
         x_at = x + batch * x_b + route * x_k + channel * x_d
         delta_at = delta + batch * delta_b + route * delta_k + channel * delta_d
         B_at, C_at = B + sequence * length * STATES, C + sequence * length * STATES
@@ -66,14 +53,14 @@ def scan_forward(
             start = chunk * CHUNK
             if checkpoints is not None:
                 at = (sequence * chunks + chunk) * STATES * channels + channel
-                store_states(checkpoints, at, channels, first, owned, h, STATES, GROUP)
+                scan_steps.store_states(checkpoints, at, channels, first, owned, h, STATES, GROUP)
             order = None if table is None else table + route * length + start
             steps = tl.minimum(length - start, CHUNK).to(tl.int32)
             for step in range(0, steps, STEPS):
                 # Load all steps before storing any: the compiler moves nothing across a store.
                 pixels, us, sizes, earlier, outs = (), (), (), (), ()
                 for i in tl.static_range(STEPS):
-                    pixel = pixel_of(order, start, step + i, steps)
+                    pixel = scan_steps.pixel_of(order, start, step + i, steps)
                     inside = owned & (step + i < steps)
                     u = tl.load(x_at + pixel * x_l, mask=inside, other=0.0).to(FLOAT)
                     size = tl.load(delta_at + pixel * delta_l, mask=inside, other=0.0).to(FLOAT)
@@ -81,12 +68,12 @@ def scan_forward(
                         earlier += (tl.load(y_at + pixel * y_l, mask=inside & (part > 0), other=0.0).to(FLOAT),)
                     pixels += (pixel,)
                     us += (u,)
-                    sizes += (step_size(size, bias, inside, SOFTPLUS),)
+                    sizes += (scan_steps.step_size(size, bias, inside, SOFTPLUS),)
                 for i in tl.static_range(STEPS):
-                    row_B = load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
-                    row_C = load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
-                    h, _ = advance(h, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
-                    out = inner(h, row_C, GROUP)
+                    row_B = scan_steps.load_row(B_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    row_C = scan_steps.load_row(C_at, pixels[i] * STATES, first, STATES, GROUP, BLOCK)
+                    h, _ = scan_steps.advance(h, sizes[i], sizes[i] * us[i], rates, row_B, ZOH, GROUP)
+                    out = scan_steps.inner(h, row_C, GROUP)
                     if D is not None:
                         out += skip * us[i]
                     if ADDS:
@@ -94,4 +81,4 @@ def scan_forward(
                     outs += (out,)
                 for i in tl.static_range(STEPS):
                     tl.store(y_at + pixels[i] * y_l, outs[i], mask=owned & (step + i < steps))
-        store_states(last_state, state, 1, first, owned, h, STATES, GROUP)
+        scan_steps.store_states(last_state, state, 1, first, owned, h, STATES, GROUP)

@@ -53,10 +53,8 @@ def pixel_of(table, first, step, steps):
     """The pixel of a step of a chunk of `steps` steps that begins with step `first` of a route. Beyond the end, the
     pixel of the chunk's first step."""
     step = tl.where(step < steps, step, 0)
-    if table is not None:
-        return tl.load(table + step).to(tl.uint32).to(tl.int64)  # unsigned: cheaper 64-bit products
-    else:  # noqa: RET505 - Triton compiles one of two branches
-        return first + step
+    # Unsigned, for cheaper 64-bit products.
+    return first + step if table is None else tl.load(table + step).to(tl.uint32).to(tl.int64)
 
 
 @triton.jit
@@ -95,8 +93,9 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def advance(h, delta, drive, rates, row_B, ZOH: tl.constexpr, GROUP: tl.constexpr):
     """One step of the recurrence (paper Eq. 5-6), with drive = delta x: the states after it and their decays."""
-    decays = math.decays(delta, rates, GROUP)
-    after = ()
+    decays, after = (), ()
+    for s in tl.static_range(GROUP):
+        decays += (math.decay(delta * rates[s]),)
     for s in tl.static_range(GROUP):
         driven = drive * row_B[s]
         if ZOH:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vmddpm_kernels.backends.extension import cast, cast_given, empty, rounded
 from vmddpm_kernels.backends.triton import conv
-from vmddpm_kernels.backends.triton.launch import launch, with_strides
+from vmddpm_kernels.backends.triton.launch import launch, strided
 from vmddpm_kernels.backends.triton.state_update import update
 from vmddpm_kernels.checks import check_memory
 from vmddpm_kernels.step_inputs import ConvInputs, StateInputs
@@ -62,10 +62,10 @@ def state_update(inputs: StateInputs, softplus: bool) -> Tensor:
     padded = triton.next_power_of_2(states)
     block = max(1, _ELEMENTS // padded)
     tensors = {
-        **with_strides("state", state, "bhpn"), **with_strides("u", u, "bhp"), **with_strides("delta", delta, "bhp"),
-        **with_strides("A", A, "hpn"), **with_strides("first", B, "bgn"), **with_strides("second", C, "bgn"),
-        **with_strides("D", D, "hp"), **with_strides("z", z, "bhp"), **with_strides("bias", delta_bias, "hp"),
-        **with_strides("y", of_heads, "bhp"),
+        **strided("state", state, "bhpn"), **strided("u", u, "bhp"), **strided("delta", delta, "bhp"),
+        **strided("A", A, "hpn"), **strided("first", B, "bgn"), **strided("second", C, "bgn"),
+        **strided("D", D, "hp"), **strided("z", z, "bhp"), **strided("bias", delta_bias, "hp"),
+        **strided("y", of_heads, "bhp"),
     }  # fmt: skip
     launch(
         update, batch * heads * triton.cdiv(channels, block), state.device, **tensors, heads=heads, channels=channels,
@@ -84,7 +84,7 @@ def _with_heads(inputs: StateInputs) -> Sequence[Tensor | None]:
 
 
 def _rows(name: str, tensor: Tensor) -> dict[str, Any]:
-    return with_strides(name, tensor, "bld")
+    return strided(name, tensor, "bld")
 
 
 def _parameters(inputs: ConvInputs) -> dict[str, Any]:
