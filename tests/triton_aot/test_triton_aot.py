@@ -25,7 +25,7 @@ STEPS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "update"
 CASES_OF_STEPS = ["bfloat16, steps", "float16, steps", "float32, steps", "float32, 2 taps"]
 
 # Bytes of spills of forwards, by target, states, and whether they keep no checkpoints. The assembler leaves registers
-# unused; each limit of registers that avoids one of these spills adds another elsewhere.
+# unused; the limits of registers that were tried avoid some of these spills and add others.
 SPILLED = {("sm_80", "N=8", True): 16, ("sm_80", "N=32", True): 24, ("sm_90", "N=32", True): 16}
 SPILLED_BY_TRITON = {("3.6.0", "sm_80", "N=32", False): 24}
 
