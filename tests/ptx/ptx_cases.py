@@ -131,7 +131,8 @@ class Case:
         if not self.softplus:  # step sizes must be positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
         if self.extreme:
-            delta[:, :, 5::16], delta[:, :, 11::16] = 900.0, -900.0
+            large = 300.0 if self.dtype == torch.float16 else 900.0  # float16 holds dA up to 65504
+            delta[:, :, 5::16], delta[:, :, 11::16] = large, -large
         A, B, C, *others = rest
         x, delta, B, C = (
             t.to(OTHER_TYPE[self.dtype]) if other else t for t, other in zip((x, delta, B, C), self.mixed)
