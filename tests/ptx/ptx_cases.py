@@ -81,8 +81,8 @@ class Case:
     @classmethod
     def chosen(cls, dtype: torch.dtype, zoh: bool) -> "list[Case]":
         """Cases that random draws seldom give: sequences in segments; steps in whole vectors, with channels in pairs or
-        not and states that fill no vector; tensors of two types; a table with segments; and step sizes at the limits of
-        decay or softplus."""
+        not and states that fill no vector; tensors of two types; a table with segments; step sizes at the limits of
+        decay or softplus; and images along four routes, each in blocks of its own or all in one."""
         found = [
             cls((1, 1, length, channels, states), dtype, zoh, True, False, False, channel_last, (0, 0, 0, 0),
                 multiprocessors, "forward", states)
@@ -92,11 +92,20 @@ class Case:
         ]  # fmt: skip
         in_pairs = [case for case in found if case.sizes[3] == 40]
         mixed = ((True, False, True, False), (False, True, False, True))
+        routes = [
+            cls((2, 4, 77, channels, states), dtype, zoh, True, True, table, channel_last, (0, 0, 0, 0),
+                multiprocessors, order, states)
+            for states, channels in ((1, 33), (1, 40), (4, 33), (16, 40), (20, 33))
+            for table in (False, True)
+            for channel_last in (False, True)
+            for multiprocessors, order in ((0, "forward"), (132, "reverse"))
+        ]  # fmt: skip
         return [
             *found,
             *(replace(case, extreme=True) for case in in_pairs),
             *(replace(case, summed=True, table=True) for case in in_pairs if case.multiprocessors),
             *(replace(case, mixed=some) for case in found if case.sizes[4] in (1, 16) for some in mixed),
+            *routes,
         ]
 
     def compute(self, backend: str) -> list[torch.Tensor]:
@@ -131,8 +140,10 @@ class Case:
         if not self.softplus:  # step sizes must be positive
             delta, rest[4] = delta.abs() * 0.3, rest[4].abs() * 0.3
         if self.extreme:
-            large = 300.0 if self.dtype == torch.float16 else 900.0  # float16 holds dA up to 65504
-            delta[:, :, 5::16], delta[:, :, 11::16] = large, -large
+            large = 150.0 if self.dtype == torch.float16 else 900.0  # float16 holds dA up to 65504
+            # At each place in a group of four steps, because the compiler repeats the code of a step.
+            for step in (4, 9, 14, 19):
+                delta[:, :, step::32], delta[:, :, step + 2 :: 32] = large, -large
         A, B, C, *others = rest
         x, delta, B, C = (
             t.to(OTHER_TYPE[self.dtype]) if other else t for t, other in zip((x, delta, B, C), self.mixed)
@@ -230,6 +241,19 @@ class CrossCase:
         gpu = r.choice((0, 132)), r.choice((99, 227)) * 1024
         order = r.choice(("forward", "reverse", f"random:{seed}"))
         return cls(sizes, dtype, in_first, out_first, one_by_one, scans, table, memory, *gpu, order, seed)
+
+    @classmethod
+    def chosen(cls, dtype: torch.dtype) -> "list[CrossCase]":
+        """Every layout with channels and pixels that fill tiles and vectors and with some that do not, along four
+        regular routes or six of a table: the compiler repeats the code of a route four times."""
+        return [
+            cls((1, 6 if table else 4, *image), dtype, *layout, 0, table, (kind, kind), 132, 227 * 1024, "forward",
+                seed)
+            for seed, (layout, table, image, kind) in enumerate(itertools.product(
+                itertools.product((False, True), repeat=3), (False, True), ((40, 8, 33), (17, 7, 7), (8, 31, 33)),
+                ("dense", "gaps"),
+            ))
+        ]  # fmt: skip
 
     def compute(self, backend: str) -> list[torch.Tensor]:
         """The sequences of the images and the images of the sequences, by the kernels."""

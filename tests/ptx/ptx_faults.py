@@ -163,6 +163,7 @@ def cases() -> Iterator[AnyCase]:
         for zoh in (False, True):
             yield from Case.chosen(dtype, zoh)
             yield from (Case.random(seed, dtype, zoh) for seed in range(SCANS["cuda"]))
+        yield from CrossCase.chosen(dtype)
         yield from (CrossCase.random(seed, dtype) for seed in range(CROSS_SCANS["cuda"]))
 
 
