@@ -117,6 +117,21 @@ def test_strided_tensors(rows: int) -> None:
         torch.testing.assert_close(linear(*given), F.linear(*given), rtol=1e-4, atol=1e-4)
 
 
+def test_onednn_gets_weights_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a reference path for the others, a thousand times slower: in the gradients too."""
+    if not module._onednn_is_faster():
+        pytest.skip("needs AVX-512")
+    product, given = module._product, []
+    monkeypatch.setattr(module, "_product", lambda x, weight, *rest: (given.append(weight), product(x, weight, *rest))[1])
+    x, weight, _ = tensors((700,), 1200, 600)
+    for strided in (weight[:, ::2], weight[:1].expand(600, -1)[:, :600], weight[:, :600].mT):
+        leaves = [x[:, :1200:2].detach().requires_grad_(), strided.detach().requires_grad_()]
+        dy = torch.randn(700, 1200)[:, :600]
+        torch.autograd.grad(linear(*leaves), leaves, dy)
+    assert len(given) == 9
+    assert all(weight.is_contiguous() or weight.mT.is_contiguous() for weight in given)
+
+
 def test_few_rows_do_not_depend_on_threads_or_memory() -> None:
     x, weight, bias = tensors((3,), 1003, 500)
     before = torch.get_num_threads()
