@@ -86,8 +86,8 @@ _apply = apply_of(OneDnnLinear)
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     assert _product is not None
-    # With gaps between rows or columns of the weight, oneDNN takes a reference path a thousand times slower; the product
-    # ignores the bias's stride.
+    # With gaps between rows or columns of the weight, oneDNN takes a path a thousand times slower; the product ignores
+    # the bias's stride.
     dense = weight if weight.is_contiguous() or weight.mT.is_contiguous() else weight.contiguous()
     return _product(x, dense, None if bias is None else bias.contiguous(), "none", [], "")
 

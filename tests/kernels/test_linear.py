@@ -122,7 +122,7 @@ def test_onednn_gets_weights_without_gaps(monkeypatch: pytest.MonkeyPatch) -> No
     if not module._onednn_is_faster():
         pytest.skip("needs AVX-512")
     product, given = module._product, []
-    monkeypatch.setattr(module, "_product", lambda x, weight, *rest: (given.append(weight), product(x, weight, *rest))[1])
+    monkeypatch.setattr(module, "_product", lambda *given_to: (given.append(given_to[1]), product(*given_to))[1])
     x, weight, _ = tensors((700,), 1200, 600)
     for strided in (weight[:, ::2], weight[:1].expand(600, -1)[:, :600], weight[:, :600].mT):
         leaves = [x[:, :1200:2].detach().requires_grad_(), strided.detach().requires_grad_()]
