@@ -107,13 +107,14 @@ def apply_of(function: Function) -> Call:
     return apply
 
 
-_is_batched: Call = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda _: False)
+# Whether a gradient is batched by `is_grads_batched`, which looks like an ordinary tensor.
+is_batched: Call = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda _: False)
 
 
 def refuse_batched(*grads: Tensor | None) -> None:
     """Raise RuntimeError for gradients batched by `is_grads_batched`, which look like ordinary tensors."""
     for grad in grads:
-        if grad is not None and _is_batched(grad):
+        if grad is not None and is_batched(grad):
             raise RuntimeError(
                 "the compiled operators take one gradient at a time: leave is_grads_batched, vectorize and "
                 "check_batched_grad out, use torch.func.vmap, or pass backend='reference'"

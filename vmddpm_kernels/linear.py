@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vmddpm_kernels.backends import extension
-from vmddpm_kernels.interception import Way, apply_of, way_in
+from vmddpm_kernels.interception import Way, apply_of, is_batched, way_in
 
 # The fewest multiplications that gain more than the calls cost, without and with gradients.
 LEAST_PRODUCTS, LEAST_WITH_GRADIENTS = 1 << 21, 1 << 23
@@ -72,8 +72,16 @@ class OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        if is_batched(grad):  # only PyTorch's own operators take it
+            leading = list(range(grad.dim() - 1))
+            by_matrix = grad.transpose(-1, -2) @ x
+            return (
+                grad @ weight if for_x else None,
+                by_matrix.sum(leading[:-1]) if leading[:-1] else by_matrix,
+                grad.sum(leading) if for_bias else None,
+            )
+        rows = grad.flatten(0, -2)
         return (
             linear(grad, weight.mT) if for_x else None,
             weight_gradient(x.flatten(0, -2), rows) if for_weight else None,

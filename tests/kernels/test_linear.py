@@ -101,6 +101,17 @@ def test_second_derivatives() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("sizes", [(600,), (2, 300)])
+def test_batched_gradients(sizes: tuple[int, ...]) -> None:
+    """Of `is_grads_batched`, which torch.autograd.functional.jacobian(vectorize=True) passes."""
+    given = [t.requires_grad_() for t in tensors(sizes, 200, 100)]
+    batch = torch.randn(3, *sizes, 100, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(linear(*given), given, batch, is_grads_batched=True)
+    for i, dy in enumerate(batch):
+        for one, other in zip(ours, torch.autograd.grad(F.linear(*given), given, dy)):
+            torch.testing.assert_close(one[i], other, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 700])
 def test_strided_tensors(rows: int) -> None:
     x, weight, bias = tensors((2 * rows,), 1200, 600)
