@@ -110,7 +110,7 @@ def _onednn_is_faster() -> bool:
 
 def _by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    y = torch.empty(len(rows), len(weight))
+    y = rows.new_empty(len(rows), len(weight))
     extension.native.linear(rows, weight, bias, y, torch.get_num_threads())
     return y.view(*x.shape[:-1], len(weight))
 

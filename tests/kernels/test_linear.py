@@ -157,6 +157,16 @@ def test_few_rows_do_not_depend_on_threads_or_memory() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    given = tensors((2,), 600, 300)
+    expected = linear(*given)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(linear(*given), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_not_finite_values_come_through() -> None:
     x, weight, _ = tensors((2,), 600, 300)
     x[0, 599] = torch.inf
