@@ -139,15 +139,15 @@ def baselines(device: str) -> Any:
     return load(device)
 
 
-def selected_implementations(request: pytest.FixtureRequest) -> list[str]:
-    """The implementations of all selected tests with the same case and direction as this one."""
+def selected_implementations(request: pytest.FixtureRequest, own: str) -> list[str]:
+    """The implementations of all selected tests with the same case and direction as this one, which measures `own`."""
 
     def key(item: Any) -> tuple[str, dict[str, Any]]:
         return item.originalname, {k: v for k, v in item.callspec.params.items() if k != "implementation"}
 
     this = request.node
     others = (i for i in request.session.items if i.path == this.path and hasattr(i, "callspec"))
-    return [i.callspec.params["implementation"] for i in others if key(i) == key(this)]
+    return [i.callspec.params.get("implementation", own) for i in others if key(i) == key(this)]
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +177,8 @@ def harness(
         key = (suite, case, direction)
         if key not in last_measured:
             last_measured.clear()
-            several = Harness(makers, selected_implementations(request), case, direction, device, baselines, **options)
+            names = selected_implementations(request, implementation)
+            several = Harness(makers, names, case, direction, device, baselines, **options)
             several.drop_failing()
             request.getfixturevalue("monkeypatch").undo()  # do not time the poisoning
             measured, sets = several.measure(*PROFILES[request.config.getoption("--profile")])

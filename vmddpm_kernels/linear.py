@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from vmddpm_kernels.backends import extension
 from vmddpm_kernels.interception import Way, apply_of, is_batched, way_in
 
-# The fewest multiplications that gain more than the calls cost, without and with gradients.
-LEAST_PRODUCTS, LEAST_WITH_GRADIENTS = 1 << 21, 1 << 23
-LEAST_WEIGHTS = 1 << 17  # the same for few rows
-LEAST_SIDE = 64  # of a weight whose gradient gains
+# Smaller layers gain less than the calls cost.
+MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 1 << 21, 1 << 23  # multiplications
+MIN_WEIGHT_ELEMENTS = 1 << 17  # with few rows
+MIN_WEIGHT_SIDE = 64  # for the weight's gradient
+# oneDNN adds all terms of a sum one after another: with more of them it errs by more than twice as much as MKL.
+MAX_TERMS = 1024
 # oneDNN's matrix product, which torch.compile calls for linear layers. It has no gradients of its own.
 _product: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -34,6 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out_features) in x's dtype, or that of autocast.
 
+    Raises:
+        RuntimeError: of `torch.nn.functional.linear`, if shapes or dtypes do not match.
+
     Example:
         >>> x, weight = torch.randn(2, 1024, 96), torch.randn(192, 96)
         >>> linear(x, weight).shape
@@ -45,9 +50,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if way is Way.KERNEL:
         if _has_few_rows(x, weight, bias):
             return _by_rows(x, weight, bias)
-        if products >= LEAST_PRODUCTS and _onednn_is_faster():
+        if products >= MIN_PRODUCTS and _onednn_is_better(x):
             return _by_onednn(x, weight, bias)
-    elif way is Way.AUTOGRAD and products >= LEAST_WITH_GRADIENTS and _onednn_is_faster():
+    elif way is Way.AUTOGRAD and products >= MIN_PRODUCTS_WITH_GRADIENTS and _onednn_is_better(x):
         out: Tensor = _apply(x, weight, bias)
         return out
     return F.linear(x, weight, bias)
@@ -56,9 +61,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """grad.T @ x, the weight's gradient: x (rows, in_features), grad (rows, out_features) -> (out, in)."""
     width, height = x.shape[1], grad.shape[1]
-    if min(width, height) < LEAST_SIDE:
+    if min(width, height) < MIN_WEIGHT_SIDE:
         return grad.mT @ x
-    return linear(x.mT, grad.mT).mT if width < height else linear(grad.mT, x.mT)
+    total: Tensor | None = None
+    for x_part, grad_part in zip(x.split(MAX_TERMS), grad.split(MAX_TERMS)):
+        narrow = width < height  # the narrower factor first is faster
+        part = linear(x_part.mT, grad_part.mT).mT if narrow else linear(grad_part.mT, x_part.mT)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 class OneDnnLinear(torch.autograd.Function):
@@ -75,10 +86,9 @@ class OneDnnLinear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         if is_batched(grad):  # only PyTorch's own operators take it
             leading = list(range(grad.dim() - 1))
-            by_matrix = grad.transpose(-1, -2) @ x
             return (
                 grad @ weight if for_x else None,
-                by_matrix.sum(leading[:-1]) if leading[:-1] else by_matrix,
+                (grad.transpose(-1, -2).unsqueeze(0) @ x).sum(leading) if for_weight else None,
                 grad.sum(leading) if for_bias else None,
             )
         rows = grad.flatten(0, -2)
@@ -100,9 +110,11 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _product(x, dense, None if bias is None else bias.contiguous(), "none", [], "")
 
 
-def _onednn_is_faster() -> bool:
+def _onednn_is_better(x: Tensor) -> bool:
+    """Whether oneDNN is faster than PyTorch's product on this CPU, and as accurate."""
     return (
-        _product is not None
+        x.shape[-1] <= MAX_TERMS
+        and _product is not None
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
     )
@@ -118,7 +130,7 @@ def _by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _has_few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernel for few rows computes it, and faster than PyTorch."""
     return (
-        weight.numel() >= LEAST_WEIGHTS
+        weight.numel() >= MIN_WEIGHT_ELEMENTS
         and extension.native is not None
         and 0 < x.numel() <= extension.native.MOST_ROWS * x.shape[-1]
         and weight.is_contiguous()

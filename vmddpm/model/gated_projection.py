@@ -16,7 +16,7 @@ ROWS = 256  # pixels of a block: enough for an efficient matrix product, few eno
 
 def gated_projection(y: Tensor, gate: Tensor, norm: nn.LayerNorm, out: Linear) -> Tensor:
     """out(norm(y) * silu(gate)): y and gate (B, L, D) -> (B, L, C)."""
-    if not (_is_plain(norm, nn.LayerNorm) and _is_plain(out, Linear) and out.bias is None) or not _fits_kernel(
+    if not (_is_plain(norm, nn.LayerNorm) and _is_plain(out, Linear) and out.bias is None) or not _can_use_blocks(
         y, gate, norm.weight, norm.bias, out.weight
     ):
         projected: Tensor = out(norm(y) * F.silu(gate))
@@ -32,7 +32,7 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _fits_kernel(*tensors: Tensor) -> bool:
+def _can_use_blocks(*tensors: Tensor) -> bool:
     """Whether all tensors are plain CPU tensors, and no compiler, tracer, transform or autocast is active. Half
     precision is excluded, because sums of many blocks would lose digits."""
     dtype = tensors[0].dtype
